@@ -1,0 +1,139 @@
+"""Where numbers go: every metric declared once, written to ``metrics.jsonl`` always and to other trackers on request.
+
+A key that is not declared in ``METRICS`` is refused, so the glossary in the docs, the report and the log can never
+disagree. Lines are appended and flushed step by step; a resumed run first drops the lines after its checkpoint.
+
+Left out: console progress (``train.progress``), pages (``report``), and any aggregation over steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from heliostat.config import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One declared number: its unit and a sentence that defines it."""
+
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "reward/mean": Metric("reward", "mean reward over this step's sampled completions"),
+    "reward/success": Metric("fraction", "share of completions that every verifier gave full marks"),
+    "reward/zero_signal": Metric("fraction", "share of groups whose completions all earned the same reward"),
+    "reward/failures": Metric(
+        "count", "completions on which a verifier failed (timeout, exception, NaN, wrong length)"
+    ),
+    "policy/entropy": Metric("nats/token", "mean entropy of the distributions that completion tokens were drawn from"),
+    "policy/lambda_hat": Metric(
+        "nats",
+        "minus the mean sequence log-ratio log(new/old) on the batch after its updates; at PMD-mean's optimum "
+        "this is KL(old || new), the weight of the chi-square term",
+    ),
+    "policy/log_ratio_correct": Metric("nats", "mean sequence log-ratio of successful completions after the updates"),
+    "policy/log_ratio_incorrect": Metric("nats", "mean sequence log-ratio of the others after the updates"),
+    "policy/max_log_ratio": Metric("nats", "largest absolute sequence log-ratio after the updates"),
+    "policy/mean_ratio": Metric("ratio", "mean of new/old over sampled sequences; 1 up to sampling error"),
+    "policy/chi_square": Metric("ratio", "mean squared new/old minus one: sample estimate of chi-square(new, old)"),
+    "policy/solved": Metric(
+        "fraction",
+        "share of the step's gain that the mirror step's divergences account for: "
+        "(KL + reverse KL + lambda chi-square) * tau / gain; 1 where the subproblem is solved",
+    ),
+    "policy/sampler_gap": Metric("nats", "largest |logp_gen - logp_old| over tokens: sampler against trainer"),
+    "length/mean": Metric("tokens", "mean completion length"),
+    "length/max": Metric("tokens", "longest completion"),
+    "length/truncated": Metric("fraction", "share of completions cut off by the token budget or the context window"),
+    "loss/objective": Metric("loss", "the objective's loss, averaged over the step's updates"),
+    "loss/clipped": Metric("fraction", "share of tokens or sequences whose gradient the objective's clip removed"),
+    "loss/sft": Metric("nats/token", "supervised cross-entropy of the warm start"),
+    "optim/grad_norm": Metric("norm", "global gradient norm before clipping, averaged over the step's updates"),
+    "optim/lr": Metric("rate", "learning rate of the step's last update"),
+    "optim/bad_steps": Metric("count", "updates skipped so far because the loss or gradient was not finite"),
+    "eval/pass@1": Metric("fraction", "held-out success rate of one sampled completion"),
+    "eval/pass@1_low": Metric("fraction", "lower end of its 95% bootstrap interval over problems"),
+    "eval/pass@1_high": Metric("fraction", "upper end of its 95% bootstrap interval over problems"),
+    "eval/pass@k": Metric("fraction", "held-out chance that at least one of k sampled completions succeeds, unbiased"),
+    "eval/reward": Metric("reward", "held-out mean reward"),
+    "eval/greedy": Metric("fraction", "held-out success rate of greedy decoding"),
+    "time/rollout": Metric("seconds", "wall time of sampling"),
+    "time/verify": Metric("seconds", "wall time of verification"),
+    "time/update": Metric("seconds", "wall time of forward, backward and optimizer"),
+    "time/eval": Metric("seconds", "wall time of evaluation"),
+    "time/total": Metric("seconds", "wall time since the run started, earlier sessions included"),
+    "speed/rollout_tokens": Metric("tokens/second", "sampled tokens per second of rollout"),
+    "speed/step_tokens": Metric("tokens/second", "sampled tokens per second of the whole step"),
+    "compute/rollout_flops": Metric("FLOP", "floating-point operations of sampling so far"),
+    "compute/update_flops": Metric("FLOP", "floating-point operations of training so far"),
+    "compute/tokens": Metric("tokens", "completion tokens sampled for training so far"),
+}
+
+
+def check_key(key: str) -> None:
+    """Refuse a metric that nobody declared.
+
+    Raises:
+        KeyError: naming the closest declared metric. ``area/quantity@name`` is declared by ``area/quantity``.
+    """
+    if key not in METRICS and key.partition(":")[0] not in METRICS:
+        raise KeyError(f"metric '{key}' is not declared in heliostat.tracking.METRICS{nearest(key, METRICS)}")
+
+
+class Tracker(Protocol):
+    """Anything that takes a step's numbers."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlTracker:
+    """One JSON object a line: ``{"step": 3, "reward/mean": 0.41, ...}``; non-finite values become ``null``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line and flush it to the operating system."""
+        for key in values:
+            check_key(key)
+        line = {"step": step} | {key: _finite(value) for key, value in values.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a metrics file; a half-written last line (a killed run) is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def rewind(path: Path, last_step: int) -> None:
+    """Drop every line after ``last_step``, atomically, so that a resumed run writes them again."""
+    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)

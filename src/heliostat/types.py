@@ -1,0 +1,264 @@
+"""The nouns that flow through one training step, and nothing that computes on them.
+
+    Problem -> Prompt -> Completion -> Verdict -> Group -> Batch -> (loss, gradient) -> numbers
+
+Data flows left to right only. A completion stays a *ragged list of token ids* until the moment before a forward
+pass: nothing in this file knows about padding. Token ids are the truth; text is only for people and verifiers.
+
+Axis names used in tensor annotations throughout the project:
+    group       prompts of one step, each with its completions
+    completion  the completions of one group
+    sequence    all completions of a (mini-, micro-) batch, concatenated over groups
+    token       all *completion* tokens of a (mini-, micro-) batch, concatenated over sequences; prompt and prefix
+                tokens never appear on this axis, which is how they can never be scored
+    vocab       the vocabulary
+
+Left out on purpose: model weights, optimizer state, and anything that belongs to one algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+FloatArray = NDArray[np.float32]
+Message = Mapping[str, str]
+
+
+class StopReason(StrEnum):
+    """Why a completion ended."""
+
+    EOS = "eos"  # the model produced an end-of-sequence token (kept as the last token, and scored)
+    STOP_STRING = "stop_string"  # the decoded text contains one of the recipe's stop strings
+    MAX_TOKENS = "max_tokens"  # the completion budget was used up: a truncated answer
+    CONTEXT_FULL = "context_full"  # the model's context window was used up: a truncated answer
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the model was cut off rather than finished."""
+        return self in (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to solve, before any model has seen it.
+
+    Attributes:
+        problem_id: stable and unique within a run; traces, evaluations and paired comparisons are keyed by it.
+        task: name of the task it came from; results are reported per task.
+        prompt: plain text, or chat messages with ``role`` and ``content``.
+        columns: every other column of the data row, handed to verifiers by name and never interpreted here.
+        answer: the oracle answer where the task has one, else ``None``.
+        solution: a worked solution that ends in the answer, for supervised warm starts, else ``None``.
+    """
+
+    problem_id: str
+    task: str
+    prompt: str | tuple[Message, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    answer: str | None = None
+    solution: str | None = None
+
+    @property
+    def question(self) -> str:
+        """The last user turn as text: what a person would call the question."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem as one model's token ids, optionally continued by an unfinished assistant turn.
+
+    Attributes:
+        token_ids: the rendered prompt (chat template applied), tokenised exactly once.
+        prefix_ids: the start of an assistant turn to be continued; conditioned on, never scored.
+        cut: name of the prefix cut; samples are compared only with samples of the same (problem, cut).
+    """
+
+    problem: Problem
+    token_ids: tuple[int, ...]
+    prefix_ids: tuple[int, ...] = ()
+    cut: str = ""
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """Everything the model is conditioned on before it samples its first token."""
+        return self.token_ids + self.prefix_ids
+
+    @property
+    def group_key(self) -> tuple[str, str]:
+        """Identity of the baseline group this prompt's completions belong to."""
+        return (self.problem.problem_id, self.cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What one policy sampled after one prompt.
+
+    Attributes:
+        token_ids: sampled ids, including the end-of-sequence token if there was one.
+        logp_gen: the sampler's log-probability of each sampled token at the sampling temperature, in nats.
+        entropy: entropy of the distribution each token was drawn from, in nats.
+        text: decoded completion without special tokens; what verifiers see.
+        seed: seed of this completion's own random stream.
+    """
+
+    token_ids: tuple[int, ...]
+    logp_gen: FloatArray
+    entropy: FloatArray
+    stop_reason: StopReason
+    text: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.token_ids) == len(self.logp_gen) == len(self.entropy):
+            raise ValueError(
+                f"a completion needs one log-probability and one entropy per token, got {len(self.token_ids)} tokens, "
+                f"{len(self.logp_gen)} log-probabilities and {len(self.entropy)} entropies"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the verifiers said about one completion.
+
+    Attributes:
+        reward: the weighted sum that training sees.
+        success: whether every verifier gave full marks (a score of 1.0); kept apart from shaped reward.
+        scores: each verifier's own score by name.
+        failure: empty, or one sentence saying how a verifier failed on this completion.
+    """
+
+    reward: float
+    success: bool
+    scores: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All completions of one prompt, sampled by one policy, with their verdicts once they are known.
+
+    Attributes:
+        policy_step: the optimizer step of the weights that sampled it (its age is ``step - policy_step``).
+    """
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    verdicts: tuple[Verdict, ...] = ()
+    policy_step: int = 0
+
+    @property
+    def rewards(self) -> list[float]:
+        """Rewards in completion order."""
+        return [verdict.reward for verdict in self.verdicts]
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens in the whole group."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """A verified group with its regression targets, and the anchor's log-probabilities once computed.
+
+    Attributes:
+        advantages: per completion, what the objective's ``advantages`` returned for this group.
+        logp_old: per completion, token log-probabilities under the policy at the start of the update phase, in the
+            trainer's numerics; ``None`` until the trainer has filled them in.
+    """
+
+    group: Group
+    advantages: Float[Tensor, " completion"]
+    logp_old: tuple[Float[Tensor, " token"], ...] | None = None
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any completion of the group is pushed anywhere."""
+        return bool((self.advantages != 0).any())
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The verified groups of one step. ``minibatches`` cuts it by prompt: a group is never split between updates."""
+
+    groups: tuple[TrainingGroup, ...]
+
+    def minibatches(self, num_updates: int, order: Sequence[int]) -> list[Batch]:
+        """Cut into ``num_updates`` batches of near-equal group count, visiting groups in ``order``."""
+        if not 1 <= num_updates <= max(1, len(self.groups)):
+            raise ValueError(f"cannot make {num_updates} updates out of {len(self.groups)} groups")
+        chunks = np.array_split(np.asarray(order), num_updates)
+        return [Batch(tuple(self.groups[int(index)] for index in chunk)) for chunk in chunks]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """What an objective sees: ragged sequences laid end to end, no padding, completion tokens only.
+
+    Attributes:
+        sequence: for every token, the index of the sequence it belongs to, in ``[0, num_sequences)``, sorted.
+        num_tokens: tokens of each sequence (``bincount(sequence)``).
+        advantage: per sequence, from the objective's own ``advantages``.
+        logp_old: trainer's log-probabilities at the start of this update phase; PMD's anchor.
+        logp_gen: the sampler's own log-probabilities.
+        logp_ref: a frozen reference's log-probabilities, for objectives that ask for them.
+    """
+
+    sequence: Int[Tensor, " token"]
+    num_tokens: Int[Tensor, " sequence"]
+    advantage: Float[Tensor, " sequence"]
+    logp_old: Float[Tensor, " token"]
+    logp_gen: Float[Tensor, " token"]
+    logp_ref: Float[Tensor, " token"] | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of completions in the batch."""
+        return int(self.num_tokens.shape[0])
+
+    def sum_by_sequence(self, values: Float[Tensor, " token"]) -> Float[Tensor, " sequence"]:
+        """Add token values up per sequence (differentiable)."""
+        return torch.zeros(self.num_sequences, dtype=values.dtype, device=values.device).index_add(
+            0, self.sequence, values
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean that can still be merged over micro-batches and ranks: keep the total and the count, divide last."""
+
+    total: float
+    count: float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """The mean, or NaN where nothing was counted."""
+        return self.total / self.count if self.count else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """One (micro-)batch's loss and the single number per token that made its gradient.
+
+    Attributes:
+        loss: scalar, already divided by the step's global normaliser; sum over micro-batches to get the step's loss.
+        coefficient: detached; ``grad loss = -(sum_t coefficient_t * grad logp_new_t) / normalizer``.
+        metrics: mergeable means keyed ``area/quantity``.
+    """
+
+    loss: Float[Tensor, ""]
+    coefficient: Float[Tensor, " token"]
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
