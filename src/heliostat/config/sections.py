@@ -1,39 +1,29 @@
-"""The typed recipe: every setting of a run, in one place, checked before anything expensive happens.
+"""The sections of a recipe and their settings, each with its type, bounds, default and a phrase that explains it.
 
-A recipe is a tree of small frozen sections. Unknown keys, wrong types and contradictory settings raise
-``ConfigError`` with one sentence that names the key and the nearest valid one. Sections whose keys depend on a name
-(``objective``, ``optimizer``, ``task``) keep the rest of their keys in ``settings``-style extras, which the room that
-owns the named thing validates with ``build_checked``.
+Sections whose keys depend on a name (``objective``, ``optimizer``, ``task``) keep the rest of their keys as
+``settings``, which the room that owns the named thing checks with ``build_checked``.
 
-Left out: finding recipe files, command-line syntax (``cli``), and the meaning of any setting (its room).
+Left out: where settings come from (``layers``, ``recipes``) and what they do (their room).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, ill-typed or contradicts another; the message is one line for the user."""
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
 
 
 class NamedSection(BaseModel):
     """A section whose ``name`` picks a thing, and whose other keys belong to that thing."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str
 
@@ -62,7 +52,7 @@ class ModelSection(Section):
 class TaskSection(NamedSection):
     """``name`` is ``reasoning-gym/<dataset>`` or ``file``; the rest is checked by ``heliostat.tasks``."""
 
-    name: str = "reasoning-gym/chain_sum"
+    name: str = Field("reasoning-gym/chain_sum", description="'reasoning-gym/<data set>', or 'file' for own problems")
     num_train: int = Field(2048, ge=1, description="training problems")
     num_heldout: int = Field(200, ge=1, description="held-out problems, disjoint from training")
 
@@ -82,7 +72,7 @@ class RolloutSection(Section):
     temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probs are taken at it too")
     top_p: float = Field(1.0, gt=0, le=1, description="must be 1 for training: truncation changes the policy")
     top_k: int = Field(0, ge=0, description="must be 0 for training: truncation changes the policy")
-    stop: tuple[str, ...] = Field((), description="strings that end a completion")
+    stop: tuple[str, ...] = Field((), strict=False, description="strings that end a completion")
     max_rows: int = Field(512, ge=1, description="sequences decoded at once; more are refilled as rows finish")
     engine: Literal["torch"] = Field("torch", description="rollout engine")
     max_parity_gap: float = Field(1e-3, gt=0, description="largest |logp_gen - logp_new| the parity probe accepts")
@@ -91,13 +81,13 @@ class RolloutSection(Section):
 class ObjectiveSection(NamedSection):
     """``name`` picks an objective; the rest is checked by ``heliostat.objectives``."""
 
-    name: str = "pmd-mean"
+    name: str = Field("pmd-mean", description="what the update optimises; its own keys follow the same prefix")
 
 
 class OptimizerSection(NamedSection):
     """``name`` picks an optimizer; the rest is checked by ``heliostat.optim``."""
 
-    name: str = "adamw"
+    name: str = Field("adamw", description="update rule; its own keys follow the same prefix")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="shape after warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
@@ -136,7 +126,7 @@ class Recipe(Section):
 
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
-    task: tuple[TaskSection, ...] = (TaskSection(),)
+    task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
     warm_start: WarmStartSection = WarmStartSection()
     rollout: RolloutSection = RolloutSection()
     objective: ObjectiveSection = ObjectiveSection()
@@ -144,6 +134,11 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     tracking: TrackingSection = TrackingSection()
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _one_table_is_one_task(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping | TaskSection) else value
 
     @model_validator(mode="after")
     def _contradictions(self) -> Self:
@@ -154,39 +149,7 @@ class Recipe(Section):
             )
         if self.rollout.top_p < 1 or self.rollout.top_k > 0:
             raise ValueError(
-                "rollout.top_p and rollout.top_k truncate the policy that was sampled, so its log-probs no longer match "
-                "the trainer's; leave them at 1 and 0 for training (heliostat eval and sample accept them)"
+                "rollout.top_p and rollout.top_k truncate the policy that was sampled, so its log-probs no longer "
+                "match the trainer's; leave them at 1 and 0 for training (heliostat eval and sample accept them)"
             )
         return self
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest choice, or an empty string."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean '{matches[0]}'?)" if matches else ""
-
-
-def build_checked(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass from user settings, with the same errors that a recipe section gives.
-
-    Raises:
-        ConfigError: a key is not a field of ``cls``, a value has the wrong type, or ``cls`` refused the values.
-    """
-    names = [spec.name for spec in dataclasses.fields(cls) if spec.init]  # type: ignore[arg-type]
-    for key in settings:
-        if key not in names:
-            raise ConfigError(f"unknown key {where}.{key}{nearest(key, names)}; {where} takes: {', '.join(names)}")
-    try:
-        return TypeAdapter(cls).validate_python(dict(settings))
-    except ValidationError as error:
-        raise ConfigError(describe(error, where)) from None
-
-
-def describe(error: ValidationError, where: str = "") -> str:
-    """The first problem of a pydantic error as one line: the dotted key, what is wrong, and what was given."""
-    first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in ((where,) if where else ()) + tuple(first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" or not path:
-        return message if not path else f"{path}: {message}"
-    return f"{path} = {first['input']!r}: {message}"

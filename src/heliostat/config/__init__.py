@@ -1,0 +1,57 @@
+"""The typed recipe: every setting of a run, in one place, checked before anything expensive happens.
+
+A recipe is a tree of small frozen sections (``sections``). It is laid together from a shipped or own TOML file, the
+files that one extends, and overrides (``layers``, ``recipes``). Unknown keys, wrong types and contradictory settings
+raise ``ConfigError`` with one sentence that names the key and the nearest valid one (``errors``, ``keys``).
+
+Left out: the commands of the command line (``cli``), and the meaning of any setting (the room that uses it).
+"""
+
+from heliostat.config.errors import ConfigError, describe, nearest
+from heliostat.config.keys import Key, build_checked, describe_keys, suggest
+from heliostat.config.layers import split_overrides
+from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, recipe_names, recipe_text
+from heliostat.config.sections import (
+    EvalSection,
+    ModelSection,
+    NamedSection,
+    ObjectiveSection,
+    OptimizerSection,
+    Recipe,
+    RolloutSection,
+    RunSection,
+    Section,
+    TaskSection,
+    TrackingSection,
+    TrainSection,
+    WarmStartSection,
+)
+
+__all__ = [
+    "ConfigError",
+    "EvalSection",
+    "Key",
+    "ModelSection",
+    "NamedSection",
+    "ObjectiveSection",
+    "OptimizerSection",
+    "Recipe",
+    "RolloutSection",
+    "RunSection",
+    "Section",
+    "TaskSection",
+    "TrackingSection",
+    "TrainSection",
+    "WarmStartSection",
+    "build_checked",
+    "build_recipe",
+    "describe",
+    "describe_keys",
+    "dump_recipe",
+    "load_recipe",
+    "nearest",
+    "recipe_names",
+    "recipe_text",
+    "split_overrides",
+    "suggest",
+]
