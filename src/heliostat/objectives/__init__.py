@@ -1,0 +1,15 @@
+"""What an update tries to achieve, as pure functions of log-probabilities on ragged token axes.
+
+    rewards of one group --advantages--> one number per completion
+    lengths of one optimizer step --normalizer--> one denominator
+    (logp_new, TokenBatch, normalizer) --loss--> scalar, and the coefficient of every token's grad log pi
+
+Left out: sampling, forward passes and optimizers (``train``), diagnostics of the log-ratio (``monitors``), exact
+population solutions (``theory``), and everything that changes the data: reward shaping for overlong answers and
+re-sampling of zero-signal prompts belong to tasks and to the loop.
+"""
+
+from heliostat.objectives.contract import Objective
+from heliostat.objectives.registry import OBJECTIVES, build_objective, objective_names
+
+__all__ = ["OBJECTIVES", "Objective", "build_objective", "objective_names"]
