@@ -8,7 +8,7 @@ Left out: the commands of the command line (``cli``), and the meaning of any set
 """
 
 from heliostat.config.errors import ConfigError, describe, nearest
-from heliostat.config.keys import Key, build_checked, describe_keys, suggest
+from heliostat.config.keys import Key, build_checked, describe_keys, describe_sections, suggest
 from heliostat.config.layers import split_overrides
 from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, recipe_names, recipe_text
 from heliostat.config.sections import (
@@ -47,6 +47,7 @@ __all__ = [
     "build_recipe",
     "describe",
     "describe_keys",
+    "describe_sections",
     "dump_recipe",
     "load_recipe",
     "nearest",

@@ -54,6 +54,11 @@ def field_of(dotted: str) -> FieldInfo | None:
     return sections()[section].model_fields.get(key) if section in sections() else None
 
 
+def describe_sections() -> dict[str, str]:
+    """What each section is about, in recipe order: the first line of its docstring."""
+    return {name: (cls.__doc__ or "").partition("\n")[0] for name, cls in sections().items()}
+
+
 @functools.cache
 def describe_keys() -> tuple[Key, ...]:
     """Every declared setting, in recipe order.

@@ -50,7 +50,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
         key, value = match.groups()
         if value is None:
             if not queue or queue[0].startswith("--"):
-                raise ConfigError(f"--{key} needs a value, like --{key} 1 or --{key}=true")
+                raise ConfigError(f"--{key} needs a value: --{key} VALUE")
             value = queue.pop(0)
         overrides[key] = value
     return overrides, others

@@ -34,6 +34,8 @@ class NamedSection(BaseModel):
 
 
 class RunSection(Section):
+    """Name, place, seed and threads of the run."""
+
     name: str = Field("", description="name of the run folder; empty: recipe name and date")
     root: str = Field("runs", description="folder that run folders are created in")
     seed: int = Field(0, ge=0, description="seed of everything random in the run")
@@ -42,6 +44,8 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
+    """The model to start from."""
+
     path: str = Field("tiny", description="'tiny', 'smollm2-135m', a local folder, or a hub id")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 only where native")
     chat: bool | Literal["auto"] = Field("auto", description="render prompts with the tokenizer's chat template")
@@ -50,7 +54,10 @@ class ModelSection(Section):
 
 
 class TaskSection(NamedSection):
-    """``name`` is ``reasoning-gym/<dataset>`` or ``file``; the rest is checked by ``heliostat.tasks``."""
+    """Problems and their verifier; further keys belong to the named task, like --task.settings.max_terms 3.
+
+    A recipe may have several; ``--task.1.key`` means the second. The further keys are checked by ``heliostat.tasks``.
+    """
 
     name: str = Field("reasoning-gym/chain_sum", description="'reasoning-gym/<data set>', or 'file' for own problems")
     num_train: int = Field(2048, ge=1, description="training problems")
@@ -58,6 +65,8 @@ class TaskSection(NamedSection):
 
 
 class WarmStartSection(Section):
+    """Supervised steps on worked solutions, before post-training."""
+
     num_steps: int = Field(0, ge=0, description="supervised steps before post-training; 0: none")
     batch_size: int = Field(64, ge=1, description="worked solutions per step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the warm start")
@@ -66,6 +75,8 @@ class WarmStartSection(Section):
 
 
 class RolloutSection(Section):
+    """How completions are sampled."""
+
     prompts_per_step: int = Field(32, ge=1, description="problems per step")
     group_size: int = Field(8, ge=1, description="completions per problem")
     max_new_tokens: int = Field(64, ge=1, description="completion budget in tokens")
@@ -79,15 +90,21 @@ class RolloutSection(Section):
 
 
 class ObjectiveSection(NamedSection):
-    """``name`` picks an objective; the rest is checked by ``heliostat.objectives``."""
+    """What an update optimises; further keys belong to the named objective, like --objective.tau 0.2.
 
-    name: str = Field("pmd-mean", description="what the update optimises; its own keys follow the same prefix")
+    The further keys are checked by ``heliostat.objectives``.
+    """
+
+    name: str = Field("pmd-mean", description="'pmd-mean', or another objective of heliostat.objectives")
 
 
 class OptimizerSection(NamedSection):
-    """``name`` picks an optimizer; the rest is checked by ``heliostat.optim``."""
+    """How an update is made; further keys belong to the named optimizer, like --optimizer.weight_decay 0.1.
 
-    name: str = Field("adamw", description="update rule; its own keys follow the same prefix")
+    The further keys are checked by ``heliostat.optim``.
+    """
+
+    name: str = Field("adamw", description="'adamw', or another optimizer of heliostat.optim")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="shape after warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
@@ -97,6 +114,8 @@ class OptimizerSection(NamedSection):
 
 
 class TrainSection(Section):
+    """The loop of rollouts and updates, and its checkpoints."""
+
     num_steps: int = Field(100, ge=0, description="rollout-and-update steps")
     updates_per_step: int = Field(1, ge=1, description="optimizer updates per batch of rollouts, anchor fixed")
     tokens_per_microbatch: int = Field(8192, ge=1, description="token budget of one forward, padding included")
@@ -108,6 +127,8 @@ class TrainSection(Section):
 
 
 class EvalSection(Section):
+    """Held-out evaluations."""
+
     every: int = Field(20, ge=0, description="steps between held-out evaluations; 0: only before and after")
     num_problems: int = Field(100, ge=1, description="held-out problems per periodic evaluation")
     samples_per_problem: int = Field(1, ge=1, description="completions per problem in periodic evaluations")
@@ -116,6 +137,8 @@ class EvalSection(Section):
 
 
 class TrackingSection(Section):
+    """Where metrics go besides metrics.jsonl."""
+
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra: tensorboard)")
     wandb: str = Field("", description="W&B project; empty: off (extra: wandb)")
     trackio: str = Field("", description="trackio project; empty: off (extra: trackio)")

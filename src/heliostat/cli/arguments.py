@@ -1,0 +1,183 @@
+"""Every command with its summary, its arguments, and the recipe settings it takes.
+
+Left out: recipe settings themselves (``heliostat.config``), and how a line is read (``parser``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from heliostat.cli import commands
+
+_RECIPE = "name of a shipped recipe (heliostat recipes), or path of a TOML file"
+_MODEL = "model folder, hub id, or the name of a bundled model"
+_TASK = "task, like reasoning-gym/chain_sum, or file"
+_SETTINGS = "[--section.key VALUE ...]"
+_TASK_SETTINGS = "[--task.key VALUE ...]"
+
+ALL_SECTIONS = "*"
+
+
+def _none(parser: ArgumentParser) -> None:
+    """No arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        summary: what it does, in a phrase.
+        run: called with the parsed arguments; returns the exit code. ``None``: it only has subcommands.
+        add_arguments: declares its own arguments.
+        usage: its arguments in one line, where argparse cannot know that settings are accepted.
+        sections: recipe sections whose keys it accepts as ``--section.key value``.
+        explains_settings: whether its help lists every recipe setting.
+        subcommands: commands below this one.
+    """
+
+    summary: str
+    run: Callable[[argparse.Namespace], int] | None
+    add_arguments: Callable[[ArgumentParser], None] = _none
+    usage: str = ""
+    sections: tuple[str, ...] = ()
+    explains_settings: bool = False
+    subcommands: tuple[tuple[str, Command], ...] = ()
+
+
+def _train(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE)
+    parser.add_argument("--run", dest="run_dir", metavar="DIR", type=Path, help="run folder; an unfinished run resumes")
+
+
+def _sft(parser: ArgumentParser) -> None:
+    _train(parser)
+    parser.add_argument(
+        "--data", metavar="FILE", type=Path, help="prompt/completion rows (default: the recipe's tasks)"
+    )
+
+
+def _eval(parser: ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=f"{_MODEL}; two are compared problem by problem")
+    parser.add_argument("--recipe", metavar="RECIPE", required=True, help=f"whose tasks to solve: {_RECIPE}")
+    parser.add_argument("--samples", metavar="N", type=_count, help="completions per problem (default: the recipe's)")
+    parser.add_argument("--problems", metavar="N", type=_count, help="held-out problems per task (default: all)")
+    parser.add_argument("--greedy", action="store_true", help="also decode every problem greedily")
+    parser.add_argument(
+        "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
+    )
+    parser.add_argument("--top-p", metavar="P", type=_share, help="sample from the smallest set of tokens of this mass")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers to a file")
+
+
+def _sample(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--recipe", metavar="RECIPE", help="take problems, chat settings and budget from this recipe")
+    parser.add_argument("--prompt", metavar="TEXT", help="complete this text instead of a problem")
+    parser.add_argument("-n", "--num", metavar="N", type=_count, default=4, help="completions (default: 4)")
+    parser.add_argument(
+        "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
+    )
+
+
+def _report(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder; several are drawn together")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="page to write (default: in the run folder)")
+
+
+def _task(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help=_TASK)
+
+
+def _audit(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe, for all its tasks")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the audited problems (default: 0)")
+
+
+def _recipes(parser: ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="print this recipe instead of the list")
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.lstrip("+-").isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def _positive(text: str) -> float:
+    return _number_in(text, float("inf"))
+
+
+def _share(text: str) -> float:
+    return _number_in(text, 1.0)
+
+
+def _number_in(text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a number above 0" + (f" and up to {most:g}" if most == 1 else "")
+        )
+    return value
+
+
+_TASK_COMMANDS = (
+    ("list", Command("every task that can be named in a recipe", commands.list_tasks)),
+    ("show", Command("a task's settings and a few of its problems", commands.show_task, _task)),
+    (
+        "audit",
+        Command(
+            "try oracle answers, junk and copied prompts on a task's verifier: can its reward be hacked?",
+            commands.audit_task,
+            _audit,
+            usage=f"NAME [--seed N] {_TASK_SETTINGS}",
+            sections=("task",),
+        ),
+    ),
+)
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(
+        "post-train a model by a recipe; the same command resumes an unfinished run",
+        commands.train,
+        _train,
+        usage=f"RECIPE [--run DIR] {_SETTINGS}",
+        sections=(ALL_SECTIONS,),
+        explains_settings=True,
+    ),
+    "sft": Command(
+        "train a model on worked solutions, without sampling",
+        commands.sft,
+        _sft,
+        usage=f"RECIPE [--data FILE] [--run DIR] {_SETTINGS}",
+        sections=(ALL_SECTIONS,),
+        explains_settings=True,
+    ),
+    "eval": Command(
+        "measure one model on held-out problems, or compare two",
+        commands.evaluate,
+        _eval,
+        usage="MODEL [MODEL] --recipe RECIPE [--samples N] [--problems N] [--greedy]\n"
+        f"                      [--temperature T] [--top-p P] [--json FILE] {_SETTINGS}",
+        sections=(ALL_SECTIONS,),
+    ),
+    "sample": Command(
+        "print a few completions",
+        commands.sample,
+        _sample,
+        usage=f"MODEL [--recipe RECIPE] [--prompt TEXT] [-n N] [--temperature T] {_SETTINGS}",
+        sections=(ALL_SECTIONS,),
+    ),
+    "report": Command("make one page out of run folders", commands.report, _report),
+    "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
+    "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),
+    "metrics": Command("what every number in metrics.jsonl means", commands.metrics),
+}

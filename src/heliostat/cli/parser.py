@@ -1,0 +1,170 @@
+"""How a command line is read: recipe settings are taken out first, wherever they stand; argparse reads the rest.
+
+Left out: the commands (``arguments``), and what a setting's value may be (``heliostat.config``).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from heliostat import __version__
+from heliostat.cli.arguments import ALL_SECTIONS, COMMANDS, Command
+
+_SETTINGS_ELSEWHERE = "heliostat train --help lists the settings that --section.key VALUE can change."
+
+
+class UsageError(ValueError):
+    """The command line does not parse; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of ending the process, and accepts no abbreviated options."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options, formatter_class=_Formatter, allow_abbrev=False)
+        # read from the raw arguments by ``entry.main``, so that it works for errors of this very parser too
+        self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+class SettingsParser(Parser):
+    """A parser whose help also lists every recipe setting; the list is made when somebody asks for it."""
+
+    _listed = False
+
+    def format_help(self) -> str:
+        """The help text, with settings grouped by section."""
+        if not self._listed:
+            self._listed = True
+            self._list_settings()
+        return super().format_help()
+
+    def _list_settings(self) -> None:
+        from heliostat.config import describe_keys, describe_sections
+
+        groups = {name: self.add_argument_group(f"[{name}]", summary) for name, summary in describe_sections().items()}
+        for key in describe_keys():
+            text = f"{key.description} [{key.type}; default: {_default_text(key.default)}]".replace("%", "%%")
+            group = groups[key.name.partition(".")[0]]
+            group.add_argument(f"--{key.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, max_help_position=34, **options)
+
+
+def build_parser() -> Parser:
+    """The parser of everything but recipe settings, which ``parse`` takes out first."""
+    parser = Parser("heliostat", description="Post-train language models by policy mirror descent.")
+    parser.add_argument("--version", action="version", version=f"heliostat {__version__}")
+    parser.set_defaults(spoken_by=parser, definition=None)
+    _add_commands(parser, "", COMMANDS)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read a command line.
+
+    Returns:
+        The arguments; ``definition`` is the ``Command``, and ``overrides`` holds the recipe settings as
+        ``--section.key=value``.
+
+    Raises:
+        UsageError: unknown command or option, a missing argument, or settings for a command that takes none.
+        ConfigError: a setting without a value.
+        SystemExit: help or the version was asked for and has been printed.
+    """
+    overrides, rest = _take_settings(argv)
+    _check_words([token for token in rest if not token.startswith("-")])
+    args, unknown = build_parser().parse_known_args(rest)
+    if unknown:
+        raise _unknown_argument(unknown[0], args)
+    if args.definition is None or args.definition.run is None:
+        args.spoken_by.print_help()
+        args.spoken_by.exit()
+    sections = args.definition.sections
+    for key in overrides:
+        if ALL_SECTIONS not in sections and key.partition(".")[0] not in sections:
+            takes = f"only --{sections[0]}.key settings" if sections else "no recipe settings"
+            raise UsageError(f"{args.spoken_by.prog} takes {takes}, not --{key}")
+    args.overrides = [f"--{key}={value}" for key, value in overrides.items()]
+    return args
+
+
+def _add_commands(parser: Parser, prefix: str, commands: Mapping[str, Command]) -> None:
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_parser_of)
+    for name, command in commands.items():
+        path = f"{prefix} {name}".strip()
+        child = subparsers.add_parser(
+            name,
+            prog=f"heliostat {path}",
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.".replace("?.", "?"),
+            usage=f"heliostat {path} {command.usage}" if command.usage else None,
+            epilog=None if command.explains_settings or not command.sections else _SETTINGS_ELSEWHERE,
+            command=command,
+        )
+        child.set_defaults(spoken_by=child, definition=command)
+        command.add_arguments(child)
+        if command.subcommands:
+            _add_commands(child, path, dict(command.subcommands))
+
+
+def _parser_of(*, command: Command, **options: Any) -> Parser:
+    return (SettingsParser if command.explains_settings else Parser)(**options)
+
+
+def _take_settings(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    if not any(token.startswith("--") and "." in token.partition("=")[0] for token in argv):
+        return {}, list(argv)  # spares commands without settings the import
+    from heliostat.config import split_overrides
+
+    return split_overrides(argv)
+
+
+def _check_words(words: Sequence[str], commands: Mapping[str, Command] = COMMANDS, above: str = "") -> None:
+    """Refuse an unknown command and name the nearest one."""
+    if not words or not commands:
+        return
+    if words[0] not in commands:
+        hint = _nearest(words[0], commands)
+        raise UsageError(f"unknown command '{above}{words[0]}'{hint}; there are: {', '.join(commands)}")
+    _check_words(words[1:], dict(commands[words[0]].subcommands), f"{above}{words[0]} ")
+
+
+def _unknown_argument(token: str, args: argparse.Namespace) -> UsageError:
+    option = token.partition("=")[0]
+    own = [name for action in args.spoken_by._actions for name in action.option_strings]
+    prog, hint = args.spoken_by.prog, _nearest_option(option, own, args.definition)
+    return UsageError(f"{prog} does not take '{option}'{hint} (see {prog} --help)")
+
+
+def _nearest_option(option: str, own: Sequence[str], command: Command | None) -> str:
+    """A hint at one of the command's own options, or at the setting that the bare name stands for."""
+    word = option.removeprefix("--")
+    if command is None or ALL_SECTIONS not in command.sections or word == option:
+        return _nearest(option, own)
+    from heliostat.config import describe_keys, suggest
+
+    setting = suggest(word).replace("'", "'--", 1)
+    if any(key.name.endswith(f".{word}") for key in describe_keys()):
+        return setting
+    return _nearest(option, own) or setting
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    from heliostat.config import nearest
+
+    return nearest(word, choices)
+
+
+def _default_text(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "empty" if default in ("", (), {}) else str(default)
