@@ -1,0 +1,40 @@
+"""Exact float64 answers on finite action sets: what a mirror-descent update really does.
+
+    step.pmd_mean, pmd_part, pmd_baseline    the policy that each regression converges to, with a certificate
+    binary                                   correct against incorrect: closed forms and regimes
+    finite                                   what n rollouts do to a step, summed exactly
+    convergence                              steps taken again and again
+    draw_all                                 the plots of ``docs/theory.md``; ``python -m heliostat.theory`` its tables
+
+Nothing here trains, and nothing here knows of the objectives: a test that compares the two compares two derivations.
+"""
+
+from heliostat.theory.binary import BinaryStep, binary_pmd_mean, binary_pmd_part, plentiful, scarce, tilted
+from heliostat.theory.certificate import Certificate, MirrorStep
+from heliostat.theory.convergence import Telescoping, Trajectory, iterate, steps_to, telescoping
+from heliostat.theory.finite import FiniteSample, finite_pmd_mean, finite_pmd_part
+from heliostat.theory.plots import draw_all
+from heliostat.theory.step import pmd_baseline, pmd_mean, pmd_part
+
+__all__ = [
+    "BinaryStep",
+    "Certificate",
+    "FiniteSample",
+    "MirrorStep",
+    "Telescoping",
+    "Trajectory",
+    "binary_pmd_mean",
+    "binary_pmd_part",
+    "draw_all",
+    "finite_pmd_mean",
+    "finite_pmd_part",
+    "iterate",
+    "plentiful",
+    "pmd_baseline",
+    "pmd_mean",
+    "pmd_part",
+    "scarce",
+    "steps_to",
+    "telescoping",
+    "tilted",
+]

@@ -1,0 +1,128 @@
+"""Targets that ask for less mass than a policy has: the loophole of a baseline above the log-partition.
+
+With ``E_old[e^t] < 1`` the fit cannot follow its targets down, because probabilities must still sum to one. The
+multiplier turns negative, ``s = t + w`` with ``w e^-w = mu l e^t`` and ``mu = -lambda``, and the problem is no longer
+convex: the missing mass is cheapest to hide on a rare action, whose squared error hardly counts, whatever its reward.
+
+What exists: on a finite support an optimum always exists. The second-order condition allows at most one action to sit
+beyond the fold (``w > 1``), so the optimum is found by trying each action in that place. It need not be unique (two
+equally rare actions are equally good hiding places: the first one is returned), it does not survive splitting an
+action in two, and as the rarest probability goes to zero its cost does too: with infinitely many actions there is no
+optimum, only a policy that drifts ever further out.
+
+The cost is quadratic in the number of actions. Left out: the second-best hiding places.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heliostat.linalg.lambert import lambertw_neg_exp
+
+NUM_GRID_POINTS = 96  # cells in which a crossing of "total mass = 1" is looked for
+NUM_BISECTIONS = 60
+
+
+def solve_loophole(
+    log_probs: Float[Tensor, "row action"],
+    targets: Float[Tensor, "row action"],
+    log_lengths: Float[Tensor, "row action"],
+) -> tuple[Float[Tensor, "row action"], Float[Tensor, " row"]]:
+    """The cheapest normalised fit to targets with ``log E_old[e^t] < 0``.
+
+    Returns:
+        ``s = log ratio`` (0 outside the support) and ``log mu``, where ``mu = -lambda > 0``.
+
+    Raises:
+        ArithmeticError: no action offers a stationary point (never seen; the optimum exists on a finite support).
+    """
+    support = ~torch.isneginf(log_probs)
+    best_loss = torch.full(log_probs.shape[:-1], torch.inf, dtype=torch.float64)
+    best_x, best_action = torch.zeros_like(best_loss), torch.zeros_like(best_loss, dtype=torch.long)
+    for action in range(log_probs.shape[-1]):
+        curve = _Curve(log_probs, targets, log_lengths, action)
+        x, found = curve.cheapest_crossing()
+        loss = torch.where(found & support[:, action], curve.loss(x[:, None])[:, 0], torch.inf)
+        # A tie up to rounding stays with the first action, so that the answer does not depend on the last bit.
+        better = loss < best_loss * (1 - 1e-12)
+        best_loss = torch.where(better, loss, best_loss)
+        best_x, best_action = torch.where(better, x, best_x), torch.where(better, action, best_action)
+    if not torch.isfinite(best_loss).all():
+        raise ArithmeticError("no stationary point was found for a baseline above the log-partition")
+    return _assemble(log_probs, targets, log_lengths, best_x, best_action)
+
+
+class _Curve:
+    """Stationary points with one ``action`` free: ``x = s - t`` of that action fixes mu, and mu fixes all others.
+
+    ``x < 1`` is the ordinary branch and ``x > 1`` lies beyond the fold. Total mass is one at the points we look for;
+    where it crosses one upwards in x, the point is a local minimum (second-order condition).
+    """
+
+    def __init__(self, log_probs: Tensor, targets: Tensor, log_lengths: Tensor, action: int) -> None:
+        self.log_probs, self.targets, self.log_lengths, self.action = log_probs, targets, log_lengths, action
+        height = torch.where(torch.isneginf(log_probs), -torch.inf, log_lengths + targets)
+        self.own = height[:, action].nan_to_num(neginf=0.0)
+        others = height.clone()
+        others[:, action] = -torch.inf
+        self.others = others
+
+    def log_mu(self, x: Tensor) -> Tensor:
+        return x.log() - x - self.own[:, None]
+
+    def parts(self, x: Tensor) -> Tensor:
+        """``w`` of every action at every x: ``[row, point, action]``."""
+        v = self.log_mu(x)[..., None] + self.others[:, None, :]
+        w = lambertw_neg_exp(v.clamp(max=-1.0))
+        w[..., self.action] = x
+        return w
+
+    def mass(self, x: Tensor) -> Tensor:
+        s = self.targets[:, None, :] + self.parts(x)
+        return (self.log_probs[:, None, :] + s).exp().sum(-1)
+
+    def loss(self, x: Tensor) -> Tensor:
+        weight = (self.log_probs - self.log_lengths).exp()[:, None, :]
+        return 0.5 * (weight * self.parts(x) ** 2).sum(-1)
+
+    def cheapest_crossing(self) -> tuple[Tensor, Tensor]:
+        """The best point per row at which total mass reaches one from below, and whether there is any."""
+        gap = self.others.amax(-1) - self.own
+        low = torch.where(gap > 0, _beyond_fold(-1 - gap.clamp(min=0.0)), 0.0)
+        # Where the action alone would hold all mass; the slack keeps a root at the very end inside.
+        high = -(self.log_probs + self.targets)[:, self.action] + 1e-6
+        exists = torch.isfinite(high) & (high > low)
+        high = torch.where(exists, high, low + 1)
+        fractions = torch.linspace(0, 1, NUM_GRID_POINTS + 1, dtype=torch.float64)
+        grid = low[:, None] + (high - low)[:, None] * fractions
+        grid[:, 0] = torch.maximum(grid[:, 0], 1e-12 * grid[:, 1])
+        above = self.mass(grid) >= 1
+        upward = ~above[:, :-1] & above[:, 1:]
+        cost = torch.where(upward, self.loss(grid[:, 1:]), torch.inf)
+        cell = cost.argmin(-1, keepdim=True)
+        left, right = grid.gather(1, cell), grid.gather(1, cell + 1)
+        for _ in range(NUM_BISECTIONS):
+            middle = 0.5 * (left + right)
+            over = self.mass(middle) >= 1
+            left, right = torch.where(over, left, middle), torch.where(over, middle, right)
+        return right[:, 0], exists & upward.any(-1)
+
+
+def _assemble(
+    log_probs: Tensor, targets: Tensor, log_lengths: Tensor, x: Tensor, action: Tensor
+) -> tuple[Tensor, Tensor]:
+    height = log_lengths + targets
+    log_mu = x.log() - x - height.gather(-1, action[:, None])[:, 0]
+    w = lambertw_neg_exp((log_mu[:, None] + height).clamp(max=-1.0)).scatter(-1, action[:, None], x[:, None])
+    support = ~torch.isneginf(log_probs)
+    return torch.where(support, targets + w, 0.0), log_mu
+
+
+def _beyond_fold(v: Tensor) -> Tensor:
+    """The larger solution of ``log x - x = v`` for ``v <= -1``: minus Lambert's W-1 of ``-e^v``."""
+    x = 1 + (2 * (-1 - v)).sqrt() + (-1 - v)
+    for _ in range(60):  # x = log x - v contracts, and starts above the root; Newton finishes it
+        x = torch.where(x > 1, x - (x.log() - x - v) / (1 / x - 1), x).clamp(min=1.0)
+    return x
