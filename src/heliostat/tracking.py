@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from heliostat.config import nearest
+from heliostat.config import ConfigError, TrackingSection, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,57 @@ class JsonlTracker:
         self._file.close()
 
 
+class TensorBoardTracker:
+    """Scalars for TensorBoard, in the run folder's ``tensorboard/`` (extra: tensorboard)."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class HostedTracker:
+    """W&B or trackio, which share one interface (extras: wandb, trackio)."""
+
+    def __init__(self, module: str, project: str, name: str, recipe: Mapping[str, Any]) -> None:
+        self._client = importlib.import_module(module)
+        self._client.init(project=project, name=name, config=dict(recipe))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        # Warm-start steps are negative, which hosted trackers refuse as a step: they get the step as a value as well.
+        self._client.log({**values, "step": step}, step=max(0, step))
+
+    def close(self) -> None:
+        self._client.finish()
+
+
+def open_trackers(section: TrackingSection, folder: Path, recipe: Mapping[str, Any]) -> list[Tracker]:
+    """The JSONL tracker, and those the recipe asks for.
+
+    Raises:
+        ConfigError: a tracker's package is not installed.
+    """
+    wanted: list[tuple[str, Callable[[], Tracker]]] = []
+    if section.tensorboard:
+        wanted.append(("tensorboard", lambda: TensorBoardTracker(folder)))
+    for module, project in (("wandb", section.wandb), ("trackio", section.trackio)):
+        if project:
+            wanted.append((module, partial(HostedTracker, module, project, folder.name, recipe)))
+    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl")]
+    for package, make in wanted:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"tracking.{package} needs the package '{package}': pip install 'heliostat[{package}]'")
+        trackers.append(make())
+    return trackers
+
+
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
@@ -134,6 +185,6 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 def rewind(path: Path, last_step: int) -> None:
     """Drop every line after ``last_step``, atomically, so that a resumed run writes them again."""
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    shortened = path.with_suffix(".partial")
+    shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    shortened.replace(path)

@@ -1,0 +1,187 @@
+"""The in-process rollout engine: the trainer's own weights, one prefill per prompt, rows that leave when they end.
+
+    prompts --prefill once--> rows (x group size) --decode--> finished rows leave, the next prompts take their place
+
+Weights are used in place, so sampler and trainer cannot drift apart, and the log-probabilities recorded here are the
+trainer's to float accuracy (``policy/sampler_gap`` says how closely, every step).
+
+Left out: models without a plain key/value cache (``rollout.plain``), servers, and verification.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from heliostat.models import LoadedModel
+from heliostat.rollout.drafts import DecodeLimits, Draft, Scribe
+from heliostat.rollout.rows import Rows
+from heliostat.rollout.sampling import SamplingSettings, draw
+from heliostat.types import Group, Prompt
+
+
+@dataclass(slots=True)
+class RolloutCounts:
+    """What sampling really computed; exact, so that tests and the ledger can rely on it.
+
+    Attributes:
+        prefills: prompts run (once per group).
+        prompt_tokens, prompt_attended: their tokens, and the positions those attended to.
+        decode_steps, decoded_rows: forward passes over live rows, and rows in them.
+        decoded_attended: positions the decoded tokens attended to.
+    """
+
+    prefills: int = 0
+    prompt_tokens: int = 0
+    prompt_attended: int = 0
+    decode_steps: int = 0
+    decoded_rows: int = 0
+    decoded_attended: int = 0
+
+
+class Engine(Protocol):
+    """Anything that continues prompts and reports its own log-probabilities."""
+
+    def sample(
+        self, prompts: Sequence[Prompt], group_size: int, settings: SamplingSettings, *, seed: int, policy_step: int
+    ) -> list[Group]:
+        """``group_size`` completions of every prompt, in prompt order."""
+        ...
+
+    def take_counts(self) -> RolloutCounts:
+        """What was computed since the last call."""
+        ...
+
+
+class TorchEngine:
+    """Decode with a Hugging Face causal LM in this process.
+
+    Limits:
+        ``group_size=1`` equals sampling each prompt alone; any ``max_rows`` gives the same completions (to float
+        accuracy of the logits), since every completion has its own random stream.
+    """
+
+    def __init__(self, loaded: LoadedModel, limits: DecodeLimits) -> None:
+        self.loaded = loaded
+        self.limits = limits
+        self.scribe = Scribe(loaded, limits)
+        self.device = next(loaded.model.parameters()).device
+        self.counts = RolloutCounts()
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Prompt], group_size: int, settings: SamplingSettings, *, seed: int, policy_step: int
+    ) -> list[Group]:
+        """Sample a group for every prompt; see ``Engine.sample``."""
+        drafts = self.scribe.begin(prompts, group_size, seed)
+        # Prompts of similar length share a prefill; what is sampled does not depend on the order.
+        waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids)))
+        state: _State | None = None
+        while waiting or state:
+            num_live = len(state.drafts) if state else 0
+            if waiting and (num_live == 0 or num_live + group_size <= self.limits.max_rows):
+                admitted = self._admit(waiting, group_size, num_live)
+                fresh = self._prefill([prompts[index] for index in admitted], [drafts[index] for index in admitted])
+                state = state.joined(fresh) if state else fresh
+            assert state is not None
+            state = self._decode(state, settings)
+        return [
+            Group(prompt, tuple(self.scribe.finish(draft) for draft in group), policy_step=policy_step)
+            for prompt, group in zip(prompts, drafts, strict=True)
+        ]
+
+    def take_counts(self) -> RolloutCounts:
+        """What was computed since the last call."""
+        counts, self.counts = self.counts, RolloutCounts()
+        return counts
+
+    def _admit(self, waiting: deque[int], group_size: int, num_live: int) -> list[int]:
+        num = max(1, (self.limits.max_rows - num_live) // group_size)
+        return [waiting.popleft() for _ in range(min(num, len(waiting)))]
+
+    def _prefill(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Draft]]) -> _State:
+        """Run each prompt once, then give every member of its group a copy of the keys and values."""
+        group_size = len(groups[0])
+        lengths = torch.tensor([len(prompt.context_ids) for prompt in prompts])
+        longest = int(lengths.max())
+        ids = torch.full((len(prompts), longest), self.loaded.pad_id)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt.context_ids) :] = torch.tensor(prompt.context_ids)
+        start = longest - lengths
+        positions = torch.arange(longest)[None] - start[:, None]
+        cache = DynamicCache(config=self.loaded.model.config)
+        hidden = self.loaded.head.hidden(
+            input_ids=ids.to(self.device),
+            attention_mask=(positions >= 0).long().to(self.device),
+            position_ids=positions.clamp(min=0).to(self.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        self.counts.prefills += len(prompts)
+        self.counts.prompt_tokens += int(lengths.sum())
+        self.counts.prompt_attended += int((lengths * (lengths + 1) // 2).sum())
+        cache.batch_repeat_interleave(group_size)
+        logits = self.loaded.head.logits(hidden[:, -1]).repeat_interleave(group_size, dim=0)
+        drafts = [draft for group in groups for draft in group]
+        rows = Rows(cache, start.to(self.device).repeat_interleave(group_size), room=_room(drafts))
+        return _State(rows, logits, drafts)
+
+    def _decode(self, state: _State, settings: SamplingSettings) -> _State | None:
+        """Decode until enough rows have ended to be worth removing; return what is still alive, ready to go on."""
+        while True:
+            uniform = torch.tensor([draft.next_uniform for draft in state.drafts], device=self.device)
+            drawn = draw(state.logits, uniform, settings)
+            self.scribe.record(state.drafts, drawn)
+            alive = [row for row, draft in enumerate(state.drafts) if draft.stop_reason is None]
+            if not alive:
+                return None
+            enough_ended = len(state.drafts) - len(alive) >= self.limits.min_freed * len(state.drafts)
+            token = drawn.token
+            if enough_ended:
+                kept = torch.tensor(alive, device=self.device)
+                state.drafts = [state.drafts[row] for row in alive]
+                state.rows.keep(kept, room=_room(state.drafts))
+                token = token[kept]
+            state.logits = self._step(state.rows, token)
+            if enough_ended:
+                return state
+
+    def _step(self, rows: Rows, token: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+        """Feed one token to every row and return the next logits."""
+        self.counts.decode_steps += 1
+        self.counts.decoded_rows += rows.num_rows
+        self.counts.decoded_attended += rows.num_rows * (rows.length + 1) - int(rows.start.sum())
+        hidden = self.loaded.head.hidden(
+            input_ids=token.unsqueeze(1),
+            attention_mask=rows.mask(),
+            position_ids=rows.positions,
+            past_key_values=rows.cache,
+            use_cache=True,
+        )
+        return self.loaded.head.logits(hidden[:, -1])
+
+
+@dataclass(slots=True)
+class _State:
+    """Everything alive: cache rows, the logits of each row's next token, and the drafts they belong to."""
+
+    rows: Rows
+    logits: Float[Tensor, "row vocab"]
+    drafts: list[Draft]
+
+    def joined(self, fresh: _State) -> _State:
+        drafts = self.drafts + fresh.drafts
+        self.rows.join(fresh.rows, room=_room(drafts))
+        return _State(self.rows, torch.cat([self.logits, fresh.logits]), drafts)
+
+
+def _room(drafts: Sequence[Draft]) -> int:
+    """Columns the longest unfinished draft may still need."""
+    return max(draft.num_left for draft in drafts)

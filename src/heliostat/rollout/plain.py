@@ -1,0 +1,81 @@
+"""Decoding for models whose memory is not plain keys and values: recurrent state, convolution state, sliding windows.
+
+Such a memory cannot be padded, trimmed or joined from outside, so prompts of equal length are decoded together, one row
+per completion, until all have ended. Slower than ``TorchEngine`` (each member of a group runs its prompt again, and
+ended rows idle), and exact for any causal model that transformers can run with ``use_cache``.
+
+Left out: refilling and eviction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from heliostat.models import LoadedModel
+from heliostat.rollout.drafts import DecodeLimits, Draft, Scribe
+from heliostat.rollout.engine import RolloutCounts
+from heliostat.rollout.sampling import SamplingSettings, draw
+from heliostat.types import Group, Prompt
+
+
+class PlainEngine:
+    """Decode through the model's own forward and its own kind of memory."""
+
+    def __init__(self, loaded: LoadedModel, limits: DecodeLimits) -> None:
+        self.loaded = loaded
+        self.limits = limits
+        self.scribe = Scribe(loaded, limits)
+        self.device = next(loaded.model.parameters()).device
+        self.counts = RolloutCounts()
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Prompt], group_size: int, settings: SamplingSettings, *, seed: int, policy_step: int
+    ) -> list[Group]:
+        """Sample a group for every prompt; see ``Engine.sample``."""
+        drafts = self.scribe.begin(prompts, group_size, seed)
+        work = [(prompt, draft) for prompt, group in zip(prompts, drafts, strict=True) for draft in group]
+        for rows in self._batches(work):
+            self._decode(rows, settings)
+        return [
+            Group(prompt, tuple(self.scribe.finish(draft) for draft in group), policy_step=policy_step)
+            for prompt, group in zip(prompts, drafts, strict=True)
+        ]
+
+    def take_counts(self) -> RolloutCounts:
+        """What was computed since the last call."""
+        counts, self.counts = self.counts, RolloutCounts()
+        return counts
+
+    def _batches(self, work: list[tuple[Prompt, Draft]]) -> Iterator[list[tuple[Prompt, Draft]]]:
+        """Rows of equal context length, at most ``max_rows`` at once."""
+        by_length: dict[int, list[tuple[Prompt, Draft]]] = {}
+        for prompt, draft in work:
+            by_length.setdefault(len(prompt.context_ids), []).append((prompt, draft))
+        for rows in by_length.values():
+            for first in range(0, len(rows), self.limits.max_rows):
+                yield rows[first : first + self.limits.max_rows]
+
+    def _decode(self, rows: list[tuple[Prompt, Draft]], settings: SamplingSettings) -> None:
+        drafts = [draft for _, draft in rows]
+        tokens = torch.tensor([prompt.context_ids for prompt, _ in rows], device=self.device)
+        memory = None
+        length = tokens.shape[1]
+        self.counts.prefills += len(rows)
+        self.counts.prompt_tokens += tokens.numel()
+        self.counts.prompt_attended += len(rows) * length * (length + 1) // 2
+        while True:
+            output = self.loaded.model(input_ids=tokens, past_key_values=memory, use_cache=True, logits_to_keep=1)
+            memory = output.past_key_values
+            uniform = torch.tensor([draft.next_uniform for draft in drafts], device=self.device)
+            drawn = draw(output.logits[:, -1], uniform, settings)
+            self.scribe.record(drafts, drawn)
+            if all(draft.stop_reason is not None for draft in drafts):
+                return
+            tokens = drawn.token.unsqueeze(1)
+            length += 1
+            self.counts.decode_steps += 1
+            self.counts.decoded_rows += len(rows)
+            self.counts.decoded_attended += len(rows) * length

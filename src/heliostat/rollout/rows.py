@@ -1,0 +1,131 @@
+"""Key/value rows for decoding: sequences come and go, and nobody's arithmetic changes.
+
+Every live sequence is one row of a preallocated buffer per layer. All rows are written at the same column; a row's
+tokens end at that column and start at its own ``start``, so shorter prompts simply start later (left padding) and the
+attention mask hides what is before ``start``. Positions are the tokens' true positions, hence independent of columns.
+Rows are dropped when a sequence ends and added when the next prompt is prefilled.
+
+Left out: models whose cache is not plain keys and values (``rollout.plain`` decodes those), and the sampling itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
+    """One layer's keys and values, ``[row, head, column, feature]``, with room to grow to the right."""
+
+    is_sliding = False
+
+    def __init__(self, keys: Float[Tensor, "row head column feature"], values: Tensor, capacity: int) -> None:
+        super().__init__()
+        self.length = keys.shape[2]
+        self.keys = self._with_capacity(keys, capacity)
+        self.values = self._with_capacity(values, capacity)
+        self.is_initialized = True
+
+    @staticmethod
+    def _with_capacity(states: Tensor, capacity: int) -> Tensor:
+        rows, heads, length, features = states.shape
+        buffer = states.new_empty(rows, heads, capacity, features)
+        buffer[:, :, :length] = states
+        return buffer
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: a row layer is made from prefilled states."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new columns and return views of everything so far (called by the attention layers)."""
+        end = self.length + key_states.shape[2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return int(self.length)
+
+    def get_max_length(self) -> int:
+        return int(self.keys.shape[2])
+
+    def keep(self, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> None:
+        """Keep only ``rows`` and the columns from ``first_column`` on."""
+        self.keys = self._with_capacity(self.keys[rows, :, first_column : self.length], capacity)
+        self.values = self._with_capacity(self.values[rows, :, first_column : self.length], capacity)
+        self.length -= first_column
+
+    def join(self, other: RowLayer, capacity: int) -> None:
+        """Append the rows of ``other``, aligned at the right end; the gap on the left is never attended to."""
+        length = max(self.length, other.length)
+        self.keys = self._joined(self.keys, self.length, other.keys, other.length, length, capacity)
+        self.values = self._joined(self.values, self.length, other.values, other.length, length, capacity)
+        self.length = length
+
+    @staticmethod
+    def _joined(one: Tensor, one_length: int, two: Tensor, two_length: int, length: int, capacity: int) -> Tensor:
+        split = one.shape[0]
+        # Zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
+        buffer = one.new_zeros(split + two.shape[0], one.shape[1], capacity, one.shape[3])
+        buffer[:split, :, length - one_length : length] = one[:, :, :one_length]
+        buffer[split:, :, length - two_length : length] = two[:, :, :two_length]
+        return buffer
+
+
+class Rows:
+    """All live rows of all layers, with each row's first column and next position.
+
+    Attributes:
+        start: first column of each row that holds a token.
+        cache: what to pass to the model as ``past_key_values``.
+    """
+
+    def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " row"], room: int) -> None:
+        length = prefilled.get_seq_length()
+        self.start = start
+        self.cache = Cache(layers=[RowLayer(layer.keys, layer.values, length + room) for layer in prefilled.layers])
+        self._layers: list[RowLayer] = self.cache.layers
+
+    @property
+    def length(self) -> int:
+        """Columns in use."""
+        return self._layers[0].length
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.start.shape[0])
+
+    @property
+    def positions(self) -> Int[Tensor, "row 1"]:
+        """Position of the token each row is about to be fed."""
+        return (self.length - self.start).unsqueeze(1)
+
+    def mask(self) -> Bool[Tensor, "row 1 1 column"]:
+        """Columns the next token of each row attends to, itself included."""
+        columns = torch.arange(self.length + 1, device=self.start.device)
+        return (columns[None, :] >= self.start[:, None])[:, None, None, :]
+
+    def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
+        """Drop all other rows, and the columns that no remaining row uses; make room for ``room`` more columns."""
+        self.start = self.start[rows]
+        first = int(self.start.min())
+        capacity = self.length - first + room
+        for layer in self._layers:
+            layer.keep(rows, first, capacity)
+        self.start = self.start - first
+
+    def join(self, other: Rows, room: int) -> None:
+        """Take over the rows of ``other`` (a fresh prefill) behind our own."""
+        length = max(self.length, other.length)
+        self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
+        for layer, other_layer in zip(self._layers, other._layers, strict=True):
+            layer.join(other_layer, length + room)

@@ -1,0 +1,113 @@
+"""From logits to one token per row, its log-probability and the entropy it was drawn from.
+
+Each completion owns a random stream: uniform number ``t`` of seed ``k`` decides token ``t`` of completion ``k`` by
+inverting the cumulative distribution. What a completion says therefore does not depend on who it shares a batch with
+(up to floating point: logits of different batch shapes may differ in the last bits).
+
+Left out: penalties, beams and constrained decoding; they sample from something else than the policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy (log-probabilities are then those at temperature 1).
+        top_p, top_k: truncate the distribution; for evaluation only, since training needs the policy's own numbers.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0, got temperature={self.temperature}, "
+                f"top_p={self.top_p}, top_k={self.top_k}"
+            )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the sampled distribution differs from the policy at this temperature."""
+        return self.top_p < 1 or self.top_k > 0 or self.temperature == 0
+
+
+def completion_seed(run_seed: int, *where: int | str) -> int:
+    """A 63-bit seed for one completion, from the run's seed and what identifies it (step, problem, index)."""
+    text = "\x1f".join(str(part) for part in (run_seed, *where))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def uniforms(seed: int, num: int) -> Float[np.ndarray, " num"]:
+    """The first ``num`` numbers in [0, 1) of a completion's own stream; a prefix of any longer call."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(num)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One token per row."""
+
+    token: Int[Tensor, " row"]
+    logp: Float[Tensor, " row"]
+    entropy: Float[Tensor, " row"]
+
+
+def draw(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], settings: SamplingSettings) -> Draw:
+    r"""Draw a token from ``softmax(logits / T)`` for each row by inverting its cumulative distribution.
+
+    The smallest token ``v`` with ``cdf(v) > u`` is taken, so a token of probability zero is never drawn.
+
+    Args:
+        logits: raw model outputs.
+        uniform: one number in [0, 1) per row.
+
+    Returns:
+        Tokens, their log-probability under the distribution drawn from, and that distribution's entropy (nats).
+
+    Limits:
+        ``temperature=0``: the argmax, with the log-probability and entropy of the untempered policy.
+    """
+    logits = logits.float()
+    if settings.temperature == 0:
+        logp = torch.log_softmax(logits, dim=-1)
+        token = logp.argmax(dim=-1)
+        return Draw(token, _pick(logp, token), _entropy(logp))
+    logp = torch.log_softmax(_truncate(logits / settings.temperature, settings), dim=-1)
+    # Double precision: over 50,000 tokens, float32 sums misplace boundaries by more than rare tokens weigh.
+    cdf = logp.double().exp().cumsum(dim=-1)
+    target = (uniform.double() * cdf[:, -1]).unsqueeze(1)
+    token = torch.searchsorted(cdf, target, right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
+    return Draw(token, _pick(logp, token), _entropy(logp))
+
+
+def _pick(logp: Tensor, token: Tensor) -> Tensor:
+    return logp.gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def _entropy(logp: Tensor) -> Tensor:
+    return torch.special.entr(logp.exp()).sum(dim=-1)
+
+
+def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    if settings.top_k > 0:
+        kth = logits.topk(min(settings.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if settings.top_p < 1:
+        sorted_logits, order = logits.sort(dim=-1, descending=True)
+        before = sorted_logits.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
+        before[:, 0] = 0.0  # the most likely token always stays
+        cut = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= settings.top_p)
+        logits = logits.masked_fill(cut, -torch.inf)
+    return logits

@@ -1,0 +1,18 @@
+"""Training: the loop, its runtime, and the ways to start it."""
+
+from heliostat.train.evaluate import Evaluation, compare, pass_at_k
+from heliostat.train.progress import Display
+from heliostat.train.run import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
+
+__all__ = [
+    "Display",
+    "EvalReport",
+    "Evaluation",
+    "RunResult",
+    "compare",
+    "pass_at_k",
+    "run_eval",
+    "run_recipe",
+    "run_sample",
+    "run_sft",
+]

@@ -1,0 +1,168 @@
+"""The run folder: one owner at a time, every file in a known place, nothing half-written.
+
+    recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  checkpoints/  model/  report.html
+    summary.json
+
+Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
+from heliostat.tracking import read_metrics, rewind
+
+
+class RunLocked(RuntimeError):
+    """Another process is working in the run folder."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def default_run_dir(section: RunSection, recipe_name: str) -> Path:
+    """``root/name``, or a dated name that is not taken yet."""
+    if section.name:
+        return Path(section.root) / section.name
+    stem = f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path(section.root) / stem
+
+
+class RunFolder:
+    """A locked run folder.
+
+    Raises:
+        RunLocked: another process holds it.
+        ConfigError: it holds a run of a different recipe.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        self._check_recipe(recipe)
+        self.checkpoints = path / "checkpoints"
+        self.checkpoints.mkdir(exist_ok=True)
+        self.metrics = path / "metrics.jsonl"
+        self.evals = path / "evals.jsonl"
+        self.transcripts = path / "transcripts.jsonl"
+        self.summary = path / "summary.json"
+        self.model = path / "model"
+
+    def _take_lock(self) -> TextIO:
+        lock = (self.path / "run.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise RunLocked(
+                f"{self.path} is in use by process {owner or 'unknown'}; wait for it, or choose another folder with "
+                "--run"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def _check_recipe(self, recipe: Recipe) -> None:
+        path = self.path / "recipe.toml"
+        if path.exists():
+            difference = _first_difference(load_recipe(str(path)).model_dump(), recipe.model_dump())
+            if difference:
+                raise ConfigError(
+                    f"{self.path} holds a run of another recipe ({difference}); choose another folder with --run, or "
+                    "remove this one"
+                )
+            return
+        write_atomically(path, dump_recipe(recipe))
+        write_atomically(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+
+    def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append JSON lines and flush them to the disk."""
+        with path.open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind_to(self, step: int) -> None:
+        """Forget what was written after the checkpoint of ``step``; a resumed run writes it again."""
+        if self.metrics.exists():
+            rewind(self.metrics, step)
+        for path in (self.evals, self.transcripts):
+            if path.exists():
+                _keep_lines(path, lambda row: row["step"] < step or (row["step"] == step and row["phase"] == "during"))
+
+    def read(self, path: Path) -> list[dict[str, Any]]:
+        """All complete lines of one of the folder's JSONL files."""
+        return list(read_metrics(path))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace ``summary.json``."""
+        write_atomically(self.summary, json.dumps(summary, indent=1) + "\n")
+
+    def close(self) -> None:
+        """Let the next process have the folder."""
+        self._lock.truncate(0)
+        self._lock.close()
+
+
+def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    rows = [row for row in read_metrics(path) if keep(row)]
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _first_difference(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> str:
+    """The first key on which two recipes differ, ``run`` and ``tracking`` aside: those do not change the result."""
+    for key in asked:
+        if not where and key == "tracking":
+            continue
+        old, new = stored.get(key), asked[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            difference = _first_difference(old, new, f"{where}{key}.")
+            if difference:
+                return difference
+        elif old != new and f"{where}{key}" not in ("run.name", "run.root"):
+            return f"{where}{key} was {old!r}, is now {new!r}"
+    return ""
+
+
+def versions() -> dict[str, str]:
+    """What this run was made with."""
+    packages = ("heliostat", "torch", "transformers", "numpy", "tokenizers")
+    return {package: version(package) for package in packages} | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cpus": str(os.cpu_count()),
+        "num_threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,52 @@
+"""Ctrl-C that loses nothing: the first one asks, the second one insists.
+
+Left out: SIGKILL and power cuts, which checkpoints are for.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; everything up to the last complete step is worth keeping."""
+
+
+class InterruptGuard:
+    """While active, Ctrl-C and SIGTERM set a flag that the loop looks at between phases."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note = note
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # signal handlers live in the main thread only
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.note("stopping after this phase and saving; press Ctrl-C again to stop at once")
+
+    def check(self) -> None:
+        """Stop here if the user asked to.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed.
+        """
+        if self.requested:
+            raise Interrupted

@@ -1,0 +1,61 @@
+"""The FLOP ledger: what was computed, by phase, counted from exact token counts rather than estimated from time.
+
+A forward pass over ``n`` tokens that attend to ``a`` positions in all costs ``forward_flops(n, a)``; training costs
+three (one forward, two in the backward pass). What a group shares is computed once, and counted once.
+
+Left out: element-wise work (norms, activations, softmax, the optimizer), which is below a percent of a transformer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+
+from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops
+from heliostat.rollout import RolloutCounts
+from heliostat.train.update import UpdateCounts
+
+COMPUTE_PHASES = ("warm_start", "rollout", "update", "eval")
+PHASES = (*COMPUTE_PHASES, "verify")
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Cumulative FLOPs and wall seconds by phase, and the seconds of each phase's last pass."""
+
+    flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPUTE_PHASES, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    last_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the wall time inside to a phase."""
+        started = monotonic()
+        yield
+        self.last_seconds[name] = monotonic() - started
+        self.seconds[name] += self.last_seconds[name]
+
+    def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
+        """Forward passes of sampling: prompts once per prefill, then one token per live row and step."""
+        tokens = counts.prompt_tokens + counts.decoded_rows
+        attended = counts.prompt_attended + counts.decoded_attended
+        num_logits = counts.prefills + counts.decoded_rows
+        self.flops[phase] += forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
+
+    def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts) -> None:
+        """Forward and backward passes of training."""
+        tokens = counts.prompt_tokens + counts.completion_tokens
+        attended = counts.prompt_attended + counts.completion_attended
+        forward = forward_flops(loaded, tokens, attended / max(1, tokens), counts.completion_tokens)
+        self.flops[phase] += (1 + BACKWARD_COST) * forward
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint keeps."""
+        return {"flops": dict(self.flops), "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        """Continue counting from a checkpoint."""
+        self.flops = dict(state["flops"])
+        self.seconds = dict(state["seconds"])

@@ -1,0 +1,103 @@
+"""From ragged groups to micro-batches under a token budget; the only place where padding is decided.
+
+Rows of similar length go together, a group's rows stay together where they fit (its prompt is then run once), and a
+group that is too large alone is split. Nothing above this file can see the result: losses are sums over tokens divided
+by a denominator of the whole optimizer step, so any cut of the batch gives the same gradient (to float accuracy).
+
+Left out: the forward pass itself (``train.policy``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heliostat.types import Completion, Prompt, TokenBatch, TrainingGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One completion to be scored, with what its objective needs.
+
+    Attributes:
+        group: index of its group; rows of one group share one prompt.
+        logp_old: anchor log-probabilities, or ``None`` where the anchor is the current policy itself.
+    """
+
+    group: int
+    prompt: Prompt
+    completion: Completion
+    advantage: float
+    logp_old: Float[Tensor, " token"] | None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.completion.token_ids)
+
+    @property
+    def context_length(self) -> int:
+        return len(self.prompt.context_ids)
+
+
+def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
+    """Every completion of every group as a row, in order."""
+    return [
+        Row(index, group.group.prompt, completion, float(group.advantages[member]), _old(group, member))
+        for index, group in enumerate(groups)
+        for member, completion in enumerate(group.group.completions)
+    ]
+
+
+def _old(group: TrainingGroup, member: int) -> Float[Tensor, " token"] | None:
+    return None if group.logp_old is None else group.logp_old[member]
+
+
+def padded_cost(rows: Sequence[Row], shared_prompt: bool) -> int:
+    """Tokens a forward over ``rows`` computes, padding included."""
+    if shared_prompt:
+        contexts = {row.group: row.context_length for row in rows}
+        return len(contexts) * max(contexts.values()) + len(rows) * max(row.num_tokens for row in rows)
+    return len(rows) * max(row.context_length + row.num_tokens for row in rows)
+
+
+def microbatches(rows: Sequence[Row], max_tokens: int, shared_prompt: bool) -> list[list[Row]]:
+    """Cut rows into micro-batches whose padded cost is at most ``max_tokens`` (a single row may exceed it)."""
+    by_group: dict[int, list[Row]] = {}
+    for row in rows:
+        by_group.setdefault(row.group, []).append(row)
+    batches: list[list[Row]] = []
+    for group in sorted(by_group.values(), key=lambda group: padded_cost(group, shared_prompt)):
+        pieces = _split(sorted(group, key=lambda row: row.num_tokens), max_tokens, shared_prompt)
+        if batches and len(pieces) == 1 and padded_cost(batches[-1] + pieces[0], shared_prompt) <= max_tokens:
+            batches[-1] = batches[-1] + pieces[0]
+        else:
+            batches.extend(pieces)
+    return batches
+
+
+def _split(group: list[Row], max_tokens: int, shared_prompt: bool) -> list[list[Row]]:
+    """Halve a group until each piece fits."""
+    if len(group) == 1 or padded_cost(group, shared_prompt) <= max_tokens:
+        return [group]
+    half = len(group) // 2
+    return _split(group[:half], max_tokens, shared_prompt) + _split(group[half:], max_tokens, shared_prompt)
+
+
+def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> TokenBatch:
+    """What the objective sees for these rows; an absent anchor means the current policy, where every log-ratio is 0."""
+    device = logp_new.device
+    num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
+    current = logp_new.detach().split([row.num_tokens for row in rows])
+    old = [here if row.logp_old is None else row.logp_old.to(device) for row, here in zip(rows, current, strict=True)]
+    return TokenBatch(
+        sequence=torch.repeat_interleave(torch.arange(len(rows), device=device), num_tokens),
+        num_tokens=num_tokens,
+        advantage=torch.tensor([row.advantage for row in rows], dtype=logp_new.dtype, device=device),
+        logp_old=torch.cat(old),
+        logp_gen=torch.from_numpy(np.concatenate([row.completion.logp_gen for row in rows])).to(logp_new),
+    )

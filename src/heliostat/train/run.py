@@ -1,0 +1,227 @@
+"""Runs as the command line and notebooks start them: a recipe in, a finished folder and a result out.
+
+    run_recipe   warm start, post-train, evaluate, save, report
+    run_sft      the warm start alone
+    run_eval     held-out results of one model, or of two on the same problems
+    run_sample   a few completions to look at
+
+Left out: argument syntax (``cli``) and the loop (``train.trainer``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heliostat.config import Recipe
+from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.tasks import VerifierError, VerifierPool
+from heliostat.tracking import open_trackers
+from heliostat.train.checkpoint import CheckpointError
+from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
+from heliostat.train.folder import RunFolder, default_run_dir
+from heliostat.train.guarded_step import TrainingDiverged
+from heliostat.train.interrupt import Interrupted, InterruptGuard
+from heliostat.train.ledger import Ledger
+from heliostat.train.progress import Display
+from heliostat.train.runtime import start_runtime
+from heliostat.train.setup import check_recipe, load_tasks, set_up_model
+from heliostat.train.trainer import ParityError, Trainer
+from heliostat.types import Group, Problem
+
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
+EXPECTED_FAILURES = (TrainingDiverged, CheckpointError, VerifierError, ParityError)
+"""What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        status: ``finished``, ``interrupted`` or ``failed``; ``reason`` says why if not finished.
+        before, after: held-out results, where the run got that far.
+    """
+
+    folder: Path
+    status: str
+    reason: str
+    before: Evaluation | None
+    after: Evaluation | None
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should exit with: 0 finished, 130 interrupted, 1 failed."""
+        return EXIT_CODES[self.status]
+
+
+def run_recipe(
+    recipe: Recipe, run_dir: Path | None = None, recipe_name: str = "run", display: Display | None = None
+) -> RunResult:
+    """Train as the recipe says, or continue an unfinished run of the same recipe in ``run_dir``.
+
+    Raises:
+        ConfigError: the recipe cannot be carried out.
+        RunLocked: another process works in the folder.
+    """
+    objective = check_recipe(recipe)
+    tasks = load_tasks(recipe)
+    runtime = start_runtime(recipe.run)
+    path = run_dir or default_run_dir(recipe.run, recipe_name)
+    with ExitStack() as stack:
+        shown = stack.enter_context(display or Display())
+        folder = RunFolder(path, recipe)
+        stack.callback(folder.close)
+        shown.note(f"run folder: {path}")
+        pool = stack.enter_context(VerifierPool(tasks))
+        bench = set_up_model(recipe, runtime)
+        trackers = open_trackers(recipe.tracking, folder.path, recipe.model_dump(mode="json"))
+        stack.callback(lambda: [tracker.close() for tracker in trackers])
+        interrupt = stack.enter_context(InterruptGuard(shown.note))
+        trainer = Trainer(recipe, folder, runtime, tasks, bench, objective, pool, trackers, shown, interrupt, Ledger())
+        return _carry_out(trainer, recipe_name)
+    raise AssertionError("unreachable")
+
+
+def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
+    """Run, and leave a summary behind however it ends."""
+    before = after = None
+    status, reason = "finished", ""
+    try:
+        before, after = trainer.run()
+    except (Interrupted, KeyboardInterrupt):
+        status, reason = "interrupted", f"stopped by the user after step {trainer.step}"
+    except EXPECTED_FAILURES as error:
+        status, reason = "failed", str(error)
+    before = before or trainer.recorded("before")
+    trainer.folder.write_summary(
+        {
+            "status": status,
+            "reason": reason,
+            "recipe": recipe_name,
+            "steps": trainer.step,
+            "before": before.summary() if before else None,
+            "after": after.summary() if after else None,
+            "seconds": {**trainer.ledger.seconds, "total": trainer.elapsed_s},
+            "flops": trainer.ledger.flops,
+            "tokens": trainer.num_tokens,
+            "bad_steps": trainer.num_bad_steps,
+            "model": "model" if after else None,
+            "report": "report.html",
+        }
+    )
+    return RunResult(trainer.folder.path, status, reason, before, after)
+
+
+def run_sft(
+    recipe: Recipe, data: Path | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
+) -> RunResult:
+    """Supervised training alone: the recipe's warm start, on its task or on prompt/completion rows of a file."""
+    changes: dict[str, Any] = recipe.model_dump()
+    changes["train"]["num_steps"] = 0
+    if data is not None:
+        changes["task"] = [_file_task(recipe, data)]
+    return run_recipe(Recipe.model_validate(changes), run_dir, recipe_name)
+
+
+def _file_task(recipe: Recipe, data: Path) -> dict[str, Any]:
+    section = recipe.task[0]
+    return {
+        "name": "file",
+        "path": str(data),
+        "solution_column": "completion",
+        "answer_column": "completion",
+        "verifiers": [{"name": "exact"}],
+        "num_train": section.num_train,
+        "num_heldout": section.num_heldout,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Held-out results of one model, or of two on the same problems."""
+
+    models: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+    comparison: Comparison | None
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        content = {
+            "models": [
+                {"model": model, **result.summary(), "tasks": {t: e.summary() for t, e in result.by_task().items()}}
+                for model, result in zip(self.models, self.evaluations, strict=True)
+            ],
+            "comparison": None
+            if self.comparison is None
+            else {
+                "difference": self.comparison.difference,
+                "ci95": list(self.comparison.ci95),
+                "num_problems": self.comparison.num_problems,
+                "significant": self.comparison.significant,
+            },
+        }
+        return json.dumps(content, indent=1)
+
+
+def run_eval(
+    models: Sequence[str],
+    recipe: Recipe,
+    *,
+    num_problems: int | None = None,
+    num_samples: int | None = None,
+    greedy: bool = True,
+    settings: SamplingSettings | None = None,
+) -> EvalReport:
+    """Evaluate one or two models on the recipe's held-out problems, with the same random streams for both."""
+    runtime = start_runtime(recipe.run)
+    tasks = load_tasks(recipe)
+    heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
+    evaluations = []
+    with VerifierPool(tasks) as pool:
+        for path in models:
+            bench = set_up_model(_with_model(recipe, path), runtime)
+            evaluation, _ = evaluate(
+                bench.engine,
+                pool,
+                [bench.prompt(problem) for problem in heldout],
+                num_samples or recipe.eval.final_samples,
+                settings or SamplingSettings(temperature=recipe.rollout.temperature),
+                seed=completion_seed(recipe.run.seed, "evaluation"),
+                greedy=greedy,
+            )
+            evaluations.append(evaluation)
+    comparison = compare(*evaluations) if len(evaluations) == 2 else None
+    return EvalReport(tuple(models), tuple(evaluations), comparison)
+
+
+def run_sample(
+    model: str,
+    recipe: Recipe,
+    *,
+    prompt: str | None = None,
+    num_samples: int = 3,
+    settings: SamplingSettings | None = None,
+) -> list[Group]:
+    """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
+    runtime = start_runtime(recipe.run)
+    bench = set_up_model(_with_model(recipe, model), runtime)
+    if prompt is not None:
+        problems = [Problem("prompt", "prompt", prompt)]
+    else:
+        problems = [problem for task in load_tasks(recipe) for problem in task.heldout][:3]
+    settings = settings or SamplingSettings(temperature=recipe.rollout.temperature)
+    seed = completion_seed(recipe.run.seed, "sample")
+    prompts = [bench.prompt(problem) for problem in problems]
+    return bench.engine.sample(prompts, num_samples, settings, seed=seed, policy_step=0)
+
+
+def _with_model(recipe: Recipe, path: str) -> Recipe:
+    section = recipe.model.model_copy(
+        update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
+    )
+    return recipe.model_copy(update={"model": section})

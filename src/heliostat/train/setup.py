@@ -1,0 +1,85 @@
+"""From a recipe to the parts of a run, cheapest failure first: names and settings, then data, then weights.
+
+Left out: what the parts do together (``train.trainer``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from heliostat.config import ConfigError, Recipe
+from heliostat.models import LoadedModel, encode_problem, load_model
+from heliostat.objectives import Objective, build_objective
+from heliostat.optim import Schedule, build_optimizer, optimizer_settings
+from heliostat.rollout import DecodeLimits, Engine, build_engine
+from heliostat.tasks import Task, load_task
+from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.policy import Policy
+from heliostat.train.runtime import Runtime
+from heliostat.train.update import Updater
+from heliostat.types import Problem, Prompt
+
+
+def check_recipe(recipe: Recipe) -> Objective:
+    """Everything about a recipe that can be refused without data or weights.
+
+    Raises:
+        ConfigError: unknown objective, optimizer or setting.
+    """
+    optimizer_settings(recipe.optimizer)
+    objective = build_objective(recipe.objective)
+    if objective.needs_reference:
+        raise ConfigError(
+            f"objective '{objective.name}' is set to need a reference model, which this trainer has not yet"
+        )
+    return objective
+
+
+def load_tasks(recipe: Recipe) -> list[Task]:
+    """All tasks of a recipe; their names must differ, since results are reported by name."""
+    tasks = [load_task(section, recipe.run.seed) for section in recipe.task]
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two tasks of the recipe have the same name: {', '.join(names)}")
+    return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A model with its engine, ready to be sampled from and scored."""
+
+    loaded: LoadedModel
+    engine: Engine
+    recipe: Recipe
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """A problem in this model's tokens."""
+        return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
+
+
+def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
+    """Load the model onto the run's device and put an engine on it. Dropout stays off throughout."""
+    loaded = load_model(recipe.model, recipe.run.seed)
+    loaded.model.to(runtime.device).eval()
+    section = recipe.rollout
+    limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
+    return Bench(loaded, build_engine(loaded, limits), recipe)
+
+
+def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Runtime) -> Updater:
+    """The policy-gradient side of a run."""
+    num_updates = recipe.train.num_steps * recipe.train.updates_per_step
+    optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
+    return Updater(
+        policy=Policy(bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt),
+        objective=objective,
+        guarded=GuardedStep(optimizer, recipe.optimizer.max_grad_norm, recipe.train.max_bad_steps),
+        schedule=Schedule.from_section(recipe.optimizer, num_updates),
+        runtime=runtime,
+        tokens_per_microbatch=recipe.train.tokens_per_microbatch,
+        drop_zero_signal=recipe.train.drop_zero_signal,
+        # In float32 the in-process sampler's numbers are the trainer's to 1e-5 (the parity bound watches over it).
+        anchor_from_sampler=bench.loaded.model.dtype == torch.float32,
+    )

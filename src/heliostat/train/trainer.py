@@ -1,0 +1,315 @@
+"""The training loop, on one screen, and the run around it: warm start, before, train, after.
+
+    for step: prompts -> groups -> rewards -> targets -> gradient -> signals -> log
+
+Every draw is derived from the run's seed and the step, so a run that was killed continues from its last checkpoint bit
+for bit (on a CPU, with the same number of threads).
+
+Left out: everything that has a room of its own; this file only says in which order they act.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heliostat.config import Recipe
+from heliostat.models import save_model
+from heliostat.objectives import Objective
+from heliostat.optim import Schedule
+from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.tasks import Task, VerifierPool
+from heliostat.tracking import Tracker
+from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.curriculum import Curriculum
+from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.evaluate import Evaluation, evaluate
+from heliostat.train.folder import RunFolder
+from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.interrupt import Interrupted, InterruptGuard
+from heliostat.train.ledger import Ledger
+from heliostat.train.policy import Policy
+from heliostat.train.progress import Display
+from heliostat.train.records import eval_rows, evaluation_from_rows, transcript_rows
+from heliostat.train.runtime import Runtime
+from heliostat.train.setup import Bench, make_updater
+from heliostat.train.sft import SupervisedUpdater, demonstration
+from heliostat.train.update import UpdateReport, make_batch
+from heliostat.types import Batch, Group
+
+NUM_DIAGNOSTIC_GROUPS = 8
+"""Groups re-scored after each phase for the mirror-step numbers."""
+
+
+class ParityError(RuntimeError):
+    """Sampler and trainer disagree about log-probabilities by more than the recipe allows."""
+
+
+@dataclass(slots=True)
+class Trainer:
+    """One run in progress; ``train.run`` builds it."""
+
+    recipe: Recipe
+    folder: RunFolder
+    runtime: Runtime
+    tasks: list[Task]
+    bench: Bench
+    objective: Objective
+    pool: VerifierPool
+    trackers: list[Tracker]
+    display: Display
+    interrupt: InterruptGuard
+    ledger: Ledger
+    step: int = 0
+    num_tokens: int = 0
+    num_bad_steps: int = 0
+    seconds_before: float = 0.0
+    began: float = 0.0
+
+    def run(self) -> tuple[Evaluation, Evaluation]:
+        """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
+        self.began = time.monotonic()
+        self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
+        self.updater = make_updater(self.recipe, self.bench, self.objective, self.runtime)
+        self.curriculum = Curriculum([p for task in self.tasks for p in task.train], self.recipe.run.seed)
+        self.heldout = [problem for task in self.tasks for problem in task.heldout]
+        resumed = self._resume()
+        if resumed is None or resumed < 0:
+            self._warm_start(resumed)
+            self._save(self.updater.guarded.optimizer)
+        before = self._evaluate_all("before")
+        self._train()
+        after = self._evaluate_all("after")
+        save_model(self.bench.loaded, self.folder.model)
+        return before, after
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        train = self.recipe.train
+        self.display.begin_phase("train", train.num_steps, done=self.step)
+        with self._saved_when_interrupted(self.updater.guarded.optimizer):
+            for step in range(self.step + 1, train.num_steps + 1):
+                values = self._step(step)
+                self.step = step
+                if self.recipe.eval.every and step % self.recipe.eval.every == 0 and step < train.num_steps:
+                    values |= self._evaluate_some()
+                self._log(step, values)
+                if step % train.checkpoint_every == 0 or step == train.num_steps:
+                    self._save(self.updater.guarded.optimizer)
+        self.display.end_phase()
+
+    def _step(self, step: int) -> dict[str, float]:
+        """One step: what every other part of the project serves."""
+        rollout, train = self.recipe.rollout, self.recipe.train
+        seed = completion_seed(self.recipe.run.seed, "step", step)
+        started = time.monotonic()
+
+        problems = self.curriculum.next(step - 1, rollout.prompts_per_step)
+        prompts = [self.bench.prompt(problem) for problem in problems]
+        with self.ledger.phase("rollout"):
+            settings = SamplingSettings(temperature=rollout.temperature)
+            groups = self.bench.engine.sample(prompts, rollout.group_size, settings, seed=seed, policy_step=step - 1)
+        with self.ledger.phase("verify"):
+            groups = self.pool.verify(groups)
+        self.interrupt.check()  # the weights are still those of the last step: nothing is lost by stopping here
+        batch = make_batch(self.objective, groups)
+        with self.ledger.phase("update"):
+            self._forget_optimizer(step)
+            report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)
+            signals = self._signals(batch, report)
+        self._account(groups, report)
+        return signals | self._speed(groups, time.monotonic() - started)
+
+    def _signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
+        groups = [group.group for group in batch.groups]
+        if report.max_sampler_gap > self.recipe.rollout.max_parity_gap:
+            raise ParityError(
+                f"sampler and trainer differ by {report.max_sampler_gap:.2g} nats on a token (bound "
+                f"rollout.max_parity_gap = {self.recipe.rollout.max_parity_gap:g}): the sampler's weights or numerics "
+                "are not the trainer's"
+            )
+        scored = sequence_log_ratios(
+            self.updater.policy, batch, NUM_DIAGNOSTIC_GROUPS, self.recipe.train.tokens_per_microbatch
+        )
+        mirror = mirror_means(*scored, tau=getattr(self.objective, "tau", None))
+        means = self.runtime.merge({**rollout_means(groups), **report.means, **mirror})
+        self.num_bad_steps += report.bad_steps
+        return {key: mean.value for key, mean in means.items() if mean.count} | {
+            "policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0)),
+            "policy/sampler_gap": report.max_sampler_gap,
+            "length/max": float(max(len(c.token_ids) for group in groups for c in group.completions)),
+            "optim/lr": report.lr,
+            "optim/bad_steps": float(self.num_bad_steps),
+        }
+
+    def _forget_optimizer(self, step: int) -> None:
+        every = self.recipe.optimizer.reset_every
+        if every and (step - 1) % every == 0:
+            self.updater.guarded.optimizer.state.clear()
+
+    # -- accounting -------------------------------------------------------------------------------------------------
+
+    def _account(self, groups: list[Group], report: UpdateReport) -> None:
+        self.num_tokens += sum(group.num_tokens for group in groups)
+        self.ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
+        self.ledger.charge_update("update", self.bench.loaded, report.counts)
+
+    def _speed(self, groups: list[Group], seconds: float) -> dict[str, float]:
+        tokens = sum(group.num_tokens for group in groups)
+        last = self.ledger.last_seconds
+        return {
+            "time/rollout": last["rollout"],
+            "time/verify": last["verify"],
+            "time/update": last["update"],
+            "time/total": self.elapsed_s,
+            "speed/rollout_tokens": tokens / max(last["rollout"], 1e-9),
+            "speed/step_tokens": tokens / max(seconds, 1e-9),
+            "compute/rollout_flops": self.ledger.flops["rollout"],
+            "compute/update_flops": self.ledger.flops["update"],
+            "compute/tokens": float(self.num_tokens),
+        }
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds of the run so far, earlier sessions included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, values)
+        self.display.step(step if step > 0 else step + self.recipe.warm_start.num_steps, values)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _saved_when_interrupted(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Keep the last complete step of a run that the user stops."""
+        try:
+            yield
+        except Interrupted:
+            self._save(optimizer)
+            raise
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        state: dict[str, Any] = {
+            "num_tokens": self.num_tokens,
+            "num_bad_steps": self.num_bad_steps,
+            "seconds": self.elapsed_s,
+            "ledger": self.ledger.state_dict(),
+        }
+        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
+
+    def _resume(self) -> int | None:
+        """Continue from the newest checkpoint; ``None`` where there is none."""
+        steps = self.checkpoints.steps()
+        if not steps:
+            self.folder.rewind_to(-(10**9))
+            return None
+        step = steps[-1]
+        if step >= 0:
+            self._restore(step, self.updater.guarded.optimizer)
+            self.step = step
+            self.display.note(f"resuming {self.folder.path} from step {step}")
+        self.folder.rewind_to(step)
+        return step
+
+    def _restore(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        state = self.checkpoints.load(step, self.bench.loaded.model, optimizer)
+        self.num_tokens, self.num_bad_steps = state["num_tokens"], state["num_bad_steps"]
+        self.seconds_before = state["seconds"]
+        self.ledger.load_state_dict(state["ledger"])
+
+    # -- warm start -------------------------------------------------------------------------------------------------
+
+    def _warm_start(self, resumed: int | None) -> None:
+        """Supervised steps on worked solutions, numbered ``1 - num_steps .. 0`` so that training begins at 1."""
+        section = self.recipe.warm_start
+        if section.num_steps == 0:
+            return
+        updater = self._supervised_updater()
+        done = 0
+        if resumed is not None:
+            self._restore(resumed, updater.guarded.optimizer)
+            done = resumed + section.num_steps
+        loaded, model = self.bench.loaded, self.recipe.model
+        problems = [problem for task in self.tasks for problem in task.train]
+        stream = Curriculum(problems, completion_seed(self.recipe.run.seed, "warm start"))
+        self.display.begin_phase("warm start", section.num_steps, done=done)
+        with self._saved_when_interrupted(updater.guarded.optimizer):
+            for index in range(done, section.num_steps):
+                with self.ledger.phase("warm_start"):
+                    batch = stream.next(index, section.batch_size)
+                    values = updater.step(index, [demonstration(loaded, p, model.chat, model.system) for p in batch])
+                self.step = index + 1 - section.num_steps
+                if self._good_enough(index + 1, values):
+                    break
+                if (index + 1) % self.recipe.train.checkpoint_every == 0 and self.step < 0:
+                    self._save(updater.guarded.optimizer)
+                self.interrupt.check()
+        self.step = 0
+        self.display.end_phase()
+
+    def _good_enough(self, num_done: int, values: dict[str, float]) -> bool:
+        """Log a warm-start step, after a look at the held-out problems when it is time for one."""
+        section = self.recipe.warm_start
+        check = section.stop_at < 1 and num_done % section.eval_every == 0 and num_done < section.num_steps
+        if check:
+            values = values | self._evaluate_some()
+        self._log(self.step, values)
+        return check and values["eval/pass@1"] >= section.stop_at
+
+    def _supervised_updater(self) -> SupervisedUpdater:
+        section, train = self.recipe.warm_start, self.recipe.train
+        optimizer = torch.optim.AdamW(self.bench.loaded.model.parameters(), lr=section.lr, weight_decay=0.0, fused=True)
+        return SupervisedUpdater(
+            policy=Policy(self.bench.loaded, temperature=1.0, shared_prompt=False),
+            guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
+            schedule=Schedule(section.lr, section.num_steps, "cosine", warmup_steps=min(20, section.num_steps)),
+            tokens_per_microbatch=train.tokens_per_microbatch,
+        )
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, num_problems: int, num_samples: int, greedy: bool) -> tuple[Evaluation, list[Group]]:
+        prompts = [self.bench.prompt(problem) for problem in self.heldout[:num_problems]]
+        settings = SamplingSettings(temperature=self.recipe.rollout.temperature)
+        seed = completion_seed(self.recipe.run.seed, "evaluation")
+        with self.ledger.phase("eval"):
+            result = evaluate(self.bench.engine, self.pool, prompts, num_samples, settings, seed=seed, greedy=greedy)
+        self.ledger.charge_rollout("eval", self.bench.loaded, self.bench.engine.take_counts())
+        return result
+
+    def _evaluate_some(self) -> dict[str, float]:
+        """The periodic check on the first held-out problems."""
+        section = self.recipe.eval
+        evaluation, groups = self._evaluate(section.num_problems, section.samples_per_problem, greedy=False)
+        self._record("during", evaluation, groups)
+        return evaluation.metrics()
+
+    def _evaluate_all(self, phase: str) -> Evaluation:
+        """All held-out problems, several samples each; results of an earlier session are read back, not repeated."""
+        stored = self.recorded(phase)
+        if stored is not None and len(stored.results) == len(self.heldout):
+            return stored
+        self.display.note(f"evaluating {phase} training on {len(self.heldout)} held-out problems")
+        evaluation, groups = self._evaluate(len(self.heldout), self.recipe.eval.final_samples, greedy=True)
+        self._record(phase, evaluation, groups)
+        return evaluation
+
+    def recorded(self, phase: str) -> Evaluation | None:
+        """What the folder already knows of a phase's evaluation."""
+        rows = [row for row in self.folder.read(self.folder.evals) if row["phase"] == phase]
+        return evaluation_from_rows(rows) if rows else None
+
+    def _record(self, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
+        if not self.runtime.is_main:
+            return
+        self.folder.append(self.folder.evals, eval_rows(self.step, phase, evaluation))
+        shown = groups[: self.recipe.eval.num_transcripts]
+        self.folder.append(self.folder.transcripts, transcript_rows(self.step, phase, shown))

@@ -1,0 +1,165 @@
+"""One update phase: a verified batch in, changed weights out.
+
+    groups -> advantages -> minibatches -> (log-probs -> loss -> backward) per micro-batch -> clip -> optimizer step
+
+The anchor ``logp_old`` stays fixed over all updates of the phase. Normalisation is global over each optimizer step.
+A step whose loss or gradient is not finite is skipped and counted; nothing of it reaches the weights.
+
+Left out: where the groups came from, and what is logged about them (``train.diagnostics``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heliostat.objectives import Objective
+from heliostat.optim import Schedule
+from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.packing import Row, microbatches, rows_of, token_batch
+from heliostat.train.policy import Policy
+from heliostat.train.runtime import Runtime
+from heliostat.types import Batch, Group, Mean, TrainingGroup
+
+
+@dataclass(slots=True)
+class UpdateCounts:
+    """What the phase really computed: exact, so the ledger and the tests can rely on it."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_attended: int = 0
+    completion_attended: int = 0
+    dropped_groups: int = 0
+
+
+@dataclass(slots=True)
+class UpdateReport:
+    """What one phase did."""
+
+    means: dict[str, Mean] = field(default_factory=dict)
+    counts: UpdateCounts = field(default_factory=UpdateCounts)
+    bad_steps: int = 0
+    max_sampler_gap: float = 0.0
+    lr: float = 0.0
+
+    def add(self, key: str, mean: Mean) -> None:
+        self.means[key] = self.means[key] + mean if key in self.means else mean
+
+
+def make_batch(objective: Objective, groups: Sequence[Group]) -> Batch:
+    """Each group's rewards turned into the objective's advantages."""
+    return Batch(
+        tuple(
+            TrainingGroup(group, objective.advantages(torch.tensor(group.rewards, dtype=torch.float32)))
+            for group in groups
+        )
+    )
+
+
+@dataclass(slots=True)
+class Updater:
+    """Applies an objective to batches with one optimizer."""
+
+    policy: Policy
+    objective: Objective
+    guarded: GuardedStep
+    schedule: Schedule
+    runtime: Runtime
+    tokens_per_microbatch: int
+    drop_zero_signal: bool
+    anchor_from_sampler: bool
+
+    def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
+        """Make ``num_updates`` optimizer steps on one batch of rollouts.
+
+        Args:
+            first_update: index of the phase's first optimizer step in the run, for the learning-rate schedule.
+            seed: decides which groups meet in which update.
+
+        Raises:
+            TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
+        """
+        report = UpdateReport()
+        order = np.random.default_rng(seed).permutation(len(batch.groups))
+        minibatches = batch.minibatches(num_updates, [int(index) for index in order])
+        # The first update's anchor is the policy itself; later ones need the numbers from before the first step.
+        anchored = [minibatches[0]] + [self._with_anchor(later, report) for later in minibatches[1:]]
+        for index, minibatch in enumerate(anchored):
+            report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index)
+            self._step(minibatch, first=index == 0, report=report)
+        return report
+
+    def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
+        """Fill in ``logp_old``: the sampler's own numbers where they are the trainer's, else one forward pass."""
+        if self.anchor_from_sampler:
+            olds = [
+                tuple(torch.from_numpy(completion.logp_gen) for completion in group.group.completions)
+                for group in batch.groups
+            ]
+            return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, olds, strict=True)))
+        rows = rows_of(batch.groups)
+        by_row: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for part in microbatches(rows, self.tokens_per_microbatch, self.policy.shared_prompt):
+                logp = self.policy.log_probs(part).cpu()
+                _count(report.counts, part, self.policy.shared_prompt)
+                for row, piece in zip(part, logp.split([row.num_tokens for row in part]), strict=True):
+                    by_row[id(row)] = piece
+        pieces = iter(rows)
+        return Batch(
+            tuple(
+                dataclasses.replace(g, logp_old=tuple(by_row[id(next(pieces))] for _ in g.group.completions))
+                for g in batch.groups
+            )
+        )
+
+    def _step(self, batch: Batch, *, first: bool, report: UpdateReport) -> None:
+        """One optimizer step, or a counted skip."""
+        lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
+        normalizer = self.objective.normalizer(torch.tensor(lengths))
+        normalizer = self.runtime.sum({"normalizer": normalizer})["normalizer"]
+        groups = batch.groups
+        if self.drop_zero_signal and self.objective.zero_signal_is_free(first):
+            groups = tuple(group for group in groups if group.has_signal)
+            report.counts.dropped_groups += len(batch.groups) - len(groups)
+        self.guarded.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for part in microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.shared_prompt):
+            total += self._backward(part, normalizer, first, report)
+        norm = self.guarded.apply(total)
+        if norm is None:
+            report.bad_steps += 1
+            return
+        report.add("loss/objective", Mean(total, 1))
+        report.add("optim/grad_norm", Mean(norm, 1))
+
+    def _backward(self, part: Sequence[Row], normalizer: float, first: bool, report: UpdateReport) -> float:
+        logp_new = self.policy.log_probs(part)
+        _count(report.counts, part, self.policy.shared_prompt)
+        tokens = token_batch(part, logp_new)
+        if first:
+            gap = (tokens.logp_gen - logp_new.detach()).abs().max()
+            report.max_sampler_gap = max(report.max_sampler_gap, float(gap))
+        output = self.objective.loss(logp_new, tokens, normalizer)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        for key, mean in output.metrics.items():
+            report.add(key, mean)
+        return float(output.loss.detach())
+
+
+def _count(counts: UpdateCounts, part: Sequence[Row], shared_prompt: bool) -> None:
+    contexts = [row.context_length for row in part]
+    if shared_prompt:
+        contexts = list({row.group: row.context_length for row in part}.values())
+    counts.rows += len(part)
+    counts.prompt_tokens += sum(contexts)
+    counts.prompt_attended += sum(length * (length + 1) // 2 for length in contexts)
+    counts.completion_tokens += sum(row.num_tokens for row in part)
+    counts.completion_attended += sum(row.num_tokens * row.context_length + row.num_tokens**2 // 2 for row in part)
