@@ -10,7 +10,7 @@ Left out: sampling (``rollout``) and training (``train``).
 from heliostat.models.encoding import decode, encode_problem, encode_solution
 from heliostat.models.flops import BACKWARD_COST, forward_flops
 from heliostat.models.head import Head, completion_head
-from heliostat.models.load import BUILT_IN, load_model
+from heliostat.models.load import load_model
 from heliostat.models.loaded import LoadedModel
 from heliostat.models.probes import cache_kind
 from heliostat.models.saving import model_fingerprint, save_model, tokenizer_fingerprint
@@ -18,7 +18,6 @@ from heliostat.models.tiny import TinyShape
 
 __all__ = [
     "BACKWARD_COST",
-    "BUILT_IN",
     "Head",
     "LoadedModel",
     "TinyShape",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from heliostat.config import ConfigError, ModelSection
-from heliostat.models.loaded import LoadedModel, assemble, without_progress_bars
+from heliostat.config import ConfigError, ModelSection, nearest
+from heliostat.models.loaded import BUILT_IN_NAMES, LoadedModel, assemble, without_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,6 +83,9 @@ def _locate(path: str) -> tuple[str, bool]:
         raise ConfigError(f"model.path '{path}' is a file; give the folder that holds config.json and the weights")
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(f"model.path '{path}': no such folder")
+    # Old hub ids have no owner ("gpt2"), but a near miss of a built-in name is a typing error, not worth a request.
+    if "/" not in path and (hint := nearest(path, BUILT_IN_NAMES)):
+        raise ConfigError(f"model.path '{path}' is neither a built-in model nor an existing folder{hint}")
     return path, False
 
 
@@ -93,10 +96,13 @@ def _first_line(error: Exception) -> str:
 def _unreachable(name: str, error: Exception) -> ConfigError:
     import huggingface_hub
 
-    offline = "HF_HUB_OFFLINE is set and it is not in the local cache" if huggingface_hub.is_offline_mode() else ""
+    if huggingface_hub.is_offline_mode():
+        reason = "HF_HUB_OFFLINE is set and it is not in the local cache"
+    else:
+        reason = f"{_first_line(error)} (HF_HUB_OFFLINE=1 skips the attempts)"
     return ConfigError(
-        f"model.path '{name}' is neither a built-in model ('tiny', 'smollm2-135m') nor an existing folder, and could "
-        f"not be read from the Hugging Face hub: {offline or _first_line(error)}"
+        f"model.path '{name}' is neither a built-in model ({', '.join(BUILT_IN_NAMES)}) nor an existing folder, and "
+        f"could not be read from the Hugging Face hub: {reason}"
     )
 
 

@@ -11,14 +11,13 @@ import torch
 
 from heliostat.config import ModelSection
 from heliostat.models.hub import load_pretrained, refuse_settings
-from heliostat.models.loaded import LoadedModel
-from heliostat.models.smollm2 import NAME as SMOLLM2
+from heliostat.models.loaded import SMOLLM2, TINY, LoadedModel
 from heliostat.models.smollm2 import load_smollm2
 from heliostat.models.tiny import load_tiny
 
 Loader = Callable[[ModelSection, int, torch.device], LoadedModel]
 
-BUILT_IN: dict[str, Loader] = {"tiny": load_tiny, SMOLLM2: load_smollm2}
+BUILT_IN: dict[str, Loader] = {TINY: load_tiny, SMOLLM2: load_smollm2}
 
 
 def load_model(section: ModelSection, seed: int, device: torch.device | None = None) -> LoadedModel:

@@ -20,6 +20,10 @@ from heliostat.models.probes import CacheKind, cache_kind, check_causal, num_emb
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# Names in a recipe that win over folders and hub ids.
+TINY, SMOLLM2 = "tiny", "smollm2-135m"
+BUILT_IN_NAMES = (TINY, SMOLLM2)
+
 # Recurrent models declare no context window; this many tokens stands for "no limit".
 UNLIMITED_CONTEXT = 2**20
 

