@@ -65,7 +65,7 @@ def _eval(parser: ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help=f"{_MODEL}; two are compared problem by problem")
     parser.add_argument("--recipe", metavar="RECIPE", required=True, help=f"whose tasks to solve: {_RECIPE}")
     parser.add_argument("--samples", metavar="N", type=_count, help="completions per problem (default: the recipe's)")
-    parser.add_argument("--problems", metavar="N", type=_count, help="held-out problems per task (default: all)")
+    parser.add_argument("--problems", metavar="N", type=_count, help="held-out problems (default: all)")
     parser.add_argument("--greedy", action="store_true", help="also decode every problem greedily")
     parser.add_argument(
         "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
@@ -135,7 +135,7 @@ _TASK_COMMANDS = (
     (
         "audit",
         Command(
-            "try oracle answers, junk and copied prompts on a task's verifier: can its reward be hacked?",
+            "try right answers and junk on a task's verifiers; exit code 1 if its reward can be hacked",
             commands.audit_task,
             _audit,
             usage=f"NAME [--seed N] {_TASK_SETTINGS}",

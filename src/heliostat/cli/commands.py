@@ -5,9 +5,18 @@ Left out: reading arguments (``parser``), how results look (``tables``), and err
 
 from __future__ import annotations
 
-import json
+import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heliostat.config import Recipe
+    from heliostat.rollout import SamplingSettings
+    from heliostat.train import RunResult
+
+NUM_SHOWN_TRANSCRIPTS = 3
+NUM_AUDITED_PROBLEMS = 20
 
 
 def train(args: Namespace) -> int:
@@ -17,7 +26,7 @@ def train(args: Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     from heliostat.train import run_recipe
 
-    return run_recipe(recipe, args.run_dir, Path(args.recipe).stem).exit_code
+    return _conclude(run_recipe(recipe, args.run_dir, Path(args.recipe).stem))
 
 
 def sft(args: Namespace) -> int:
@@ -29,7 +38,21 @@ def sft(args: Namespace) -> int:
         raise FileNotFoundError(f"there is no data file {args.data}")
     from heliostat.train import run_sft
 
-    return run_sft(recipe, args.data, args.run_dir, Path(args.recipe).stem).exit_code
+    return _conclude(run_sft(recipe, args.data, args.run_dir, Path(args.recipe).stem))
+
+
+def _conclude(result: RunResult) -> int:
+    """Make the run's page, say how it ended and where everything is."""
+    from heliostat.cli.tables import print_outcome
+    from heliostat.report import write_report
+    from heliostat.tracking import read_metrics
+
+    page = write_report([result.folder], None)
+    rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
+    print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], page)
+    if result.reason:
+        print(f"heliostat: {result.status}: {result.reason}", file=sys.stderr)
+    return result.exit_code
 
 
 def evaluate(args: Namespace) -> int:
@@ -45,16 +68,24 @@ def evaluate(args: Namespace) -> int:
     report = run_eval(
         args.models,
         recipe,
-        num_samples=args.samples,
         num_problems=args.problems,
+        num_samples=args.samples,
         greedy=args.greedy,
-        temperature=args.temperature,
-        top_p=args.top_p,
+        settings=_sampling(recipe, args.temperature, args.top_p),
     )
     print_evaluations(report)
     if args.json is not None:
-        args.json.write_text(json.dumps(report.summary(), indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(report.to_json() + "\n", encoding="utf-8")
     return 0
+
+
+def _sampling(recipe: Recipe, temperature: float | None, top_p: float | None = None) -> SamplingSettings:
+    from heliostat.rollout import SamplingSettings
+
+    return SamplingSettings(
+        temperature=recipe.rollout.temperature if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+    )
 
 
 def sample(args: Namespace) -> int:
@@ -67,7 +98,8 @@ def sample(args: Namespace) -> int:
     from heliostat.cli.tables import print_completions
     from heliostat.train import run_sample
 
-    print_completions(run_sample(args.model, recipe, prompt=args.prompt, num=args.num, temperature=args.temperature))
+    settings = _sampling(recipe, args.temperature)
+    print_completions(run_sample(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings))
     return 0
 
 
@@ -84,9 +116,10 @@ def report(args: Namespace) -> int:
 
 def list_tasks(args: Namespace) -> int:
     """``heliostat tasks list``."""
+    from heliostat.cli.tables import print_lines
     from heliostat.tasks import list_tasks
 
-    print(list_tasks())
+    print_lines("task", list_tasks() | {"file": "your own problems: --task.path, --task.verifiers"})
     return 0
 
 
@@ -99,27 +132,30 @@ def show_task(args: Namespace) -> int:
 
 
 def audit_task(args: Namespace) -> int:
-    """``heliostat tasks audit``: can the reward be had without solving anything?"""
+    """``heliostat tasks audit``: exit code 1 where some reward can be had without solving anything."""
     from heliostat.config import build_recipe, load_recipe, recipe_names
 
     if args.name in recipe_names() or args.name.endswith(".toml"):
         recipe = load_recipe(args.name, args.overrides)
     else:
-        recipe = build_recipe({"task.name": args.name}, args.overrides)
+        few = {"task.num_train": NUM_AUDITED_PROBLEMS, "task.num_heldout": 1}  # some take a second each to make
+        recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
     from heliostat.tasks import audit, load_task
 
-    for section in recipe.task:
-        print(audit(load_task(section, args.seed)))
-    return 0
+    reports = [audit(load_task(section, args.seed)) for section in recipe.task]
+    for report in reports:
+        print(report.format())
+    return 1 if any(report.hackable for report in reports) else 0
 
 
 def recipes(args: Namespace) -> int:
     """``heliostat recipes``: the list, or one recipe's text."""
-    from heliostat.cli.tables import print_recipes
+    from heliostat.cli.tables import print_lines
     from heliostat.config import recipe_names, recipe_text
 
     if args.name is None:
-        print_recipes({name: recipe_text(name) for name in recipe_names()})
+        summaries = {name: recipe_text(name).partition("\n")[0].removeprefix("#").strip() for name in recipe_names()}
+        print_lines("recipe", summaries)
     else:
         print(recipe_text(args.name), end="")
     return 0

@@ -20,10 +20,15 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises instead of ending the process, and accepts no abbreviated options."""
+    """An argument parser that raises instead of ending the process, and accepts no abbreviated options.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options, formatter_class=_Formatter, allow_abbrev=False)
+    Args:
+        explains_settings: the help also lists every recipe setting; the list is made when somebody asks for it.
+    """
+
+    def __init__(self, *args: Any, explains_settings: bool = False, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Formatter, "allow_abbrev": False, **options})
+        self._must_list_settings = explains_settings
         # read from the raw arguments by ``entry.main``, so that it works for errors of this very parser too
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
 
@@ -31,16 +36,10 @@ class Parser(argparse.ArgumentParser):
         """Refuse the command line."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
-
-class SettingsParser(Parser):
-    """A parser whose help also lists every recipe setting; the list is made when somebody asks for it."""
-
-    _listed = False
-
     def format_help(self) -> str:
         """The help text, with settings grouped by section."""
-        if not self._listed:
-            self._listed = True
+        if self._must_list_settings:
+            self._must_list_settings = False
             self._list_settings()
         return super().format_help()
 
@@ -98,26 +97,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_commands(parser: Parser, prefix: str, commands: Mapping[str, Command]) -> None:
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_parser_of)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for name, command in commands.items():
         path = f"{prefix} {name}".strip()
         child = subparsers.add_parser(
             name,
             prog=f"heliostat {path}",
             help=command.summary,
-            description=f"{command.summary[0].upper()}{command.summary[1:]}.".replace("?.", "?"),
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
             usage=f"heliostat {path} {command.usage}" if command.usage else None,
             epilog=None if command.explains_settings or not command.sections else _SETTINGS_ELSEWHERE,
-            command=command,
+            explains_settings=command.explains_settings,
         )
         child.set_defaults(spoken_by=child, definition=command)
         command.add_arguments(child)
         if command.subcommands:
             _add_commands(child, path, dict(command.subcommands))
-
-
-def _parser_of(*, command: Command, **options: Any) -> Parser:
-    return (SettingsParser if command.explains_settings else Parser)(**options)
 
 
 def _take_settings(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -6,7 +6,8 @@ Left out: where the numbers come from, and the live display of a run (``train.pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -15,24 +16,31 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from heliostat.tracking import Metric
-    from heliostat.train import EvalReport, Evaluation
+    from heliostat.train import EvalReport, Evaluation, RunResult
     from heliostat.types import Group
 
 PLAIN_WIDTH = 200  # columns where nobody has a terminal to say how many there are
 
 
-def console() -> Console:
+class Page(Console):
     """The terminal, or a wide plain page where there is none."""
-    terminal = Console(highlight=False, soft_wrap=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+        if not self.is_terminal:
+            self.width = PLAIN_WIDTH
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to ``entry.main``; rich itself would end the process as if something had failed."""
+        raise BrokenPipeError
 
 
-def print_recipes(texts: Mapping[str, str]) -> None:
-    """Names of recipes with the comment that each begins with."""
-    table = _table("recipe", "what it does")
-    for name, text in texts.items():
-        table.add_row(name, text.partition("\n")[0].removeprefix("#").strip())
-    console().print(table)
+def print_lines(what: str, lines: Mapping[str, str]) -> None:
+    """Names, each with one line about it."""
+    table = _table(what, "")
+    for name, line in lines.items():
+        table.add_row(name, Text(line))
+    Page().print(table)
 
 
 def print_metrics(metrics: Mapping[str, Metric]) -> None:
@@ -40,37 +48,68 @@ def print_metrics(metrics: Mapping[str, Metric]) -> None:
     table = _table("metric", "unit", "meaning")
     for key, metric in metrics.items():
         table.add_row(key, metric.unit, Text(metric.meaning))
-    console().print(table)
+    Page().print(table)
 
 
 def print_evaluations(report: EvalReport) -> None:
     """One row per model and task with 95% intervals over problems, and the paired difference of two models."""
-    shared = min((evaluation.ks[-1] for evaluation in report.evaluations), default=1)
-    greedy = any(evaluation.greedy is not None for evaluation in report.evaluations)
-    columns = ["model", "task", "problems", "pass@1 [95%]", f"pass@{shared}", "mean reward", "greedy"]
-    table = _table(*columns[: 7 if greedy else 6])
+    k = min(evaluation.ks[-1] for evaluation in report.evaluations)
+    table = _table("model", "task", "problems", "pass@1 [95%]", f"pass@{k}", "mean reward", "greedy")
     for model, evaluation in zip(report.models, report.evaluations, strict=True):
         parts = evaluation.by_task()
-        rows = parts | {"all": evaluation} if len(parts) > 1 else parts
-        for task, part in rows.items():
-            table.add_row(model, task, *_evaluation_cells(part, shared)[: 5 if greedy else 4])
-    console().print(table)
+        for task, part in (parts | {"all": evaluation} if len(parts) > 1 else parts).items():
+            table.add_row(*map(Text, (model, task, *_cells(part, k))))
+    page = Page()
+    page.print(table)
+    if (pair := report.comparison) is not None:
+        low, high = pair.ci95
+        page.print(
+            f"second minus first on {pair.num_problems} shared problems: {pair.difference:+.1%} pass@1, 95% interval "
+            f"[{low:+.1%}, {high:+.1%}]: " + ("they differ" if pair.significant else "no difference shown"),
+            markup=False,
+        )
 
 
-def _evaluation_cells(evaluation: Evaluation, k: int) -> list[str]:
-    low, high = evaluation.ci95
+def _cells(evaluation: Evaluation, k: int) -> list[str]:
+    greedy = "-" if evaluation.greedy is None else f"{evaluation.greedy:.1%}"
     return [
         str(len(evaluation.results)),
-        f"{evaluation.pass_at_1:.1%} [{low:.1%}, {high:.1%}]",
+        _with_interval(evaluation),
         f"{evaluation.pass_at(k):.1%}",
         f"{evaluation.mean_reward:.3f}",
-        "" if evaluation.greedy is None else f"{evaluation.greedy:.1%}",
+        greedy,
     ]
+
+
+def _with_interval(evaluation: Evaluation) -> str:
+    low, high = evaluation.ci95
+    return f"{evaluation.pass_at_1:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], report: Path) -> None:
+    """What a run achieved, a few of its final completions, and where its files are."""
+    page = Page()
+    for row in transcripts:
+        mark = "solved" if row["success"] else "not solved"
+        page.print(Text(f"\n{row['prompt']}", style="bold"))
+        page.print(Text(row["completion"]))
+        page.print(Text(f"({mark}; answer: {row['answer']})", style="dim"))
+    lines = {
+        "held-out pass@1 before": result.before and _with_interval(result.before),
+        "held-out pass@1 after": result.after and _with_interval(result.after),
+        "run folder": str(result.folder),
+        "report": str(report),
+        "model": str(result.folder / "model") if result.after else None,
+    }
+    page.print()
+    for what, value in lines.items():
+        if value:
+            page.print(f"{what:<24}{value}", markup=False, soft_wrap=True)
 
 
 def print_completions(groups: Sequence[Group]) -> None:
     """Prompts, each followed by its completions as they were sampled; model text is never read as markup."""
-    page = console()
+    page = Page()
     for group in groups:
         page.print(Text(group.prompt.problem.question, style="bold"))
         for number, completion in enumerate(group.completions):

@@ -1,0 +1,246 @@
+"""Every command hands over exactly what was asked for, with the rooms behind it replaced at the boundary."""
+
+import inspect
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from heliostat.cli import main
+from heliostat.config import load_recipe
+from heliostat.tracking import METRICS
+
+
+def finished(folder, status="finished", code=0, reason=""):
+    return SimpleNamespace(folder=folder, status=status, reason=reason, exit_code=code, before=None, after=None)
+
+
+@pytest.fixture
+def pages(room, tmp_path):
+    room("heliostat.report", write_report=lambda runs, output: tmp_path / "report.html")
+    return tmp_path / "report.html"
+
+
+def test_train_resolves_the_recipe_and_says_where_things_are(room, pages, tmp_path, capsys):
+    calls = room("heliostat.train", run_recipe=finished(tmp_path))
+    assert main(["train", "--train.num_steps", "3", "demo", "--run", str(tmp_path / "r"), "--objective.tau=.5"]) == 0
+    call, page = calls
+    assert call.args == (load_recipe("demo", {"train.num_steps": 3, "objective.tau": 0.5}), tmp_path / "r", "demo")
+    assert page.args == ([tmp_path], None)
+    printed = capsys.readouterr().out
+    assert str(tmp_path) in printed
+    assert str(pages) in printed
+
+
+def test_train_with_a_file_names_the_run_after_it(room, pages, tmp_path):
+    calls = room("heliostat.train", run_recipe=finished(tmp_path))
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('extends = "demo"\n')
+    assert main(["train", str(recipe)]) == 0
+    assert calls[0].args == (load_recipe("demo"), None, "mine")
+
+
+@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), ("interrupted", 130)])
+def test_the_runs_exit_code_is_the_commands(room, pages, tmp_path, capsys, status, code):
+    reason = "" if code == 0 else "three steps in a row were not finite"
+    room("heliostat.train", run_recipe=finished(tmp_path, status, code, reason))
+    assert main(["train", "demo"]) == code
+    assert capsys.readouterr().err == (f"heliostat: {status}: {reason}\n" if reason else "")
+
+
+def test_train_prints_what_was_won_and_shows_final_transcripts(room, pages, tmp_path, capsys):
+    rows = [
+        {"step": step, "phase": phase, "prompt": f"{phase} {step}", "completion": "[red]5[/red]", "answer": "5",
+         "success": True}
+        for step, phase in [(0, "before"), (9, "after"), (9, "after"), (9, "after"), (9, "after")]
+    ]  # fmt: skip
+    (tmp_path / "transcripts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = finished(tmp_path)
+    result.before = SimpleNamespace(pass_at_1=0.25, ci95=(0.2, 0.31))
+    result.after = SimpleNamespace(pass_at_1=0.875, ci95=(0.8, 0.9))
+    room("heliostat.train", run_recipe=result)
+    assert main(["train", "demo"]) == 0
+    printed = capsys.readouterr().out
+    assert "before  25.0% [20.0%, 31.0%]" in printed
+    assert "after   87.5% [80.0%, 90.0%]" in printed
+    assert printed.count("[red]5[/red]") == printed.count("after 9") == 3, "model text is not markup"
+    assert "before 0" not in printed
+    assert str(tmp_path / "model") in printed
+
+
+def test_sft_hands_over_its_rows(room, pages, tmp_path):
+    calls = room("heliostat.train", run_sft=finished(tmp_path))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}\n")
+    assert main(["sft", "demo", "--data", str(data), "--warm_start.num_steps", "2"]) == 0
+    assert main(["sft", "demo"]) == 0
+    recipe = load_recipe("demo", {"warm_start.num_steps": 2})
+    assert [call.args for call in calls if call.name == "run_sft"] == [
+        (recipe, data, None, "demo"),
+        (load_recipe("demo"), None, None, "demo"),
+    ]
+
+
+def evaluation(rate):
+    return SimpleNamespace(
+        pass_at_1=rate, ci95=(rate - 0.1, rate + 0.1), ks=[1, 2, 4], pass_at=lambda k: rate + k / 100, mean_reward=rate,
+        greedy=None, results=[None] * 50, by_task=lambda: {"[a]": SimpleNamespace(**vars(evaluation_part(rate)))},
+    )  # fmt: skip
+
+
+def evaluation_part(rate):
+    return SimpleNamespace(
+        pass_at_1=rate, ci95=(rate - 0.1, rate + 0.1), pass_at=lambda k: rate + k / 100, mean_reward=rate, greedy=0.5,
+        results=[None] * 50,
+    )  # fmt: skip
+
+
+def test_eval_prints_intervals_and_the_paired_difference(room, tmp_path, capsys):
+    pair = SimpleNamespace(difference=0.3, ci95=(0.2, 0.4), num_problems=50, significant=True)
+    report = SimpleNamespace(
+        models=("a", "b"), evaluations=(evaluation(0.2), evaluation(0.5)), comparison=pair, to_json=lambda: '{"x": 1}'
+    )
+    calls = room("heliostat.train", run_eval=report)
+    room("heliostat.rollout", SamplingSettings=lambda **options: options)
+    out = tmp_path / "numbers.json"
+    arguments = ["--samples", "4", "--problems", "50", "--greedy", "--temperature", "0.5", "--top-p", "0.9"]
+    assert main(["eval", "a", "b", "--recipe", "demo", *arguments, "--json", str(out), "--run.seed=3"]) == 0
+    call = next(call for call in calls if call.name == "run_eval")
+    assert call.args == (["a", "b"], load_recipe("demo", {"run.seed": 3}))
+    assert call.options == {
+        "num_problems": 50,
+        "num_samples": 4,
+        "greedy": True,
+        "settings": {"temperature": 0.5, "top_p": 0.9},
+    }
+    printed = capsys.readouterr().out
+    assert "20.0% [10.0%, 30.0%]" in printed
+    assert "pass@4" in printed
+    assert "24.0%" in printed
+    assert "[a]" in printed
+    assert "+30.0% pass@1, 95% interval [+20.0%, +40.0%]: they differ" in printed
+    assert json.loads(out.read_text()) == {"x": 1}
+
+
+def test_eval_defaults_are_the_recipes(room):
+    calls = room(
+        "heliostat.train", run_eval=SimpleNamespace(models=("a",), evaluations=(evaluation(0.5),), comparison=None)
+    )
+    room("heliostat.rollout", SamplingSettings=lambda **options: options)
+    assert main(["eval", "a", "--recipe", "demo", "--rollout.temperature", "0.7"]) == 0
+    call = next(call for call in calls if call.name == "run_eval")
+    settings = {"temperature": 0.7, "top_p": 1.0}
+    assert call.options == {"num_problems": None, "num_samples": None, "greedy": False, "settings": settings}
+
+
+def group(question, *texts):
+    completions = [SimpleNamespace(token_ids=(1, 2), stop_reason="eos", text=text) for text in texts]
+    prompt = SimpleNamespace(problem=SimpleNamespace(question=question))
+    return SimpleNamespace(prompt=prompt, completions=completions, verdicts=())
+
+
+def test_sample_prints_completions_as_they_are(room, capsys):
+    calls = room("heliostat.train", run_sample=[group("1+1?", "[bold]2[/bold]", "3")])
+    room("heliostat.rollout", SamplingSettings=lambda **options: options)
+    assert main(["sample", "tiny", "--prompt", "1+1?", "-n", "2", "--temperature", "0.5"]) == 0
+    call = next(call for call in calls if call.name == "run_sample")
+    assert call.args[0] == "tiny"
+    assert call.options == {
+        "prompt": "1+1?",
+        "num_samples": 2,
+        "settings": {"temperature": 0.5, "top_p": 1.0},
+    }
+    printed = capsys.readouterr().out
+    assert "1+1?" in printed
+    assert "[bold]2[/bold]" in printed
+    assert "2 tokens, eos" in printed
+
+
+def test_sample_needs_something_to_complete(capsys):
+    assert main(["sample", "tiny"]) == 2
+    assert "--prompt TEXT, or --recipe RECIPE" in capsys.readouterr().err
+
+
+def test_report_prints_the_page(room, tmp_path, capsys):
+    calls = room("heliostat.report", write_report=lambda runs, output: output)
+    (tmp_path / "a").mkdir()
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "a"), "-o", str(page)]) == 0
+    assert calls[0].args == ([tmp_path / "a", tmp_path / "a"], page)
+    assert capsys.readouterr().out == f"{page}\n"
+    assert main(["report", str(tmp_path / "b")]) == 2
+    assert capsys.readouterr().err == f"heliostat: there is no run folder {tmp_path / 'b'}\n"
+
+
+def test_tasks_list_and_show(room, capsys):
+    room("heliostat.tasks", list_tasks={"reasoning-gym/x": "about [x]"}, show_task=lambda name: f"shown {name}")
+    assert main(["tasks", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "about [x]" in listed
+    assert "reasoning-gym/x" in listed
+    assert main(["tasks", "show", "reasoning-gym/x"]) == 0
+    assert capsys.readouterr().out == "shown reasoning-gym/x\n"
+
+
+@pytest.mark.parametrize(("hackable", "code"), [(False, 0), (True, 1)])
+def test_audit_exits_by_its_verdict(room, capsys, hackable, code):
+    report = SimpleNamespace(hackable=hackable, format=lambda: "the audit")
+    calls = room("heliostat.tasks", load_task=lambda section, seed: (section, seed), audit=report)
+    arguments = ["--task.settings.max_terms", "3", "--seed", "7"]
+    assert main(["tasks", "audit", "reasoning-gym/chain_sum", *arguments]) == code
+    (section, seed) = calls[0].args
+    assert (section.name, section.settings, seed) == ("reasoning-gym/chain_sum", {"settings": {"max_terms": 3}}, 7)
+    assert calls[1].args == (calls[0].args,)
+    assert capsys.readouterr().out == "the audit\n"
+
+
+def test_audit_of_a_recipe_takes_its_tasks(room):
+    calls = room("heliostat.tasks", load_task=None, audit=SimpleNamespace(hackable=False, format=lambda: ""))
+    assert main(["tasks", "audit", "demo"]) == 0
+    assert calls[0].args == (load_recipe("demo").task[0], 0)
+
+
+def test_recipes_are_listed_and_printed(capsys):
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert "smollm2-arithmetic" in listed
+    assert main(["recipes", "demo"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].removeprefix("# ") in listed
+    assert "[model]" in shown
+
+
+def test_metrics_are_all_explained(capsys):
+    assert main(["metrics"]) == 0
+    printed = capsys.readouterr().out
+    assert [key for key in METRICS if key not in printed] == []
+
+
+def test_the_rooms_really_take_these_calls():
+    """The stand-ins above accept anything; the real functions must accept the same arguments."""
+    from heliostat import report, tasks, train
+    from heliostat.rollout import SamplingSettings
+
+    recipe, folder = load_recipe("demo"), Path("x")
+    settings = SamplingSettings(temperature=1.0, top_p=1.0)
+    for function, args, options in [
+        (train.run_recipe, (recipe, None, "demo"), {}),
+        (train.run_sft, (recipe, folder, None, "demo"), {}),
+        (train.run_eval, (["a"], recipe), {"num_problems": 1, "num_samples": 1, "greedy": True, "settings": settings}),
+        (train.run_sample, ("a", recipe), {"prompt": "x", "num_samples": 1, "settings": settings}),
+        (report.write_report, ([folder], None), {}),
+        (tasks.list_tasks, (), {}),
+        (tasks.show_task, ("a",), {}),
+        (tasks.load_task, (recipe.task[0], 0), {}),
+        (tasks.audit, (None,), {}),
+    ]:
+        inspect.signature(function).bind(*args, **options)
+    for attribute in ("folder", "status", "reason", "exit_code", "before", "after"):
+        assert hasattr(train.RunResult, attribute)
+    for attribute in ("models", "evaluations", "comparison", "to_json"):
+        assert hasattr(train.EvalReport, attribute)
+    for attribute in ("pass_at_1", "ci95", "ks", "pass_at", "mean_reward", "greedy", "results", "by_task"):
+        assert hasattr(train.Evaluation, attribute)
+    for attribute in ("hackable", "format"):
+        assert hasattr(tasks.AuditReport, attribute)
