@@ -1,0 +1,137 @@
+"""Tasks from reasoning-gym: any dataset by name, with its own settings and its own scorer.
+
+The library itself runs in another interpreter (``gym_items``), so it costs this process neither memory nor its global
+random state, and the same seed gives the same problems in every process.
+
+Left out: caching. Most datasets make thousands of problems a second, a few need 0.1-2 s for each one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from heliostat.config import ConfigError, TaskSection
+from heliostat.tasks.answers import find_answer
+from heliostat.tasks.processes import Child, start_child
+from heliostat.tasks.settings import TaskSettings, build_verifiers, make_task, render
+from heliostat.tasks.solutions import Writer, find_writer
+from heliostat.tasks.task import Task
+from heliostat.types import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class GymSettings(TaskSettings):
+    """Keys of a ``reasoning-gym/<dataset>`` task.
+
+    Attributes:
+        settings: of the dataset itself.
+        solution: a worked-solution writer's name, ``module:function``, or empty for the bare oracle answer.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    solution: str = ""
+
+
+class _Gym:
+    """The interpreter that holds reasoning-gym, started on the first call."""
+
+    def __init__(self) -> None:
+        self._child: Child | None = None
+        self._lock = threading.Lock()
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Run a function of ``gym_items`` there; its errors are raised here."""
+        with self._lock:
+            try:
+                kind, result = self._ask(function, arguments)
+            except (EOFError, BrokenPipeError, ConnectionResetError):  # it ended after a minute without work
+                self.close()
+                kind, result = self._ask(function, arguments)
+        if not kind:
+            return result
+        raise {"ConfigError": ConfigError, "ValueError": ValueError}.get(kind, RuntimeError)(result)
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def _ask(self, function: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+        if self._child is None:
+            self._child = start_child("heliostat.tasks.gym_items")
+        self._child.connection.send((function, arguments))
+        answer: tuple[str, Any] = self._child.connection.recv()
+        return answer
+
+
+_GYM = _Gym()
+atexit.register(_GYM.close)
+
+
+def list_tasks() -> dict[str, str]:
+    """Every reasoning-gym task's name with one line about it."""
+    catalog: dict[str, str] = _GYM.call("catalog")
+    return {f"reasoning-gym/{name}": line for name, line in catalog.items()}
+
+
+def show_task(name: str) -> str:
+    """What one task is: a line about it, its settings with their defaults, and three example problems.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    dataset = name.removeprefix("reasoning-gym/")
+    headline, settings = _GYM.call("describe", dataset)
+    lines = [f"reasoning-gym/{dataset}", headline, "", "settings:"]
+    lines += [f"  {key} = {default}   ({kind})" for key, kind, default in settings]
+    try:
+        _, examples = _GYM.call("draw", dataset, {}, 0, 0, 3)
+    except ConfigError as error:
+        return "\n".join([*lines, "", f"no examples: {error}"])
+    for number, entry in enumerate(examples, start=1):
+        lines += ["", f"example {number}:", entry["question"], f"answer: {entry['oracle']}"]
+    return "\n".join(lines)
+
+
+def load_gym(section: TaskSection, settings: GymSettings, seed: int) -> Task:
+    """Make a reasoning-gym task; see ``load_task``."""
+    dataset = section.name.partition("/")[2]
+    writer = find_writer(settings.solution, dataset)
+    scorer = {"name": "reasoning-gym"}
+    tables = [
+        {"dataset": dataset, "settings": settings.settings} | table if table.get("name") == "reasoning-gym" else table
+        for table in settings.verifiers or (scorer,)
+    ]
+    verifiers = build_verifiers(tables)
+    answer_after = writer.marker if settings.answer_after is None else settings.answer_after
+    name = settings.label or section.name
+    splits = _GYM.call("draw", dataset, settings.settings, seed, section.num_heldout, section.num_train)
+    heldout, train = (
+        tuple(_problem(entry, name, settings.template, writer, answer_after) for entry in entries) for entries in splits
+    )
+    return make_task(settings, name, (train, heldout), verifiers, answer_after)
+
+
+def _problem(entry: dict[str, Any], task: str, template: str, writer: Writer, answer_after: str) -> Problem:
+    question, oracle = entry["question"], entry["oracle"]
+    columns = {key: entry[key] for key in ("question", "answer", "metadata")}
+    solution = None
+    if oracle is not None:
+        solution = writer.write(question, oracle, columns) + answer_after + oracle
+        if find_answer(solution, answer_after) != oracle.strip():
+            raise ValueError(
+                f"a verifier would not find the answer {oracle!r} in the worked solution {solution!r}; set "
+                "task.answer_after to a marker that the answer does not contain"
+            )
+    return Problem(
+        problem_id=f"{task}/{hashlib.sha256(question.encode()).hexdigest()[:16]}",
+        task=task,
+        prompt=render(template, question),
+        columns=columns,
+        answer=oracle,
+        solution=solution,
+    )

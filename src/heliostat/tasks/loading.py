@@ -1,0 +1,62 @@
+"""From a ``[[task]]`` section of a recipe to a ``Task``: every setting is checked first, then problems are made.
+
+Left out: reasoning-gym (``gym``) and data files (``files``) themselves; each registers one ``Source`` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from heliostat.config import ConfigError, TaskSection, build_checked, nearest
+from heliostat.tasks.files import FileSettings, load_file
+from heliostat.tasks.gym import GymSettings, list_tasks, load_gym
+from heliostat.tasks.settings import check_needs
+from heliostat.tasks.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where problems come from: the keys it understands, and how it makes a task of them."""
+
+    settings: type[Any]
+    load: Callable[[TaskSection, Any, int], Task]
+
+
+SOURCES: dict[str, Source] = {
+    "reasoning-gym": Source(GymSettings, load_gym),
+    "file": Source(FileSettings, load_file),
+}
+
+
+def load_task(section: TaskSection, seed: int) -> Task:
+    """Load a task's problems, split them by ``seed``, and make its verifiers.
+
+    Args:
+        section: a recipe's task section; its keys beyond ``num_train`` and ``num_heldout`` belong to the source.
+        seed: decides which problems are drawn, and which of them are held out.
+
+    Returns:
+        A task with exactly ``num_train`` and ``num_heldout`` problems, no question text in both.
+
+    Raises:
+        ConfigError: a name, key or value is wrong, or a file is missing; before anything expensive happens.
+        ValueError: the data is: a bad row (with its file and line), or too few different problems.
+
+    Limits:
+        The held-out set depends on the source's settings, ``num_heldout`` and ``seed``, never on ``num_train``.
+    """
+    kind, _, dataset = section.name.partition("/")
+    if kind not in SOURCES or bool(dataset) != (kind == "reasoning-gym"):
+        raise ConfigError(_unknown(section.name))
+    source = SOURCES[kind]
+    settings = build_checked(source.settings, section.settings, "task")
+    task = source.load(section, settings, seed)
+    check_needs(task)
+    return task
+
+
+def _unknown(name: str) -> str:
+    choices = [*list_tasks(), "file"]
+    return f"unknown task.name '{name}'{nearest(name, choices)}; it is 'file' or 'reasoning-gym/<dataset>'"

@@ -1,0 +1,98 @@
+"""Answers that nobody should be paid for: the battery that ``audit`` throws at a verifier.
+
+Left out: judging them and drawing conclusions (``auditing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from heliostat.types import Problem
+
+FIXED: dict[str, str] = {
+    "empty": "",
+    "whitespace": " \n\t ",
+    "0": "0",
+    "1": "1",
+    "42": "42",
+    "-1": "-1",
+    "all digits": "0 1 2 3 4 5 6 7 8 9",
+    "0 to 200": " ".join(map(str, range(201))),
+    "yes": "yes",
+    "True": "True",
+    "None": "None",
+    "x": "x",
+    "words": "I do not know the answer to this question.",
+    "very long": "word " * 2000,
+    "code": "__import__('os').system('true')",
+    "huge number": "1e999",
+    "nan": "nan",
+    "LaTeX box": r"\boxed{}",
+    "LaTeX infinity": r"$\infty$",
+    "JSON object": '{"answer": 1, "score": 1.0}',
+    "JSON list": "[]",
+    "full marks": "score: 1.0",
+    "unicode": "\u202e１２３ ∞ 🤖 \u0000 é",
+    "asterisks": ".*",
+}
+"""The same text for every problem, whatever the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One text per problem, under one name. ``None``: this probe does not apply to that problem."""
+
+    name: str
+    texts: tuple[str | None, ...]
+
+
+def oracle_probe(problems: Sequence[Problem]) -> Probe:
+    """The oracle answers themselves."""
+    return Probe("oracle answer", tuple(problem.answer for problem in problems))
+
+
+def fixed_probes(problems: Sequence[Problem], num_borrowed: int) -> list[Probe]:
+    """Fixed texts, and up to ``num_borrowed`` different oracle answers given to every *other* problem."""
+    probes = [Probe(f"fixed: {name}", (text,) * len(problems)) for name, text in FIXED.items()]
+    sources: dict[str, int] = {}
+    for number, problem in enumerate(problems):
+        if problem.answer is not None:
+            sources.setdefault(problem.answer, number)
+    for answer, source in list(sources.items())[:num_borrowed]:
+        texts = tuple(None if number == source else answer for number in range(len(problems)))
+        probes.append(Probe(f"fixed: {_short(answer)} (another's answer)", texts))
+    return probes
+
+
+def containment_probes(problems: Sequence[Problem]) -> list[Probe]:
+    """Texts that contain the oracle answer without committing to it."""
+    answers = [problem.answer for problem in problems]
+    different = [next((other for other in answers if other not in (None, own)), None) for own in answers]
+    shotgun = " ".join(dict.fromkeys(answer for answer in answers if answer is not None))
+    patterns = {
+        "not it, but another": "The answer is not {own} but {other}.",
+        "it, then another": "{own} {other}",
+        "another, then it": "{other} {own}",
+        "all answers at once": "{shotgun}",
+    }
+    return [
+        Probe(
+            f"contains: {name}",
+            tuple(
+                None if own is None or other is None else pattern.format(own=own, other=other, shotgun=shotgun)
+                for own, other in zip(answers, different, strict=True)
+            ),
+        )
+        for name, pattern in patterns.items()
+    ]
+
+
+def copy_probe(problems: Sequence[Problem]) -> Probe:
+    """The question, handed back."""
+    return Probe("copied question", tuple(problem.question for problem in problems))
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 20 else line[:17] + "...")

@@ -1,0 +1,72 @@
+"""Start a fresh Python interpreter that runs one module of this package, with a connection to it.
+
+Not ``multiprocessing``: its spawned children run the user's main script again, which imports torch and, without an
+``if __name__`` guard, starts the whole run once more. Children get a fixed hash seed (reasoning-gym iterates over
+sets of strings, so its problems would differ from process to process), one thread for linear algebra, and a process
+group of their own, so that whatever they start ends with them.
+
+Left out: what is said over the connection (``worker``, ``gym_items``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+_BOOT = (
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "importlib.import_module(sys.argv[2]).main(*map(int, sys.argv[3:]))"
+)
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A running interpreter and the parent's end of the connection to it."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+    def interrupt(self) -> None:
+        """Send the kill to it and to all it started; does not wait, so any thread may call it."""
+        if self.process.returncode is None:  # not waited for yet, so the group's number cannot mean another group
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> int:
+        """End it and all it started, now. Returns its exit code (its own, if it had ended already)."""
+        self.interrupt()
+        code = self.process.wait()
+        self.connection.close()
+        return code
+
+
+def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
+    """Run ``module.main(connection_fd, *inherited_fds)`` in a fresh interpreter.
+
+    The child sees end-of-file on its connection when this process ends, in whatever way.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        fds = (theirs.fileno(), *inherited_fds)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, json.dumps(sys.path), module, *map(str, fds)],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | _ENVIRONMENT,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+    return Child(process, Connection(ours.detach()))

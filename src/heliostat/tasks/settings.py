@@ -1,0 +1,165 @@
+"""The keys of a ``[[task]]`` section, and the objects they make before any problem is loaded.
+
+Left out: the keys of one source (``gym``, ``files``), which extend ``TaskSettings`` there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from heliostat.config import ConfigError, build_checked, nearest
+from heliostat.tasks.task import Task, WeightedVerifier
+from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, parameters, resolve
+from heliostat.types import Message, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """Keys that every source of problems understands.
+
+    Attributes:
+        label: the task's name in results; empty: the source chooses.
+        template: text around the question, with ``{question}`` in it.
+        verifiers: tables with ``name``, and optionally ``weight``, ``sees`` and the verifier's own settings.
+        answer_after: marker before the answer; ``None``: the worked-solution writer's own, if there is one.
+    """
+
+    label: str = ""
+    template: str = "{question}"
+    verifiers: tuple[dict[str, Any], ...] = ()
+    answer_after: str | None = None
+    shaped: bool = False
+    timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    memory_mb: Annotated[int, Field(ge=16)] = 1024
+    num_workers: Annotated[int, Field(ge=1)] = 1
+    on_failure: Literal["zero", "stop"] = "zero"
+
+    def __post_init__(self) -> None:
+        try:
+            fields = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"template {self.template!r} is not a format text: {error}") from None
+        if fields != {"question"}:
+            raise ValueError(f"template {self.template!r} must contain {{question}} and no other field")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _VerifierTable:
+    """The keys that every verifier's table understands."""
+
+    name: str
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    sees: Literal["answer", "completion"] = "answer"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def build_verifiers(tables: Iterable[Mapping[str, Any]]) -> tuple[WeightedVerifier, ...]:
+    """Make a task's verifiers from their tables.
+
+    Raises:
+        ConfigError: a name, key or value is wrong, a name occurs twice, or no verifier has positive weight.
+    """
+    built = tuple(_build_verifier(table) for table in tables)
+    names = [weighted.name for weighted in built]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"task.verifiers names '{name}' twice; scores are kept by name, so use it once")
+    if not any(weighted.weight > 0 for weighted in built):
+        raise ConfigError("task.verifiers needs at least one verifier with a positive weight to decide on success")
+    return built
+
+
+def _build_verifier(table: Mapping[str, Any]) -> WeightedVerifier:
+    if "name" not in table:
+        raise ConfigError(f"every entry of task.verifiers needs a name: one of {', '.join(VERIFIERS)}, module:function")
+    own = {key: value for key, value in table.items() if key in ("name", "weight", "sees")}
+    rest = {key: value for key, value in table.items() if key not in own}
+    checked = build_checked(_VerifierTable, own, "task.verifiers")
+    return WeightedVerifier(checked.name, _make(checked.name, rest), checked.weight, checked.sees)
+
+
+def _make(name: str, settings: dict[str, Any]) -> Verifier:
+    if ":" in name:
+        try:
+            resolve(name)
+        except ValueError as error:
+            raise ConfigError(f"task.verifiers: {error}") from error
+        return Function(path=name, arguments=settings)
+    if name not in VERIFIERS:
+        raise ConfigError(
+            f"unknown verifier '{name}'{nearest(name, VERIFIERS)}; there are: {', '.join(VERIFIERS)}, module:function"
+        )
+    return build_checked(VERIFIERS[name], settings, f"task.verifiers.{name}")
+
+
+def make_task(
+    settings: TaskSettings,
+    name: str,
+    splits: tuple[tuple[Problem, ...], tuple[Problem, ...]],
+    verifiers: tuple[WeightedVerifier, ...],
+    answer_after: str,
+) -> Task:
+    """A task from its (train, held-out) problems and the keys that every source understands."""
+    train, heldout = splits
+    return Task(
+        name=name,
+        train=train,
+        heldout=heldout,
+        verifiers=verifiers,
+        shaped=settings.shaped,
+        answer_after=answer_after,
+        timeout_s=settings.timeout_s,
+        memory_mb=settings.memory_mb,
+        num_workers=settings.num_workers,
+        on_failure=settings.on_failure,
+    )
+
+
+def check_needs(task: Task) -> None:
+    """Refuse a task whose verifiers need what its problems do not have.
+
+    Raises:
+        ConfigError: an oracle answer is missing, or a function has a parameter that no column fills.
+    """
+    problems = task.train + task.heldout
+    for weighted in task.verifiers:
+        if weighted.verifier.needs_answer:
+            for problem in problems:
+                if problem.answer is None:
+                    raise ConfigError(
+                        f"verifier '{weighted.name}' compares with an oracle answer, but problem {problem.problem_id} "
+                        "has none; set task.answer_column, or use a verifier that needs no answer"
+                    )
+        if isinstance(weighted.verifier, Function):
+            _check_parameters(weighted.verifier, problems)
+
+
+def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None:
+    function = resolve(verifier.path)
+    columns = set(problems[0].columns).intersection(*(problem.columns for problem in problems))
+    given = {"prompts", "completions"} | columns | set(verifier.arguments)
+    accepted = parameters(function)
+    if accepted is not None:
+        for key in verifier.arguments:
+            if key not in accepted:
+                raise ConfigError(f"'{verifier.path}' takes no argument '{key}'{nearest(key, accepted)}")
+    declared = inspect.signature(function).parameters.values()
+    for name in (parameter.name for parameter in declared if parameter.default is parameter.empty):
+        if accepted is not None and name not in given:
+            raise ConfigError(
+                f"'{verifier.path}' needs '{name}'{nearest(name, given)}; the data has: {', '.join(sorted(columns))}"
+            )
+
+
+def render(template: str, prompt: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
+    """Put the template around a plain question, or around the last turn of a chat."""
+    if isinstance(prompt, str):
+        return template.format(question=prompt)
+    last = {**prompt[-1], "content": template.format(question=prompt[-1]["content"])}
+    return (*prompt[:-1], last)

@@ -1,0 +1,80 @@
+"""A task: problems with a train / held-out split, and the verifiers that turn an answer into a verdict.
+
+Left out: where problems come from (``gym``, ``files``), and running verifiers (``pool``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from heliostat.tasks.verifiers import Verifier
+from heliostat.types import Problem, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedVerifier:
+    """One verifier of a task.
+
+    Attributes:
+        weight: its share of a shaped reward; a verifier of weight 0 is recorded but decides nothing.
+        sees: ``answer``: what follows the answer marker; ``completion``: the whole completion. Both stripped.
+    """
+
+    name: str
+    verifier: Verifier
+    weight: float = 1.0
+    sees: Literal["answer", "completion"] = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Problems, and how their answers are judged.
+
+    Attributes:
+        train: problems to train on.
+        heldout: problems to evaluate on; no question text occurs in both.
+        verifiers: every one of positive weight must give 1.0 for a success.
+        shaped: whether the reward is the weighted sum of raw scores, instead of 1.0 for a success and 0.0 otherwise.
+        answer_after: the answer is what follows this marker's last occurrence; empty: the whole completion.
+        timeout_s: wall-clock limit of one verdict, in seconds.
+        memory_mb: memory one verdict may take on top of what its worker has loaded, in MiB.
+        num_workers: verifier processes this task asks for.
+        on_failure: ``zero``: a verifier failure costs that sample its reward; ``stop``: it ends the run.
+    """
+
+    name: str
+    train: tuple[Problem, ...]
+    heldout: tuple[Problem, ...]
+    verifiers: tuple[WeightedVerifier, ...]
+    shaped: bool = False
+    answer_after: str = ""
+    timeout_s: float = 5.0
+    memory_mb: int = 1024
+    num_workers: int = 1
+    on_failure: Literal["zero", "stop"] = "zero"
+
+    def verdict(self, scores: Mapping[str, float | None], failure: str = "") -> Verdict:
+        """Combine the verifiers' scores into one verdict.
+
+        With scores s_i and weights w_i of the verifiers that apply (score not ``None``):
+        ``success = all(s_i == 1 for w_i > 0)``, and ``reward = sum_i w_i s_i`` if shaped, else ``1[success]``.
+
+        Args:
+            scores: by verifier name; ``None``: that verifier does not apply to this problem.
+            failure: empty, or how a verifier failed.
+
+        Limits:
+            A failure gives reward 0 and no success, whatever the other verifiers said; if no verifier of positive
+            weight applies, that is a failure too.
+        """
+        known = {name: score for name, score in scores.items() if score is not None}
+        counted = [weighted for weighted in self.verifiers if weighted.weight > 0 and weighted.name in known]
+        if not failure and not counted:
+            failure = "no verifier applies to this problem"
+        if failure:
+            return Verdict(reward=0.0, success=False, scores=known, failure=failure)
+        success = all(known[weighted.name] == 1.0 for weighted in counted)
+        shaped = sum(weighted.weight * known[weighted.name] for weighted in counted)
+        return Verdict(reward=shaped if self.shaped else float(success), success=success, scores=known)

@@ -1,0 +1,242 @@
+"""The verifiers: given a question, its answer and what a model wrote, a score in which 1.0 is full marks.
+
+A verifier is a small frozen dataclass of settings; ``prepare`` makes the function that judges, and is called in the
+worker process, so that heavy libraries load there and only there. This file imports the standard library alone.
+
+Left out: which part of a completion a verifier sees, exceptions, limits (``worker``), and weights (``task``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from heliostat.tasks.numerals import last_number, parse_number, same_number
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a verifier is told: the problem, and the text to judge."""
+
+    prompt: str | list[dict[str, str]]
+    answer: str | None
+    columns: Mapping[str, Any]
+    text: str
+
+
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_TRIGONOMETRY = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
+_FUNCTION_NAMES = _TRIGONOMETRY | {"log", "ln", "exp", "sqrt", "pi"}
+
+Check = Callable[[Sample], object]  # a score, or None where the verifier does not apply; the worker checks the type
+
+
+class Verifier(Protocol):
+    """Settings of one verifier.
+
+    Attributes:
+        needs_answer: whether it compares with the problem's oracle answer.
+        sealed: whether it runs with everything closed that could evaluate text as code; a user's own function may
+            want to run programs, so it is not.
+    """
+
+    needs_answer: ClassVar[bool]
+    sealed: ClassVar[bool]
+
+    def prepare(self) -> Check: ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """1.0 if the text equals the oracle answer, surrounding whitespace aside."""
+
+    needs_answer: ClassVar[bool] = True
+    sealed: ClassVar[bool] = True
+    ignore_case: bool = False
+
+    def prepare(self) -> Check:
+        return self._check
+
+    def _check(self, sample: Sample) -> float:
+        text, answer = sample.text.strip(), str(sample.answer).strip()
+        if self.ignore_case:
+            text, answer = text.casefold(), answer.casefold()
+        return float(text == answer)
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """1.0 if the text is the oracle answer's number, however it is written.
+
+    Attributes:
+        tolerance: relative (absolute below 1); whole numbers must be equal.
+        read: ``whole``: the text must be one number and nothing else; ``last``: the last number in it counts.
+    """
+
+    needs_answer: ClassVar[bool] = True
+    sealed: ClassVar[bool] = True
+    tolerance: float = 1e-6
+    read: Literal["whole", "last"] = "whole"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance must be at least 0 and below 1, got {self.tolerance}")
+
+    def prepare(self) -> Check:
+        return self._check
+
+    def _check(self, sample: Sample) -> float:
+        answer = parse_number(str(sample.answer))
+        if answer is None:
+            raise ValueError(f"the oracle answer {sample.answer!r} is not a number")
+        value = parse_number(sample.text) if self.read == "whole" else last_number(sample.text)
+        return float(value is not None and same_number(value, answer, self.tolerance))
+
+
+@dataclass(frozen=True)
+class Math:
+    r"""1.0 if math-verify finds the text equal to the oracle answer as mathematics (LaTeX or plain).
+
+    Both may be bare (``\frac12``) or delimited (``$\frac12$``, ``\boxed{\frac12}``). Sentences around it are read only
+    where the mathematics in them is delimited: ``not 42 but 7`` contains two answers and commits to none.
+    """
+
+    needs_answer: ClassVar[bool] = True
+    sealed: ClassVar[bool] = True
+
+    def prepare(self) -> Check:
+        import math_verify  # 0.6 CPU-seconds, with sympy
+
+        # The worker's own limits replace math-verify's alarm, and the warning that says so is about us.
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+        def read(text: str) -> list[Any]:
+            delimited = any(mark in text for mark in ("$", "\\boxed", "\\[", "\\("))
+            if not delimited and _is_prose(text):
+                return []
+            parsed: list[Any] = math_verify.parse(text if delimited else f"${text}$", parsing_timeout=None)
+            return parsed
+
+        def check(sample: Sample) -> float:
+            return float(math_verify.verify(read(str(sample.answer)), read(sample.text), timeout_seconds=None))
+
+        return check
+
+
+@dataclass(frozen=True)
+class ReasoningGym:
+    """The score that a reasoning-gym dataset's own scorer gives to the text.
+
+    Attributes:
+        dataset: reasoning-gym's name of the dataset.
+        settings: of that dataset; some scorers look at them.
+    """
+
+    needs_answer: ClassVar[bool] = False
+    sealed: ClassVar[bool] = True
+    dataset: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def prepare(self) -> Check:
+        from heliostat.tasks.gym_items import open_dataset  # 2 CPU-seconds: imports reasoning_gym
+
+        dataset = open_dataset(self.dataset, self.settings, seed=0, size=1)
+
+        def check(sample: Sample) -> object:
+            entry = {key: sample.columns.get(key) for key in ("question", "answer")}
+            return dataset.score_answer(sample.text, entry | {"metadata": sample.columns.get("metadata", {})})
+
+        return check
+
+
+@dataclass(frozen=True)
+class Function:
+    """A user's function with TRL's reward signature, ``fn(prompts, completions, **columns) -> list[float]``.
+
+    It is called with lists of length one, so that one bad sample cannot cost its neighbours anything. Chat prompts
+    come as lists of messages, and so do their completions. Columns that it does not name are kept from it unless it
+    takes ``**kwargs``.
+
+    Attributes:
+        path: ``module:function``, importable from the working directory.
+        arguments: further keyword arguments.
+    """
+
+    needs_answer: ClassVar[bool] = False
+    sealed: ClassVar[bool] = False
+    path: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def prepare(self) -> Check:
+        function = resolve(self.path)
+        accepted = parameters(function)
+
+        def check(sample: Sample) -> object:
+            chat = not isinstance(sample.prompt, str)
+            completion = [{"role": "assistant", "content": sample.text}] if chat else sample.text
+            given: dict[str, Any] = {name: [value] for name, value in sample.columns.items()}
+            given |= {"prompts": [sample.prompt], "completions": [completion]} | self.arguments
+            if accepted is not None:
+                given = {name: value for name, value in given.items() if name in accepted}
+            rewards = function(**given)
+            return _only(asyncio.run(rewards) if inspect.iscoroutine(rewards) else rewards, self.path)
+
+        return check
+
+
+VERIFIERS: dict[str, type[Verifier]] = {
+    "exact": Exact,
+    "numeric": Numeric,
+    "math": Math,
+    "reasoning-gym": ReasoningGym,
+}
+
+
+def resolve(path: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; the working directory is searched too.
+
+    Raises:
+        ValueError: there is no such module or function, in one sentence.
+    """
+    module_name, _, attribute = path.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), attribute, None)
+    except Exception as error:
+        raise ValueError(f"cannot import '{module_name}' for '{path}': {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise ValueError(f"'{path}': module '{module_name}' has no function '{attribute}'")
+    resolved: Callable[..., Any] = function
+    return resolved
+
+
+def parameters(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names that ``function`` accepts by keyword, or ``None`` if it accepts any."""
+    declared = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in declared):
+        return None
+    return frozenset(parameter.name for parameter in declared)
+
+
+def _is_prose(text: str) -> bool:
+    """Whether bare text has more than one word that is no function's name (one may be a unit)."""
+    return sum(word.lower() not in _FUNCTION_NAMES for word in _WORD.findall(text)) > 1
+
+
+def _only(rewards: object, path: str) -> object:
+    if isinstance(rewards, str | bytes | Mapping) or not hasattr(rewards, "__len__"):
+        raise TypeError(f"'{path}' returned {type(rewards).__name__}, expected a list with one number per completion")
+    if len(rewards) != 1:
+        raise ValueError(f"'{path}' returned {len(rewards)} rewards for 1 completion")
+    single: Sequence[object] = list(rewards)  # type: ignore[call-overload]
+    return single[0]

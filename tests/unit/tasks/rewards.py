@@ -1,0 +1,154 @@
+"""Reward functions with TRL's signature, most of them broken; tests name them as ``tests.unit.tasks.rewards:x``."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = "tests.unit.tasks.rewards"
+
+
+def good(prompts, completions, answer):
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def length(prompts, completions, **columns):
+    return [float(len(text)) for text in completions]
+
+
+def half(prompts, completions):
+    return [0.5]
+
+
+def always(prompts, completions, **columns):
+    return [1.0]
+
+
+def contains(prompts, completions, answer, **columns):
+    return [float(wanted in text) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def never_applies(prompts, completions):
+    return [None]
+
+
+def applies_to_digits(prompts, completions):
+    return [1.0 if text.isdigit() else None for text in completions]
+
+
+def chat(prompts, completions, **columns):
+    assert prompts[0][-1]["role"] == "user"
+    assert completions[0][0]["role"] == "assistant"
+    return [float(completions[0][0]["content"] == prompts[0][-1]["content"])]
+
+
+def scaled(prompts, completions, factor=1.0, **columns):
+    return [factor]
+
+
+async def asynchronous(prompts, completions, **columns):
+    return [1.0]
+
+
+def no_torch(prompts, completions, **columns):
+    heavy = {"torch", "numpy", "reasoning_gym", "pydantic"} & set(sys.modules)
+    assert not heavy, heavy
+    return [1.0]
+
+
+def log_call(prompts, completions, path, **columns):
+    with Path(path[0]).open("a") as log:
+        log.write(f"{completions[0]}\n")
+    return [1.0]
+
+
+FAULTS = {}
+
+
+def fault(function):
+    FAULTS[function.__name__] = function
+    return function
+
+
+@fault
+def hangs(text):
+    time.sleep(600)
+
+
+@fault
+def hangs_holding_the_gil(text):
+    ctypes.PyDLL(None).sleep(600)
+
+
+@fault
+def hangs_with_children(text):
+    marker = text.removeprefix("hangs_with_children ")
+    subprocess.run([sys.executable, "-c", f"import time; time.sleep(600)  # {marker}"])
+
+
+@fault
+def raises(text):
+    raise RuntimeError("the judge is out")
+
+
+@fault
+def exits(text):
+    sys.exit("no more")
+
+
+@fault
+def dies(text):
+    os._exit(3)
+
+
+@fault
+def crashes(text):
+    ctypes.string_at(0)
+
+
+@fault
+def eats_memory(text):
+    return [bytearray(2**30) for _ in range(64)]
+
+
+@fault
+def not_a_number(text):
+    return [float("nan")]
+
+
+@fault
+def infinite(text):
+    return [float("inf")]
+
+
+@fault
+def too_many(text):
+    return [1.0, 1.0]
+
+
+@fault
+def too_few(text):
+    return []
+
+
+@fault
+def bare_float(text):
+    return 1.0
+
+
+@fault
+def word(text):
+    return ["1.0"]
+
+
+@fault
+def recurses(text):
+    return recurses(text)
+
+
+def faulty(prompts, completions, answer):
+    """Judges like ``good``, unless the completion names a fault; then it has that fault."""
+    name = completions[0].split(" ")[0]
+    return FAULTS[name](completions[0]) if name in FAULTS else good(prompts, completions, answer)

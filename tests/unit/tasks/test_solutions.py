@@ -1,0 +1,129 @@
+"""Worked solutions are right, and say what their documentation says they say."""
+
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliostat.config import ConfigError, TaskSection
+from heliostat.tasks import load_task
+from heliostat.tasks.answers import find_answer
+from heliostat.tasks.solutions import WRITERS, find_writer
+
+numbers = st.integers(0, 10**6)
+
+
+def solve(name: str, expression: str) -> str:
+    writer = WRITERS[name]
+    answer = str(eval(expression))
+    return writer.write(f"State the final answer: {expression} =", answer, {}) + writer.marker + answer
+
+
+@st.composite
+def expressions(draw: st.DrawFn) -> str:
+    terms = draw(st.lists(st.integers(-(10**5), 10**5), min_size=1, max_size=6))
+    signs = draw(st.lists(st.sampled_from("+-"), min_size=len(terms) - 1, max_size=len(terms) - 1))
+    return " ".join([str(terms[0]), *(f"{sign} {term}" for sign, term in zip(signs, terms[1:], strict=True))])
+
+
+@given(expressions())
+def test_running_totals_are_a_chain_of_true_equations_that_ends_in_the_answer(expression: str) -> None:
+    solution = solve("running-total", expression)
+    working, _, answer = solution.rpartition("\n= ")
+    assert int(answer) == eval(expression)
+    if "=" not in working:  # a single term
+        assert int(working) == int(answer)
+        return
+    total = None
+    for step in working.split(", "):
+        left, right = step.split("=")
+        assert eval(left.replace("--", "- -").replace("+-", "+ -")) == int(right)
+        assert total is None or left.startswith(str(total))
+        total = int(right)
+    assert total == int(answer)
+
+
+def read_column_step(step: str) -> int:
+    """Compute one step's result from its columns alone, checking every column."""
+    negative = step.startswith("-(")
+    columns = step.removeprefix("-(").removesuffix(")").split(",")
+    value, carried = 0, 0
+    for place, column in enumerate(columns):
+        match = re.fullmatch(r"(\d)([+-])(\d)([+-]1)?=([01<])(\d)", column)
+        assert match, column
+        first, sign, second, with_carry, flag, digit = match.groups()
+        assert bool(with_carry) == bool(carried)
+        if sign == "+":
+            assert int(first) + int(second) + carried == int(flag + digit)
+            carried = int(flag)
+        else:
+            carried_next = int(flag == "<")
+            assert int(first) - int(second) - carried == int(digit) - 10 * carried_next
+            carried = carried_next
+        value += int(digit) * 10**place
+    value += carried * 10 ** len(columns) if "+" in columns[0][1] else 0
+    return -value if negative else value
+
+
+@given(expressions())
+def test_the_columns_alone_determine_every_total(expression: str) -> None:
+    solution = solve("columns", expression)
+    working, _, answer = solution.rpartition("#")
+    assert int(answer) == eval(expression)
+    if not working:  # a single term needs none
+        return
+    *stated, last = working.split(";")
+    for step in stated:
+        columns, _, total = step.rpartition(":")
+        assert read_column_step(columns) == int(total)
+    assert read_column_step(last) == int(answer)
+
+
+def test_columns_of_two_digit_numbers_are_compact_and_unambiguous() -> None:
+    seen: dict[str, int] = {}
+    for first in range(100):
+        for second in range(100):
+            for sign in "+-":
+                solution = solve("columns", f"{first} {sign} {second}")
+                working, _, answer = solution.rpartition("#")
+                assert len(solution) <= 40
+                assert seen.setdefault(working, int(answer)) == int(answer)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_worked_solutions_of_the_real_data_set_end_in_its_answers(name: str) -> None:
+    section = TaskSection(
+        name="reasoning-gym/chain_sum", num_train=2000, num_heldout=50, settings={"allow_negation": True}, solution=name
+    )
+    task = load_task(section, seed=3)
+    assert task.answer_after == WRITERS[name].marker
+    for problem in task.train + task.heldout:
+        assert find_answer(problem.solution, task.answer_after) == problem.answer == problem.columns["answer"]
+
+
+def test_the_documented_examples() -> None:
+    assert solve("running-total", "47 + 58 - 3") == "47+58=105, 105-3=102\n= 102"
+    assert solve("columns", "47 + 58") == "7+8=15,4+5+1=10#105"
+    assert solve("columns", "43 - 18") == "3-8=<5,4-1-1=02#25"
+    assert solve("columns", "12 - 58") == "-(8-2=06,5-1=04)#-46"
+
+
+def test_no_writer_means_the_bare_answer() -> None:
+    assert find_writer("", "gcd").write("q", "12", {}) == ""
+
+
+def test_wrong_writers_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'columns'"):
+        find_writer("column", "chain_sum")
+    with pytest.raises(ConfigError, match="works out chain_sum, not gcd"):
+        find_writer("columns", "gcd")
+    with pytest.raises(ConfigError, match="cannot import 'no_such_module'"):
+        find_writer("no_such_module:write", "gcd")
+
+
+def test_a_question_that_is_no_sum_is_refused() -> None:
+    question = "What is " + random.Random(0).choice(["the gcd of 3 and 4?", "3 times 4"])
+    with pytest.raises(ValueError, match="cannot read a sum"):
+        WRITERS["columns"].write(question, "1", {})
