@@ -1,8 +1,10 @@
 """Rollout: prompts in, ragged token ids with the sampler's own log-probabilities out."""
 
 from heliostat.models import LoadedModel
-from heliostat.rollout.engine import DecodeLimits, Engine, RolloutCounts, TorchEngine
+from heliostat.rollout.drafts import DecodeLimits
+from heliostat.rollout.engine import Engine, RolloutCounts, TorchEngine
 from heliostat.rollout.plain import PlainEngine
+from heliostat.rollout.rows import key_values
 from heliostat.rollout.sampling import SamplingSettings, completion_seed
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "TorchEngine",
     "build_engine",
     "completion_seed",
+    "key_values",
 ]
 
 

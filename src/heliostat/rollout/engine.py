@@ -136,7 +136,9 @@ class TorchEngine:
     def _decode(self, state: _State, settings: SamplingSettings) -> _State | None:
         """Decode until enough rows have ended to be worth removing; return what is still alive, ready to go on."""
         while True:
-            uniform = torch.tensor([draft.next_uniform for draft in state.drafts], device=self.device)
+            uniform = torch.tensor(
+                [draft.next_uniform for draft in state.drafts], dtype=torch.float64, device=self.device
+            )
             drawn = draw(state.logits, uniform, settings)
             self.scribe.record(state.drafts, drawn)
             alive = [row for row, draft in enumerate(state.drafts) if draft.stop_reason is None]

@@ -69,7 +69,7 @@ class PlainEngine:
         while True:
             output = self.loaded.model(input_ids=tokens, past_key_values=memory, use_cache=True, logits_to_keep=1)
             memory = output.past_key_values
-            uniform = torch.tensor([draft.next_uniform for draft in drafts], device=self.device)
+            uniform = torch.tensor([draft.next_uniform for draft in drafts], dtype=torch.float64, device=self.device)
             drawn = draw(output.logits[:, -1], uniform, settings)
             self.scribe.record(drafts, drawn)
             if all(draft.stop_reason is not None for draft in drafts):

@@ -17,13 +17,15 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 
-class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
+class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
     """One layer's keys and values, ``[row, head, column, feature]``, with room to grow to the right."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, keys: Float[Tensor, "row head column feature"], values: Tensor, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length = keys.shape[2]
         self.keys = self._with_capacity(keys, capacity)
         self.values = self._with_capacity(values, capacity)
@@ -81,6 +83,14 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untype
         return buffer
 
 
+def key_values(layer: object) -> tuple[Tensor, Tensor]:
+    """A filled cache layer's keys and values, which transformers types as optional."""
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    assert isinstance(keys, Tensor)
+    assert isinstance(values, Tensor)
+    return keys, values
+
+
 class Rows:
     """All live rows of all layers, with each row's first column and next position.
 
@@ -92,8 +102,8 @@ class Rows:
     def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " row"], room: int) -> None:
         length = prefilled.get_seq_length()
         self.start = start
-        self.cache = Cache(layers=[RowLayer(layer.keys, layer.values, length + room) for layer in prefilled.layers])
-        self._layers: list[RowLayer] = self.cache.layers
+        self._layers = [RowLayer(*key_values(layer), capacity=length + room) for layer in prefilled.layers]
+        self.cache = Cache(layers=list(self._layers))
 
     @property
     def length(self) -> int:

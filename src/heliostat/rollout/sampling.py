@@ -87,8 +87,10 @@ def draw(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], set
     logp = torch.log_softmax(_truncate(logits / settings.temperature, settings), dim=-1)
     # Double precision: over 50,000 tokens, float32 sums misplace boundaries by more than rare tokens weigh.
     cdf = logp.double().exp().cumsum(dim=-1)
-    target = (uniform.double() * cdf[:, -1]).unsqueeze(1)
-    token = torch.searchsorted(cdf, target, right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
+    total = cdf[:, -1]
+    # Strictly below the total, whatever rounding did: the last token with any probability is then always found.
+    target = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
+    token = torch.searchsorted(cdf, target.unsqueeze(1), right=True).squeeze(1)
     return Draw(token, _pick(logp, token), _entropy(logp))
 
 
@@ -97,7 +99,8 @@ def _pick(logp: Tensor, token: Tensor) -> Tensor:
 
 
 def _entropy(logp: Tensor) -> Tensor:
-    return torch.special.entr(logp.exp()).sum(dim=-1)
+    entropy: Tensor = torch.special.entr(logp.exp()).sum(dim=-1)
+    return entropy
 
 
 def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:

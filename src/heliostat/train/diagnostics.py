@@ -56,7 +56,7 @@ def sequence_log_ratios(
     flag = {id(row): value for row, value in zip(rows, succeeded, strict=True)}
     for part in microbatches(rows, tokens_per_microbatch, policy.shared_prompt):
         logp = policy.log_probs(part).double().cpu()
-        for row, piece in zip(part, logp.split([row.num_tokens for row in part]), strict=True):
+        for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             log_ratio.append(float(piece.sum()) - float(row.completion.logp_gen.sum(dtype=np.float64)))
             advantage.append(row.advantage)
             success.append(flag[id(row)])

@@ -92,7 +92,7 @@ def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> Token
     """What the objective sees for these rows; an absent anchor means the current policy, where every log-ratio is 0."""
     device = logp_new.device
     num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
-    current = logp_new.detach().split([row.num_tokens for row in rows])
+    current = torch.split(logp_new.detach(), [row.num_tokens for row in rows])
     old = [here if row.logp_old is None else row.logp_old.to(device) for row, here in zip(rows, current, strict=True)]
     return TokenBatch(
         sequence=torch.repeat_interleave(torch.arange(len(rows), device=device), num_tokens),

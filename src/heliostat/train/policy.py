@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from heliostat.models import Head, LoadedModel
+from heliostat.rollout import key_values
 from heliostat.train.packing import Row
 
 MAX_LOGITS = 2**24
@@ -47,7 +48,7 @@ def completion_log_probs(
     chunk_size = max(1, MAX_LOGITS // vocab_size)
     if hidden.shape[0] <= chunk_size:
         return of_chunk(hidden, targets)
-    pieces = zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
+    pieces = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([of_chunk(chunk, target) for chunk, target in pieces])
     recomputed = [checkpoint(of_chunk, chunk, target, use_reentrant=False) for chunk, target in pieces]
@@ -113,7 +114,8 @@ class Policy:
         """Hidden states of the completions' inputs (all but each last token), attending to their prompt's cache."""
         ids = self._padded([row.completion.token_ids[:-1] for row in rows])
         for layer in cache.layers:
-            layer.keys, layer.values = layer.keys[prompt_of_row], layer.values[prompt_of_row]
+            keys, values = key_values(layer)
+            layer.keys, layer.values = keys[prompt_of_row], values[prompt_of_row]  # type: ignore[union-attr]
         steps = torch.arange(ids.shape[1], device=self.device)
         columns = torch.arange(width + ids.shape[1], device=self.device)
         after_padding = columns[None, None] >= start[:, :, None]

@@ -80,11 +80,11 @@ def run_recipe(
         pool = stack.enter_context(VerifierPool(tasks))
         bench = set_up_model(recipe, runtime)
         trackers = open_trackers(recipe.tracking, folder.path, recipe.model_dump(mode="json"))
-        stack.callback(lambda: [tracker.close() for tracker in trackers])
+        for tracker in trackers:
+            stack.callback(tracker.close)
         interrupt = stack.enter_context(InterruptGuard(shown.note))
         trainer = Trainer(recipe, folder, runtime, tasks, bench, objective, pool, trackers, shown, interrupt, Ledger())
         return _carry_out(trainer, recipe_name)
-    raise AssertionError("unreachable")
 
 
 def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:

@@ -62,7 +62,7 @@ class Bench:
 def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout."""
     loaded = load_model(recipe.model, recipe.run.seed)
-    loaded.model.to(runtime.device).eval()
+    loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
     return Bench(loaded, build_engine(loaded, limits), recipe)

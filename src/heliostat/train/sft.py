@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from heliostat.train.policy import Policy
 from heliostat.types import Completion, Problem, StopReason
 
 
-def demonstration(loaded: LoadedModel, problem: Problem, chat: bool | str, system: str) -> Row:
+def demonstration(loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"], system: str) -> Row:
     """A problem's worked solution as a row to be scored.
 
     Raises:

@@ -50,7 +50,7 @@ class ParityError(RuntimeError):
     """Sampler and trainer disagree about log-probabilities by more than the recipe allows."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Trainer:
     """One run in progress; ``train.run`` builds it."""
 
@@ -71,13 +71,15 @@ class Trainer:
     seconds_before: float = 0.0
     began: float = 0.0
 
-    def run(self) -> tuple[Evaluation, Evaluation]:
-        """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
-        self.began = time.monotonic()
+    def __post_init__(self) -> None:
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
         self.updater = make_updater(self.recipe, self.bench, self.objective, self.runtime)
         self.curriculum = Curriculum([p for task in self.tasks for p in task.train], self.recipe.run.seed)
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
+
+    def run(self) -> tuple[Evaluation, Evaluation]:
+        """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
+        self.began = time.monotonic()
         resumed = self._resume()
         if resumed is None or resumed < 0:
             self._warm_start(resumed)

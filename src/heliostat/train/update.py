@@ -89,11 +89,12 @@ class Updater:
         report = UpdateReport()
         order = np.random.default_rng(seed).permutation(len(batch.groups))
         minibatches = batch.minibatches(num_updates, [int(index) for index in order])
-        # The first update's anchor is the policy itself; later ones need the numbers from before the first step.
-        anchored = [minibatches[0]] + [self._with_anchor(later, report) for later in minibatches[1:]]
-        for index, minibatch in enumerate(anchored):
+        # Until the first step the anchor is the policy itself; later updates need the numbers from before it.
+        anchored = [self._with_anchor(later, report) for later in minibatches[1:]]
+        at_anchor = True
+        for index, minibatch in enumerate([minibatches[0], *anchored]):
             report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index)
-            self._step(minibatch, first=index == 0, report=report)
+            at_anchor = not self._step(minibatch, at_anchor, report) and at_anchor
         return report
 
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
@@ -110,7 +111,7 @@ class Updater:
             for part in microbatches(rows, self.tokens_per_microbatch, self.policy.shared_prompt):
                 logp = self.policy.log_probs(part).cpu()
                 _count(report.counts, part, self.policy.shared_prompt)
-                for row, piece in zip(part, logp.split([row.num_tokens for row in part]), strict=True):
+                for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
                     by_row[id(row)] = piece
         pieces = iter(rows)
         return Batch(
@@ -120,31 +121,38 @@ class Updater:
             )
         )
 
-    def _step(self, batch: Batch, *, first: bool, report: UpdateReport) -> None:
-        """One optimizer step, or a counted skip."""
+    def _step(self, batch: Batch, at_anchor: bool, report: UpdateReport) -> bool:
+        """One optimizer step, or a counted skip; returns whether the weights moved.
+
+        While the policy is still the anchor every log-ratio is exactly 0 and is taken as such. Rounding in stored
+        anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
+        """
         lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
         normalizer = self.objective.normalizer(torch.tensor(lengths))
         normalizer = self.runtime.sum({"normalizer": normalizer})["normalizer"]
         groups = batch.groups
-        if self.drop_zero_signal and self.objective.zero_signal_is_free(first):
+        if at_anchor:
+            groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
+        if self.drop_zero_signal and self.objective.zero_signal_is_free(at_anchor):
             groups = tuple(group for group in groups if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(groups)
         self.guarded.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.shared_prompt):
-            total += self._backward(part, normalizer, first, report)
+            total += self._backward(part, normalizer, at_anchor, report)
         norm = self.guarded.apply(total)
         if norm is None:
             report.bad_steps += 1
-            return
+            return False
         report.add("loss/objective", Mean(total, 1))
         report.add("optim/grad_norm", Mean(norm, 1))
+        return norm > 0
 
-    def _backward(self, part: Sequence[Row], normalizer: float, first: bool, report: UpdateReport) -> float:
+    def _backward(self, part: Sequence[Row], normalizer: float, at_anchor: bool, report: UpdateReport) -> float:
         logp_new = self.policy.log_probs(part)
         _count(report.counts, part, self.policy.shared_prompt)
         tokens = token_batch(part, logp_new)
-        if first:
+        if at_anchor:
             gap = (tokens.logp_gen - logp_new.detach()).abs().max()
             report.max_sampler_gap = max(report.max_sampler_gap, float(gap))
         output = self.objective.loss(logp_new, tokens, normalizer)

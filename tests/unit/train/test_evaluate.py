@@ -1,0 +1,64 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from heliostat.train.evaluate import Evaluation, ProblemResult, bootstrap, compare, pass_at_k
+from heliostat.train.records import eval_rows, evaluation_from_rows
+
+
+def results(rates, n=4, task="t"):
+    return Evaluation(tuple(ProblemResult(task, f"p{i}", n, round(r * n), r) for i, r in enumerate(rates)))
+
+
+@pytest.mark.parametrize(("n", "c"), [(5, 0), (5, 2), (6, 5), (4, 4)])
+def test_pass_at_k_against_every_subset(n, c):
+    outcomes = [1] * c + [0] * (n - c)
+    for k in range(1, n + 1):
+        subsets = list(itertools.combinations(outcomes, k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(any(s) for s in subsets) / math.comb(n, k))
+
+
+def test_pass_at_k_refuses_more_than_was_sampled():
+    with pytest.raises(ValueError, match="pass@5 needs at least 5 samples"):
+        pass_at_k(4, 1, 5)
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        sample = (rng.random(80) < 0.3).astype(float)
+        low, high = bootstrap(sample, seed=trial)
+        hits += low <= 0.3 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_paired_comparison_is_sharper_than_two_intervals():
+    rng = np.random.default_rng(1)
+    base = rng.random(100)
+    first, second = results(np.round(base * 4) / 4), results(np.round(np.clip(base + 0.25, 0, 1) * 4) / 4)
+    comparison = compare(first, second)
+    assert comparison.significant
+    assert comparison.ci95[1] - comparison.ci95[0] < first.ci95[1] - first.ci95[0]
+    assert compare(second, first).difference == pytest.approx(-comparison.difference)
+    assert not compare(first, first).significant
+
+
+def test_models_without_common_problems_cannot_be_compared():
+    other = Evaluation((ProblemResult("t", "elsewhere", 1, 1, 1.0),))
+    with pytest.raises(ValueError, match="share no problem"):
+        compare(results([1.0]), other)
+
+
+def test_rows_and_back():
+    evaluation = results([0.0, 0.5, 1.0])
+    assert evaluation_from_rows(eval_rows(3, "after", evaluation)) == evaluation
+
+
+def test_summaries_by_task():
+    both = Evaluation(results([1.0], task="a").results + results([0.0, 0.0], task="b").results)
+    assert {task: part.pass_at_1 for task, part in both.by_task().items()} == {"a": 1.0, "b": 0.0}
+    assert both.ks == [1, 2, 4]
+    assert both.summary()["pass@k"]["1"] == pytest.approx(both.pass_at_1)
