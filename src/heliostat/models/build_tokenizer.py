@@ -15,21 +15,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from heliostat.models.tiny import BOS, SEP, SPECIAL_TOKENS, TOKENIZER_PATH
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TOKENIZER_PATH = Path(__file__).with_name("tiny_tokenizer.json")
-
-PAD, BOS, EOS, SEP = "<|pad|>", "<|bos|>", "<|eos|>", "<|sep|>"
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-SPECIAL_TOKENS = (PAD, BOS, EOS, SEP, IM_START, IM_END)
-
 VOCAB_SIZE = 512
 MAX_TOKEN_CHARS = 32  # the longest piece of fixed wording that may become one token
 SEED = 7
+NUM_SUMS = 200  # per operator: reasoning-gym divides too seldom for " / " to earn a token by itself
 # Items per data set. The weights decide whose wording gets the few merges there are: the demo's task comes first.
 CORPUS = {
     "chain_sum": 400,
@@ -55,8 +51,11 @@ CORPUS = {
 
 
 def corpus() -> Iterator[str]:
-    """Questions, answers, and both on one line (a worked solution is written in the same words)."""
+    """Questions, answers, both on one line (a worked solution uses the same words), and every operator often enough."""
     import reasoning_gym
+
+    for operator in "+-*/":
+        yield from [f"1 {operator} 2 = 3"] * NUM_SUMS
 
     for name, size in CORPUS.items():
         for item in reasoning_gym.create_dataset(name, size=size, seed=SEED):

@@ -7,17 +7,23 @@ Left out: any pretrained weights, and any architecture of our own (plain transfo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from heliostat.config import ModelSection, build_checked
-from heliostat.models.build_tokenizer import BOS, EOS, IM_END, IM_START, PAD, SEP, TOKENIZER_PATH
 from heliostat.models.loaded import TINY, LoadedModel, assemble
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_PATH = Path(__file__).with_name("tiny_tokenizer.json")  # made by build_tokenizer.py
+
+PAD, BOS, EOS, SEP = "<|pad|>", "<|bos|>", "<|eos|>", "<|sep|>"
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, SEP, IM_START, IM_END)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
