@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-NUM_NEWTON_STEPS = 8  # quadratic from the starts below: five reach float64, the rest cost nothing
+NUM_NEWTON_STEPS = 5  # quadratic from the starts below: four reach float64 everywhere, one is to spare
 
 
 @torch.no_grad()

@@ -1,0 +1,114 @@
+"""Whether the decomposition exists: S must contain no positive semidefinite direction, and a witness where it does.
+
+By the theorem of alternatives exactly one holds: S⊥ contains a positive definite matrix, or S contains a nonzero
+positive semidefinite one. Both searches below are Newton runs that end with one of the two in hand:
+
+    primal     -log det(A - C) falls without bound; then -C/‖C‖ tends to the witness, as A - C ≻ 0 bounds it below
+    phase one  n t - log det(B(y) + t I) reaches t < 0, and B(y) ≻ 0; or (B + t I)⁻¹ tends to the witness
+
+Left out: the solution itself (``newton``).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heliostat.linalg.logdet.bases import Basis
+from heliostat.linalg.logdet.newton import LogDet, LogDetProblem, minimize
+from heliostat.linalg.logdet.subspaces.base import Subspace
+
+UNBOUNDED = 1e10  # ‖C‖/‖A‖ beyond which -C/‖C‖ is positive semidefinite to 1e-10
+SEMIDEFINITE = 1e-7  # smallest eigenvalue, relative to the largest, that phase one accepts in a witness
+
+
+class DegenerateSubspaceError(ValueError):
+    """S contains a positive semidefinite direction, so A = B⁻¹ + C has no solution; ``witness`` is that direction."""
+
+    def __init__(self, witness: Float[Tensor, "n n"]) -> None:
+        eigenvalues = torch.linalg.eigvalsh(witness)
+        super().__init__(
+            "the decomposition does not exist: the subspace of C contains a positive semidefinite matrix (attribute "
+            f"`witness`, eigenvalues {float(eigenvalues[0]):.2g} to {float(eigenvalues[-1]):.2g}), so no positive "
+            "definite B is orthogonal to it"
+        )
+        self.witness = witness
+
+
+class PrimalWatch:
+    """Called with every primal iterate; raises once C has grown past any bounded solution."""
+
+    def __init__(self, problem: LogDetProblem) -> None:
+        assert problem.offset is not None
+        self.problem, self.scale = problem, torch.linalg.matrix_norm(problem.offset)
+
+    def __call__(self, point: LogDet) -> None:
+        grown = self.problem.basis.combine(point.x)  # -C
+        norm = torch.linalg.matrix_norm(grown)
+        if bool((norm > UNBOUNDED * self.scale).any()):
+            index = int((norm / self.scale).argmax())
+            raise DegenerateSubspaceError(grown[index] / norm[index])
+
+
+class _WithIdentity(Basis):
+    """A basis with the identity as one more element."""
+
+    def __init__(self, basis: Basis) -> None:
+        self.inside, self.n, self.size = basis, basis.n, basis.size + 1
+
+    def combine(self, y: Tensor) -> Tensor:
+        return self.inside.combine(y[:, :-1]) + y[:, -1:, None] * torch.eye(self.n, dtype=y.dtype, device=y.device)
+
+    def inner(self, matrix: Tensor) -> Tensor:
+        trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        return torch.cat([self.inside.inner(matrix), trace], -1)
+
+    def hessian(self, weight: Tensor) -> Tensor:
+        edge = self.inner(weight @ weight)
+        top = torch.cat([self.inside.hessian(weight), edge[:, :-1, None]], 2)
+        return torch.cat([top, edge[:, None, :]], 1)
+
+
+class _Found(Exception):
+    """Phase one crossed t = 0."""
+
+
+def positive_definite_member(subspace: Subspace, device: torch.device) -> Float[Tensor, "n n"]:
+    """Some positive definite B ∈ S⊥.
+
+    Raises:
+        DegenerateSubspaceError: there is none.
+        ValueError: S⊥ comes too close to having none for float64 to tell.
+    """
+    eye = torch.eye(subspace.n, dtype=torch.float64, device=device)
+    projected = subspace.project_complement_stack(eye[None])[0]
+    if bool(torch.linalg.cholesky_ex(projected - 1e-8 * eye).info == 0):
+        return projected
+    basis = _WithIdentity(subspace.complement_basis)
+    linear = torch.zeros(1, basis.size, dtype=torch.float64, device=device)
+    linear[0, -1] = subspace.n
+    start = linear / subspace.n
+    problem = LogDetProblem(basis, linear)
+    found: list[Tensor] = []
+
+    def watch(point: LogDet) -> None:
+        candidate = subspace.complement_basis.combine(point.x[:, :-1])[0]
+        candidate = candidate / candidate.norm().clamp(min=1e-300)
+        if float(point.x[0, -1]) < 0 or bool(torch.linalg.cholesky_ex(candidate - 1e-8 * eye).info == 0):
+            found.append(candidate)
+            raise _Found
+
+    try:
+        end = minimize(problem, start, problem.dense_direction, max_steps=300, watch=watch)
+    except _Found:
+        return found[0]
+    witness = subspace.project_stack(end.point.inverse)[0]
+    witness = witness / witness.norm()
+    eigenvalues = torch.linalg.eigvalsh(witness)
+    if bool(eigenvalues[0] >= -SEMIDEFINITE * eigenvalues[-1]):
+        raise DegenerateSubspaceError(witness)
+    raise ValueError(
+        "could not decide whether the decomposition exists: the complement of the subspace touches the positive "
+        "definite matrices only within rounding; pass start= with a positive definite B in it"
+    )

@@ -1,0 +1,141 @@
+"""One front door: check A, pick the method, certify the answer, and hand it back in the caller's own kind.
+
+    A = B⁻¹ + C,   B ≻ 0 in S⊥,   C in S,   ⟨X, Y⟩ = tr(XY)
+
+B minimises -log det B + tr(AB) over S⊥, so it is the member closest to A⁻¹ in Kullback–Leibler divergence. Left out:
+the iterations (``methods``), sparse storage (``sparse``), derivatives (``implicit``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heliostat.linalg.logdet import implicit
+from heliostat.linalg.logdet.certificate import Evidence, measure
+from heliostat.linalg.logdet.inputs import DenseInput, read_dense, require_positive_definite
+from heliostat.linalg.logdet.methods import METHODS, Options, Solution, unit_scaling
+from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
+from heliostat.linalg.logdet.sparse import decompose_sparse, is_sparse
+from heliostat.linalg.logdet.subspaces.base import Subspace, symmetric_stack
+
+
+def inverse_decomposition(
+    A: Any,
+    subspace: Subspace,
+    *,
+    method: str = "auto",
+    start: Any = None,
+    tolerance: float = 1e-10,
+    max_steps: int = 200,
+) -> InverseDecomposition:
+    """The unique B ≻ 0 in S⊥ and C in S with A = B⁻¹ + C.
+
+    Args:
+        A: positive definite, (n, n) or a batch (..., n, n), numpy or torch, float32 or float64; or a
+            ``BandedMatrix``, a scipy.sparse matrix, or ``Partial`` of one, for patterns that never need a dense matrix.
+        subspace: S, the home of C; every ``Subspace`` object documents both sides, ``ComplementOf`` swaps them.
+        method: ``auto`` or a name from ``METHODS``.
+        start: a positive definite B ∈ S⊥ to start dual Newton from (a warm start); dense A only.
+        tolerance: largest accepted ``certificate.residual``. For float32 input the float64 answer must meet it; the
+            certificate then describes the rounded arrays.
+        max_steps: Newton steps before giving up.
+
+    Returns:
+        B and C in the kind and dtype of A, KL(N(0,A) ‖ N(0,B⁻¹)), and the certificate. B and C of a tensor that
+        requires gradients are differentiable once, by implicit differentiation.
+
+    Raises:
+        ValueError: A is not square, symmetric, finite, floating point or positive definite; the subspace has another n
+            or leaves no room for B; the method is unknown or does not apply.
+        DegenerateSubspaceError: (a ``ValueError``) S contains a positive semidefinite direction, the ``witness``.
+        ConvergenceError: the tolerance was not reached; ``best`` is the best feasible result.
+
+    **Limits**: tr(AB) = n and det B⁻¹ ≥ det A always. S = {0} gives B = A⁻¹; a diagonal pattern B = diag(1/A_ii); a
+        block-diagonal one B_bb = A_bb⁻¹. A → tA gives B/t and tC. For invertible G, (GAGᵀ, GSGᵀ) gives
+        (G⁻ᵀBG⁻¹, GCGᵀ). A⁻¹ ∈ S⊥ gives C = 0.
+
+    References:
+        T. W. Anderson (1970), linear concentration models; A. P. Dempster (1972), covariance selection; R. Grone,
+        C. R. Johnson, E. M. Sá, H. Wolkowicz (1984), maximum-determinant completion: existence and uniqueness are
+        theirs. Y. Dolinsky, O. Zuk (2026), arXiv 2601.18662: this form of it. Reconstruction throughout.
+    """
+    if not isinstance(subspace, Subspace):
+        raise ValueError(
+            f"subspace must be a Subspace, got {type(subspace).__name__}: wrap matrices as SpanOf(matrices) if they "
+            "span C's space, or ComplementOf(SpanOf(matrices)) if they span B's"
+        )
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    if subspace.codimension == 0:
+        raise ValueError("the complement of this subspace has dimension zero: no B is left to find")
+    if is_sparse(A):
+        return decompose_sparse(A, subspace, method=method, tolerance=tolerance, max_steps=max_steps)
+    dense = read_dense(A)
+    if dense.stack.shape[-1] != subspace.n:
+        raise ValueError(f"A has {dense.stack.shape[-1]} rows but the subspace has n={subspace.n}")
+    factor = require_positive_definite(dense.stack)
+    solution = _solve(dense.stack, subspace, method, start, max_steps)
+    evidence = measure(dense.stack, factor, solution.B, subspace)
+    result = _package(dense, factor, solution, evidence, subspace)
+    worst = float(evidence.residual.max())
+    if not worst <= tolerance:
+        raise ConvergenceError(
+            f"the best feasible B leaves a relative residual of {worst:.1e} on S⊥ (asked: {tolerance:.1e}) after "
+            f"{solution.iterations} steps of {solution.method}; `best` holds it",
+            result,
+        )
+    return result
+
+
+def _solve(stack: Tensor, subspace: Subspace, method: str, start: Any, max_steps: int) -> Solution:
+    """Run the method on A scaled to unit diagonal, and scale B back."""
+    scaling = unit_scaling(stack, subspace)
+    weights = scaling[:, :, None] * scaling[:, None, :]
+    options = Options(max_steps=max_steps)
+    if start is not None:
+        options = Options(start=_read_start(start, subspace).to(stack.device) / weights, max_steps=max_steps)
+    solution = METHODS[method](stack * weights, subspace, options)
+    if solution is None:
+        raise ValueError(f"method {method!r} does not apply to {subspace!r} with this A; use method='auto'")
+    return Solution(solution.B * weights, solution.iterations, solution.method)
+
+
+def _read_start(start: Any, subspace: Subspace) -> Tensor:
+    stack = symmetric_stack(start, subspace.n)
+    if not subspace.complement_contains(stack, 1e-6):
+        raise ValueError("start is not in the complement of the subspace, where B lives")
+    stack = subspace.project_complement_stack(stack)
+    if bool((torch.linalg.cholesky_ex(stack).info != 0).any()):
+        raise ValueError("start is not positive definite")
+    return stack
+
+
+def _package(
+    dense: DenseInput, factor: Tensor, solution: Solution, evidence: Evidence, subspace: Subspace
+) -> InverseDecomposition:
+    """Back to the caller's kind; what rounding to its dtype costs is measured, not assumed."""
+    B, C, kl = solution.B, evidence.C, evidence.kl
+    rounded = dense.restore(B)
+    if rounded.dtype in (torch.float32, "float32"):
+        kept = torch.as_tensor(rounded).to(torch.float64).reshape(B.shape)
+        evidence = measure(dense.stack, factor, kept, subspace)
+        if not bool(evidence.residual.isfinite().all()):
+            raise ConvergenceError(
+                "B loses positive definiteness when rounded to float32; pass A as float64", solution.B
+            )
+    certificate = Certificate(
+        residual=float(evidence.residual.max()),
+        duality_gap=float(evidence.duality_gap.max()),
+        trace_error=float(evidence.trace_error[evidence.trace_error.abs().argmax()]),
+        iterations=solution.iterations,
+        method=solution.method,
+    )
+    if dense.original is None:
+        return InverseDecomposition(rounded, dense.restore(C), dense.scalar(kl), certificate)
+    B_attached, C_attached = implicit.attach(dense.original, B, C, subspace)
+    return InverseDecomposition(
+        B_attached, C_attached, implicit.divergence(dense.original, B_attached, subspace.n), certificate
+    )

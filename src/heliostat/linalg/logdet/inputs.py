@@ -1,0 +1,86 @@
+"""Reading A: what is refused, and one float64 stack out of everything that is not.
+
+Left out: sparse and banded storage (``sparse.forms``), and whether the subspace admits a decomposition (``existence``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+ASYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest entry
+
+
+@dataclass(frozen=True, slots=True)
+class DenseInput:
+    """A as a symmetric float64 stack, the way back to the caller's kind, and A itself for differentiation."""
+
+    stack: Float[Tensor, "batch n n"]
+    restore: Callable[[Tensor], Any]  # (batch, ...) float64 -> caller's leading shape, dtype, kind
+    scalar: Callable[[Tensor], Any]  # (batch,) -> float for a single numpy matrix, else as ``restore``
+    original: Tensor | None  # the caller's tensor where it asks for gradients
+
+
+def read_dense(matrix: Any) -> DenseInput:
+    """Check a dense A and bring it to one form.
+
+    Raises:
+        ValueError: not square, empty, integer or complex dtype, NaN or infinity, not symmetric; one sentence.
+    """
+    is_torch = isinstance(matrix, Tensor)
+    array: Any = matrix if is_torch else np.asarray(matrix)
+    shape = tuple(array.shape)
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        raise ValueError(f"A must be a square matrix or a batch of them (..., n, n), got shape {shape}")
+    if 0 in shape:
+        raise ValueError(f"A is empty: shape {shape}")
+    name = str(array.dtype).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise ValueError(f"A has dtype {name}; convert it to float64 (or float32) first")
+    tensor: Tensor = array if is_torch else torch.from_numpy(np.ascontiguousarray(array, dtype=name))
+    stack = tensor.detach().to(torch.float64).reshape(-1, shape[-1], shape[-1])
+    if not bool(torch.isfinite(stack).all()):
+        raise ValueError("A contains NaN or infinity")
+    gap, size = (stack - stack.mT).abs().amax(), stack.abs().amax()
+    if bool(gap > ASYMMETRY[tensor.dtype] * size):
+        raise ValueError(f"A is not symmetric: entries differ from their mirror by up to {float(gap):.3g}")
+
+    def restore(result: Tensor) -> Any:
+        shaped = result.reshape(shape[:-2] + result.shape[1:]).to(tensor.dtype)
+        return shaped if is_torch else shaped.numpy()
+
+    def scalar(result: Tensor) -> Any:
+        return float(result[0]) if not is_torch and len(shape) == 2 else restore(result)
+
+    original = tensor if is_torch and tensor.requires_grad and torch.is_grad_enabled() else None
+    return DenseInput((stack + stack.mT) / 2, restore, scalar, original)
+
+
+def require_positive_definite(stack: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
+    """The Cholesky factor of A.
+
+    Raises:
+        ValueError: A is not positive definite to working precision; names the smallest eigenvalue found.
+    """
+    diagonal = stack.diagonal(dim1=-2, dim2=-1)
+    if bool((diagonal > 0).all()):
+        factor, info = torch.linalg.cholesky_ex(stack)
+        pivots = factor.diagonal(dim1=-2, dim2=-1) ** 2 / diagonal
+        singular = (pivots.amin(-1) <= 4 * stack.shape[-1] * torch.finfo(torch.float64).eps) | (info != 0)
+        if not bool(singular.any()):
+            return torch.as_tensor(factor)
+    else:
+        singular = (diagonal <= 0).any(-1)
+    index = int(singular.nonzero()[0, 0])
+    eigenvalues = torch.linalg.eigvalsh(stack[index])
+    which = f" (matrix {index} of the batch)" if len(stack) > 1 else ""
+    raise ValueError(
+        f"A is not positive definite to working precision{which}: its smallest eigenvalue is "
+        f"{float(eigenvalues[0]):.6g}, its largest {float(eigenvalues[-1]):.6g}; add a multiple of the identity"
+    )

@@ -1,0 +1,207 @@
+"""The front door for A in sparse storage: banded, tree, chordal and nearly chordal patterns of millions of rows.
+
+The certificate is measured on the B that is returned: it is factorised again and its inverse compared with A on the
+pattern. With R = Π_{S⊥}(A - B⁻¹) the duality gap tr(BR) - log det(I + BR) is bounded by x²/(2(1 - x)),
+x = ‖B‖_∞ ‖R‖_F. Left out: subspaces other than sparsity patterns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
+from heliostat.linalg.logdet.sparse import banded, chordal, embedding
+from heliostat.linalg.logdet.sparse.forms import BandedMatrix, FloatArray, Partial, Remainder, require_scipy
+from heliostat.linalg.logdet.subspaces.base import Subspace
+from heliostat.linalg.logdet.subspaces.pattern import BandedPattern, SparsityPattern
+
+
+def is_sparse(matrix: Any) -> bool:
+    """Whether A comes in a storage that this package reads."""
+    return isinstance(matrix, BandedMatrix | Partial) or (hasattr(matrix, "tocsc") and hasattr(matrix, "nnz"))
+
+
+def decompose_sparse(
+    A: Any, subspace: Subspace, *, method: str, tolerance: float, max_steps: int
+) -> InverseDecomposition:
+    """``inverse_decomposition`` for banded, scipy.sparse and partially known A."""
+    partial = isinstance(A, Partial)
+    matrix = A.known if isinstance(A, Partial) else A
+    if not is_sparse(matrix):
+        raise ValueError(f"Partial takes a BandedMatrix or a scipy.sparse matrix, got {type(matrix).__name__}")
+    if not isinstance(subspace, SparsityPattern):
+        raise ValueError(f"a sparse A needs a SparsityPattern, got {type(subspace).__name__}; pass A dense instead")
+    if method not in ("auto", "closed_form"):
+        raise ValueError(f"method {method!r} is for dense A; a sparse A takes 'auto' or 'closed_form'")
+    if tuple(matrix.shape) != (subspace.n, subspace.n):
+        raise ValueError(f"A has shape {tuple(matrix.shape)} but the subspace has n={subspace.n}")
+    if isinstance(matrix, BandedMatrix) and isinstance(subspace, BandedPattern):
+        result = _on_band(matrix, partial, subspace)
+    else:
+        stored = matrix.to_sparse() if isinstance(matrix, BandedMatrix) else _checked(matrix)
+        result = _on_pattern(stored, partial, subspace, method, max_steps)
+    if not result.certificate.residual <= tolerance:
+        raise ConvergenceError(
+            f"B leaves a relative residual of {result.certificate.residual:.1e} (asked: {tolerance:.1e}), see `best`",
+            result,
+        )
+    return result
+
+
+def _on_band(matrix: BandedMatrix, partial: bool, pattern: BandedPattern) -> InverseDecomposition:
+    width = pattern.bandwidth
+    if partial and matrix.bandwidth < width:
+        raise ValueError(f"the pattern has bandwidth {width} but only {matrix.bandwidth} diagonals of A are known")
+    log_det_A = None
+    if not partial:
+        factor_A = banded.cholesky(matrix)
+        if factor_A is None:
+            raise ValueError(
+                "A is not positive definite as a matrix that is zero outside its band; if those entries are merely "
+                "unknown, pass Partial(A)"
+            )
+        log_det_A = factor_A.log_det
+    bands = np.zeros((width + 1, pattern.n))
+    shared = min(width, matrix.bandwidth) + 1
+    bands[:shared] = matrix.bands[:shared]
+    B = banded.assemble(banded.factor_of_inverse(bands))
+    factor = banded.cholesky(B)
+    if factor is None:
+        raise ConvergenceError("the closed form lost positive definiteness to rounding; A is too ill-conditioned", B)
+    residual = bands - banded.inverse_on_band(factor)
+    twice = np.where(np.arange(width + 1) > 0, 2.0, 1.0)[:, None]
+    row_sums = np.abs(B.bands[0]).copy()
+    for offset in range(1, width + 1):
+        row_sums[offset:] += np.abs(B.bands[offset, :-offset])
+        row_sums[:-offset] += np.abs(B.bands[offset, :-offset])
+    trace_error = float((twice * bands * B.bands).sum()) - pattern.n
+    norm = float(np.sqrt((twice * residual**2).sum()))
+    certificate = Certificate(
+        float(np.abs(residual).max() / np.abs(bands).max()),
+        _gap_bound(float(row_sums.max()), norm),
+        trace_error,
+        0,
+        "closed_form",
+    )
+    C = None if partial else Remainder(pattern.n, lambda x: matrix.matvec(x) - factor.solve(x))
+    return InverseDecomposition(B, C, _divergence(trace_error, log_det_A, factor.log_det), certificate)
+
+
+def _on_pattern(
+    matrix: Any, partial: bool, pattern: SparsityPattern, method: str, max_steps: int
+) -> InverseDecomposition:
+    if pattern.is_chordal:
+        entries, own, steps = chordal.PatternEntries(pattern), None, 0
+        values = _values(entries, matrix, partial)
+        found, name = chordal.closed_form(entries, values)[0], "closed_form"
+    elif method == "closed_form":
+        raise ValueError(f"method 'closed_form' does not apply to {pattern!r}: it is not chordal; use method='auto'")
+    else:
+        embedded = embedding.Embedding(pattern)
+        entries, own = embedded.entries, embedded.own
+        values = _values(entries, matrix, partial)
+        found, steps = embedding.solve(embedded, values, max_steps)
+        found[embedded.fill] = 0.0
+        name = "chordal_embedding"
+    B = entries.write(found, own)
+    return _package(matrix, partial, B, entries, values, found, own, Certificate(0.0, 0.0, 0.0, steps, name))
+
+
+def _values(entries: chordal.PatternEntries, matrix: Any, partial: bool) -> FloatArray:
+    values, missing = entries.read(matrix)
+    if partial and len(missing):
+        row, col = entries.rows[missing[0]], entries.cols[missing[0]]
+        raise ValueError(
+            f"the pattern needs entry ({row}, {col}) of A, which is not stored (of {len(missing)} missing)"
+        )
+    try:
+        chordal.closed_form(entries, values)
+    except np.linalg.LinAlgError as error:
+        raise ValueError("A is not positive definite: some clique of the pattern is not") from error
+    return values
+
+
+def _package(
+    matrix: Any,
+    partial: bool,
+    B: Any,
+    entries: chordal.PatternEntries,
+    values: FloatArray,
+    found: FloatArray,
+    own: Any,
+    draft: Certificate,
+) -> InverseDecomposition:
+    inverse = chordal.inverse_on_pattern(entries, found)
+    if inverse is None:
+        raise ConvergenceError("B lost positive definiteness to rounding; A is too ill-conditioned", B)
+    kept = slice(None) if own is None else own
+    residual = (values - inverse[0])[kept]
+    twice = np.where(entries.rows == entries.cols, 1.0, 2.0)[kept]
+    trace_error = float((twice * values[kept] * found[kept]).sum()) - entries.n
+    norm = float(np.sqrt((twice * residual**2).sum()))
+    certificate = Certificate(
+        float(np.abs(residual).max() / np.abs(values[kept]).max()),
+        _gap_bound(float(np.abs(B).sum(1).max()), norm),
+        trace_error,
+        draft.iterations,
+        draft.method,
+    )
+    log_det_A = None if partial else _log_det(matrix)
+    C = None if partial else Remainder(entries.n, _remainder(matrix, B))
+    return InverseDecomposition(B, C, _divergence(trace_error, log_det_A, inverse[1]), certificate)
+
+
+def _checked(matrix: Any) -> Any:
+    stored = require_scipy().sparse.csc_array(matrix)
+    if stored.dtype not in (np.float32, np.float64):
+        raise ValueError(f"A has dtype {stored.dtype}; convert it to float64 (or float32) first")
+    stored = stored.astype(np.float64)
+    if not np.isfinite(stored.data).all():
+        raise ValueError("A contains NaN or infinity")
+    gap = np.abs(stored - stored.T).max()
+    if gap > 1e-9 * np.abs(stored).max():
+        raise ValueError(f"A is not symmetric: entries differ from their mirror by up to {gap:.3g}")
+    return stored
+
+
+def _factorise(matrix: Any) -> Any:
+    """SuperLU in symmetric mode, without row exchanges: the pivots of a positive definite matrix are all positive."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # efficiency advice about index types
+        return require_scipy().sparse.linalg.splu(
+            matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        )
+
+
+def _log_det(matrix: Any) -> float:
+    pivots = _factorise(matrix).U.diagonal()
+    if not (pivots > 0).all():
+        raise ValueError(
+            "A is not positive definite as a matrix that is zero where nothing is stored; if those entries are merely "
+            "unknown, pass Partial(A)"
+        )
+    return float(np.log(pivots).sum())
+
+
+def _remainder(matrix: Any, B: Any) -> Callable[[FloatArray], FloatArray]:
+    kept: list[Any] = []
+
+    def matvec(x: FloatArray) -> FloatArray:
+        if not kept:
+            kept.append(_factorise(B))
+        return np.asarray(matrix @ x - kept[0].solve(x))
+
+    return matvec
+
+
+def _gap_bound(row_sum: float, residual_norm: float) -> float:
+    x = row_sum * residual_norm
+    return x * x / (2 * (1 - x)) if x < 1 else float("inf")
+
+
+def _divergence(trace_error: float, log_det_A: float | None, log_det_B: float) -> float | None:
+    return None if log_det_A is None else (trace_error - log_det_A - log_det_B) / 2
