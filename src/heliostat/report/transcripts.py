@@ -1,0 +1,127 @@
+"""What the model actually wrote: the same problem before and after training, side by side.
+
+Everything here is untrusted text. It reaches the page only through ``markup.element``, which escapes it. Problems are
+shown in the order of the file, not chosen by their result. Left out: highlighting and rendering of any markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from heliostat.report.markup import Html, element
+from heliostat.report.read import Run, Transcript
+from heliostat.report.scales import format_value
+
+MAX_CHARACTERS = 2500
+STOP_REASONS = {
+    "eos": "ended by itself",
+    "stop_string": "stop string",
+    "max_tokens": "cut off: token budget",
+    "context_full": "cut off: context full",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One problem with what was written about it before and after; either side may be missing."""
+
+    before: Transcript | None
+    after: Transcript | None
+
+    @property
+    def problem(self) -> Transcript:
+        """Whichever side there is, for what both share: the prompt and the oracle answer."""
+        side = self.before or self.after
+        assert side is not None
+        return side
+
+
+def pair_up(transcripts: Sequence[Transcript]) -> list[Pair]:
+    """Pairs of the same problem first, in file order; problems seen on one side only follow.
+
+    A run that was stopped has no ``after``; its latest evaluation stands in.
+    """
+    later = [row for row in transcripts if row.phase == "after"]
+    if not later:
+        during = [row for row in transcripts if row.phase == "during" and row.step > 0]
+        latest = max((row.step for row in during), default=0)
+        later = [row for row in during if row.step == latest]
+    before = _first_by_problem([row for row in transcripts if row.phase == "before"])
+    after = _first_by_problem(later)
+    keys = [key for key in before if key in after] or list(dict.fromkeys([*before, *after]))
+    return [Pair(before.get(key), after.get(key)) for key in keys]
+
+
+def transcript_section(run: Run, limit: int) -> Html | None:
+    """The run's first ``limit`` pairs, or ``None`` where it kept no transcripts."""
+    pairs = pair_up(run.transcripts)
+    if not pairs:
+        return None
+    shown = pairs[:limit]
+    count = (
+        f"The first {len(shown)} of {len(pairs)} problems" if len(pairs) > len(shown) else f"All {len(pairs)} problems"
+    )
+    return element(
+        "div",
+        element(
+            "p", f"{count} with kept transcripts, in the order they were sampled, not chosen by result.", class_="note"
+        ),
+        [_pair(pair) for pair in shown],
+        class_="pairs",
+    )
+
+
+def _pair(pair: Pair) -> Html:
+    problem = pair.problem
+    expected = (
+        element("p", "Oracle answer: ", element("code", problem.answer), class_="expected") if problem.answer else None
+    )
+    return element(
+        "article",
+        element("header", element("h3", problem.problem_id), expected),
+        _text(problem.prompt, "prompt", "Prompt"),
+        element("div", _side(pair.before, "Before"), _side(pair.after, "After"), class_="sides"),
+        class_="pair card",
+    )
+
+
+def _side(row: Transcript | None, name: str) -> Html:
+    if row is None:
+        return element("section", element("h4", name), element("p", "No transcript of this problem.", class_="note"))
+    if row.phase == "during":
+        name = f"At step {row.step}"
+    verdict = element(
+        "span", "✓ correct" if row.success else "✗ not correct", class_="good badge" if row.success else "bad badge"
+    )
+    facts = [
+        f"reward {format_value(row.reward)}" if row.reward is not None else None,
+        f"{row.num_tokens} tokens" if row.num_tokens is not None else None,
+        STOP_REASONS.get(row.stop_reason, row.stop_reason) or None,
+    ]
+    return element(
+        "section",
+        element("h4", name, " ", verdict),
+        _text(row.completion, "completion", f"{name}, completion"),
+        element("p", " · ".join(fact for fact in facts if fact), class_="facts"),
+    )
+
+
+def _text(text: str, css_class: str, label: str) -> Html:
+    cut = text[:MAX_CHARACTERS]
+    rest = len(text) - len(cut)
+    return element(
+        "pre",
+        cut if cut.strip() else element("em", "(empty)"),
+        element("em", f" … {rest} more characters") if rest else None,
+        class_=css_class,
+        tabindex=0,
+        aria_label=label,
+    )
+
+
+def _first_by_problem(rows: Sequence[Transcript]) -> dict[tuple[str, str], Transcript]:
+    first: dict[tuple[str, str], Transcript] = {}
+    for row in rows:
+        first.setdefault((row.task, row.problem_id), row)
+    return first

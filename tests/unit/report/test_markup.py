@@ -1,0 +1,74 @@
+"""Escaping: whatever text goes in, exactly that text is what a parser reads back."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliostat.report.markup import Html, data_script, element, escape
+
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\'"'
+
+
+class Reader(HTMLParser):
+    """Collects what a parser sees: elements with attributes, and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(markup: str) -> Reader:
+    reader = Reader()
+    reader.feed(markup)
+    reader.close()
+    return reader
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"])))
+def test_text_comes_back_as_text_and_makes_no_element(text: str) -> None:
+    seen = read(element("p", text, title=text))
+    assert seen.text == text
+    assert seen.elements == [("p", {"title": text})]
+
+
+def test_hostile_text_stays_text_but_markup_stays_markup() -> None:
+    assert [tag for tag, _ in read(element("p", HOSTILE)).elements] == ["p"]
+    assert [tag for tag, _ in read(element("p", Html("<b>x</b>"))).elements] == ["p", "b"]
+
+
+def test_control_characters_become_visible_and_surrogates_writable() -> None:
+    assert escape("\x1b[31m\x00\r\x7f") == "␛[31m␀␍␡"
+    assert escape("tab\tline\n") == "tab\tline\n"
+    escape("lone \ud800 surrogate").encode("utf-8")
+
+
+def test_attributes_are_spelled_as_in_html() -> None:
+    markup = element("line", class_="a b", aria_label="x", viewBox="0 0 1 1", hidden=True, open=False, id=None)
+    assert markup == '<line class="a b" aria-label="x" viewBox="0 0 1 1" hidden></line>'
+    assert element("br") == "<br>"
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "<!--<script>", "]]>", "\u2028\u2029", "\ud800"])
+def test_data_scripts_cannot_be_left_and_carry_their_data(text: str) -> None:
+    script = data_script("figures", {"label": text})
+    body = script.removeprefix('<script type="application/json" id="figures">').removesuffix("</script>")
+    assert not set("<>&\u2028\u2029") & set(body)
+    body.encode("utf-8")
+    assert json.loads(body) == {"label": text}
+
+
+def test_data_scripts_refuse_what_json_cannot_say() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        data_script("figures", [float("nan")])
