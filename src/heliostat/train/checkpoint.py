@@ -37,6 +37,11 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*") if path.is_dir())
 
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return max(self.steps(), default=None)
+
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
         """Write a checkpoint, then drop the oldest beyond ``keep``.
 

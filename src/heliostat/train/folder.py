@@ -22,6 +22,8 @@ import torch
 
 from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
 from heliostat.tracking import read_metrics, rewind
+from heliostat.train.evaluate import Evaluation
+from heliostat.train.records import evaluation_from_rows
 
 
 class RunLocked(RuntimeError):
@@ -105,17 +107,29 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def rewind_to(self, step: int) -> None:
-        """Forget what was written after the checkpoint of ``step``; a resumed run writes it again."""
+    def rewind_to(self, step: int | None) -> None:
+        """Forget what was written after the checkpoint of ``step``, or everything; a resumed run writes it again."""
+        if step is None:
+            for path in (self.metrics, self.evals, self.transcripts):
+                path.unlink(missing_ok=True)
+            return
         if self.metrics.exists():
             rewind(self.metrics, step)
         for path in (self.evals, self.transcripts):
             if path.exists():
                 _keep_lines(path, lambda row: row["step"] < step or (row["step"] == step and row["phase"] == "during"))
 
-    def read(self, path: Path) -> list[dict[str, Any]]:
-        """All complete lines of one of the folder's JSONL files."""
-        return list(read_metrics(path))
+    def recorded(self, phase: str) -> Evaluation | None:
+        """What the folder already knows of the evaluation ``before`` or ``after`` training."""
+        rows = [row for row in read_metrics(self.evals) if row["phase"] == phase]
+        return evaluation_from_rows(rows) if rows else None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run here has ended well."""
+        if not self.summary.exists():
+            return False
+        return bool(json.loads(self.summary.read_text(encoding="utf-8"))["status"] == "finished")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
@@ -132,12 +146,14 @@ def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _first_difference(stored: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> str:
+def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
     """The first key on which two recipes differ, ``run`` and ``tracking`` aside: those do not change the result."""
-    for key in asked:
+    for key in [*asked, *(key for key in stored if key not in asked)]:
         if not where and key == "tracking":
             continue
-        old, new = stored.get(key), asked[key]
+        old, new = stored.get(key), asked.get(key)
+        if where == "" and key == "task":
+            old, new = dict(enumerate(old or ())), dict(enumerate(new or ()))
         if isinstance(old, dict) and isinstance(new, dict):
             difference = _first_difference(old, new, f"{where}{key}.")
             if difference:

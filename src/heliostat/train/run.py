@@ -21,7 +21,7 @@ from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tracking import open_trackers
-from heliostat.train.checkpoint import CheckpointError
+from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.folder import RunFolder, default_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
@@ -77,13 +77,20 @@ def run_recipe(
         folder = RunFolder(path, recipe)
         stack.callback(folder.close)
         shown.note(f"run folder: {path}")
+        if folder.is_finished:
+            shown.note("this run is finished already; nothing to do")
+            return RunResult(path, "finished", "", folder.recorded("before"), folder.recorded("after"))
         pool = stack.enter_context(VerifierPool(tasks))
         bench = set_up_model(recipe, runtime)
+        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
+        folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
         trackers = open_trackers(recipe.tracking, folder.path, recipe.model_dump(mode="json"))
         for tracker in trackers:
             stack.callback(tracker.close)
         interrupt = stack.enter_context(InterruptGuard(shown.note))
-        trainer = Trainer(recipe, folder, runtime, tasks, bench, objective, pool, trackers, shown, interrupt, Ledger())
+        trainer = Trainer(
+            recipe, folder, checkpoints, runtime, tasks, bench, objective, pool, trackers, shown, interrupt, Ledger()
+        )
         return _carry_out(trainer, recipe_name)
 
 
@@ -97,7 +104,7 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
         status, reason = "interrupted", f"stopped by the user after step {trainer.step}"
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
-    before = before or trainer.recorded("before")
+    before = before or trainer.folder.recorded("before")
     trainer.folder.write_summary(
         {
             "status": status,

@@ -35,7 +35,7 @@ from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.ledger import Ledger
 from heliostat.train.policy import Policy
 from heliostat.train.progress import Display
-from heliostat.train.records import eval_rows, evaluation_from_rows, transcript_rows
+from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, make_updater
 from heliostat.train.sft import SupervisedUpdater, demonstration
@@ -56,6 +56,7 @@ class Trainer:
 
     recipe: Recipe
     folder: RunFolder
+    checkpoints: Checkpoints
     runtime: Runtime
     tasks: list[Task]
     bench: Bench
@@ -72,7 +73,6 @@ class Trainer:
     began: float = 0.0
 
     def __post_init__(self) -> None:
-        self.checkpoints = Checkpoints(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
         self.updater = make_updater(self.recipe, self.bench, self.objective, self.runtime)
         self.curriculum = Curriculum([p for task in self.tasks for p in task.train], self.recipe.run.seed)
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
@@ -209,16 +209,11 @@ class Trainer:
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint; ``None`` where there is none."""
-        steps = self.checkpoints.steps()
-        if not steps:
-            self.folder.rewind_to(-(10**9))
-            return None
-        step = steps[-1]
-        if step >= 0:
+        step = self.checkpoints.latest
+        if step is not None and step >= 0:
             self._restore(step, self.updater.guarded.optimizer)
             self.step = step
             self.display.note(f"resuming {self.folder.path} from step {step}")
-        self.folder.rewind_to(step)
         return step
 
     def _restore(self, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -296,18 +291,13 @@ class Trainer:
 
     def _evaluate_all(self, phase: str) -> Evaluation:
         """All held-out problems, several samples each; results of an earlier session are read back, not repeated."""
-        stored = self.recorded(phase)
+        stored = self.folder.recorded(phase)
         if stored is not None and len(stored.results) == len(self.heldout):
             return stored
         self.display.note(f"evaluating {phase} training on {len(self.heldout)} held-out problems")
         evaluation, groups = self._evaluate(len(self.heldout), self.recipe.eval.final_samples, greedy=True)
         self._record(phase, evaluation, groups)
         return evaluation
-
-    def recorded(self, phase: str) -> Evaluation | None:
-        """What the folder already knows of a phase's evaluation."""
-        rows = [row for row in self.folder.read(self.folder.evals) if row["phase"] == phase]
-        return evaluation_from_rows(rows) if rows else None
 
     def _record(self, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
         if not self.runtime.is_main:

@@ -1,0 +1,96 @@
+"""A whole run that takes seconds: one-digit sums from a file, a 60,000-parameter model, a few steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from heliostat.config import Recipe, load_recipe
+
+RECIPE = """
+# One-digit sums, learned by a very small model.
+[run]
+num_threads = 1
+
+[model]
+path = "tiny"
+settings = {{hidden_size = 48, intermediate_size = 96, num_layers = 2, num_heads = 2, num_kv_heads = 2}}
+
+[task]
+name = "file"
+path = "{data}"
+answer_column = "answer"
+verifiers = [{{name = "numeric"}}]
+num_train = 80
+num_heldout = 20
+
+[warm_start]
+num_steps = 30
+batch_size = 32
+lr = 3e-3
+
+[rollout]
+prompts_per_step = 8
+group_size = 4
+max_new_tokens = 4
+
+[objective]
+name = "pmd-mean"
+tau = 0.2
+
+[optimizer]
+lr = 1e-3
+
+[train]
+num_steps = 8
+updates_per_step = 2
+checkpoint_every = 3
+
+[eval]
+every = 4
+num_problems = 20
+final_samples = 2
+num_transcripts = 3
+"""
+
+
+def write_problems(path: Path) -> Path:
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(10) for b in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_recipe(folder: Path) -> Path:
+    data = write_problems(folder / "sums.jsonl")
+    path = folder / "small.toml"
+    path.write_text(RECIPE.format(data=data))
+    return path
+
+
+def recipe(folder: Path, **overrides: object) -> Recipe:
+    return load_recipe(str(write_recipe(folder)), {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "heliostat", *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+
+
+def run(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), env=environment(), text=True, capture_output=True, timeout=240, **kwargs)
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*args), env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, object]]:
+    """Metric lines without the numbers that depend on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "speed/"))} for line in lines]
