@@ -108,6 +108,8 @@ def _below_peak(rewards: Rewards) -> Rewards:
     """``r - max r`` in float64: exact zeros for equal rewards, and the same after a shift; refuses bad rewards."""
     if rewards.ndim != 1 or rewards.numel() == 0:
         raise ValueError(f"advantages need one reward per completion, got a tensor of shape {tuple(rewards.shape)}")
+    if not rewards.is_floating_point():
+        raise TypeError(f"rewards must be floating-point numbers, got {rewards.dtype}, which would truncate advantages")
     num_bad = int((~torch.isfinite(rewards)).sum())
     if num_bad:
         raise ValueError(
@@ -129,4 +131,4 @@ def _others(rewards: Rewards) -> int:
 
 
 def _like(advantage: Rewards, rewards: Rewards) -> Rewards:
-    return advantage.to(rewards.dtype if rewards.is_floating_point() else torch.get_default_dtype())
+    return advantage.to(rewards.dtype)

@@ -134,5 +134,6 @@ def test_a_group_of_one_cannot_leave_one_out():
         partition_advantage(tensor([0.7]), 0.1, leave_one_out=True)
 
 
-def test_whole_number_rewards_keep_their_fractions():
-    assert mean_advantage(torch.tensor([1, 0])).tolist() == [0.5, -0.5]
+def test_whole_number_rewards_are_refused_rather_than_truncated():
+    with pytest.raises(TypeError):
+        mean_advantage(torch.tensor([1, 0]))

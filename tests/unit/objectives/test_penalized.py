@@ -121,6 +121,12 @@ def test_kimi_k25_masks_by_log_ratio_whatever_the_sign_and_still_pulls_back(adva
     assert output.metrics["loss/clipped"].total == 2.0
 
 
+def test_a_token_that_is_not_pushed_is_not_counted_as_clipped():
+    logp_new, tokens = kimi_batch([-2.0, 2.0, 0.1], advantage=0.0)
+    output, _ = run(build("kimi-k2.5"), logp_new, tokens)
+    assert output.metrics["loss/clipped"].total == 0.0
+
+
 def test_kimi_k25_limits():
     logp_new, tokens = random_batch(6, drift=0.0)
     at_anchor = run(build("kimi-k2.5"), logp_new, tokens)[1]

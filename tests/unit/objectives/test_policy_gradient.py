@@ -80,6 +80,7 @@ def test_cispo_clips_the_weight_and_never_the_gradient():
         (0.50, 0.65, 1.0, True),  # within the trust region
         (1e-3, 1e-2, 1.0, True),  # ten times as likely, yet a small move: a ratio clip would drop it
         (0.90, 0.60, -1.0, False),  # ratio .67 is mild, the move is not
+        (0.50, 0.75, 0.0, True),  # moved far, but is not pushed: nothing to count
     ],
 )
 def test_dppo_measures_moves_in_probability(p_old, p_new, advantage, kept):

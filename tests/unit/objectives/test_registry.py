@@ -74,6 +74,24 @@ def test_contradictory_or_impossible_settings_are_refused_in_one_line(name, sett
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("opmd", {"tau": 0.01, "floor": 1e-8, "length_normalization": "sequence"}),
+        ("grpo", {"clip_low": 0.2, "clip_high": 0.2, "length_normalization": "sequence", "baseline": "standardized"}),
+        ("dr-grpo", {"clip_low": 0.2, "clip_high": 0.2, "length_normalization": "constant", "baseline": "mean"}),
+        ("dapo", {"clip_low": 0.2, "clip_high": 0.28, "length_normalization": "token", "baseline": "standardized"}),
+        ("gspo", {"clip_low": 3e-4, "clip_high": 4e-4, "length_normalization": "sequence"}),
+        ("rloo", {"baseline": "leave-one-out"}),
+        ("kimi-k2.5", {"length_normalization": "token"}),
+        ("pmd-mean", {"leave_one_out": False, "length_normalization": "none"}),
+    ],
+)
+def test_a_name_without_settings_means_what_its_source_published(name, published):
+    objective = build(name)
+    assert {key: getattr(objective, key) for key in published} == published
+
+
 def test_hyper_parameters_cannot_change_under_a_run():
     with pytest.raises(AttributeError):
         build("pmd-mean").tau = 0.5
