@@ -101,7 +101,7 @@ function attach(plot) {
     if (event.key === "Escape") clear();
     if (jump === undefined) return;
     event.preventDefault();
-    show(drawn.length ? current + jump : current);
+    show(drawn.length || !Number.isFinite(jump) ? current + jump : current); // the first arrow shows where one stands
   });
 }
 

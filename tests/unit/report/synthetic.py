@@ -99,14 +99,13 @@ def make_run(folder: Path, shape: Shape = Shape(), text: str | None = None) -> P
     return folder
 
 
-def kill(folder: Path) -> Path:
-    """What a SIGKILL leaves: no summary, no final evaluation, and files cut in the middle of a line."""
+def kill(folder: Path, last_step: int = 70) -> Path:
+    """What a SIGKILL after ``last_step`` leaves: no summary, nothing later, and files cut in the middle of a line."""
     (folder / "summary.json").unlink()
     for name in ("metrics.jsonl", "evals.jsonl", "transcripts.jsonl"):
         path = folder / name
-        lines = [line for line in path.read_bytes().splitlines(keepends=True) if b'"after"' not in line]
-        content = b"".join(lines[: max(2, int(0.6 * len(lines)))]) if name == "metrics.jsonl" else b"".join(lines)
-        path.write_bytes(content[: -min(25, len(content) // 2)])
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if json.loads(line)["step"] <= last_step]
+        path.write_bytes(b"".join(lines)[:-25])
     return folder
 
 
@@ -118,14 +117,14 @@ def _skill(shape: Shape, step: float) -> float:
 
 def _metrics(shape: Shape, rng: np.random.Generator) -> Iterable[Mapping[str, Any]]:
     for step in range(-shape.num_warm_start + 1, 1):
-        yield {
-            "step": step,
-            "loss/sft": 0.35 + 2.2 * math.exp(-(step + shape.num_warm_start) / 25) + 0.05 * rng.random(),
-        }
+        loss = 0.35 + 2.2 * math.exp(-(step + shape.num_warm_start) / 25) + 0.05 * rng.random()
+        line = {"step": step, "loss/sft": loss, "optim/lr": 1e-3, "optim/grad_norm": 1.2}
+        share = 1 + step / shape.num_warm_start
+        yield line | ({"eval/pass@1": shape.start * share, "eval/reward": share} if step % 20 == 0 and step else {})
     for step in range(1, shape.num_steps + 1):
         skill = _skill(shape, step)
         line = {"step": step} | _training(shape, step, skill, rng)
-        yield line | (_evaluation(shape, step) if step % 20 == 0 or step == shape.num_steps else {})
+        yield line | (_evaluation(shape, step) if step % 20 == 0 and step < shape.num_steps else {})
 
 
 def _evaluation(shape: Shape, step: int) -> dict[str, Any]:
