@@ -84,6 +84,7 @@ def _attention_layers(model: PreTrainedModel) -> list[tuple[int, float]]:
     if not num_heads:
         return []
     width = num_heads * (getattr(config, "head_dim", None) or config.hidden_size // num_heads)
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
     windows = {kind: getattr(config, key, None) if key else None for kind, key in ATTENTION_LAYERS.items()}
     return [(width, windows[kind] or float("inf")) for kind in kinds if kind in ATTENTION_LAYERS]

@@ -71,7 +71,7 @@ def test_system_message_comes_first_unless_the_row_brings_its_own(tiny: LoadedMo
 
 
 def test_a_system_message_without_chat_is_refused_not_ignored(tiny: LoadedModel):
-    with pytest.raises(ConfigError, match="model.system needs chat prompts"):
+    with pytest.raises(ConfigError, match=r"model\.system needs chat prompts"):
         encode_problem(tiny, problem(), system="be brief")
 
 
