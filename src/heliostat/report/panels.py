@@ -144,6 +144,7 @@ MIRROR = PanelGroup(
             "Below 1 the batch still had gain to give (more updates, or a higher learning rate); above 1 the policy "
             "moved further than the rewards justify.",
             reference=(1.0, "solved"),
+            may_log=True,
         ),
         Panel(
             "Largest log-ratio",

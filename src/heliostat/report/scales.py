@@ -41,7 +41,8 @@ class Scale:
     def labels(self, unit: str = "") -> list[str]:
         """One label per tick; ticks that differ get labels that differ."""
         if self.log:
-            return [_power(tick) for tick in self.ticks]
+            percent = unit == "fraction"
+            return [f"{_power(100 * tick)}%" if percent else _power(tick) for tick in self.ticks]
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else abs(self.high - self.low)
         return [_tick_label(tick, step, unit) for tick in self.ticks]
 

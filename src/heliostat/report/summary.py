@@ -181,5 +181,6 @@ def _greedy_card(run: Run) -> Html | None:
 
 def _machine(run: Run) -> str:
     cpu = run.versions.get("cpu") or run.versions.get("platform") or ""
-    num_threads = run.versions.get("num_threads")
-    return ", ".join(part for part in (str(cpu), f"{num_threads} threads" if num_threads else "") if part)
+    num_threads = str(run.versions.get("num_threads") or "")
+    threads = f"{num_threads} thread{'s' * (num_threads != '1')}" if num_threads else ""
+    return ", ".join(part for part in (str(cpu), threads) if part)

@@ -74,12 +74,14 @@ def transcript_section(run: Run, limit: int) -> Html | None:
 
 def _pair(pair: Pair) -> Html:
     problem = pair.problem
+    task = problem.task.removeprefix("reasoning-gym/")
+    name = problem.problem_id.removeprefix(f"{problem.task}/")
     expected = (
         element("p", "Oracle answer: ", element("code", problem.answer), class_="expected") if problem.answer else None
     )
     return element(
         "article",
-        element("header", element("h3", problem.problem_id), expected),
+        element("header", element("h3", task, " ", element("small", name)), expected),
         _text(problem.prompt, "prompt", "Prompt"),
         element("div", _side(pair.before, "Before"), _side(pair.after, "After"), class_="sides"),
         class_="pair card",

@@ -49,6 +49,10 @@ def test_logarithmic_axes_hold_their_data_between_powers_of_ten(values: list[flo
     assert len(scale.ticks) <= 7
 
 
+def test_logarithmic_shares_are_written_in_percent_too() -> None:
+    assert log_scale([0.1, 10.0]).labels("fraction") == ["10%", "100%", "1000%"]
+
+
 def test_logarithmic_fractions_are_even_in_powers_and_zero_lies_at_the_bottom() -> None:
     scale = log_scale([1e-4, 1.0])
     assert [scale.fraction(value) for value in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
