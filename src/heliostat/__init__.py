@@ -1,3 +1,47 @@
-"""Heliostat: post-train language models by policy mirror descent, and keep them on target."""
+"""Heliostat: post-train language models by policy mirror descent, and keep them on target.
+
+The names below load on first use, so that ``import heliostat`` costs nothing:
+
+    post_train, sft, evaluate, sample    what the command line does
+    write_report                         run folders to one page
+    load_recipe, Recipe                  settings
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from heliostat.api import evaluate, post_train, sample, sft
+    from heliostat.config import ConfigError, Recipe, load_recipe
+    from heliostat.report import write_report
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "load_recipe",
+    "post_train",
+    "sample",
+    "sft",
+    "write_report",
+]
+
+_HOME = {
+    "ConfigError": "config",
+    "Recipe": "config",
+    "evaluate": "api",
+    "load_recipe": "config",
+    "post_train": "api",
+    "sample": "api",
+    "sft": "api",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'heliostat' has no attribute '{name}'")
+    return getattr(import_module(f"heliostat.{_HOME[name]}"), name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,49 +22,43 @@ def train(args: Namespace) -> int:
     """``heliostat train``: post-train by a recipe."""
     from heliostat.config import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides)
-    from heliostat.train import run_recipe
+    load_recipe(args.recipe, args.overrides)  # refuse a bad recipe before torch is imported
+    from heliostat.api import post_train
 
-    return _conclude(run_recipe(recipe, args.run_dir, Path(args.recipe).stem))
+    return _conclude(post_train(args.recipe, args.overrides, args.run_dir))
 
 
 def sft(args: Namespace) -> int:
     """``heliostat sft``: supervised training."""
     from heliostat.config import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides)
-    if args.data is not None and not args.data.is_file():
-        raise FileNotFoundError(f"there is no data file {args.data}")
-    from heliostat.train import run_sft
+    load_recipe(args.recipe, args.overrides)
+    from heliostat.api import sft
 
-    return _conclude(run_sft(recipe, args.data, args.run_dir, Path(args.recipe).stem))
+    return _conclude(sft(args.recipe, args.data, args.overrides, args.run_dir))
 
 
 def _conclude(result: RunResult) -> int:
-    """Make the run's page, say how it ended and where everything is."""
+    """Say how a run ended and where everything is."""
     from heliostat.cli.tables import print_outcome
-    from heliostat.report import write_report
     from heliostat.tracking import read_metrics
 
-    page = write_report([result.folder], None)
     rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
-    print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], page)
+    print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], result.folder / "report.html")
     if result.reason:
         print(f"heliostat: {result.status}: {result.reason}", file=sys.stderr)
     return result.exit_code
 
 
 def evaluate(args: Namespace) -> int:
-    """``heliostat eval``: held-out problems for one model, or a paired comparison of two."""
+    """``heliostat eval``: one model, or two on the same problems."""
     from heliostat.config import load_recipe
 
-    if len(args.models) > 2:
-        raise ValueError(f"eval takes one model, or two to compare, not {len(args.models)}")
     recipe = load_recipe(args.recipe, args.overrides)
+    from heliostat.api import evaluate
     from heliostat.cli.tables import print_evaluations
-    from heliostat.train import run_eval
 
-    report = run_eval(
+    report = evaluate(
         args.models,
         recipe,
         num_problems=args.problems,
@@ -93,13 +86,12 @@ def sample(args: Namespace) -> int:
     from heliostat.config import build_recipe, load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
-    if args.recipe is None and args.prompt is None:
-        raise ValueError("sample needs --prompt TEXT, or --recipe RECIPE to take problems from")
+    from heliostat.api import sample
     from heliostat.cli.tables import print_completions
-    from heliostat.train import run_sample
 
+    source = recipe if args.recipe or args.prompt else None
     settings = _sampling(recipe, args.temperature)
-    print_completions(run_sample(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings))
+    print_completions(sample(args.model, source, prompt=args.prompt, num_samples=args.num, settings=settings))
     return 0
 
 

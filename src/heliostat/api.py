@@ -1,0 +1,117 @@
+"""Heliostat in a notebook: the command line's verbs as functions, each a recipe name (or path, or ``Recipe``) away.
+
+    result = heliostat.post_train("demo", {"train.num_steps": 20})
+    print(result.before.pass_at_1, "->", result.after.pass_at_1, result.folder)
+
+Left out: everything these verbs are made of, which is importable from its own room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heliostat.config import Recipe, build_recipe, load_recipe
+from heliostat.report import write_report
+from heliostat.rollout import SamplingSettings
+from heliostat.train import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.types import Group
+
+Overrides = Mapping[str, Any] | Sequence[str]
+RecipeLike = str | Path | Recipe
+
+
+def post_train(recipe: RecipeLike, overrides: Overrides = (), run_dir: Path | str | None = None) -> RunResult:
+    """Warm start, post-train, evaluate, save the model and write the report page.
+
+    Args:
+        recipe: a shipped recipe's name, a TOML path, or a ``Recipe``.
+        overrides: settings by dotted key, ``{"objective.tau": 0.5}``, or command-line words.
+        run_dir: where to work; an unfinished run of the same recipe there is continued. Default: a new folder.
+
+    Returns:
+        How it ended: ``status``, held-out results ``before`` and ``after``, and the run ``folder``.
+
+    Raises:
+        ConfigError: the recipe is wrong; nothing was started.
+    """
+    checked, name = _recipe(recipe, overrides)
+    return _with_page(run_recipe(checked, _path(run_dir), name))
+
+
+def sft(
+    recipe: RecipeLike,
+    data: Path | str | None = None,
+    overrides: Overrides = (),
+    run_dir: Path | str | None = None,
+) -> RunResult:
+    """The recipe's supervised warm start alone, on its own task or on prompt/completion rows of a file.
+
+    Raises:
+        ConfigError: the recipe is wrong.
+        FileNotFoundError: there is no such data file.
+    """
+    checked, name = _recipe(recipe, overrides)
+    if data is not None and not Path(data).is_file():
+        raise FileNotFoundError(f"there is no data file {data}")
+    return _with_page(run_sft(checked, _path(data), _path(run_dir), name))
+
+
+def evaluate(
+    models: str | Sequence[str],
+    recipe: RecipeLike,
+    overrides: Overrides = (),
+    *,
+    num_problems: int | None = None,
+    num_samples: int | None = None,
+    greedy: bool = True,
+    settings: SamplingSettings | None = None,
+) -> EvalReport:
+    """Held-out results of one model, or of two compared problem by problem.
+
+    Raises:
+        ValueError: no model, or more than two.
+    """
+    several = [models] if isinstance(models, str) else list(models)
+    if len(several) not in (1, 2):
+        raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
+    checked, _ = _recipe(recipe, overrides)
+    return run_eval(
+        several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
+    )
+
+
+def sample(
+    model: str,
+    recipe: RecipeLike | None = None,
+    overrides: Overrides = (),
+    *,
+    prompt: str | None = None,
+    num_samples: int = 4,
+    settings: SamplingSettings | None = None,
+) -> list[Group]:
+    """Completions to look at, of a prompt or of a recipe's first held-out problems; not verified.
+
+    Raises:
+        ValueError: neither a prompt nor a recipe to take problems from.
+    """
+    if recipe is None and prompt is None:
+        raise ValueError("sample needs a prompt, or a recipe to take problems from")
+    checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
+    return run_sample(model, checked, prompt=prompt, num_samples=num_samples, settings=settings)
+
+
+def _with_page(result: RunResult) -> RunResult:
+    write_report([result.folder])
+    return result
+
+
+def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
+    if isinstance(recipe, Recipe):
+        return build_recipe(recipe.model_dump(mode="json"), overrides), "recipe"
+    return load_recipe(str(recipe), overrides), Path(recipe).stem
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
