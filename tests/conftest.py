@@ -13,7 +13,7 @@ NANO = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads"
 
 
 def make_nano(seed: int = 0, scale: float = 8.0, eos_bias: float = 5.0, **shape: int) -> LoadedModel:
-    """A 30,000-parameter model with scaled-up weights and a taste for stopping: uneven distributions, ragged lengths."""
+    """A 30,000-parameter model with scaled-up weights and a taste for stopping: uneven odds, ragged lengths."""
     loaded = load_model(ModelSection(path="tiny", settings={**NANO, **shape}), seed)
     with torch.no_grad():
         for parameter in loaded.model.parameters():

@@ -17,7 +17,7 @@ from heliostat.report.panels import Panel
 from heliostat.report.read import Run
 from heliostat.report.scales import format_value
 from heliostat.report.series import ends
-from heliostat.report.statistics import Estimate
+from heliostat.statistics import Estimate
 
 AFTER, BEFORE = 0, 5  # colours of the trained policy and of the one it started from
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heliostat.report.read import Evaluation, Run, dig, finite, number
-from heliostat.report.statistics import Estimate, bootstrap, difference, pass_at_k
+from heliostat.statistics import Estimate, bootstrap, difference, pass_at_k
 
 
 @dataclass(frozen=True, slots=True)

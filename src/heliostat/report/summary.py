@@ -13,9 +13,9 @@ from heliostat.report.phases import flops, seconds, tokens
 from heliostat.report.read import Run, number
 from heliostat.report.scales import format_seconds, format_value
 from heliostat.report.series import ends
-from heliostat.report.statistics import Estimate
 from heliostat.report.tables import comparison, differences, objective
 from heliostat.report.verdict import Verdict, percent
+from heliostat.statistics import Estimate
 
 
 def heading(runs: Sequence[Run]) -> Html:

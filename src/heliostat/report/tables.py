@@ -15,8 +15,8 @@ from heliostat.report.outcome import against, last_evaluation, pass_at_1
 from heliostat.report.phases import flops, seconds, tokens
 from heliostat.report.read import Run
 from heliostat.report.scales import format_quantity, format_seconds, format_value
-from heliostat.report.statistics import Estimate
 from heliostat.report.verdict import Verdict, points
+from heliostat.statistics import Estimate
 
 ABSENT = "–"
 PLACE = frozenset({"run.name", "run.root"})  # where the run is kept: says nothing about what was run

@@ -11,7 +11,7 @@ from typing import Literal
 from heliostat.report.outcome import Outcome, outcome
 from heliostat.report.read import Run, dig
 from heliostat.report.scales import format_value
-from heliostat.report.statistics import Estimate
+from heliostat.statistics import Estimate
 
 Kind = Literal["better", "worse", "unclear", "unknown"]
 

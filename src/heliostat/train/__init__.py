@@ -1,6 +1,6 @@
 """Training: the loop, its runtime, and the ways to start it."""
 
-from heliostat.train.evaluate import Evaluation, compare, pass_at_k
+from heliostat.train.evaluate import Evaluation, compare
 from heliostat.train.progress import Display
 from heliostat.train.run import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
 
@@ -10,7 +10,6 @@ __all__ = [
     "Evaluation",
     "RunResult",
     "compare",
-    "pass_at_k",
     "run_eval",
     "run_recipe",
     "run_sample",

@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from heliostat.rollout import Engine, SamplingSettings
+from heliostat.statistics import bootstrap, pass_at_k
 from heliostat.tasks import VerifierPool
 from heliostat.types import Group, Prompt
-
-NUM_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,36 +37,6 @@ class ProblemResult:
         return self.num_success / self.num_samples
 
 
-def pass_at_k(num_samples: int, num_success: int, k: int) -> float:
-    r"""Unbiased chance that at least one of ``k`` fresh samples succeeds: ``1 - C(n - c, k) / C(n, k)``.
-
-    Raises:
-        ValueError: ``k`` exceeds the number of samples, for which no unbiased estimate exists.
-
-    Limits:
-        ``k = 1``: the success rate ``c / n``.
-
-    References:
-        Chen et al. (2021), arXiv 2107.03374.
-    """
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples per problem, there are {num_samples}")
-    if num_samples - num_success < k:
-        return 1.0
-    terms = 1.0 - k / np.arange(num_samples - num_success + 1, num_samples + 1)
-    return float(1.0 - np.prod(terms))
-
-
-def bootstrap(values: Float[np.ndarray, " problem"], seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean, resampling problems."""
-    if len(values) == 0:
-        return (float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Results over a set of problems."""
@@ -85,7 +54,8 @@ class Evaluation:
     @property
     def ci95(self) -> tuple[float, float]:
         """95% bootstrap interval of pass@1 over problems."""
-        return bootstrap(self.rates)
+        estimate = bootstrap(self.rates)
+        return estimate.low, estimate.high
 
     @property
     def mean_reward(self) -> float:
@@ -162,7 +132,8 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     if not pairs:
         raise ValueError("the two evaluations share no problem, so they cannot be compared in pairs")
     differences = np.asarray([after - before for before, after in pairs])
-    return Comparison(float(differences.mean()), bootstrap(differences), len(pairs))
+    estimate = bootstrap(differences)
+    return Comparison(estimate.value, (estimate.low, estimate.high), len(pairs))
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from heliostat.optim import Schedule
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.packing import Row, microbatches
 from heliostat.train.policy import Policy
+from heliostat.train.update import UpdateCounts
 from heliostat.types import Completion, Problem, StopReason
 
 
@@ -47,6 +48,12 @@ class SupervisedUpdater:
     guarded: GuardedStep
     schedule: Schedule
     tokens_per_microbatch: int
+    counts: UpdateCounts = field(default_factory=UpdateCounts)
+
+    def take_counts(self) -> UpdateCounts:
+        """What was computed since the last call."""
+        counts, self.counts = self.counts, UpdateCounts()
+        return counts
 
     def step(self, index: int, rows: Sequence[Row]) -> dict[str, float]:
         """One step on ``rows``; returns the loss per token. A step that is not finite is skipped and counted."""
@@ -56,6 +63,7 @@ class SupervisedUpdater:
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
         total = 0.0
         for part in microbatches(numbered, self.tokens_per_microbatch, shared_prompt=False):
+            self.counts.add(part, shared_prompt=False)
             loss = -self.policy.log_probs(part).sum() / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())

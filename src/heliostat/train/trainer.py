@@ -243,6 +243,7 @@ class Trainer:
                 with self.ledger.phase("warm_start"):
                     batch = stream.next(index, section.batch_size)
                     values = updater.step(index, [demonstration(loaded, p, model.chat, model.system) for p in batch])
+                self.ledger.charge_update("warm_start", loaded, updater.take_counts())
                 self.step = index + 1 - section.num_steps
                 if self._good_enough(index + 1, values):
                     break

@@ -38,6 +38,17 @@ class UpdateCounts:
     completion_attended: int = 0
     dropped_groups: int = 0
 
+    def add(self, part: Sequence[Row], shared_prompt: bool) -> None:
+        """Count one forward over ``part``."""
+        contexts = [row.context_length for row in part]
+        if shared_prompt:
+            contexts = list({row.group: row.context_length for row in part}.values())
+        self.rows += len(part)
+        self.prompt_tokens += sum(contexts)
+        self.prompt_attended += sum(length * (length + 1) // 2 for length in contexts)
+        self.completion_tokens += sum(row.num_tokens for row in part)
+        self.completion_attended += sum(row.num_tokens * row.context_length + row.num_tokens**2 // 2 for row in part)
+
 
 @dataclass(slots=True)
 class UpdateReport:
@@ -110,7 +121,7 @@ class Updater:
         with torch.no_grad():
             for part in microbatches(rows, self.tokens_per_microbatch, self.policy.shared_prompt):
                 logp = self.policy.log_probs(part).cpu()
-                _count(report.counts, part, self.policy.shared_prompt)
+                report.counts.add(part, self.policy.shared_prompt)
                 for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
                     by_row[id(row)] = piece
         pieces = iter(rows)
@@ -150,7 +161,7 @@ class Updater:
 
     def _backward(self, part: Sequence[Row], normalizer: float, at_anchor: bool, report: UpdateReport) -> float:
         logp_new = self.policy.log_probs(part)
-        _count(report.counts, part, self.policy.shared_prompt)
+        report.counts.add(part, self.policy.shared_prompt)
         tokens = token_batch(part, logp_new)
         if at_anchor:
             gap = (tokens.logp_gen - logp_new.detach()).abs().max()
@@ -160,14 +171,3 @@ class Updater:
         for key, mean in output.metrics.items():
             report.add(key, mean)
         return float(output.loss.detach())
-
-
-def _count(counts: UpdateCounts, part: Sequence[Row], shared_prompt: bool) -> None:
-    contexts = [row.context_length for row in part]
-    if shared_prompt:
-        contexts = list({row.group: row.context_length for row in part}.values())
-    counts.rows += len(part)
-    counts.prompt_tokens += sum(contexts)
-    counts.prompt_attended += sum(length * (length + 1) // 2 for length in contexts)
-    counts.completion_tokens += sum(row.num_tokens for row in part)
-    counts.completion_attended += sum(row.num_tokens * row.context_length + row.num_tokens**2 // 2 for row in part)

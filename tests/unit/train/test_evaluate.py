@@ -1,38 +1,12 @@
-import itertools
-import math
-
 import numpy as np
 import pytest
 
-from heliostat.train.evaluate import Evaluation, ProblemResult, bootstrap, compare, pass_at_k
+from heliostat.train.evaluate import Evaluation, ProblemResult, compare
 from heliostat.train.records import eval_rows, evaluation_from_rows
 
 
 def results(rates, n=4, task="t"):
     return Evaluation(tuple(ProblemResult(task, f"p{i}", n, round(r * n), r) for i, r in enumerate(rates)))
-
-
-@pytest.mark.parametrize(("n", "c"), [(5, 0), (5, 2), (6, 5), (4, 4)])
-def test_pass_at_k_against_every_subset(n, c):
-    outcomes = [1] * c + [0] * (n - c)
-    for k in range(1, n + 1):
-        subsets = list(itertools.combinations(outcomes, k))
-        assert pass_at_k(n, c, k) == pytest.approx(sum(any(s) for s in subsets) / math.comb(n, k))
-
-
-def test_pass_at_k_refuses_more_than_was_sampled():
-    with pytest.raises(ValueError, match="pass@5 needs at least 5 samples"):
-        pass_at_k(4, 1, 5)
-
-
-def test_bootstrap_covers_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        sample = (rng.random(80) < 0.3).astype(float)
-        low, high = bootstrap(sample, seed=trial)
-        hits += low <= 0.3 <= high
-    assert 0.88 <= hits / 200 <= 0.99
 
 
 def test_paired_comparison_is_sharper_than_two_intervals():

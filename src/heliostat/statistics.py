@@ -3,8 +3,10 @@
     pass@k of one problem with c successes in n samples = 1 - C(n - c, k) / C(n, k)      (unbiased)
     interval = percentiles of the mean over problems drawn with replacement               (bootstrap)
 
-``heliostat.train`` computes the same numbers while it runs, and a test holds both equal to the last digit. They are
-repeated here so that a page can be made in half a second and without torch, on whatever machine the folder lies.
+Training and the report both use these; nothing here needs torch, so that a page can be made in half a second on
+whatever machine the run folder lies.
+
+Left out: what is being estimated.
 
 References: Chen et al. 2021, arXiv 2107.03374 (pass@k); Newcombe 1998, Statistics in Medicine 17:873 (the difference
 of two independent estimates from their intervals).
@@ -44,7 +46,7 @@ def pass_at_k(num_samples: int, num_success: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_success, k) / math.comb(num_samples, k)
 
 
-def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
+def bootstrap(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Estimate:
     """The mean of ``values`` and the percentile interval of its bootstrap distribution.
 
     **Limits** One value, or equal values, have an interval of width zero; an interval always holds its own mean.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.report.statistics import Estimate, bootstrap, difference, pass_at_k
+from heliostat.statistics import Estimate, bootstrap, difference, pass_at_k
 
 
 @pytest.mark.parametrize("num_samples", range(1, 8))
@@ -70,14 +70,3 @@ def test_differences_of_symmetric_intervals_add_in_quadrature(a: float, b: float
     assert change.value == pytest.approx(b - a)
     assert change.high - change.value == pytest.approx(hypot(wide, thin))
     assert change.value - change.low == pytest.approx(hypot(wide, thin))
-
-
-def test_the_page_and_the_trainer_state_the_same_numbers() -> None:
-    from heliostat.train import evaluate as trainer
-
-    rates = np.random.default_rng(2).binomial(4, 0.4, 57) / 4
-    estimate = bootstrap(rates.tolist())
-    assert (estimate.low, estimate.high) == trainer.bootstrap(rates)
-    for num_success in range(9):
-        for k in range(1, 9):
-            assert pass_at_k(8, num_success, k) == pytest.approx(trainer.pass_at_k(8, num_success, k), abs=1e-12)
