@@ -1,4 +1,7 @@
-"""Stand-ins for the rooms behind the commands: they record how they were called, and cost no import."""
+"""Stand-ins for the rooms behind the commands: they record how they were called.
+
+``room`` replaces a whole module, and costs no import; ``within`` replaces single functions of the real one.
+"""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -16,6 +19,19 @@ def room(monkeypatch):
         for name, result in results.items():
             setattr(fake, name, _recorder(calls, name, result))
         monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return install
+
+
+@pytest.fixture
+def within(monkeypatch):
+    """``within("heliostat.api", run_recipe=result)`` replaces functions of a real module; the rest of it stays real."""
+    calls = []
+
+    def install(module, **results):
+        for name, result in results.items():
+            monkeypatch.setattr(f"{module}.{name}", _recorder(calls, name, result))
         return calls
 
     return install

@@ -1,4 +1,8 @@
-"""Every command hands over exactly what was asked for, with the rooms behind it replaced at the boundary."""
+"""Every command hands over exactly what was asked for.
+
+The commands that load models are tested together with ``heliostat.api``, up to the functions of ``heliostat.train`` and
+``heliostat.report`` that it calls; the others with their room replaced.
+"""
 
 import inspect
 import json
@@ -8,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from heliostat.cli import main
-from heliostat.config import load_recipe
+from heliostat.config import build_recipe, load_recipe
+from heliostat.rollout import SamplingSettings
 from heliostat.tracking import METRICS
 
 
@@ -17,24 +22,29 @@ def finished(folder, status="finished", code=0, reason=""):
 
 
 @pytest.fixture
-def pages(room, tmp_path):
-    room("heliostat.report", write_report=lambda runs, output: tmp_path / "report.html")
-    return tmp_path / "report.html"
+def behind_api(within):
+    """``behind_api(run_recipe=result)``: what the Python API calls, with pages recorded but not written."""
+
+    def install(**results):
+        return within("heliostat.api", **({"write_report": None} | results))
+
+    return install
 
 
-def test_train_resolves_the_recipe_and_says_where_things_are(room, pages, tmp_path, capsys):
-    calls = room("heliostat.train", run_recipe=finished(tmp_path))
+def test_train_resolves_the_recipe_and_says_where_things_are(behind_api, tmp_path, capsys):
+    calls = behind_api(run_recipe=finished(tmp_path))
     assert main(["train", "--train.num_steps", "3", "demo", "--run", str(tmp_path / "r"), "--objective.tau=.5"]) == 0
     call, page = calls
     assert call.args == (load_recipe("demo", {"train.num_steps": 3, "objective.tau": 0.5}), tmp_path / "r", "demo")
-    assert page.args == ([tmp_path], None)
+    assert page.name == "write_report"
+    assert page.args == ([tmp_path],)
     printed = capsys.readouterr().out
-    assert str(tmp_path) in printed
-    assert str(pages) in printed
+    assert f"run folder              {tmp_path}\n" in printed
+    assert f"report                  {tmp_path / 'report.html'}\n" in printed
 
 
-def test_train_with_a_file_names_the_run_after_it(room, pages, tmp_path):
-    calls = room("heliostat.train", run_recipe=finished(tmp_path))
+def test_train_with_a_file_names_the_run_after_it(behind_api, tmp_path):
+    calls = behind_api(run_recipe=finished(tmp_path))
     recipe = tmp_path / "mine.toml"
     recipe.write_text('extends = "demo"\n')
     assert main(["train", str(recipe)]) == 0
@@ -42,14 +52,15 @@ def test_train_with_a_file_names_the_run_after_it(room, pages, tmp_path):
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), ("interrupted", 130)])
-def test_the_runs_exit_code_is_the_commands(room, pages, tmp_path, capsys, status, code):
+def test_the_runs_exit_code_is_the_commands(behind_api, tmp_path, capsys, status, code):
     reason = "" if code == 0 else "three steps in a row were not finite"
-    room("heliostat.train", run_recipe=finished(tmp_path, status, code, reason))
+    calls = behind_api(run_recipe=finished(tmp_path, status, code, reason))
     assert main(["train", "demo"]) == code
+    assert calls[-1].name == "write_report", "a run that stopped early gets its page too"
     assert capsys.readouterr().err == (f"heliostat: {status}: {reason}\n" if reason else "")
 
 
-def test_train_prints_what_was_won_and_shows_final_transcripts(room, pages, tmp_path, capsys):
+def test_train_prints_what_was_won_and_shows_final_transcripts(behind_api, tmp_path, capsys):
     rows = [
         {"step": step, "phase": phase, "prompt": f"{phase} {step}", "completion": "[red]5[/red]", "answer": "5",
          "success": True}
@@ -59,7 +70,7 @@ def test_train_prints_what_was_won_and_shows_final_transcripts(room, pages, tmp_
     result = finished(tmp_path)
     result.before = SimpleNamespace(pass_at_1=0.25, ci95=(0.2, 0.31))
     result.after = SimpleNamespace(pass_at_1=0.875, ci95=(0.8, 0.9))
-    room("heliostat.train", run_recipe=result)
+    behind_api(run_recipe=result)
     assert main(["train", "demo"]) == 0
     printed = capsys.readouterr().out
     assert "before  25.0% [20.0%, 31.0%]" in printed
@@ -69,8 +80,8 @@ def test_train_prints_what_was_won_and_shows_final_transcripts(room, pages, tmp_
     assert str(tmp_path / "model") in printed
 
 
-def test_sft_hands_over_its_rows(room, pages, tmp_path):
-    calls = room("heliostat.train", run_sft=finished(tmp_path))
+def test_sft_hands_over_its_rows(behind_api, tmp_path, capsys):
+    calls = behind_api(run_sft=finished(tmp_path))
     data = tmp_path / "rows.jsonl"
     data.write_text("{}\n")
     assert main(["sft", "demo", "--data", str(data), "--warm_start.num_steps", "2"]) == 0
@@ -80,6 +91,9 @@ def test_sft_hands_over_its_rows(room, pages, tmp_path):
         (recipe, data, None, "demo"),
         (load_recipe("demo"), None, None, "demo"),
     ]
+    assert main(["sft", "demo", "--data", str(tmp_path / "absent.jsonl")]) == 2
+    assert capsys.readouterr().err == f"heliostat: there is no data file {tmp_path / 'absent.jsonl'}\n"
+    assert [call.name for call in calls] == ["run_sft", "write_report"] * 2
 
 
 def evaluation(rate):
@@ -96,23 +110,22 @@ def evaluation_part(rate):
     )  # fmt: skip
 
 
-def test_eval_prints_intervals_and_the_paired_difference(room, tmp_path, capsys):
+def test_eval_prints_intervals_and_the_paired_difference(behind_api, tmp_path, capsys):
     pair = SimpleNamespace(difference=0.3, ci95=(0.2, 0.4), num_problems=50, significant=True)
     report = SimpleNamespace(
         models=("a", "b"), evaluations=(evaluation(0.2), evaluation(0.5)), comparison=pair, to_json=lambda: '{"x": 1}'
     )
-    calls = room("heliostat.train", run_eval=report)
-    room("heliostat.rollout", SamplingSettings=lambda **options: options)
+    calls = behind_api(run_eval=report)
     out = tmp_path / "numbers.json"
     arguments = ["--samples", "4", "--problems", "50", "--greedy", "--temperature", "0.5", "--top-p", "0.9"]
     assert main(["eval", "a", "b", "--recipe", "demo", *arguments, "--json", str(out), "--run.seed=3"]) == 0
-    call = next(call for call in calls if call.name == "run_eval")
+    (call,) = calls
     assert call.args == (["a", "b"], load_recipe("demo", {"run.seed": 3}))
     assert call.options == {
         "num_problems": 50,
         "num_samples": 4,
         "greedy": True,
-        "settings": {"temperature": 0.5, "top_p": 0.9},
+        "settings": SamplingSettings(temperature=0.5, top_p=0.9),
     }
     printed = capsys.readouterr().out
     assert "20.0% [10.0%, 30.0%]" in printed
@@ -123,14 +136,11 @@ def test_eval_prints_intervals_and_the_paired_difference(room, tmp_path, capsys)
     assert json.loads(out.read_text()) == {"x": 1}
 
 
-def test_eval_defaults_are_the_recipes(room):
-    calls = room(
-        "heliostat.train", run_eval=SimpleNamespace(models=("a",), evaluations=(evaluation(0.5),), comparison=None)
-    )
-    room("heliostat.rollout", SamplingSettings=lambda **options: options)
+def test_eval_defaults_are_the_recipes(behind_api):
+    calls = behind_api(run_eval=SimpleNamespace(models=("a",), evaluations=(evaluation(0.5),), comparison=None))
     assert main(["eval", "a", "--recipe", "demo", "--rollout.temperature", "0.7"]) == 0
-    call = next(call for call in calls if call.name == "run_eval")
-    settings = {"temperature": 0.7, "top_p": 1.0}
+    (call,) = calls
+    settings = SamplingSettings(temperature=0.7)
     assert call.options == {"num_problems": None, "num_samples": None, "greedy": False, "settings": settings}
 
 
@@ -140,16 +150,22 @@ def group(question, *texts):
     return SimpleNamespace(prompt=prompt, completions=completions, verdicts=())
 
 
-def test_sample_prints_completions_as_they_are(room, capsys):
-    calls = room("heliostat.train", run_sample=[group("1+1?", "[bold]2[/bold]", "3")])
-    room("heliostat.rollout", SamplingSettings=lambda **options: options)
+def test_eval_takes_one_model_or_two(behind_api, capsys):
+    calls = behind_api(run_eval=None)
+    assert main(["eval", "a", "b", "c", "--recipe", "demo"]) == 2
+    assert capsys.readouterr().err == "heliostat: an evaluation takes one model, or two to compare, not 3\n"
+    assert calls == []
+
+
+def test_sample_prints_completions_as_they_are(behind_api, capsys):
+    calls = behind_api(run_sample=[group("1+1?", "[bold]2[/bold]", "3")])
     assert main(["sample", "tiny", "--prompt", "1+1?", "-n", "2", "--temperature", "0.5"]) == 0
-    call = next(call for call in calls if call.name == "run_sample")
-    assert call.args[0] == "tiny"
+    (call,) = calls
+    assert call.args == ("tiny", build_recipe())
     assert call.options == {
         "prompt": "1+1?",
         "num_samples": 2,
-        "settings": {"temperature": 0.5, "top_p": 1.0},
+        "settings": SamplingSettings(temperature=0.5),
     }
     printed = capsys.readouterr().out
     assert "1+1?" in printed
@@ -157,9 +173,19 @@ def test_sample_prints_completions_as_they_are(room, capsys):
     assert "2 tokens, eos" in printed
 
 
-def test_sample_needs_something_to_complete(capsys):
-    assert main(["sample", "tiny"]) == 2
-    assert "--prompt TEXT, or --recipe RECIPE" in capsys.readouterr().err
+def test_sample_takes_problems_and_settings_from_a_recipe(behind_api):
+    calls = behind_api(run_sample=[])
+    assert main(["sample", "tiny", "--recipe", "demo", "--rollout.temperature", "0.5"]) == 0
+    (call,) = calls
+    assert call.args == ("tiny", load_recipe("demo", {"rollout.temperature": 0.5}))
+    assert call.options == {"prompt": None, "num_samples": 4, "settings": SamplingSettings(temperature=0.5)}
+
+
+def test_sample_needs_something_to_complete(behind_api, capsys):
+    calls = behind_api(run_sample=[])
+    assert main(["sample", "tiny", "--rollout.temperature", "0.5"]) == 2
+    assert capsys.readouterr().err == "heliostat: sample needs a prompt, or a recipe to take problems from\n"
+    assert calls == []
 
 
 def test_report_prints_the_page(room, tmp_path, capsys):
@@ -220,7 +246,6 @@ def test_metrics_are_all_explained(capsys):
 def test_the_rooms_really_take_these_calls():
     """The stand-ins above accept anything; the real functions must accept the same arguments."""
     from heliostat import report, tasks, train
-    from heliostat.rollout import SamplingSettings
 
     recipe, folder = load_recipe("demo"), Path("x")
     settings = SamplingSettings(temperature=1.0, top_p=1.0)
@@ -229,6 +254,7 @@ def test_the_rooms_really_take_these_calls():
         (train.run_sft, (recipe, folder, None, "demo"), {}),
         (train.run_eval, (["a"], recipe), {"num_problems": 1, "num_samples": 1, "greedy": True, "settings": settings}),
         (train.run_sample, ("a", recipe), {"prompt": "x", "num_samples": 1, "settings": settings}),
+        (report.write_report, ([folder],), {}),
         (report.write_report, ([folder], None), {}),
         (tasks.list_tasks, (), {}),
         (tasks.show_task, ("a",), {}),

@@ -52,7 +52,7 @@ def test_wrong_lines_are_refused_in_one_line(line, message, capsys):
 
 
 def test_settings_of_a_recipe_are_checked_before_any_room_is_entered(room, capsys):
-    calls = room("heliostat.train", run_recipe=None)
+    calls = room("heliostat.api", post_train=None)
     for argv, message in (
         (["train", "demo", "--optimizer.lr", "-1"], "optimizer.lr = -1: must be greater than 0"),
         (["train", "demo", "--rolout.lr", "1"], "unknown key rolout.lr (did you mean 'optimizer.lr'?)"),
