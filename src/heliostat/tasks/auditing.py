@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from heliostat.tasks.pool import VerifierPool
-from heliostat.tasks.probes import Probe, containment_probes, copy_probe, fixed_probes, oracle_probe
+from heliostat.tasks.probes import Probe, containment_probes, copy_probes, fixed_probes, oracle_probe
 from heliostat.tasks.task import Task
 from heliostat.types import Verdict
 
@@ -67,6 +67,10 @@ class ProbeResult:
     num_failures: int
     first_failure: str = ""
 
+    @property
+    def num_successes(self) -> int:
+        return round(self.success * self.num_problems)
+
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
@@ -118,13 +122,13 @@ def audit(task: Task, num_problems: int = 20, pool: VerifierPool | None = None) 
         VerifierError: no worker can be started, or a verifier failed and the task's ``on_failure`` is ``stop``.
 
     Limits:
-        Every probe is put behind the task's answer marker, as a policy would. One problem alone cannot show that a
-        fixed text is guessable, because another problem's answer needs another problem.
+        Every probe is put behind the task's answer marker, as a policy would. A fixed text must succeed on two problems
+        and on more than a fifth of them to count: one right guess shows nothing.
     """
     problems = task.train[:num_problems]
     probes = [
         oracle_probe(problems),
-        copy_probe(problems),
+        *copy_probes(problems),
         *containment_probes(problems),
         *fixed_probes(problems, _NUM_BORROWED),
     ]
@@ -169,12 +173,13 @@ def _result(task: Task, name: str, verdicts: Sequence[Verdict]) -> ProbeResult:
 
 def _findings(task: Task, results: Sequence[ProbeResult]) -> Iterable[Finding]:
     oracle, junk = results[0], results[1:]
-    for kind, prefix, allowed in (
-        (FindingKind.FIXED_TEXT, "fixed", _GUESSABLE),
-        (FindingKind.CONTAINMENT, "contains", 0.0),
-        (FindingKind.COPY, "copied", 0.0),
+    for kind, prefix, share, least in (
+        (FindingKind.FIXED_TEXT, "fixed", _GUESSABLE, 2),
+        (FindingKind.CONTAINMENT, "contains", 0.0, 1),
+        (FindingKind.COPY, "copied", 0.0, 1),
     ):
-        paid = [probe for probe in junk if probe.name.startswith(prefix) and probe.success > allowed]
+        kin = [probe for probe in junk if probe.name.startswith(prefix)]
+        paid = [probe for probe in kin if probe.success > share and probe.num_successes >= least]
         paid.sort(key=lambda probe: -probe.success)
         if paid:
             others = f", and {len(paid) - 1} more of the kind succeed too" if paid[1:] else ""
@@ -187,7 +192,7 @@ def _findings(task: Task, results: Sequence[ProbeResult]) -> Iterable[Finding]:
     if oracle.num_problems == 0:
         yield Finding(FindingKind.NO_ORACLE, "the problems have no oracle answers, so right ones were not tried")
     elif oracle.success < 1:
-        refused = oracle.num_problems - round(oracle.success * oracle.num_problems)
+        refused = oracle.num_problems - oracle.num_successes
         yield Finding(
             FindingKind.ORACLE_REFUSED,
             f"{refused} of {oracle.num_problems} oracle answers do not succeed" + _because(oracle.first_failure),

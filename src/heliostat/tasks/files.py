@@ -97,7 +97,8 @@ def _check_enough(path: str, found: int, wanted: dict[str, int]) -> None:
 
 def _problem(row: Row, settings: FileSettings, task: str) -> Problem:
     marker = settings.answer_after or ""
-    prompt = render(settings.template, _prompt(_cell(row, settings.prompt_column), row, settings.prompt_column))
+    asked = _prompt(_cell(row, settings.prompt_column), row, settings.prompt_column)
+    prompt = render(settings.template, asked, row.columns)
     answer = _text(row, settings.answer_column) if settings.answer_column else None
     if answer is not None and marker in answer:
         answer = find_answer(answer, marker)

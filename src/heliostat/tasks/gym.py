@@ -46,11 +46,9 @@ class _Gym:
     def call(self, function: str, *arguments: Any) -> Any:
         """Run a function of ``gym_items`` there; its errors are raised here."""
         with self._lock:
-            try:
-                kind, result = self._ask(function, arguments)
-            except (EOFError, BrokenPipeError, ConnectionResetError):  # it ended after a minute without work
-                self.close()
-                kind, result = self._ask(function, arguments)
+            if self._child is not None and self._child.process.poll() is not None:
+                self.close()  # it ended after a minute without work
+            kind, result = self._ask(function, arguments)
         if not kind:
             return result
         raise {"ConfigError": ConfigError, "ValueError": ValueError}.get(kind, RuntimeError)(result)
@@ -63,8 +61,15 @@ class _Gym:
     def _ask(self, function: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
         if self._child is None:
             self._child = start_child("heliostat.tasks.gym_items")
-        self._child.connection.send((function, arguments))
-        answer: tuple[str, Any] = self._child.connection.recv()
+        try:
+            self._child.connection.send((function, arguments))
+            answer: tuple[str, Any] = self._child.connection.recv()
+        except BaseException as error:
+            code = self._child.kill()
+            self._child = None  # also after Ctrl-C: its answer must not be taken for that of the next call
+            if isinstance(error, EOFError | OSError):
+                raise RuntimeError(f"the process that makes reasoning-gym problems died (exit code {code})") from error
+            raise
         return answer
 
 
@@ -130,7 +135,7 @@ def _problem(entry: dict[str, Any], task: str, template: str, writer: Writer, an
     return Problem(
         problem_id=f"{task}/{hashlib.sha256(question.encode()).hexdigest()[:16]}",
         task=task,
-        prompt=render(template, question),
+        prompt=render(template, question, entry["metadata"]),
         columns=columns,
         answer=oracle,
         solution=solution,

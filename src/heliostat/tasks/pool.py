@@ -30,6 +30,7 @@ from heliostat.types import Group, Problem, Verdict
 
 _START_S = 120.0  # importing reasoning-gym takes 2 CPU-seconds, and longer on a busy machine
 _BETWEEN_S = 60.0  # a worker may take this long to receive a request before its first text starts
+_TICK_S = 0.05  # a text that takes too long is noticed this late, at most
 _MAX_BATCH = 15  # jobs that one worker takes at once, at most, besides the first
 _MAX_STARTS = 3  # workers in a row that die before they judge anything
 
@@ -307,7 +308,7 @@ class _Worker:
             number, start = self.progress.read()
             limit_s = batch.owners[number].task.timeout_s if number >= 0 else _BETWEEN_S
             left_s = (start if number >= 0 else begun) + limit_s - time.monotonic()
-            if self.child.connection.poll(min(max(left_s, 0.0), 0.05 + limit_s / 10)):
+            if self.child.connection.poll(min(max(left_s, 0.0), _TICK_S)):
                 return
             if left_s <= 0 and self.progress.read() == (number, start):
                 self.child.kill()

@@ -5,6 +5,7 @@ Left out: judging them and drawing conclusions (``auditing``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ FIXED: dict[str, str] = {
     "asterisks": ".*",
 }
 """The same text for every problem, whatever the question."""
+
+
+_EXPRESSION = re.compile(r"[-(]*\d[\d\s.()]*(?:[-+*/^][\d\s.()]+)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,13 @@ def containment_probes(problems: Sequence[Problem]) -> list[Probe]:
     ]
 
 
-def copy_probe(problems: Sequence[Problem]) -> Probe:
-    """The question, handed back."""
-    return Probe("copied question", tuple(problem.question for problem in problems))
+def copy_probes(problems: Sequence[Problem]) -> list[Probe]:
+    """The question handed back, whole, and the longest expression in it: ``47 + 58`` is worth 105 to some."""
+    expressions = [max(_EXPRESSION.findall(problem.question), key=len, default=None) for problem in problems]
+    return [
+        Probe("copied question", tuple(problem.question for problem in problems)),
+        Probe("copied expression", tuple(None if text is None else text.strip() for text in expressions)),
+    ]
 
 
 def _short(text: str) -> str:

@@ -25,7 +25,7 @@ class TaskSettings:
 
     Attributes:
         label: the task's name in results; empty: the source chooses.
-        template: text around the question, with ``{question}`` in it.
+        template: the prompt, with ``{question}`` in it; other columns (of reasoning-gym: metadata) may be named too.
         verifiers: tables with ``name``, and optionally ``weight``, ``sees`` and the verifier's own settings.
         answer_after: marker before the answer; ``None``: the worked-solution writer's own, if there is one.
     """
@@ -41,12 +41,11 @@ class TaskSettings:
     on_failure: Literal["zero", "stop"] = "zero"
 
     def __post_init__(self) -> None:
-        try:
-            fields = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
-        except ValueError as error:
-            raise ValueError(f"template {self.template!r} is not a format text: {error}") from None
-        if fields != {"question"}:
-            raise ValueError(f"template {self.template!r} must contain {{question}} and no other field")
+        fields = _fields(self.template)
+        if not fields or not all(name.isidentifier() for name in fields):
+            raise ValueError(
+                f"template {self.template!r} must contain {{question}} (or another column's name in braces)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,17 +148,34 @@ def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None
         for key in verifier.arguments:
             if key not in accepted:
                 raise ConfigError(f"'{verifier.path}' takes no argument '{key}'{nearest(key, accepted)}")
-    declared = inspect.signature(function).parameters.values()
-    for name in (parameter.name for parameter in declared if parameter.default is parameter.empty):
-        if accepted is not None and name not in given:
+    for parameter in inspect.signature(function).parameters.values():
+        fillable = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if fillable and parameter.default is parameter.empty and parameter.name not in given:
             raise ConfigError(
-                f"'{verifier.path}' needs '{name}'{nearest(name, given)}; the data has: {', '.join(sorted(columns))}"
+                f"'{verifier.path}' needs '{parameter.name}'{nearest(parameter.name, given)}; the data has: "
+                + ", ".join(sorted(columns))
             )
 
 
-def render(template: str, prompt: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
-    """Put the template around a plain question, or around the last turn of a chat."""
-    if isinstance(prompt, str):
-        return template.format(question=prompt)
-    last = {**prompt[-1], "content": template.format(question=prompt[-1]["content"])}
-    return (*prompt[:-1], last)
+def render(template: str, prompt: str | tuple[Message, ...], columns: Mapping[str, Any]) -> str | tuple[Message, ...]:
+    """Put the template around a plain question, or around the last turn of a chat.
+
+    Raises:
+        ConfigError: the template names a column that is not there.
+    """
+    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    values = {**columns, "question": question}
+    for name in _fields(template):
+        if name not in values:
+            raise ConfigError(
+                f"task.template names '{name}'{nearest(name, values)}; there are: {', '.join(map(str, values))}"
+            )
+    text = template.format_map(values)
+    return text if isinstance(prompt, str) else (*prompt[:-1], {**prompt[-1], "content": text})
+
+
+def _fields(template: str) -> list[str]:
+    try:
+        return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"template {template!r} is not a format text: {error}") from None

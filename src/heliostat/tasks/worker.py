@@ -28,7 +28,7 @@ from heliostat.tasks.seal import close_evaluators, install_net, judging
 from heliostat.tasks.verifiers import Check, Sample, Verifier
 
 _REPORT_EVERY_S = 0.05  # results wait for each other this long: one message for many cheap verdicts
-_ORPHAN_S = 30.0  # a worker that hangs without a parent to kill it ends itself this long after its limits are used up
+_ORPHAN_S = 5.0  # a worker that hangs without a parent to kill it ends itself this long after its limits are used up
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,89 @@
+"""The audit finds rewards that can be had for nothing, and only those."""
+
+from dataclasses import replace
+
+import pytest
+
+from heliostat.config import TaskSection
+from heliostat.tasks import audit, load_task
+from heliostat.tasks.auditing import AuditReport, FindingKind
+from heliostat.tasks.task import WeightedVerifier
+from heliostat.tasks.verifiers import Math, Numeric
+from heliostat.types import Problem
+from tests.unit.tasks.tasks_for_tests import EXACT, make_task, reward
+
+
+def kinds(report: AuditReport) -> set[FindingKind]:
+    return {finding.kind for finding in report.findings}
+
+
+@pytest.mark.parametrize("marker", ["", "#"])
+def test_strict_verifiers_pass(marker: str) -> None:
+    report = audit(make_task(EXACT, WeightedVerifier("numeric", Numeric()), num=20, answer_after=marker))
+    assert report.passed, report.format()
+    assert not report.hackable
+    assert report.num_problems == 20
+    assert "no trick worked" in str(report)
+
+
+def test_mathematical_equality_pays_for_a_copied_sum_but_not_for_a_worded_question() -> None:
+    task = make_task(WeightedVerifier("math", Math()), num=4)
+    report = audit(task)
+    assert kinds(report) == {FindingKind.COPY}
+    assert "[copied expression] succeeds on 100% of problems" in report.format()
+    worded = tuple(replace(problem, prompt="Which number comes next?") for problem in task.train)
+    assert audit(replace(task, train=worded)).passed
+
+
+def test_a_verifier_that_pays_for_anything_is_hackable() -> None:
+    report = audit(make_task(reward("always")))
+    assert report.hackable
+    assert not report.passed
+    assert {FindingKind.FIXED_TEXT, FindingKind.CONTAINMENT, FindingKind.COPY} <= kinds(report)
+    assert "the reward can be hacked" in report.format()
+
+
+def test_a_verifier_that_looks_for_the_answer_anywhere_pays_for_lists_of_guesses() -> None:
+    report = audit(make_task(reward("contains")))
+    assert FindingKind.CONTAINMENT in kinds(report)
+
+
+def test_partial_credit_counts_only_where_it_is_paid() -> None:
+    ignored = audit(make_task(EXACT, reward("half")))
+    assert FindingKind.RAW_CREDIT in kinds(ignored)
+    assert not ignored.hackable
+    paid = audit(make_task(EXACT, reward("half"), shaped=True))
+    assert FindingKind.PARTIAL_CREDIT in kinds(paid)
+    assert paid.hackable
+
+
+def test_a_guessable_task_is_found_by_its_own_answers() -> None:
+    problems = tuple(Problem(f"p{i}", "sums", f"is {i} even?", {}, ("no", "yes")[i % 2 == 0]) for i in range(10))
+    report = audit(make_task(EXACT, train=problems, heldout=problems))
+    assert kinds(report) == {FindingKind.FIXED_TEXT}
+
+
+def test_right_answers_that_are_refused_are_found() -> None:
+    report = audit(make_task(reward("half")))
+    assert FindingKind.ORACLE_REFUSED in kinds(report)
+    assert "8 of 8 oracle answers" in report.format()
+
+
+def test_problems_without_oracle_answers_are_said_to_be_unchecked() -> None:
+    problems = tuple(Problem(f"p{i}", "sums", "q", {}) for i in range(3))
+    report = audit(make_task(reward("applies_to_digits"), train=problems, heldout=problems))
+    assert {FindingKind.NO_ORACLE, FindingKind.VERIFIER_FAILED} <= kinds(report)
+
+
+def test_the_scorer_that_pays_for_every_non_empty_text_is_caught() -> None:
+    report = audit(load_task(TaskSection(name="reasoning-gym/game_of_life_halting", num_train=10, num_heldout=1), 0))
+    assert report.hackable
+    assert {FindingKind.FIXED_TEXT, FindingKind.COPY} <= kinds(report)
+
+
+def test_chain_sum_is_sound_unless_its_containment_credit_is_paid() -> None:
+    section = {"name": "reasoning-gym/chain_sum", "num_train": 20, "num_heldout": 1, "solution": "columns"}
+    assert audit(load_task(TaskSection(**section), 0)).passed
+    shaped = audit(load_task(TaskSection(**section, shaped=True), 0))
+    assert kinds(shaped) == {FindingKind.PARTIAL_CREDIT}
+    assert "shaped = true pays it" in shaped.format()

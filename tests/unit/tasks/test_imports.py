@@ -1,0 +1,29 @@
+"""What importing this room costs, in a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = "{'reasoning_gym', 'math_verify', 'sympy', 'datasets', 'pyarrow', 'pandas'}"
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import heliostat.tasks.worker", "{'torch', 'numpy', 'pydantic'} | " + HEAVY),
+        ("import heliostat.tasks", "{'torch', 'numpy', 'pydantic'} | " + HEAVY),
+        ("from heliostat.tasks import Task, VerifierPool, audit, list_tasks, load_task, show_task", HEAVY),
+    ],
+)
+def test_heavy_packages_stay_out(code: str, heavy: str) -> None:
+    check = f"import sys\n{code}\nloaded = sys.modules.keys() & ({heavy})\nassert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_every_public_name_is_there() -> None:
+    import heliostat.tasks as room
+
+    assert all(getattr(room, name) is not None for name in room.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        room.nothing  # noqa: B018
