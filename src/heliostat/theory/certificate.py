@@ -85,7 +85,8 @@ class MirrorStep:
         chi_square: ``E_old[rho^2] - 1``; infinite where a ratio is.
         gain: mean reward of the new policy minus that of the old, in reward units.
         chi2_share: share of the gain that the lambda term takes, ``tau lambda E_old[l rho (rho - 1)] / gain``; with
-            binary rewards and ``l = 1`` it is ``tau lambda (rho_correct - rho_incorrect)``. 0 where there is no gain.
+            binary rewards and ``l = 1`` it is ``tau lambda (rho_correct - rho_incorrect)``. 0 where there is no gain;
+            unequal lengths can make it negative.
         certificate: residuals of the identities that hold at the optimum.
     """
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from heliostat.linalg.lambert import lambertw_neg_exp
 
 NUM_GRID_POINTS = 96  # cells in which a crossing of "total mass = 1" is looked for
-NUM_BISECTIONS = 60
+MAX_REFINEMENTS = 80  # Newton steps and bisections within a cell; bisections alone would need 60
 
 
 def solve_loophole(
@@ -79,9 +79,14 @@ class _Curve:
         w[..., self.action] = x
         return w
 
-    def mass(self, x: Tensor) -> Tensor:
-        s = self.targets[:, None, :] + self.parts(x)
-        return (self.log_probs[:, None, :] + s).exp().sum(-1)
+    def mass(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Total mass at every x, and its derivative in x (not finite where another action is at its fold)."""
+        w = self.parts(x)
+        new = (self.log_probs[:, None, :] + self.targets[:, None, :] + w).exp()
+        # mu falls beyond x = 1, and the others follow it: d log mu / dx = 1/x - 1, d log rho / d log mu = w / (1 - w).
+        follow = new * w / (1 - w)
+        follow[..., self.action] = 0.0
+        return new.sum(-1), new[..., self.action] + (1 / x - 1) * follow.sum(-1)
 
     def loss(self, x: Tensor) -> Tensor:
         weight = (self.log_probs - self.log_lengths).exp()[:, None, :]
@@ -98,16 +103,24 @@ class _Curve:
         fractions = torch.linspace(0, 1, NUM_GRID_POINTS + 1, dtype=torch.float64)
         grid = low[:, None] + (high - low)[:, None] * fractions
         grid[:, 0] = torch.maximum(grid[:, 0], 1e-12 * grid[:, 1])
-        above = self.mass(grid) >= 1
+        above = self.mass(grid)[0] >= 1
         upward = ~above[:, :-1] & above[:, 1:]
-        cost = torch.where(upward, self.loss(grid[:, 1:]), torch.inf)
-        cell = cost.argmin(-1, keepdim=True)
-        left, right = grid.gather(1, cell), grid.gather(1, cell + 1)
-        for _ in range(NUM_BISECTIONS):
-            middle = 0.5 * (left + right)
-            over = self.mass(middle) >= 1
-            left, right = torch.where(over, left, middle), torch.where(over, middle, right)
-        return right[:, 0], exists & upward.any(-1)
+        cell = torch.where(upward, self.loss(grid[:, 1:]), torch.inf).argmin(-1, keepdim=True)
+        x = self._refine(grid.gather(1, cell), grid.gather(1, cell + 1))
+        return x, exists & upward.any(-1)
+
+    def _refine(self, left: Tensor, right: Tensor) -> Tensor:
+        x = 0.5 * (left + right)
+        for _ in range(MAX_REFINEMENTS):
+            mass, slope = self.mass(x)
+            left, right = torch.where(mass < 1, x, left), torch.where(mass < 1, right, x)
+            newton = x - (mass - 1) / slope
+            inside = (newton > left) & (newton < right) & (slope > 0)
+            step = torch.where(inside, newton, 0.5 * (left + right)) - x
+            x = x + step
+            if bool((step.abs() <= 1e-15 * x).all()):
+                break
+        return x[:, 0]
 
 
 def _assemble(

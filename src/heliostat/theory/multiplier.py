@@ -4,12 +4,14 @@
     stationary at  s + lambda l e^s = t,  so  s = t - w,  w = W0(lambda l e^t)
 
 For a target with ``E_old[e^t] > 1`` the mean ratio falls from above one to below one as lambda grows from zero, so
-the root is unique. Because ``s = t - w``, the condition ``E[e^s] = 1`` is the same as
+the root is unique. ``E[e^s] = 1`` is written as an equality of two sums of non-negative terms, compared by their
+logarithms, so that lambda keeps its relative precision however small it is. Which two sums depends on the targets:
 
-    E[phi(s)] + E[t] = E[w],    phi(s) = e^s - 1 - s >= 0
+    small steps    E[phi(s)] + E[t] = E[w],   phi(s) = e^s - 1 - s >= 0     (from s = t - w)
+    large steps    E[(e^s - 1)^+] = E[(1 - e^s)^+]
 
-and in this form nothing cancels: both sides are sums of non-negative terms, compared by their logarithms. That keeps
-lambda's relative precision from 1e-300 (and far below, in log form) to 1e300.
+In the first, what cancels between a gain and a loss of first order is gone before anything is summed; in the second,
+nothing grows with 1 / tau.
 
 Left out: targets with ``E_old[e^t] < 1``, where lambda is negative (``theory.loophole``).
 """
@@ -28,6 +30,7 @@ MAX_ITERATIONS = 300
 STEP_TOLERANCE = 4e-15  # stop when log lambda moves by less than this, relative to max(1, |log lambda|)
 TAYLOR_BELOW = 0.5  # phi is summed as a series where |s| is smaller: e^s - 1 - s would lose its digits
 NUM_TAYLOR_TERMS = 16
+LARGE_STEP = 1.0  # mean absolute target, in nats, from which the second form is used
 
 
 def log_phi(s: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -133,14 +136,25 @@ def solve_log_lambda(
 def _excess(
     log_lam: Tensor, log_probs: Tensor, targets: Tensor, log_lengths: Tensor, mean_target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``log(E[phi] + E[t]) - log E[w]`` (a negative ``E[t]`` changes sides) and its derivative in log lambda."""
+    """The logarithm of what is too much over what is too little (negative past the root), and its derivative."""
     s, w, log_w = log_ratio_at(log_lam, targets, log_lengths)
-    up = torch.cat([log_probs + log_phi(s), mean_target.clamp(min=0).log()[..., None]], dim=-1)
-    down = torch.cat([log_probs + log_w, (-mean_target).clamp(min=0).log()[..., None]], dim=-1)
-    log_up, log_down = up.logsumexp(-1), down.logsumexp(-1)
-    # phi falls at the rate phi' w / (1 + w); as a multiple of phi itself, the weights never underflow.
-    pull = -_log_phi_slope(s) * (w / (1 + w))
-    share_up = (up - log_up[..., None]).exp()[..., :-1]
-    share_down = (down - log_down[..., None]).exp()[..., :-1]
-    slope_up = torch.where(share_up > 0, share_up * pull, 0.0).sum(-1)
-    return log_up - log_down, slope_up - (share_down / (1 + w)).sum(-1)
+    rate = w / (1 + w)  # s falls at this rate in log lambda
+    large = ((log_probs.exp() * targets.abs()).sum(-1) > LARGE_STEP)[..., None]
+    magnitude = (-torch.expm1(-s.abs())).log()
+    surplus = torch.where(s > 0, s + magnitude, -torch.inf)
+    deficit = torch.where(s < 0, magnitude, -torch.inf)
+    up = log_probs + torch.where(large, surplus, log_phi(s))
+    down = log_probs + torch.where(large, deficit, log_w)
+    up_slope = -rate * torch.where(large, 1 / -torch.expm1(-s), _log_phi_slope(s))
+    down_slope = torch.where(large, rate / torch.expm1(-s), 1 / (1 + w))
+    extra = torch.where(large[..., 0], 0.0, mean_target)  # a negative E[t] changes sides
+    log_up, up_slope = _log_sum(up, extra.clamp(min=0).log(), up_slope)
+    log_down, down_slope = _log_sum(down, (-extra).clamp(min=0).log(), down_slope)
+    return log_up - log_down, up_slope - down_slope
+
+
+def _log_sum(terms: Tensor, constant: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """``log(sum e^terms + e^constant)`` and its slope from the slopes of the terms; empty terms have none."""
+    total = torch.cat([terms, constant[..., None]], dim=-1).logsumexp(-1)
+    shares = (terms - total[..., None]).exp()
+    return total, torch.where(shares > 0, shares * slopes, 0.0).sum(-1)

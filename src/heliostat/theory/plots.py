@@ -71,6 +71,8 @@ def draw_all(folder: Path) -> list[Path]:
             draw(axes)
             for axis in axes:
                 axis.minorticks_off()
+                for ticks in (axis.xaxis, axis.yaxis):
+                    ticks.set_major_formatter(lambda value, _: f"{value:g}")
             path = folder / f"{name}.svg"
             figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": "heliostat theory plot"})
             paths.append(path)
@@ -96,6 +98,7 @@ def multiplier(axes: Any) -> None:
     for tau, colour in zip(TAUS, TAU_COLOURS, strict=True):
         axes[0].plot(p, binary_pmd_mean(p, tau).lam, color=colour, label=f"τ = {tau:g}")
     axes[0].set(xscale="logit", yscale="log", ylim=(1e-7, 1e2), xlabel="p, success before the step", ylabel="λ (nats)")
+    axes[0].set_xticks([1e-6, 1e-4, 1e-2, 0.5, 0.99, 0.9999, 0.999999])
     axes[0].legend(loc="lower center", ncols=2)
 
 
