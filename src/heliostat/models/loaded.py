@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from heliostat.config import ConfigError
@@ -45,15 +45,15 @@ class LoadedModel:
         cache_kind: ``kv`` where the cache may be replicated and cut like a list, else ``other``.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     name: str
     context_length: int
     eos_id: int
     turn_end_id: int
     eos_ids: frozenset[int]
     pad_id: int
-    head: Head
+    head: Head = field(repr=False)
     cache_kind: CacheKind
 
     @property

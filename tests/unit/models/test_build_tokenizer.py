@@ -62,11 +62,11 @@ def test_any_text_comes_back_exactly(text: str):
     assert TOKENIZER.decode(TOKENIZER.encode(text), skip_special_tokens=True) == text
 
 
-@given(st.binary(max_size=40))
-def test_every_byte_has_a_token(raw: bytes):
-    text = raw.decode("utf-8", errors="replace")
+def test_every_byte_has_a_token():
+    from tokenizers import pre_tokenizers
+
+    assert set(pre_tokenizers.ByteLevel.alphabet()) <= set(TOKENIZER.get_vocab())
     assert TOKENIZER.unk_token_id is None
-    assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False)) == text
 
 
 def test_plain_prompts_are_framed_and_chat_markers_are_single_tokens():
