@@ -19,6 +19,8 @@ from heliostat.linalg.logdet.bases import Basis
 from heliostat.linalg.logdet.newton import LogDet, LogDetProblem, minimize
 from heliostat.linalg.logdet.subspaces.base import Subspace
 
+GROWN = 1e3  # ‖C‖/‖A‖ beyond which the direction of the last step is looked at
+FLAT = 1e-9  # smallest eigenvalue, relative to the largest, that such a direction may have as a witness
 UNBOUNDED = 1e10  # ‖C‖/‖A‖ beyond which -C/‖C‖ is positive semidefinite to 1e-10
 SEMIDEFINITE = 1e-7  # smallest eigenvalue, relative to the largest, that phase one accepts in a witness
 
@@ -37,18 +39,29 @@ class DegenerateSubspaceError(ValueError):
 
 
 class PrimalWatch:
-    """Called with every primal iterate; raises once C has grown past any bounded solution."""
+    """Called with every primal iterate; raises once C runs away along a semidefinite direction.
+
+    Where a solution exists, C stays within a multiple of A that is the condition number of the best B in S⊥. Past
+    ``GROWN`` the last step's direction is tested, past ``UNBOUNDED`` C itself is a witness by A - C ≻ 0.
+    """
 
     def __init__(self, problem: LogDetProblem) -> None:
         assert problem.offset is not None
         self.problem, self.scale = problem, torch.linalg.matrix_norm(problem.offset)
+        self.previous: Tensor | None = None
 
     def __call__(self, point: LogDet) -> None:
         grown = self.problem.basis.combine(point.x)  # -C
-        norm = torch.linalg.matrix_norm(grown)
-        if bool((norm > UNBOUNDED * self.scale).any()):
-            index = int((norm / self.scale).argmax())
-            raise DegenerateSubspaceError(grown[index] / norm[index])
+        size = torch.linalg.matrix_norm(grown) / self.scale
+        index = int(size.argmax())
+        if size[index] > GROWN and self.previous is not None:
+            step = grown[index] - self.previous[index]
+            eigenvalues = torch.linalg.eigvalsh(step)
+            if eigenvalues[-1] > 0 and eigenvalues[0] >= -FLAT * eigenvalues[-1]:
+                raise DegenerateSubspaceError(step / step.norm())
+        if size[index] > UNBOUNDED:
+            raise DegenerateSubspaceError(grown[index] / grown[index].norm())
+        self.previous = grown
 
 
 class _WithIdentity(Basis):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.linalg.logdet.existence import PrimalWatch
+from heliostat.linalg.logdet.existence import DegenerateSubspaceError, PrimalWatch
 from heliostat.linalg.logdet.newton import LogDetProblem, Minimum, minimize
 from heliostat.linalg.logdet.schur import reduce_and_lift
 from heliostat.linalg.logdet.starts import dual_start
@@ -75,7 +75,12 @@ def schur(covariance: Tensor, subspace: Subspace, options: Options) -> Solution 
     inside: list[Solution] = []
 
     def solve(reduced: Tensor) -> Tensor:
-        found = auto(reduced, subspace.restricted(touched), options)
+        try:
+            found = auto(reduced, subspace.restricted(touched), options)
+        except DegenerateSubspaceError as error:
+            whole = torch.zeros(subspace.n, subspace.n, dtype=torch.float64)
+            whole[touched[:, None], touched] = error.witness.cpu()
+            raise DegenerateSubspaceError(whole) from None
         assert found is not None
         inside.append(found)
         return found.B

@@ -70,7 +70,7 @@ class SpanOf(Subspace):
     def _make_complement_basis(self) -> Basis:
         """The null space of S in orthonormal coordinates; dense, meant for the case that it is the smaller side."""
         rows, cols = torch.triu_indices(self.n, self.n)
-        scale = torch.where(rows == cols, 1.0, 2.0**0.5).to(torch.float64)
+        scale = torch.where(rows == cols, 1.0, 2.0).to(torch.float64).sqrt()
         spanning = self.basis.combine(torch.eye(self.dimension, dtype=torch.float64))[:, rows, cols] * scale
         orthogonal = torch.linalg.qr(spanning.T, mode="complete").Q[:, self.dimension :].T / scale
         dense = torch.zeros(len(orthogonal), self.n, self.n, dtype=torch.float64)
