@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from heliostat.tasks.pool import VerifierPool
@@ -116,10 +116,10 @@ def audit(task: Task, num_problems: int = 20, pool: VerifierPool | None = None) 
 
     Args:
         num_problems: training problems to try each probe on.
-        pool: an open pool that knows the task; ``None``: one is opened for the audit.
+        pool: an open pool that knows the task; ``None``: one is opened, in which failures are counted and never stop.
 
     Raises:
-        VerifierError: no worker can be started, or a verifier failed and the task's ``on_failure`` is ``stop``.
+        VerifierError: no worker can be started.
 
     Limits:
         Every probe is put behind the task's answer marker, as a policy would. A fixed text must succeed on two problems
@@ -127,28 +127,27 @@ def audit(task: Task, num_problems: int = 20, pool: VerifierPool | None = None) 
     """
     problems = task.train[:num_problems]
     probes = [
-        oracle_probe(problems),
+        oracle_probe(problems, task.answer_after),
         *copy_probes(problems),
         *containment_probes(problems),
         *fixed_probes(problems, _NUM_BORROWED),
     ]
-    opened = VerifierPool([task]) if pool is None else nullcontext(pool)
-    with opened as judges:
-        futures = [
-            judges.judge(problem, [task.answer_after + probe.texts[number] for probe in _asked(probes, number)])  # type: ignore[operator]
-            for number, problem in enumerate(problems)
-        ]
-        columns = [future.result() for future in futures]
+    opened = VerifierPool([replace(task, on_failure="zero")]) if pool is None else nullcontext(pool)
     verdicts: dict[str, list[Verdict]] = {probe.name: [] for probe in probes}
-    for number, column in enumerate(columns):
-        for probe, verdict in zip(_asked(probes, number), column, strict=True):
-            verdicts[probe.name].append(verdict)
+    with opened as judges:
+        asked = [_completions(probes, number, task.answer_after) for number in range(len(problems))]
+        futures = [judges.judge(problem, list(texts.values())) for problem, texts in zip(problems, asked, strict=True)]
+        for texts, future in zip(asked, futures, strict=True):
+            for name, verdict in zip(texts, future.result(), strict=True):
+                verdicts[name].append(verdict)
     results = tuple(_result(task, name, given) for name, given in verdicts.items())
     return AuditReport(task.name, len(problems), results, tuple(_findings(task, results)))
 
 
-def _asked(probes: Sequence[Probe], number: int) -> list[Probe]:
-    return [probe for probe in probes if probe.texts[number] is not None]
+def _completions(probes: Sequence[Probe], number: int, answer_after: str) -> dict[str, str]:
+    """By probe name, the completions to try on one problem."""
+    texts = {probe.name: probe.completion(number, answer_after) for probe in probes}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _result(task: Task, name: str, verdicts: Sequence[Verdict]) -> ProbeResult:

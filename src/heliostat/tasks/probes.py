@@ -45,15 +45,28 @@ _EXPRESSION = re.compile(r"[-(]*\d[\d\s.()]*(?:[-+*/^][\d\s.()]+)+")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One text per problem, under one name. ``None``: this probe does not apply to that problem."""
+    """One text per problem, under one name.
+
+    Attributes:
+        texts: per problem; ``None``: the probe does not apply to it.
+        complete: whether the texts are whole completions, and not what follows the answer marker.
+    """
 
     name: str
     texts: tuple[str | None, ...]
+    complete: bool = False
+
+    def completion(self, number: int, answer_after: str) -> str | None:
+        """What a model would have to write to try this on problem ``number``."""
+        text = self.texts[number]
+        return text if text is None or self.complete else answer_after + text
 
 
-def oracle_probe(problems: Sequence[Problem]) -> Probe:
-    """The oracle answers themselves."""
-    return Probe("oracle answer", tuple(problem.answer for problem in problems))
+def oracle_probe(problems: Sequence[Problem], answer_after: str) -> Probe:
+    """The worked solutions, or else the oracle answers."""
+    answers = [None if problem.answer is None else answer_after + problem.answer for problem in problems]
+    texts = tuple(problem.solution or answer for problem, answer in zip(problems, answers, strict=True))
+    return Probe("oracle answer", texts, complete=True)
 
 
 def fixed_probes(problems: Sequence[Problem], num_borrowed: int) -> list[Probe]:

@@ -18,6 +18,10 @@ def length(prompts, completions, **columns):
     return [float(len(text)) for text in completions]
 
 
+def at_least_ten_characters(prompts, completions):
+    return [float(len(text) >= 10) for text in completions]
+
+
 def half(prompts, completions):
     return [0.5]
 

@@ -75,6 +75,20 @@ def test_problems_without_oracle_answers_are_said_to_be_unchecked() -> None:
     assert {FindingKind.NO_ORACLE, FindingKind.VERIFIER_FAILED} <= kinds(report)
 
 
+def test_failures_are_counted_even_where_they_would_stop_a_run() -> None:
+    report = audit(make_task(reward("chat"), on_failure="stop"))
+    assert FindingKind.VERIFIER_FAILED in kinds(report)
+    assert "AssertionError" in report.format() or "TypeError" in report.format()
+
+
+def test_worked_solutions_are_tried_whole() -> None:
+    wordy = WeightedVerifier("length", reward("at_least_ten_characters").verifier, sees="completion")
+    task = make_task(EXACT, wordy, answer_after="#")
+    assert FindingKind.ORACLE_REFUSED in kinds(audit(task))
+    worked = tuple(replace(problem, solution=f"Let me see... #{problem.answer}") for problem in task.train)
+    assert audit(replace(task, train=worked)).passed
+
+
 def test_the_scorer_that_pays_for_every_non_empty_text_is_caught() -> None:
     report = audit(load_task(TaskSection(name="reasoning-gym/game_of_life_halting", num_train=10, num_heldout=1), 0))
     assert report.hackable
