@@ -22,6 +22,7 @@ from heliostat.linalg.logdet.subspaces.base import Subspace
 GROWN = 1e3  # ‖C‖/‖A‖ beyond which the direction of the last step is looked at
 FLAT = 1e-9  # smallest eigenvalue, relative to the largest, that such a direction may have as a witness
 UNBOUNDED = 1e10  # ‖C‖/‖A‖ beyond which -C/‖C‖ is positive semidefinite to 1e-10
+SMALL = 60  # rows up to which a basis of S is cheap whatever its dimension
 SEMIDEFINITE = 1e-7  # smallest eigenvalue, relative to the largest, that phase one accepts in a witness
 
 
@@ -98,8 +99,33 @@ def positive_definite_member(subspace: Subspace, device: torch.device) -> Float[
     projected = subspace.project_complement_stack(eye[None])[0]
     if bool(torch.linalg.cholesky_ex(projected - 1e-8 * eye).info == 0):
         return projected
+    if subspace.n <= SMALL or subspace.dimension <= subspace.codimension:
+        return _centre(subspace, eye)
+    return _phase_one(subspace, eye)
+
+
+def _centre(subspace: Subspace, eye: Tensor) -> Tensor:
+    """B of the decomposition of the identity, by the primal: the best-conditioned kind of member there is."""
+    problem = LogDetProblem(subspace.basis, offset=eye[None])
+    start = eye.new_zeros(1, subspace.dimension)
+    found = minimize(problem, start, problem.dense_direction, max_steps=300, watch=PrimalWatch(problem))
+    member = subspace.project_complement_stack(found.point.inverse)[0]
+    if not bool(torch.linalg.cholesky_ex(member).info == 0):
+        raise _undecided()
+    return member
+
+
+def _undecided() -> ValueError:
+    return ValueError(
+        "could not decide whether the decomposition exists: the complement of the subspace touches the positive "
+        "definite matrices only within rounding; pass start= with a positive definite B in it"
+    )
+
+
+def _phase_one(subspace: Subspace, eye: Tensor) -> Tensor:
+    """Minimise n t - log det(B(y) + t I) until t < 0 or B(y) is positive definite by itself."""
     basis = _WithIdentity(subspace.complement_basis)
-    linear = torch.zeros(1, basis.size, dtype=torch.float64, device=device)
+    linear = eye.new_zeros(1, basis.size)
     linear[0, -1] = subspace.n
     start = linear / subspace.n
     problem = LogDetProblem(basis, linear)
@@ -121,7 +147,4 @@ def positive_definite_member(subspace: Subspace, device: torch.device) -> Float[
     eigenvalues = torch.linalg.eigvalsh(witness)
     if bool(eigenvalues[0] >= -SEMIDEFINITE * eigenvalues[-1]):
         raise DegenerateSubspaceError(witness)
-    raise ValueError(
-        "could not decide whether the decomposition exists: the complement of the subspace touches the positive "
-        "definite matrices only within rounding; pass start= with a positive definite B in it"
-    )
+    raise _undecided()

@@ -19,7 +19,7 @@ from torch import Tensor
 from heliostat.linalg.logdet.bases import Basis, DenseBasis, FactoredBasis
 from heliostat.linalg.logdet.subspaces.base import Subspace
 
-ILL_CONDITIONED = 1e-8  # smallest eigenvalue of the normalised Gram matrix above which members are used as they come
+ILL_CONDITIONED = 1e-3  # smallest eigenvalue of the normalised Gram matrix above which members are used as they come
 DEPENDENT = 1e-12  # relative singular value below which a direction is rounding, not a member
 
 
