@@ -8,14 +8,17 @@ Left out: scoring (``verifiers``), and everything about splits that does not nee
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
 import itertools
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, build_checked, nearest
@@ -39,12 +42,13 @@ Entry = dict[str, Any]
 def main(connection_fd: int) -> None:
     """Answer ``(function name, arguments)`` with ``("", result)`` or ``(kind of error, message)``."""
     connection = Connection(connection_fd)
-    while connection.poll(IDLE_S):
-        try:
-            name, arguments = connection.recv()
-        except EOFError:
-            return
-        connection.send(_answer(_SERVED[name], arguments))
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # some generators print dots
+        while connection.poll(IDLE_S):
+            try:
+                name, arguments = connection.recv()
+            except EOFError:
+                return
+            connection.send(_answer(_SERVED[name], arguments))
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:

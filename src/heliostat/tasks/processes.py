@@ -57,7 +57,8 @@ class Child:
 def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
     """Run ``module.main(connection_fd, *inherited_fds)`` in a fresh interpreter.
 
-    The child sees end-of-file on its connection when this process ends, in whatever way.
+    The child sees end-of-file on its connection when this process ends, in whatever way. What it prints goes to
+    standard error, because somebody's program may read standard output.
     """
     ours, theirs = socket.socketpair()
     with theirs:
@@ -65,6 +66,7 @@ def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, json.dumps(sys.path), module, *map(str, fds)],
             stdin=subprocess.DEVNULL,
+            stdout=2,
             env=os.environ | _ENVIRONMENT,
             pass_fds=fds,
             start_new_session=True,

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from heliostat.config import TaskSection
-from heliostat.tasks import audit, load_task
+from heliostat.tasks import VerifierPool, audit, load_task
 from heliostat.tasks.auditing import AuditReport, FindingKind
-from heliostat.tasks.task import WeightedVerifier
+from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Math, Numeric
 from heliostat.types import Problem
 from tests.unit.tasks.tasks_for_tests import EXACT, make_task, reward
@@ -89,15 +89,26 @@ def test_worked_solutions_are_tried_whole() -> None:
     assert audit(replace(task, train=worked)).passed
 
 
-def test_the_scorer_that_pays_for_every_non_empty_text_is_caught() -> None:
-    report = audit(load_task(TaskSection(name="reasoning-gym/game_of_life_halting", num_train=10, num_heldout=1), 0))
+@pytest.fixture(scope="module")
+def gym_reports() -> dict[str, AuditReport]:
+    def load(name: str, **keys: object) -> Task:
+        return load_task(TaskSection(name=f"reasoning-gym/{name}", num_train=20, num_heldout=1, **keys), 0)
+
+    sums = {"solution": "columns", "settings": {"max_terms": 3}}
+    tasks = [load("game_of_life_halting"), load("chain_sum", **sums)]
+    tasks.append(load("chain_sum", **sums, label="shaped", shaped=True))
+    with VerifierPool(tasks) as pool:
+        return {task.name: audit(task, pool=pool) for task in tasks}
+
+
+def test_the_scorer_that_pays_for_every_non_empty_text_is_caught(gym_reports: dict[str, AuditReport]) -> None:
+    report = gym_reports["reasoning-gym/game_of_life_halting"]
     assert report.hackable
     assert {FindingKind.FIXED_TEXT, FindingKind.COPY} <= kinds(report)
 
 
-def test_chain_sum_is_sound_unless_its_containment_credit_is_paid() -> None:
-    section = {"name": "reasoning-gym/chain_sum", "num_train": 20, "num_heldout": 1, "solution": "columns"}
-    assert audit(load_task(TaskSection(**section), 0)).passed
-    shaped = audit(load_task(TaskSection(**section, shaped=True), 0))
+def test_chain_sum_is_sound_unless_its_containment_credit_is_paid(gym_reports: dict[str, AuditReport]) -> None:
+    assert gym_reports["reasoning-gym/chain_sum"].passed
+    shaped = gym_reports["shaped"]
     assert kinds(shaped) == {FindingKind.PARTIAL_CREDIT}
     assert "shaped = true pays it" in shaped.format()

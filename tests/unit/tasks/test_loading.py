@@ -1,8 +1,8 @@
 """Settings are checked before anything is loaded; splits are disjoint, seeded and independent."""
 
-import os
-import signal
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -42,32 +42,41 @@ def test_the_split_depends_on_the_seed_and_heldout_not_on_the_size_of_train() ->
     assert load(num_train=30, settings=SUMS, seed=1).train != task.train
 
 
-def test_another_interpreter_draws_the_same_problems() -> None:
-    """These data sets depend on the hash seed of the interpreter, or on their own size."""
-    other = _Gym()
-    try:
-        for name in ("word_ladder", "ransom_note", "acre"):
-            task = load(name, num_train=2, num_heldout=1)
-            heldout, train = other.call("draw", name, {}, 0, 1, 2)
-            drawn = [entry["question"] for entry in heldout + train]
-            assert drawn == [problem.columns["question"] for problem in task.heldout + task.train]
-    finally:
-        other.close()
-
-
-def test_a_generator_process_that_died_is_replaced_and_one_that_dies_says_so() -> None:
+@pytest.fixture(scope="module")
+def other_gym() -> Iterator[_Gym]:
     gym = _Gym()
-    try:
-        assert "chain_sum" in gym.call("catalog")
-        os.kill(gym._child.process.pid, signal.SIGKILL)
-        gym._child.process.wait()
-        assert "chain_sum" in gym.call("catalog")
-        os.kill(gym._child.process.pid, signal.SIGSTOP)
-        threading.Timer(0.2, os.kill, (gym._child.process.pid, signal.SIGKILL)).start()
-        with pytest.raises(RuntimeError, match=r"died \(exit code -9\)"):
-            gym.call("catalog")
-    finally:
-        gym.close()
+    yield gym
+    gym.close()
+
+
+@pytest.mark.parametrize("name", ["word_ladder", "ransom_note", "acre"])
+def test_another_interpreter_draws_the_same_problems(name: str, other_gym: _Gym) -> None:
+    """These data sets depend on the hash seed of the interpreter, or on their own size."""
+    task = load(name, num_train=2, num_heldout=1)
+    heldout, train = other_gym.call("draw", name, {}, 0, 1, 2)
+    drawn = [entry["question"] for entry in heldout + train]
+    assert drawn == [problem.columns["question"] for problem in task.heldout + task.train]
+
+
+def test_an_interpreter_that_ended_is_replaced_and_one_that_dies_at_work_says_so(other_gym: _Gym) -> None:
+    assert "chain_sum" in other_gym.call("catalog")
+    first = other_gym._child.process
+    first.kill()
+    first.wait()
+
+    def kill_the_second() -> None:
+        while other_gym._child is None or other_gym._child.process is first:
+            time.sleep(0.01)
+        other_gym._child.process.kill()
+
+    threading.Thread(target=kill_the_second, daemon=True).start()
+    with pytest.raises(RuntimeError, match=r"makes reasoning-gym problems died \(exit code -9\)"):
+        other_gym.call("catalog")
+
+
+def test_generators_that_print_do_not_disturb_the_output(capfd: pytest.CaptureFixture[str]) -> None:
+    load("bf", num_train=3, num_heldout=1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_data_set_that_runs_out_of_questions_says_how_many_there_are() -> None:
