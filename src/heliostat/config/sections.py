@@ -86,7 +86,7 @@ class RolloutSection(Section):
     stop: tuple[str, ...] = Field((), strict=False, description="strings that end a completion")
     max_rows: int = Field(512, ge=1, description="sequences decoded at once; more are refilled as rows finish")
     engine: Literal["torch"] = Field("torch", description="rollout engine")
-    max_parity_gap: float = Field(1e-3, gt=0, description="largest |logp_gen - logp_new| the parity probe accepts")
+    max_parity_gap: float = Field(0.0, ge=0, description="largest |logp_gen - logp_new| in nats; 0: by precision")
 
 
 class ObjectiveSection(NamedSection):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
+from heliostat.optim.masters import Groups, MasterWeights
 
 
 class OptimizerSettings(Protocol):
@@ -20,7 +21,7 @@ class OptimizerSettings(Protocol):
 
     name: ClassVar[str]
 
-    def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer: ...
+    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer: ...
 
     @property
     def weight_decay(self) -> float: ...
@@ -39,7 +40,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
 
@@ -55,7 +56,7 @@ class SGD:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
 
 
@@ -82,14 +83,25 @@ def optimizer_settings(section: OptimizerSection) -> OptimizerSettings:
 
 
 def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer a recipe asks for; weight decay touches matrices only, never norms, biases or scales."""
+    """Make the optimizer a recipe asks for.
+
+    Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 get master copies.
+    """
     settings = optimizer_settings(section)
-    return settings.build(_decay_groups(model.parameters(), settings.weight_decay), section.lr)
+    groups = _decay_groups(model.parameters(), settings.weight_decay)
+    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        return settings.build(groups, section.lr)
+    return MasterWeights(groups, lambda copies: settings.build(copies, section.lr))
 
 
-def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Start the optimizer's running averages afresh, weights untouched (what Kimi k1.5 does every iteration)."""
+    (optimizer.inner if isinstance(optimizer, MasterWeights) else optimizer).state.clear()
+
+
+def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> Groups:
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: list[dict[str, object]] = [
+    groups: Groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]

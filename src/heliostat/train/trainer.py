@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from heliostat.config import Recipe
+from heliostat.config import OptimizerSection, Recipe
 from heliostat.models import save_model
 from heliostat.objectives import Objective
-from heliostat.optim import Schedule
+from heliostat.optim import Schedule, build_optimizer, forget_moments
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker
@@ -44,6 +44,10 @@ from heliostat.types import Batch, Group
 
 NUM_DIAGNOSTIC_GROUPS = 8
 """Groups re-scored after each phase for the mirror-step numbers."""
+
+
+PARITY_BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+"""Largest gap in nats between sampler and trainer that rounding explains, by the type of the weights."""
 
 
 class ParityError(RuntimeError):
@@ -130,11 +134,11 @@ class Trainer:
 
     def _signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         groups = [group.group for group in batch.groups]
-        if report.max_sampler_gap > self.recipe.rollout.max_parity_gap:
+        bound = self.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.bench.loaded.model.dtype]
+        if report.max_sampler_gap > bound:
             raise ParityError(
-                f"sampler and trainer differ by {report.max_sampler_gap:.2g} nats on a token (bound "
-                f"rollout.max_parity_gap = {self.recipe.rollout.max_parity_gap:g}): the sampler's weights or numerics "
-                "are not the trainer's"
+                f"sampler and trainer differ by {report.max_sampler_gap:.2g} nats on a token, more than the bound of "
+                f"{bound:g} (rollout.max_parity_gap): the sampler's weights or numerics are not the trainer's"
             )
         scored = sequence_log_ratios(
             self.updater.policy, batch, NUM_DIAGNOSTIC_GROUPS, self.recipe.train.tokens_per_microbatch
@@ -153,7 +157,7 @@ class Trainer:
     def _forget_optimizer(self, step: int) -> None:
         every = self.recipe.optimizer.reset_every
         if every and (step - 1) % every == 0:
-            self.updater.guarded.optimizer.state.clear()
+            forget_moments(self.updater.guarded.optimizer)
 
     # -- accounting -------------------------------------------------------------------------------------------------
 
@@ -264,7 +268,7 @@ class Trainer:
 
     def _supervised_updater(self) -> SupervisedUpdater:
         section, train = self.recipe.warm_start, self.recipe.train
-        optimizer = torch.optim.AdamW(self.bench.loaded.model.parameters(), lr=section.lr, weight_decay=0.0, fused=True)
+        optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
         return SupervisedUpdater(
             policy=Policy(self.bench.loaded, temperature=1.0, shared_prompt=False),
             guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
