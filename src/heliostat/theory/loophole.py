@@ -10,7 +10,7 @@ equally rare actions are equally good hiding places: the first one is returned),
 action in two, and as the rarest probability goes to zero its cost does too: with infinitely many actions there is no
 optimum, only a policy that drifts ever further out.
 
-The cost is quadratic in the number of actions. Left out: the second-best hiding places.
+The cost is at worst quadratic in the number of actions. Left out: the second-best hiding places.
 """
 
 from __future__ import annotations
@@ -38,17 +38,24 @@ def solve_loophole(
     Raises:
         ArithmeticError: no action offers a stationary point (never seen; the optimum exists on a finite support).
     """
-    support = ~torch.isneginf(log_probs)
+    weight = (log_probs - log_lengths).exp()
     best_loss = torch.full(log_probs.shape[:-1], torch.inf, dtype=torch.float64)
     best_x, best_action = torch.zeros_like(best_loss), torch.zeros_like(best_loss, dtype=torch.long)
-    for action in range(log_probs.shape[-1]):
-        curve = _Curve(log_probs, targets, log_lengths, action)
+    for action in weight.mean(0).argsort(stable=True).tolist():  # the likely hiding places first
+        floor = 0.5 * weight[:, action] * _Curve(log_probs, targets, log_lengths, action).low ** 2
+        rows = (floor <= best_loss) & ~torch.isneginf(log_probs[:, action])
+        if not rows.any():
+            continue
+        curve = _Curve(log_probs[rows], targets[rows], log_lengths[rows], action)
         x, found = curve.cheapest_crossing()
-        loss = torch.where(found & support[:, action], curve.loss(x[:, None])[:, 0], torch.inf)
-        # A tie up to rounding stays with the first action, so that the answer does not depend on the last bit.
-        better = loss < best_loss * (1 - 1e-12)
-        best_loss = torch.where(better, loss, best_loss)
-        best_x, best_action = torch.where(better, x, best_x), torch.where(better, action, best_action)
+        loss = torch.where(found, curve.loss(x[:, None])[:, 0], torch.inf)
+        # A tie up to rounding goes to the first action, so that the answer does not depend on the last bit.
+        best = best_loss[rows]
+        tied = ((loss - best).abs() <= 1e-12 * best) & (action < best_action[rows])
+        better = torch.where(torch.isfinite(best), (loss < best * (1 - 1e-12)) | tied, found)
+        best_loss[rows] = torch.where(better, loss, best)
+        best_x[rows] = torch.where(better, x, best_x[rows])
+        best_action[rows] = torch.where(better, action, best_action[rows])
     if not torch.isfinite(best_loss).all():
         raise ArithmeticError("no stationary point was found for a baseline above the log-partition")
     return _assemble(log_probs, targets, log_lengths, best_x, best_action)
@@ -57,8 +64,9 @@ def solve_loophole(
 class _Curve:
     """Stationary points with one ``action`` free: ``x = s - t`` of that action fixes mu, and mu fixes all others.
 
-    ``x < 1`` is the ordinary branch and ``x > 1`` lies beyond the fold. Total mass is one at the points we look for;
-    where it crosses one upwards in x, the point is a local minimum (second-order condition).
+    ``x < 1`` is the ordinary branch and ``x > 1`` lies beyond the fold; from ``low`` on, the others have a solution.
+    Total mass is one at the points we look for; where it crosses one upwards in x, the point is a local minimum
+    (second-order condition).
     """
 
     def __init__(self, log_probs: Tensor, targets: Tensor, log_lengths: Tensor, action: int) -> None:
@@ -68,6 +76,8 @@ class _Curve:
         others = height.clone()
         others[:, action] = -torch.inf
         self.others = others
+        gap = others.amax(-1) - self.own
+        self.low = torch.where(gap > 0, _beyond_fold(-1 - gap.clamp(min=0.0)), 0.0)
 
     def log_mu(self, x: Tensor) -> Tensor:
         return x.log() - x - self.own[:, None]
@@ -94,8 +104,7 @@ class _Curve:
 
     def cheapest_crossing(self) -> tuple[Tensor, Tensor]:
         """The best point per row at which total mass reaches one from below, and whether there is any."""
-        gap = self.others.amax(-1) - self.own
-        low = torch.where(gap > 0, _beyond_fold(-1 - gap.clamp(min=0.0)), 0.0)
+        low = self.low
         # Where the action alone would hold all mass; the slack keeps a root at the very end inside.
         high = -(self.log_probs + self.targets)[:, self.action] + 1e-6
         exists = torch.isfinite(high) & (high > low)

@@ -99,26 +99,13 @@ def solve_log_lambda(
     Raises:
         ArithmeticError: no sign change was found or the iteration did not settle within ``MAX_ITERATIONS``.
     """
-    support = ~torch.isneginf(log_probs)
-    # At lambda = max t / l every ratio is at most one: an upper end of the bracket that needs no search.
-    reach = torch.where(support & (targets > 0), targets.log() - log_lengths, -torch.inf)
-    high = reach.amax(-1)
-    low, stride = high - 1, 1.0
-    for _ in range(64):
-        wrong = _excess(low, log_probs, targets, log_lengths, mean_target)[0] <= 0
-        if not wrong.any():
-            break
-        stride *= 2
-        low = torch.where(wrong, low - stride, low)
-    else:
-        raise ArithmeticError(
-            "no multiplier makes the mean ratio one: the targets' log-partition is not above zero to float precision"
-        )
+    problem = (log_probs, targets, log_lengths, mean_target)
+    low, high = _bracket(*problem)
     log_lam = 0.5 * (low + high)
     last, before_last = high - low, high - low
     done = torch.zeros_like(log_lam, dtype=torch.bool)
     for _ in range(MAX_ITERATIONS):
-        value, slope = _excess(log_lam, log_probs, targets, log_lengths, mean_target)
+        value, slope = _excess(log_lam, *problem)
         low, high = torch.where(value > 0, log_lam, low), torch.where(value > 0, high, log_lam)
         newton = -value / slope
         landing = log_lam + newton
@@ -131,6 +118,25 @@ def solve_log_lambda(
         last, before_last = step.abs(), last
         log_lam = torch.where(done, log_lam, log_lam + step)
     raise ArithmeticError(f"the multiplier did not settle within {MAX_ITERATIONS} iterations")
+
+
+def _bracket(log_probs: Tensor, targets: Tensor, log_lengths: Tensor, mean_target: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of log lambda on either side of the root."""
+    # At lambda = max t / l every ratio is at most one. Where no target is above zero, because one action holds all but
+    # less than a float of the probability, lambda is so small that s = t, and E[phi(t)] = lambda E[l e^t].
+    reach = torch.where(targets > 0, targets.log() - log_lengths, -torch.inf).amax(-1)
+    first_order = (log_probs + log_phi(targets)).logsumexp(-1) - (log_probs + log_lengths + targets).logsumexp(-1)
+    high = torch.where(torch.isneginf(reach), first_order + 1, reach)
+    low, stride = high - 1, 1.0
+    for _ in range(64):
+        value, _ = _excess(low, log_probs, targets, log_lengths, mean_target)
+        if (value > 0).all():
+            return low, high
+        stride *= 2
+        low = torch.where(value > 0, low, low - stride)
+    raise ArithmeticError(
+        "no multiplier makes the mean ratio one: the targets' log-partition is not above zero to float precision"
+    )
 
 
 def _excess(

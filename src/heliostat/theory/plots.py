@@ -158,7 +158,7 @@ def loophole(axes: Any) -> None:
     rewards = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     edge = tau * float((probs.log() + rewards / tau).logsumexp(-1))
     above = torch.linspace(-0.4, 0.6, 201, dtype=torch.float64)
-    step = pmd_baseline(probs.expand(len(above), 3), rewards, tau, edge + above)
+    step = pmd_baseline(probs, rewards, tau, edge + above)
     names = ("rare wrong answer, p = 0.0001", "correct answers, p = 0.3", "common wrong answers, p = 0.7")
     for index, (name, colour) in enumerate(zip(names, TAU_COLOURS, strict=False)):
         axes[0].plot(above, step.probs[:, index], color=colour, label=name)

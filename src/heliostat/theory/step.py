@@ -121,12 +121,14 @@ def pmd_baseline(
     if not torch.isfinite(offset).all():
         raise ValueError("the baseline must be finite; got a NaN or an infinity")
     try:
-        mean_target = (instance.mean_reward - offset).expand(instance.tau.shape) / instance.tau
+        batch = torch.broadcast_shapes(instance.tau.shape, offset.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ValueError(
             f"the baseline has shape {tuple(offset.shape)}; it needs one value, or one per batch entry "
             f"{tuple(instance.tau.shape)}"
         ) from None
+    instance = make_instance(probs, rewards, instance.tau.expand(batch), lengths, log_probs=log_probs)
+    mean_target = (instance.mean_reward - offset) / instance.tau
     targets = instance.mean_target + mean_target[..., None]
     return certify(instance, fit_targets(instance.log_probs, targets, instance.log_lengths, mean_target))
 
@@ -150,7 +152,7 @@ def fit_targets(
     logp, t, log_l = (x.reshape(-1, shape[-1]) for x in (log_probs, targets, log_lengths))
     mean_t = mean_target.reshape(-1)
     partition = log_partition_of_centred(logp, torch.where(torch.isneginf(logp), 0.0, t - mean_t[:, None]))
-    noise = torch.maximum(mean_t.abs(), partition) * t.abs().amax(-1).clamp(min=1.0)
+    noise = torch.maximum(mean_t.abs(), partition) + t.abs().amax(-1) * partition.clamp(max=1.0)
     exact = torch.where(mean_t == 0, (t == 0).all(-1), (partition + mean_t).abs() <= AT_PARTITION * noise)
     upper = ~exact & ((mean_t >= 0) | (partition + mean_t > 0))
     lower = ~exact & ~upper

@@ -47,7 +47,9 @@ def test_lengths_baseline_and_the_two_forms_of_a_policy_are_checked():
     with pytest.raises(ValueError, match="baseline must be finite"):
         pmd_baseline(half, r, 0.1, NAN)
     with pytest.raises(ValueError, match="baseline has shape"):
-        pmd_baseline(half, r, 0.1, [0.1, 0.2, 0.3])
+        pmd_baseline([half, half], r, 0.1, [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="baseline has shape"):
+        pmd_baseline(half, r, [0.1, 0.2], [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="either as probs or as log_probs"):
         pmd_mean(half, r, 0.1, log_probs=half)
     with pytest.raises(ValueError, match="either as probs or as log_probs"):

@@ -70,3 +70,13 @@ def test_a_single_action_has_nowhere_to_go():
     step = pmd_baseline([1.0], [0.0], 0.5, 2.0)
     assert float(step.probs) == pytest.approx(1.0, abs=1e-12)
     assert float(step.lam) == pytest.approx(-4.0, abs=1e-9)
+
+
+def test_among_many_actions_the_cheapest_is_found():
+    """Equal targets, so the rarest action is the cheapest hiding place wherever it stands in the list."""
+    probs = torch.arange(1.0, 21.0, dtype=torch.float64)[torch.randperm(20, generator=torch.Generator().manual_seed(1))]
+    probs = (probs**3) / (probs**3).sum()
+    step = pmd_baseline(probs, torch.zeros(20), 0.2, 0.3)
+    assert int(step.log_ratio.argmax()) == int(probs.argmin())
+    assert float(step.probs.max()) > 0.5
+    assert float(step.certificate.worst) < 1e-12

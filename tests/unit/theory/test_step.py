@@ -121,6 +121,39 @@ def test_log_probabilities_far_below_every_float():
     assert float(mean.log_ratio[0, 4, 0]) == pytest.approx(scarce_log_gain, rel=0.05)
 
 
+def test_many_problems_of_wildly_different_scales():
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    log_probs = (normal(400, 4) * 10 ** (3 * torch.rand(400, 1, generator=generator))).log_softmax(-1)
+    rewards, lengths = normal(400, 4), normal(400, 4).mul(2).exp()
+    tau = 10 ** (8 * torch.rand(400, generator=generator, dtype=torch.float64) - 4)
+    step = pmd_mean(None, rewards, tau, lengths, log_probs=log_probs)
+    assert step.certificate.worst.max() < 1e-10
+    assert torch.isfinite(step.log_lam).all()
+    edge = tau * (log_probs + rewards / tau[:, None]).logsumexp(-1)
+    for room in (1e-3, -1e-3):
+        step = pmd_baseline(None, rewards, tau, edge - room * tau, lengths, log_probs=log_probs)
+        assert step.certificate.worst.max() < 1e-8
+        assert not step.log_ratio.isnan().any()
+
+
+def test_an_action_that_holds_all_but_less_than_a_float():
+    """No target is above zero in float64 here, and yet lambda is known: ``KL(old || new)``, to first order."""
+    step = pmd_mean(None, [1.0, 0.0], 0.5, log_probs=[0.0, -5000.0])
+    expected = -5000.0 + math.log(math.exp(-2) + 1)  # p phi(-1/tau) = p (e^-2 - 1 + 2)
+    assert float(step.log_lam) == pytest.approx(expected, rel=1e-14)
+    assert float(step.log_ratio[1]) == pytest.approx(-2.0, rel=1e-14)
+
+
+def test_constant_targets_keep_the_policy_and_measure_the_room():
+    step = pmd_baseline([0.5, 0.5], [1.0, 1.0], 0.1, [-5.0, 0.999, 1.0, 1.1])
+    torch.testing.assert_close(step.lam, torch.tensor([60.0, 0.01, 0.0, -1.0], dtype=torch.float64), rtol=1e-9, atol=0)
+    assert step.log_ratio.abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(("p", "tau"), [(1e-300, 0.05), (1e-12, 1e-4), (0.5, 1e4), (0.3, 1e-4), (1 - 1e-10, 2.0)])
 def test_multiplier_has_full_relative_precision(p, tau):
     """One Newton step at 700 digits from our answer measures how far it is from the root."""
@@ -171,7 +204,7 @@ def test_baseline_family_meets_its_two_members_and_flips_sign_between():
     at_part = pmd_baseline(probs, rewards, tau, edge)
     torch.testing.assert_close(at_part.log_ratio, part.log_ratio, rtol=0, atol=1e-12)
     assert abs(float(at_part.lam)) < 1e-12
-    lams = pmd_baseline(probs.expand(5, 5), rewards, tau, edge + torch.tensor([-0.2, -0.02, 0.0, 0.02, 0.2])).lam
+    lams = pmd_baseline(probs, rewards, tau, edge + torch.tensor([-0.2, -0.02, 0.0, 0.02, 0.2])).lam
     assert (lams[:2] > 0).all()
     assert (lams[3:] < 0).all()
     assert lams[0] > lams[1]
