@@ -27,12 +27,12 @@ def test_strict_verifiers_pass(marker: str) -> None:
 
 
 def test_mathematical_equality_pays_for_a_copied_sum_but_not_for_a_worded_question() -> None:
-    task = make_task(WeightedVerifier("math", Math()), num=4)
-    report = audit(task)
+    task = make_task(WeightedVerifier("math", Math()))
+    report = audit(task, num_problems=2)
     assert kinds(report) == {FindingKind.COPY}
     assert "[copied expression] succeeds on 100% of problems" in report.format()
     worded = tuple(replace(problem, prompt="Which number comes next?") for problem in task.train)
-    assert audit(replace(task, train=worded)).passed
+    assert audit(replace(task, train=worded), num_problems=2).passed
 
 
 def test_a_verifier_that_pays_for_anything_is_hackable() -> None:
