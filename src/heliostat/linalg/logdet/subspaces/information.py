@@ -26,7 +26,7 @@ from heliostat.linalg.logdet.subspaces.span import LowRank, SpanOf
 
 
 def full_information(n: int) -> SparsityPattern:
-    """Every trade sees all other increments: S = all off-diagonals, B = diag(1/A_ii)."""
+    """Trade i sees all increments before i: S = all off-diagonals, B = diag(1/A_ii)."""
     return SparsityPattern.diagonal(n)
 
 
