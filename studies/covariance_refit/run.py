@@ -112,7 +112,7 @@ if __name__ == "__main__":
     summary = summarise(trials)
     (HERE / "results.json").write_text(json.dumps({"summary": summary, "trials": trials}, indent=1) + "\n")
     print(
-        "| n | penalty | edges (true, found) | lasso KL | refit KL | refit - lasso | true pattern KL | CPU s lasso / refit |"
+        "| n | penalty | edges (true, found) | lasso KL | refit KL | refit - lasso | true pattern KL | CPU s of both |"
     )
     for row in summary:
         kls = [

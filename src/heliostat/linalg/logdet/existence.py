@@ -104,6 +104,27 @@ def positive_definite_member(subspace: Subspace, device: torch.device) -> Float[
     return _phase_one(subspace, eye)
 
 
+def restore_definiteness(
+    precision: Float[Tensor, "batch n n"], covariance: Float[Tensor, "batch n n"], subspace: Subspace
+) -> Float[Tensor, "batch n n"]:
+    """B unchanged where it is positive definite; else moved as little as needed towards a safe member of S⊥.
+
+    Only rounding makes this necessary: an answer of condition 1e12 may lose its definiteness when it is projected.
+    """
+    lost = torch.linalg.cholesky_ex(precision).info != 0
+    if not bool(lost.any()):
+        return precision
+    share = torch.where(lost, 1e-16, 0.0).to(precision)[:, None, None]
+    member = positive_definite_member(subspace, precision.device)
+    member = member * (subspace.n / (covariance * member).sum((-2, -1)))[:, None, None]
+    repaired = torch.where(precision.isfinite().all(-1).all(-1)[:, None, None], precision, member)
+    while bool(lost.any()):
+        share = torch.where(lost[:, None, None], (10 * share).clamp(max=1.0), share)
+        mixed = (1 - share) * repaired + share * member
+        lost = (torch.linalg.cholesky_ex(mixed).info != 0) & (share[:, 0, 0] < 1)
+    return mixed
+
+
 def _centre(subspace: Subspace, eye: Tensor) -> Tensor:
     """B of the decomposition of the identity, by the primal: the best-conditioned kind of member there is."""
     problem = LogDetProblem(subspace.basis, offset=eye[None])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from heliostat.linalg.logdet import implicit
 from heliostat.linalg.logdet.certificate import Evidence, measure
+from heliostat.linalg.logdet.existence import restore_definiteness
 from heliostat.linalg.logdet.inputs import DenseInput, read_dense, require_positive_definite
 from heliostat.linalg.logdet.methods import METHODS, Options, Solution, unit_scaling
 from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
@@ -100,7 +101,8 @@ def _solve(stack: Tensor, subspace: Subspace, method: str, start: Any, max_steps
     solution = METHODS[method](stack * weights, subspace, options)
     if solution is None:
         raise ValueError(f"method {method!r} does not apply to {subspace!r} with this A; use method='auto'")
-    return Solution(solution.B * weights, solution.iterations, solution.method)
+    B = restore_definiteness(solution.B, stack * weights, subspace)
+    return Solution(B * weights, solution.iterations, solution.method)
 
 
 def _read_start(start: Any, subspace: Subspace) -> Tensor:

@@ -27,8 +27,8 @@ from heliostat.linalg.logdet.bases import Basis
 
 QUADRATIC = 0.25  # decrement below which a full step is safe
 LAST_STEP = 1e-8  # decrement below which one more full step reaches rounding
-STALLED = 1e-3  # below this, a decrement that no longer halves has met rounding
-LOOSEST_FORCING = 0.25
+STALLED = 1e-3  # below this, a decrement that has not halved in two steps has met rounding
+LOOSEST_FORCING = 0.1
 MAX_CG_STEPS = 500
 
 
@@ -172,14 +172,15 @@ def minimize(
         raise ValueError("Newton's start is not positive definite; pass a B in S⊥ that is")
     active = torch.ones_like(point.value, dtype=torch.bool)
     settled = torch.zeros_like(active)
-    decrement = torch.full_like(point.value, torch.inf)
+    decrement = before = torch.full_like(point.value, torch.inf)
     steps = 0
     while steps < max_steps and bool(active.any()):
         forcing = decrement.clamp(1e-8, LOOSEST_FORCING)
         gradient = problem.gradient(point)
         direction = direction_of(point, gradient, forcing)
-        previous, decrement = decrement, (-(gradient * direction).sum(-1)).clamp(min=0).sqrt()
-        at_floor = (decrement < STALLED) & (decrement > previous / 2)
+        earlier, before = torch.maximum(before, decrement), decrement
+        decrement = (-(gradient * direction).sum(-1)).clamp(min=0).sqrt()
+        at_floor = (decrement < STALLED) & (decrement > earlier / 2)
         settled = settled | (active & (at_floor | (decrement <= LAST_STEP)))
         active = active & ~at_floor & direction.isfinite().all(-1)
         point, moved = _line_search(problem, point, direction, decrement, active)

@@ -147,7 +147,7 @@ class TestEmbedding:
         from heliostat.linalg.logdet.sparse import embedding
 
         monkeypatch.setattr(embedding, "MOST_HESSIAN_ENTRIES", 100)
-        with pytest.raises(ValueError, match="too far from chordal.*pass A as a dense array"):
+        with pytest.raises(ValueError, match=r"too far from chordal.*pass A as a dense array"):
             inverse_decomposition(scipy.sparse.csc_array(covariance(30)), random_pattern(30))
 
     def test_one_step_is_not_enough_and_says_so(self):

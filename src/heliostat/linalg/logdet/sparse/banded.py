@@ -124,6 +124,8 @@ def inverse_on_band(factor: BandFactor) -> Float[np.ndarray, "bands n"]:
     bandwidth, n = factor.weights.shape
     if bandwidth == 0:
         return 1 / factor.pivots[None]
+    if bandwidth == 1:
+        return _inverse_on_tridiagonal(factor)
     segments = max(1, math.isqrt(n))
     length = -(-n // segments)
     padding = segments * length - n
@@ -139,6 +141,16 @@ def inverse_on_band(factor: BandFactor) -> Float[np.ndarray, "bands n"]:
     for offset in range(1, bandwidth + 1):
         bands[offset, n - offset :] = 0.0
     return bands
+
+
+def _inverse_on_tridiagonal(factor: BandFactor) -> FloatArray:
+    """Σ_ii - ψ_i² Σ_i+1,i+1 = 1/D_i is one bidiagonal system, which LAPACK runs through faster than segments."""
+    weights = factor.weights[0]
+    system = np.ones((2, len(weights)))
+    system[0, 1:] = -(weights[:-1] ** 2)
+    variances = require_scipy().linalg.solve_banded((0, 1), system, 1 / factor.pivots, check_finite=False)
+    across = np.append(weights[:-1] * variances[1:], 0.0)
+    return np.stack([variances, across])
 
 
 def _previous_window(window: FloatArray, weights: FloatArray, variances: FloatArray) -> tuple[FloatArray, FloatArray]:
