@@ -115,26 +115,32 @@ def _read_start(start: Any, subspace: Subspace) -> Tensor:
     return stack
 
 
-def _package(
-    dense: DenseInput, factor: Tensor, solution: Solution, evidence: Evidence, subspace: Subspace
-) -> InverseDecomposition:
-    """Back to the caller's kind; what rounding to its dtype costs is measured, not assumed."""
-    B, C, kl = solution.B, evidence.C, evidence.kl
-    rounded = dense.restore(B)
-    if rounded.dtype in (torch.float32, "float32"):
-        kept = torch.as_tensor(rounded).to(torch.float64).reshape(B.shape)
-        evidence = measure(dense.stack, factor, kept, subspace)
-        if not bool(evidence.residual.isfinite().all()):
-            raise ConvergenceError(
-                "B loses positive definiteness when rounded to float32; pass A as float64", solution.B
-            )
-    certificate = Certificate(
+def _certificate(evidence: Evidence, solution: Solution) -> Certificate:
+    """The worst member's numbers."""
+    return Certificate(
         residual=float(evidence.residual.max()),
         duality_gap=float(evidence.duality_gap.max()),
         trace_error=float(evidence.trace_error[evidence.trace_error.abs().argmax()]),
         iterations=solution.iterations,
         method=solution.method,
     )
+
+
+def _package(
+    dense: DenseInput, factor: Tensor, solution: Solution, evidence: Evidence, subspace: Subspace
+) -> InverseDecomposition:
+    """Back to the caller's kind; what rounding to its dtype costs is measured, not assumed."""
+    B, C, kl = solution.B, evidence.C, evidence.kl
+    certificate = _certificate(evidence, solution)
+    rounded = dense.restore(B)
+    if rounded.dtype in (torch.float32, "float32"):
+        kept = torch.as_tensor(rounded).to(torch.float64).reshape(B.shape)
+        certificate = _certificate(measure(dense.stack, factor, kept, subspace), solution)
+        if certificate.residual == float("inf"):
+            best = InverseDecomposition(B, C, kl, _certificate(evidence, solution))
+            raise ConvergenceError(
+                "B loses positive definiteness when rounded to float32; pass A as float64 (`best` is in float64)", best
+            )
     if dense.original is None:
         return InverseDecomposition(rounded, dense.restore(C), dense.scalar(kl), certificate)
     B_attached, C_attached = implicit.attach(dense.original, B, C, subspace)

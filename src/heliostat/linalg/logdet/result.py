@@ -50,7 +50,10 @@ class InverseDecomposition:
 
 
 class ConvergenceError(RuntimeError):
-    """The asked tolerance was not reached; ``best`` is the best feasible iterate, with its honest certificate."""
+    """The asked tolerance was not reached; ``best`` is the best iterate as a result, with its honest certificate.
+
+    For dense A it is feasible; where a sparse B lost its definiteness to rounding, the certificate is infinite.
+    """
 
     def __init__(self, message: str, best: Any) -> None:
         super().__init__(message)

@@ -71,7 +71,7 @@ def _on_band(matrix: BandedMatrix, partial: bool, pattern: BandedPattern) -> Inv
     B = banded.assemble(banded.factor_of_inverse(bands))
     factor = banded.cholesky(B)
     if factor is None:
-        raise ConvergenceError("the closed form lost positive definiteness to rounding; A is too ill-conditioned", B)
+        raise _lost_to_rounding(B, "closed_form", 0)
     residual = bands - banded.inverse_on_band(factor)
     twice = np.where(np.arange(width + 1) > 0, 2.0, 1.0)[:, None]
     row_sums = np.abs(B.bands[0]).copy()
@@ -137,7 +137,7 @@ def _package(
 ) -> InverseDecomposition:
     inverse = chordal.inverse_on_pattern(entries, found)
     if inverse is None:
-        raise ConvergenceError("B lost positive definiteness to rounding; A is too ill-conditioned", B)
+        raise _lost_to_rounding(B, draft.method, draft.iterations)
     kept = slice(None) if own is None else own
     residual = (values - inverse[0])[kept]
     twice = np.where(entries.rows == entries.cols, 1.0, 2.0)[kept]
@@ -196,6 +196,12 @@ def _remainder(matrix: Any, B: Any) -> Callable[[FloatArray], FloatArray]:
         return np.asarray(matrix @ x - kept[0].solve(x))
 
     return matvec
+
+
+def _lost_to_rounding(B: Any, method: str, iterations: int) -> ConvergenceError:
+    infinite = float("inf")
+    best = InverseDecomposition(B, None, None, Certificate(infinite, infinite, infinite, iterations, method))
+    return ConvergenceError("B lost positive definiteness to rounding: A is too ill-conditioned for this storage", best)
 
 
 def _gap_bound(row_sum: float, residual_norm: float) -> float:
