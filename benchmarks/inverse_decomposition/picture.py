@@ -34,15 +34,15 @@ def main() -> None:
         "C constant on blocks": BlockExchangeable([5, 7, 8]),
     }
     figure, axes = pyplot.subplots(4, 4, figsize=(7.2, 7.6), layout="constrained")
+    for axis, title in zip(axes[0], ("A   =", "B⁻¹   +", "C", "B"), strict=True):
+        axis.set_title(title)
     for row, (name, space) in zip(axes, spaces.items(), strict=True):
         result = inverse_decomposition(A, space)
         panels = (A, np.linalg.inv(result.B), result.C, result.B)
-        for axis, panel, title in zip(row, panels, ("A", "B⁻¹", "C", "B"), strict=True):
-            limit = np.abs(A).max() if title != "B" else np.abs(result.B).max()
+        for axis, panel in zip(row, panels, strict=True):
+            limit = np.abs(result.B if panel is result.B else A).max()
             axis.imshow(panel, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            if row is axes[0]:
-                axis.set_title({"A": "A   =", "B⁻¹": "B⁻¹   +", "C": "C", "B": "B"}[title])
         row[0].set_ylabel(f"{name}\nKL {result.kl:.2f}", fontsize=8)
     PLOT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PLOT, metadata={"Date": None})

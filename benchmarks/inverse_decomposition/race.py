@@ -1,7 +1,7 @@
 """Race against cvxpy (SCS, Clarabel) and GGLasso on random sparsity patterns, in CPU seconds, one thread each.
 
-Every contender runs in a process of its own, all from this one run, and is judged by the same KKT residual. Reported
-are medians of ``time.process_time`` over repeats, peak memory, and ratios to ours. Install and run:
+Every library runs in a process of its own, all from this one run, and is judged by the same KKT residual. Reported are
+medians of ``time.process_time`` over repeats, the process's peak memory so far, and ratios to ours. Install and run:
 
     python -m venv peers && peers/bin/pip install torch && peers/bin/pip install -e '.[linalg,linalg-peers]'
     OMP_NUM_THREADS=1 peers/bin/python benchmarks/inverse_decomposition/race.py
@@ -20,6 +20,8 @@ import platform
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,14 +57,27 @@ def measure(name: str, n: int, seed: int) -> dict[str, Any]:
     }
 
 
+def _attempt(pool: ProcessPoolExecutor, name: str, n: int, seed: int) -> dict[str, Any]:
+    try:
+        return pool.submit(measure, name, n, seed).result()
+    except BrokenProcessPool:
+        return {"contender": name, "n": n, "failure": "ended by the system"}
+
+
 def run(without: list[str], largest: int, seed: int) -> None:
     records: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
-    for n in [size for size in SIZES if size <= largest]:
-        for name in [name for name in CONTENDERS if name not in without and n <= LARGEST[name]]:
-            with context.Pool(1) as pool:
-                records.append(pool.apply(measure, (name, n, seed)))
-            print(json.dumps(records[-1]), flush=True)
+    families = {name.split()[0]: [k for k in CONTENDERS if k.split()[0] == name.split()[0]] for name in CONTENDERS}
+    for names in families.values():
+        with ProcessPoolExecutor(1, mp_context=context) as pool:  # one process a library: kernels are compiled once
+            for name, n in [(name, n) for name in names if name not in without for n in SIZES if n <= LARGEST[name]]:
+                if n <= largest:
+                    records.append(_attempt(pool, name, n, seed))
+                    print(json.dumps(records[-1]), flush=True)
+                    _save(records, seed)
+
+
+def _save(records: list[dict[str, Any]], seed: int) -> None:
     packages = ("torch", "numpy", "scipy", "cvxpy", "scs", "clarabel", "gglasso")
     machine = {"processor": platform.processor() or platform.machine(), "load_at_end": os.getloadavg()[0]}
     versions = {name: metadata.version(name) for name in packages}
@@ -80,8 +95,8 @@ def table(path: Path = RESULTS) -> str:
         row = [f"{n} ({own['parameters']})"]
         for name in CONTENDERS:
             record = cell.get((name, n))
-            if record is None:
-                row.append("–")
+            if record is None or "failure" in record:
+                row.append("–" if record is None else record["failure"])
                 continue
             ratio = "" if name == "heliostat" else f" (×{record['cpu_s'] / own['cpu_s']:,.0f})"
             row.append(f"{record['cpu_s']:.3g} s{ratio}, {record['kkt_residual']:.0e}")

@@ -21,7 +21,7 @@ from heliostat.linalg.logdet.starts import dual_start
 from heliostat.linalg.logdet.subspaces.base import Subspace
 from heliostat.linalg.logdet.subspaces.pattern import SparsityPattern
 
-ASSEMBLED_HESSIAN = 250  # parameters up to which the dense Hessian is cheaper than conjugate gradients
+ASSEMBLED_HESSIAN = 200  # parameters up to which the dense Hessian is cheaper than conjugate gradients
 
 
 @dataclass(frozen=True, slots=True)
