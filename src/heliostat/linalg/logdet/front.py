@@ -70,6 +70,8 @@ def inverse_decomposition(
         )
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    if start is not None and (is_sparse(A) or method not in ("auto", "dual_newton", "dual_newton_cg")):
+        raise ValueError("start= is for dual Newton on a dense A; leave it out here, or use method='dual_newton'")
     if subspace.codimension == 0:
         raise ValueError("the complement of this subspace has dimension zero: no B is left to find")
     if is_sparse(A):

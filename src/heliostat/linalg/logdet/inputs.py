@@ -35,6 +35,8 @@ def read_dense(matrix: Any) -> DenseInput:
     """
     is_torch = isinstance(matrix, Tensor)
     array: Any = matrix if is_torch else np.asarray(matrix)
+    if is_torch and array.layout != torch.strided:
+        raise ValueError("A is a sparse tensor; pass a dense tensor, or a scipy.sparse matrix for the sparse path")
     shape = tuple(array.shape)
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise ValueError(f"A must be a square matrix or a batch of them (..., n, n), got shape {shape}")

@@ -70,7 +70,7 @@ def screened(covariance: Tensor, subspace: Subspace, options: Options) -> Soluti
 def schur(covariance: Tensor, subspace: Subspace, options: Options) -> Solution | None:
     """Eliminate the rows that C cannot touch, where those are at least half."""
     touched = subspace.touched()
-    if 2 * len(touched) > subspace.n or options.start is not None:
+    if not len(touched) or 2 * len(touched) > subspace.n or options.start is not None:
         return None
     inside: list[Solution] = []
 

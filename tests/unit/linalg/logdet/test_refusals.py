@@ -37,6 +37,7 @@ def spoiled(value, i=1, j=2):
         (np.eye(6, dtype=complex), "dtype complex128"),
         (np.eye(6, dtype=np.float16), "dtype float16"),
         (torch.eye(6, dtype=torch.bfloat16), "dtype bfloat16"),
+        (torch.eye(6).to_sparse(), "sparse tensor"),
         (spoiled(np.nan), "NaN or infinity"),
         (spoiled(np.inf), "NaN or infinity"),
         (covariance(6) + np.triu(np.full((6, 6), 1e-3), 1), "not symmetric.*0.001"),
@@ -75,6 +76,13 @@ def test_unknown_method_lists_the_known():
 def test_bad_start(start, sentence):
     with pytest.raises(ValueError, match=sentence):
         inverse_decomposition(covariance(6), PATTERN, start=start)
+
+
+@pytest.mark.parametrize("A", [covariance(6), BandedMatrix(np.ones((1, 6)))])
+def test_a_start_that_would_be_ignored(A):
+    method = "primal_newton" if isinstance(A, np.ndarray) else "auto"
+    with pytest.raises(ValueError, match="start= is for dual Newton"):
+        inverse_decomposition(A, PATTERN, method=method, start=np.eye(6))
 
 
 @pytest.mark.parametrize("method", ["auto", "dual_newton", "primal_newton"])
