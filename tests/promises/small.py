@@ -26,9 +26,9 @@ num_train = 80
 num_heldout = 20
 
 [warm_start]
-num_steps = 30
+num_steps = 60
 batch_size = 32
-lr = 3e-3
+lr = 5e-3
 
 [rollout]
 prompts_per_step = 8

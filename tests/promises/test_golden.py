@@ -2,8 +2,8 @@
 
     python -m tests.promises.test_golden        # record anew
 
-Sampled tokens agree exactly across machines except where a uniform number falls within rounding of a boundary, so counts
-are compared exactly and sums of floats to one part in a thousand.
+Sampled tokens agree across machines except where a uniform number falls within rounding of a boundary, so the curve is
+the same up to rounding: numbers are compared to one part in a thousand.
 """
 
 import json

@@ -44,7 +44,7 @@ def test_killed_at_any_instant_it_continues_bit_for_bit(uninterrupted, tmp_path)
     whole, recipe = uninterrupted
     run_dir = tmp_path / "run"
     randomness = random.Random(0)
-    for reached in (5, 33, 36):  # in the warm start, early in training, late in training
+    for reached in (5, 63, 66):  # in the warm start, early in training, late in training
         process = small.start("train", recipe, "--run", run_dir)
         wait_for(lambda reached=reached: lines(run_dir) >= reached, process)
         time.sleep(randomness.random() * 0.1)
@@ -70,7 +70,7 @@ def test_ctrl_c_saves_and_exits_130_and_can_be_continued(uninterrupted, tmp_path
     whole, recipe = uninterrupted
     run_dir = tmp_path / "run"
     process = small.start("train", recipe, "--run", run_dir)
-    wait_for(lambda: lines(run_dir) >= 32, process)
+    wait_for(lambda: lines(run_dir) >= 62, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
@@ -140,10 +140,10 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(uninterrupted, 
 
 
 def test_broken_numbers_end_the_run_with_the_last_good_checkpoint(tmp_path):
-    recipe = small.recipe(tmp_path, optimizer__lr=1e30, optimizer__schedule="constant", train__checkpoint_every=1)
+    recipe = small.recipe(tmp_path, optimizer__lr=1e38, optimizer__schedule="constant", train__checkpoint_every=1)
     result = run_recipe(recipe, tmp_path / "run", "small")
     assert result.status == "failed"
-    assert "non-finite" in result.reason or "differ" in result.reason
+    assert "not finite" in result.reason or "non-finite" in result.reason
     kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert kept
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -154,6 +154,7 @@ def test_broken_numbers_end_the_run_with_the_last_good_checkpoint(tmp_path):
 def test_a_broken_checkpoint_is_named(uninterrupted, tmp_path):
     whole, recipe = uninterrupted
     shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         weights = checkpoint / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:100])

@@ -5,11 +5,12 @@ from heliostat.rollout.drafts import DecodeLimits
 from heliostat.rollout.engine import Engine, RolloutCounts, TorchEngine
 from heliostat.rollout.plain import PlainEngine
 from heliostat.rollout.rows import key_values
-from heliostat.rollout.sampling import SamplingSettings, completion_seed
+from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
 
 __all__ = [
     "DecodeLimits",
     "Engine",
+    "NonFiniteLogits",
     "PlainEngine",
     "RolloutCounts",
     "SamplingSettings",

@@ -18,6 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class NonFiniteLogits(RuntimeError):
+    """The model no longer defines a distribution."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
     """How tokens are drawn.
@@ -76,6 +80,9 @@ def draw(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], set
     Returns:
         Tokens, their log-probability under the distribution drawn from, and that distribution's entropy (nats).
 
+    Raises:
+        NonFiniteLogits: some row has no distribution to draw from.
+
     Limits:
         ``temperature=0``: the argmax, with the log-probability and entropy of the untempered policy.
     """
@@ -88,6 +95,11 @@ def draw(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], set
     # Double precision: over 50,000 tokens, float32 sums misplace boundaries by more than rare tokens weigh.
     cdf = logp.double().exp().cumsum(dim=-1)
     total = cdf[:, -1]
+    if not bool(torch.isfinite(total).all()):
+        raise NonFiniteLogits(
+            "the model's logits are not finite, so nothing can be sampled from it; its weights are broken (a lower "
+            "optimizer.lr usually helps)"
+        )
     # Strictly below the total, whatever rounding did: the last token with any probability is then always found.
     target = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
     token = torch.searchsorted(cdf, target.unsqueeze(1), right=True).squeeze(1)

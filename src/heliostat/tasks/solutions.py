@@ -4,6 +4,7 @@ A writer returns the *working* only; the loader adds the answer marker and the o
 always ends in what the verifier will read. Writers here:
 
     running-total   47 + 58 - 3   ->  47+58=105, 105-3=102        then "= 102" on a line of its own
+    chain           47 + 58 - 3   ->  47+58=105-3                 then "=102": the same in the fewest characters
     columns         47 + 58       ->  7+8=15,4+5+1=10             then "#105"
 
 ``columns`` spells out what a very small model can learn one character at a time, rightmost column first:
@@ -79,6 +80,16 @@ def running_total(question: str, answer: str, columns: Mapping[str, Any]) -> str
     return ", ".join(steps or [str(totals[0])]) + "\n"
 
 
+def chain(question: str, answer: str, columns: Mapping[str, Any]) -> str:
+    """Each step written behind the total before it: ``47+58=105-3``."""
+    terms = _terms(question, columns)
+    steps = [
+        f"{before}{'+' if plus else '-'}{number}"
+        for (plus, number), before in zip(terms[1:], _totals(terms), strict=False)
+    ]
+    return "=".join(steps or [str(terms[0][1])])
+
+
 def column_sums(question: str, answer: str, columns: Mapping[str, Any]) -> str:
     """Working digit by digit with carries and borrows, rightmost column first; see the head of this file."""
     terms = _terms(question, columns)
@@ -93,6 +104,7 @@ def column_sums(question: str, answer: str, columns: Mapping[str, Any]) -> str:
 
 WRITERS: dict[str, Writer] = {
     "running-total": Writer(running_total, marker="= ", datasets=("chain_sum",)),
+    "chain": Writer(chain, marker="=", datasets=("chain_sum",)),
     "columns": Writer(column_sums, marker="#", datasets=("chain_sum",)),
 }
 

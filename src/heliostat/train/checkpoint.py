@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -60,7 +61,7 @@ class Checkpoints:
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             good = f"the checkpoint of step {self.steps()[-1]} is intact" if self.steps() else "there is none yet"
             raise CheckpointError(f"could not write checkpoint {final} ({error}); {good}") from error

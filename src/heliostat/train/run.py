@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import Recipe
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import NonFiniteLogits, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tracking import open_trackers
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
@@ -34,7 +34,7 @@ from heliostat.train.trainer import ParityError, Trainer
 from heliostat.types import Group, Problem
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
-EXPECTED_FAILURES = (TrainingDiverged, CheckpointError, VerifierError, ParityError)
+EXPECTED_FAILURES = (TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError, ParityError)
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
 

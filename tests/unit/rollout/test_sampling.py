@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from heliostat.rollout.sampling import SamplingSettings, completion_seed, draw, uniforms
+from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed, draw, uniforms
 
 
 def test_tokens_follow_the_distribution():
@@ -54,6 +54,11 @@ def test_a_stream_is_a_prefix_of_any_longer_one_and_seeds_differ():
     assert completion_seed(0, "a", 1) != completion_seed(0, "a", 2) != completion_seed(1, "a", 2)
     assert completion_seed(0, "a", 1) == completion_seed(0, "a", 1)
     assert completion_seed(0, "a", 11) != completion_seed(0, "a1", 1)
+
+
+def test_broken_weights_are_said_to_be_broken():
+    with pytest.raises(NonFiniteLogits, match="not finite"):
+        draw(torch.tensor([[0.0, float("nan")]]), torch.tensor([0.5]), SamplingSettings())
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}])

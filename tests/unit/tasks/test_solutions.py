@@ -45,6 +45,15 @@ def test_running_totals_are_a_chain_of_true_equations_that_ends_in_the_answer(ex
     assert total == int(answer)
 
 
+@given(expressions())
+def test_a_chain_states_true_totals_and_ends_in_the_answer(expression: str) -> None:
+    *steps, answer = solve("chain", expression).split("=")
+    assert int(answer) == eval(expression)
+    totals = [eval(step.replace("--", "- -").replace("+-", "+ -")) for step in steps]
+    assert totals[-1] == int(answer)
+    assert all(later.startswith(str(total)) for total, later in zip(totals, steps[1:], strict=False))
+
+
 def read_column_step(step: str) -> int:
     """Compute one step's result from its columns alone, checking every column."""
     negative = step.startswith("-(")
@@ -105,6 +114,7 @@ def test_worked_solutions_of_the_real_data_set_end_in_its_answers(name: str) -> 
 
 def test_the_documented_examples() -> None:
     assert solve("running-total", "47 + 58 - 3") == "47+58=105, 105-3=102\n= 102"
+    assert solve("chain", "47 + 58 - 3") == "47+58=105-3=102"
     assert solve("columns", "47 + 58") == "7+8=15,4+5+1=10#105"
     assert solve("columns", "43 - 18") == "3-8=<5,4-1-1=02#25"
     assert solve("columns", "12 - 58") == "-(8-2=06,5-1=04)#-46"

@@ -1,0 +1,68 @@
+"""The promise: the documentation builds, says what the code declares, and every link in it leads somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]+)[^)]*\)")
+REQUEST = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)="(?:https?:)?//[^"]*"[^>]*>')
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_generated_pages_are_up_to_date():
+    command = [sys.executable, "docs/generate.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_generated_pages_leave_nothing_out():
+    from heliostat.config import describe_keys
+    from heliostat.objectives.registry import OBJECTIVES
+    from heliostat.tracking import METRICS
+
+    settings, metrics = ((ROOT / "docs" / name).read_text() for name in ("settings.md", "metrics.md"))
+    assert [key.name for key in describe_keys() if f"`{key.name}`" not in settings] == []
+    assert [name for name in OBJECTIVES if f"| `{name}` |" not in settings] == []
+    assert [name for name in METRICS if f"| `{name}` |" not in metrics] == []
+
+
+def test_every_page_is_in_the_site(site):
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= {path.parent.name for path in site.glob("*/index.html")}
+    navigation = (site / "index.html").read_text()
+    assert [page for page in pages if f'href="{page}/"' not in navigation] == []
+
+
+def test_formulas_are_drawn_by_the_browser_itself(site):
+    html = {path: path.read_text() for path in site.rglob("*.html")}
+    assert [path for path, text in html.items() if 'class="arithmatex"' in text] == []
+    assert "<math" in html[site / "inverse-decomposition" / "index.html"]
+
+
+def test_pages_ask_no_other_server_for_anything(site):
+    found = {path.name: REQUEST.findall(path.read_text()) for path in site.rglob("*.html")}
+    assert {page: requests for page, requests in found.items() if requests} == {}
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_of_the_pages_outside_the_site_lead_somewhere(page):
+    assert [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (ROOT / link).exists()] == []
+
+
+def test_the_link_check_finds_links():
+    text = "[a](docs/x.md#part) ![b](c.png) [d](https://e.f) [g](#here)"
+    assert LINK.findall(text) == ["docs/x.md", "c.png"]
+    assert REQUEST.findall('<link rel="stylesheet" href="https://fonts.example/x.css">')
+    assert not REQUEST.findall('<a href="https://example.org">')
