@@ -1,8 +1,9 @@
 """Decoding for models whose memory is not plain keys and values: recurrent state, convolution state, sliding windows.
 
 Such a memory cannot be padded, trimmed or joined from outside, so prompts of equal length are decoded together, one row
-per completion, until all have ended. Slower than ``TorchEngine`` (each member of a group runs its prompt again, and
-ended rows idle), and exact for any causal model that transformers can run with ``use_cache``.
+per completion, until all have ended. A model that hands out no memory at all runs its whole text again for every token.
+Slower than ``TorchEngine`` (each member of a group runs its prompt again, and ended rows idle), and exact for any
+causal model.
 
 Left out: refilling and eviction.
 """
@@ -29,6 +30,7 @@ class PlainEngine:
         self.scribe = Scribe(loaded, limits)
         self.device = next(loaded.model.parameters()).device
         self.counts = RolloutCounts()
+        self.has_memory = _hands_out_memory(loaded)
 
     @torch.inference_mode()
     def sample(
@@ -67,15 +69,24 @@ class PlainEngine:
         self.counts.prompt_tokens += tokens.numel()
         self.counts.prompt_attended += len(rows) * length * (length + 1) // 2
         while True:
-            output = self.loaded.model(input_ids=tokens, past_key_values=memory, use_cache=True, logits_to_keep=1)
-            memory = output.past_key_values
+            memory_in = {"past_key_values": memory, "use_cache": True} if self.has_memory else {"use_cache": False}
+            output = self.loaded.model(input_ids=tokens, logits_to_keep=1, **memory_in)
             uniform = torch.tensor([draft.next_uniform for draft in drafts], dtype=torch.float64, device=self.device)
             drawn = draw(output.logits[:, -1], uniform, settings)
             self.scribe.record(drafts, drawn)
             if all(draft.stop_reason is not None for draft in drafts):
                 return
-            tokens = drawn.token.unsqueeze(1)
+            drawn_ids = drawn.token.unsqueeze(1)
+            memory = output.past_key_values if self.has_memory else None
+            tokens = drawn_ids if self.has_memory else torch.cat([tokens, drawn_ids], dim=1)
             length += 1
             self.counts.decode_steps += 1
-            self.counts.decoded_rows += len(rows)
-            self.counts.decoded_attended += len(rows) * length
+            self.counts.decoded_rows += tokens.numel()
+            self.counts.decoded_attended += len(rows) * length * (1 if self.has_memory else (length + 1) // 2)
+
+
+@torch.inference_mode()
+def _hands_out_memory(loaded: LoadedModel) -> bool:
+    """Whether a forward returns what the next one can continue from."""
+    ids = torch.full((1, 2), loaded.eos_id, device=loaded.model.device)
+    return getattr(loaded.model(input_ids=ids, use_cache=True), "past_key_values", None) is not None
