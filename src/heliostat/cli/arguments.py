@@ -98,6 +98,10 @@ def _audit(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the audited problems (default: 0)")
 
 
+def _plots(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path("theory"), help="default: theory")
+
+
 def _recipes(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="print this recipe instead of the list")
 
@@ -144,6 +148,8 @@ _TASK_COMMANDS = (
     ),
 )
 
+_THEORY_COMMANDS = (("plot", Command("draw the theory's figures as SVG files", commands.plot_theory, _plots)),)
+
 COMMANDS: dict[str, Command] = {
     "train": Command(
         "post-train a model by a recipe; the same command resumes an unfinished run",
@@ -178,6 +184,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command("make one page out of run folders", commands.report, _report),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
+    "theory": Command("the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),
     "metrics": Command("what every number in metrics.jsonl means", commands.metrics),
 }

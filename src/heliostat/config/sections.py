@@ -118,6 +118,9 @@ class TrainSection(Section):
 
     num_steps: int = Field(100, ge=0, description="rollout-and-update steps")
     updates_per_step: int = Field(1, ge=1, description="optimizer updates per batch of rollouts, anchor fixed")
+    focus: float = Field(
+        0.0, ge=0, le=1, description="favour unsolved problems: 0 passes over all, 1 draws by 1 - success"
+    )
     tokens_per_microbatch: int = Field(8192, ge=1, description="token budget of one forward, padding included")
     shared_prompt: bool = Field(True, description="run each prompt once per group where the model allows")
     drop_zero_signal: bool = Field(True, description="skip groups without gradient where that is exact")

@@ -14,7 +14,7 @@ always ends in what the verifier will read. Writers here:
     negative        -(...)        the same for the magnitudes swapped:         12-58: -(8-2=06,5-1=04)
     more terms      ;             each later step starts from the total before it, which ":" states
 
-Left out: anything that searches, and datasets other than reasoning-gym's ``chain_sum``.
+Left out: anything that searches, and products, quotients and parentheses.
 """
 
 from __future__ import annotations
@@ -102,10 +102,12 @@ def column_sums(question: str, answer: str, columns: Mapping[str, Any]) -> str:
     return ";".join(stated + steps[-1:])
 
 
+SUMS = ("chain_sum", "basic_arithmetic")  # the latter with operators + and - alone, and no parentheses
+
 WRITERS: dict[str, Writer] = {
-    "running-total": Writer(running_total, marker="= ", datasets=("chain_sum",)),
-    "chain": Writer(chain, marker="=", datasets=("chain_sum",)),
-    "columns": Writer(column_sums, marker="#", datasets=("chain_sum",)),
+    "running-total": Writer(running_total, marker="= ", datasets=SUMS),
+    "chain": Writer(chain, marker="=", datasets=SUMS),
+    "columns": Writer(column_sums, marker="#", datasets=SUMS),
 }
 
 

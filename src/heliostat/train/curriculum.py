@@ -1,23 +1,30 @@
-"""Which problems come next: a shuffled pass over the training set, again and again, computed from the step alone.
+"""Which problems come next: shuffled passes over the training set, or draws that favour what is not solved yet.
 
-There is no cursor to save: step ``t`` always gets the same problems, so a resumed run meets them again.
+Passes are computed from the step alone. Draws remember each problem's success rate, which is the only thing here that a
+checkpoint has to keep.
 
-Left out: difficulty, and prefixes.
+Left out: prefixes, and difficulty labels.
+
+References: sampling in proportion to ``1 - success`` is Kimi k1.5's (2025), arXiv 2501.12599, section 2.3.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from heliostat.types import Group, Problem
+
 T = TypeVar("T")
+MEMORY = 0.5
+"""Weight of a problem's earlier success rate when a new group of it has been graded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Curriculum(Generic[T]):
+class Passes(Generic[T]):
     """An endless stream of items in which every epoch visits each item once, in its own order."""
 
     items: Sequence[T]
@@ -32,3 +39,48 @@ class Curriculum(Generic[T]):
     def _order(self, epoch: int) -> list[int]:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
         return [int(index) for index in order]
+
+
+@dataclass(slots=True)
+class Curriculum:
+    r"""Problems of a step, drawn without replacement with weight ``(1 - focus) + focus (1 - success)``.
+
+    Args:
+        focus: how much solved problems are passed over; a problem not met yet counts as unsolved.
+
+    Limits:
+        ``focus = 0``: shuffled passes over the training set, and no state.
+    """
+
+    problems: Sequence[Problem]
+    seed: int
+    focus: float = 0.0
+    success: dict[str, float] = field(default_factory=dict)
+
+    def next(self, step: int, num: int) -> list[Problem]:
+        """The problems of step ``step`` (from 0)."""
+        if self.focus == 0 or num >= len(self.problems):
+            return Passes(self.problems, self.seed).next(step, num)
+        rates = np.asarray([self.success.get(problem.problem_id, 0.0) for problem in self.problems])
+        weights = (1 - self.focus) + self.focus * (1 - rates) + 1e-6  # a set that is all solved is drawn uniformly
+        draws = np.random.default_rng([self.seed, step]).choice(
+            len(self.problems), size=num, replace=False, p=weights / weights.sum()
+        )
+        return [self.problems[int(index)] for index in draws]
+
+    def learn(self, groups: Sequence[Group]) -> None:
+        """Take note of how graded groups went."""
+        if self.focus == 0:
+            return
+        for group in groups:
+            key = group.prompt.problem.problem_id
+            rate = float(np.mean([verdict.success for verdict in group.verdicts]))
+            self.success[key] = MEMORY * self.success.get(key, rate) + (1 - MEMORY) * rate
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return dict(self.success)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from a checkpoint."""
+        self.success = dict(state)

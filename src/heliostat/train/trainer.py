@@ -26,7 +26,7 @@ from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker
 from heliostat.train.checkpoint import Checkpoints
-from heliostat.train.curriculum import Curriculum
+from heliostat.train.curriculum import Curriculum, Passes
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation, evaluate
 from heliostat.train.folder import RunFolder
@@ -78,7 +78,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.updater = make_updater(self.recipe, self.bench, self.objective, self.runtime)
-        self.curriculum = Curriculum([p for task in self.tasks for p in task.train], self.recipe.run.seed)
+        problems = [problem for task in self.tasks for problem in task.train]
+        self.curriculum = Curriculum(problems, self.recipe.run.seed, self.recipe.train.focus)
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
 
     def run(self) -> tuple[Evaluation, Evaluation]:
@@ -123,7 +124,8 @@ class Trainer:
             groups = self.bench.engine.sample(prompts, rollout.group_size, settings, seed=seed, policy_step=step - 1)
         with self.ledger.phase("verify"):
             groups = self.pool.verify(groups)
-        self.interrupt.check()  # the weights are still those of the last step: nothing is lost by stopping here
+        self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
+        self.curriculum.learn(groups)
         batch = make_batch(self.objective, groups)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
@@ -208,6 +210,7 @@ class Trainer:
             "num_bad_steps": self.num_bad_steps,
             "seconds": self.elapsed_s,
             "ledger": self.ledger.state_dict(),
+            "curriculum": self.curriculum.state_dict(),
         }
         self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
 
@@ -225,6 +228,7 @@ class Trainer:
         self.num_tokens, self.num_bad_steps = state["num_tokens"], state["num_bad_steps"]
         self.seconds_before = state["seconds"]
         self.ledger.load_state_dict(state["ledger"])
+        self.curriculum.load_state_dict(state["curriculum"])
 
     # -- warm start -------------------------------------------------------------------------------------------------
 
@@ -239,8 +243,7 @@ class Trainer:
             self._restore(resumed, updater.guarded.optimizer)
             done = resumed + section.num_steps
         loaded, model = self.bench.loaded, self.recipe.model
-        problems = [problem for task in self.tasks for problem in task.train]
-        stream = Curriculum(problems, completion_seed(self.recipe.run.seed, "warm start"))
+        stream = Passes(self.curriculum.problems, completion_seed(self.recipe.run.seed, "warm start"))
         self.display.begin_phase("warm start", section.num_steps, done=done)
         with self._saved_when_interrupted(updater.guarded.optimizer):
             for index in range(done, section.num_steps):
