@@ -85,9 +85,14 @@ def _tasks() -> list[str]:
         _fields_table(TaskSettings, prefix="task.", also=(Task,)),
         "### Keys of a `reasoning-gym/<data set>` task",
         _fields_table(GymSettings, prefix="task.", without=shared),
-        "`heliostat tasks show NAME` lists the settings of a data set. Writers of worked solutions: "
-        + ", ".join(f"`{name}`" for name in WRITERS)
-        + " (both for `chain_sum`).",
+        "`heliostat tasks show NAME` lists the settings of a data set. Writers of worked solutions:",
+        _table(
+            ("`task.solution`", "answer after", "of the data sets"),
+            [
+                (f"`{name}`", f"`{writer.marker}`", ", ".join(f"`{dataset}`" for dataset in writer.datasets) or "any")
+                for name, writer in WRITERS.items()
+            ],
+        ),
         "### Keys of a `file` task",
         _fields_table(FileSettings, prefix="task.", without=shared),
         "### Entries of `task.verifiers`",
