@@ -45,6 +45,15 @@ def test_every_page_is_in_the_site(site):
     assert [page for page in pages if f'href="{page}/"' not in navigation] == []
 
 
+def test_every_example_run_has_its_page(site):
+    runs = [path.name for path in (ROOT / "docs" / "examples").iterdir()]
+    assert runs
+    for run in runs:
+        page = (site / "examples" / run / "report.html").read_text()
+        assert "<title>" in page
+        assert f'href="examples/{run}/report.html"' in (site / "index.html").read_text()
+
+
 def test_formulas_are_drawn_by_the_browser_itself(site):
     html = {path: path.read_text() for path in site.rglob("*.html")}
     assert [path for path, text in html.items() if 'class="arithmatex"' in text] == []

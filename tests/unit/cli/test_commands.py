@@ -227,6 +227,14 @@ def test_audit_of_a_recipe_takes_its_tasks(room):
     assert calls[0].args == (load_recipe("demo").task[0], 0)
 
 
+def test_theory_plot_prints_what_it_drew(room, capsys, tmp_path):
+    calls = room("heliostat.theory", draw_all=lambda folder: [folder / "a.svg", folder / "b.svg"])
+    assert main(["theory", "plot", str(tmp_path)]) == 0
+    assert main(["theory", "plot"]) == 0
+    assert [call.args for call in calls] == [(tmp_path,), (Path("theory"),)]
+    assert capsys.readouterr().out == f"{tmp_path / 'a.svg'}\n{tmp_path / 'b.svg'}\ntheory/a.svg\ntheory/b.svg\n"
+
+
 def test_recipes_are_listed_and_printed(capsys):
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
@@ -245,7 +253,7 @@ def test_metrics_are_all_explained(capsys):
 
 def test_the_rooms_really_take_these_calls():
     """The stand-ins above accept anything; the real functions must accept the same arguments."""
-    from heliostat import report, tasks, train
+    from heliostat import report, tasks, theory, train
 
     recipe, folder = load_recipe("demo"), Path("x")
     settings = SamplingSettings(temperature=1.0, top_p=1.0)
@@ -256,6 +264,7 @@ def test_the_rooms_really_take_these_calls():
         (train.run_sample, ("a", recipe), {"prompt": "x", "num_samples": 1, "settings": settings}),
         (report.write_report, ([folder],), {}),
         (report.write_report, ([folder], None), {}),
+        (theory.draw_all, (folder,), {}),
         (tasks.list_tasks, (), {}),
         (tasks.show_task, ("a",), {}),
         (tasks.load_task, (recipe.task[0], 0), {}),
