@@ -9,6 +9,7 @@ Left out: everything these verbs are made of, which is importable from its own r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,13 @@ def sample(
 
 
 def _with_page(result: RunResult) -> RunResult:
-    write_report([result.folder])
+    """Draw the run's page; a disk that has no room for it must not hide how the run itself ended."""
+    try:
+        write_report([result.folder])
+    except OSError as error:
+        unwritten = f"the report could not be written ({error}); heliostat report {result.folder} makes it again"
+        reason = "; ".join(filter(None, (result.reason, unwritten)))
+        return replace(result, reason=reason)
     return result
 
 

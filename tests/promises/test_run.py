@@ -113,7 +113,7 @@ def test_reward_rises_and_stays(tmp_path):
         warm_start__num_steps=150,
         warm_start__stop_at=0.4,
         warm_start__eval_every=10,
-        train__num_steps=60,
+        train__num_steps=100,
         train__updates_per_step=4,
         rollout__prompts_per_step=32,
         rollout__group_size=8,

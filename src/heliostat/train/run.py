@@ -101,7 +101,8 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
     try:
         before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
-        status, reason = "interrupted", f"stopped by the user after step {trainer.step}"
+        where = f"after step {trainer.step}" if trainer.step > 0 else "before the first step"
+        status, reason = "interrupted", f"stopped by the user {where}; the same command continues"
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
     before = before or trainer.folder.recorded("before")

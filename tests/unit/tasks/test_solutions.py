@@ -127,7 +127,7 @@ def test_no_writer_means_the_bare_answer() -> None:
 def test_wrong_writers_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="did you mean 'columns'"):
         find_writer("column", "chain_sum")
-    with pytest.raises(ConfigError, match="works out chain_sum, not gcd"):
+    with pytest.raises(ConfigError, match="works out chain_sum, basic_arithmetic, not gcd"):
         find_writer("columns", "gcd")
     with pytest.raises(ConfigError, match="cannot import 'no_such_module'"):
         find_writer("no_such_module:write", "gcd")
