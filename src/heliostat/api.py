@@ -60,7 +60,7 @@ def sft(
 
 
 def evaluate(
-    models: str | Sequence[str],
+    models: str | Path | Sequence[str | Path],
     recipe: RecipeLike,
     overrides: Overrides = (),
     *,
@@ -74,7 +74,7 @@ def evaluate(
     Raises:
         ValueError: no model, or more than two.
     """
-    several = [models] if isinstance(models, str) else list(models)
+    several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
     checked, _ = _recipe(recipe, overrides)
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def sample(
-    model: str,
+    model: str | Path,
     recipe: RecipeLike | None = None,
     overrides: Overrides = (),
     *,
@@ -100,7 +100,7 @@ def sample(
     if recipe is None and prompt is None:
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
-    return run_sample(model, checked, prompt=prompt, num_samples=num_samples, settings=settings)
+    return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
 def _with_page(result: RunResult) -> RunResult:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from heliostat.config import ConfigError
 from heliostat.train import Display, run_eval, run_recipe, run_sample, run_sft
 from tests.promises import small
 
@@ -125,3 +126,8 @@ def test_reward_rises_and_stays(tmp_path):
     trained = [line["reward/mean"] for line in small.metrics(result.folder) if line["step"] > 0]
     assert sum(trained[-10:]) / 10 > sum(trained[:10]) / 10 + 0.2
     assert trained[-1] > 0.7 * max(trained)
+
+
+def test_sft_without_steps_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"warm_start\.num_steps is 0"):
+        run_sft(small.recipe(tmp_path, warm_start__num_steps=0), None, tmp_path / "sft")

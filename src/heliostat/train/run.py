@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heliostat.config import Recipe
+from heliostat.config import ConfigError, Recipe
 from heliostat.rollout import NonFiniteLogits, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tracking import open_trackers
@@ -102,7 +102,10 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
         before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
         where = f"after step {trainer.step}" if trainer.step > 0 else "before the first step"
-        status, reason = "interrupted", f"stopped by the user {where}; the same command continues"
+        status, reason = (
+            "interrupted",
+            f"stopped by the user {where}; the same command continues with --run {trainer.folder.path}",
+        )
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
     before = before or trainer.folder.recorded("before")
@@ -129,6 +132,8 @@ def run_sft(
     recipe: Recipe, data: Path | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
 ) -> RunResult:
     """Supervised training alone: the recipe's warm start, on its task or on prompt/completion rows of a file."""
+    if recipe.warm_start.num_steps == 0:
+        raise ConfigError("sft has nothing to do: warm_start.num_steps is 0; set it, for example to 200")
     changes: dict[str, Any] = recipe.model_dump()
     changes["train"]["num_steps"] = 0
     if data is not None:
