@@ -1,0 +1,66 @@
+"""What every optimizer written here shares: a step that is not finite is skipped, counted and warned of.
+
+Also: state keeps its own type through ``load_state_dict`` (torch would round float32 statistics to bfloat16 weights).
+
+Left out: any update rule, and stopping after too many skips (the training loop's).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+ExtraPass = Literal["none", "scores", "statistics", "reevaluation"]
+
+
+class SkippedStepWarning(UserWarning):
+    """An optimizer step was left out because a number in it was not finite."""
+
+
+class FiniteStep(torch.optim.Optimizer):
+    """A ``torch.optim.Optimizer`` that refuses numbers that are not finite.
+
+    Attributes:
+        extra_pass: what a training loop must supply beside the gradient: per-sample ``scores``, per-layer
+            ``statistics``, a ``reevaluation`` of the same minibatch, or ``none``.
+        num_skipped: steps left out so far; saved with the state.
+    """
+
+    extra_pass: ClassVar[ExtraPass] = "none"
+    num_skipped: int = 0
+
+    def skip(self, what: str) -> None:
+        """Count and warn of a step that is left out; weights and state stay as they are."""
+        self.num_skipped += 1
+        warnings.warn(
+            f"{type(self).__name__}: {what} is NaN or infinite, so the step is skipped ({self.num_skipped} so far); "
+            "weights and state are unchanged",
+            SkippedStepWarning,
+            stacklevel=3,
+        )
+
+    def with_gradient(self, group: dict[str, Any]) -> list[Tensor]:
+        """The group's parameters that have a gradient; the others take no part in a step."""
+        found = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if any(parameter.grad.is_sparse for parameter in found):
+            raise RuntimeError(f"{type(self).__name__} does not take sparse gradients; make the embedding dense")
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """State, groups, and the number of skipped steps."""
+        return {**super().state_dict(), "num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` saved, every tensor in the type it was saved in."""
+        super().load_state_dict(state_dict)
+        self.num_skipped = state_dict.get("num_skipped", 0)
+        saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved_ids, parameters, strict=True):
+            saved = state_dict["state"].get(index, {})
+            for key, value in saved.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    self.state[parameter][key] = value.to(parameter.device, copy=True)

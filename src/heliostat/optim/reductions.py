@@ -1,0 +1,48 @@
+"""Inner products over lists of tensors, in at least float32, over all shards of a sharded parameter.
+
+Left out: reductions over data-parallel ranks, whose gradients are equal already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """``sum_i <left_i, right_i>``; each product in the tensors' type (at least float32), the sum over i in float64.
+
+    Limits:
+        A NaN anywhere, or an infinity, makes the result not finite.
+    """
+    return float(sum((inner(a, b).double() for a, b in zip(left, right, strict=True)), torch.zeros(())))
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """``<left, right>`` of one pair, as a scalar."""
+    left, right = wide(left), wide(right)
+    if isinstance(left, DTensor) or isinstance(right, DTensor):
+        total: Tensor = (left * right).sum().full_tensor()  # type: ignore[attr-defined]
+        return total
+    return torch.dot(left.reshape(-1), right.reshape(-1))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no entry is NaN or infinite, read once: any such entry makes the sum so too.
+
+    Limits:
+        Finite entries whose sum overflows count as not finite: a step with them would be lost as well.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for tensor in tensors:
+        part = wide(tensor).sum()
+        total = total + (part.full_tensor() if isinstance(part, DTensor) else part).double().cpu()
+    return bool(torch.isfinite(total))

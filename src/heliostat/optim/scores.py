@@ -1,0 +1,74 @@
+"""Scores on their way from a backward pass to an optimizer step: one dictionary of gradients per sample.
+
+Left out: which samples, and what is done with their scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+Score = dict[Tensor, Tensor]
+"""The gradient of one sample's log-probability, by parameter; parameters it does not reach are absent."""
+
+
+@dataclass(slots=True)
+class ScoreBuffer:
+    """Scores collected since the last step."""
+
+    pending: list[Score] = field(default_factory=list)
+
+    @contextmanager
+    def backward_inside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Make the backward pass inside one score, and put the gradients back as they were."""
+        kept = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            yield
+            score = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+            if not score:
+                raise RuntimeError("score() saw no backward pass: call log_prob.backward() inside it")
+            self.pending.append(score)
+        finally:
+            for parameter, gradient in zip(parameters, kept, strict=True):
+                parameter.grad = gradient
+
+    def differentiate(self, log_probs: Float[Tensor, ...], parameters: Sequence[Tensor]) -> None:
+        """Make each entry of ``log_probs`` one score; gradients in place are not touched."""
+        wanted = [parameter for parameter in parameters if parameter.requires_grad]
+        entries = log_probs.reshape(-1)
+        for index, log_prob in enumerate(entries):
+            last = index == len(entries) - 1
+            found = torch.autograd.grad(log_prob, wanted, retain_graph=not last, allow_unused=True)
+            self.pending.append({p: u for p, u in zip(wanted, found, strict=True) if u is not None})
+
+    def take(self, num_scores: int, parameters: Sequence[Tensor], ranks: dist.ProcessGroup | None) -> list[Score]:
+        """Empty the buffer; with a process group, every rank's scores, in the same order on each.
+
+        Raises:
+            RuntimeError: this process does not have exactly ``num_scores``.
+        """
+        scores, self.pending = self.pending, []
+        if len(scores) != num_scores:
+            raise RuntimeError(
+                f"a step takes {num_scores} scores and got {len(scores)}: run 'with optimizer.score(): "
+                "log_prob.backward()' for each sample, or pass score_closure"
+            )
+        return scores if ranks is None else [one for score in scores for one in _everywhere(score, parameters, ranks)]
+
+
+def _everywhere(score: Score, parameters: Sequence[Tensor], ranks: dist.ProcessGroup) -> list[Score]:
+    flat = torch.cat([score.get(p, torch.zeros_like(p)).reshape(-1) for p in parameters])
+    received = [torch.empty_like(flat) for _ in range(dist.get_world_size(ranks))]
+    dist.all_gather(received, flat, group=ranks)
+    sizes = [parameter.numel() for parameter in parameters]
+    return [
+        {p: u.view_as(p) for p, u in zip(parameters, torch.split(vector, sizes), strict=True)} for vector in received
+    ]
