@@ -50,7 +50,31 @@ METRICS: dict[str, Metric] = {
         "share of the step's gain that the mirror step's divergences account for: "
         "(KL + reverse KL + lambda chi-square) * tau / gain; 1 where the subproblem is solved",
     ),
+    "policy/entropy_thought": Metric("nats/token", "mean entropy of the tokens before the answer"),
+    "policy/entropy_answer": Metric("nats/token", "mean entropy of the answer's tokens"),
+    "policy/renyi2": Metric("nats/token", "minus the logarithm of the mean probability of the tokens that were drawn"),
+    "policy/saturated": Metric("fraction", "share of drawn tokens whose probability was above 99%"),
+    "policy/entropy_drift": Metric(
+        "nats", "minus the covariance of token log-probability and advantage: where the batch pushes entropy"
+    ),
     "policy/sampler_gap": Metric("nats", "largest |logp_gen - logp_old| over tokens: sampler against trainer"),
+    "mismatch/k1": Metric("nats/token", "mean of logp_gen - logp_train: KL of sampler to trainer, unbiased"),
+    "mismatch/k3": Metric(
+        "nats/token", "mean of e^d - d - 1 with d = logp_train - logp_gen: the same KL, never negative"
+    ),
+    "mismatch/chi2_token": Metric("ratio", "mean of e^2d minus one over tokens: chi-square of trainer to sampler"),
+    "mismatch/chi2_sequence": Metric("ratio", "the same over whole completions"),
+    "mismatch/ess": Metric("fraction", "share of the batch that sequence importance weights would leave"),
+    "answers/collision": Metric("fraction", "chance that two completions of a group give the same answer, unbiased"),
+    "answers/effective": Metric("count", "effective number of answers: one over the chance that two agree"),
+    "answers/top_share": Metric("fraction", "share of a group's most frequent answer"),
+    "answers/distinct_correct": Metric("count", "different right answers in groups that found one"),
+    "text/rep4": Metric("fraction", "share of a completion's 4-grams that it has written before"),
+    "text/loops": Metric("fraction", "share of completions that end in a loop of at most 64 tokens"),
+    "text/distinct1": Metric("fraction", "different tokens of a group over its tokens; falls with length"),
+    "text/distinct4": Metric("fraction", "different 4-grams of a group over its 4-grams; falls with length"),
+    "text/zlib": Metric("fraction", "size of a group's text after compression over its size before"),
+    "text/duplicate_prompts": Metric("fraction", "share of the step's groups whose prompt came before in the step"),
     "length/mean": Metric("tokens", "mean completion length"),
     "length/max": Metric("tokens", "longest completion"),
     "length/truncated": Metric("fraction", "share of completions cut off by the token budget or the context window"),
@@ -58,6 +82,7 @@ METRICS: dict[str, Metric] = {
     "loss/clipped": Metric("fraction", "share of tokens or sequences whose gradient the objective's clip removed"),
     "loss/sft": Metric("nats/token", "supervised cross-entropy of the warm start"),
     "optim/grad_norm": Metric("norm", "global gradient norm before clipping, averaged over the step's updates"),
+    "optim/update_ratio": Metric("ratio", "norm of the step's change of the weights over the norm of the weights"),
     "optim/lr": Metric("rate", "learning rate of the step's last update"),
     "optim/bad_steps": Metric("count", "updates skipped so far because the loss or gradient was not finite"),
     "eval/pass@1": Metric("fraction", "held-out success rate of one sampled completion"),
@@ -66,6 +91,18 @@ METRICS: dict[str, Metric] = {
     "eval/pass@k": Metric("fraction", "held-out chance that at least one of k sampled completions succeeds, unbiased"),
     "eval/reward": Metric("reward", "held-out mean reward"),
     "eval/greedy": Metric("fraction", "held-out success rate of greedy decoding"),
+    "panel/calibration": Metric(
+        "nats/token", "entropy minus cross-entropy on held-out worked solutions; below 0 the policy is overconfident"
+    ),
+    "panel/calibration_own": Metric(
+        "nats/token", "entropy along the policy's own completions minus cross-entropy on held-out worked solutions"
+    ),
+    "panel/information": Metric(
+        "nats", "how much a completion tells about its prompt (8 prompts; at most log 8); near 0: one answer for all"
+    ),
+    "panel/pass@1": Metric("fraction", "success rate of one sampled completion on the guard's panel"),
+    "panel/pass@k": Metric("fraction", "chance that one of the panel's k samples succeeds, unbiased"),
+    "panel/greedy": Metric("fraction", "success rate of greedy decoding on the guard's panel"),
     "time/rollout": Metric("seconds", "wall time of sampling"),
     "time/verify": Metric("seconds", "wall time of verification"),
     "time/update": Metric("seconds", "wall time of forward, backward and optimizer"),

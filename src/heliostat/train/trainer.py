@@ -20,6 +20,7 @@ import torch
 
 from heliostat.config import OptimizerSection, Recipe
 from heliostat.models import save_model
+from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
 from heliostat.optim import Schedule, build_optimizer, forget_moments
 from heliostat.rollout import SamplingSettings, completion_seed
@@ -33,6 +34,7 @@ from heliostat.train.folder import RunFolder
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.ledger import Ledger
+from heliostat.train.observe import make_monitor
 from heliostat.train.policy import Policy
 from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
@@ -81,6 +83,7 @@ class Trainer:
         problems = [problem for task in self.tasks for problem in task.train]
         self.curriculum = Curriculum(problems, self.recipe.run.seed, self.recipe.train.focus)
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
+        self.monitor = make_monitor(self.tasks, self.bench.loaded)
 
     def run(self) -> tuple[Evaluation, Evaluation]:
         """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
@@ -148,7 +151,11 @@ class Trainer:
         mirror = mirror_means(*scored, tau=getattr(self.objective, "tau", None))
         means = self.runtime.merge({**rollout_means(groups), **report.means, **mirror})
         self.num_bad_steps += report.bad_steps
-        return {key: mean.value for key, mean in means.items() if mean.count} | {
+        numbers = {key: mean.value for key, mean in means.items() if mean.count}
+        numbers |= self.monitor.finish(self.runtime.merge(self.monitor.measure(batch)))
+        numbers |= Mismatch().finish(self.runtime.merge(report.mismatch))
+        numbers |= self.updater.probe.finish(self.runtime.merge(report.moved))
+        return numbers | {
             "policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0)),
             "policy/sampler_gap": report.max_sampler_gap,
             "length/max": float(max(len(c.token_ids) for group in groups for c in group.completions)),

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heliostat.monitors.mismatch import Mismatch
+from heliostat.monitors.signal import merge
+from heliostat.monitors.weights import WeightProbe
 from heliostat.objectives import Objective
 from heliostat.optim import Schedule
 from heliostat.train.guarded_step import GuardedStep
@@ -52,12 +55,19 @@ class UpdateCounts:
 
 @dataclass(slots=True)
 class UpdateReport:
-    """What one phase did."""
+    """What one phase did.
+
+    Attributes:
+        mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
+        moved: moments of how far the weights went (``monitors.weights``).
+    """
 
     means: dict[str, Mean] = field(default_factory=dict)
     counts: UpdateCounts = field(default_factory=UpdateCounts)
     bad_steps: int = 0
     max_sampler_gap: float = 0.0
+    mismatch: dict[str, Mean] = field(default_factory=Mismatch().empty)
+    moved: dict[str, Mean] = field(default_factory=dict)
     lr: float = 0.0
 
     def add(self, key: str, mean: Mean) -> None:
@@ -86,6 +96,10 @@ class Updater:
     tokens_per_microbatch: int
     drop_zero_signal: bool
     anchor_from_sampler: bool
+    probe: WeightProbe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.probe = WeightProbe(self.guarded.parameters)
 
     def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
         """Make ``num_updates`` optimizer steps on one batch of rollouts.
@@ -98,6 +112,7 @@ class Updater:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
         """
         report = UpdateReport()
+        self.probe.remember()
         order = np.random.default_rng(seed).permutation(len(batch.groups))
         minibatches = batch.minibatches(num_updates, [int(index) for index in order])
         # Until the first step the anchor is the policy itself; later updates need the numbers from before it.
@@ -106,6 +121,7 @@ class Updater:
         for index, minibatch in enumerate([minibatches[0], *anchored]):
             report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index)
             at_anchor = not self._step(minibatch, at_anchor, report) and at_anchor
+        report.moved = self.probe.measure()
         return report
 
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
@@ -166,6 +182,8 @@ class Updater:
         if at_anchor:
             gap = (tokens.logp_gen - logp_new.detach()).abs().max()
             report.max_sampler_gap = max(report.max_sampler_gap, float(gap))
+            compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
+            report.mismatch = merge([report.mismatch, compared])
         output = self.objective.loss(logp_new, tokens, normalizer)
         output.loss.backward()  # type: ignore[no-untyped-call]
         for key, mean in output.metrics.items():

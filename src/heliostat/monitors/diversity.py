@@ -1,0 +1,73 @@
+"""How different the completions of one group are: answers, n-grams, loops, compression, prompts that come twice.
+
+Left out: the statistics themselves (``answers``, ``repetition``), and what a right answer is (verdicts say).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from heliostat.monitors.answers import collision, top_share
+from heliostat.monitors.repetition import compressed_share, distinct_share, loop_period, repeated_share
+from heliostat.monitors.signal import Moments, Signal, total
+from heliostat.types import Batch, Completion, Group, Mean
+
+AnswerOf = Callable[[Group, Completion], str]
+"""The answer in a completion, written so that equal answers are equal texts."""
+
+
+@dataclass(frozen=True)
+class AnswerDiversity(Signal):
+    """Collision, effective number and top share of answers, and how many different right ones a group finds."""
+
+    answer_of: AnswerOf
+
+    def measure(self, batch: Batch) -> dict[str, Mean]:
+        collisions, tops, right = [], [], []
+        for group in batch.groups:
+            answers = [self.answer_of(group.group, completion) for completion in group.group.completions]
+            collisions.append(collision(answers))
+            tops.append(top_share(answers))
+            found = {a for a, verdict in zip(answers, group.group.verdicts, strict=True) if verdict.success}
+            right.append(float(len(found)) if found else None)
+        return {
+            "answers/collision": total(collisions),
+            "answers/top_share": total(tops),
+            "answers/distinct_correct": total(right),
+        }
+
+    def finish(self, moments: Moments) -> dict[str, float]:
+        numbers = super().finish(moments)
+        if numbers.get("answers/collision", 0.0) > 0:
+            numbers["answers/effective"] = 1.0 / numbers["answers/collision"]
+        return numbers
+
+
+@dataclass(frozen=True)
+class TextRepetition(Signal):
+    """rep-4, loops, distinct-1 and distinct-4 of a group, and how well a group compresses."""
+
+    def measure(self, batch: Batch) -> dict[str, Mean]:
+        groups = [group.group for group in batch.groups]
+        ids = [[completion.token_ids for completion in group.completions] for group in groups]
+        flat = [tokens for texts in ids for tokens in texts]
+        return {
+            "text/rep4": total(repeated_share(tokens, 4) for tokens in flat),
+            "text/loops": total(float(loop_period(tokens) is not None) for tokens in flat),
+            "text/distinct1": total(distinct_share(texts, 1) for texts in ids),
+            "text/distinct4": total(distinct_share(texts, 4) for texts in ids),
+            "text/zlib": total(compressed_share("\n".join(c.text for c in group.completions)) for group in groups),
+        }
+
+
+@dataclass(frozen=True)
+class DuplicatePrompts(Signal):
+    """Share of groups whose prompt an earlier group of the same step had already; 0 in an honest pass over the data.
+
+    **Limits** Ranks do not see each other's prompts: a prompt that two ranks hold is not counted.
+    """
+
+    def measure(self, batch: Batch) -> dict[str, Mean]:
+        prompts = [group.group.prompt.context_ids for group in batch.groups]
+        return {"text/duplicate_prompts": Mean(float(len(prompts) - len(set(prompts))), len(prompts))}

@@ -1,0 +1,70 @@
+r"""Sampler against trainer: how far apart the probabilities of the same tokens are.
+
+With ``delta = logp_train - logp_gen`` on tokens drawn by the sampler, and ``Delta`` its sum over a sequence:
+
+    k1    = -mean delta                       k3 = mean(e^delta - delta - 1) >= 0      both estimate KL(gen || train)
+    chi^2 = mean e^{2 delta} - 1              per token; per sequence with Delta
+    ESS   = (mean w)^2 / mean w^2,            w = e^Delta: the share of the batch that importance weights leave
+
+Left out: the largest gap on one token (``policy/sampler_gap``), and what to do about a mismatch.
+
+References: Schulman 2020, "Approximating KL divergence" (k1, k3); Kish 1965 (effective sample size).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from heliostat.monitors.signal import Moments
+from heliostat.types import Mean
+
+MAX_LOG_WEIGHT = 30.0
+"""A weight of e^30 says everything; its square still fits a float64 sum."""
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Moments of the gap between sampler and trainer, added up over micro-batches and ranks.
+
+    **Limits** Equal log-probabilities: k1, k3 and chi-square are 0 and the effective sample share is 1.
+    """
+
+    def measure(
+        self,
+        logp_train: Float[Tensor, " token"],
+        logp_gen: Float[Tensor, " token"],
+        sequence: Int[Tensor, " token"],
+        num_sequences: int,
+    ) -> dict[str, Mean]:
+        """Moments of one micro-batch."""
+        delta = (logp_train.detach() - logp_gen).double()
+        summed = torch.zeros(num_sequences, dtype=torch.float64, device=delta.device).index_add(0, sequence, delta)
+        ratio = delta.clamp(max=MAX_LOG_WEIGHT).exp()
+        weight = summed.clamp(max=MAX_LOG_WEIGHT).exp()
+        sums = torch.stack(
+            [-delta.sum(), (ratio - delta - 1).sum(), ratio.square().sum(), weight.sum(), weight.square().sum()]
+        ).tolist()
+        counts = (delta.numel(),) * 3 + (num_sequences,) * 2
+        names = ("mismatch/k1", "mismatch/k3", "ratio2", "weight", "weight2")
+        return {name: Mean(value, count) for name, value, count in zip(names, sums, counts, strict=True)}
+
+    def empty(self) -> dict[str, Mean]:
+        """The moments of no token at all."""
+        return {name: Mean(0.0, 0) for name in ("mismatch/k1", "mismatch/k3", "ratio2", "weight", "weight2")}
+
+    def finish(self, moments: Moments) -> dict[str, float]:
+        """The numbers; none where no token was compared."""
+        if not moments["ratio2"].count:
+            return {}
+        weight, square = moments["weight"].value, moments["weight2"].value
+        return {
+            "mismatch/k1": moments["mismatch/k1"].value,
+            "mismatch/k3": moments["mismatch/k3"].value,
+            "mismatch/chi2_token": moments["ratio2"].value - 1.0,
+            "mismatch/chi2_sequence": square - 1.0,
+            "mismatch/ess": weight**2 / square if square > 0 else 0.0,
+        }
