@@ -8,9 +8,11 @@ Left out: console progress (``train.progress``), pages (``report``), and any agg
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,7 +122,7 @@ def check_key(key: str) -> None:
     """Refuse a metric that nobody declared.
 
     Raises:
-        KeyError: naming the closest declared metric. ``area/quantity@name`` is declared by ``area/quantity``.
+        KeyError: naming the closest declared metric. ``area/quantity:name`` is declared by ``area/quantity``.
     """
     if key not in METRICS and key.partition(":")[0] not in METRICS:
         raise KeyError(f"metric '{key}' is not declared in heliostat.tracking.METRICS{nearest(key, METRICS)}")
@@ -196,12 +198,10 @@ def open_trackers(section: TrackingSection, folder: Path, recipe: Mapping[str, A
     for module, project in (("wandb", section.wandb), ("trackio", section.trackio)):
         if project:
             wanted.append((module, partial(HostedTracker, module, project, folder.name, recipe)))
-    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl")]
-    for package, make in wanted:
+    for package, _ in wanted:
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"tracking.{package} needs the package '{package}': pip install 'heliostat[{package}]'")
-        trackers.append(make())
-    return trackers
+    return [JsonlTracker(folder / "metrics.jsonl"), *(make() for _, make in wanted)]
 
 
 def _finite(value: float) -> float | None:

@@ -175,11 +175,13 @@ class TrainingGroup:
         advantages: per completion, what the objective's ``advantages`` returned for this group.
         logp_old: per completion, token log-probabilities under the policy at the start of the update phase, in the
             trainer's numerics; ``None`` until the trainer has filled them in.
+        logp_ref: the same under the frozen reference, for objectives that ask for it.
     """
 
     group: Group
     advantages: Float[Tensor, " completion"]
     logp_old: tuple[Float[Tensor, " token"], ...] | None = None
+    logp_ref: tuple[Float[Tensor, " token"], ...] | None = None
 
     @property
     def has_signal(self) -> bool:

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from safetensors.torch import load_file
 
-from heliostat.config import ConfigError
+from heliostat.config import ConfigError, ObjectiveSection
 from heliostat.train import Display, run_eval, run_recipe, run_sample, run_sft
 from tests.promises import small
 
@@ -65,9 +66,13 @@ def test_the_log_is_complete_and_every_number_declared(finished):
     assert all(key in METRICS for line in lines for key in line if key != "step")
     trained = lines[60:]
     assert all(0 <= line["reward/mean"] <= 1 for line in trained)
-    assert all(line["policy/sampler_gap"] < 1e-4 for line in trained)
+    gaps = [line["policy/sampler_gap"] for line in trained if "policy/sampler_gap" in line]
+    assert gaps
+    assert max(gaps) < 1e-4
     assert all(line["policy/mean_ratio"] > 0 for line in trained)
     assert [line["step"] for line in trained if "eval/pass@1" in line] == [4]
+    raw = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in raw if "time/eval" in line] == [4]
 
 
 def test_a_finished_run_is_not_run_again(finished):
@@ -103,7 +108,9 @@ def test_sft_alone_lowers_the_loss_on_prompt_completion_rows(tmp_path):
     losses = [line["loss/sft"] for line in small.metrics(result.folder)]
     assert len(losses) == 60
     assert losses[-1] < 0.6 * losses[0]
-    assert (result.folder / "model" / "model.safetensors").exists()
+    assert (result.folder / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    evals = [json.loads(line) for line in (result.folder / "evals.jsonl").read_text().splitlines()]
+    assert {(line["step"], line["phase"]) for line in evals} == {(-60, "before"), (0, "after")}
 
 
 @pytest.mark.slow
@@ -126,6 +133,28 @@ def test_reward_rises_and_stays(tmp_path):
     trained = [line["reward/mean"] for line in small.metrics(result.folder) if line["step"] > 0]
     assert sum(trained[-10:]) / 10 > sum(trained[:10]) / 10 + 0.2
     assert trained[-1] > 0.7 * max(trained)
+
+
+def test_the_reference_penalty_pulls_towards_where_training_began(tmp_path):
+    def trained(name, kl_ref):
+        recipe = small.recipe(tmp_path, optimizer__name="sgd", optimizer__lr=0.1, train__num_steps=3)
+        recipe = recipe.model_copy(update={"objective": ObjectiveSection(name="reinforce", kl_ref=kl_ref)})
+        result = run_recipe(recipe, tmp_path / name, name)
+        assert result.status == "finished", result.reason
+        return result.folder
+
+    def distance(folder):
+        final, first = (load_file(folder / part / "model.safetensors") for part in ("model", "reference"))
+        return sum(float((final[key] - first[key]).square().sum()) for key in final)
+
+    weak, strong = trained("weak", 1e-6), trained("strong", 10.0)
+    assert 0 < distance(strong) < distance(weak)
+
+
+def test_a_run_refused_before_it_began_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        run_recipe(small.recipe(tmp_path, model__path="./nowhere", model__settings={}), tmp_path / "run", "small")
+    assert not (tmp_path / "run").exists()
 
 
 def test_sft_without_steps_is_refused(tmp_path):

@@ -108,6 +108,7 @@ def test_a_second_job_on_the_folder_is_refused(tmp_path):
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
     RunFolder(tmp_path / "run", small.recipe(tmp_path)).close()
     with pytest.raises(ConfigError, match=r"another recipe \(train.num_steps was 8, is now 9\)"):
         RunFolder(tmp_path / "run", small.recipe(tmp_path, train__num_steps=9))

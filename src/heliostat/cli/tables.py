@@ -30,6 +30,16 @@ class Page(Console):
         if not self.is_terminal:
             self.width = PLAIN_WIDTH
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints; without a terminal, lines end where their text does instead of being padded."""
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        lines = captured.get().split("\n")
+        self.file.write("\n".join(line.rstrip() for line in lines))
+
     def on_broken_pipe(self) -> None:
         """Leave it to ``entry.main``; rich itself would end the process as if something had failed."""
         raise BrokenPipeError
@@ -89,6 +99,8 @@ def _with_interval(evaluation: Evaluation) -> str:
 def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], report: Path) -> None:
     """What a run achieved, a few of its final completions, and where its files are."""
     page = Page()
+    if transcripts:
+        page.print(f"\n{len(transcripts)} of the final model's answers:")
     for row in transcripts:
         mark = "solved" if row["success"] else "not solved"
         page.print(Text(f"\n{row['prompt']}", style="bold"))

@@ -32,7 +32,9 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write(loaded, partial)
-        partial.chmod(0o755)  # mkdtemp makes private folders
+        partial.chmod(0o755)  # mkdtemp makes private folders, safetensors private files
+        for file in partial.iterdir():
+            file.chmod(0o644)
         _swap_in(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -31,6 +31,11 @@ class OptimizerSettings(Protocol):
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019), in torch's fused form.
 
+    Attributes:
+        betas: how much of the running mean of gradients, and of their squares, each step keeps.
+        eps: added to the root of the mean square before dividing by it.
+        weight_decay: share of a weight taken away per step, times the learning rate.
+
     Limits:
         ``weight_decay=0``: Adam.
     """

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliostat.tasks.auditing import AuditReport, audit
-    from heliostat.tasks.gym import list_tasks, show_task
-    from heliostat.tasks.loading import load_task
+    from heliostat.tasks.gym import list_tasks
+    from heliostat.tasks.loading import load_task, show_task
     from heliostat.tasks.pool import VerifierError, VerifierPool
     from heliostat.tasks.task import Task, WeightedVerifier
 
@@ -41,7 +41,7 @@ _HOME = {
     "audit": "auditing",
     "list_tasks": "gym",
     "load_task": "loading",
-    "show_task": "gym",
+    "show_task": "loading",
 }
 
 

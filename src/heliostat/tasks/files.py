@@ -9,6 +9,7 @@ Left out: file formats (``rows``).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,9 @@ class FileSettings(TaskSettings):
         path: a ``.jsonl`` or ``.parquet`` file, a data-set folder, or a hub id.
         heldout_path: held-out problems from elsewhere; empty: split off from ``path`` by seed.
         split: of a data set that has several.
+        heldout_split: held-out problems from another split of ``path`` (or of ``heldout_path``); empty: ``split``.
         subset: of a hub data set that has several configurations.
+        prompt_column: the question's column.
         answer_column: the oracle answer's column; empty: none.
         solution_column: a worked solution's column (text, or chat messages); empty: the bare answer.
     """
@@ -42,6 +45,7 @@ class FileSettings(TaskSettings):
     path: str
     heldout_path: str = ""
     split: str = "train"
+    heldout_split: str = ""
     subset: str = ""
     prompt_column: str = "prompt"
     answer_column: str = ""
@@ -54,10 +58,12 @@ def load_file(section: TaskSection, settings: FileSettings, seed: int) -> Task:
         raise ConfigError('a file task needs task.verifiers, for example [{name = "numeric"}]')
     verifiers = build_verifiers(settings.verifiers)
     name = settings.label or Path(settings.path).stem
-    shuffled = _shuffled(_problems(settings.path, settings, name), seed)
-    if settings.heldout_path:
-        heldout = _shuffled(_problems(settings.heldout_path, settings, name), seed)[: section.num_heldout]
-        _check_enough(settings.heldout_path, len(heldout), {"num_heldout": section.num_heldout})
+    shuffled = _shuffled(_problems(settings.path, settings.split, settings, name), seed)
+    if settings.heldout_path or settings.heldout_split:
+        path = settings.heldout_path or settings.path
+        elsewhere = _problems(path, settings.heldout_split or settings.split, settings, name)
+        heldout = _shuffled(elsewhere, seed)[: section.num_heldout]
+        _check_enough(path, len(heldout), {"num_heldout": section.num_heldout})
         taken = {_key(problem.prompt) for problem in heldout}
         train = [problem for problem in shuffled if _key(problem.prompt) not in taken][: section.num_train]
         _check_enough(settings.path, len(train), {"num_train": section.num_train})
@@ -69,10 +75,21 @@ def load_file(section: TaskSection, settings: FileSettings, seed: int) -> Task:
     return make_task(settings, name, (tuple(train), tuple(heldout)), verifiers, settings.answer_after or "")
 
 
-def _problems(path: str, settings: FileSettings, task: str) -> list[Problem]:
+def show_file_task(name: str) -> str:
+    """The keys of a ``file`` task with their defaults."""
+    required = "(must be set)"
+    defaults = [
+        f"  {field.name} = {required if field.default is dataclasses.MISSING else repr(field.default)}"
+        for field in dataclasses.fields(FileSettings)
+        if field.default_factory is dataclasses.MISSING
+    ]
+    return "\n".join(["file", "Problems from a .jsonl or .parquet file, or a data set.", "", "settings:", *defaults])
+
+
+def _problems(path: str, split: str, settings: FileSettings, task: str) -> list[Problem]:
     """Problems of a file in file order; of rows with the same prompt, the first."""
     found: dict[str, Problem] = {}
-    for row in read_rows(path, settings.split, settings.subset):
+    for row in read_rows(path, split, settings.subset):
         problem = _problem(row, settings, task)
         found.setdefault(_key(problem.prompt), problem)
     if not found:

@@ -83,8 +83,8 @@ def list_tasks() -> dict[str, str]:
     return {f"reasoning-gym/{name}": line for name, line in catalog.items()}
 
 
-def show_task(name: str) -> str:
-    """What one task is: a line about it, its settings with their defaults, and three example problems.
+def show_gym_task(name: str) -> str:
+    """What one data set is: a line about it, its settings with their defaults, and three example problems.
 
     Raises:
         ConfigError: there is no such task.

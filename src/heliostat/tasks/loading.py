@@ -10,24 +10,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from heliostat.config import ConfigError, TaskSection, build_checked, nearest
-from heliostat.tasks.files import FileSettings, load_file
-from heliostat.tasks.gym import GymSettings, list_tasks, load_gym
+from heliostat.tasks.files import FileSettings, load_file, show_file_task
+from heliostat.tasks.gym import GymSettings, list_tasks, load_gym, show_gym_task
 from heliostat.tasks.settings import check_needs
 from heliostat.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where problems come from: the keys it understands, and how it makes a task of them."""
+    """Where problems come from: the keys it understands, how it makes a task of them, and how it presents one."""
 
     settings: type[Any]
     load: Callable[[TaskSection, Any, int], Task]
+    show: Callable[[str], str]
 
 
 SOURCES: dict[str, Source] = {
-    "reasoning-gym": Source(GymSettings, load_gym),
-    "file": Source(FileSettings, load_file),
+    "reasoning-gym": Source(GymSettings, load_gym, show_gym_task),
+    "file": Source(FileSettings, load_file, show_file_task),
 }
+
+
+def show_task(name: str) -> str:
+    """What one task is: a line about it, its settings with their defaults, and examples where it has any.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    kind = name.partition("/")[0]
+    return SOURCES[kind if kind in SOURCES else "reasoning-gym"].show(name)
 
 
 def load_task(section: TaskSection, seed: int) -> Task:

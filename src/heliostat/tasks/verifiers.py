@@ -55,7 +55,11 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """1.0 if the text equals the oracle answer, surrounding whitespace aside."""
+    """1.0 if the text equals the oracle answer, surrounding whitespace aside.
+
+    Attributes:
+        ignore_case: treat upper and lower case as equal.
+    """
 
     needs_answer: ClassVar[bool] = True
     sealed: ClassVar[bool] = True

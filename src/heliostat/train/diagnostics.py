@@ -77,6 +77,7 @@ def mirror_means(
 
     Limits:
         ``s = 0`` everywhere: lambda and chi-square are 0, the mean ratio is 1, and ``solved`` is undefined (no gain).
+        A gain below twice its standard error: ``solved`` is left out, as a share of nothing.
 
     References:
         Xu, Lu, Yu & Zhao (2026), arXiv 2602.05933; the gain identity is this project's reconstruction.
@@ -95,7 +96,8 @@ def mirror_means(
         "policy/log_ratio_incorrect": Mean(float(log_ratio[~success].sum()), int((~success).sum())),
     }
     gain = float((ratio * advantage).mean())
-    if tau is not None and gain > 0:
+    noise = float((ratio * advantage).std() / np.sqrt(count))
+    if tau is not None and gain > 2 * noise:
         divergences = float((ratio * log_ratio).mean()) + lam + lam * chi_square
         means["policy/solved"] = Mean(tau * divergences / gain * count, count)
     return means

@@ -1,7 +1,7 @@
 """The run folder: one owner at a time, every file in a known place, nothing half-written.
 
     recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  checkpoints/  model/  report.html
-    summary.json
+    summary.json  reference/ (of objectives that need one)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from importlib.metadata import version
@@ -58,6 +59,7 @@ class RunFolder:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
+        self._is_new = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
         self._check_recipe(recipe)
@@ -68,6 +70,7 @@ class RunFolder:
         self.transcripts = path / "transcripts.jsonl"
         self.summary = path / "summary.json"
         self.model = path / "model"
+        self.reference = path / "reference"
 
     def _take_lock(self) -> TextIO:
         lock = (self.path / "run.lock").open("a+", encoding="utf-8")
@@ -136,9 +139,11 @@ class RunFolder:
         write_atomically(self.summary, json.dumps(summary, indent=1) + "\n")
 
     def close(self) -> None:
-        """Let the next process have the folder."""
+        """Let the next process have the folder; a run that was refused before it began leaves none behind."""
         self._lock.truncate(0)
         self._lock.close()
+        if self._is_new and not self.metrics.exists():
+            shutil.rmtree(self.path)
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -159,8 +164,12 @@ def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where
             if difference:
                 return difference
         elif old != new and f"{where}{key}" not in ("run.name", "run.root"):
-            return f"{where}{key} was {old!r}, is now {new!r}"
+            return f"{where}{key} was {_said(old)}, is now {_said(new)}"
     return ""
+
+
+def _said(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def versions() -> dict[str, str]:

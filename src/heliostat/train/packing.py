@@ -27,13 +27,15 @@ class Row:
     Attributes:
         group: index of its group; rows of one group share one prompt.
         logp_old: anchor log-probabilities, or ``None`` where the anchor is the current policy itself.
+        logp_ref: the reference's, or ``None`` where no reference is asked.
     """
 
     group: int
     prompt: Prompt
     completion: Completion
     advantage: float
-    logp_old: Float[Tensor, " token"] | None
+    logp_old: Float[Tensor, " token"] | None = None
+    logp_ref: Float[Tensor, " token"] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -47,14 +49,17 @@ class Row:
 def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
     """Every completion of every group as a row, in order."""
     return [
-        Row(index, group.group.prompt, completion, float(group.advantages[member]), _old(group, member))
+        Row(
+            group=index,
+            prompt=group.group.prompt,
+            completion=completion,
+            advantage=float(group.advantages[member]),
+            logp_old=None if group.logp_old is None else group.logp_old[member],
+            logp_ref=None if group.logp_ref is None else group.logp_ref[member],
+        )
         for index, group in enumerate(groups)
         for member, completion in enumerate(group.group.completions)
     ]
-
-
-def _old(group: TrainingGroup, member: int) -> Float[Tensor, " token"] | None:
-    return None if group.logp_old is None else group.logp_old[member]
 
 
 def padded_cost(rows: Sequence[Row], shared_prompt: bool) -> int:
@@ -94,10 +99,12 @@ def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> Token
     num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
     current = torch.split(logp_new.detach(), [row.num_tokens for row in rows])
     old = [here if row.logp_old is None else row.logp_old.to(device) for row, here in zip(rows, current, strict=True)]
+    ref = [row.logp_ref.to(device) for row in rows if row.logp_ref is not None]
     return TokenBatch(
         sequence=torch.repeat_interleave(torch.arange(len(rows), device=device), num_tokens),
         num_tokens=num_tokens,
         advantage=torch.tensor([row.advantage for row in rows], dtype=logp_new.dtype, device=device),
         logp_old=torch.cat(old),
         logp_gen=torch.from_numpy(np.concatenate([row.completion.logp_gen for row in rows])).to(logp_new),
+        logp_ref=torch.cat(ref) if ref else None,
     )

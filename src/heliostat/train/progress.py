@@ -28,7 +28,8 @@ SHOWN = {
 
 def brief(values: Mapping[str, float]) -> str:
     """The shown metrics that are present, as one short text."""
-    return "  ".join(form.format(values[key]) for key, form in SHOWN.items() if key in values)
+    shown = (form.format(values[key]) for key, form in SHOWN.items() if key in values)
+    return "  ".join(text.replace("-0.0000", "+0.0000") for text in shown)
 
 
 def clock(seconds: float) -> str:

@@ -6,6 +6,7 @@ Left out: what the parts do together (``train.trainer``).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -29,12 +30,7 @@ def check_recipe(recipe: Recipe) -> Objective:
         ConfigError: unknown objective, optimizer or setting.
     """
     optimizer_settings(recipe.optimizer)
-    objective = build_objective(recipe.objective)
-    if objective.needs_reference:
-        raise ConfigError(
-            f"objective '{objective.name}' is set to need a reference model, which this trainer has not yet"
-        )
-    return objective
+    return build_objective(recipe.objective)
 
 
 def load_tasks(recipe: Recipe) -> list[Task]:
@@ -66,6 +62,14 @@ def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
     return Bench(loaded, build_engine(loaded, limits), recipe)
+
+
+def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
+    """The frozen policy saved in ``folder``, on the run's device."""
+    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}})
+    loaded = load_model(section, recipe.run.seed)
+    loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
+    return Policy(loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
 
 
 def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Runtime) -> Updater:

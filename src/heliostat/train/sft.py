@@ -37,7 +37,7 @@ def demonstration(loaded: LoadedModel, problem: Problem, chat: bool | Literal["a
     ids = encode_solution(loaded, prompt, solution)
     nothing = np.zeros(len(ids), dtype=np.float32)
     completion = Completion(ids, nothing, nothing, StopReason.EOS, solution)
-    return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0, logp_old=None)
+    return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0)
 
 
 @dataclass(slots=True)

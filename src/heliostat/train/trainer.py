@@ -39,7 +39,7 @@ from heliostat.train.policy import Policy
 from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
-from heliostat.train.setup import Bench, make_updater
+from heliostat.train.setup import Bench, load_reference, make_updater
 from heliostat.train.sft import SupervisedUpdater, demonstration
 from heliostat.train.update import UpdateReport, make_batch
 from heliostat.types import Batch, Group
@@ -89,10 +89,14 @@ class Trainer:
         """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
         self.began = time.monotonic()
         resumed = self._resume()
+        if self.recipe.train.num_steps == 0:  # supervised training alone is compared with what came before it
+            self.step = -self.recipe.warm_start.num_steps
+            self._evaluate_all("before")
         if resumed is None or resumed < 0:
             self._warm_start(resumed)
             self._save(self.updater.guarded.optimizer)
         before = self._evaluate_all("before")
+        self._freeze_reference()
         self._train()
         after = self._evaluate_all("after")
         save_model(self.bench.loaded, self.folder.model)
@@ -139,12 +143,7 @@ class Trainer:
 
     def _signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         groups = [group.group for group in batch.groups]
-        bound = self.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.bench.loaded.model.dtype]
-        if report.max_sampler_gap > bound:
-            raise ParityError(
-                f"sampler and trainer differ by {report.max_sampler_gap:.2g} nats on a token, more than the bound of "
-                f"{bound:g} (rollout.max_parity_gap): the sampler's weights or numerics are not the trainer's"
-            )
+        sampler_gap = self._checked_sampler_gap(report)
         scored = sequence_log_ratios(
             self.updater.policy, batch, NUM_DIAGNOSTIC_GROUPS, self.recipe.train.tokens_per_microbatch
         )
@@ -156,12 +155,33 @@ class Trainer:
         numbers |= Mismatch().finish(self.runtime.merge(report.mismatch))
         numbers |= self.updater.probe.finish(self.runtime.merge(report.moved))
         return numbers | {
+            **sampler_gap,
             "policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0)),
-            "policy/sampler_gap": report.max_sampler_gap,
             "length/max": float(max(len(c.token_ids) for group in groups for c in group.completions)),
             "optim/lr": report.lr,
             "optim/bad_steps": float(self.num_bad_steps),
         }
+
+    def _checked_sampler_gap(self, report: UpdateReport) -> dict[str, float]:
+        """The parity probe: sampler against trainer on every token that was scored before the weights moved."""
+        gap = report.max_sampler_gap
+        if gap is None:
+            return {}
+        bound = self.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.bench.loaded.model.dtype]
+        if gap > bound:
+            raise ParityError(
+                f"sampler and trainer differ by {gap:.2g} nats on a token, more than the bound of {bound:g} "
+                "(rollout.max_parity_gap): the sampler's weights or numerics are not the trainer's"
+            )
+        return {"policy/sampler_gap": gap}
+
+    def _freeze_reference(self) -> None:
+        """Keep the policy that training starts from, where the objective compares with it."""
+        if not self.objective.needs_reference:
+            return
+        if not self.folder.reference.exists():  # a resumed run has it already
+            save_model(self.bench.loaded, self.folder.reference)
+        self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime)
 
     def _forget_optimizer(self, step: int) -> None:
         every = self.recipe.optimizer.reset_every
@@ -302,7 +322,7 @@ class Trainer:
         section = self.recipe.eval
         evaluation, groups = self._evaluate(section.num_problems, section.samples_per_problem, greedy=False)
         self._record("during", evaluation, groups)
-        return evaluation.metrics()
+        return evaluation.metrics() | {"time/eval": self.ledger.last_seconds["eval"]}
 
     def _evaluate_all(self, phase: str) -> Evaluation:
         """All held-out problems, several samples each; results of an earlier session are read back, not repeated."""

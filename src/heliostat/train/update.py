@@ -58,6 +58,7 @@ class UpdateReport:
     """What one phase did.
 
     Attributes:
+        max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
         mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
         moved: moments of how far the weights went (``monitors.weights``).
     """
@@ -65,7 +66,7 @@ class UpdateReport:
     means: dict[str, Mean] = field(default_factory=dict)
     counts: UpdateCounts = field(default_factory=UpdateCounts)
     bad_steps: int = 0
-    max_sampler_gap: float = 0.0
+    max_sampler_gap: float | None = None
     mismatch: dict[str, Mean] = field(default_factory=Mismatch().empty)
     moved: dict[str, Mean] = field(default_factory=dict)
     lr: float = 0.0
@@ -86,7 +87,11 @@ def make_batch(objective: Objective, groups: Sequence[Group]) -> Batch:
 
 @dataclass(slots=True)
 class Updater:
-    """Applies an objective to batches with one optimizer."""
+    """Applies an objective to batches with one optimizer.
+
+    Attributes:
+        reference: the frozen policy of objectives that need one.
+    """
 
     policy: Policy
     objective: Objective
@@ -96,6 +101,7 @@ class Updater:
     tokens_per_microbatch: int
     drop_zero_signal: bool
     anchor_from_sampler: bool
+    reference: Policy | None = None
     probe: WeightProbe = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +125,8 @@ class Updater:
         anchored = [self._with_anchor(later, report) for later in minibatches[1:]]
         at_anchor = True
         for index, minibatch in enumerate([minibatches[0], *anchored]):
+            if self.reference is not None:
+                minibatch = self._with_reference(minibatch, self.reference, report)
             report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index)
             at_anchor = not self._step(minibatch, at_anchor, report) and at_anchor
         report.moved = self.probe.measure()
@@ -132,21 +140,26 @@ class Updater:
                 for group in batch.groups
             ]
             return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, olds, strict=True)))
+        scored = self._scored(batch, self.policy, report)
+        return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, scored, strict=True)))
+
+    def _with_reference(self, batch: Batch, reference: Policy, report: UpdateReport) -> Batch:
+        """Fill in ``logp_ref``."""
+        scored = self._scored(batch, reference, report)
+        return Batch(tuple(dataclasses.replace(g, logp_ref=r) for g, r in zip(batch.groups, scored, strict=True)))
+
+    @torch.no_grad()
+    def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[tuple[Tensor, ...]]:
+        """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
         rows = rows_of(batch.groups)
         by_row: dict[int, Tensor] = {}
-        with torch.no_grad():
-            for part in microbatches(rows, self.tokens_per_microbatch, self.policy.shared_prompt):
-                logp = self.policy.log_probs(part).cpu()
-                report.counts.add(part, self.policy.shared_prompt)
-                for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
-                    by_row[id(row)] = piece
+        for part in microbatches(rows, self.tokens_per_microbatch, policy.shared_prompt):
+            logp = policy.log_probs(part).cpu()
+            report.counts.add(part, policy.shared_prompt)
+            for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
+                by_row[id(row)] = piece
         pieces = iter(rows)
-        return Batch(
-            tuple(
-                dataclasses.replace(g, logp_old=tuple(by_row[id(next(pieces))] for _ in g.group.completions))
-                for g in batch.groups
-            )
-        )
+        return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in batch.groups]
 
     def _step(self, batch: Batch, at_anchor: bool, report: UpdateReport) -> bool:
         """One optimizer step, or a counted skip; returns whether the weights moved.
@@ -180,8 +193,8 @@ class Updater:
         report.counts.add(part, self.policy.shared_prompt)
         tokens = token_batch(part, logp_new)
         if at_anchor:
-            gap = (tokens.logp_gen - logp_new.detach()).abs().max()
-            report.max_sampler_gap = max(report.max_sampler_gap, float(gap))
+            gap = float((tokens.logp_gen - logp_new.detach()).abs().max())
+            report.max_sampler_gap = max(report.max_sampler_gap or 0.0, gap)
             compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
             report.mismatch = merge([report.mismatch, compared])
         output = self.objective.loss(logp_new, tokens, normalizer)

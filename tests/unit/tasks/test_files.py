@@ -72,6 +72,9 @@ def test_parquet_and_saved_data_sets_give_the_same_task_as_jsonl(tmp_path: Path,
     for path in ("rows.parquet", "saved", "splits", "folder"):
         assert load(tmp_path / path, label="sums") == task, path
     assert len(load(tmp_path / "splits", split="test", num_train=1, num_heldout=1).train) == 1
+    both = load(tmp_path / "splits", heldout_split="test", num_train=3, num_heldout=2)
+    assert {problem.prompt for problem in both.heldout} == {row["prompt"] for row in ROWS[:2]}
+    assert not {problem.prompt for problem in both.train} & {problem.prompt for problem in both.heldout}
     with pytest.raises(ConfigError, match="has no split 'dev'; it has: train, test"):
         load(tmp_path / "splits", split="dev")
 

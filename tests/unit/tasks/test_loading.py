@@ -178,3 +178,4 @@ def test_a_shown_task_has_settings_defaults_and_examples() -> None:
     assert "no examples: task.settings: composite refuses them" in show_task("composite")
     with pytest.raises(ConfigError, match="did you mean 'chain_sum'"):
         show_task("chain_sums")
+    assert "prompt_column = 'prompt'" in show_task("file")
