@@ -137,7 +137,8 @@ def signed(text: str) -> str:
 def _domain(values: Sequence[float]) -> tuple[float, float]:
     if not values:
         return 0.0, 1.0
-    low, high = min(values), max(values)
+    # Below the smallest normal float a step between ticks would underflow: drawn as zero.
+    low, high = (value if abs(value) > 1e-300 else 0.0 for value in (min(values), max(values)))
     if 0 < low < 0.5 * high:
         low = 0.0
     if 0.5 * low < high < 0:

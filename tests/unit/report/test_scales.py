@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from heliostat.report.scales import (
@@ -23,6 +23,7 @@ numbers = st.floats(-1e12, 1e12).map(lambda value: float(f"{value:.6g}"))
 
 
 @given(st.lists(numbers, min_size=1, max_size=30))
+@example([5e-324])
 def test_linear_axes_hold_their_data_on_few_even_ticks(values: list[float]) -> None:
     scale = linear_scale(values)
     slack = 1e-9 * (scale.high - scale.low)
