@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import commands
+from heliostat.cli import commands, traces
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), or path of a TOML file"
 _MODEL = "model folder, hub id, or the name of a bundled model"
@@ -102,6 +102,33 @@ def _plots(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path("theory"), help="default: theory")
 
 
+def _bank(parser: ArgumentParser) -> None:
+    parser.add_argument("bank", metavar="BANK", type=Path, help="trace bank: an SQLite file")
+
+
+def _judged_bank(parser: ArgumentParser) -> None:
+    _bank(parser)
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help=f"whose problems, model and verifiers judge again: {_RECIPE}"
+    )
+
+
+def _import(parser: ArgumentParser) -> None:
+    _judged_bank(parser)
+    help_ = "JSONL or Parquet file, folder or fsspec address of such files, or Hugging Face data set"
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=help_)
+
+
+def _export(parser: ArgumentParser) -> None:
+    _bank(parser)
+    parser.add_argument("target", metavar="TARGET", help="folder, or fsspec address like s3://bucket/traces")
+
+
+def _stats(parser: ArgumentParser) -> None:
+    _bank(parser)
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+
 def _recipes(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="print this recipe instead of the list")
 
@@ -150,6 +177,31 @@ _TASK_COMMANDS = (
 
 _THEORY_COMMANDS = (("plot", Command("draw the theory's figures as SVG files", commands.plot_theory, _plots)),)
 
+_TRACE_COMMANDS = (
+    (
+        "import",
+        Command(
+            "read traces from files into a bank; with a recipe, judge every one of them again",
+            traces.import_traces,
+            _import,
+            usage=f"BANK SOURCE [SOURCE ...] [--recipe RECIPE] {_SETTINGS}",
+            sections=(ALL_SECTIONS,),
+        ),
+    ),
+    ("export", Command("write a bank as Parquet files, partitioned by run and step", traces.export_traces, _export)),
+    ("stats", Command("what a bank holds, and how many attempts its successes took", traces.trace_stats, _stats)),
+    (
+        "verify",
+        Command(
+            "check every row of a bank; with a recipe, also its rewards",
+            traces.verify_traces,
+            _judged_bank,
+            usage=f"BANK [--recipe RECIPE] {_SETTINGS}",
+            sections=(ALL_SECTIONS,),
+        ),
+    ),
+)
+
 COMMANDS: dict[str, Command] = {
     "train": Command(
         "post-train a model by a recipe; the same command resumes an unfinished run",
@@ -183,6 +235,7 @@ COMMANDS: dict[str, Command] = {
         sections=(ALL_SECTIONS,),
     ),
     "report": Command("make one page out of run folders", commands.report, _report),
+    "traces": Command("import, export, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
     "theory": Command("the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),

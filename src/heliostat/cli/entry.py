@@ -27,6 +27,7 @@ _EXTRAS = {
     "math_verify": "tasks",
     "datasets": "data",
     "pyarrow": "data",
+    "fsspec": "data",
     "scipy": "linalg",
     "networkx": "linalg",
     "matplotlib": "plots",

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from heliostat.traces import BankSummary
     from heliostat.tracking import Metric
     from heliostat.train import EvalReport, Evaluation, RunResult
     from heliostat.types import Group
@@ -129,6 +130,36 @@ def print_completions(groups: Sequence[Group]) -> None:
             page.print(Text(f"--- {len(completion.token_ids)} tokens, {completion.stop_reason}{verdict}", style="dim"))
             page.print(Text(completion.text))
         page.print()
+
+
+def print_bank(summary: BankSummary) -> None:
+    """What a trace bank holds: by task, by sampler, and the attempts per success of rejection sampling."""
+    page = Page()
+    tasks = _table("task", "problems", "traces", "successes")
+    for name, *counts in summary.tasks:
+        tasks.add_row(Text(name), *map(str, counts))
+    samplers = _table("sampler", "traces", "successes", "verifier", "ids")
+    for run, num, num_success, verifier, reencoded in summary.samplers:
+        ids = "encoded from text" if reencoded else "as sampled"
+        samplers.add_row(*map(Text, (run or "-", str(num), str(num_success), verifier, ids)))
+    page.print(tasks)
+    page.print(samplers)
+    if summary.num_tried:
+        print_attempts(summary)
+
+
+def print_attempts(summary: BankSummary) -> None:
+    """The histogram of attempts per success, with a bar for each bin."""
+    page = Page()
+    page.print(
+        f"{summary.num_attempts} attempts on {summary.num_tried} problems, {summary.num_unsolved} of them without "
+        f"success; {summary.flops:.3g} FLOP"
+    )
+    table = _table("attempts per success", "problems", "")
+    most = max((one.num_problems for one in summary.attempts), default=1)
+    for one in summary.attempts:
+        table.add_row(f"up to {one.most}", str(one.num_problems), "#" * round(40 * one.num_problems / most))
+    page.print(table)
 
 
 def _table(*columns: str) -> Table:

@@ -1,0 +1,99 @@
+"""What ``heliostat traces`` calls: import, export, stats and verify.
+
+Left out: filling a bank by sampling (``heliostat sample --bank``) and by training (``traces.bank`` in a recipe).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heliostat.traces import Findings, Problems
+
+
+def import_traces(args: Namespace) -> int:
+    """``heliostat traces import``: exit code 1 where rows or files had to be skipped."""
+    from heliostat.traces import Bank, ImportReport, import_rows, read_rows
+
+    report = ImportReport()
+    with _problems(args) as problems, Bank.open(args.bank) as bank:
+        for source in args.sources:
+            import_rows(bank, read_rows(source, report.findings), report, problems)
+        print(
+            f"{report.appended.num_new} new traces in {args.bank}, {report.appended.num_known} known already, "
+            f"{report.findings.num_problems} rows or files skipped"
+        )
+    if problems is None:
+        print("rewards were taken from the files; --recipe would have judged them again")
+    else:
+        print(f"{report.num_rejudged} rewards differed from the file; {report.num_reencoded} texts were encoded")
+    return _complain(report.findings)
+
+
+def export_traces(args: Namespace) -> int:
+    """``heliostat traces export``: exit code 1 where damaged rows were left out."""
+    from heliostat.traces import Bank, Findings, export_bank
+
+    findings = Findings()
+    with Bank.open(args.bank, create=False) as bank:
+        files = export_bank(bank, args.target, findings)
+    print(f"{findings.num_read} traces in {len(files)} files under {args.target}")
+    return _complain(findings)
+
+
+def trace_stats(args: Namespace) -> int:
+    """``heliostat traces stats``: counts, and the attempts that solved problems took."""
+    from heliostat.cli.tables import print_bank
+    from heliostat.traces import Bank, summarise
+
+    with Bank.open(args.bank, create=False) as bank:
+        summary = summarise(bank)
+    if args.json:
+        print(json.dumps(asdict(summary), indent=1))
+    else:
+        print_bank(summary)
+    return 0
+
+
+def verify_traces(args: Namespace) -> int:
+    """``heliostat traces verify``: exit code 1 where the file is damaged or a reward does not hold."""
+    from heliostat.traces import Bank, check_bank, reverify, whole_traces
+
+    with _problems(args) as problems, Bank.open(args.bank, create=False) as bank:
+        findings = check_bank(bank)
+        print(f"{findings.num_read} traces are whole, {findings.num_problems} findings")
+        if problems is not None:
+            damaged = findings.num_problems
+            judged = reverify(whole_traces(bank, type(findings)()), problems, findings)
+            print(
+                f"{judged['judged']} rewards judged again, {findings.num_problems - damaged} differ, "
+                f"{judged['unknown']} traces belong to other problems"
+            )
+    return _complain(findings)
+
+
+@contextlib.contextmanager
+def _problems(args: Namespace) -> Iterator[Problems | None]:
+    """The recipe's problems, or ``None`` where no recipe was named."""
+    if args.recipe is None:
+        yield None
+        return
+    from heliostat.config import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    from heliostat.train.judging import problems_of
+
+    with problems_of(recipe) as problems:
+        yield problems
+
+
+def _complain(findings: Findings) -> int:
+    for line in findings.lines():
+        print(f"heliostat: {line}", file=sys.stderr)
+    return 1 if findings.num_problems else 0

@@ -1,0 +1,32 @@
+"""Traces: completions worth keeping, stored once by many writers, exchanged as Parquet, and cut into prefixes."""
+
+from heliostat.traces.bank import Appended, Attempts, Bank, BankError
+from heliostat.traces.checking import Findings, check_bank, whole_traces
+from heliostat.traces.files import read_rows
+from heliostat.traces.fingerprint import policy_fingerprint, tokenizer_fingerprint
+from heliostat.traces.importing import ImportReport, Problems, import_rows, reverify
+from heliostat.traces.parquet import export_bank
+from heliostat.traces.record import Source, Trace
+from heliostat.traces.summary import BankSummary, summarise
+
+__all__ = [
+    "Appended",
+    "Attempts",
+    "Bank",
+    "BankError",
+    "BankSummary",
+    "Findings",
+    "ImportReport",
+    "Problems",
+    "Source",
+    "Trace",
+    "check_bank",
+    "export_bank",
+    "import_rows",
+    "policy_fingerprint",
+    "read_rows",
+    "reverify",
+    "summarise",
+    "tokenizer_fingerprint",
+    "whole_traces",
+]

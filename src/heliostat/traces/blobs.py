@@ -1,0 +1,76 @@
+"""Numbers as compact bytes, digests of what identifies a row, and back.
+
+Ids take two bytes each where all of them fit, else four; the first byte says which. Log-probabilities are float32.
+
+Left out: which rows there are (``schema``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from heliostat.types import FloatArray
+
+_WIDTHS = {2: "H", 4: "I"}
+_SWAPPED = sys.byteorder == "big"  # files are little-endian everywhere
+DIGEST_SIZE = 12
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """Ids as bytes.
+
+    Raises:
+        ValueError: an id needs more than 32 bits.
+    """
+    width = 2 if max(ids, default=0) < 2**16 else 4
+    try:
+        numbers = array(_WIDTHS[width], ids)
+    except OverflowError:
+        raise ValueError(f"token ids must lie between 0 and 2**32 - 1, got {min(ids)} and {max(ids)}") from None
+    if _SWAPPED:
+        numbers.byteswap()
+    return bytes([width]) + numbers.tobytes()
+
+
+def unpack_ids(blob: bytes) -> tuple[int, ...]:
+    """What ``pack_ids`` packed.
+
+    Raises:
+        ValueError: these bytes are not packed ids.
+    """
+    if not blob or blob[0] not in _WIDTHS or (len(blob) - 1) % blob[0]:
+        raise ValueError("damaged token ids")
+    numbers = array(_WIDTHS[blob[0]])
+    numbers.frombytes(blob[1:])
+    if _SWAPPED:
+        numbers.byteswap()
+    return tuple(numbers)
+
+
+def pack_floats(values: FloatArray | tuple[()]) -> bytes:
+    """Float32 values as bytes."""
+    return np.asarray(values, dtype="<f4").tobytes()
+
+
+def unpack_floats(blob: bytes) -> FloatArray:
+    """What ``pack_floats`` packed.
+
+    Raises:
+        ValueError: the bytes are no whole number of values.
+    """
+    return np.frombuffer(blob, dtype="<f4").astype(np.float32, copy=False)
+
+
+def digest(*parts: object) -> bytes:
+    """Twelve bytes that identify ``parts``; their lengths are part of it, so parts cannot run on into each other."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for part in parts:
+        content = part if isinstance(part, bytes) else repr(part).encode()
+        hasher.update(len(content).to_bytes(4, "little"))
+        hasher.update(content)
+    return hasher.digest()

@@ -1,0 +1,41 @@
+"""The bank's tables. What many traces share (problem, prompt, sampler) is stored once; traces point to it.
+
+Rows are final: triggers refuse to change or remove a trace, whoever asks.
+
+Left out: how rows are written and read (``bank``).
+"""
+
+APPLICATION_ID = 0x48544231  # "HTB1", so that another program's SQLite file is recognised as such
+FORMAT = 1
+
+SCHEMA = """
+CREATE TABLE problems (id INTEGER PRIMARY KEY, task TEXT NOT NULL, name TEXT NOT NULL UNIQUE);
+CREATE TABLE contexts (
+    id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, problem INTEGER NOT NULL REFERENCES problems,
+    tokenizer TEXT NOT NULL, prompt BLOB NOT NULL, prefix BLOB NOT NULL, cut TEXT NOT NULL
+);
+CREATE TABLE sources (
+    id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, tokenizer TEXT NOT NULL, policy TEXT NOT NULL,
+    run TEXT NOT NULL, step INTEGER NOT NULL, temperature REAL, max_new_tokens INTEGER NOT NULL,
+    verifier TEXT NOT NULL, reencoded INTEGER NOT NULL
+);
+CREATE TABLE traces (
+    id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, problem INTEGER NOT NULL REFERENCES problems,
+    context INTEGER NOT NULL REFERENCES contexts, source INTEGER NOT NULL REFERENCES sources,
+    completion BLOB NOT NULL, logp BLOB NOT NULL, text TEXT NOT NULL, reward REAL NOT NULL, success INTEGER NOT NULL,
+    stop TEXT NOT NULL, seed INTEGER NOT NULL, flops REAL NOT NULL
+);
+CREATE INDEX traces_of_problem ON traces(problem, success);
+CREATE TABLE attempts (
+    id INTEGER PRIMARY KEY, campaign TEXT NOT NULL, problem TEXT NOT NULL, round INTEGER NOT NULL,
+    num INTEGER NOT NULL, num_success INTEGER NOT NULL, flops REAL NOT NULL, UNIQUE (campaign, problem, round)
+);
+CREATE TRIGGER traces_stay BEFORE DELETE ON traces BEGIN SELECT RAISE(ABORT, 'a trace bank is append-only'); END;
+CREATE TRIGGER traces_are_final BEFORE UPDATE ON traces BEGIN SELECT RAISE(ABORT, 'a trace bank is append-only'); END;
+"""
+
+SELECT_TRACES = """
+SELECT t.id, t.digest, p.name, p.task, c.prompt, c.prefix, c.cut, t.completion, t.logp, t.text, t.reward, t.success,
+       t.stop, t.seed, t.flops, t.source
+FROM traces t JOIN contexts c ON c.id = t.context JOIN problems p ON p.id = t.problem
+"""

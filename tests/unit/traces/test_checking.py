@@ -1,0 +1,81 @@
+"""Damage is reported with its place, and what is whole still comes out."""
+
+import sqlite3
+
+import pytest
+
+from heliostat.traces import Bank, BankError, Findings, check_bank, whole_traces
+from tests.unit.traces.made import make_trace
+
+
+def damage(path, statement):
+    """Change a stored row behind the bank's back."""
+    database = sqlite3.connect(path)
+    database.execute("DROP TRIGGER traces_are_final")
+    database.execute(statement)
+    database.commit()
+    database.close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    with Bank.open(tmp_path / "traces.bank") as bank:
+        bank.append([make_trace(number) for number in range(1200)])
+    return tmp_path / "traces.bank"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE traces SET completion = x'02' || x'0500' WHERE id = 7",
+        "UPDATE traces SET completion = x'09' WHERE id = 7",
+        "UPDATE traces SET logp = x'00000000' WHERE id = 7",
+        "UPDATE traces SET reward = 'much' WHERE id = 7",
+        "UPDATE traces SET stop = 'tired' WHERE id = 7",
+    ],
+)
+def test_a_damaged_row_is_reported_and_passed_over(path, statement):
+    damage(path, statement)
+    with Bank.open(path) as bank:
+        findings = check_bank(bank)
+        assert findings.num_read == 1199
+        assert [problem.split(":")[0] for problem in findings.problems] == ["row 7"]
+        assert 7 not in {trace.seed for trace in whole_traces(bank, Findings())}
+
+
+def test_a_damaged_page_costs_its_own_rows_only(path):
+    with sqlite3.connect(path) as database:
+        page_size = database.execute("PRAGMA page_size").fetchone()[0]
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    # The file's last leaf page of text rows is found by its newest content.
+    at = content.rfind(b"text 900 ")
+    start = at // page_size * page_size
+    content[start : start + page_size] = b"\xff" * page_size
+    path.write_bytes(bytes(content))
+    with Bank.open(path) as bank:
+        findings = check_bank(bank)
+    assert findings.num_problems > 0
+    assert 900 <= findings.num_read < 1200
+
+
+def test_a_truncated_file_is_reported_not_fatal(path):
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    try:
+        with Bank.open(path) as bank:
+            findings = check_bank(bank)
+    except BankError as error:
+        assert str(path) in str(error)
+    else:
+        assert findings.num_problems > 0
+
+
+def test_many_findings_are_counted_and_few_are_shown():
+    findings = Findings()
+    for number in range(50):
+        findings.report(f"row {number}", "bad")
+    assert len(findings.lines()) == 21
+    assert findings.lines()[-1] == "... and 30 more"

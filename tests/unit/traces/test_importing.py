@@ -1,0 +1,134 @@
+"""Imports find the problem, encode texts once, judge every reward again, and name the row they refuse."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from heliostat.models import encode_problem
+from heliostat.traces import Bank, Findings, ImportReport, Problems, import_rows, read_rows, reverify
+from heliostat.traces.columns import to_columns
+from heliostat.traces.fingerprint import policy_fingerprint
+from heliostat.traces.record import Source, Trace
+from heliostat.types import Problem, Verdict
+
+ANSWERS = {"sums/a": ("1 + 2 =", "3"), "sums/b": ("2 + 2 =", "4"), "sums/c": ("1 + 2 = 3 ; 4 + 4 =", "8")}
+
+
+def judge(groups):
+    """Right where the text ends in the answer."""
+    judged = []
+    for group in groups:
+        right = [one.text.endswith(str(group.prompt.problem.answer)) for one in group.completions]
+        judged.append(replace(group, verdicts=tuple(Verdict(float(ok), ok) for ok in right)))
+    return judged
+
+
+@pytest.fixture
+def problems(nano):
+    known = [Problem(name, "sums", question, answer=answer) for name, (question, answer) in ANSWERS.items()]
+    return Problems(known, nano, lambda problem: encode_problem(nano, problem), judge, "ends-in")
+
+
+def run(tmp_path, rows, problems):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = ImportReport()
+    with Bank.open(tmp_path / "traces.bank") as bank:
+        import_rows(bank, read_rows(str(path), report.findings), report, problems)
+        return list(bank), report
+
+
+def test_texts_of_other_programs_become_ids_and_are_judged(tmp_path, problems, nano):
+    rows = [
+        {"input": "1 + 2 =", "output": "it is 3", "score": 0.0, "step": 4},  # claimed wrong, is right
+        {"prompt": " 2 +  2 = ", "completion": "5", "reward": 1.0},  # claimed right, is wrong
+        {"prompt": "<user>1 + 2 = 3 ; 4 + 4 =<assistant>", "completion": "8"},  # rendered; the longest question counts
+    ]
+    traces, report = run(tmp_path, rows, problems)
+    assert [trace.problem_id for trace in traces] == ["sums/a", "sums/b", "sums/c"]
+    assert [trace.reward for trace in traces] == [1.0, 0.0, 1.0]
+    assert (report.num_rejudged, report.num_reencoded, report.findings.num_problems) == (2, 3, 0)
+    first = traces[0]
+    assert first.completion_ids == (*nano.tokenizer.encode("it is 3", add_special_tokens=False), nano.eos_id)
+    assert first.prompt_ids == encode_problem(nano, Problem("x", "sums", "1 + 2 =")).token_ids
+    assert first.source.reencoded
+    assert (first.source.verifier, first.source.step) == ("ends-in", 4)
+
+
+def test_copies_are_passed_over(tmp_path, problems):
+    rows = [{"prompt": "1 + 2 =", "completion": "3"}] * 3
+    traces, report = run(tmp_path, rows, problems)
+    assert (len(traces), report.appended.num_known) == (1, 2)
+
+
+def test_rows_that_cannot_be_used_are_named_and_the_rest_is_imported(tmp_path, problems):
+    rows = [
+        {"prompt": "9 + 9 =", "completion": "18"},
+        {"prompt": "1 + 2 =", "completion": "3", "reward": float("nan")},
+        {"prompt": "1 + 2 =", "completion": ""},
+        {"something": "else"},
+        {"prompt": "1 + 2 =", "completion": "3"},
+    ]
+    traces, report = run(tmp_path, rows, problems)
+    assert len(traces) == 1
+    assert [problem.split(":")[0] for problem in report.findings.problems] == [
+        f"rows.jsonl, row {n}" for n in range(1, 5)
+    ]
+    assert "unknown problem" in report.findings.problems[0]
+
+
+def own_row(problems, **changes):
+    source = Source(problems.tokenizer, policy="w", run="r", step=2, verifier="claimed")
+    trace = Trace("sums/a", "sums", (1, 2), (3, 4), 0.0, False, source, text="so 3", seed=5)
+    return to_columns(replace(trace, **changes))
+
+
+def test_ids_of_this_tokenizer_stay_and_others_are_encoded_again(tmp_path, problems, nano):
+    foreign = Source("another tokenizer", policy="w", verifier="claimed")
+    rows = [
+        own_row(problems),
+        own_row(problems, source=foreign, seed=6),
+        own_row(problems, source=foreign, text="", seed=7),
+        own_row(problems, problem_id="sums/nowhere"),
+    ]
+    traces, report = run(tmp_path, rows, problems)
+    kept, encoded = traces
+    assert (kept.prompt_ids, kept.completion_ids, kept.source.reencoded) == ((1, 2), (3, 4), False)
+    assert (kept.reward, kept.source.verifier, kept.source.run) == (1.0, "ends-in", "r")
+    assert encoded.source.tokenizer == problems.tokenizer
+    assert encoded.source.reencoded
+    assert encoded.source.policy == "w"
+    assert nano.tokenizer.decode(list(encoded.completion_ids), skip_special_tokens=True) == "so 3"
+    assert "no text to encode" in report.findings.problems[0]
+    assert "unknown problem" in report.findings.problems[1]
+
+
+def test_without_problems_rows_of_ours_are_taken_as_they_stand(tmp_path, problems):
+    rows = [own_row(problems, reward=0.25), {"prompt": "1 + 2 =", "completion": "3"}]
+    traces, report = run(tmp_path, rows, None)
+    assert traces[0].reward == 0.25
+    assert "--recipe" in report.findings.problems[0]
+
+
+def test_stored_rewards_are_judged_again(tmp_path, problems):
+    run(tmp_path, [own_row(problems, seed=1), own_row(problems, text="so 4", seed=2)], None)
+    findings = Findings()
+    with Bank.open(tmp_path / "traces.bank") as bank:
+        counts = reverify(bank, problems, findings)
+    assert counts == {"judged": 2, "unknown": 0}
+    assert findings.problems == ["problem sums/a: stored reward 0, judged again 1"]
+
+
+def test_fingerprints_tell_tokenizers_and_weights_apart(nano, problems):
+    import torch
+
+    from tests.conftest import make_nano
+
+    assert policy_fingerprint(nano) == policy_fingerprint(make_nano())
+    before = policy_fingerprint(nano)
+    with torch.no_grad():
+        for parameter in nano.model.parameters():
+            parameter.add_(1e-3)
+    assert policy_fingerprint(nano) != before
+    assert len(problems.tokenizer) == 16
