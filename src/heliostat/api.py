@@ -23,13 +23,16 @@ Overrides = Mapping[str, Any] | Sequence[str]
 RecipeLike = str | Path | Recipe
 
 
-def post_train(recipe: RecipeLike, overrides: Overrides = (), run_dir: Path | str | None = None) -> RunResult:
+def post_train(
+    recipe: RecipeLike, overrides: Overrides = (), run_dir: Path | str | None = None, *, profile: bool = False
+) -> RunResult:
     """Warm start, post-train, evaluate, save the model and write the report page.
 
     Args:
         recipe: a shipped recipe's name, a TOML path, or a ``Recipe``.
         overrides: settings by dotted key, ``{"objective.tau": 0.5}``, or command-line words.
         run_dir: where to work; an unfinished run of the same recipe there is continued. Default: a new folder.
+        profile: after a few steps, print where their time and memory went.
 
     Returns:
         How it ended: ``status``, held-out results ``before`` and ``after``, and the run ``folder``.
@@ -38,7 +41,7 @@ def post_train(recipe: RecipeLike, overrides: Overrides = (), run_dir: Path | st
         ConfigError: the recipe is wrong; nothing was started.
     """
     checked, name = _recipe(recipe, overrides)
-    return _with_page(run_recipe(checked, _path(run_dir), name))
+    return _with_page(run_recipe(checked, _path(run_dir), name, profile=profile))
 
 
 def sft(

@@ -54,6 +54,13 @@ def _train(parser: ArgumentParser) -> None:
     parser.add_argument("--run", dest="run_dir", metavar="DIR", type=Path, help="run folder; an unfinished run resumes")
 
 
+def _post_train(parser: ArgumentParser) -> None:
+    _train(parser)
+    parser.add_argument(
+        "--profile", action="store_true", help="after a few steps, say where their time and memory went"
+    )
+
+
 def _sft(parser: ArgumentParser) -> None:
     _train(parser)
     parser.add_argument(
@@ -206,7 +213,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "post-train a model by a recipe; the same command resumes an unfinished run",
         commands.train,
-        _train,
+        _post_train,
         usage=f"RECIPE [--run DIR] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
         explains_settings=True,

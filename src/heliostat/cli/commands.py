@@ -25,7 +25,7 @@ def train(args: Namespace) -> int:
     load_recipe(args.recipe, args.overrides)  # refuse a bad recipe before torch is imported
     from heliostat.api import post_train
 
-    return _conclude(post_train(args.recipe, args.overrides, args.run_dir))
+    return _conclude(post_train(args.recipe, args.overrides, args.run_dir, profile=args.profile))
 
 
 def sft(args: Namespace) -> int:

@@ -24,6 +24,7 @@ from heliostat.models import LoadedModel
 from heliostat.rollout.drafts import DecodeLimits, Draft, Scribe
 from heliostat.rollout.rows import Rows
 from heliostat.rollout.sampling import SamplingSettings, draw
+from heliostat.spans import span
 from heliostat.types import Group, Prompt
 
 
@@ -88,7 +89,8 @@ class TorchEngine:
             num_live = len(state.drafts) if state else 0
             if waiting and (num_live == 0 or num_live + group_size <= self.limits.max_rows):
                 admitted = self._admit(waiting, group_size, num_live)
-                fresh = self._prefill([prompts[index] for index in admitted], [drafts[index] for index in admitted])
+                with span("prefill"):
+                    fresh = self._prefill([prompts[index] for index in admitted], [drafts[index] for index in admitted])
                 state = state.joined(fresh) if state else fresh
             assert state is not None
             state = self._decode(state, settings)
@@ -139,8 +141,9 @@ class TorchEngine:
             uniform = torch.tensor(
                 [draft.next_uniform for draft in state.drafts], dtype=torch.float64, device=self.device
             )
-            drawn = draw(state.logits, uniform, settings)
-            self.scribe.record(state.drafts, drawn)
+            with span("draw"):
+                drawn = draw(state.logits, uniform, settings)
+                self.scribe.record(state.drafts, drawn)
             alive = [row for row, draft in enumerate(state.drafts) if draft.stop_reason is None]
             if not alive:
                 return None
@@ -151,7 +154,8 @@ class TorchEngine:
                 state.drafts = [state.drafts[row] for row in alive]
                 state.rows.keep(kept, room=_room(state.drafts))
                 token = token[kept]
-            state.logits = self._step(state.rows, token)
+            with span("decode"):
+                state.logits = self._step(state.rows, token)
             if enough_ended:
                 return state
 

@@ -37,6 +37,11 @@ class Ledger:
         self.last_seconds[name] = monotonic() - started
         self.seconds[name] += self.last_seconds[name]
 
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one training step; a profiling ledger looks closer here."""
+        yield
+
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
         """Forward passes of sampling: prompts once per prefill, then one token per live row and step."""
         tokens = counts.prompt_tokens + counts.decoded_rows
@@ -44,12 +49,12 @@ class Ledger:
         num_logits = counts.prefills + counts.decoded_rows
         self.flops[phase] += forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
 
-    def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts) -> None:
-        """Forward and backward passes of training."""
+    def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
+        """Forward passes of training, with their backward passes."""
         tokens = counts.prompt_tokens + counts.completion_tokens
         attended = counts.prompt_attended + counts.completion_attended
         forward = forward_flops(loaded, tokens, attended / max(1, tokens), counts.completion_tokens)
-        self.flops[phase] += (1 + BACKWARD_COST) * forward
+        self.flops[phase] += (1 + BACKWARD_COST * with_gradient) * forward
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """What a checkpoint keeps."""

@@ -106,12 +106,6 @@ class Display:
             self._live.stop()
             self._live = self._task = None
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A small table that stays."""
-        self.end_phase()
-        table = Table(title=title, title_justify="left")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    def table(self, table: Table) -> None:
+        """A small table that stays; a live line goes on below it."""
         self.console.print(table)

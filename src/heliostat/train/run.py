@@ -27,6 +27,7 @@ from heliostat.train.folder import RunFolder, default_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.ledger import Ledger
+from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
 from heliostat.train.runtime import start_runtime
 from heliostat.train.setup import check_recipe, load_tasks, set_up_model
@@ -60,7 +61,11 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe, run_dir: Path | None = None, recipe_name: str = "run", display: Display | None = None
+    recipe: Recipe,
+    run_dir: Path | None = None,
+    recipe_name: str = "run",
+    display: Display | None = None,
+    profile: bool = False,
 ) -> RunResult:
     """Train as the recipe says, or continue an unfinished run of the same recipe in ``run_dir``.
 
@@ -88,8 +93,9 @@ def run_recipe(
         for tracker in trackers:
             stack.callback(tracker.close)
         interrupt = stack.enter_context(InterruptGuard(shown.note))
+        ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
         trainer = Trainer(
-            recipe, folder, checkpoints, runtime, tasks, bench, objective, pool, trackers, shown, interrupt, Ledger()
+            recipe, folder, checkpoints, runtime, tasks, bench, objective, pool, trackers, shown, interrupt, ledger
         )
         return _carry_out(trainer, recipe_name)
 

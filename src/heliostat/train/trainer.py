@@ -109,7 +109,8 @@ class Trainer:
         self.display.begin_phase("train", train.num_steps, done=self.step)
         with self._saved_when_interrupted(self.updater.guarded.optimizer):
             for step in range(self.step + 1, train.num_steps + 1):
-                values = self._step(step)
+                with self.ledger.step():
+                    values = self._step(step)
                 self.step = step
                 if self.recipe.eval.every and step % self.recipe.eval.every == 0 and step < train.num_steps:
                     values |= self._evaluate_some()
@@ -194,6 +195,7 @@ class Trainer:
         self.num_tokens += sum(group.num_tokens for group in groups)
         self.ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
         self.ledger.charge_update("update", self.bench.loaded, report.counts)
+        self.ledger.charge_update("update", self.bench.loaded, report.scored, with_gradient=False)
 
     def _speed(self, groups: list[Group], seconds: float) -> dict[str, float]:
         tokens = sum(group.num_tokens for group in groups)

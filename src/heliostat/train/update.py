@@ -23,6 +23,7 @@ from heliostat.monitors.signal import merge
 from heliostat.monitors.weights import WeightProbe
 from heliostat.objectives import Objective
 from heliostat.optim import Schedule
+from heliostat.spans import span
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.packing import Row, microbatches, rows_of, token_batch
 from heliostat.train.policy import Policy
@@ -59,12 +60,14 @@ class UpdateReport:
 
     Attributes:
         max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
+        counts, scored: what was computed with gradients, and what only scored (an anchor, a reference).
         mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
         moved: moments of how far the weights went (``monitors.weights``).
     """
 
     means: dict[str, Mean] = field(default_factory=dict)
     counts: UpdateCounts = field(default_factory=UpdateCounts)
+    scored: UpdateCounts = field(default_factory=UpdateCounts)
     bad_steps: int = 0
     max_sampler_gap: float | None = None
     mismatch: dict[str, Mean] = field(default_factory=Mismatch().empty)
@@ -154,8 +157,9 @@ class Updater:
         rows = rows_of(batch.groups)
         by_row: dict[int, Tensor] = {}
         for part in microbatches(rows, self.tokens_per_microbatch, policy.shared_prompt):
-            logp = policy.log_probs(part).cpu()
-            report.counts.add(part, policy.shared_prompt)
+            with span("score"):
+                logp = policy.log_probs(part).cpu()
+            report.scored.add(part, policy.shared_prompt)
             for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
                 by_row[id(row)] = piece
         pieces = iter(rows)
@@ -180,7 +184,8 @@ class Updater:
         total = 0.0
         for part in microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.shared_prompt):
             total += self._backward(part, normalizer, at_anchor, report)
-        norm = self.guarded.apply(total)
+        with span("optimizer"):
+            norm = self.guarded.apply(total)
         if norm is None:
             report.bad_steps += 1
             return False
@@ -189,7 +194,8 @@ class Updater:
         return norm > 0
 
     def _backward(self, part: Sequence[Row], normalizer: float, at_anchor: bool, report: UpdateReport) -> float:
-        logp_new = self.policy.log_probs(part)
+        with span("forward"):
+            logp_new = self.policy.log_probs(part)
         report.counts.add(part, self.policy.shared_prompt)
         tokens = token_batch(part, logp_new)
         if at_anchor:
@@ -198,7 +204,8 @@ class Updater:
             compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
             report.mismatch = merge([report.mismatch, compared])
         output = self.objective.loss(logp_new, tokens, normalizer)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        with span("backward"):
+            output.loss.backward()  # type: ignore[no-untyped-call]
         for key, mean in output.metrics.items():
             report.add(key, mean)
         return float(output.loss.detach())

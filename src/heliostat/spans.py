@@ -1,0 +1,49 @@
+"""Named spans of the hot path: nothing but a name for torch's profiler, unless somebody is timing them.
+
+    with span("decode"):            in the code that does the work
+        ...
+    with timed_spans() as seconds:  in the code that wants to know; seconds["decode"] afterwards
+
+Left out: nesting (a span's seconds include what runs inside it) and other threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import perf_counter
+
+import torch
+from torch.profiler import record_function
+
+_TIMED: ContextVar[dict[str, float] | None] = ContextVar("heliostat_spans", default=None)
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """Name what runs inside, ``heliostat/<name>`` in a trace; add its wall seconds up if spans are being timed."""
+    seconds = _TIMED.get()
+    with record_function(f"heliostat/{name}"):
+        if seconds is None:
+            yield
+            return
+        began = perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was only sent off is not done
+        seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
+
+
+@contextmanager
+def timed_spans() -> Iterator[dict[str, float]]:
+    """Time every span of this thread until the end of the block.
+
+    **Limits** Without this, a span costs two calls into torch and no clock is read.
+    """
+    seconds: dict[str, float] = {}
+    token = _TIMED.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _TIMED.reset(token)

@@ -1,0 +1,77 @@
+"""What this machine does at best, measured on the spot: a matrix product, a copy, and how high memory rose.
+
+Left out: caches, several devices, and anything below a whole product or copy.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What the machine does at best, measured in this process with its threads.
+
+    Attributes:
+        flops_per_s: of a square matrix product in the type of the weights.
+        bytes_per_s: read plus written by a copy that fits no cache.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype, size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:
+    """Best of several tries: a product of ``size x size`` matrices, and a copy of ``copy_bytes``."""
+    left, right = torch.ones(2, size, size, device=device, dtype=dtype)
+    source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product_s = _best_seconds(lambda: torch.mm(left, right), device)
+    copy_s = _best_seconds(lambda: target.copy_(source), device)
+    return Ceilings(2 * size**3 / product_s, 2 * copy_bytes / copy_s)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device, num_tries: int = 7) -> float:
+    def once() -> float:
+        wait_for(device)
+        began = perf_counter()
+        work()
+        wait_for(device)
+        return perf_counter() - began
+
+    return min(once() for _ in range(num_tries))
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything sent to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to measure peak memory anew, where the system allows (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    switch = Path("/proc/self/clear_refs")
+    if switch.exists():
+        switch.write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory in use since ``forget_peak``: of the device, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
