@@ -90,7 +90,27 @@ def write_prompts(entry: Entry, model: Path, folder: Path, num: int = 512, seed:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    words = ["sum", "of", "the", "two", "terms", "and", "then", "some", "more", "numbers", "to", "add", "before", "the", "answer", "is", "given", "in", "full"]
+    words = [
+        "sum",
+        "of",
+        "the",
+        "two",
+        "terms",
+        "and",
+        "then",
+        "some",
+        "more",
+        "numbers",
+        "to",
+        "add",
+        "before",
+        "the",
+        "answer",
+        "is",
+        "given",
+        "in",
+        "full",
+    ]
     rng = np.random.default_rng(seed)
     with target.open("w") as file:
         for number in range(num):

@@ -54,7 +54,7 @@ def sequence_log_ratios(
     rows = rows_of(groups)
     succeeded = [verdict.success for group in groups for verdict in group.group.verdicts]
     flag = {id(row): value for row, value in zip(rows, succeeded, strict=True)}
-    for part in microbatches(rows, tokens_per_microbatch, policy.shared_prompt):
+    for part in microbatches(rows, tokens_per_microbatch, policy.padded_tokens):
         logp = policy.log_probs(part).double().cpu()
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             log_ratio.append(float(piece.sum()) - float(row.completion.logp_gen.sum(dtype=np.float64)))

@@ -4,12 +4,12 @@ Rows of similar length go together, a group's rows stay together where they fit 
 group that is too large alone is split. Nothing above this file can see the result: losses are sums over tokens divided
 by a denominator of the whole optimizer step, so any cut of the batch gives the same gradient (to float accuracy).
 
-Left out: the forward pass itself (``train.policy``).
+Left out: the forward pass itself (``train.layouts``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,35 +62,59 @@ def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
     ]
 
 
-def padded_cost(rows: Sequence[Row], shared_prompt: bool) -> int:
-    """Tokens a forward over ``rows`` computes, padding included."""
-    if shared_prompt:
-        contexts = {row.group: row.context_length for row in rows}
-        return len(contexts) * max(contexts.values()) + len(rows) * max(row.num_tokens for row in rows)
-    return len(rows) * max(row.context_length + row.num_tokens for row in rows)
+@dataclass(frozen=True, slots=True)
+class GroupShape:
+    """How large a group (or a piece of one) is, in tokens: its prompt, all its completions, the longest of them."""
+
+    context: int
+    num_rows: int
+    num_tokens: int
+    longest: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> GroupShape:
+        """The shape of rows that share one prompt."""
+        lengths = [row.num_tokens for row in rows]
+        return cls(rows[0].context_length, len(rows), sum(lengths), max(lengths))
 
 
-def microbatches(rows: Sequence[Row], max_tokens: int, shared_prompt: bool) -> list[list[Row]]:
-    """Cut rows into micro-batches whose padded cost is at most ``max_tokens`` (a single row may exceed it)."""
-    by_group: dict[int, list[Row]] = {}
+Cost = Callable[[Sequence[GroupShape]], int]
+"""Tokens that one forward over these groups computes, padding included."""
+
+
+def by_group(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that share a prompt, together."""
+    groups: dict[int, list[Row]] = {}
     for row in rows:
-        by_group.setdefault(row.group, []).append(row)
+        groups.setdefault(row.group, []).append(row)
+    return list(groups.values())
+
+
+def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
+    """Cut rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
+    pieces = [piece for group in by_group(rows) for piece in _split(group, max_tokens, cost)]
+    shaped = sorted(((GroupShape.of(piece), piece) for piece in pieces), key=lambda pair: cost([pair[0]]))
     batches: list[list[Row]] = []
-    for group in sorted(by_group.values(), key=lambda group: padded_cost(group, shared_prompt)):
-        pieces = _split(sorted(group, key=lambda row: row.num_tokens), max_tokens, shared_prompt)
-        if batches and len(pieces) == 1 and padded_cost(batches[-1] + pieces[0], shared_prompt) <= max_tokens:
-            batches[-1] = batches[-1] + pieces[0]
+    together: dict[int, GroupShape] = {}
+    for shape, piece in shaped:
+        group = piece[0].group
+        # Two pieces of one group in one batch would be run as one group, so they never meet.
+        if batches and group not in together and cost([*together.values(), shape]) <= max_tokens:
+            batches[-1] += piece
+            together[group] = shape
         else:
-            batches.extend(pieces)
+            batches.append(list(piece))
+            together = {group: shape}
     return batches
 
 
-def _split(group: list[Row], max_tokens: int, shared_prompt: bool) -> list[list[Row]]:
-    """Halve a group until each piece fits."""
-    if len(group) == 1 or padded_cost(group, shared_prompt) <= max_tokens:
+def _split(group: list[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
+    """Halve a group, sorted by length, until each piece fits."""
+    if len(group) == 1 or cost([GroupShape.of(group)]) <= max_tokens:
         return [group]
-    half = len(group) // 2
-    return _split(group[:half], max_tokens, shared_prompt) + _split(group[half:], max_tokens, shared_prompt)
+    ordered = sorted(group, key=lambda row: row.num_tokens)
+    half = len(ordered) // 2
+    return _split(ordered[:half], max_tokens, cost) + _split(ordered[half:], max_tokens, cost)
 
 
 def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> TokenBatch:

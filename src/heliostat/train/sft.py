@@ -62,7 +62,7 @@ class SupervisedUpdater:
         num_tokens = sum(row.num_tokens for row in rows)
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
         total = 0.0
-        for part in microbatches(numbered, self.tokens_per_microbatch, shared_prompt=False):
+        for part in microbatches(numbered, self.tokens_per_microbatch, self.policy.padded_tokens):
             self.counts.add(part, shared_prompt=False)
             loss = -self.policy.log_probs(part).sum() / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]

@@ -145,9 +145,8 @@ class Trainer:
     def _signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         groups = [group.group for group in batch.groups]
         sampler_gap = self._checked_sampler_gap(report)
-        scored = sequence_log_ratios(
-            self.updater.policy, batch, NUM_DIAGNOSTIC_GROUPS, self.recipe.train.tokens_per_microbatch
-        )
+        num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
+        scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
         mirror = mirror_means(*scored, tau=getattr(self.objective, "tau", None))
         means = self.runtime.merge({**rollout_means(groups), **report.means, **mirror})
         self.num_bad_steps += report.bad_steps

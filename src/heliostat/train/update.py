@@ -156,7 +156,7 @@ class Updater:
         """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
         rows = rows_of(batch.groups)
         by_row: dict[int, Tensor] = {}
-        for part in microbatches(rows, self.tokens_per_microbatch, policy.shared_prompt):
+        for part in microbatches(rows, self.tokens_per_microbatch, policy.padded_tokens):
             with span("score"):
                 logp = policy.log_probs(part).cpu()
             report.scored.add(part, policy.shared_prompt)
@@ -182,7 +182,7 @@ class Updater:
             report.counts.dropped_groups += len(batch.groups) - len(groups)
         self.guarded.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for part in microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.shared_prompt):
+        for part in microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens):
             total += self._backward(part, normalizer, at_anchor, report)
         with span("optimizer"):
             norm = self.guarded.apply(total)

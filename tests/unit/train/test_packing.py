@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heliostat.train.packing import microbatches, padded_cost, rows_of, token_batch
+from heliostat.train.layouts import Cached, Plain, Tree
+from heliostat.train.packing import GroupShape, by_group, microbatches, rows_of, token_batch
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, TrainingGroup
 
 
@@ -23,18 +24,17 @@ shapes = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes=shapes, max_tokens=st.integers(1, 300), shared=st.booleans())
-def test_every_row_is_packed_once_within_budget(shapes, max_tokens, shared):
+@given(shapes=shapes, max_tokens=st.integers(1, 300), layout=st.sampled_from([Plain(), Tree(), Cached()]))
+def test_every_row_is_packed_once_within_budget(shapes, max_tokens, layout):
     rows = rows_of([group_of(i, context, lengths) for i, (context, lengths) in enumerate(shapes)])
-    batches = microbatches(rows, max_tokens, shared)
+
+    def cost(groups):
+        return layout.work(groups).num_tokens
+
+    batches = microbatches(rows, max_tokens, cost)
     assert sorted(id(row) for batch in batches for row in batch) == sorted(id(row) for row in rows)
-    assert all(len(batch) == 1 or padded_cost(batch, shared) <= max_tokens for batch in batches)
-
-
-def test_shared_prompts_cost_once_per_group():
-    rows = rows_of([group_of(0, 100, [5, 5, 5, 5])])
-    assert padded_cost(rows, shared_prompt=True) == 100 + 4 * 5
-    assert padded_cost(rows, shared_prompt=False) == 4 * 105
+    for batch in batches:
+        assert len(batch) == 1 or cost([GroupShape.of(group) for group in by_group(batch)]) <= max_tokens
 
 
 def test_a_token_batch_is_ragged_and_aligned():
