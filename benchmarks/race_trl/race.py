@@ -37,7 +37,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "trl tuned": ("trl", {"tuned": True, "micro_batch": 32}),
     "trl as it comes": ("trl", {"tuned": False, "micro_batch": 8}),
 }
-"""Name -> side and its settings. 32 rows was TRL's best micro-batch of 8, 16, 32 and 64 here (``--try-micro-batches``)."""
+"""Name -> side and its settings; ``--try-micro-batches`` shows that 32 rows was TRL's best here of 8, 16, 32 and 64."""
 
 ENTRIES = [
     Entry("5M", "short"),
@@ -104,9 +104,10 @@ def _summary(laps: Iterable[Lap], contender: str) -> str:
 
 
 def table(laps: Sequence[Lap]) -> str:
-    """Medians per step and ratios to Heliostat as Markdown; the spread is the middle half of TRL's laps over our median."""
+    """Medians per step as Markdown, with CPU seconds per sampled token as a ratio to Heliostat's median."""
     lines = [
-        "| model | prompts | contender | CPU s/step | x Heliostat [middle half] | wall s/step | tokens/CPU s | peak MiB | reward, first to last |",
+        "| model | prompts | contender | CPU s/step | x Heliostat [middle half] | wall s/step | tokens/CPU s "
+        "| peak MiB | reward, first to last |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     entries = dict.fromkeys((lap["model"], lap["workload"]) for lap in laps)

@@ -2,8 +2,8 @@
 
     python sides.py heliostat ENTRY.json     or     python sides.py trl ENTRY.json
 
-Both sides: GRPO with group-normalised advantages, one update per batch of rollouts, AdamW without weight decay, temperature 1, float32 weights
-(``trl-default`` takes TRL's own precision, checkpointing and micro-batch instead).
+Both sides: GRPO with group-normalised advantages, one update per batch of rollouts, AdamW without weight decay,
+temperature 1, float32 weights. TRL as it comes takes its own precision, checkpointing and micro-batch instead.
 
 Left out: what the numbers mean (``race``).
 """
