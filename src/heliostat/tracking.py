@@ -106,7 +106,7 @@ METRICS: dict[str, Metric] = {
     "panel/pass@k": Metric("fraction", "chance that one of the panel's k samples succeeds, unbiased"),
     "panel/greedy": Metric("fraction", "success rate of greedy decoding on the guard's panel"),
     "time/rollout": Metric("seconds", "wall time of sampling"),
-    "time/verify": Metric("seconds", "wall time of verification"),
+    "time/verify": Metric("seconds", "wall time of verification beyond what ran during sampling"),
     "time/update": Metric("seconds", "wall time of forward, backward and optimizer"),
     "time/eval": Metric("seconds", "wall time of evaluation"),
     "time/total": Metric("seconds", "wall time since the run started, earlier sessions included"),

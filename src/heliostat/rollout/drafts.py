@@ -6,7 +6,7 @@ Left out: where the logits come from (the engines).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from heliostat.models import LoadedModel, decode
 from heliostat.rollout.sampling import Draw, completion_seed, uniforms
-from heliostat.types import Completion, Prompt, StopReason
+from heliostat.types import Completion, Group, Prompt, StopReason
 
 
 @dataclass(slots=True)
@@ -120,3 +120,38 @@ class Scribe:
             text=text,
             seed=draft.seed,
         )
+
+
+Announce = Callable[[int, Group], object]
+"""Takes a group's index and the group, as soon as its last completion has ended."""
+
+
+@dataclass(slots=True)
+class Harvest:
+    """Groups whose drafts have all ended, handed out while the others are still being decoded.
+
+    Attributes:
+        announce: told of every group once, so that judging it can begin.
+    """
+
+    scribe: Scribe
+    prompts: Sequence[Prompt]
+    drafts: Sequence[Sequence[Draft]]
+    policy_step: int
+    announce: Announce | None
+    _gathered: dict[int, Group] = field(default_factory=dict)
+
+    def gather(self) -> None:
+        """Finish and announce what has ended since the last call."""
+        for index, (prompt, drafts) in enumerate(zip(self.prompts, self.drafts, strict=True)):
+            if index in self._gathered or any(draft.stop_reason is None for draft in drafts):
+                continue
+            completions = tuple(self.scribe.finish(draft) for draft in drafts)
+            group = self._gathered[index] = Group(prompt, completions, policy_step=self.policy_step)
+            if self.announce is not None:
+                self.announce(index, group)
+
+    def groups(self) -> list[Group]:
+        """All groups, in prompt order; every draft must have ended."""
+        self.gather()
+        return [self._gathered[index] for index in range(len(self.prompts))]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from heliostat.models import LoadedModel
-from heliostat.rollout.drafts import DecodeLimits, Draft, Scribe
+from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
 from heliostat.rollout.rows import Rows
 from heliostat.rollout.sampling import SamplingSettings, draw
 from heliostat.spans import span
@@ -51,9 +51,16 @@ class Engine(Protocol):
     """Anything that continues prompts and reports its own log-probabilities."""
 
     def sample(
-        self, prompts: Sequence[Prompt], group_size: int, settings: SamplingSettings, *, seed: int, policy_step: int
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        policy_step: int,
+        announce: Announce | None = None,
     ) -> list[Group]:
-        """``group_size`` completions of every prompt, in prompt order."""
+        """``group_size`` completions of every prompt, in prompt order; groups may be announced before all are done."""
         ...
 
     def take_counts(self) -> RolloutCounts:
@@ -78,10 +85,18 @@ class TorchEngine:
 
     @torch.inference_mode()
     def sample(
-        self, prompts: Sequence[Prompt], group_size: int, settings: SamplingSettings, *, seed: int, policy_step: int
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        policy_step: int,
+        announce: Announce | None = None,
     ) -> list[Group]:
         """Sample a group for every prompt; see ``Engine.sample``."""
         drafts = self.scribe.begin(prompts, group_size, seed)
+        harvest = Harvest(self.scribe, prompts, drafts, policy_step, announce)
         # Prompts of similar length share a prefill; what is sampled does not depend on the order.
         waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids)))
         state: _State | None = None
@@ -94,10 +109,8 @@ class TorchEngine:
                 state = state.joined(fresh) if state else fresh
             assert state is not None
             state = self._decode(state, settings)
-        return [
-            Group(prompt, tuple(self.scribe.finish(draft) for draft in group), policy_step=policy_step)
-            for prompt, group in zip(prompts, drafts, strict=True)
-        ]
+            harvest.gather()
+        return harvest.groups()
 
     def take_counts(self) -> RolloutCounts:
         """What was computed since the last call."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from heliostat.models import LoadedModel
-from heliostat.rollout.drafts import DecodeLimits, Draft, Scribe
+from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.sampling import SamplingSettings, draw
 from heliostat.types import Group, Prompt
@@ -34,17 +34,23 @@ class PlainEngine:
 
     @torch.inference_mode()
     def sample(
-        self, prompts: Sequence[Prompt], group_size: int, settings: SamplingSettings, *, seed: int, policy_step: int
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        policy_step: int,
+        announce: Announce | None = None,
     ) -> list[Group]:
         """Sample a group for every prompt; see ``Engine.sample``."""
         drafts = self.scribe.begin(prompts, group_size, seed)
+        harvest = Harvest(self.scribe, prompts, drafts, policy_step, announce)
         work = [(prompt, draft) for prompt, group in zip(prompts, drafts, strict=True) for draft in group]
         for rows in self._batches(work):
             self._decode(rows, settings)
-        return [
-            Group(prompt, tuple(self.scribe.finish(draft) for draft in group), policy_step=policy_step)
-            for prompt, group in zip(prompts, drafts, strict=True)
-        ]
+            harvest.gather()
+        return harvest.groups()
 
     def take_counts(self) -> RolloutCounts:
         """What was computed since the last call."""

@@ -91,13 +91,17 @@ class VerifierPool:
         texts = [completion.text for completion in group.completions]
         return self._put(group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)))
 
+    def begin(self) -> Judging:
+        """Judge groups as they are announced."""
+        return Judging(self)
+
     def verify(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups, in the same order, with their verdicts.
 
         Raises:
             VerifierError: see ``judge``.
         """
-        return [future.result() for future in [self.submit(group) for group in groups]]
+        return self.begin().finish(groups)
 
     def _put(self, problem: Problem, texts: Sequence[str], finish: Callable[[list[Verdict]], Any]) -> Future[Any]:
         if not self._keepers:
@@ -108,6 +112,32 @@ class VerifierPool:
         job = _Job(task, number, problem, tuple(texts), finish)
         self._jobs.put(job)
         return job.future
+
+
+class Judging:
+    """Groups of one batch on their way to verdicts, begun as each is announced and collected in the end.
+
+    **Limits**: with no announcement at all this is ``VerifierPool.verify``.
+    """
+
+    def __init__(self, pool: VerifierPool) -> None:
+        self._pool = pool
+        self._futures: dict[int, Future[Group]] = {}
+
+    def announce(self, index: int, group: Group) -> None:
+        """Start judging the group that will stand at ``index``."""
+        self._futures[index] = self._pool.submit(group)
+
+    def finish(self, groups: Sequence[Group]) -> list[Group]:
+        """All groups with their verdicts, in order; those not announced are judged now.
+
+        Raises:
+            VerifierError: see ``VerifierPool.judge``.
+        """
+        for index, group in enumerate(groups):
+            if index not in self._futures:
+                self.announce(index, group)
+        return [self._futures[index].result() for index in range(len(groups))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,9 +129,12 @@ class Trainer:
         prompts = [self.bench.prompt(problem) for problem in problems]
         with self.ledger.phase("rollout"):
             settings = SamplingSettings(temperature=rollout.temperature)
-            groups = self.bench.engine.sample(prompts, rollout.group_size, settings, seed=seed, policy_step=step - 1)
+            judging = self.pool.begin()  # a group is judged while the others are still being sampled
+            groups = self.bench.engine.sample(
+                prompts, rollout.group_size, settings, seed=seed, policy_step=step - 1, announce=judging.announce
+            )
         with self.ledger.phase("verify"):
-            groups = self.pool.verify(groups)
+            groups = judging.finish(groups)
         self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
         self.curriculum.learn(groups)
         batch = make_batch(self.objective, groups)

@@ -33,6 +33,22 @@ def test_refilled_evicted_and_one_by_one_sampling_agree(nano):
     assert len({len(ids) for group in all_ids(at_once) for ids in group}) > 1, "the test needs ragged completions"
 
 
+@pytest.mark.parametrize("kind", [TorchEngine, PlainEngine])
+def test_every_group_is_announced_once_and_most_before_the_last_pass(nano, kind):
+    engine = kind(nano, DecodeLimits(12, max_rows=6))
+    announced = {}
+
+    def announce(index, group):
+        assert index not in announced
+        announced[index] = (group, engine.counts.decode_steps)
+
+    prompts = make_prompts(nano, 6)
+    groups = engine.sample(prompts, 2, SamplingSettings(), seed=3, policy_step=4, announce=announce)
+    assert [announced[index][0] for index in range(len(groups))] == groups
+    assert [group.prompt for group in groups] == prompts
+    assert min(steps for _, steps in announced.values()) < engine.counts.decode_steps
+
+
 def test_the_plain_engine_samples_the_same(nano):
     prompts = make_prompts(nano, 4)
     fast = sample(TorchEngine(nano, DecodeLimits(10)), prompts)

@@ -54,6 +54,16 @@ def test_groups_come_back_in_order_with_one_verdict_per_completion() -> None:
         assert [verdict.scores for verdict in after.verdicts] == [{"exact": float(success)} for success in right]
 
 
+def test_groups_announced_early_and_out_of_order_are_judged_the_same() -> None:
+    task = make_task(num=10)
+    groups = make_groups(task)
+    with VerifierPool([task]) as pool:
+        judging = pool.begin()
+        for index in (7, 2, 5):
+            judging.announce(index, groups[index])
+        assert judging.finish(groups) == pool.verify(groups)
+
+
 def test_verdicts_do_not_depend_on_workers_or_on_the_order_of_submission() -> None:
     task = make_task(EXACT, reward("length"), num=30, shaped=True)
     groups = make_groups(task)
