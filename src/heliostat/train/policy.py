@@ -10,6 +10,7 @@ Left out: what the numbers are used for (``objectives``), and cutting batches (`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from heliostat.models import Head, LoadedModel, forward_flops
 from heliostat.train.layouts import Cached, Layout, Plain, Tree, Work
 from heliostat.train.packing import GroupShape, Row, by_group
+from heliostat.train.recompute import recomputing
 
 MAX_LOGITS = 2**24
 """Logits alive at once in the head (64 MiB in float32)."""
@@ -56,13 +58,17 @@ class Policy:
 
     Args:
         shared_prompt: compute each prompt once per group where the model's attention can be told who sees whom.
+        recompute: keep less for the backward pass and compute it again there (``train.recompute``).
     """
 
-    def __init__(self, loaded: LoadedModel, temperature: float, shared_prompt: bool) -> None:
+    def __init__(self, loaded: LoadedModel, temperature: float, shared_prompt: bool, recompute: bool = False) -> None:
         self.loaded = loaded
         self.temperature = temperature
+        self.recompute = recompute
         self.shared_prompt = shared_prompt and loaded.cache_kind == "kv"
-        self.layouts: tuple[Layout, ...] = (Tree(), Cached()) if self.shared_prompt else (Plain(),)
+        self.layouts: tuple[Layout, ...] = (Plain(),)
+        if self.shared_prompt:  # what is computed again must not write to a cache a second time
+            self.layouts = (Tree(),) if recompute else (Tree(), Cached())
         self.device = next(loaded.model.parameters()).device
         alone = forward_flops(loaded, 1, 0, 0)
         self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone
@@ -70,7 +76,8 @@ class Policy:
     def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Log-probability of every completion token of ``rows``, concatenated in row order."""
         layout, _ = self._cheapest([GroupShape.of(group) for group in by_group(rows)])
-        hidden = layout.hidden(self.loaded, rows)
+        with recomputing(self.loaded.model) if self.recompute else nullcontext():
+            hidden = layout.hidden(self.loaded, rows)
         targets = torch.tensor([token for row in rows for token in row.completion.token_ids], device=self.device)
         vocab_size = self.loaded.model.config.get_text_config().vocab_size
         return completion_log_probs(self.loaded.head, hidden, targets, self.temperature, vocab_size)

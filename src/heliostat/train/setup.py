@@ -77,7 +77,9 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
     return Updater(
-        policy=Policy(bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt),
+        policy=Policy(
+            bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute
+        ),
         objective=objective,
         guarded=GuardedStep(optimizer, recipe.optimizer.max_grad_norm, recipe.train.max_bad_steps),
         schedule=Schedule.from_section(recipe.optimizer, num_updates),

@@ -304,7 +304,7 @@ class Trainer:
         section, train = self.recipe.warm_start, self.recipe.train
         optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
         return SupervisedUpdater(
-            policy=Policy(self.bench.loaded, temperature=1.0, shared_prompt=False),
+            policy=Policy(self.bench.loaded, temperature=1.0, shared_prompt=False, recompute=train.recompute),
             guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
             schedule=Schedule(section.lr, section.num_steps, "cosine", warmup_steps=min(20, section.num_steps)),
             tokens_per_microbatch=train.tokens_per_microbatch,

@@ -75,3 +75,27 @@ def test_uneven_short_completions_grow_on_trees_and_long_ones_are_cached():
     # Eight copies of a long prompt, had it not been shared.
     assert Plain().work([GroupShape(1000, 8, 80, 10)]).num_tokens == 8 * 1009
     assert policy.padded_tokens([GroupShape(1000, 8, 80, 10)]) == 1000 + 72
+
+
+def kept_bytes(policy, rows):
+    """Bytes that autograd keeps for the backward pass of a forward."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+        policy.log_probs(rows)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_recomputation_changes_no_gradient_and_keeps_less(nano, shared):
+    rows = rows_from(nano)
+    plain, again = (Policy(nano, 1.0, shared, recompute=flag) for flag in (False, True))
+    results = []
+    for policy in (plain, again):
+        nano.model.zero_grad()
+        logp = policy.log_probs(rows)
+        logp.sum().backward()
+        results.append((logp.detach(), [p.grad.clone() for p in nano.model.parameters()]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(one, two) for one, two in zip(results[0][1], results[1][1], strict=True))
+    assert kept_bytes(again, rows) < 0.7 * kept_bytes(plain, rows)
+    assert not any(module.training for module in nano.model.modules())

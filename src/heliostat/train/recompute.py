@@ -1,0 +1,38 @@
+"""Trade time for memory: keep each layer's input only, and compute its inside again in the backward pass.
+
+Values and gradients are those of the plain forward. Only the layers' own switch is set, and only during a forward that
+needs gradients, so dropout stays off and sampling keeps its cache.
+
+Left out: which layers are worth it, and offloading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Recompute the insides of every layer of ``model`` whose forward runs in here with gradients.
+
+    **Limits**: without gradients nothing changes; a model without such layers is run as ever.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not torch.is_grad_enabled():
+        layers = []
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        layer.training = True  # of this module alone: what is inside it, dropout included, stays in eval mode
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = layer.training = False
