@@ -1,6 +1,7 @@
 """What every optimizer written here shares: a step that is not finite is skipped, counted and warned of.
 
-Also: state keeps its own type through ``load_state_dict`` (torch would round float32 statistics to bfloat16 weights).
+Also: counters and groups under AdamW beside the optimizer's own; state keeps its own type through ``load_state_dict``
+(torch would round float32 statistics to bfloat16 weights).
 
 Left out: any update rule, and stopping after too many skips (the training loop's).
 """
@@ -27,10 +28,12 @@ class FiniteStep(torch.optim.Optimizer):
         extra_pass: what a training loop must supply beside the gradient: per-sample ``scores``, per-layer
             ``statistics``, a ``reevaluation`` of the same minibatch, or ``none``.
         num_skipped: steps left out so far; saved with the state.
+        num_steps: steps taken so far; saved with the state.
     """
 
     extra_pass: ClassVar[ExtraPass] = "none"
     num_skipped: int = 0
+    num_steps: int = 0
 
     def skip(self, what: str) -> None:
         """Count and warn of a step that is left out; weights and state stay as they are."""
@@ -42,6 +45,10 @@ class FiniteStep(torch.optim.Optimizer):
             stacklevel=3,
         )
 
+    def parameters(self) -> list[Tensor]:
+        """Every parameter of every group."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
     def with_gradient(self, group: dict[str, Any]) -> list[Tensor]:
         """The group's parameters that have a gradient; the others take no part in a step."""
         found = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -50,17 +57,15 @@ class FiniteStep(torch.optim.Optimizer):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """State, groups, and the number of skipped steps."""
-        return {**super().state_dict(), "num_skipped": self.num_skipped}
+        """State, groups, and the numbers of steps taken and skipped."""
+        return {**super().state_dict(), "num_skipped": self.num_skipped, "num_steps": self.num_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` saved, every tensor in the type it was saved in."""
         super().load_state_dict(state_dict)
-        self.num_skipped = state_dict.get("num_skipped", 0)
+        self.num_skipped, self.num_steps = state_dict["num_skipped"], state_dict["num_steps"]
         saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(saved_ids, parameters, strict=True):
-            saved = state_dict["state"].get(index, {})
-            for key, value in saved.items():
+        for index, parameter in zip(saved_ids, self.parameters(), strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
                 if isinstance(value, Tensor) and value.is_floating_point():
                     self.state[parameter][key] = value.to(parameter.device, copy=True)

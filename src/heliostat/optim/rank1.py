@@ -127,10 +127,7 @@ class Rank1NaturalGradient(FiniteStep):
         Raises:
             RuntimeError: nothing was differentiated inside.
         """
-        return self._scores.backward_inside(self._parameters())
-
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        return self._scores.backward_inside(self.parameters())
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
@@ -156,8 +153,8 @@ class Rank1NaturalGradient(FiniteStep):
                 loss = closure()
         if score_closure is not None:
             with torch.enable_grad():
-                self._scores.differentiate(score_closure(), self._parameters())
-        scores = self._scores.take(self.num_scores, self._parameters(), self.process_group)
+                self._scores.differentiate(score_closure(), self.parameters())
+        scores = self._scores.take(self.num_scores, self.parameters(), self.process_group)
         groups = {p: group for group in self.param_groups for p in self.with_gradient(group)}
         if not groups:
             return loss
@@ -171,6 +168,7 @@ class Rank1NaturalGradient(FiniteStep):
             for parameter in block.parameters:
                 given = [(w, u[parameter]) for w, u in zip(block.weights, scores, strict=True) if parameter in u]
                 self._move(parameter, groups[parameter], given, scale)
+        self.num_steps += 1
         self.report = Rank1Report(squares, kl, scale)
         return loss
 

@@ -1,0 +1,112 @@
+"""Hooks on a model's linear layers: inputs on the way forward, output gradients on the way back, handed on in pairs.
+
+A layer's weight gradient is ``sum_n e_n x_n'`` over the rows n it saw (samples, or tokens), with inputs ``x`` and
+output gradients ``e``; a bias is a further input that is always 1. What is kept of the pairs is the statistic's
+business (``curvature.kronecker``).
+
+Left out: convolutions, embeddings and norms, which have no such form here; quantised layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Statistic(Protocol):
+    """Takes the rows of one backward pass through one layer."""
+
+    def add(self, layer: str, inputs: Float[Tensor, "row in"], output_grads: Float[Tensor, "row out"]) -> None: ...
+
+
+def covered_layers(model: nn.Module, max_size: int | None = None) -> dict[str, nn.Linear]:
+    """The linear layers whose weight is trainable and used nowhere else, by name.
+
+    Args:
+        max_size: leave out layers with more inputs (the bias counted) or outputs than this.
+    """
+    users: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            users[id(parameter)] = users.get(id(parameter), 0) + 1
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and module.weight.requires_grad
+        and all(users[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
+        and (max_size is None or max(num_inputs(module), module.out_features) <= max_size)
+    }
+
+
+def has_trainable_bias(layer: nn.Linear) -> bool:
+    """Whether the bias belongs to the layer's matrix, as the column of an input that is always 1."""
+    return layer.bias is not None and layer.bias.requires_grad
+
+
+def num_inputs(layer: nn.Linear) -> int:
+    """Columns of the layer's matrix, the bias's column included."""
+    return layer.in_features + has_trainable_bias(layer)
+
+
+class Recorder:
+    """Hands the rows of every backward pass to ``statistic`` while it is recording.
+
+    Args:
+        layers: from ``covered_layers``; a layer used several times in one pass gives the rows of each use.
+        statistic: gets inputs (with a last column of ones where there is a bias) and output gradients in float32 or
+            wider.
+        skip_unscored: leave out rows whose output gradient is exactly 0, such as padding, so that no statistic
+            depends on them.
+    """
+
+    def __init__(self, layers: dict[str, nn.Linear], statistic: Statistic, skip_unscored: bool = False) -> None:
+        self.layers, self.statistic, self.skip_unscored = layers, statistic, skip_unscored
+        self.is_recording = False
+        self._handles = [
+            layer.register_forward_hook(partial(self._after_forward, name)) for name, layer in layers.items()
+        ]
+
+    @contextmanager
+    def recording(self, parameters: list[Tensor] | None = None) -> Iterator[None]:
+        """Record forward and backward passes inside; the gradients of ``parameters`` are put back afterwards."""
+        before, kept = self.is_recording, [parameter.grad for parameter in parameters or []]
+        for parameter in parameters or []:
+            parameter.grad = None
+        self.is_recording = True
+        try:
+            yield
+        finally:
+            self.is_recording = before
+            for parameter, gradient in zip(parameters or [], kept, strict=True):
+                parameter.grad = gradient
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _after_forward(self, name: str, layer: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.is_recording and torch.is_grad_enabled() and output.requires_grad:
+            # Backward may run after `recording` has ended: what was recorded forward is always completed.
+            after = partial(self._after_backward, name, layer, args[0].detach())
+            output.register_hook(after)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _after_backward(self, name: str, layer: nn.Linear, inputs: Tensor, output_grad: Tensor) -> None:
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        grads = output_grad.detach().reshape(-1, output_grad.shape[-1])
+        if self.skip_unscored:
+            scored = (grads != 0).any(-1)
+            rows, grads = rows[scored], grads[scored]
+        if rows.dtype not in (torch.float32, torch.float64):
+            rows, grads = rows.float(), grads.float()
+        if has_trainable_bias(layer):
+            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        self.statistic.add(name, rows, grads)

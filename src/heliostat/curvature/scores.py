@@ -1,0 +1,58 @@
+"""Scores: gradients of single samples' log-probabilities, and labels sampled from the model itself.
+
+Left out: choosing a subset of samples, and anything done with the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+
+
+def categorical_log_prob(logits: Float[Tensor, "... vocab"], label: Int[Tensor, ...]) -> Float[Tensor, ""]:
+    """``sum log softmax(logits)[label]``, over all positions of one sample."""
+    return torch.log_softmax(logits, -1).gather(-1, label.unsqueeze(-1)).sum()
+
+
+def per_sample_scores(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    log_prob: LogProb = categorical_log_prob,
+) -> dict[str, Float[Tensor, "sample ..."]]:
+    """``u_n = grad log p(y_n | x_n)`` of every sample, by parameter name, in one vectorised pass.
+
+    Args:
+        inputs, labels: one sample per first index.
+        log_prob: the log-probability of one sample from the model's output for it.
+
+    Limits:
+        Their mean is the gradient of the mean log-probability.
+    """
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    fixed |= {name: buffer.detach() for name, buffer in model.named_buffers()}
+
+    def of_one(weights: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
+        output = functional_call(model, {**fixed, **weights}, (sample.unsqueeze(0),))
+        return log_prob(output.squeeze(0), label)
+
+    found: dict[str, Tensor] = vmap(grad(of_one), in_dims=(None, 0, 0))(parameters, inputs, labels)
+    return found
+
+
+def sampled_log_likelihood(
+    logits: Float[Tensor, "... vocab"], generator: torch.Generator | None = None
+) -> Float[Tensor, ""]:
+    """``sum_n log p(y_n | x_n)`` with ``y_n`` drawn from the model: its backward pass carries Fisher statistics."""
+    with torch.no_grad():
+        probabilities = torch.softmax(logits.detach().float(), -1).reshape(-1, logits.shape[-1])
+        labels = torch.multinomial(probabilities, 1, generator=generator)
+    log_probs = torch.log_softmax(logits.reshape(-1, logits.shape[-1]), -1)
+    return log_probs.gather(1, labels).sum()

@@ -1,0 +1,208 @@
+"""R-Kalman: parameters as the state of an extended Kalman filter, with a covariance that is diagonal or low-rank.
+
+    measurement rows H [m, d] with noise R:   S = H P H' + R,   K = P H' S^-1,   P <- P - K H P
+
+A step along the measurement's own gradient is ``K (y - h)``; along another gradient g it is ``-P g`` with the new P.
+Both are ``-P g`` once ``g = -H' R^-1 (y - h)``, which is how one update serves every kind of measurement.
+
+Left out: full covariances, and Jacobians of large outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from heliostat.optim.covariance import FORMS, Covariance, CovarianceForm, Rows
+from heliostat.optim.finite import ExtraPass, FiniteStep
+from heliostat.optim.reductions import all_finite, dot
+from heliostat.optim.scores import ScoreBuffer
+
+Measurement = Callable[[], tuple[Tensor, Tensor]]
+
+
+class RKalman(FiniteStep):
+    r"""``w <- w + lr * K (y - h)`` with gain ``K`` of a Kalman filter whose prior shrinks with the gradient.
+
+    Three kinds of measurement, one per way of calling ``step``:
+
+    * ``step(measurement=...)``: the outputs themselves, exact for few outputs: ``H`` is their Jacobian.
+    * ``step(loss=value)``: the loss as a scalar measurement whose target is 0, with the gradient in place as ``H``: for
+      losses that are 0 at a perfect fit. Not in the paper (it is the form of KOALA).
+    * scores, by ``with optimizer.score()``: each sampled log-probability is a measurement, so that ``P^-1`` gathers
+      the Fisher matrix, and the step is ``-P g`` for the gradient in place, of any objective. Not in the paper.
+
+    Before each update ``P`` shrinks as the gradient penalty ``(rho/2) |g|^2 |step|^2`` asks:
+    ``1/p <- 1/p + rho |g|^2``; afterwards process noise is added and the past is forgotten.
+
+    Args:
+        params: parameters, or groups.
+        lr: scales the step; 1 is the filter's own.
+        rho: weight of the gradient penalty.
+        covariance: initial variance of every weight.
+        noise: initial measurement noise R.
+        noise_ema: weight of the old R in its running average of squared innovations; 1 keeps R constant.
+        process_noise: added to every variance after a step; without it or ``forgetting`` steps die out like 1/k.
+        forgetting: P is divided by this after a step, in (0, 1]; 1 forgets nothing.
+        form: ``diagonal`` or ``low-rank``.
+        rank: rows kept by the low-rank form, whose remainder is kept as a diagonal.
+        num_scores: scores a step takes in the third kind.
+        weight_decay: decoupled.
+        process_group: scores of all its ranks are gathered, in the third kind.
+
+    Raises:
+        ValueError: a setting out of range.
+
+    Limits:
+        low-rank with ``rank`` at least the rows seen: the full filter, which is the information form
+        ``P^-1 <- P^-1 + rho |g|^2 I + H' R^-1 H``.
+        one weight: both forms are the full filter.
+        process_noise = 0, forgetting = 1: variances never grow.
+
+    References:
+        Dash, Abdi, Pan, Kaski, Sun, arXiv 2601.18420 (2026) for the method; Abdi et al., arXiv 2410.11551 (2024) for
+        the diagonal covariance and the running noise. Reconstruction: neither body was available, and the place of
+        ``rho``, process noise, forgetting and the low-rank form are ours.
+    """
+
+    extra_pass: ClassVar[ExtraPass] = "scores"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        rho: float = 0.0,
+        covariance: float = 1e-2,
+        noise: float = 1.0,
+        noise_ema: float = 0.95,
+        process_noise: float = 0.0,
+        forgetting: float = 1.0,
+        form: CovarianceForm = "diagonal",
+        rank: int = 16,
+        num_scores: int = 1,
+        weight_decay: float = 0.0,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        _check(lr=lr, rho=rho, process_noise=process_noise, weight_decay=weight_decay)
+        if not (covariance > 0 and noise > 0):
+            raise ValueError(f"covariance and noise must be positive, got {covariance} and {noise}")
+        if not (0 <= noise_ema <= 1 and 0 < forgetting <= 1):
+            raise ValueError(f"noise_ema must be in [0, 1] and forgetting in (0, 1], got {noise_ema} and {forgetting}")
+        if form not in FORMS or rank < 1 or num_scores < 1:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, rank and num_scores at least 1")
+        self.rho, self.noise, self.noise_ema, self.num_scores = rho, noise, noise_ema, num_scores
+        self.process_noise, self.forgetting, self.process_group = process_noise, forgetting, process_group
+        self._scores = ScoreBuffer()
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.covariance: Covariance = FORMS[form](self.state, covariance, rank)
+
+    def score(self) -> AbstractContextManager[None]:
+        """The backward pass inside becomes a score; gradients are as before when the context ends."""
+        return self._scores.backward_inside(self.parameters())
+
+    @torch.no_grad()
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        measurement: Measurement | None = None,
+        loss: float | None = None,
+        score_closure: Callable[[], Tensor] | None = None,
+    ) -> Any:
+        """One measurement and one step.
+
+        Args:
+            closure: optional; puts the gradients in place and returns the loss.
+            measurement: returns the outputs [m] with graph, and their targets [m].
+            loss: the loss whose gradient is in place.
+            score_closure: returns the log-probabilities of the samples, shape [num_scores], with graph.
+
+        Raises:
+            RuntimeError: scores are missing, and no other measurement was given.
+        """
+        returned = None
+        with torch.enable_grad():
+            if closure is not None:
+                returned = closure()
+            if score_closure is not None:
+                self._scores.differentiate(score_closure(), self.parameters())
+        if measurement is not None:
+            found = self._of_outputs(measurement)
+        elif loss is not None:
+            found = self._of_loss(float(loss))
+        else:
+            found = self._of_scores()
+        rows, noise, gradient, innovation = found
+        if not all_finite([*gradient.values(), *(u for row in rows for u in row.values()), noise]):
+            self.skip("the gradient, a score or an innovation")
+            return returned
+        tensors = list(gradient.values())
+        self.covariance.shrink(list(gradient), self.rho * dot(tensors, tensors) if self.rho else 0.0)
+        direction = self.covariance.measure(rows, noise, gradient)
+        self.covariance.relax(list(gradient), self.process_noise, self.forgetting)
+        if innovation is not None:
+            self.noise = self.noise_ema * self.noise + (1 - self.noise_ema) * innovation
+        self._move(direction)
+        self.num_steps += 1
+        return returned
+
+    # -- the three kinds of measurement: rows, noise, gradient, mean squared innovation -----------------------------
+
+    def _of_outputs(self, measurement: Measurement) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+        with torch.enable_grad():
+            outputs, targets = measurement()
+            buffer = ScoreBuffer()
+            buffer.differentiate(outputs, self.parameters())
+        rows = buffer.pending
+        innovations = (targets - outputs).detach().reshape(-1).double().cpu()
+        noise = torch.full_like(innovations, self.noise)
+        gradient: dict[Tensor, Tensor] = {}
+        for row, innovation in zip(rows, innovations.tolist(), strict=True):
+            for parameter, u in row.items():
+                before = gradient.get(parameter)
+                part = u * (-innovation / self.noise)
+                gradient[parameter] = part if before is None else before + part
+        return rows, noise, gradient, float((innovations**2).mean())
+
+    def _of_loss(self, loss: float) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+        row = self._gradient()
+        noise = torch.tensor([self.noise], dtype=torch.float64)
+        return [row], noise + 0.0 * loss, {p: g * (loss / self.noise) for p, g in row.items()}, loss**2
+
+    def _of_scores(self) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+        scores = self._scores.take(self.num_scores, self.parameters(), self.process_group)
+        gradient = self._gradient()
+        rows = [{p: u for p, u in score.items() if p in gradient} for score in scores]
+        noise = torch.full((len(rows),), float(len(rows)), dtype=torch.float64)
+        return rows, noise, gradient, None
+
+    def _gradient(self) -> dict[Tensor, Tensor]:
+        return {p: p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None}
+
+    def _move(self, direction: dict[Tensor, Tensor]) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in direction:
+                    decayed = parameter * (1 - group["lr"] * group["weight_decay"])
+                    parameter.copy_(decayed - group["lr"] * direction[parameter])
+
+    def state_dict(self) -> dict[str, Any]:
+        """State, groups, counters and the measurement noise."""
+        return {**super().state_dict(), "noise": self.noise}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` saved."""
+        super().load_state_dict(state_dict)
+        self.noise = state_dict["noise"]
+        self.covariance.state = self.state
+
+
+def _check(**settings: float) -> None:
+    for name, value in settings.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
