@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 
 class Statistic(Protocol):
-    """Takes the rows of one backward pass through one layer."""
+    """Takes the rows of one backward pass through one layer, until it is cleared."""
 
     def add(self, layer: str, inputs: Float[Tensor, "row in"], output_grads: Float[Tensor, "row out"]) -> None: ...
+
+    def clear(self) -> None: ...
 
 
 def covered_layers(model: nn.Module, max_size: int | None = None) -> dict[str, nn.Linear]:

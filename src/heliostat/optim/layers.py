@@ -70,6 +70,12 @@ class LayerOptimizer(FiniteStep):
             {"lr": lr, "momentum": momentum, **defaults},
         )
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and what was recorded of the passes that made them."""
+        super().zero_grad(set_to_none)
+        if self.recorder.is_recording:
+            self.recorder.statistic.clear()
+
     def damping_of(self, weight: Tensor) -> float:
         """The damping of the group that a layer's weight is in."""
         groups = (group for group in self.param_groups if any(p is weight for p in group["params"]))

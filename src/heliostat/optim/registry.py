@@ -5,26 +5,46 @@ Left out: learning rate and schedule (``optim.schedule``), gradient clipping (th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
 from heliostat.optim.masters import Groups, MasterWeights
+from heliostat.optim.settings import (
+    EvaSettings,
+    KroneckerSumSettings,
+    Rank1,
+    RengSettings,
+    RingSettings,
+    RKalmanSettings,
+    decay_groups,
+)
 
 
 class OptimizerSettings(Protocol):
-    """A frozen dataclass of one optimizer's settings."""
+    """A frozen dataclass of one optimizer's settings; ``build_over`` a model, or ``build`` from parameter groups."""
 
     name: ClassVar[str]
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer: ...
-
     @property
     def weight_decay(self) -> float: ...
+
+
+@runtime_checkable
+class OverGroups(OptimizerSettings, Protocol):
+    """Settings of an optimizer that needs parameter groups only, so that master copies will do."""
+
+    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer: ...
+
+
+@runtime_checkable
+class OverModel(OptimizerSettings, Protocol):
+    """Settings of an optimizer that needs the model: names, hooks, or further passes through it."""
+
+    def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +85,12 @@ class SGD:
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
 
 
-REGISTRY: dict[str, type[OptimizerSettings]] = {settings.name: settings for settings in (AdamW, SGD)}
+_SHIPPED: tuple[type[OverGroups] | type[OverModel], ...] = (
+    *(AdamW, SGD),
+    *(Rank1, EvaSettings, RingSettings, RengSettings, RKalmanSettings, KroneckerSumSettings),
+)
+
+REGISTRY: dict[str, type[OverGroups] | type[OverModel]] = {settings.name: settings for settings in _SHIPPED}
 
 
 def optimizer_names() -> list[str]:
@@ -73,7 +98,7 @@ def optimizer_names() -> list[str]:
     return sorted(REGISTRY)
 
 
-def optimizer_settings(section: OptimizerSection) -> OptimizerSettings:
+def optimizer_settings(section: OptimizerSection) -> OverGroups | OverModel:
     """Check a recipe's optimizer without touching a model.
 
     Raises:
@@ -91,10 +116,22 @@ def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.
     """Make the optimizer a recipe asks for.
 
     Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 get master copies.
+
+    Raises:
+        ConfigError: unknown name or setting, a setting out of range, or an optimizer that needs float32 weights.
     """
     settings = optimizer_settings(section)
-    groups = _decay_groups(model.parameters(), settings.weight_decay)
-    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+    is_wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    if isinstance(settings, OverModel):
+        if not is_wide:
+            raise ConfigError(f"optimizer '{section.name}' steps float32 weights; set model.dtype = 'float32'")
+        try:
+            return settings.build_over(model, section.lr)
+        except ValueError as error:
+            raise ConfigError(f"optimizer.{error}") from None
+    named = decay_groups(model.named_parameters(), settings.weight_decay)
+    groups = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in named]
+    if is_wide:
         return settings.build(groups, section.lr)
     return MasterWeights(groups, lambda copies: settings.build(copies, section.lr))
 
@@ -102,12 +139,3 @@ def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.
 def forget_moments(optimizer: torch.optim.Optimizer) -> None:
     """Start the optimizer's running averages afresh, weights untouched (what Kimi k1.5 does every iteration)."""
     (optimizer.inner if isinstance(optimizer, MasterWeights) else optimizer).state.clear()
-
-
-def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> Groups:
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: Groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

@@ -5,7 +5,9 @@ Left out: why they were not finite; the run's folder has the last good checkpoin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +37,11 @@ class GuardedStep:
     def parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def apply(self, loss: float) -> float | None:
+    def apply(self, loss: float, step: Callable[[], Any] | None = None) -> float | None:
         """Take the step whose gradients are in place.
+
+        Args:
+            step: what takes it, with the passes that some optimizers need; the optimizer's own step where not given.
 
         Returns:
             The gradient norm before clipping, or ``None`` where the step was skipped.
@@ -47,7 +52,7 @@ class GuardedStep:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if np.isfinite(loss) and np.isfinite(norm):
             if norm > 0:  # without any signal Adam would still move along its momentum
-                self.optimizer.step()
+                (step or self.optimizer.step)()
             self.num_bad_in_a_row = 0
             return norm
         self.optimizer.zero_grad(set_to_none=True)

@@ -24,6 +24,7 @@ from heliostat.monitors.weights import WeightProbe
 from heliostat.objectives import Objective
 from heliostat.optim import Schedule
 from heliostat.spans import span
+from heliostat.train.extra_pass import ExtraPass
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.packing import Row, microbatches, rows_of, token_batch
 from heliostat.train.policy import Policy
@@ -131,7 +132,7 @@ class Updater:
             if self.reference is not None:
                 minibatch = self._with_reference(minibatch, self.reference, report)
             report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index)
-            at_anchor = not self._step(minibatch, at_anchor, report) and at_anchor
+            at_anchor = not self._step(minibatch, at_anchor, report, (seed, index)) and at_anchor
         report.moved = self.probe.measure()
         return report
 
@@ -165,7 +166,7 @@ class Updater:
         pieces = iter(rows)
         return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in batch.groups]
 
-    def _step(self, batch: Batch, at_anchor: bool, report: UpdateReport) -> bool:
+    def _step(self, batch: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
         """One optimizer step, or a counted skip; returns whether the weights moved.
 
         While the policy is still the anchor every log-ratio is exactly 0 and is taken as such. Rounding in stored
@@ -177,15 +178,18 @@ class Updater:
         groups = batch.groups
         if at_anchor:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
-        if self.drop_zero_signal and self.objective.zero_signal_is_free(at_anchor):
+        # A second point is not the anchor: there, groups without signal have a gradient of their own.
+        reevaluated = getattr(self.guarded.optimizer, "extra_pass", "none") == "reevaluation"
+        if self.drop_zero_signal and self.objective.zero_signal_is_free(at_anchor and not reevaluated):
             groups = tuple(group for group in groups if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(groups)
         self.guarded.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for part in microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens):
-            total += self._backward(part, normalizer, at_anchor, report)
+        parts = microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens)
+        anchored = [self._backward(part, normalizer, at_anchor, report) for part in parts]
+        total = sum(loss for _, loss in anchored)
+        extra = ExtraPass(self.policy, self.objective, normalizer, [part for part, _ in anchored], report.counts.add)
         with span("optimizer"):
-            norm = self.guarded.apply(total)
+            norm = self.guarded.apply(total, lambda: extra.step(self.guarded.optimizer, seed))
         if norm is None:
             report.bad_steps += 1
             return False
@@ -193,7 +197,10 @@ class Updater:
         report.add("optim/grad_norm", Mean(norm, 1))
         return norm > 0
 
-    def _backward(self, part: Sequence[Row], normalizer: float, at_anchor: bool, report: UpdateReport) -> float:
+    def _backward(
+        self, part: Sequence[Row], normalizer: float, at_anchor: bool, report: UpdateReport
+    ) -> tuple[list[Row], float]:
+        """The part's gradient; returns its rows with their anchor filled in, and its share of the loss."""
         with span("forward"):
             logp_new = self.policy.log_probs(part)
         report.counts.add(part, self.policy.shared_prompt)
@@ -208,4 +215,6 @@ class Updater:
             output.loss.backward()  # type: ignore[no-untyped-call]
         for key, mean in output.metrics.items():
             report.add(key, mean)
-        return float(output.loss.detach())
+        anchors = torch.split(tokens.logp_old, [row.num_tokens for row in part])
+        anchored = [dataclasses.replace(row, logp_old=anchor) for row, anchor in zip(part, anchors, strict=True)]
+        return anchored, float(output.loss.detach())

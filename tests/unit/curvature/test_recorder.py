@@ -21,6 +21,9 @@ class Gradients:
     def add(self, layer, inputs, output_grads):
         self.found[layer] = self.found.get(layer, 0) + output_grads.T @ inputs
 
+    def clear(self):
+        self.found = {}
+
 
 def loss_of(model, inputs, labels, reduction="mean"):
     return torch.nn.functional.cross_entropy(model(inputs), labels, reduction=reduction)
