@@ -1,0 +1,133 @@
+"""The design: which runs there are, and in which order. Nothing here trains.
+
+An *arm* is a setting; a *run* is an arm with a learning rate and a seed. Every run makes 128 optimizer steps on 64
+rollouts each, all of them different: "updates per batch" says how many of these minibatches are sampled at once, so how
+old the policy of the last of them is. All arms are therefore matched in samples, in updates and (nearly) in FLOPs; only
+their time differs.
+
+Screen, then confirm: every method gets the same three learning rates and two seeds; what is reported are other seeds
+at the best of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+NUM_UPDATES = 128
+MINIBATCH_ROLLOUTS = 64
+RATES = (1e-3, 3e-3, 1e-2)
+SCREEN_SEEDS = (0, 1)
+FRESH_SEEDS = (10, 11, 12, 13, 14)
+COUNTS = (1, 4, 16, 64)  # updates per batch
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting.
+
+    Attributes:
+        objective: its name in a recipe, with ``settings`` of its own.
+        updates_per_batch: minibatches sampled at once, each used once.
+        lag: updates between sampling a minibatch and using it, instead of sampling several at once.
+        start: which warm-started model it starts from.
+    """
+
+    objective: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    updates_per_batch: int = 1
+    lag: int = 0
+    group_size: int = 8
+    start: str = "low"
+
+    @property
+    def method(self) -> str:
+        """The objective with its settings, as tables call it."""
+        return " ".join([self.objective, *(f"{key}={value}" for key, value in self.settings.items())])
+
+    @property
+    def prompts_per_minibatch(self) -> int:
+        return MINIBATCH_ROLLOUTS // self.group_size
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm with its learning rate and seed."""
+
+    arm: Arm
+    lr: float
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What identifies it in the results file."""
+        return {**asdict(self.arm), "settings": dict(self.arm.settings), "lr": self.lr, "seed": self.seed}
+
+
+Done = Sequence[Mapping[str, Any]]
+
+BASELINES = tuple(Arm(name) for name in ("reinforce", "grpo", "gspo", "cispo"))
+MEANS = tuple(Arm("pmd-mean", {"tau": tau}) for tau in (0.05, 0.2, 1.0))
+PARTS = tuple(Arm("pmd-part", {"tau": tau}) for tau in (0.2, 1.0))
+RELATIVES = (
+    *(Arm("pmd-baseline", {"tau": 0.2, "mix": mix}) for mix in (0.25, 0.5, 0.75)),
+    *(Arm("kl-chi2", {"tau": 0.2, "chi2_weight": weight}) for weight in (0.0, 0.3)),
+    Arm("log-ratio-decay", {"decay": 0.2, "level": "token"}),
+)
+
+
+def methods(count: int) -> tuple[Arm, ...]:
+    """Methods at ``count`` updates per batch; with one, tau cannot act on PMD-mean, so one value stands for all."""
+    chosen = (*BASELINES, *MEANS, *PARTS) if count > 1 else (*BASELINES, MEANS[1], *PARTS)
+    return tuple(replace(arm, updates_per_batch=count) for arm in chosen)
+
+
+def plan(done: Done) -> Iterator[Run]:
+    """Every run of the study, the most wanted first; later parts use the rates that the screens chose."""
+    main = (BASELINES[0], BASELINES[1], BASELINES[2], MEANS[1], MEANS[2], PARTS[1])
+    yield from screen_and_confirm(methods(64), done)
+    yield from screen_and_confirm(methods(16), done)
+    yield from confirm([replace(arm, start="high", updates_per_batch=64) for arm in methods(64)], done)
+    yield from screen_and_confirm(methods(1), done)
+    yield from screen_and_confirm([replace(arm, updates_per_batch=64) for arm in RELATIVES], done)
+    yield from confirm([replace(arm, lag=64) for arm in main], done)
+    yield from confirm([replace(arm, group_size=size, updates_per_batch=16) for size in (4, 16) for arm in main], done)
+    yield from confirm([replace(arm, start="high", updates_per_batch=16) for arm in main], done)
+    yield from confirm([replace(arm, lag=16) for arm in main], done)
+    yield from screen_and_confirm(methods(4), done)
+
+
+def screen_and_confirm(arms: Sequence[Arm], done: Done) -> Iterator[Run]:
+    """The same trials for every arm, then fresh seeds at each one's best rate."""
+    yield from (Run(arm, lr, seed) for seed in SCREEN_SEEDS for arm in arms for lr in RATES)
+    yield from confirm(arms, done)
+
+
+def confirm(arms: Sequence[Arm], done: Done) -> Iterator[Run]:
+    """Fresh seeds at the rate its screen chose, seed by seed so that all arms are equally far at any time."""
+    yield from (Run(arm, rate, seed) for seed in FRESH_SEEDS for arm in arms if (rate := best_rate(arm, done)))
+
+
+def best_rate(arm: Arm, done: Done) -> float | None:
+    """The learning rate with the highest mean final success in the arm's screen, or ``None`` while that has gaps.
+
+    Screens were made at the low start in groups of eight with ``updates_per_batch``; a lag uses the screen of as many.
+    """
+    count = arm.lag or arm.updates_per_batch
+    screened = replace(arm, updates_per_batch=count, lag=0, group_size=8, start="low")
+    finals = {lr: [final(row) for seed in SCREEN_SEEDS if (row := find(Run(screened, lr, seed), done))] for lr in RATES}
+    if any(len(values) < len(SCREEN_SEEDS) for values in finals.values()):
+        return None
+    return max(RATES, key=lambda lr: sum(finals[lr]))
+
+
+def find(run: Run, done: Done) -> Mapping[str, Any] | None:
+    """The result of a run, if it was made."""
+    key = run.key
+    return next((row for row in done if all(row[name] == value for name, value in key.items())), None)
+
+
+def final(row: Mapping[str, Any]) -> float:
+    """Held-out success at the end of a run."""
+    return float(row["curve"][-1]["heldout"])

@@ -1,0 +1,60 @@
+"""What tau, the baseline and the clip do when rollouts get stale: PMD against the clipped family on a task of seconds.
+
+    OMP_NUM_THREADS=1 python studies/pmd/run.py --work /tmp/pmd    # every run that results.jsonl lacks, then the pages
+    python studies/pmd/run.py --only-draw                            # tables and plots again, from results.jsonl
+
+Can be stopped at any time: each finished run is one line of results.jsonl, and the next call goes on from there. The
+design is in arms.py, one run in arena.py, tables and plots in analysis.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def carry_on(work: Path, minutes: float) -> None:
+    """Make the missing runs in the order of the plan, for at most this long."""
+    from arena import Arena
+    from arms import final, find, plan
+
+    done, until = read(), time.monotonic() + 60 * minutes
+    with ExitStack() as stack, RESULTS.open("a") as file:
+        arenas: dict[str, Arena] = {}
+        while time.monotonic() < until:
+            run = next((run for run in plan(done) if find(run, done) is None), None)
+            if run is None:
+                break
+            if run.arm.start not in arenas:
+                arenas[run.arm.start] = stack.enter_context(Arena(work, run.arm.start))
+            done.append(arenas[run.arm.start].carry_out(run))
+            file.write(json.dumps(done[-1]) + "\n")
+            file.flush()
+            print(f"{len(done)}: {run.arm} lr={run.lr:g} seed={run.seed} -> {final(done[-1]):.3f}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="folder for the problems and the two warm-started models")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this many")
+    parser.add_argument("--only-draw", action="store_true", help="tables and plots again, from results.jsonl")
+    options = parser.parse_args()
+    if not options.only_draw:
+        if options.work is None:
+            parser.error("--work is needed: a folder outside the repository for problems and start models")
+        carry_on(options.work, options.minutes)
+    from analysis import draw_all
+
+    draw_all(read(), HERE)
