@@ -33,6 +33,7 @@ from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_lo
 from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.ledger import Ledger
 from heliostat.train.packing import microbatches
+from heliostat.train.policy import Policy
 from heliostat.train.runtime import Runtime, start_runtime
 from heliostat.train.setup import Bench, load_tasks, make_updater, set_up_model
 from heliostat.train.sft import demonstration
@@ -73,7 +74,7 @@ class Arena(AbstractContextManager["Arena"]):
         updater = make_updater(recipe, self.bench, build_objective(recipe.objective), self.runtime)
         ledger, done, first, last, status = Ledger(), 0, None, {}, "finished"
         self.bench.engine.take_counts()
-        curve, spent_s = [self.check(updater, 0, ledger, 0.0)], 0.0
+        curve, spent_s = [self.check(0, ledger, 0.0)], 0.0
         phases = self.phases(run, updater, ledger)
         try:
             while done < NUM_UPDATES:
@@ -82,10 +83,10 @@ class Arena(AbstractContextManager["Arena"]):
                 spent_s += time.process_time() - started
                 first = first or last
                 if done < NUM_UPDATES and done * CHECKS // NUM_UPDATES >= len(curve):
-                    curve.append(self.check(updater, done, ledger, spent_s))
+                    curve.append(self.check(done, ledger, spent_s))
         except TrainingDiverged:
             status = "diverged"
-        curve.append(self.check(updater, done, ledger, spent_s))
+        curve.append(self.check(done, ledger, spent_s))
         return {**run.key, "status": status, "curve": curve, "first": first, "last": last}
 
     def phases(self, run: Run, updater: Updater, ledger: Ledger) -> Iterator[tuple[int, dict[str, float]]]:
@@ -118,24 +119,25 @@ class Arena(AbstractContextManager["Arena"]):
         ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
         return self.pool.verify(groups)
 
-    def check(self, updater: Updater, done: int, ledger: Ledger, cpu_s: float) -> dict[str, float]:
+    def check(self, done: int, ledger: Ledger, cpu_s: float) -> dict[str, float]:
         """Exact success on the held-out problems and on as many training problems, and what it has cost so far."""
         task = self.tasks[0]
         return {
             "updates": done,
-            "heldout": self.success(updater, task.heldout),
-            "train": self.success(updater, task.train[: len(task.heldout)]),
+            "heldout": self.success(task.heldout),
+            "train": self.success(task.train[: len(task.heldout)]),
             "flops": ledger.flops["rollout"] + ledger.flops["update"],
             "cpu_s": cpu_s,
         }
 
     @torch.no_grad()
-    def success(self, updater: Updater, problems: tuple[Problem, ...]) -> float:
+    def success(self, problems: tuple[Problem, ...]) -> float:
         """Mean probability of the right answer."""
         rows = [demonstration(self.bench.loaded, problem, "auto", "") for problem in problems]
         total = 0.0
+        policy = Policy(self.bench.loaded, temperature=1.0, shared_prompt=False)  # these rows have a prompt each
         for part in microbatches(rows, TOKENS, False):
-            pieces = torch.split(updater.policy.log_probs(part), [row.num_tokens for row in part])
+            pieces = torch.split(policy.log_probs(part), [row.num_tokens for row in part])
             total += sum(float(piece.sum().exp()) for piece in pieces)
         return total / len(rows)
 

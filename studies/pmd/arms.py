@@ -17,7 +17,7 @@ from typing import Any
 
 NUM_UPDATES = 128
 MINIBATCH_ROLLOUTS = 64
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-4, 3e-4, 1e-3)
 SCREEN_SEEDS = (0, 1)
 FRESH_SEEDS = (10, 11, 12, 13, 14)
 COUNTS = (1, 4, 16, 64)  # updates per batch
@@ -72,7 +72,7 @@ MEANS = tuple(Arm("pmd-mean", {"tau": tau}) for tau in (0.05, 0.2, 1.0))
 PARTS = tuple(Arm("pmd-part", {"tau": tau}) for tau in (0.2, 1.0))
 RELATIVES = (
     *(Arm("pmd-baseline", {"tau": 0.2, "mix": mix}) for mix in (0.25, 0.5, 0.75)),
-    *(Arm("kl-chi2", {"tau": 0.2, "chi2_weight": weight}) for weight in (0.0, 0.3)),
+    *(Arm("kl-chi2", {"tau": 0.2, "chi2_weight": weight}) for weight in (0.0, 0.1, 1.0)),
     Arm("log-ratio-decay", {"decay": 0.2, "level": "token"}),
 )
 

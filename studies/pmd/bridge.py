@@ -1,0 +1,111 @@
+"""Theory and trainer side by side: how far an update phase goes towards the exact step, update by update.
+
+    OMP_NUM_THREADS=1 python studies/pmd/bridge.py            # about 20 CPU seconds; bridge.json and bridge.svg
+    python studies/pmd/bridge.py --only-draw
+
+A transformer that can say thirteen things, a batch that is its whole population, and the trainer's own update phase:
+the model of tests/reference/enumerable.py, where the tests hold the end of this curve to the exact solution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TAUS, COUNTS, LR = (0.05, 0.2, 1.0), (1, 2, 4, 8, 16, 32, 64, 128, 256), 3e-3
+
+
+def measure() -> list[dict[str, Any]]:
+    """The trainer's numbers after k updates on one batch, beside the exact step."""
+    sys.path.insert(0, str(HERE.parents[1] / "tests" / "reference"))
+    import torch
+    from enumerable import ANSWERS, answer_log_probs, ask, enumerable_model, population, reward
+
+    from heliostat import theory
+    from heliostat.config import ObjectiveSection
+    from heliostat.objectives import build_objective
+    from heliostat.optim import Schedule
+    from heliostat.train.diagnostics import mirror_means, sequence_log_ratios
+    from heliostat.train.guarded_step import GuardedStep
+    from heliostat.train.policy import Policy
+    from heliostat.train.runtime import Runtime
+    from heliostat.train.update import Updater, make_batch
+    from heliostat.types import Batch
+
+    torch.set_num_threads(1)
+    prompt, found = ask(2), []
+    for tau in TAUS:
+        for count in COUNTS:
+            loaded = enumerable_model()
+            old = torch.stack([logp.sum().detach() for logp in answer_log_probs(loaded, prompt)])
+            updater = Updater(
+                policy=Policy(loaded, 1.0, shared_prompt=True),
+                objective=build_objective(ObjectiveSection(name="pmd-mean", tau=tau)),
+                guarded=GuardedStep(torch.optim.Adam(loaded.model.parameters(), lr=LR), 1e9, 1),
+                schedule=Schedule(LR, count, "constant"),
+                runtime=Runtime(torch.device("cpu")),
+                tokens_per_microbatch=100_000,
+                drop_zero_signal=False,
+                anchor_from_sampler=True,
+            )
+            batch = make_batch(updater.objective, [population(loaded, prompt)])
+            updater.run(Batch(batch.groups * count), count, first_update=0, seed=0)
+            numbers = mirror_means(*sequence_log_ratios(updater.policy, batch, 1, 100_000), tau=tau)
+            exact = theory.pmd_mean(None, [reward(prompt, answer) for answer in ANSWERS], tau, log_probs=old)
+            found.append(
+                {
+                    "tau": tau,
+                    "updates": count,
+                    "trainer": {key.partition("/")[2]: mean.value for key, mean in numbers.items()},
+                    "exact": {
+                        "lambda_hat": float(exact.lam),
+                        "chi_square": float(exact.chi_square),
+                        "log_ratio_correct": float(exact.log_ratio.max()),
+                        "log_ratio_incorrect": float(exact.log_ratio.min()),
+                    },
+                }
+            )
+    return found
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    """λ̂ and both classes' log-ratios against the number of updates, with the exact step as a line."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "heliostat"
+    from matplotlib import pyplot
+
+    panels = {
+        "lambda_hat": "λ̂ (nats)",
+        "log_ratio_correct": "s of correct answers",
+        "log_ratio_incorrect": "s of wrong ones",
+    }
+    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    for axis, (key, label) in zip(axes, panels.items(), strict=True):
+        for tau, colour in zip(TAUS, ("#c9772b", "#2f9470", "#4a84cf"), strict=True):
+            rows = [row for row in found if row["tau"] == tau]
+            axis.plot(
+                [r["updates"] for r in rows],
+                [r["trainer"][key] for r in rows],
+                ".-",
+                color=colour,
+                label=f"τ = {tau:g}",
+            )
+            axis.axhline(rows[0]["exact"][key], color=colour, linestyle=":")
+        axis.set(xscale="log", xlabel="updates on one batch", ylabel=label)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, title="dotted: exact")
+    figure.savefig(HERE / "bridge.svg", transparent=True, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only-draw", action="store_true", help="only the plot again, from bridge.json")
+    if not parser.parse_args().only_draw:
+        (HERE / "bridge.json").write_text(json.dumps(measure(), indent=1) + "\n")
+    draw(json.loads((HERE / "bridge.json").read_text()))
