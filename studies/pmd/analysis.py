@@ -17,6 +17,7 @@ from arms import (
     BASELINES,
     COUNTS,
     FRESH_SEEDS,
+    LENGTHS,
     MEANS,
     PARTS,
     RATES,
@@ -123,6 +124,18 @@ def numbers(done: Done, count: int, which: str) -> str:
     return table(["method", *keys], rows)
 
 
+def lengths(done: Done) -> str:
+    """Mean length of the rollouts in the first and the last phase, where dots cost nothing."""
+    rows = []
+    for arm in LENGTHS:
+        found = list(confirmed(arm, done).values())
+        change = [row["last"]["length/mean"] - row["first"]["length/mean"] for row in found]
+        reward = [row["last"]["reward/mean"] - row["first"]["reward/mean"] for row in found]
+        begun = f"{np.mean([row['first']['reward/mean'] for row in found]):.3f}" if found else "–"
+        rows.append([arm.method, arm.start.removeprefix("dotted-"), begun, cell(reward), cell(change, 2)])
+    return table(["method", "start", "reward in the first phase", "change of reward", "change of length, tokens"], rows)
+
+
 def costs(done: Done) -> str:
     """CPU seconds and FLOPs of a run by updates per batch (all methods together: they cost the same)."""
     rows = []
@@ -159,23 +172,25 @@ def sections(done: Done) -> dict[str, str]:
         "Screens: final held-out success by learning rate": rates(done),
         "First phase, 64 updates per batch, low start": numbers(done, 64, "first"),
         "Last phase, 16 updates per batch, low start": numbers(done, 16, "last"),
+        "Lengths where they neither cost nor earn, 16 updates per batch": lengths(done),
         "Cost of a run": costs(done),
     }
 
 
-def draw_all(done: Done, folder: Path) -> None:
-    """Write tables.md and the plots."""
+def draw_all(done: Done, tables: Path, images: Path) -> None:
+    """Write the tables and the plots."""
     head = "Written by `python studies/pmd/run.py --only-draw` from results.jsonl: "
     text = [head + f"{len(done)} runs. Means over fresh seeds with 95% bootstrap intervals.", ""]
     for title, body in sections(done).items():
         text += [f"## {title}", "", body, ""]
-    (folder / "tables.md").write_text("\n".join(text))
+    tables.write_text("\n".join(text))
+    images.mkdir(parents=True, exist_ok=True)
     import matplotlib
 
     matplotlib.use("svg")
     with matplotlib.rc_context({"svg.hashsalt": "heliostat", "svg.fonttype": "none"}):
-        against_staleness(done, folder / "updates_per_batch.svg")
-        against_rate(done, folder / "learning_rate.svg")
+        against_staleness(done, images / "updates-per-batch.svg")
+        against_rate(done, images / "learning-rate.svg")
 
 
 SHOWN = (

@@ -41,7 +41,7 @@ from heliostat.train.update import Updater, UpdateReport, make_batch
 from heliostat.types import Batch, Group, Problem
 
 RECIPE = Path(__file__).with_name("recipe.toml")
-STARTS = {"low": 0.2, "high": 0.6}
+STARTS = {"low": 0.2, "high": 0.6, "dotted-low": 0.2, "dotted-high": 0.6}  # success that the warm start stops at
 CHECKS = 4  # evaluations during a run, evenly spaced, the last at its end
 TOKENS = 16384  # of one forward
 
@@ -55,10 +55,10 @@ class Arena(AbstractContextManager["Arena"]):
     runtime: Runtime = field(init=False)
 
     def __enter__(self) -> Arena:
-        self.recipe = load_recipe(str(RECIPE), {"task.path": str(write_problems(self.work))})
+        self.recipe = start_recipe(self.work, self.start)
         self.runtime = start_runtime(self.recipe.run)
         self.tasks: list[Task] = load_tasks(self.recipe)
-        warm = warm_start(self.work, self.start)
+        warm = sft(self.recipe, run_dir=self.work / f"start-{self.start}").folder / "model"
         self.bench: Bench = set_up_model(with_model(self.recipe, warm), self.runtime)
         self.weights = copy.deepcopy(self.bench.loaded.model.state_dict())
         self.pool = VerifierPool(self.tasks).__enter__()
@@ -159,21 +159,25 @@ def phase_lagged(updater: Updater, batch: Batch, num_updates: int, first_update:
     return report
 
 
-def write_problems(work: Path) -> Path:
-    """Every sum of two numbers below 30, as rows of a file."""
+def write_problems(work: Path, dotted: bool) -> Path:
+    """Every sum of two numbers below 30, as rows of a file; dotted ones are shown one to six dots before the answer."""
     work.mkdir(parents=True, exist_ok=True)
-    path = work / "problems.jsonl"
-    numbers = range(30)
-    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in numbers for b in numbers]
+    path = work / ("dotted.jsonl" if dotted else "problems.jsonl")
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(30) for b in range(30)]
+    if dotted:
+        dots = np.random.default_rng(0).integers(1, 7, size=len(rows))
+        rows = [row | {"solution": "." * int(num) + row["answer"]} for num, row in zip(dots, rows, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def warm_start(work: Path, start: str) -> Path:
-    """The model folder of a start, trained on first use."""
-    folder = work / f"start-{start}"
-    changes = {"task.path": str(write_problems(work)), "warm_start.stop_at": STARTS[start]}
-    return sft(str(RECIPE), overrides=changes, run_dir=folder).folder / "model"
+def start_recipe(work: Path, start: str) -> Recipe:
+    """The study's recipe on the problems of a start."""
+    dotted = start.startswith("dotted")
+    changes: dict[str, Any] = {"task.path": str(write_problems(work, dotted)), "warm_start.stop_at": STARTS[start]}
+    if dotted:
+        changes |= {"task.solution_column": "solution", "task.answer_after": ".", "rollout.max_new_tokens": 16}
+    return load_recipe(str(RECIPE), changes)
 
 
 def with_model(recipe: Recipe, path: Path) -> Recipe:

@@ -75,6 +75,13 @@ RELATIVES = (
     *(Arm("kl-chi2", {"tau": 0.2, "chi2_weight": weight}) for weight in (0.0, 0.1, 1.0)),
     Arm("log-ratio-decay", {"decay": 0.2, "level": "token"}),
 )
+# Answers after any number of dots, which cost and earn nothing: what lengths do is the objective's doing.
+LENGTHS = tuple(
+    Arm(name, {**settings, "length_normalization": mode}, 16, start=start)
+    for start in ("dotted-low", "dotted-high")
+    for name, settings in (("pmd-mean", {"tau": 0.2}), ("reinforce", {}))
+    for mode in ("none", "sequence")
+)
 
 
 def methods(count: int) -> tuple[Arm, ...]:
@@ -95,6 +102,7 @@ def plan(done: Done) -> Iterator[Run]:
     yield from confirm([replace(arm, group_size=size, updates_per_batch=16) for size in (4, 16) for arm in main], done)
     yield from confirm([replace(arm, start="high", updates_per_batch=16) for arm in main], done)
     yield from confirm([replace(arm, lag=16) for arm in main], done)
+    yield from confirm(LENGTHS, done)
     yield from screen_and_confirm(methods(4), done)
 
 
@@ -112,10 +120,12 @@ def confirm(arms: Sequence[Arm], done: Done) -> Iterator[Run]:
 def best_rate(arm: Arm, done: Done) -> float | None:
     """The learning rate with the highest mean final success in the arm's screen, or ``None`` while that has gaps.
 
-    Screens were made at the low start in groups of eight with ``updates_per_batch``; a lag uses the screen of as many.
+    Screens were made at the low start in groups of eight. A lag uses the screen of as many updates per batch, an arm
+    that changes the weight of lengths the screen of the one that does not.
     """
     count = arm.lag or arm.updates_per_batch
-    screened = replace(arm, updates_per_batch=count, lag=0, group_size=8, start="low")
+    settings = {key: value for key, value in arm.settings.items() if key != "length_normalization"}
+    screened = replace(arm, settings=settings, updates_per_batch=count, lag=0, group_size=8, start="low")
     finals = {lr: [final(row) for seed in SCREEN_SEEDS if (row := find(Run(screened, lr, seed), done))] for lr in RATES}
     if any(len(values) < len(SCREEN_SEEDS) for values in finals.values()):
         return None

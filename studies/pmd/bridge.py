@@ -1,6 +1,6 @@
 """Theory and trainer side by side: how far an update phase goes towards the exact step, update by update.
 
-    OMP_NUM_THREADS=1 python studies/pmd/bridge.py            # about 20 CPU seconds; bridge.json and bridge.svg
+    OMP_NUM_THREADS=1 python studies/pmd/bridge.py            # about 20 CPU seconds; bridge.json and its plot
     python studies/pmd/bridge.py --only-draw
 
 A transformer that can say thirteen things, a batch that is its whole population, and the trainer's own update phase:
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+IMAGES = HERE.parents[1] / "docs" / "images" / "pmd-study"
 TAUS, COUNTS, LR = (0.05, 0.2, 1.0), (1, 2, 4, 8, 16, 32, 64, 128, 256), 3e-3
 
 
@@ -100,7 +101,8 @@ def draw(found: list[dict[str, Any]]) -> None:
         axis.set(xscale="log", xlabel="updates on one batch", ylabel=label)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, title="dotted: exact")
-    figure.savefig(HERE / "bridge.svg", transparent=True, metadata={"Date": None})
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGES / "bridge.svg", transparent=True, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
+IMAGES = HERE.parents[1] / "docs" / "images" / "pmd-study"
 
 
 def read() -> list[dict[str, Any]]:
@@ -57,4 +58,4 @@ if __name__ == "__main__":
         carry_on(options.work, options.minutes)
     from analysis import draw_all
 
-    draw_all(read(), HERE)
+    draw_all(read(), HERE / "tables.md", IMAGES)
