@@ -16,6 +16,7 @@ import numpy as np
 from arms import (
     BASELINES,
     COUNTS,
+    EVERY,
     FRESH_SEEDS,
     LENGTHS,
     MEANS,
@@ -23,19 +24,18 @@ from arms import (
     RATES,
     RELATIVES,
     SCREEN_SEEDS,
+    SCREENED,
     Arm,
     Done,
     Run,
     best_rate,
     final,
     find,
-    methods,
 )
 
 from heliostat.statistics import Estimate, bootstrap
 
 Row = Mapping[str, Any]
-EVERY = (*BASELINES, *MEANS, *PARTS)
 REFERENCE = BASELINES[0]
 
 
@@ -79,19 +79,23 @@ def by_variant(arms: Sequence[Arm], variants: Mapping[str, Mapping[str, Any]], d
     return table(["method", *variants], [row for row in rows if any(value != "–" for value in row[1:])])
 
 
+def screened(arm: Arm, done: Done) -> list[float]:
+    """Mean final success of a method's screen by learning rate; empty while it has gaps."""
+    arm = replace(arm, updates_per_batch=SCREENED)
+    found = [[find(Run(arm, lr, seed), done) for seed in SCREEN_SEEDS] for lr in RATES]
+    if not all(row for rows in found for row in rows):
+        return []
+    return [float(np.mean([final(row) for row in rows if row])) for rows in found]
+
+
 def rates(done: Done) -> str:
-    """Mean final success of the screens by learning rate, and what the highest rate costs."""
-    rows = []
-    for count in sorted(COUNTS):
-        for arm in methods(count):
-            means = []
-            for lr in RATES:
-                found = [find(Run(arm, lr, seed), done) for seed in SCREEN_SEEDS]
-                means.append(float(np.mean([final(row) for row in found if row])) if all(found) else float("nan"))
-            if not np.isnan(means).any():
-                loss = max(means) - means[-1]
-                rows.append([arm.method, str(count), *(f"{mean:.3f}" for mean in means), f"{loss:.3f}"])
-    return table(["method", "updates per batch", *(f"lr {lr:g}" for lr in RATES), "lost at the highest"], rows)
+    """The screens, and what the highest rate costs."""
+    rows = [
+        [arm.method, *(f"{mean:.3f}" for mean in means), f"{max(means) - means[-1]:.3f}"]
+        for arm in EVERY
+        if (means := screened(arm, done))
+    ]
+    return table(["method", *(f"lr {lr:g}" for lr in RATES), "lost at the highest"], rows)
 
 
 def differences(arms: Sequence[Arm], change: Mapping[str, Any], other: Arm, done: Done) -> str:
@@ -116,7 +120,7 @@ def numbers(done: Done, count: int, which: str) -> str:
         "entropy": "policy/entropy",
     }
     rows = []
-    for arm in methods(count):
+    for arm in (replace(arm, updates_per_batch=count) for arm in EVERY):
         found = list(confirmed(arm, done).values())
         if found:
             values = [[row[which][key] for row in found if key in row[which]] for key in keys.values()]
@@ -169,7 +173,7 @@ def sections(done: Done) -> dict[str, str]:
             (MEANS[1], PARTS[0], *RELATIVES), {"64 per batch": at(64)}, done
         ),
         "Relatives minus PMD-mean at τ = 0.2": differences((PARTS[0], *RELATIVES), at(64), MEANS[1], done),
-        "Screens: final held-out success by learning rate": rates(done),
+        "Screen, 64 updates per batch: final held-out success by learning rate": rates(done),
         "First phase, 64 updates per batch, low start": numbers(done, 64, "first"),
         "Last phase, 16 updates per batch, low start": numbers(done, 16, "last"),
         "Lengths where they neither cost nor earn, 16 updates per batch": lengths(done),
@@ -228,18 +232,10 @@ def against_rate(done: Done, path: Path) -> None:
     """Final success in the screens against the learning rate."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(8.5, 4), layout="constrained", sharey=True)
-    for axes, count in zip(panels, (16, 64), strict=True):
-        for arm, colour, style in SHOWN:
-            runs = {
-                lr: [find(Run(replace(arm, updates_per_batch=count), lr, seed), done) for seed in SCREEN_SEEDS]
-                for lr in RATES
-            }
-            found = {lr: [final(row) for row in rows if row] for lr, rows in runs.items()}
-            if all(found.values()):
-                means = [float(np.mean(found[lr])) for lr in RATES]
-                axes.plot(RATES, means, style, color=colour, marker=".", label=arm.method)
-        finished(axes, "learning rate", "held-out success at the end" if count == 16 else "")
-        axes.set_title(f"{count} updates per batch")
-    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for arm, colour, style in SHOWN:
+        if means := screened(arm, done):
+            axes.plot(RATES, means, style, color=colour, marker=".", label=arm.method)
+    finished(axes, "learning rate", "held-out success at the end")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, transparent=True, metadata={"Date": None})

@@ -5,8 +5,8 @@ rollouts each, all of them different: "updates per batch" says how many of these
 old the policy of the last of them is. All arms are therefore matched in samples, in updates and (nearly) in FLOPs; only
 their time differs.
 
-Screen, then confirm: every method gets the same three learning rates and two seeds; what is reported are other seeds
-at the best of the three.
+Screen, then confirm: every method gets the same three learning rates and two seeds at 64 updates per batch; what is
+reported are other seeds at the best of the three. Other settings reuse that rate.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 SCREEN_SEEDS = (0, 1)
 FRESH_SEEDS = (10, 11, 12, 13, 14)
 COUNTS = (1, 4, 16, 64)  # updates per batch
+SCREENED = 64
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ Done = Sequence[Mapping[str, Any]]
 BASELINES = tuple(Arm(name) for name in ("reinforce", "grpo", "gspo", "cispo"))
 MEANS = tuple(Arm("pmd-mean", {"tau": tau}) for tau in (0.05, 0.2, 1.0))
 PARTS = tuple(Arm("pmd-part", {"tau": tau}) for tau in (0.2, 1.0))
+EVERY = (*BASELINES, *MEANS, *PARTS)
+MAIN = (*BASELINES[:3], *MEANS[1:], *PARTS)
+# What is close to PMD-mean at tau = 0.2, and runs at its learning rate.
 RELATIVES = (
     *(Arm("pmd-baseline", {"tau": 0.2, "mix": mix}) for mix in (0.25, 0.5, 0.75)),
     *(Arm("kl-chi2", {"tau": 0.2, "chi2_weight": weight}) for weight in (0.0, 0.1, 1.0)),
@@ -84,48 +88,41 @@ LENGTHS = tuple(
 )
 
 
-def methods(count: int) -> tuple[Arm, ...]:
-    """Methods at ``count`` updates per batch; with one, tau cannot act on PMD-mean, so one value stands for all."""
-    chosen = (*BASELINES, *MEANS, *PARTS) if count > 1 else (*BASELINES, MEANS[1], *PARTS)
-    return tuple(replace(arm, updates_per_batch=count) for arm in chosen)
-
-
 def plan(done: Done) -> Iterator[Run]:
-    """Every run of the study, the most wanted first; later parts use the rates that the screens chose."""
-    main = (BASELINES[0], BASELINES[1], BASELINES[2], MEANS[1], MEANS[2], PARTS[1])
-    yield from screen_and_confirm(methods(64), done)
-    yield from screen_and_confirm(methods(16), done)
-    yield from confirm([replace(arm, start="high", updates_per_batch=64) for arm in methods(64)], done)
-    yield from screen_and_confirm(methods(1), done)
-    yield from screen_and_confirm([replace(arm, updates_per_batch=64) for arm in RELATIVES], done)
-    yield from confirm([replace(arm, lag=64) for arm in main], done)
-    yield from confirm([replace(arm, group_size=size, updates_per_batch=16) for size in (4, 16) for arm in main], done)
-    yield from confirm([replace(arm, start="high", updates_per_batch=16) for arm in main], done)
-    yield from confirm([replace(arm, lag=16) for arm in main], done)
-    yield from confirm(LENGTHS, done)
-    yield from screen_and_confirm(methods(4), done)
+    """Every run of the study, the most wanted first; all but the first part wait for the rates that it chooses."""
+    yield from screen(EVERY)
+    yield from confirm(done, EVERY, updates_per_batch=64)
+    yield from confirm(done, MAIN, updates_per_batch=64, start="high")
+    yield from confirm(done, EVERY, updates_per_batch=16)
+    yield from confirm(done, RELATIVES, updates_per_batch=64)
+    yield from confirm(done, LENGTHS)
+    yield from confirm(done, (*BASELINES, MEANS[1], *PARTS), updates_per_batch=1)  # tau cannot act on PMD-mean there
+    yield from confirm(done, MAIN, updates_per_batch=16, group_size=4)
+    yield from confirm(done, MAIN, updates_per_batch=16, group_size=16)
+    yield from confirm(done, MAIN, lag=64)
+    yield from confirm(done, MAIN, updates_per_batch=16, start="high")
+    yield from confirm(done, MAIN, lag=16)
+    yield from confirm(done, EVERY, updates_per_batch=4)
 
 
-def screen_and_confirm(arms: Sequence[Arm], done: Done) -> Iterator[Run]:
-    """The same trials for every arm, then fresh seeds at each one's best rate."""
-    yield from (Run(arm, lr, seed) for seed in SCREEN_SEEDS for arm in arms for lr in RATES)
-    yield from confirm(arms, done)
+def screen(arms: Sequence[Arm]) -> Iterator[Run]:
+    """The same trials for every arm."""
+    screened = [replace(arm, updates_per_batch=SCREENED) for arm in arms]
+    yield from (Run(arm, lr, seed) for seed in SCREEN_SEEDS for arm in screened for lr in RATES)
 
 
-def confirm(arms: Sequence[Arm], done: Done) -> Iterator[Run]:
+def confirm(done: Done, arms: Sequence[Arm], **change: Any) -> Iterator[Run]:
     """Fresh seeds at the rate its screen chose, seed by seed so that all arms are equally far at any time."""
-    yield from (Run(arm, rate, seed) for seed in FRESH_SEEDS for arm in arms if (rate := best_rate(arm, done)))
+    changed = [replace(arm, **change) for arm in arms]
+    yield from (Run(arm, rate, seed) for seed in FRESH_SEEDS for arm in changed if (rate := best_rate(arm, done)))
 
 
 def best_rate(arm: Arm, done: Done) -> float | None:
-    """The learning rate with the highest mean final success in the arm's screen, or ``None`` while that has gaps.
-
-    Screens were made at the low start in groups of eight. A lag uses the screen of as many updates per batch, an arm
-    that changes the weight of lengths the screen of the one that does not.
-    """
-    count = arm.lag or arm.updates_per_batch
+    """The learning rate with the highest mean final success in the method's screen, or ``None`` while that has gaps."""
+    relative = any(arm.method == other.method for other in RELATIVES)
     settings = {key: value for key, value in arm.settings.items() if key != "length_normalization"}
-    screened = replace(arm, settings=settings, updates_per_batch=count, lag=0, group_size=8, start="low")
+    method = MEANS[1] if relative else Arm(arm.objective, settings)
+    screened = replace(method, updates_per_batch=SCREENED)
     finals = {lr: [final(row) for seed in SCREEN_SEEDS if (row := find(Run(screened, lr, seed), done))] for lr in RATES}
     if any(len(values) < len(SCREEN_SEEDS) for values in finals.values()):
         return None
