@@ -46,6 +46,7 @@ AREAS = {
     "optim": "The optimizer.",
     "eval": "Held-out problems: every `eval.every` steps here; before and after training in `evals.jsonl`.",
     "panel": "A fixed panel of held-out problems with fixed seeds, every `guard.panel_every` steps.",
+    "guard": "What [the guard](guard.md) does.",
     "time": "Seconds on the clock, per step unless it says otherwise.",
     "speed": "Tokens per second.",
     "compute": "Running totals.",

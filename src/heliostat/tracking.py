@@ -105,6 +105,11 @@ METRICS: dict[str, Metric] = {
     "panel/pass@1": Metric("fraction", "success rate of one sampled completion on the guard's panel"),
     "panel/pass@k": Metric("fraction", "chance that one of the panel's k samples succeeds, unbiased"),
     "panel/greedy": Metric("fraction", "success rate of greedy decoding on the guard's panel"),
+    "guard/alarms": Metric("count", "rules of the guard whose alarm is up"),
+    "guard/rollbacks": Metric("count", "times the run has gone back to a checkpoint so far"),
+    "guard/entropy_target": Metric("nats/token", "what the guard holds entropy at"),
+    "guard/output": Metric("fraction", "how far the guard's controller has pushed its actuator"),
+    "guard/setting": Metric("value", "value of the actuated setting in the next step"),
     "time/rollout": Metric("seconds", "wall time of sampling"),
     "time/verify": Metric("seconds", "wall time of verification beyond what ran during sampling"),
     "time/update": Metric("seconds", "wall time of forward, backward and optimizer"),
@@ -133,6 +138,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def rewind(self, last_step: int) -> None:
+        """The run goes on from ``last_step``: forget later steps, where that is possible."""
+
     def close(self) -> None: ...
 
 
@@ -151,6 +159,11 @@ class JsonlTracker:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
+    def rewind(self, last_step: int) -> None:
+        self._file.close()
+        rewind(self.path, last_step)
+        self._file = self.path.open("a", encoding="utf-8")
+
     def close(self) -> None:
         self._file.close()
 
@@ -167,6 +180,9 @@ class TensorBoardTracker:
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
+    def rewind(self, last_step: int) -> None:
+        """Steps that are made again are drawn over the first ones."""
+
     def close(self) -> None:
         self._writer.close()
 
@@ -181,6 +197,9 @@ class HostedTracker:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         # Warm-start steps are negative, which hosted trackers refuse as a step: they get the step as a value as well.
         self._client.log({**values, "step": step}, step=max(0, step))
+
+    def rewind(self, last_step: int) -> None:
+        """What was sent stays sent; the service keeps the first value of a step that is made again."""
 
     def close(self) -> None:
         self._client.finish()

@@ -140,6 +140,25 @@ class EvalSection(Section):
     num_transcripts: int = Field(8, ge=0, description="sampled transcripts kept per evaluation")
 
 
+class GuardSection(Section):
+    """What watches over the run, and what it may do about what it sees."""
+
+    mode: Literal["shadow", "act", "off"] = Field(
+        "shadow", description="shadow: say what it would do; act: do it; broken numbers are acted on in both"
+    )
+    baseline_start: int = Field(20, ge=0, description="steps before the run's own level is taken")
+    baseline_steps: int = Field(40, ge=2, description="steps that make up the run's own level")
+    max_rollbacks: int = Field(3, ge=0, description="times a run may go back to a checkpoint before it is stopped")
+    actuator: Literal["none", "entropy-bonus", "clip-high", "covariance", "tau", "temperature", "focus", "kl-ref"] = (
+        Field("none", description="what holds entropy at its target (mode act); the guard page says what each does")
+    )
+    controller: Literal["pi", "bang-bang", "dual"] = Field("pi", description="feedback law of the actuator")
+    entropy_target: float = Field(0.6, gt=0, description="target of entropy, as a share of the run's own early level")
+    panel_every: int = Field(50, ge=0, description="steps between measurements on the panel; 0: none")
+    panel_problems: int = Field(32, ge=1, description="held-out problems on the panel")
+    panel_samples: int = Field(4, ge=1, description="completions per problem on the panel")
+
+
 class TrackingSection(Section):
     """Where metrics go besides metrics.jsonl."""
 
@@ -160,6 +179,7 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+    guard: GuardSection = GuardSection()
     tracking: TrackingSection = TrackingSection()
 
     @field_validator("task", mode="before")

@@ -5,3 +5,30 @@
 Left out: the loop that the guard watches (``train``), pages (``report``). Nothing here imports torch on its own:
 detectors, controllers and text statistics work on a laptop that has only the log of a run.
 """
+
+from heliostat.monitors.controllers import CONTROLLERS, BangBang, Controller, DualAscent, ProportionalIntegral
+from heliostat.monitors.detectors import Cusum, Detector, Ewma, Limit, Multiple, Offset, Reading, RobustZ
+from heliostat.monitors.guard import Finding, Guard
+from heliostat.monitors.reference import Reference
+from heliostat.monitors.rules import Rule, default_rules
+
+__all__ = [
+    "CONTROLLERS",
+    "BangBang",
+    "Controller",
+    "Cusum",
+    "Detector",
+    "DualAscent",
+    "Ewma",
+    "Finding",
+    "Guard",
+    "Limit",
+    "Multiple",
+    "Offset",
+    "ProportionalIntegral",
+    "Reading",
+    "Reference",
+    "RobustZ",
+    "Rule",
+    "default_rules",
+]

@@ -1,0 +1,160 @@
+"""The guard's judgement: a step's signals in, findings out. It knows no trainer, so it also reads finished runs.
+
+A rule speaks when its alarm begins and is silent while it lasts. A number that is not finite is a finding of its own,
+whatever the rules say. The same signals in the same order always give the same findings: the state is all there is, and
+it goes into the checkpoint.
+
+Left out: carrying anything out (``train.guarding``), and where signals come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from heliostat.monitors.detectors import Detector, Reading
+from heliostat.monitors.rules import Level, Rule, default_rules
+
+MUST_BE_FINITE = (
+    *("reward/mean", "policy/entropy", "policy/lambda_hat", "loss/objective", "optim/grad_norm", "length/mean"),
+    *("loss", "grad_norm"),  # what transformers' Trainer logs
+)
+"""Numbers that are finite unless something is broken; ratios may overflow in an honest run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One alarm with the statistic that caused it.
+
+    Attributes:
+        step: when it was noticed; ``onset`` is when the change began, as far as the detector can tell.
+        value: the signal's value; ``normal`` the run's own level, where there is one.
+        statistic: what was compared with ``threshold``, called ``statistic_name``.
+    """
+
+    rule: str
+    level: Level
+    step: int
+    onset: int
+    key: str
+    value: float | None
+    statistic_name: str
+    statistic: float | None
+    threshold: float | None
+    normal: float | None
+    meaning: str
+    advice: str
+
+    def sentence(self) -> str:
+        """The finding in one line for people."""
+        if self.statistic is None or self.threshold is None:
+            return f"step {self.step}: {self.key}: {self.meaning}"
+        normal = "" if self.normal is None else f", normally {self.normal:.3g}"
+        value = "not finite" if self.value is None else f"{self.value:.3g}"
+        return (
+            f"step {self.step}: {self.meaning} ({self.key} {value}{normal}; {self.statistic_name} "
+            f"{self.statistic:.3g}, threshold {self.threshold:g})"
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """For a JSON line."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Guard:
+    """Rules with their detectors.
+
+    **Limits** A run whose signals never change has no findings. Reading a run again from its log gives the findings it
+    had (numbers are logged in full).
+    """
+
+    rules: Sequence[Rule] = field(default_factory=default_rules)
+    alarmed: dict[str, int] = field(default_factory=dict)
+    num_skipped: float = 0.0
+    _detectors: dict[str, Detector] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._detectors = {rule.name: rule.make() for rule in self.rules}
+
+    def read(self, step: int, signals: Mapping[str, float | None]) -> list[Finding]:
+        """Judge one step; alarms that began with it, in the order of the rules.
+
+        Args:
+            signals: metrics by key; ``None`` is a number that was not finite when it was logged.
+        """
+        findings = list(self._broken(step, signals))
+        for rule in self.rules:
+            value = signals.get(rule.key)
+            if value is None or not math.isfinite(value):
+                continue
+            reading = self._detectors[rule.name].update(float(value))
+            if reading is not None and self._begins(rule.name, reading.alarm, step):
+                findings.append(_finding(rule, step, value, reading))
+        return findings
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether a mismatch alarm is up: what is measured then is a bug and not the policy."""
+        return any(rule.name in self.alarmed for rule in self.rules if rule.name.startswith("mismatch"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        detectors = {name: detector.state_dict() for name, detector in self._detectors.items()}
+        return {"detectors": detectors, "alarmed": dict(self.alarmed), "num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        for name, detector in self._detectors.items():
+            detector.load_state_dict(state["detectors"][name])
+        self.alarmed, self.num_skipped = dict(state["alarmed"]), state["num_skipped"]
+
+    def _begins(self, name: str, alarm: bool, step: int) -> bool:
+        """Whether an alarm is new; one that ended makes room for the next."""
+        if not alarm:
+            self.alarmed.pop(name, None)
+            return False
+        is_new = name not in self.alarmed
+        self.alarmed.setdefault(name, step)
+        return is_new
+
+    def _broken(self, step: int, signals: Mapping[str, float | None]) -> Iterable[Finding]:
+        for key in MUST_BE_FINITE:
+            value = signals.get(key, 0.0)
+            bad = value is None or not math.isfinite(value)
+            if self._begins(f"not-finite {key}", bad, step):
+                yield not_finite(step, key, "the number is not finite")
+        skipped = signals.get("optim/bad_steps") or 0.0
+        if skipped > self.num_skipped:
+            yield replace(
+                not_finite(step, "optim/bad_steps", "an update was skipped: its loss or gradient was not finite"),
+                rule="skipped-update",
+                level="note",
+                value=skipped,
+            )
+        self.num_skipped = skipped
+
+
+def not_finite(step: int, key: str, meaning: str) -> Finding:
+    """The finding that a number is broken; it always asks for a rollback."""
+    advice = "a lower optimizer.lr usually helps; the batch of this step is the first suspect"
+    return Finding("not-finite", "rollback", step, step, key, None, "finite", None, None, None, meaning, advice)
+
+
+def _finding(rule: Rule, step: int, value: float, reading: Reading) -> Finding:
+    return Finding(
+        rule.name,
+        rule.level,
+        step,
+        step - reading.onset,
+        rule.key,
+        float(value),
+        reading.name,
+        float(reading.statistic) if math.isfinite(reading.statistic) else None,
+        reading.threshold,
+        reading.normal,
+        rule.meaning,
+        rule.advice,
+    )

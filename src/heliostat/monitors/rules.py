@@ -1,0 +1,215 @@
+"""Which signals the guard watches, with what, and what an alarm means. Adding a rule is adding a line.
+
+Levels, mildest first:
+    note       said and logged
+    mismatch   sampler and trainer disagree: controllers are frozen meanwhile
+    rollback   the run is being damaged: go back to a checkpoint from before the onset, or stop where that did not help
+
+Thresholds are multiples of the run's own early (or recent) level wherever a level does not carry over from one model to
+the next. They were calibrated on recorded healthy runs; ``studies/guard`` has the false alarms that remain.
+
+Left out: the detectors (``detectors``), and what is done (``guard``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from heliostat.monitors.detectors import Cusum, Detector, Limit, Multiple, Offset, RobustZ
+from heliostat.monitors.reference import Reference
+
+Level = Literal["note", "mismatch", "rollback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One signal under one detector.
+
+    Attributes:
+        name: what events call it.
+        key: the metric it watches.
+        make: a fresh detector.
+        level: what an alarm asks for.
+        meaning: what an alarm says about the run, in one sentence.
+        advice: what a person could do about it.
+    """
+
+    name: str
+    key: str
+    make: Callable[[], Detector]
+    level: Level
+    meaning: str
+    advice: str
+
+
+def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
+    """The guard's rules.
+
+    Args:
+        start: steps before the run's own level is taken.
+        size: steps that make up the run's own level.
+    """
+
+    def early() -> Reference:
+        return Reference(size, skip=start)
+
+    def recent() -> Reference:
+        return Reference(50, skip=start, rolling=True, least=min(20, size))
+
+    def long() -> Reference:
+        return Reference(200, skip=start, rolling=True, least=min(30, size))
+
+    return (
+        # -- sampler against trainer: a bug, whatever else the numbers say
+        Rule(
+            "mismatch",
+            "mismatch/k3",
+            lambda: Multiple(early(), 3.0, floor=1e-3),
+            "mismatch",
+            "sampler and trainer give the same tokens different probabilities, more so than earlier in this run",
+            "compare their numerics (precision, kernels, temperature) and how old the sampler's weights are",
+        ),
+        Rule(
+            "mismatch-chi2",
+            "mismatch/chi2_token",
+            lambda: Limit(0.1),
+            "mismatch",
+            "importance weights between sampler and trainer have a large variance",
+            "fix the sampler's numerics before touching the objective",
+        ),
+        Rule(
+            "mismatch-ess",
+            "mismatch/ess",
+            lambda: Limit(0.5, side="low"),
+            "rollback",
+            "less than half of the batch would be left after weighting sampler against trainer",
+            "fix the sampler's numerics or use fresher rollouts",
+        ),
+        # -- the size of steps
+        Rule(
+            "step-size",
+            "optim/update_ratio",
+            lambda: Multiple(recent(), 4.0),
+            "rollback",
+            "the weights moved several times further than in recent steps",
+            "lower optimizer.lr or optimizer.max_grad_norm, and look at the batches of these steps",
+        ),
+        Rule(
+            "gradient",
+            "optim/grad_norm",
+            lambda: Multiple(recent(), 10.0),
+            "note",
+            "the gradient is many times longer than in recent steps",
+            "look at the batches of these steps; clipping shortened them",
+        ),
+        # -- what the policy is paid
+        Rule(
+            "reward-falls",
+            "reward/mean",
+            lambda: Cusum(long(), slack=1.0, threshold=10.0, side="low"),
+            "rollback",
+            "the reward keeps falling below its recent level",
+            "the last steps did damage: lower optimizer.lr, raise objective.tau, or check the verifier",
+        ),
+        Rule(
+            "reward-jumps",
+            "reward/mean",
+            lambda: RobustZ(recent(), threshold=8.0, side="high"),
+            "note",
+            "the reward jumped further in one step than this run's noise explains",
+            "read transcripts for a shortcut: heliostat tasks audit tries junk on the verifier",
+        ),
+        Rule(
+            "no-signal",
+            "reward/zero_signal",
+            lambda: Limit(0.95),
+            "note",
+            "almost all groups earn the same reward, so there is nothing to learn from",
+            "use easier or harder problems, larger groups, or train.focus",
+        ),
+        # -- entropy and diversity
+        Rule(
+            "entropy-collapse",
+            "policy/entropy",
+            lambda: Multiple(early(), 0.15, side="low", floor=0.01, hold=3),
+            "note",
+            "entropy has fallen to a small share of its early level: the policy has stopped exploring",
+            "raise guard.actuator to control it, objective.tau, or clip_high; lower optimizer.lr",
+        ),
+        Rule(
+            "entropy-explosion",
+            "policy/entropy",
+            lambda: Multiple(early(), 2.5, hold=3),
+            "rollback",
+            "entropy is several times its early level: the policy is turning to noise",
+            "lower optimizer.lr, and look for a reward that does not depend on the answer",
+        ),
+        Rule(
+            "answers-collapse",
+            "answers/distinct_correct",
+            lambda: Multiple(early(), 0.6, side="low", floor=1.2, hold=3),
+            "note",
+            "groups find far fewer different right answers than early in the run",
+            "pass@k will fall with it: control entropy with guard.actuator",
+        ),
+        Rule(
+            "template",
+            "panel/information",
+            lambda: Multiple(Reference(1), 0.7, side="low", floor=0.2),
+            "note",
+            "completions depend less on their prompts: one template for everything, whatever the entropy",
+            "drop groups of little reward variance; lower optimizer.lr",
+        ),
+        Rule(
+            "pass-k-falls",
+            "panel/pass@k",
+            lambda: Multiple(Reference(1), 0.85, side="low", floor=0.1, hold=2),
+            "note",
+            "the chance that one of k samples is right has fallen below where it began",
+            "the policy is narrowing: control entropy with guard.actuator",
+        ),
+        # -- text
+        Rule(
+            "loops",
+            "text/loops",
+            lambda: Offset(early(), 0.1, hold=2),
+            "note",
+            "completions end in loops",
+            "read transcripts; shorten rollout.max_new_tokens or punish truncation",
+        ),
+        Rule(
+            "repetition",
+            "text/rep4",
+            lambda: Offset(early(), 0.1, hold=3),
+            "note",
+            "completions repeat themselves more than early in the run",
+            "read transcripts; entropy may be fine on average",
+        ),
+        Rule(
+            "truncation",
+            "length/truncated",
+            lambda: Offset(early(), 0.2, hold=2),
+            "note",
+            "many more completions are cut off than early in the run",
+            "raise rollout.max_new_tokens, or look for loops",
+        ),
+        Rule(
+            "length",
+            "length/mean",
+            lambda: Multiple(early(), 2.0, hold=2),
+            "note",
+            "completions are more than twice as long as early in the run",
+            "compare reward at equal length",
+        ),
+        # -- data
+        Rule(
+            "duplicates",
+            "text/duplicate_prompts",
+            lambda: Limit(0.2),
+            "note",
+            "many of the step's groups share their prompt: the batch is smaller than it looks",
+            "check the data for duplicates, or lower train.focus",
+        ),
+    )
