@@ -4,6 +4,7 @@ The names below load on first use, so that ``import heliostat`` costs nothing:
 
     post_train, sft, evaluate, sample    what the command line does
     write_report                         run folders to one page
+    diagnose                             what went wrong with a run
     load_recipe, Recipe                  settings
 """
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from heliostat.api import evaluate, post_train, sample, sft
     from heliostat.config import ConfigError, Recipe, load_recipe
     from heliostat.report import write_report
+    from heliostat.report.diagnosis import diagnose
 
 __version__ = "0.1.0"
 
@@ -21,6 +23,7 @@ __all__ = [
     "ConfigError",
     "Recipe",
     "__version__",
+    "diagnose",
     "evaluate",
     "load_recipe",
     "post_train",
@@ -32,6 +35,7 @@ __all__ = [
 _HOME = {
     "ConfigError": "config",
     "Recipe": "config",
+    "diagnose": "report.diagnosis",
     "evaluate": "api",
     "load_recipe": "config",
     "post_train": "api",

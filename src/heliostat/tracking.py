@@ -82,6 +82,7 @@ METRICS: dict[str, Metric] = {
     "length/truncated": Metric("fraction", "share of completions cut off by the token budget or the context window"),
     "loss/objective": Metric("loss", "the objective's loss, averaged over the step's updates"),
     "loss/clipped": Metric("fraction", "share of tokens or sequences whose gradient the objective's clip removed"),
+    "loss/covariance_clipped": Metric("fraction", "share of tokens whose gradient the guard's covariance clip removed"),
     "loss/sft": Metric("nats/token", "supervised cross-entropy of the warm start"),
     "optim/grad_norm": Metric("norm", "global gradient norm before clipping, averaged over the step's updates"),
     "optim/update_ratio": Metric("ratio", "norm of the step's change of the weights over the norm of the weights"),

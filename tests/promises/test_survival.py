@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -140,11 +141,16 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(uninterrupted, 
     assert again.returncode == 0, again.stderr
 
 
-def test_broken_numbers_end_the_run_with_the_last_good_checkpoint(tmp_path):
-    recipe = small.recipe(tmp_path, optimizer__lr=1e38, optimizer__schedule="constant", train__checkpoint_every=1)
+@pytest.mark.parametrize(
+    ("mode", "message"), [("off", "not finite|non-finite"), ("shadow", "not finite|non-finite|guard stopped the run")]
+)
+def test_broken_numbers_end_the_run_with_the_last_good_checkpoint(tmp_path, mode, message):
+    recipe = small.recipe(
+        tmp_path, optimizer__lr=1e38, optimizer__schedule="constant", train__checkpoint_every=1, guard__mode=mode
+    )
     result = run_recipe(recipe, tmp_path / "run", "small")
     assert result.status == "failed"
-    assert "not finite" in result.reason or "non-finite" in result.reason
+    assert re.search(message, result.reason)
     kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert kept
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

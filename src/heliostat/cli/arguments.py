@@ -96,6 +96,10 @@ def _report(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="page to write (default: in the run folder)")
 
 
+def _diagnose(parser: ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN", type=Path, help="run folder, or a JSONL file of metrics or transcripts")
+
+
 def _task(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help=_TASK)
 
@@ -243,6 +247,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command("make one page out of run folders", commands.report, _report),
     "traces": Command("import, export, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
+    "diagnose": Command("explain what went wrong with a run, from its folder alone", commands.diagnose, _diagnose),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
     "theory": Command("the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),

@@ -106,6 +106,14 @@ def report(args: Namespace) -> int:
     return 0
 
 
+def diagnose(args: Namespace) -> int:
+    """``heliostat diagnose``: what went wrong with a run."""
+    from heliostat.report.diagnosis import diagnose
+
+    print(diagnose(args.path).format())
+    return 0
+
+
 def list_tasks(args: Namespace) -> int:
     """``heliostat tasks list``."""
     from heliostat.cli.tables import print_lines

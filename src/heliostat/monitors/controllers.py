@@ -6,8 +6,8 @@ r"""Controllers: how hard to push, from how far a measured number is below its t
     dual ascent  u <- clip(u e^{rate e}, least, 1)
 
 The output ``u`` is a share of an actuator's range: 0 leaves the recipe as it is, 1 is as far as the actuator goes. It
-never moves by more than ``slew`` in a step. ``freeze`` holds it: while sampler and trainer disagree, the measured number
-shows a bug and not the policy.
+never moves by more than ``slew`` in a step. ``frozen`` holds it: while sampler and trainer disagree, the measured
+number shows a bug and not the policy.
 
 Left out: what is pushed (``train.actuators``) and where the target comes from (``guard``).
 

@@ -126,7 +126,8 @@ class Multiple(Referenced):
     beyond: int = 0
 
     def judge(self, value: float, normal: float) -> Reading:
-        ratio = value / normal if normal > 0 else float("inf") if value > 0 else 1.0
+        nothing = float("inf") if value > self.floor > 0 else 1.0  # without a floor, a level of 0 is no level
+        ratio = value / normal if normal > 0 else nothing
         if self.side == "high":
             out = ratio > self.threshold and value > self.floor
         else:

@@ -138,9 +138,9 @@ class Guard:
 
 
 def not_finite(step: int, key: str, meaning: str) -> Finding:
-    """The finding that a number is broken; it always asks for a rollback."""
+    """The finding that a number is broken; going back is asked for in every mode."""
     advice = "a lower optimizer.lr usually helps; the batch of this step is the first suspect"
-    return Finding("not-finite", "rollback", step, step, key, None, "finite", None, None, None, meaning, advice)
+    return Finding("not-finite", "broken", step, step, key, None, "finite", None, None, None, meaning, advice)
 
 
 def _finding(rule: Rule, step: int, value: float, reading: Reading) -> Finding:

@@ -27,6 +27,7 @@ class Reference:
         least: values needed before the reference speaks; early references need all of theirs.
         floor: the spread is never taken smaller than this share of the median's size: a signal that was constant so
             far must not make the first change of its last digit an alarm.
+        least_spread: nor smaller than this.
 
     **Limits** An early reference never changes once it has its values.
     """
@@ -36,6 +37,7 @@ class Reference:
     rolling: bool = False
     least: int = 20
     floor: float = 0.01
+    least_spread: float = 1e-12
     values: list[float] = field(default_factory=list)
     seen: int = 0
 
@@ -47,7 +49,7 @@ class Reference:
         """The robust standard deviation."""
         middle = median(self.values)
         deviation = MAD_TO_SIGMA * median(abs(value - middle) for value in self.values)
-        return max(deviation, self.floor * abs(middle), 1e-12)
+        return max(deviation, self.floor * abs(middle), self.least_spread)
 
     @property
     def ready(self) -> bool:

@@ -4,6 +4,7 @@ Levels, mildest first:
     note       said and logged
     mismatch   sampler and trainer disagree: controllers are frozen meanwhile
     rollback   the run is being damaged: go back to a checkpoint from before the onset, or stop where that did not help
+    broken     there is nothing left to lose: the same, also in shadow mode
 
 Thresholds are multiples of the run's own early (or recent) level wherever a level does not carry over from one model to
 the next. They were calibrated on recorded healthy runs; ``studies/guard`` has the false alarms that remain.
@@ -20,7 +21,7 @@ from typing import Literal
 from heliostat.monitors.detectors import Cusum, Detector, Limit, Multiple, Offset, RobustZ
 from heliostat.monitors.reference import Reference
 
-Level = Literal["note", "mismatch", "rollback"]
+Level = Literal["note", "mismatch", "rollback", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         return Reference(50, skip=start, rolling=True, least=min(20, size))
 
     def long() -> Reference:
-        return Reference(200, skip=start, rolling=True, least=min(30, size))
+        return Reference(200, skip=start, rolling=True, least=min(30, size), least_spread=0.01)
 
     return (
         # -- sampler against trainer: a bug, whatever else the numbers say
@@ -89,6 +90,14 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         ),
         # -- the size of steps
         Rule(
+            "wrecked",
+            "optim/update_ratio",
+            lambda: Limit(1.0),
+            "broken",
+            "the weights moved further than they are long: nothing of the model is left",
+            "lower optimizer.lr",
+        ),
+        Rule(
             "step-size",
             "optim/update_ratio",
             lambda: Multiple(recent(), 4.0),
@@ -116,7 +125,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "reward-jumps",
             "reward/mean",
-            lambda: RobustZ(recent(), threshold=8.0, side="high"),
+            lambda: RobustZ(Reference(50, start, True, min(20, size), least_spread=0.02), threshold=8.0, side="high"),
             "note",
             "the reward jumped further in one step than this run's noise explains",
             "read transcripts for a shortcut: heliostat tasks audit tries junk on the verifier",

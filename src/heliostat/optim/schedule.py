@@ -50,9 +50,9 @@ class Schedule:
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps))
         return self.peak * (self.floor + (1 - self.floor) * SHAPES[self.shape](progress))
 
-    def set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Write the step's learning rate into every parameter group, scaled by the group's own ``lr_scale``."""
-        lr = self.lr(step)
+    def set_lr(self, optimizer: torch.optim.Optimizer, step: int, scale: float = 1.0) -> float:
+        """Write ``scale`` times the step's learning rate into every group, scaled by the group's own ``lr_scale``."""
+        lr = scale * self.lr(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr

@@ -19,6 +19,7 @@ from heliostat.report.scales import format_value
 from heliostat.report.series import ends
 from heliostat.statistics import Estimate
 
+DEADBAND = 0.1  # of the guard's controllers
 AFTER, BEFORE = 0, 5  # colours of the trained policy and of the one it started from
 
 
@@ -74,6 +75,46 @@ class Figures:
             "it solves problems it could not solve before.",
             ("after", "before"),
             colours=(AFTER, BEFORE),
+        )
+
+    def entropy_band(self) -> Html | None:
+        """Entropy against the band the guard would hold it in."""
+        lines = []
+        for index, run in enumerate(self.runs):
+            targets = [(x, y) for x, y in run.series("guard/entropy_target") if y is not None]
+            band = [(x, (1 - DEADBAND) * y, (1 + DEADBAND) * y) for x, y in targets]
+            if band:
+                lines.append(self._line(index, 0, "entropy", _part(run.series("policy/entropy"), False)))
+                lines.append(self._line(index, 1, "target", targets, band=band, smoothed=False))
+        chart = Chart("entropy-band", "Entropy and its target", "nats/token", _drawable(lines))
+        return self._figure(
+            chart,
+            "The target is a share of the run's own early entropy (guard.entropy_target); inside the band a controller "
+            "holds still. Without an actuator this only shows where entropy has gone.",
+            ("entropy", "target"),
+            wide=True,
+        )
+
+    def coverage(self) -> Html | None:
+        """Reward, pass@1 and pass@k on one axis: does the policy get better, or only narrower?"""
+        keys = (
+            ("reward/success", "training success"),
+            ("panel/pass@1", "panel pass@1"),
+            ("panel/pass@k", "panel pass@k"),
+        )
+        lines = [
+            self._line(index, number, name, _part(run.series(key), False), dots=key.startswith("panel/"))
+            for index, run in enumerate(self.runs)
+            if run.series("panel/pass@k")
+            for number, (key, name) in enumerate(keys)
+        ]
+        chart = Chart("coverage", "Success against coverage", "fraction", _drawable(lines), bounds=(0.0, 1.0))
+        return self._figure(
+            chart,
+            "Pass@1 and pass@k on the guard's fixed panel. If pass@1 rises and pass@k falls, the policy gives up right "
+            "answers it used to find.",
+            tuple(name for _, name in keys),
+            wide=True,
         )
 
     def panel(self, panel: Panel, small: bool = False) -> Html | None:

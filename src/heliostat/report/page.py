@@ -16,7 +16,14 @@ import heliostat
 from heliostat.report.figures import Figures
 from heliostat.report.markup import Html, data_script, element
 from heliostat.report.read import Run, read_runs
-from heliostat.report.sections import chart_sections, missing_section, settings_section, transcripts_section
+from heliostat.report.sections import (
+    chart_sections,
+    events_section,
+    missing_section,
+    settings_section,
+    transcripts_section,
+    wall_section,
+)
 from heliostat.report.summary import cards, heading, verdict_section
 from heliostat.report.verdict import judge
 
@@ -58,7 +65,13 @@ def render(runs: Sequence[Run]) -> str:
     style, script = (Html(folder.joinpath(name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
     verdicts = [judge(run) for run in runs]
     figures = Figures(runs)
-    sections = [*chart_sections(runs, figures), transcripts_section(runs), settings_section(runs)]
+    sections = [
+        *chart_sections(runs, figures),
+        events_section(runs),
+        wall_section(runs),
+        transcripts_section(runs),
+        settings_section(runs),
+    ]
     present = [section for section in sections if section]
     main = element(
         "main",

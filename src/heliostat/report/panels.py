@@ -216,6 +216,62 @@ HEALTH = PanelGroup(
     ),
 )
 
+GUARD = PanelGroup(
+    "target",
+    "Is it on target?",
+    "What the guard watches, and what it turns. The run is compared with its own early steps throughout.",
+    (
+        Panel(
+            "Actuator",
+            ("guard/output",),
+            "0 leaves the recipe as it is, 1 is as far as the actuator goes. Held at 1, it is too weak for its task.",
+            bounds=(0.0, 1.0),
+        ),
+        Panel(
+            "Different right answers",
+            ("answers/distinct_correct", "answers/effective"),
+            "Where several answers are right, the first should not fall as reward rises. Where one is, both end at 1.",
+            names=("different right answers", "effective number of answers"),
+        ),
+        Panel(
+            "Where the batch pushes entropy",
+            ("policy/entropy_drift",),
+            "Below zero the batch rewards what was likely already; entropy follows some steps later.",
+            reference=(0.0, "no push"),
+        ),
+        Panel(
+            "Sampler against trainer: KL",
+            ("mismatch/k3",),
+            "Growth is the earliest sign of numerics or weights that drift apart.",
+            may_log=True,
+        ),
+        Panel(
+            "Sampler against trainer: what weighting leaves",
+            ("mismatch/ess",),
+            "Below one half, importance weights would rest on a few completions.",
+            bounds=(0.0, 1.0),
+        ),
+        Panel(
+            "Loops and repetition",
+            ("text/loops", "text/rep4"),
+            "Small and flat is healthy. A rise with steady reward is a reward that does not read to the end.",
+            names=("end in a loop", "repeated 4-grams"),
+        ),
+        Panel(
+            "Calibration",
+            ("panel/calibration", "panel/calibration_own"),
+            "Zero is a policy that is as sure as it is right; below zero it is overconfident on held-out solutions.",
+            names=("on held-out solutions", "along its own completions"),
+            reference=(0.0, "calibrated"),
+        ),
+        Panel(
+            "Information of a completion about its prompt",
+            ("panel/information",),
+            "A fall while entropy holds is a template: the same text for every prompt.",
+        ),
+    ),
+)
+
 SPEED = PanelGroup(
     "cost",
     "Where time and compute went",
@@ -230,12 +286,13 @@ SPEED = PanelGroup(
     ),
 )
 
-GROUPS = (LEARNING, MIRROR, HEALTH, SPEED)
+GROUPS = (LEARNING, MIRROR, HEALTH, GUARD, SPEED)
 
 # Shown as hero chart, pass@k curve, bars, cards or interval bands, so not repeated as panels of their own.
 SHOWN_ELSEWHERE = frozenset(
     {"reward/success", "eval/pass@1", "eval/pass@1_low", "eval/pass@1_high", "eval/pass@k", "time/total"}
     | {f"time/{phase}" for phase in ("rollout", "verify", "update", "eval")}
+    | {"panel/pass@1", "panel/pass@k", "panel/greedy", "guard/entropy_target"}  # entropy band, reward and coverage
     | {"compute/rollout_flops", "compute/update_flops", "compute/tokens"}
 )
 

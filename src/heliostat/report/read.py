@@ -73,6 +73,7 @@ class Run:
     Attributes:
         label: how the page calls the run; unique among the runs of one page.
         metrics: one mapping per step, steps ascending; ``None`` where a logged number was not finite.
+        events: what the run's guard saw and did, in order.
         notes: one sentence for each thing that was missing or unreadable.
     """
 
@@ -84,6 +85,7 @@ class Run:
     evaluations: Sequence[Evaluation] = ()
     transcripts: Sequence[Transcript] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
+    events: Sequence[Mapping[str, Any]] = ()
     notes: tuple[str, ...] = ()
 
     def series(self, key: str) -> list[tuple[float, float | None]]:
@@ -123,6 +125,7 @@ def read_run(folder: Path, label: str = "") -> Run:
         evaluations=_read_records(folder / "evals.jsonl", Evaluation, notes),
         transcripts=_read_records(folder / "transcripts.jsonl", Transcript, notes),
         summary=_read_document(folder / "summary.json", json.loads, notes),
+        events=_read_lines(folder / "events.jsonl")[0],  # absent where the guard had nothing to say
         notes=tuple(notes),
     )
 

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heliostat.report.bars import stacked_bars
+from heliostat.report.events import timeline
 from heliostat.report.figures import Figures
 from heliostat.report.markup import Html, element
-from heliostat.report.panels import GROUPS, LEARNING, SPEED, PanelGroup, remaining_panels
+from heliostat.report.panels import GROUPS, GUARD, LEARNING, SPEED, PanelGroup, remaining_panels
 from heliostat.report.phases import flops, seconds
 from heliostat.report.read import Run
 from heliostat.report.scales import format_quantity, format_seconds
 from heliostat.report.tables import by_task, recipe_table, versions_table
 from heliostat.report.transcripts import transcript_section
+from heliostat.report.wall import wall
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,35 @@ def transcripts_section(runs: Sequence[Run]) -> Section | None:
     )
 
 
+def events_section(runs: Sequence[Run]) -> Section | None:
+    """What the guard saw and did."""
+    bodies = [(run.label, timeline(run)) for run in runs]
+    parts = _of_each(bodies)
+    intro = (
+        "Hollow marks were only said: in shadow mode the guard does not act. Each line names the statistic behind it."
+    )
+    return Section("events", _titled("events", "What the guard saw", intro, parts)) if parts else None
+
+
+def wall_section(runs: Sequence[Run]) -> Section | None:
+    """The latest completions with their repetitions marked."""
+    parts = _of_each([(run.label, wall(run)) for run in runs])
+    intro = "The latest evaluation's first completions. Marked words repeat what the same text has said before."
+    return Section("wall", _titled("wall", "Does it repeat itself?", intro, parts)) if parts else None
+
+
+def _of_each(bodies: Sequence[tuple[str, Html | None]]) -> list[Html]:
+    """The body of a single run, or each run's behind its own heading."""
+    present = [(label, body) for label, body in bodies if body]
+    if len(bodies) == 1:
+        return [body for _, body in present]
+    return [element("details", element("summary", label), body) for label, body in present]
+
+
+def _titled(anchor: str, title: str, intro: str, parts: Sequence[Html]) -> Html:
+    return element("section", element("h2", title), element("p", intro, class_="intro"), parts, id=anchor)
+
+
 def settings_section(runs: Sequence[Run]) -> Section:
     """The recipe of each run with its changes marked, then versions."""
     recipes = [
@@ -93,6 +124,8 @@ def _group(group: PanelGroup, runs: Sequence[Run], figures: Figures) -> Section 
     drawn = [figures.hero(), figures.pass_at_k()] if group is LEARNING else []
     if group is SPEED:
         drawn = [*_bars(runs)]
+    if group is GUARD:
+        drawn = [figures.entropy_band(), figures.coverage()]
     drawn += [figures.panel(panel) for panel in group.panels]
     present = [figure for figure in drawn if figure]
     if not present:

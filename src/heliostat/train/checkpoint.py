@@ -89,6 +89,11 @@ class Checkpoints:
         optimizer.load_state_dict(optimizer_state)
         return state
 
+    def drop_after(self, step: int) -> None:
+        """Remove every checkpoint newer than ``step``."""
+        for newer in [other for other in self.steps() if other > step]:
+            shutil.rmtree(self._path(newer))
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:06d}"
 

@@ -1,7 +1,7 @@
 """The run folder: one owner at a time, every file in a known place, nothing half-written.
 
-    recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  checkpoints/  model/  report.html
-    summary.json  reference/ (of objectives that need one)
+    recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  events.jsonl  abandoned.jsonl
+    checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -68,6 +68,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.evals = path / "evals.jsonl"
         self.transcripts = path / "transcripts.jsonl"
+        self.events = path / "events.jsonl"
+        self.abandoned = path / "abandoned.jsonl"
         self.summary = path / "summary.json"
         self.model = path / "model"
         self.reference = path / "reference"
@@ -113,7 +115,7 @@ class RunFolder:
     def rewind_to(self, step: int | None) -> None:
         """Forget what was written after the checkpoint of ``step``, or everything; a resumed run writes it again."""
         if step is None:
-            for path in (self.metrics, self.evals, self.transcripts):
+            for path in (self.metrics, self.evals, self.transcripts, self.events, self.abandoned):
                 path.unlink(missing_ok=True)
             return
         if self.metrics.exists():
@@ -121,6 +123,18 @@ class RunFolder:
         for path in (self.evals, self.transcripts):
             if path.exists():
                 _keep_lines(path, lambda row: row["step"] < step or (row["step"] == step and row["phase"] == "during"))
+
+    def forget_after(self, step: int) -> None:
+        """Drop evaluations and transcripts of steps that were taken back; those of ``step`` itself and before stay."""
+        for path in (self.evals, self.transcripts):
+            if path.exists():
+                _keep_lines(path, lambda row: row["step"] <= step)
+
+    def rewind_events(self, tick: int) -> None:
+        """Forget what the guard wrote after ``tick``, its count of steps made (abandoned ones included)."""
+        for path in (self.events, self.abandoned):
+            if path.exists():
+                _keep_lines(path, lambda row: row["tick"] <= tick)
 
     def recorded(self, phase: str) -> Evaluation | None:
         """What the folder already knows of the evaluation ``before`` or ``after`` training."""

@@ -75,12 +75,27 @@ class Policy:
 
     def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Log-probability of every completion token of ``rows``, concatenated in row order."""
+        hidden = self._hidden(rows)
+        targets = torch.tensor([token for row in rows for token in row.completion.token_ids], device=self.device)
+        return completion_log_probs(self.loaded.head, hidden, targets, self.temperature, self._vocab_size)
+
+    @torch.no_grad()
+    def entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
+        """Entropy of the distribution in front of every completion token, in nats; for looking, without gradient."""
+        pieces = []
+        for chunk in torch.split(self._hidden(rows), max(1, MAX_LOGITS // self._vocab_size)):
+            logp = torch.log_softmax(self.loaded.head.logits(chunk).float() / self.temperature, dim=-1)
+            pieces.append(torch.special.entr(logp.exp()).sum(dim=-1))
+        return torch.cat(pieces)
+
+    def _hidden(self, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
         layout, _ = self._cheapest([GroupShape.of(group) for group in by_group(rows)])
         with recomputing(self.loaded.model) if self.recompute else nullcontext():
-            hidden = layout.hidden(self.loaded, rows)
-        targets = torch.tensor([token for row in rows for token in row.completion.token_ids], device=self.device)
-        vocab_size = self.loaded.model.config.get_text_config().vocab_size
-        return completion_log_probs(self.loaded.head, hidden, targets, self.temperature, vocab_size)
+            return layout.hidden(self.loaded, rows)
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self.loaded.model.config.get_text_config().vocab_size)
 
     def padded_tokens(self, groups: Sequence[GroupShape]) -> int:
         """Tokens a forward over these groups computes, padding included."""

@@ -25,6 +25,7 @@ from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.folder import RunFolder, default_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
+from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.ledger import Ledger
 from heliostat.train.profile import Profile
@@ -35,7 +36,7 @@ from heliostat.train.trainer import ParityError, Trainer
 from heliostat.types import Group, Problem
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
-EXPECTED_FAILURES = (TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError, ParityError)
+EXPECTED_FAILURES = (TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError, ParityError, GuardStopped)
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
 

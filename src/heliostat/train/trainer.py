@@ -11,7 +11,7 @@ Left out: everything that has a room of its own; this file only says in which or
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +25,19 @@ from heliostat.objectives import Objective
 from heliostat.optim import Schedule, build_optimizer, forget_moments
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tracking import Tracker
+from heliostat.tracking import Tracker, read_metrics
+from heliostat.train.actuators import build_actuator
 from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum, Passes
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation, evaluate
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.ledger import Ledger
 from heliostat.train.observe import make_monitor
+from heliostat.train.panel import Panel
 from heliostat.train.policy import Policy
 from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
@@ -54,6 +57,10 @@ PARITY_BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 class ParityError(RuntimeError):
     """Sampler and trainer disagree about log-probabilities by more than the recipe allows."""
+
+
+RESCUABLE = (*NUMERIC_FAILURES, ParityError)
+"""What a step may end in that going back to a checkpoint might help."""
 
 
 @dataclass
@@ -84,6 +91,11 @@ class Trainer:
         self.curriculum = Curriculum(problems, self.recipe.run.seed, self.recipe.train.focus)
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
+        section = self.recipe.guard
+        actuator = build_actuator(section.actuator, self.updater, self.curriculum)
+        self.guard = RunGuard(
+            section, self.folder, self.display.note, self.runtime.is_main, actuator, self._make_panel()
+        )
 
     def run(self) -> tuple[Evaluation, Evaluation]:
         """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
@@ -108,13 +120,24 @@ class Trainer:
         train = self.recipe.train
         self.display.begin_phase("train", train.num_steps, done=self.step)
         with self._saved_when_interrupted(self.updater.guarded.optimizer):
-            for step in range(self.step + 1, train.num_steps + 1):
-                with self.ledger.step():
-                    values = self._step(step)
+            while self.step < train.num_steps:
+                step = self.step + 1
+                try:
+                    with self.ledger.step():
+                        values = self._step(step)
+                    values |= self.guard.act(step, values)
+                except RESCUABLE as error:
+                    if not self.guard.rescue(step, error):
+                        raise
+                    self._go_back(step)
+                    continue
                 self.step = step
                 if self.recipe.eval.every and step % self.recipe.eval.every == 0 and step < train.num_steps:
                     values |= self._evaluate_some()
                 self._log(step, values)
+                if self.guard.order:
+                    self._go_back(step)
+                    continue
                 if step % train.checkpoint_every == 0 or step == train.num_steps:
                     self._save(self.updater.guarded.optimizer)
         self.display.end_phase()
@@ -122,13 +145,14 @@ class Trainer:
     def _step(self, step: int) -> dict[str, float]:
         """One step: what every other part of the project serves."""
         rollout, train = self.recipe.rollout, self.recipe.train
-        seed = completion_seed(self.recipe.run.seed, "step", step)
+        position = step + self.guard.skipped  # in the data: steps that were taken back are not made again
+        seed = completion_seed(self.recipe.run.seed, "step", position)
         started = time.monotonic()
 
-        problems = self.curriculum.next(step - 1, rollout.prompts_per_step)
+        problems = self.curriculum.next(position - 1, rollout.prompts_per_step)
         prompts = [self.bench.prompt(problem) for problem in problems]
         with self.ledger.phase("rollout"):
-            settings = SamplingSettings(temperature=rollout.temperature)
+            settings = SamplingSettings(temperature=self.updater.policy.temperature)
             judging = self.pool.begin()  # a group is judged while the others are still being sampled
             groups = self.bench.engine.sample(
                 prompts, rollout.group_size, settings, seed=seed, policy_step=step - 1, announce=judging.announce
@@ -137,7 +161,7 @@ class Trainer:
             groups = judging.finish(groups)
         self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
         self.curriculum.learn(groups)
-        batch = make_batch(self.objective, groups)
+        batch = make_batch(self.updater.objective, groups, self.updater.entropy_bonus)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
             report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)
@@ -150,7 +174,7 @@ class Trainer:
         sampler_gap = self._checked_sampler_gap(report)
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
         scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
-        mirror = mirror_means(*scored, tau=getattr(self.objective, "tau", None))
+        mirror = mirror_means(*scored, tau=getattr(self.updater.objective, "tau", None))
         means = self.runtime.merge({**rollout_means(groups), **report.means, **mirror})
         self.num_bad_steps += report.bad_steps
         numbers = {key: mean.value for key, mean in means.items() if mean.count}
@@ -224,6 +248,44 @@ class Trainer:
             tracker.log(step, values)
         self.display.step(step if step > 0 else step + self.recipe.warm_start.num_steps, values)
 
+    # -- guard ------------------------------------------------------------------------------------------------------
+
+    def _make_panel(self) -> Callable[[], dict[str, float]]:
+        section = self.recipe.guard
+        panel = Panel(
+            [self.bench.prompt(problem) for problem in self.heldout[: section.panel_problems]],
+            section.panel_samples,
+            self.recipe.rollout.temperature,
+            completion_seed(self.recipe.run.seed, "panel"),
+            self.recipe.train.tokens_per_microbatch,
+        )
+
+        def measure() -> dict[str, float]:
+            with self.ledger.phase("eval"):
+                numbers = panel.measure(self.bench.engine, self.pool, self.updater.policy)
+            self.ledger.charge_rollout("eval", self.bench.loaded, self.bench.engine.take_counts())
+            return numbers
+
+        return measure
+
+    def _go_back(self, step: int) -> None:
+        """Continue from an earlier checkpoint with other data and half the step, as the guard ordered."""
+        to = self.guard.destination(step, self.checkpoints.steps())
+        self.checkpoints.drop_after(to)
+        optimizer = self.updater.guarded.optimizer
+        state = self.checkpoints.load(to, self.bench.loaded.model, optimizer)
+        self.curriculum.load_state_dict(state["curriculum"])
+        self.updater.guarded.num_bad_in_a_row = 0
+        abandoned = [row for row in read_metrics(self.folder.metrics) if row["step"] > to]
+        self.guard.went_back(step, to, state["guard"], abandoned)
+        if self.runtime.is_main:
+            self.folder.forget_after(to)
+        for tracker in self.trackers:
+            tracker.rewind(to)
+        self.updater.lr_scale = self.guard.lr_scale
+        self.step = to
+        self._save(optimizer)
+
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -242,6 +304,7 @@ class Trainer:
             "seconds": self.elapsed_s,
             "ledger": self.ledger.state_dict(),
             "curriculum": self.curriculum.state_dict(),
+            "guard": self.guard.state_dict(self.step),
         }
         self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
 
@@ -260,6 +323,8 @@ class Trainer:
         self.seconds_before = state["seconds"]
         self.ledger.load_state_dict(state["ledger"])
         self.curriculum.load_state_dict(state["curriculum"])
+        self.guard.load_state_dict(state["guard"])
+        self.updater.lr_scale = self.guard.lr_scale
 
     # -- warm start -------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
 from heliostat.monitors.weights import WeightProbe
 from heliostat.objectives import Objective
+from heliostat.objectives.covariance import CovarianceClip
 from heliostat.optim import Schedule
 from heliostat.spans import span
 from heliostat.train.extra_pass import ExtraPass
@@ -79,14 +80,25 @@ class UpdateReport:
         self.means[key] = self.means[key] + mean if key in self.means else mean
 
 
-def make_batch(objective: Objective, groups: Sequence[Group]) -> Batch:
-    """Each group's rewards turned into the objective's advantages."""
-    return Batch(
-        tuple(
-            TrainingGroup(group, objective.advantages(torch.tensor(group.rewards, dtype=torch.float32)))
-            for group in groups
-        )
-    )
+def make_batch(objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0) -> Batch:
+    """Each group's rewards turned into the objective's advantages.
+
+    Args:
+        entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y`` here, and nowhere that
+            rewards are reported.
+
+    **Limits** At the anchor, for advantages that are the reward minus a mean, the bonus adds ``entropy_bonus`` times
+    the gradient of the entropy of whole completions, in expectation.
+    """
+
+    def targets(group: Group) -> torch.Tensor:
+        rewards = torch.tensor(group.rewards, dtype=torch.float32)
+        if entropy_bonus:
+            surprise = [-float(completion.logp_gen.sum(dtype=np.float64)) for completion in group.completions]
+            rewards = rewards + entropy_bonus * torch.tensor(surprise, dtype=torch.float32)
+        return objective.advantages(rewards)
+
+    return Batch(tuple(TrainingGroup(group, targets(group)) for group in groups))
 
 
 @dataclass(slots=True)
@@ -95,6 +107,9 @@ class Updater:
 
     Attributes:
         reference: the frozen policy of objectives that need one.
+        lr_scale: factor on the schedule; the guard lowers it when it takes steps back.
+        covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
+        entropy_bonus: weight of the entropy of whole completions in the batches that are made for this updater.
     """
 
     policy: Policy
@@ -106,10 +121,15 @@ class Updater:
     drop_zero_signal: bool
     anchor_from_sampler: bool
     reference: Policy | None = None
+    lr_scale: float = 1.0
+    covariance_share: float = 0.0
+    entropy_bonus: float = 0.0
     probe: WeightProbe = field(init=False)
+    _current: Objective = field(init=False)
 
     def __post_init__(self) -> None:
         self.probe = WeightProbe(self.guarded.parameters)
+        self._current = self.objective
 
     def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
         """Make ``num_updates`` optimizer steps on one batch of rollouts.
@@ -122,6 +142,9 @@ class Updater:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
         """
         report = UpdateReport()
+        self._current = self.objective
+        if self.covariance_share:
+            self._current = CovarianceClip.of_batch(self.objective, batch, self.covariance_share)
         self.probe.remember()
         order = np.random.default_rng(seed).permutation(len(batch.groups))
         minibatches = batch.minibatches(num_updates, [int(index) for index in order])
@@ -131,7 +154,7 @@ class Updater:
         for index, minibatch in enumerate([minibatches[0], *anchored]):
             if self.reference is not None:
                 minibatch = self._with_reference(minibatch, self.reference, report)
-            report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index)
+            report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index, self.lr_scale)
             at_anchor = not self._step(minibatch, at_anchor, report, (seed, index)) and at_anchor
         report.moved = self.probe.measure()
         return report
@@ -173,21 +196,21 @@ class Updater:
         anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
         """
         lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
-        normalizer = self.objective.normalizer(torch.tensor(lengths))
+        normalizer = self._current.normalizer(torch.tensor(lengths))
         normalizer = self.runtime.sum({"normalizer": normalizer})["normalizer"]
         groups = batch.groups
         if at_anchor:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
         # A second point is not the anchor: there, groups without signal have a gradient of their own.
         reevaluated = getattr(self.guarded.optimizer, "extra_pass", "none") == "reevaluation"
-        if self.drop_zero_signal and self.objective.zero_signal_is_free(at_anchor and not reevaluated):
+        if self.drop_zero_signal and self._current.zero_signal_is_free(at_anchor and not reevaluated):
             groups = tuple(group for group in groups if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(groups)
         self.guarded.optimizer.zero_grad(set_to_none=True)
         parts = microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens)
         anchored = [self._backward(part, normalizer, at_anchor, report) for part in parts]
         total = sum(loss for _, loss in anchored)
-        extra = ExtraPass(self.policy, self.objective, normalizer, [part for part, _ in anchored], report.counts.add)
+        extra = ExtraPass(self.policy, self._current, normalizer, [part for part, _ in anchored], report.counts.add)
         with span("optimizer"):
             norm = self.guarded.apply(total, lambda: extra.step(self.guarded.optimizer, seed))
         if norm is None:
@@ -210,7 +233,7 @@ class Updater:
             report.max_sampler_gap = max(report.max_sampler_gap or 0.0, gap)
             compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
             report.mismatch = merge([report.mismatch, compared])
-        output = self.objective.loss(logp_new, tokens, normalizer)
+        output = self._current.loss(logp_new, tokens, normalizer)
         with span("backward"):
             output.loss.backward()  # type: ignore[no-untyped-call]
         for key, mean in output.metrics.items():

@@ -42,10 +42,8 @@ def test_cusum_finds_a_small_shift_and_when_it_began(side):
     sign = 1 if side == "high" else -1
     values = np.concatenate([np.zeros(30), np.full(30, 1.5 * sign)]).tolist()
     detector = Cusum(standard_reference())
-    for step, value in enumerate(values):
-        reading = detector.update(value)
-        if reading.alarm:
-            break
+    readings = [detector.update(value) for value in values]
+    step, reading = next((step, reading) for step, reading in enumerate(readings) if reading.alarm)
     assert step - reading.onset == 30
     assert step == 30 + 5  # six steps of 1 above the slack exceed 5
     assert side in reading.name
@@ -99,7 +97,8 @@ def test_multiples_below_the_floor_are_rounding():
 
 
 def test_a_level_of_zero():
-    assert alarms(Multiple(Reference(1), 3.0), [0.0, 0.0, 1e-9]) == [2]
+    assert alarms(Multiple(Reference(1), 3.0), [0.0, 0.0, 1e-9]) == []
+    assert alarms(Multiple(Reference(1), 3.0, floor=1e-6), [0.0, 0.0, 1e-9, 1e-3]) == [3]
 
 
 def test_limits_and_offsets():

@@ -42,6 +42,7 @@ def test_a_healthy_run_is_left_alone():
 
 
 FAULTS = {
+    "wrecked": {"optim/update_ratio": 2.0},
     "step-size": {"optim/update_ratio": 8e-3},
     "mismatch": {"mismatch/k3": 0.01},
     "mismatch-chi2": {"mismatch/chi2_token": 0.2},
@@ -77,8 +78,8 @@ def test_numbers_that_are_not_finite_are_found_once(value):
             enumerate(healthy(0, 50), start=1)]  # fmt: skip
     found = read(Guard(), rows)
     assert [(f.rule, f.level, f.step) for f in found] == [
-        ("not-finite", "rollback", 30),
-        ("not-finite", "rollback", 40),
+        ("not-finite", "broken", 30),
+        ("not-finite", "broken", 40),
     ]
     json.dumps([f.to_row() for f in found], allow_nan=False)
 

@@ -35,6 +35,8 @@ def test_a_constant_signal_has_some_spread():
     for _ in range(3):
         reference.add(5.0)
     assert reference.spread() == pytest.approx(0.05)
+    reference.least_spread = 0.2
+    assert reference.spread() == 0.2
 
 
 def test_it_continues_from_json():

@@ -1,0 +1,10 @@
+"""Heliostat's objectives and optimizers inside other trainers, as plug-ins: nothing here is a fork.
+
+    heliostat.adapters.trl        PMDTrainer and PMDConfig on TRL's GRPOTrainer
+    heliostat.adapters.verl       policy losses and advantage estimators, registered when verl loads the module
+    heliostat.adapters.prime_rl   a custom loss by import path
+
+Each module imports its framework, so import the one you need; this package imports none of them.
+
+Left out: the frameworks' rollouts, rewards, sharding and checkpoints, which stay theirs.
+"""

@@ -1,0 +1,142 @@
+"""The guard as a callback of ``transformers.Trainer``, and so of every TRL trainer.
+
+    trainer = GRPOTrainer(..., callbacks=[GuardCallback()])
+
+It reads what the trainer logs, under the trainer's own names, and writes ``events.jsonl`` and ``metrics.jsonl`` into
+the output folder, where ``heliostat diagnose`` finds them. Its state is in the trainer's checkpoints.
+
+Left out: rollback and actuators, for which a trainer gives a callback no means: where the guard of a Heliostat run
+would go back, this one stops the training (mode ``act``), or says that it would. Broken numbers stop it in both modes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from heliostat.monitors.guard import Finding, Guard
+from heliostat.monitors.rules import default_rules
+
+logger = logging.getLogger(__name__)
+
+METRIC_OF: Mapping[str, str] = {
+    "loss": "loss/objective",
+    "grad_norm": "optim/grad_norm",
+    "learning_rate": "optim/lr",
+    "entropy": "policy/entropy",
+    "reward": "reward/mean",
+    "frac_reward_zero_std": "reward/zero_signal",
+    "completions/mean_length": "length/mean",
+    "completions/max_length": "length/max",
+    "completions/clipped_ratio": "length/truncated",
+}
+"""Our metric for each number that transformers or TRL logs; other numbers are not read."""
+
+
+class GuardCallback(TrainerCallback, ExportableState):
+    """Watches a training from its log.
+
+    Args:
+        mode: ``shadow`` says what it sees; ``act`` also ends a training that is being damaged.
+        baseline_start: logged steps before the run's own level is taken.
+        baseline_steps: logged steps that make up the run's own level.
+
+    **Limits** A log is read once per ``logging_steps``: the guard counts logs, not steps. ``logging_nan_inf_filter``,
+    which transformers has on by default, hides a loss that is not finite; the gradient norm still shows it. The state
+    is restored where ``restore_callback_states_from_checkpoint`` is set.
+    """
+
+    def __init__(
+        self, mode: Literal["shadow", "act"] = "shadow", baseline_start: int = 20, baseline_steps: int = 40
+    ) -> None:
+        if mode not in ("shadow", "act"):
+            raise ValueError(f"the guard's mode is 'shadow' or 'act', got {mode!r}")
+        self.mode = mode
+        self.baseline = (baseline_start, baseline_steps)
+        self.guard = Guard(default_rules(baseline_start, baseline_steps))
+        self.disabled = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what was written after the checkpoint that training continues from."""
+        if not state.is_world_process_zero:
+            return
+        for name in ("events.jsonl", "metrics.jsonl"):
+            path = Path(str(args.output_dir)) / name
+            if path.exists():
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= state.global_step]
+                path.write_text("".join(kept), encoding="utf-8")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Judge one line of the trainer's log."""
+        if not logs or self.disabled or not {"loss", "grad_norm"} & logs.keys():  # evaluations and the closing summary
+            return
+        try:
+            self._judge(Path(str(args.output_dir)), state, control, logs)
+        except Exception as error:
+            self.disabled = f"{type(error).__name__}: {error}"
+            logger.exception("guard: switched itself off after an error of its own; training goes on")
+
+    def _judge(self, folder: Path, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any]) -> None:
+        signals = {ours: _number(logs[theirs]) for theirs, ours in METRIC_OF.items() if theirs in logs}
+        found = self.guard.read(state.global_step, signals)
+        stops = [f for f in found if f.level == "broken" or (f.level == "rollback" and self.mode == "act")]
+        if stops:
+            control.should_training_stop = True
+        if not state.is_world_process_zero:
+            return
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in signals.items()}
+        _append(folder / "metrics.jsonl", {"step": state.global_step, **finite})
+        for finding in found:
+            row = _event(finding, taken=finding in stops or finding.level != "rollback")
+            logger.warning("guard: %s", row["text"])
+            _append(folder / "events.jsonl", row)
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer's checkpoint keeps."""
+        start, steps = self.baseline
+        return {
+            "args": {"mode": self.mode, "baseline_start": start, "baseline_steps": steps},
+            "attributes": {"disabled": self.disabled, "judgement": self.judgement},
+        }
+
+    @property
+    def judgement(self) -> dict[str, Any]:
+        """The guard's state, as JSON values."""
+        return self.guard.state_dict()
+
+    @judgement.setter
+    def judgement(self, state: Mapping[str, Any]) -> None:
+        self.guard.load_state_dict(state)
+
+
+def _event(finding: Finding, taken: bool) -> dict[str, Any]:
+    action = "stop" if finding.level in ("rollback", "broken") else "note"
+    text = finding.sentence() if taken else f"{finding.sentence()}; in mode act: stop"
+    return {**finding.to_row(), "action": action, "taken": taken, "text": text}
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,192 @@
+"""What went wrong with a run, from its folder alone: the guard's rules read its log again, in order of onset.
+
+A run that never heard of the guard can be diagnosed as well, and so can any JSONL file of metrics (rows with ``step``)
+or of transcripts (rows with a text). Numbers are compared with the run's own early level, so nothing needs to be known
+about the model.
+
+Left out: causes that leave no trace in the log. The first finding is the first suspect, not a proof.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heliostat.monitors.guard import Finding, Guard
+from heliostat.monitors.rules import default_rules
+from heliostat.report.read import Run, finite, read_run
+from heliostat.report.texts import TextReport, examine_texts
+
+STORIES: tuple[tuple[frozenset[str], str], ...] = (
+    (
+        frozenset({"mismatch", "mismatch-chi2", "mismatch-ess"}),
+        "It begins with sampler and trainer disagreeing about the same tokens. Everything after that is learned from "
+        "the difference between two programs, so repair this first.",
+    ),
+    (
+        frozenset({"not-finite", "skipped-update"}),
+        "It begins with numbers that are not finite: one batch or one step broke the arithmetic.",
+    ),
+    (
+        frozenset({"step-size", "gradient", "wrecked"}),
+        "It begins with a step much longer than the ones before. What follows is damage done by that step.",
+    ),
+    (
+        frozenset({"duplicates"}),
+        "It begins with the data: the same prompts came several times in one batch.",
+    ),
+    (
+        frozenset({"reward-jumps"}),
+        "It begins with a sudden gain of reward. Read transcripts from there on for a shortcut past the verifier.",
+    ),
+    (
+        frozenset({"entropy-collapse", "answers-collapse", "no-signal", "pass-k-falls", "template"}),
+        "It begins with the policy narrowing: it stopped exploring, so groups agree, rewards agree, and nothing is "
+        "left to learn from.",
+    ),
+    (
+        frozenset({"loops", "repetition", "truncation", "length"}),
+        "It begins in the text: completions repeat themselves or no longer end.",
+    ),
+    (
+        frozenset({"entropy-explosion", "reward-falls"}),
+        "It begins with the policy losing what it knew.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found, first things first.
+
+    Attributes:
+        findings: alarms in order of onset.
+        events: what the run's own guard did while it ran.
+        facts: one sentence each, about the whole run.
+        texts: what the kept transcripts show, where there are any.
+    """
+
+    source: str
+    findings: tuple[Finding, ...] = ()
+    events: tuple[Mapping[str, Any], ...] = ()
+    facts: tuple[str, ...] = ()
+    texts: TextReport | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings and not (self.texts and self.texts.complaints)
+
+    @property
+    def headline(self) -> str:
+        """The diagnosis in one or two sentences."""
+        if not self.findings:
+            complaints = self.texts.complaints if self.texts else ()
+            return complaints[0] if complaints else "No rule of the guard finds anything wrong."
+        rule = self.findings[0].rule
+        return next((story for rules, story in STORIES if rule in rules), self.findings[0].meaning)
+
+    def format(self) -> str:
+        """The whole diagnosis as plain text."""
+        lines = [self.source, "", self.headline]
+        lines += _listed("What happened, in order of onset:", [_told(finding) for finding in self.findings])
+        lines += _listed("What could be done:", list(dict.fromkeys(finding.advice for finding in self.findings)))
+        lines += _listed("What its own guard did:", [str(event.get("text", "")) for event in self.events])
+        lines += _listed("In the texts:", [*(self.texts.complaints if self.texts else ())])
+        lines += _listed("The run as a whole:", [*self.facts, *(self.texts.facts if self.texts else ())])
+        lines += _listed("Could not be read:", list(self.notes))
+        return "\n".join(lines)
+
+
+def diagnose(path: Path | str) -> Diagnosis:
+    """Explain a run folder, or a JSONL file of metrics or transcripts.
+
+    Raises:
+        ValueError: there is no such folder or file, or nothing in it can be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return diagnose_run(read_run(path))
+    if not path.is_file():
+        raise ValueError(f"there is no run folder or file {path} to diagnose")
+    rows = _json_rows(path)
+    if not rows:
+        raise ValueError(f"{path} has no JSON objects, one a line, to diagnose")
+    if all("step" in row for row in rows) and any(_is_metrics(row) for row in rows):
+        metrics = [{key: finite(value) for key, value in row.items()} for row in rows if _is_metrics(row)]
+        return Diagnosis(str(path), tuple(replay(metrics)), facts=tuple(_facts(metrics)))
+    return Diagnosis(str(path), texts=examine_texts(rows))
+
+
+def diagnose_run(run: Run) -> Diagnosis:
+    """Explain a run that was read already."""
+    training = [row for row in run.metrics if (row["step"] or 0) > 0]
+    start = int(run.setting("guard.baseline_start", 20))
+    size = int(run.setting("guard.baseline_steps", 40))
+    reason = run.summary.get("reason")
+    ending = [f"It ended as {run.status}{f': {reason}' if reason else ''}."]
+    last = max((row.step for row in run.transcripts), default=0)
+    latest = [row for row in run.transcripts if row.step == last]
+    texts = [{"prompt": row.prompt, "completion": row.completion} for row in latest]
+    return Diagnosis(
+        run.label,
+        tuple(replay(training, start, size)),
+        tuple(run.events),
+        (*ending, *_facts(training)),
+        examine_texts(texts) if texts else None,
+        run.notes,
+    )
+
+
+def replay(rows: Sequence[Mapping[str, float | None]], start: int = 20, size: int = 40) -> list[Finding]:
+    """The findings of the guard's rules on logged steps, by onset.
+
+    A run too short for ``start`` and ``size`` is compared with its second tenth to third tenth.
+    """
+    if len(rows) < start + size + 10:
+        start, size = len(rows) // 10, max(2, len(rows) // 5)
+    guard = Guard(default_rules(start, size))
+    found = [finding for row in rows for finding in guard.read(int(row["step"] or 0), row)]
+    return sorted(found, key=lambda finding: (finding.onset, finding.step))
+
+
+def _facts(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """Where reward and entropy came from, where they peaked and where they ended."""
+    facts = [f"{len(rows)} steps are in the log."] if rows else []
+    for key, name in (("reward/mean", "Reward"), ("policy/entropy", "Entropy"), ("length/mean", "Length")):
+        points = [(int(row["step"] or 0), value) for row in rows if (value := row.get(key)) is not None]
+        if len(points) >= 10:
+            tenth = max(1, len(points) // 10)
+            first, last = (sum(v for _, v in part) / tenth for part in (points[:tenth], points[-tenth:]))
+            step, best = max(points, key=lambda point: point[1])
+            facts.append(f"{name} went from {first:.3g} to {last:.3g}, with its maximum {best:.3g} at step {step}.")
+    return facts
+
+
+def _told(finding: Finding) -> str:
+    began = f" (began about step {finding.onset})" if finding.onset < finding.step else ""
+    return f"{finding.sentence()}{began}"
+
+
+def _listed(title: str, lines: Sequence[str]) -> list[str]:
+    return ["", title, *(f"  - {line}" for line in lines if line)] if lines else []
+
+
+def _is_metrics(row: Mapping[str, Any]) -> bool:
+    return any("/" in key for key in row)
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

@@ -1,0 +1,73 @@
+"""A wall of the latest completions, with what they repeat marked: loops are seen sooner than they are measured.
+
+A word is marked where it belongs to a run of four that the same text has had before. Everything here is untrusted text
+and goes through ``markup.element``. Left out: choosing by result; the first ones of the latest evaluation are shown.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+
+from heliostat.monitors.repetition import loop_period, repeated_share
+from heliostat.report.markup import Html, element
+from heliostat.report.read import Run, Transcript
+
+NUM_SHOWN = 8
+MAX_CHARACTERS = 1200
+NGRAM = 4
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def wall(run: Run) -> Html | None:
+    """The first completions of the run's latest evaluation, or ``None`` where it kept none."""
+    if not run.transcripts:
+        return None
+    last = max(row.step for row in run.transcripts)
+    rows = [row for row in run.transcripts if row.step == last][:NUM_SHOWN]
+    return element("div", [_tile(row) for row in rows], class_="wall")
+
+
+def _tile(row: Transcript) -> Html:
+    cut = row.completion[:MAX_CHARACTERS]
+    tokens = _TOKEN.findall(row.completion)
+    numbers: dict[str, int] = {}
+    loops = loop_period([numbers.setdefault(token, len(numbers)) for token in tokens]) is not None
+    share = repeated_share(tokens, NGRAM)
+    facts = ["ends in a loop" if loops else None, f"{share:.0%} repeated" if share else None]
+    badge = element("span", "✓" if row.success else "✗", class_="good badge" if row.success else "bad badge")
+    name = row.problem_id.removeprefix(f"{row.task}/")
+    return element(
+        "article",
+        element("h3", element("small", name), " ", badge),
+        element("pre", marked(cut), class_="sample", tabindex=0, aria_label=f"Completion of {name}"),
+        element("p", " · ".join(fact for fact in facts if fact), class_="facts"),
+        class_="tile card" + (" looping" if loops else ""),
+    )
+
+
+def marked(text: str) -> list[Html | str]:
+    """The text with what it repeats inside ``mark`` elements; its characters are unchanged."""
+    places = [match.span() for match in _TOKEN.finditer(text)]
+    words = [text[start:end] for start, end in places]
+    seen: set[tuple[str, ...]] = set()
+    repeated = [False] * len(words)
+    for index in range(len(words) - NGRAM + 1):
+        gram = tuple(words[index : index + NGRAM])
+        if gram in seen:
+            repeated[index : index + NGRAM] = [True] * NGRAM
+        seen.add(gram)
+    flags = bytearray(len(text))
+    for (start, end), again in zip(places, repeated, strict=True):
+        flags[start:end] = bytes([again]) * (end - start)
+    for (_, end), (start, _), first, second in zip(places, places[1:], repeated, repeated[1:], strict=False):
+        if first and second:  # the space between two marked words belongs to the mark
+            flags[end:start] = b"\x01" * (start - end)
+    parts: list[Html | str] = []
+    position = 0
+    for flag, run in groupby(flags):
+        length = len(list(run))
+        piece = text[position : position + length]
+        parts.append(element("mark", piece) if flag else piece)
+        position += length
+    return parts

@@ -1,0 +1,247 @@
+"""The guard at work in a run: it reads every step, turns its actuator, asks for rollbacks, and writes down why.
+
+    act(step, signals)     judge; returns the guard's own numbers; ``order`` then says whether the run must go back
+    rescue(step, error)    the same for a step that broke instead of ending
+
+``events.jsonl`` has one line for everything the guard saw or did, each with the statistic that caused it and whether it
+was carried out; ``abandoned.jsonl`` has the metrics of steps that were taken back. Both count in ``tick``, the number
+of steps made including abandoned ones, which never runs backwards.
+
+An error inside the guard never ends a run: the guard switches itself off, says so, and the run goes on as it was.
+
+Left out: judging (``monitors.guard``), and restoring weights (``train.trainer``).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from heliostat.config import GuardSection
+from heliostat.monitors.controllers import CONTROLLERS, Controller
+from heliostat.monitors.guard import Finding, Guard, not_finite
+from heliostat.monitors.reference import Reference
+from heliostat.monitors.rules import default_rules
+from heliostat.rollout import NonFiniteLogits
+from heliostat.train.actuators import Actuator
+from heliostat.train.folder import RunFolder
+from heliostat.train.guarded_step import TrainingDiverged
+
+NUMERIC_FAILURES = (TrainingDiverged, NonFiniteLogits)
+"""Errors that mean broken numbers: the guard goes back for them in every mode but ``off``."""
+MARGIN = 5
+"""A rollback goes at least this many steps behind the onset of what caused it, if a checkpoint is left there."""
+STEP_CUT = 0.5
+
+
+class GuardStopped(RuntimeError):
+    """The guard ended a run that going back did not help."""
+
+
+@dataclass(slots=True)
+class RunGuard:
+    """One run's guard.
+
+    Attributes:
+        note: shows a line to people.
+        panel: takes the panel's numbers, where there is a panel.
+        order: the finding that asks for going back, until the trainer has done so.
+        skipped: steps that were taken back so far; the run's position in its data is ``step + skipped``.
+        lr_scale: what rollbacks have left of the learning rate.
+        disabled: empty, or why the guard switched itself off.
+    """
+
+    section: GuardSection
+    folder: RunFolder
+    note: Callable[[str], None]
+    writes: bool
+    actuator: Actuator | None = None
+    panel: Callable[[], Mapping[str, float]] | None = None
+    order: Finding | None = None
+    skipped: int = 0
+    num_rollbacks: int = 0
+    lr_scale: float = 1.0
+    disabled: str = ""
+    guard: Guard = field(init=False)
+    controller: Controller = field(init=False)
+    early_entropy: Reference = field(init=False)
+
+    def __post_init__(self) -> None:
+        start, size = self.section.baseline_start, self.section.baseline_steps
+        self.guard = Guard(default_rules(start, size))
+        self.controller = CONTROLLERS[self.section.controller]()
+        self.early_entropy = Reference(size, skip=start)
+
+    @property
+    def acts(self) -> bool:
+        """Whether findings lead to more than words."""
+        return self.section.mode == "act"
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
+        """Judge a step; returns the guard's and the panel's numbers for the log."""
+        if self.section.mode == "off" or self.disabled:
+            return {}
+        try:
+            return self._act(step, signals)
+        except NUMERIC_FAILURES:
+            raise  # the policy is broken, not the guard
+        except Exception as error:
+            self._disable(step, error)
+            return {}
+
+    def rescue(self, step: int, error: Exception) -> bool:
+        """Whether going back is to be tried for a step that ended in ``error``."""
+        wanted = isinstance(error, NUMERIC_FAILURES) or self.acts
+        if (
+            self.section.mode == "off"
+            or self.disabled
+            or not wanted
+            or self.num_rollbacks >= self.section.max_rollbacks
+        ):
+            return False
+        self._ask(not_finite(step, type(error).__name__, str(error)))
+        return True
+
+    def _act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
+        every = self.section.panel_every
+        looked = dict(self.panel()) if self.panel is not None and every and step % every == 0 else {}
+        for finding in self.guard.read(step, {**signals, **looked}):
+            if finding.level in ("rollback", "broken"):
+                self._ask(finding)
+            else:
+                action = "freeze controllers" if finding.level == "mismatch" else "note"
+                self._event(step, action, True, finding.sentence(), finding.to_row())
+        numbers = {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
+        return looked | numbers | self._control(step, signals)
+
+    def _ask(self, finding: Finding) -> None:
+        """Order a rollback, or in shadow mode say that one would have been ordered."""
+        taken = self.acts or finding.level == "broken"
+        self._event(finding.step, "rollback", taken, finding.sentence(), finding.to_row())
+        if taken and self.order is None:
+            self.order = finding
+
+    def _control(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
+        entropy = signals.get("policy/entropy")
+        if entropy is None:
+            return {}
+        self.early_entropy.add(entropy)
+        normal = self.early_entropy.centre()
+        if normal is None or normal <= 0:
+            return {}
+        target = self.section.entropy_target * normal
+        if self.actuator is None:
+            return {"guard/entropy_target": target}
+        frozen = self.guard.mismatched or "length" in self.guard.alarmed
+        before = self.controller.output
+        output = self.controller.update(entropy, target, frozen)
+        setting = self.actuator.set(output) if self.acts else self.actuator.value
+        if (before > 0) != (output > 0):
+            text = f"step {step}: {self.actuator.name} {'engaged' if output > 0 else 'released'}"
+            cause = {"key": "policy/entropy", "value": entropy, "statistic_name": "moving average",
+                     "statistic": self.controller.average, "threshold": target, "normal": normal}  # fmt: skip
+            self._event(step, "adjust", self.acts, f"{text} (entropy {entropy:.3g}, target {target:.3g})", cause)
+        return {"guard/entropy_target": target, "guard/output": output, "guard/setting": setting}
+
+    # -- going back -------------------------------------------------------------------------------------------------
+
+    def destination(self, step: int, kept: Iterable[int]) -> int:
+        """The checkpoint to go back to from ``step``: the newest well before the onset, else the oldest there is.
+
+        Raises:
+            GuardStopped: the run may not go back (again).
+        """
+        assert self.order is not None
+        usable = sorted(checkpoint for checkpoint in kept if 0 <= checkpoint < step)
+        if self.num_rollbacks >= self.section.max_rollbacks or not usable:
+            why = "no checkpoint is left" if not usable else f"after {self.num_rollbacks} rollbacks"
+            self._event(step, "stop", True, f"step {step}: stopped, {why}", self.order.to_row())
+            raise GuardStopped(
+                f"the guard stopped the run {why}: {self.order.sentence()}; {self.order.advice} (heliostat diagnose "
+                f"{self.folder.path} tells the story)"
+            )
+        before = [checkpoint for checkpoint in usable if checkpoint <= self.order.onset - MARGIN]
+        return before[-1] if before else usable[0]
+
+    def went_back(self, step: int, to: int, state: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Note that the run now continues from ``to``; ``state`` is what the guard was there.
+
+        Args:
+            rows: metrics of the steps that were taken back.
+        """
+        order, self.order = self.order, None
+        assert order is not None
+        tick = step + self.skipped
+        if self.writes:
+            self.folder.append(self.folder.abandoned, [{"tick": tick, **row} for row in rows])
+        self._load_judgement(state)
+        self.num_rollbacks += 1
+        self.skipped += step - to
+        self.lr_scale *= STEP_CUT
+        text = (
+            f"step {step}: back to the checkpoint of step {to}, other data, learning rate times {self.lr_scale:g} "
+            f"(try {self.num_rollbacks} of {self.section.max_rollbacks})"
+        )
+        self._event(step, "went back", True, text, order.to_row() | {"to": to, "lr_scale": self.lr_scale}, tick)
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "tick": step + self.skipped,
+            "skipped": self.skipped,
+            "num_rollbacks": self.num_rollbacks,
+            "lr_scale": self.lr_scale,
+            "disabled": self.disabled,
+            "guard": self.guard.state_dict(),
+            "controller": self.controller.state_dict(),
+            "early_entropy": self.early_entropy.state_dict(),
+            "output": self.controller.output if self.acts else 0.0,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint, with the events up to it."""
+        self.skipped, self.num_rollbacks = state["skipped"], state["num_rollbacks"]
+        self.lr_scale, self.disabled = state["lr_scale"], state["disabled"]
+        self._load_judgement(state)
+        if self.writes:
+            self.folder.rewind_events(state["tick"])
+
+    def _load_judgement(self, state: Mapping[str, Any]) -> None:
+        self.guard.load_state_dict(state["guard"])
+        self.controller.load_state_dict(state["controller"])
+        self.early_entropy.load_state_dict(state["early_entropy"])
+        if self.actuator is not None:
+            self.actuator.set(state["output"])
+
+    def _event(
+        self, step: int, action: str, taken: bool, text: str, cause: Mapping[str, Any], tick: int | None = None
+    ) -> None:
+        """Write an event down, and say it."""
+        if not self.writes:
+            return
+        tick = step + self.skipped if tick is None else tick
+        said = text if taken else f"{text}; in mode act: {action}"
+        row = {**cause, "tick": tick, "step": step, "action": action, "taken": taken, "text": said}
+        self.folder.append(self.folder.events, [row])
+        self.note(f"guard: {said}")
+
+    def _disable(self, step: int, error: Exception) -> None:
+        """Switch off for the rest of the run, loudly; a mistake in here must not cost anybody their training."""
+        self.disabled = f"{type(error).__name__}: {error}"
+        self.order = None
+        self.note(
+            f"guard: switched itself off at step {step} after an error of its own ({self.disabled}); the run goes on"
+        )
+        try:
+            trace = traceback.format_exc()
+            row = {"error": self.disabled, "trace": trace, "tick": step + self.skipped, "step": step,
+                   "action": "switched off", "taken": True, "text": f"step {step}: the guard failed"}  # fmt: skip
+            self.folder.append(self.folder.events, [row])
+        except OSError:
+            pass  # the line above has been shown; a full disk is what ends the run, at its next checkpoint

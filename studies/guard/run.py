@@ -1,0 +1,143 @@
+"""Seeded faults against the guard: is each caught before reward falls, and is the run saved?
+
+    python studies/guard/run.py [--seeds 3] [--minutes 25]     one row per run in results.jsonl; finished ones are kept
+    python studies/guard/run.py --table                        the table of the page
+
+Left out: the choice of thresholds, which were not tuned on these runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from faults import FAULTS, FIRST, injected
+
+from heliostat.config import build_recipe
+from heliostat.report.diagnosis import diagnose
+from heliostat.tracking import read_metrics
+from heliostat.train import run_recipe
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+NUM_STEPS = 140
+SEEN = ("note", "freeze controllers", "rollback")
+SETTINGS = {
+    "model.path": "tiny",
+    "model.settings": {"hidden_size": 48, "intermediate_size": 96, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2},
+    "run.num_threads": 1,
+    "warm_start.num_steps": 90, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
+    "rollout.prompts_per_step": 16, "rollout.group_size": 8, "rollout.max_new_tokens": 4,
+    "rollout.max_parity_gap": 100.0,  # else it would end the runs with a broken sampler before the guard is asked
+    "objective.name": "pmd-mean", "objective.tau": 0.2,
+    "optimizer.lr": 1e-3, "optimizer.schedule": "constant",
+    "train.num_steps": NUM_STEPS, "train.updates_per_step": 2, "train.checkpoint_every": 10,
+    "train.keep_checkpoints": 4,
+    "eval.every": 0, "eval.final_samples": 8, "eval.num_transcripts": 4,
+    "guard.panel_every": 20, "guard.panel_problems": 20, "guard.panel_samples": 4,
+}  # fmt: skip
+
+
+def problems(folder: Path) -> Path:
+    path = folder / "sums.jsonl"
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(10) for b in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def one(fault: str, mode: str, seed: int) -> dict:
+    """One run, as a row of results."""
+    with tempfile.TemporaryDirectory() as name, injected(fault):
+        folder = Path(name)
+        task = {"name": "file", "path": str(problems(folder)), "answer_column": "answer",
+                "verifiers": [{"name": "numeric"}], "num_train": 70, "num_heldout": 30}  # fmt: skip
+        recipe = build_recipe({"task": [task]}, SETTINGS | {"run.seed": seed, "guard.mode": mode})
+        began = time.process_time()
+        result = run_recipe(recipe, folder / "run", "faults")
+        metrics = [row for row in read_metrics(result.folder / "metrics.jsonl") if row["step"] > 0]
+        events = list(read_metrics(result.folder / "events.jsonl"))
+        return {
+            "fault": fault, "mode": mode, "seed": seed, "status": result.status,
+            "reward": [round(row["reward/mean"], 4) for row in metrics],
+            "panel": [row["panel/pass@1"] for row in metrics if "panel/pass@1" in row],
+            "after": result.after.pass_at_1 if result.after else None,
+            "before": result.before.pass_at_1 if result.before else None,
+            "findings": [[e["tick"], e["rule"], e["level"]] for e in events if e["action"] in SEEN],
+            "rollbacks": [[e["tick"], e["to"]] for e in events if e["action"] == "went back"],
+            "diagnosis": diagnose(result.folder).headline,
+            "cpu_s": round(time.process_time() - began, 1),
+        }  # fmt: skip
+
+
+def stored() -> list[dict]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=25.0, help="CPU minutes after which no new run is begun")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    done = {(row["fault"], row["mode"], row["seed"]) for row in stored()}
+    wanted = [(fault, mode, seed) for seed in range(args.seeds) for fault in FAULTS for mode in ("act", "off")]
+    for fault, mode, seed in wanted:
+        if args.table or (fault, mode, seed) in done or time.process_time() > 60 * args.minutes:
+            continue
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(one(fault, mode, seed)) + "\n")
+    print(table(stored()))
+
+
+def fell(unguarded: dict, healthy: dict) -> int | None:
+    """The first step from ``FIRST`` on whose mean reward over 5 steps is 0.1 below the healthy run's."""
+    for step in range(FIRST, min(len(unguarded["reward"]), len(healthy["reward"])) - 4):
+        ours, theirs = (sum(run["reward"][step - 1 : step + 4]) / 5 for run in (unguarded, healthy))
+        if ours < theirs - 0.1:
+            return step
+    return None
+
+
+def table(rows: list[dict]) -> str:
+    """One line per fault: when it was caught, when reward would have fallen, and where the runs end."""
+    runs = {(row["fault"], row["mode"], row["seed"]): row for row in rows}
+    head = ("fault", "first alarm (steps after)", "reward falls unguarded", "rollbacks", "pass@1 guarded", "unguarded",
+            "healthy")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    seeds = sorted({row["seed"] for row in rows if ("none", "off", row["seed"]) in runs})
+    for fault in FAULTS:
+        have = [s for s in seeds if (fault, "act", s) in runs and (fault, "off", s) in runs]
+        if not have or fault == "none":
+            continue
+        caught, falls, ends = [], [], {"act": [], "off": [], "none": []}
+        for seed in have:
+            act, off, healthy = (
+                runs[key] for key in ((fault, "act", seed), (fault, "off", seed), ("none", "off", seed))
+            )
+            found = [(tick - FIRST, rule) for tick, rule, _ in act["findings"] if tick >= FIRST]
+            caught.append(f"{found[0][1]} ({found[0][0]})" if found else "not caught")
+            step = fell(off, healthy)
+            falls.append("never" if step is None else str(step - FIRST))
+            for name, run in (("act", act), ("off", off), ("none", healthy)):
+                ends[name].append(run["after"] if run["after"] is not None else 0.0)
+        backs = ", ".join(str(len(runs[fault, "act", seed]["rollbacks"])) for seed in have)
+        means = " | ".join(f"{sum(ends[name]) / len(have):.1%}" for name in ("act", "off", "none"))
+        lines.append(f"| {fault} | {'; '.join(caught)} | {', '.join(falls)} | {backs} | {means} |")
+    healthy = [row for row in rows if row["fault"] == "none" and row["mode"] == "act"]
+    alarms = [finding for row in healthy for finding in row["findings"]]
+    steps = sum(len(row["reward"]) for row in healthy)
+    backs = sum(len(row["rollbacks"]) for row in healthy)
+    minutes = sum(row["cpu_s"] for row in rows) / 60
+    lines += [
+        "",
+        f"False alarms in {steps} healthy guarded steps: {len(alarms)} {[alarm[1] for alarm in alarms]}; rollbacks: "
+        f"{backs}. CPU: {minutes:.0f} min.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
