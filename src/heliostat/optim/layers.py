@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, has_trainable_bias
 from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
@@ -53,6 +54,10 @@ class LayerOptimizer(FiniteStep):
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl must be positive or None, got {max_kl}")
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            raise ValueError(
+                f"{type(self).__name__} needs whole matrices and got sharded ones; use DistributedDataParallel instead"
+            )
         self.layers = covered_layers(model, max_size)
         self.recorder = Recorder(self.layers, statistic, skip_unscored)
         self.max_kl, self.process_group = max_kl, process_group
