@@ -28,6 +28,7 @@ from heliostat.tasks.settings import TaskSettings
 from heliostat.tasks.solutions import WRITERS
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import VERIFIERS
+from heliostat.traces.cuts import POLICIES
 from heliostat.tracking import METRICS
 
 FOLDER = Path(__file__).parent
@@ -50,6 +51,7 @@ AREAS = {
     "time": "Seconds on the clock, per step unless it says otherwise.",
     "speed": "Tokens per second.",
     "compute": "Running totals.",
+    "prefix": "Problems that begin with part of a stored solution ([prefixes](prefixes.md)).",
 }
 
 
@@ -144,7 +146,20 @@ def _optimizers() -> list[str]:
     return parts
 
 
-_NAMED = {"model": _tiny, "task": _tasks, "objective": _objectives, "optimizer": _optimizers}
+def _prefixes() -> list[str]:
+    parts = ["[The page on prefixes](prefixes.md) says what each policy does.", "### Cutting policies"]
+    for name, cls in POLICIES.items():
+        parts += [f"**`{name}`**: {_headline(cls)}", _fields_table(cls, prefix="prefix.")]
+    return parts
+
+
+_NAMED = {
+    "model": _tiny,
+    "task": _tasks,
+    "objective": _objectives,
+    "optimizer": _optimizers,
+    "prefix": _prefixes,
+}
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------

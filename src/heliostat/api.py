@@ -16,6 +16,7 @@ from typing import Any
 from heliostat.config import Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
+from heliostat.traces import BankSummary
 from heliostat.train import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
 from heliostat.types import Group
 
@@ -104,6 +105,33 @@ def sample(
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
     return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+
+
+def collect(
+    model: str | Path,
+    recipe: RecipeLike,
+    bank: Path | str,
+    overrides: Overrides = (),
+    *,
+    num_successes: int = 1,
+    max_attempts: int = 256,
+    num_problems: int | None = None,
+) -> BankSummary:
+    """Sample the recipe's training problems into a trace bank until each has its successes or is given up.
+
+    Args:
+        bank: file of the trace bank; a collection that was stopped goes on there.
+        num_successes: successes after which a problem is done.
+        max_attempts: attempts after which it is given up.
+        num_problems: the first so many training problems. Default: all.
+
+    Returns:
+        What the bank holds now, with the histogram of attempts.
+    """
+    from heliostat.train.collect import Quota, run_collect
+
+    checked, _ = _recipe(recipe, overrides)
+    return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
 
 
 def _with_page(result: RunResult) -> RunResult:

@@ -120,6 +120,12 @@ METRICS: dict[str, Metric] = {
     "speed/step_tokens": Metric("tokens/second", "sampled tokens per second of the whole step"),
     "compute/rollout_flops": Metric("FLOP", "floating-point operations of sampling so far"),
     "compute/update_flops": Metric("FLOP", "floating-point operations of training so far"),
+    "compute/collection_flops": Metric("FLOP", "floating-point operations that collecting the traces took"),
+    "compute/total_flops": Metric("FLOP", "all of these and the warm start so far, evaluations left out"),
+    "compute/unshared_flops": Metric("FLOP", "the same total if every completion had computed its own prompt"),
+    "prefix/success": Metric("fraction", "share of completions behind a prefix that every verifier gave full marks"),
+    "prefix/success_without": Metric("fraction", "the same share of this step's completions without a prefix"),
+    "prefix/share": Metric("fraction", "mean share of a stored solution that prefixed prompts were given"),
     "compute/tokens": Metric("tokens", "completion tokens sampled for training so far"),
 }
 

@@ -107,7 +107,7 @@ class Completion:
         token_ids: sampled ids, including the end-of-sequence token if there was one.
         logp_gen: the sampler's log-probability of each sampled token at the sampling temperature, in nats.
         entropy: entropy of the distribution each token was drawn from, in nats.
-        text: decoded completion without special tokens; what verifiers see.
+        text: decoded assistant turn without special tokens, a continued prefix included; what verifiers see.
         seed: seed of this completion's own random stream.
     """
 

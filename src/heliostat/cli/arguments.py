@@ -89,6 +89,13 @@ def _sample(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
     )
+    group = parser.add_argument_group("into a trace bank, instead of printing")
+    group.add_argument(
+        "--bank", metavar="FILE", type=Path, help="keep verified successes of the training problems here"
+    )
+    group.add_argument("--successes", metavar="K", type=_count, default=1, help="per problem, then it is done (1)")
+    group.add_argument("--attempts", metavar="N", type=_count, default=256, help="per problem, then given up (256)")
+    group.add_argument("--problems", metavar="N", type=_count, help="the first N training problems (default: all)")
 
 
 def _report(parser: ArgumentParser) -> None:
@@ -239,10 +246,11 @@ COMMANDS: dict[str, Command] = {
         sections=(ALL_SECTIONS,),
     ),
     "sample": Command(
-        "print a few completions",
+        "print a few completions, or fill a trace bank by rejection sampling",
         commands.sample,
         _sample,
-        usage=f"MODEL [--recipe RECIPE] [--prompt TEXT] [-n N] [--temperature T] {_SETTINGS}",
+        usage=f"MODEL [--recipe RECIPE] [--prompt TEXT] [-n N] [--temperature T] {_SETTINGS}\n"
+        f"       heliostat sample MODEL --recipe RECIPE --bank FILE [--successes K] [--attempts N] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
     "report": Command("make one page out of run folders", commands.report, _report),

@@ -85,6 +85,8 @@ def sample(args: Namespace) -> int:
     """``heliostat sample``: completions to look at."""
     from heliostat.config import build_recipe, load_recipe
 
+    if args.bank is not None:
+        return _collect(args)
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
     from heliostat.api import sample
     from heliostat.cli.tables import print_completions
@@ -92,6 +94,31 @@ def sample(args: Namespace) -> int:
     source = recipe if args.recipe or args.prompt else None
     settings = _sampling(recipe, args.temperature)
     print_completions(sample(args.model, source, prompt=args.prompt, num_samples=args.num, settings=settings))
+    return 0
+
+
+def _collect(args: Namespace) -> int:
+    """``heliostat sample --bank``: rejection sampling into a trace bank."""
+    from heliostat.config import ConfigError, load_recipe
+
+    if args.recipe is None or args.prompt is not None:
+        raise ConfigError("sample --bank takes its problems and verifiers from a recipe: name one with --recipe")
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.temperature is not None:
+        rollout = recipe.rollout.model_copy(update={"temperature": args.temperature})
+        recipe = recipe.model_copy(update={"rollout": rollout})
+    from heliostat.api import collect
+    from heliostat.cli.tables import print_bank
+
+    summary = collect(
+        args.model,
+        recipe,
+        args.bank,
+        num_successes=args.successes,
+        max_attempts=args.attempts,
+        num_problems=args.problems,
+    )
+    print_bank(summary)
     return 0
 
 

@@ -130,6 +130,29 @@ class TrainSection(Section):
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept on disk")
 
 
+class TracesSection(Section):
+    """The trace bank: where rollouts are kept, and where prefixes come from."""
+
+    bank: str = Field("", description="SQLite file of the trace bank; empty: none")
+    keep: Literal["all", "successes", "none"] = Field(
+        "all", description="which of this run's rollouts go into the bank"
+    )
+
+
+class PrefixSection(NamedSection):
+    """Prompts that begin with part of a stored solution; further keys belong to the named policy.
+
+    The further keys, like ``--prefix.low 0.3``, are checked by ``heliostat.traces.cuts``.
+    """
+
+    name: str = Field("none", description="'none', or how solutions are cut: band, annealed, targeted, backtracking")
+    share: float = Field(0.75, gt=0, le=1, description="share of a step's problems that come with a prefix")
+    deliver: Literal["prefix", "hint", "unrelated"] = Field(
+        "prefix", description="unfinished answer; or a control: told in the question, or another problem's prefix"
+    )
+    separator: str = Field("", description="cut only right behind this text, where a step of a solution ends")
+
+
 class EvalSection(Section):
     """Held-out evaluations."""
 
@@ -178,6 +201,8 @@ class Recipe(Section):
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
+    traces: TracesSection = TracesSection()
+    prefix: PrefixSection = PrefixSection()
     eval: EvalSection = EvalSection()
     guard: GuardSection = GuardSection()
     tracking: TrackingSection = TrackingSection()
@@ -193,6 +218,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.updates_per_step = {self.train.updates_per_step} needs at least as many "
                 f"rollout.prompts_per_step (now {self.rollout.prompts_per_step}): a group is never split"
+            )
+        if self.prefix.name != "none" and not self.traces.bank:
+            raise ValueError(
+                f"prefix.name = '{self.prefix.name}' cuts stored solutions and needs traces.bank; fill one with "
+                "heliostat sample MODEL --recipe RECIPE --bank FILE"
             )
         if self.rollout.top_p < 1 or self.rollout.top_k > 0:
             raise ValueError(

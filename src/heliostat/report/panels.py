@@ -293,7 +293,7 @@ SHOWN_ELSEWHERE = frozenset(
     {"reward/success", "eval/pass@1", "eval/pass@1_low", "eval/pass@1_high", "eval/pass@k", "time/total"}
     | {f"time/{phase}" for phase in ("rollout", "verify", "update", "eval")}
     | {"panel/pass@1", "panel/pass@k", "panel/greedy", "guard/entropy_target"}  # entropy band, reward and coverage
-    | {"compute/rollout_flops", "compute/update_flops", "compute/tokens"}
+    | {"compute/rollout_flops", "compute/update_flops", "compute/tokens", "compute/total_flops"}
 )
 
 

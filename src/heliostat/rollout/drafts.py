@@ -24,6 +24,7 @@ class Draft:
     stream: Float[np.ndarray, " token"]
     seed: int
     out_of_room: StopReason
+    prefix_ids: tuple[int, ...] = ()
     token_ids: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
@@ -82,7 +83,7 @@ class Scribe:
             )
         budget = min(self.limits.max_new_tokens, room)
         out_of_room = StopReason.MAX_TOKENS if budget == self.limits.max_new_tokens else StopReason.CONTEXT_FULL
-        return Draft(uniforms(own_seed, budget), own_seed, out_of_room)
+        return Draft(uniforms(own_seed, budget), own_seed, out_of_room, prompt.prefix_ids)
 
     def record(self, drafts: Sequence[Draft], drawn: Draw) -> None:
         """Append one token to every draft that has not ended."""
@@ -107,11 +108,16 @@ class Scribe:
         return draft.out_of_room if draft.num_left == 0 else None
 
     def finish(self, draft: Draft) -> Completion:
-        """The completion an ended draft became; its text ends before the stop string, its token ids do not."""
+        """The completion an ended draft became; its text ends before the stop string, its token ids do not.
+
+        A continued prefix is part of the text, since it is the whole turn that verifiers judge.
+        """
         assert draft.stop_reason is not None
-        text = decode(self.loaded, draft.token_ids)
+        given = decode(self.loaded, draft.prefix_ids) if draft.prefix_ids else ""
+        text = decode(self.loaded, [*draft.prefix_ids, *draft.token_ids])
         if draft.stop_reason is StopReason.STOP_STRING:
-            text = text[: min(text.find(stop) for stop in self.limits.stop if stop in text)]
+            places = (text.find(stop, len(given)) for stop in self.limits.stop)
+            text = text[: min((place for place in places if place >= 0), default=len(text))]
         return Completion(
             token_ids=tuple(draft.token_ids),
             logp_gen=np.asarray(draft.logp, dtype=np.float32),

@@ -37,6 +37,7 @@ class RolloutCounts:
         prompt_tokens, prompt_attended: their tokens, and the positions those attended to.
         decode_steps, decoded_rows: forward passes over live rows, and rows in them.
         decoded_attended: positions the decoded tokens attended to.
+        unshared_prefills, unshared_tokens, unshared_attended: the prompts if every completion had run its own.
     """
 
     prefills: int = 0
@@ -45,6 +46,19 @@ class RolloutCounts:
     decode_steps: int = 0
     decoded_rows: int = 0
     decoded_attended: int = 0
+    unshared_prefills: int = 0
+    unshared_tokens: int = 0
+    unshared_attended: int = 0
+
+    def add_prompts(self, lengths: Sequence[int], group_size: int) -> None:
+        """Count one prefill of prompts, each of which goes on to ``group_size`` completions."""
+        attended = sum(length * (length + 1) // 2 for length in lengths)
+        self.prefills += len(lengths)
+        self.prompt_tokens += sum(lengths)
+        self.prompt_attended += attended
+        self.unshared_prefills += group_size * len(lengths)
+        self.unshared_tokens += group_size * sum(lengths)
+        self.unshared_attended += group_size * attended
 
 
 class Engine(Protocol):
@@ -139,9 +153,7 @@ class TorchEngine:
             past_key_values=cache,
             use_cache=True,
         )
-        self.counts.prefills += len(prompts)
-        self.counts.prompt_tokens += int(lengths.sum())
-        self.counts.prompt_attended += int((lengths * (lengths + 1) // 2).sum())
+        self.counts.add_prompts(lengths.tolist(), group_size)
         cache.batch_repeat_interleave(group_size)
         logits = self.loaded.head.logits(hidden[:, -1]).repeat_interleave(group_size, dim=0)
         drafts = [draft for group in groups for draft in group]

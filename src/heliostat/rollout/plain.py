@@ -71,9 +71,7 @@ class PlainEngine:
         tokens = torch.tensor([prompt.context_ids for prompt, _ in rows], device=self.device)
         memory = None
         length = tokens.shape[1]
-        self.counts.prefills += len(rows)
-        self.counts.prompt_tokens += tokens.numel()
-        self.counts.prompt_attended += len(rows) * length * (length + 1) // 2
+        self.counts.add_prompts([length] * len(rows), group_size=1)
         while True:
             memory_in = {"past_key_values": memory, "use_cache": True} if self.has_memory else {"use_cache": False}
             output = self.loaded.model(input_ids=tokens, logits_to_keep=1, **memory_in)

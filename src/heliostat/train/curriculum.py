@@ -3,7 +3,7 @@
 Passes are computed from the step alone. Draws remember each problem's success rate, which is the only thing here that a
 checkpoint has to keep.
 
-Left out: prefixes, and difficulty labels.
+Left out: prefixes (``train.prefixing``), and difficulty labels.
 
 References: sampling in proportion to ``1 - success`` is Kimi k1.5's (2025), arXiv 2501.12599, section 2.3.4.
 """
@@ -69,10 +69,12 @@ class Curriculum:
         return [self.problems[int(index)] for index in draws]
 
     def learn(self, groups: Sequence[Group]) -> None:
-        """Take note of how graded groups went."""
+        """Take note of how graded groups went; solving the rest of a problem is not solving it."""
         if self.focus == 0:
             return
         for group in groups:
+            if group.prompt.cut:
+                continue
             key = group.prompt.problem.problem_id
             rate = float(np.mean([verdict.success for verdict in group.verdicts]))
             self.success[key] = MEMORY * self.success.get(key, rate) + (1 - MEMORY) * rate

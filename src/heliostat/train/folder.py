@@ -72,6 +72,7 @@ class RunFolder:
         self.abandoned = path / "abandoned.jsonl"
         self.summary = path / "summary.json"
         self.model = path / "model"
+        self.prefixes = path / "prefixes.json"
         self.reference = path / "reference"
 
     def _take_lock(self) -> TextIO:

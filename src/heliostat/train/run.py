@@ -27,6 +27,7 @@ from heliostat.train.folder import RunFolder, default_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
+from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
@@ -95,8 +96,21 @@ def run_recipe(
             stack.callback(tracker.close)
         interrupt = stack.enter_context(InterruptGuard(shown.note))
         ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
+        traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name))
         trainer = Trainer(
-            recipe, folder, checkpoints, runtime, tasks, bench, objective, pool, trackers, shown, interrupt, ledger
+            recipe,
+            folder,
+            checkpoints,
+            runtime,
+            tasks,
+            bench,
+            objective,
+            pool,
+            trackers,
+            shown,
+            interrupt,
+            ledger,
+            traces,
         )
         return _carry_out(trainer, recipe_name)
 

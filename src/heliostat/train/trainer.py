@@ -35,10 +35,12 @@ from heliostat.train.folder import RunFolder
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
 from heliostat.train.interrupt import Interrupted, InterruptGuard
+from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
 from heliostat.train.observe import make_monitor
 from heliostat.train.panel import Panel
 from heliostat.train.policy import Policy
+from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
@@ -79,6 +81,7 @@ class Trainer:
     display: Display
     interrupt: InterruptGuard
     ledger: Ledger
+    traces: TraceLog
     step: int = 0
     num_tokens: int = 0
     num_bad_steps: int = 0
@@ -89,6 +92,10 @@ class Trainer:
         self.updater = make_updater(self.recipe, self.bench, self.objective, self.runtime)
         problems = [problem for task in self.tasks for problem in task.train]
         self.curriculum = Curriculum(problems, self.recipe.run.seed, self.recipe.train.focus)
+        self.prefixes, donors = open_prefixes(self.recipe, self.folder.prefixes, self.bench, self.tasks, self.pool)
+        self.ledger.charge("collection", donors.flops)
+        if donors.num_refused:
+            self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
         section = self.recipe.guard
@@ -149,8 +156,8 @@ class Trainer:
         seed = completion_seed(self.recipe.run.seed, "step", position)
         started = time.monotonic()
 
-        problems = self.curriculum.next(position - 1, rollout.prompts_per_step)
-        prompts = [self.bench.prompt(problem) for problem in problems]
+        problems = self.curriculum.next(position - 1, rollout.prompts_per_step - self.prefixes.per_step)
+        prompts = [self.bench.prompt(problem) for problem in problems] + self.prefixes.next(position - 1)
         with self.ledger.phase("rollout"):
             settings = SamplingSettings(temperature=self.updater.policy.temperature)
             judging = self.pool.begin()  # a group is judged while the others are still being sampled
@@ -161,6 +168,8 @@ class Trainer:
             groups = judging.finish(groups)
         self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
         self.curriculum.learn(groups)
+        self.prefixes.learn(groups)
+        self._keep(groups, step - 1)
         batch = make_batch(self.updater.objective, groups, self.updater.entropy_bonus)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
@@ -175,7 +184,7 @@ class Trainer:
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
         scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
         mirror = mirror_means(*scored, tau=getattr(self.updater.objective, "tau", None))
-        means = self.runtime.merge({**rollout_means(groups), **report.means, **mirror})
+        means = self.runtime.merge({**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror})
         self.num_bad_steps += report.bad_steps
         numbers = {key: mean.value for key, mean in means.items() if mean.count}
         numbers |= self.monitor.finish(self.runtime.merge(self.monitor.measure(batch)))
@@ -215,11 +224,16 @@ class Trainer:
         if every and (step - 1) % every == 0:
             forget_moments(self.updater.guarded.optimizer)
 
+    def _keep(self, groups: list[Group], policy_step: int) -> None:
+        """Charge what sampling took, and put the rollouts into the bank."""
+        before = self.ledger.flops["rollout"]
+        self.ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
+        self.traces.add(groups, self.traces.sources(policy_step), self.ledger.flops["rollout"] - before)
+
     # -- accounting -------------------------------------------------------------------------------------------------
 
     def _account(self, groups: list[Group], report: UpdateReport) -> None:
         self.num_tokens += sum(group.num_tokens for group in groups)
-        self.ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
         self.ledger.charge_update("update", self.bench.loaded, report.counts)
         self.ledger.charge_update("update", self.bench.loaded, report.scored, with_gradient=False)
 
@@ -235,6 +249,9 @@ class Trainer:
             "speed/step_tokens": tokens / max(seconds, 1e-9),
             "compute/rollout_flops": self.ledger.flops["rollout"],
             "compute/update_flops": self.ledger.flops["update"],
+            "compute/collection_flops": self.ledger.flops["collection"],
+            "compute/total_flops": self.ledger.spent,
+            "compute/unshared_flops": self.ledger.spent_unshared,
             "compute/tokens": float(self.num_tokens),
         }
 
@@ -305,6 +322,7 @@ class Trainer:
             "ledger": self.ledger.state_dict(),
             "curriculum": self.curriculum.state_dict(),
             "guard": self.guard.state_dict(self.step),
+            "prefixes": self.prefixes.policy.state_dict(),
         }
         self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
 
@@ -325,6 +343,7 @@ class Trainer:
         self.curriculum.load_state_dict(state["curriculum"])
         self.guard.load_state_dict(state["guard"])
         self.updater.lr_scale = self.guard.lr_scale
+        self.prefixes.policy.load_state_dict(state["prefixes"])
 
     # -- warm start -------------------------------------------------------------------------------------------------
 

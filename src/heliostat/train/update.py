@@ -35,7 +35,11 @@ from heliostat.types import Batch, Group, Mean, TrainingGroup
 
 @dataclass(slots=True)
 class UpdateCounts:
-    """What the phase really computed: exact, so the ledger and the tests can rely on it."""
+    """What the phase really computed: exact, so the ledger and the tests can rely on it.
+
+    Attributes:
+        unshared_tokens, unshared_attended: what the prompts would have come to if every row had run its own.
+    """
 
     rows: int = 0
     prompt_tokens: int = 0
@@ -43,10 +47,14 @@ class UpdateCounts:
     prompt_attended: int = 0
     completion_attended: int = 0
     dropped_groups: int = 0
+    unshared_tokens: int = 0
+    unshared_attended: int = 0
 
     def add(self, part: Sequence[Row], shared_prompt: bool) -> None:
         """Count one forward over ``part``."""
         contexts = [row.context_length for row in part]
+        self.unshared_tokens += sum(contexts)
+        self.unshared_attended += sum(length * (length + 1) // 2 for length in contexts)
         if shared_prompt:
             contexts = list({row.group: row.context_length for row in part}.values())
         self.rows += len(part)

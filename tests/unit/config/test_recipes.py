@@ -318,6 +318,7 @@ def test_strategies_cover_every_key():
 def test_valid_overrides_arrive_and_survive_writing(pairs, raw, mapping, tmp_path_factory):
     given_ = dict(pairs)
     assume("rollout.top_p" not in given_ and "rollout.top_k" not in given_)
+    assume(given_.get("prefix.name", "none") == "none" or given_.get("traces.bank", ""))
     assume(given_.get("train.updates_per_step", 1) <= given_.get("rollout.prompts_per_step", 32))
     if mapping:
         recipe = build_recipe({}, given_)

@@ -1,0 +1,237 @@
+"""Cutting policies: how much of a stored turn a problem is given at a step.
+
+    band           lengths drawn once from a band of the turn, several per problem (PrefixRL)
+    annealed       a share of the turn that goes from ``start`` to ``end`` over ``num_steps``
+    targeted       per problem, the share at which the policy succeeds at rate ``target``, found by small corrections
+    backtracking   per problem, back by ``stride`` each time the policy succeeds at rate ``target``
+
+A policy gives shares of the turn; ``cut_donor`` turns shares into tokens, never past what may be given away. Draws come
+from the seed and the problem alone, and what is learned is plain numbers in a checkpoint, so a resumed run cuts where
+the first one did.
+
+Left out: which prompts a step gets (``train.prefixing``).
+
+References: PrefixRL, 2026, arXiv 2601.18795, for the band (reconstruction: the paper's body was not available).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from heliostat.config import ConfigError, nearest
+from heliostat.config.keys import build_checked
+from heliostat.traces.blobs import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Donor:
+    """A stored turn as far as it may be given away.
+
+    Attributes:
+        ids: the turn's first tokens; what follows them would give the answer away and is not kept.
+        num_tokens: tokens of the whole turn, its end token aside.
+    """
+
+    problem_id: str
+    ids: tuple[int, ...]
+    num_tokens: int
+
+
+class CutPolicy(Protocol):
+    """Shares of a turn to give, by problem and step."""
+
+    @property
+    def per_problem(self) -> int:
+        """Cuts of each problem."""
+        ...
+
+    def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
+        """The share of the turn that cut ``index`` of a problem gives at a step."""
+        ...
+
+    def learn(self, problem_id: str, success: float) -> None:
+        """Take note of the success rate of a group that continued a prefix of the problem."""
+        ...
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from a checkpoint."""
+        ...
+
+
+@dataclass(slots=True)
+class Band:
+    """Shares drawn once, evenly from a band.
+
+    Attributes:
+        low, high: ends of the band, as shares of the turn's tokens.
+        per_problem: cuts of each problem.
+    """
+
+    name: ClassVar[str] = "band"
+    low: float = 0.4
+    high: float = 0.8
+    per_problem: int = 3
+
+    def __post_init__(self) -> None:
+        _require_shares(low=self.low, high=self.high)
+        if self.low > self.high or self.per_problem < 1:
+            raise ValueError(
+                f"needs low <= high and per_problem >= 1, got {self.low:g}, {self.high:g}, {self.per_problem}"
+            )
+
+    def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
+        return self.low + (self.high - self.low) * uniform(seed, problem_id, index)
+
+    def learn(self, problem_id: str, success: float) -> None: ...
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None: ...
+
+
+@dataclass(slots=True)
+class Annealed:
+    """One share for all problems, which moves evenly from ``start`` to ``end`` and stays there.
+
+    Limits:
+        ``end = 0``: from step ``num_steps`` on, problems come without a prefix.
+    """
+
+    name: ClassVar[str] = "annealed"
+    start: float = 0.9
+    end: float = 0.0
+    num_steps: int = 100
+    per_problem: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _require_shares(start=self.start, end=self.end)
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+
+    def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
+        return self.start + (self.end - self.start) * min(1.0, step / self.num_steps)
+
+    def learn(self, problem_id: str, success: float) -> None: ...
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None: ...
+
+
+@dataclass(slots=True)
+class Targeted:
+    """Each problem's own share, moved after every group by ``gain (target - success)``.
+
+    Limits:
+        A success rate of exactly ``target`` leaves the share where it is.
+    """
+
+    name: ClassVar[str] = "targeted"
+    target: float = 0.5
+    gain: float = 0.2
+    start: float = 0.6
+    shares: dict[str, float] = field(default_factory=dict, init=False)
+    per_problem: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _require_shares(target=self.target, start=self.start)
+        if not 0 < self.gain <= 1:
+            raise ValueError(f"gain must lie above 0 and up to 1, got {self.gain:g}")
+
+    def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
+        return self.shares.get(problem_id, self.start)
+
+    def learn(self, problem_id: str, success: float) -> None:
+        moved = self.shares.get(problem_id, self.start) + self.gain * (self.target - success)
+        self.shares[problem_id] = min(1.0, max(0.0, moved))
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.shares)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.shares = dict(state)
+
+
+@dataclass(slots=True)
+class Backtracking:
+    """Each problem starts near its solution and steps back from it as soon as it is solved from there."""
+
+    name: ClassVar[str] = "backtracking"
+    start: float = 0.9
+    stride: float = 0.1
+    target: float = 0.5
+    shares: dict[str, float] = field(default_factory=dict, init=False)
+    per_problem: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _require_shares(start=self.start, target=self.target)
+        if not 0 < self.stride <= 1:
+            raise ValueError(f"stride must lie above 0 and up to 1, got {self.stride:g}")
+
+    def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
+        return self.shares.get(problem_id, self.start)
+
+    def learn(self, problem_id: str, success: float) -> None:
+        if success >= self.target:
+            self.shares[problem_id] = max(0.0, self.shares.get(problem_id, self.start) - self.stride)
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.shares)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.shares = dict(state)
+
+
+POLICIES: dict[str, type[Band] | type[Annealed] | type[Targeted] | type[Backtracking]] = {
+    policy.name: policy for policy in (Band, Annealed, Targeted, Backtracking)
+}
+
+
+def build_cut_policy(name: str, settings: Mapping[str, object]) -> CutPolicy:
+    """The policy of that name with its settings.
+
+    Raises:
+        ConfigError: no such policy, or a setting it does not take.
+    """
+    if name not in POLICIES:
+        raise ConfigError(
+            f"unknown prefix.name '{name}'{nearest(name, POLICIES)}; there are: none, {', '.join(POLICIES)}"
+        )
+    return build_checked(POLICIES[name], settings, "prefix")
+
+
+def cut_donor(donor: Donor, share: float, boundaries: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The first ``share`` of a turn's tokens, shortened to what may be given away.
+
+    Args:
+        boundaries: lengths at which the turn may be cut; the nearest one counts. ``None``: anywhere.
+
+    Returns:
+        The prefix; empty where nothing may be given, or nothing is asked for.
+    """
+    length = min(round(share * donor.num_tokens), len(donor.ids))
+    if boundaries is not None:
+        allowed = [0, *(at for at in boundaries if at <= len(donor.ids))]
+        length = min(allowed, key=lambda at: (abs(at - length), at))
+    return donor.ids[:length]
+
+
+def uniform(seed: int, *where: object) -> float:
+    """A number in [0, 1) that depends on its arguments alone."""
+    return float(np.random.default_rng(int.from_bytes(digest(seed, *where)[:8], "little")).random())
+
+
+def _require_shares(**shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value:g}")
