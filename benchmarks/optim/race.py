@@ -1,6 +1,6 @@
 """Time of a whole training step with each optimizer, as a ratio to fused AdamW on the same transformer, and its state.
 
-    OMP_NUM_THREADS=1 python benchmarks/optim/race.py --out benchmarks/optim/results/race.json
+    OMP_NUM_THREADS=1 python benchmarks/optim/race.py --out race.json
 
 Every round takes one step with every optimizer, in turn, on the same tokens, and the ratio is that of medians over
 rounds, in CPU seconds of this process (`time.process_time`), so that other work on the machine enters less. Optimizers
@@ -17,7 +17,7 @@ import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from heliostat.curvature import sampled_log_likelihood
 from heliostat.optim import RENG, RING, Eva, KroneckerSum, Rank1NaturalGradient, RKalman
 
-WIDTH, LAYERS, VOCAB, BATCH, LENGTH = 320, 8, 512, 8, 64
+WIDTH, LAYERS, VOCAB, LENGTH = 320, 8, 512, 64
 
 
 class Block(nn.Module):
@@ -94,9 +94,31 @@ class Contender:
 
     @property
     def state_bytes(self) -> float:
-        """Bytes kept between steps per parameter."""
-        tensors = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors) / sum(p.numel() for p in self.model.parameters())
+        """Bytes kept between steps per parameter, wherever in the state they are."""
+        tensors = {id(t): t for t in tensors_in(self.optimizer.state)}.values()
+        kept = sum(t.numel() * t.element_size() for t in tensors)
+        return (kept - self.own_bytes) / sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def own_bytes(self) -> int:
+        """Parameters and gradients are keys and guests of the state, not part of it."""
+        guests = {id(t) for p in self.model.parameters() for t in (p, p.grad)}
+        found = {id(t): t for t in tensors_in(self.optimizer.state)}
+        return sum(t.numel() * t.element_size() for key, t in found.items() if key in guests)
+
+
+def tensors_in(thing: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dictionaries, lists and objects."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, dict):
+        for value in thing.values():
+            yield from tensors_in(value)
+    elif isinstance(thing, list | tuple):
+        for value in thing:
+            yield from tensors_in(value)
+    elif hasattr(thing, "__dict__"):
+        yield from tensors_in(vars(thing))
 
 
 def fused_adamw(model: nn.Module) -> torch.optim.Optimizer:
@@ -140,7 +162,7 @@ def amortised(times: Times, whole: bool) -> float:
     return kinds[0] + (kinds[-1] - kinds[0]) / PERIOD
 
 
-def table(contenders: dict[str, Contender], seconds: dict[str, Times]) -> dict[str, Any]:
+def table(contenders: dict[str, Contender], seconds: dict[str, Times], num_tokens: int) -> dict[str, Any]:
     base = statistics.median(step for step, _ in seconds["AdamW (fused)"][1:])
     rows = {}
     for name, times in seconds.items():
@@ -154,14 +176,14 @@ def table(contenders: dict[str, Contender], seconds: dict[str, Times]) -> dict[s
         }
     return {
         "parameters": sum(p.numel() for p in contenders["AdamW (fused)"].model.parameters()),
-        "tokens_per_step": BATCH * LENGTH,
+        "tokens_per_step": num_tokens,
         "rounds": len(seconds["AdamW (fused)"]) - 1,
         "adamw_cpu_seconds": base,
         "rows": rows,
     }
 
 
-def race(num_rounds: int, out: Path | None) -> dict[str, Any]:
+def race(num_rounds: int, batch_size: int, out: Path | None) -> dict[str, Any]:
     makers = OURS | (PEERS if importlib.util.find_spec("pytorch_optimizer") else {})
     contenders = {}
     for name, make in makers.items():
@@ -171,11 +193,11 @@ def race(num_rounds: int, out: Path | None) -> dict[str, Any]:
     seconds: dict[str, Times] = {name: [] for name in contenders}
     result: dict[str, Any] = {}
     for number in range(num_rounds + 1):
-        tokens = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=generator)
+        tokens = torch.randint(0, VOCAB, (batch_size, LENGTH + 1), generator=generator)
         for name, contender in contenders.items():
             seconds[name].append(contender.step(tokens))
         if number >= 2:
-            result = table(contenders, seconds)
+            result = table(contenders, seconds, batch_size * LENGTH)
             if out:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps(result, indent=1) + "\n")
@@ -185,10 +207,11 @@ def race(num_rounds: int, out: Path | None) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="counted steps per contender; one more is not counted")
+    parser.add_argument("--batch-size", type=int, default=32, help=f"sequences of {LENGTH} tokens per step")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name, row in race(max(2, arguments.rounds), arguments.out)["rows"].items():
+    for name, row in race(max(2, arguments.rounds), arguments.batch_size, arguments.out)["rows"].items():
         print(name, {key: round(value, 3) for key, value in row.items()})
 
 
