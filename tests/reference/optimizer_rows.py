@@ -77,7 +77,11 @@ ROWS = [
     Row("eva", eva, process_group=True),
     Row("ring", lambda m, **s: ring(m, rho=0.1, **s), process_group=True),
     Row("ring-exact", lambda m, **s: ring(m, damping_form="exact", inverse_every=3, **s), process_group=True),
-    Row("ring-empirical", lambda m, **s: ring(m, empirical=True, max_kl=0.5, **s), process_group=True),
+    Row(
+        "ring-empirical",
+        lambda m, **s: ring(m, empirical=True, statistics_every=2, max_kl=0.5, **s),
+        process_group=True,
+    ),
     Row("reng-difference", lambda p, **s: reng(p, sgd, **s), takes_groups=True),
     Row(
         "reng-double", lambda p, **s: reng(p, adamw, mode="double-backward", **s), takes_groups=True, distributed=False

@@ -110,7 +110,7 @@ class RING(LayerOptimizer):
             skip_unscored=skip_unscored,
             damping=damping,
         )
-        self.recorder.is_recording = empirical
+        self._record_if_due()
 
     @property
     def wants_statistics(self) -> bool:
@@ -164,9 +164,17 @@ class RING(LayerOptimizer):
         refresh = self.num_steps % self.inverse_every == 0
         self._move_all(lambda name, gradient: self._direction(name, gradient, refresh))
         self.num_steps += 1
-        if self.empirical:
-            self.recorder.is_recording = self.wants_statistics
+        self._record_if_due()
         return loss
+
+    def _record_if_due(self) -> None:
+        """Empirical statistics come from the coming step's own passes."""
+        self.recorder.is_recording = self.empirical and self.wants_statistics
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` saved."""
+        super().load_state_dict(state_dict)
+        self._record_if_due()
 
     def _take_statistics(self) -> dict[str, KroneckerFactors]:
         if self.process_group is not None and self._sums.num_rows:

@@ -50,9 +50,7 @@ class GuardedStep:
             TrainingDiverged: this is skipped step ``max_bad_steps`` in a row.
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        if np.isfinite(loss) and np.isfinite(norm):
-            if norm > 0:  # without any signal Adam would still move along its momentum
-                (step or self.optimizer.step)()
+        if np.isfinite(loss) and np.isfinite(norm) and self._took(norm, step or self.optimizer.step):
             self.num_bad_in_a_row = 0
             return norm
         self.optimizer.zero_grad(set_to_none=True)
@@ -64,3 +62,10 @@ class GuardedStep:
                 f"norm {norm}); the last good checkpoint is kept, and a lower learning rate usually helps"
             )
         return None
+
+    def _took(self, norm: float, step: Callable[[], Any]) -> bool:
+        """Let the optimizer step; some skip on their own, where what they need beside the gradient is not finite."""
+        before = getattr(self.optimizer, "num_skipped", 0)
+        if norm > 0:  # without any signal Adam would still move along its momentum
+            step()
+        return bool(getattr(self.optimizer, "num_skipped", 0) == before)

@@ -7,7 +7,7 @@ import torch
 
 from heliostat.config import ConfigError, OptimizerSection
 from heliostat.objectives import objective_names
-from heliostat.optim import Rank1NaturalGradient, build_optimizer, optimizer_names
+from heliostat.optim import Rank1NaturalGradient, SkippedStepWarning, build_optimizer, optimizer_names
 from heliostat.train.update import make_batch
 from tests.conftest import make_nano
 from tests.unit.train.test_update import graded, updater, weights
@@ -105,6 +105,24 @@ def test_extra_forwards_are_counted():
         counted[name] = one_update(name, loaded, groups).counts.rows
     base = counted["kronecker-sum"]
     assert counted == {"kronecker-sum": base, "rank1": base + 2, "ring": 2 * base, "reng": 2 * base}
+
+
+def test_a_step_that_the_optimizer_skips_is_a_bad_step():
+    loaded = make_nano()
+    groups, before = graded(loaded, num_prompts=3), weights(loaded)
+    optimizer = optimizer_of("rank1", loaded, num_scores=1)
+    one = updater(loaded, "pmd-mean", lr=1e-3, optimizer=optimizer)
+    batch = make_batch(one.objective, groups)
+    real = one.policy.log_probs
+
+    def broken_in_the_extra_pass(rows):
+        return real(rows) * (float("nan") if len(rows) == 1 else 1.0)
+
+    one.policy.log_probs = broken_in_the_extra_pass
+    with pytest.warns(SkippedStepWarning):
+        report = one.run(batch, 1, 0, seed=3)
+    assert report.bad_steps == 1
+    assert torch.equal(weights(loaded), before)
 
 
 def test_short_weights_and_bad_settings_are_refused():
