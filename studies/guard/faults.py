@@ -76,10 +76,10 @@ def stale_rollouts(clock: Clock, stack: ExitStack) -> None:
 
 def corrupted_log_probs(clock: Clock, stack: ExitStack) -> None:
     """The sampler reports its log-probabilities with noise of 0.3 nats."""
-    sample = TorchEngine.sample
+    finish = Judging.finish
 
-    def noisy(self, *args, **kwargs):
-        groups = sample(self, *args, **kwargs)
+    def noisy(self, groups):
+        groups = finish(self, groups)
         if not clock.broken:
             return groups
         rng = np.random.default_rng(clock.tick)
@@ -90,7 +90,7 @@ def corrupted_log_probs(clock: Clock, stack: ExitStack) -> None:
 
         return [dataclasses.replace(g, completions=tuple(shaken(c) for c in g.completions)) for g in groups]
 
-    stack.enter_context(patch.object(TorchEngine, "sample", noisy))
+    stack.enter_context(patch.object(Judging, "finish", noisy))
 
 
 def hackable_reward(clock: Clock, stack: ExitStack) -> None:

@@ -29,7 +29,7 @@ SETTINGS = {
     "model.path": "tiny",
     "model.settings": {"hidden_size": 48, "intermediate_size": 96, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2},
     "run.num_threads": 1,
-    "warm_start.num_steps": 90, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
+    "warm_start.num_steps": 300, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
     "rollout.prompts_per_step": 16, "rollout.group_size": 8, "rollout.max_new_tokens": 4,
     "rollout.max_parity_gap": 100.0,  # else it would end the runs with a broken sampler before the guard is asked
     "objective.name": "pmd-mean", "objective.tau": 0.2,
@@ -101,11 +101,16 @@ def fell(unguarded: dict, healthy: dict) -> int | None:
     return None
 
 
+def final(run: dict) -> float:
+    """Mean reward of the last 20 steps; 0 for a run that was stopped."""
+    return sum(run["reward"][-20:]) / 20 if run["status"] == "finished" else 0.0
+
+
 def table(rows: list[dict]) -> str:
     """One line per fault: when it was caught, when reward would have fallen, and where the runs end."""
     runs = {(row["fault"], row["mode"], row["seed"]): row for row in rows}
-    head = ("fault", "first alarm (steps after)", "reward falls unguarded", "rollbacks", "pass@1 guarded", "unguarded",
-            "healthy")  # fmt: skip
+    head = ("fault", "first alarm (steps after)", "reward falls unguarded", "rollbacks", "final reward guarded",
+            "unguarded", "healthy")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     seeds = sorted({row["seed"] for row in rows if ("none", "off", row["seed"]) in runs})
     for fault in FAULTS:
@@ -122,7 +127,7 @@ def table(rows: list[dict]) -> str:
             step = fell(off, healthy)
             falls.append("never" if step is None else str(step - FIRST))
             for name, run in (("act", act), ("off", off), ("none", healthy)):
-                ends[name].append(run["after"] if run["after"] is not None else 0.0)
+                ends[name].append(final(run))
         backs = ", ".join(str(len(runs[fault, "act", seed]["rollbacks"])) for seed in have)
         means = " | ".join(f"{sum(ends[name]) / len(have):.1%}" for name in ("act", "off", "none"))
         lines.append(f"| {fault} | {'; '.join(caught)} | {', '.join(falls)} | {backs} | {means} |")

@@ -84,7 +84,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "mismatch-ess",
             "mismatch/ess",
             lambda: Limit(0.5, side="low"),
-            "rollback",
+            "mismatch",
             "less than half of the batch would be left after weighting sampler against trainer",
             "fix the sampler's numerics or use fresher rollouts",
         ),
@@ -108,7 +108,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "gradient",
             "optim/grad_norm",
-            lambda: Multiple(recent(), 10.0),
+            lambda: Multiple(recent(), 30.0),
             "note",
             "the gradient is many times longer than in recent steps",
             "look at the batches of these steps; clipping shortened them",
@@ -166,7 +166,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "template",
             "panel/information",
-            lambda: Multiple(Reference(1), 0.7, side="low", floor=0.2),
+            lambda: Multiple(Reference(1), 0.5, side="low", floor=0.2, hold=2),
             "note",
             "completions depend less on their prompts: one template for everything, whatever the entropy",
             "drop groups of little reward variance; lower optimizer.lr",
@@ -174,7 +174,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "pass-k-falls",
             "panel/pass@k",
-            lambda: Multiple(Reference(1), 0.85, side="low", floor=0.1, hold=2),
+            lambda: Multiple(Reference(1), 0.7, side="low", floor=0.1, hold=3),
             "note",
             "the chance that one of k samples is right has fallen below where it began",
             "the policy is narrowing: control entropy with guard.actuator",

@@ -57,7 +57,7 @@ FAULTS = {
     "truncation": {"length/truncated": 0.5},
     "length": {"length/mean": 40.0},
     "duplicates": {"text/duplicate_prompts": 0.5},
-    "gradient": {"optim/grad_norm": 40.0},
+    "gradient": {"optim/grad_norm": 90.0},
 }
 
 
