@@ -79,11 +79,22 @@ class Diagnosis:
     @property
     def healthy(self) -> bool:
         """Whether nothing was found."""
-        return not self.findings and not (self.texts and self.texts.complaints)
+        return not self.findings and not self.taken_back and not (self.texts and self.texts.complaints)
+
+    @property
+    def taken_back(self) -> list[Mapping[str, Any]]:
+        """Events in which the run's own guard went back to a checkpoint; their steps are in ``abandoned.jsonl``."""
+        return [event for event in self.events if event.get("action") == "went back"]
 
     @property
     def headline(self) -> str:
         """The diagnosis in one or two sentences."""
+        if not self.findings and (back := self.taken_back):
+            cause = back[0].get("meaning", "")
+            return (
+                f"Its own guard took it back {len(back)} time{'s' * (len(back) > 1)}, the first time at step "
+                f"{back[0].get('step')}: {cause}. What is left of the run shows nothing wrong."
+            )
         if not self.findings:
             complaints = self.texts.complaints if self.texts else ()
             return complaints[0] if complaints else "No rule of the guard finds anything wrong."

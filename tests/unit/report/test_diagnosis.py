@@ -72,10 +72,12 @@ def test_the_cause_comes_first(tmp_path: Path, name: str) -> None:
 
 def test_what_the_guard_did_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", Shape(num_steps=30))
-    (run / "events.jsonl").write_text(
-        json.dumps({"step": 3, "action": "went back", "text": "step 3: back to 1"}) + "\n"
-    )
-    assert "step 3: back to 1" in diagnose(run).format()
+    event = {"step": 3, "action": "went back", "text": "step 3: back to 1", "meaning": "a long step"}
+    (run / "events.jsonl").write_text(json.dumps(event) + "\n")
+    found = diagnose(rewrite(run))
+    assert "step 3: back to 1" in found.format()
+    assert "took it back 1 time, the first time at step 3: a long step" in found.headline
+    assert not found.healthy
 
 
 def test_a_metrics_file_of_its_own(tmp_path: Path) -> None:
