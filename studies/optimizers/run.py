@@ -119,9 +119,9 @@ def best_factor(rows: list[dict[str, Any]], task: str, name: str) -> float:
     return min(finished, key=lambda row: row["test_loss"])["factor"] if finished else FACTORS[0]
 
 
-def plan(tasks: list[str], names: list[str]) -> Iterator[tuple[str, str, float | None, int]]:
+def plan(tasks: list[str], names: list[str], num_rates: int) -> Iterator[tuple[str, str, float | None, int]]:
     """All tuning runs, then all seeds (factor ``None``: the best), tasks and optimizers interleaved."""
-    for factor in (1.0, 0.3, 3.0, 0.1, 10.0):
+    for factor in sorted(FACTORS, key=lambda factor: abs(math.log(factor)))[:num_rates]:
         yield from ((task, name, factor, TUNING_SEED) for task in tasks for name in names)
     for number in range(5):
         for task in tasks:
@@ -149,12 +149,13 @@ def table() -> str:
                 continue
             loss, accuracy = bootstrap([r["test_loss"] for r in done]), bootstrap([r["accuracy"] for r in done])
             limit = 1.5 * min(row["test_loss"] for row in tuning)
+            num_tried = len({row["factor"] for row in own if row["seed"] == TUNING_SEED})
             stable = sum(row["test_loss"] <= limit for row in tuning)
             ratio = sorted(r["cpu_s"] for r in own)[len(own) // 2] / sorted(speed)[len(speed) // 2]
             lines.append(
                 f"| {name} ({len(done)} of {len(seeds)} seeds) | {loss.value:.3f} [{loss.low:.3f}, {loss.high:.3f}] | "
                 f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] | {ratio:.2f} | "
-                f"{stable} of {len(FACTORS)} |"
+                f"{stable} of {num_tried} |"
             )
     return "\n".join(lines)
 
@@ -163,21 +164,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=25.0, help="CPU minutes of this call")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--num-rates", type=int, default=5, help="learning rates tried, the central ones first")
     parser.add_argument("--table", action="store_true", help="print the table of what has been run, and run nothing")
     arguments = parser.parse_args()
     if not arguments.table:
-        study(arguments.tasks, arguments.minutes)
+        study(arguments.tasks, arguments.minutes, arguments.num_rates)
     print(table())
 
 
-def study(names: list[str], minutes: float) -> None:
+def study(names: list[str], minutes: float, num_rates: int) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tasks = {name: TASKS[name]() for name in names}
     peers = importlib.util.find_spec("pytorch_optimizer") is not None
     contenders = [name for name in CONTENDERS if peers or name not in ("SOAP", "Shampoo")]
     rows = stored()
-    for task, name, factor, seed in plan(names, contenders):
+    for task, name, factor, seed in plan(names, contenders, num_rates):
         if time.process_time() > 60 * minutes:
             print("the budget is used up")
             return
