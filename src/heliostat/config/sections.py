@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -85,8 +86,32 @@ class RolloutSection(Section):
     top_k: int = Field(0, ge=0, description="must be 0 for training: truncation changes the policy")
     stop: tuple[str, ...] = Field((), strict=False, description="strings that end a completion")
     max_rows: int = Field(512, ge=1, description="sequences decoded at once; more are refilled as rows finish")
-    engine: Literal["torch"] = Field("torch", description="rollout engine")
+    engine: Literal["torch", "vllm"] = Field("torch", description="sample in this process, or on a vLLM server")
+    server_url: str = Field("", description="the vLLM server, like http://host:8000; its key: VLLM_API_KEY")
+    sync_dir: str = Field("", description="folder that trainer and server both see, for handing over weights")
+    server_timeout_s: float = Field(600.0, gt=0, description="seconds for one answer of the server")
+    server_retries: int = Field(3, ge=0, description="further attempts after an answer that failed")
+    server_requests: int = Field(64, ge=1, description="prompts that the server works on at once")
     max_parity_gap: float = Field(0.0, ge=0, description="largest |logp_gen - logp_new| in nats; 0: by precision")
+
+    @model_validator(mode="after")
+    def _server(self) -> Self:
+        server_keys = ("server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests")
+        if self.engine != "vllm":
+            ignored = [key for key in server_keys if getattr(self, key) != type(self).model_fields[key].default]
+            if ignored:
+                raise ValueError(
+                    f"rollout.{ignored[0]} is only used with rollout.engine = 'vllm' (now '{self.engine}')"
+                )
+            return self
+        parts = urlsplit(self.server_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("rollout.engine = 'vllm' needs rollout.server_url, like http://host:8000")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("rollout.server_url holds a password; put the key into the environment as VLLM_API_KEY")
+        if not self.sync_dir:
+            raise ValueError("rollout.engine = 'vllm' needs rollout.sync_dir, a folder that the server sees as well")
+        return self
 
 
 class ObjectiveSection(NamedSection):

@@ -103,7 +103,11 @@ class Objective(ABC):
         Raises:
             ValueError: there is nothing to average over.
         """
-        return denominator(self.length_normalization, num_tokens, self.length_constant)
+        return self.normalizer_of_counts(num_tokens.numel(), int(num_tokens.sum()))
+
+    def normalizer_of_counts(self, num_sequences: int, num_tokens: int) -> float:
+        """``normalizer`` where only the counts of the whole step are known, as other frameworks hand them around."""
+        return denominator(self.length_normalization, num_sequences, num_tokens, self.length_constant)
 
     def loss(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, normalizer: float) -> LossOutput:
         """The micro-batch's share of the step's loss: ``sum_i w_i loss_i / normalizer``.

@@ -29,17 +29,17 @@ _DENOMINATORS: dict[LengthNormalization, Callable[[int, int, float], float]] = {
 }
 
 
-def denominator(mode: LengthNormalization, num_tokens: Int[Tensor, " sequence"], constant: float) -> float:
-    """N of the table above, from the lengths of every sequence of one optimizer step.
+def denominator(mode: LengthNormalization, num_sequences: int, num_tokens: int, constant: float) -> float:
+    """N of the table above, from the sequences and tokens of one whole optimizer step.
 
     Raises:
         ValueError: there is nothing to average over.
     """
-    total = float(_DENOMINATORS[mode](num_tokens.numel(), int(num_tokens.sum()), constant))
+    total = float(_DENOMINATORS[mode](num_sequences, num_tokens, constant))
     if total == 0:
         raise ValueError(
-            f"an optimizer step needs something to average over, got {num_tokens.numel()} sequences with "
-            f"{int(num_tokens.sum())} completion tokens (length_normalization = '{mode}')"
+            f"an optimizer step needs something to average over, got {num_sequences} sequences with "
+            f"{num_tokens} completion tokens (length_normalization = '{mode}')"
         )
     return total
 

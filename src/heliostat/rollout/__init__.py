@@ -1,26 +1,60 @@
 """Rollout: prompts in, ragged token ids with the sampler's own log-probabilities out."""
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from heliostat.config import RolloutSection
 from heliostat.models import LoadedModel
 from heliostat.rollout.drafts import DecodeLimits
 from heliostat.rollout.engine import Engine, RolloutCounts, TorchEngine
+from heliostat.rollout.parity import PARITY_BOUNDS, ParityError
 from heliostat.rollout.plain import PlainEngine
 from heliostat.rollout.rows import key_values
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
+from heliostat.rollout.server import Server, ServerError
+from heliostat.rollout.vllm import VllmEngine
 
 __all__ = [
+    "PARITY_BOUNDS",
     "DecodeLimits",
     "Engine",
     "NonFiniteLogits",
+    "ParityError",
     "PlainEngine",
     "RolloutCounts",
     "SamplingSettings",
+    "Server",
+    "ServerError",
     "TorchEngine",
+    "VllmEngine",
     "build_engine",
     "completion_seed",
     "key_values",
 ]
 
 
-def build_engine(loaded: LoadedModel, limits: DecodeLimits) -> Engine:
-    """The engine that suits the model's cache."""
+def build_engine(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
+    """The engine that a recipe names."""
+    return ENGINES[section.engine](loaded, limits, section)
+
+
+def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
+    """The one that suits the model's cache."""
     return TorchEngine(loaded, limits) if loaded.cache_kind == "kv" else PlainEngine(loaded, limits)
+
+
+def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
+    server = Server(
+        section.server_url.rstrip("/"), section.server_timeout_s, section.server_retries, os.environ.get(API_KEY, "")
+    )
+    max_gap = section.max_parity_gap or PARITY_BOUNDS[loaded.model.dtype]
+    return VllmEngine(loaded, limits, server, Path(section.sync_dir), section.server_requests, max_gap)
+
+
+ENGINES: dict[str, Callable[[LoadedModel, DecodeLimits, RolloutSection], Engine]] = {
+    "torch": _in_process,
+    "vllm": _on_server,
+}
+API_KEY = "VLLM_API_KEY"
+"""The environment variable that holds the server's key; keys have no place in a recipe."""

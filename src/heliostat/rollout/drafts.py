@@ -102,10 +102,14 @@ class Scribe:
         if self.limits.stop:
             # A stop string spans at most as many tokens as it has bytes; only that tail can have completed one.
             tail = max(len(text.encode()) for text in self.limits.stop) + 1
-            text = decode(self.loaded, draft.token_ids[-tail:])
-            if any(stop in text for stop in self.limits.stop):
+            if self.holds_stop_string(draft.token_ids[-tail:]):
                 return StopReason.STOP_STRING
         return draft.out_of_room if draft.num_left == 0 else None
+
+    def holds_stop_string(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text of these tokens contains one of the strings that end a completion."""
+        text = decode(self.loaded, token_ids)
+        return any(stop in text for stop in self.limits.stop)
 
     def finish(self, draft: Draft) -> Completion:
         """The completion an ended draft became; its text ends before the stop string, its token ids do not.

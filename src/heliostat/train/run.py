@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, Recipe
-from heliostat.rollout import NonFiniteLogits, SamplingSettings, completion_seed
+from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tracking import open_trackers
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
@@ -33,11 +33,14 @@ from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
 from heliostat.train.runtime import start_runtime
 from heliostat.train.setup import check_recipe, load_tasks, set_up_model
-from heliostat.train.trainer import ParityError, Trainer
+from heliostat.train.trainer import Trainer
 from heliostat.types import Group, Problem
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
-EXPECTED_FAILURES = (TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError, ParityError, GuardStopped)
+EXPECTED_FAILURES = (
+    *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
+    *(ParityError, ServerError, GuardStopped),
+)
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
 

@@ -61,7 +61,7 @@ def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
-    return Bench(loaded, build_engine(loaded, limits), recipe)
+    return Bench(loaded, build_engine(loaded, limits, section), recipe)
 
 
 def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
@@ -87,5 +87,5 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
         tokens_per_microbatch=recipe.train.tokens_per_microbatch,
         drop_zero_signal=recipe.train.drop_zero_signal,
         # In float32 the in-process sampler's numbers are the trainer's to 1e-5 (the parity bound watches over it).
-        anchor_from_sampler=bench.loaded.model.dtype == torch.float32,
+        anchor_from_sampler=recipe.rollout.engine == "torch" and bench.loaded.model.dtype == torch.float32,
     )

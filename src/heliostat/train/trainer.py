@@ -23,7 +23,7 @@ from heliostat.models import save_model
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
 from heliostat.optim import Schedule, build_optimizer, forget_moments
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker, read_metrics
 from heliostat.train.actuators import build_actuator
@@ -51,14 +51,6 @@ from heliostat.types import Batch, Group
 
 NUM_DIAGNOSTIC_GROUPS = 8
 """Groups re-scored after each phase for the mirror-step numbers."""
-
-
-PARITY_BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-"""Largest gap in nats between sampler and trainer that rounding explains, by the type of the weights."""
-
-
-class ParityError(RuntimeError):
-    """Sampler and trainer disagree about log-probabilities by more than the recipe allows."""
 
 
 RESCUABLE = (*NUMERIC_FAILURES, ParityError)

@@ -280,8 +280,12 @@ def _key_strategies() -> dict[str, st.SearchStrategy[Any]]:
 
 _KEYS = _key_strategies()
 _EXTRA_KEYS = [f"{section}.{key}" for section in ("objective", "optimizer", "task") for key in ("tau", "a.b", "c-d")]
+_SERVER_KEYS = {f"rollout.{key}" for key in ("engine", "server_url", "sync_dir")} | {
+    f"rollout.server_{key}" for key in ("timeout_s", "retries", "requests")
+}
+"""Valid together only; ``tests/unit/rollout/test_vllm.py`` tries their combinations."""
 _OVERRIDES = st.lists(
-    st.sampled_from(sorted(_KEYS)).flatmap(lambda key: st.tuples(st.just(key), _KEYS[key]))
+    st.sampled_from(sorted(set(_KEYS) - _SERVER_KEYS)).flatmap(lambda key: st.tuples(st.just(key), _KEYS[key]))
     | st.tuples(st.sampled_from(_EXTRA_KEYS), _FREE),
     max_size=6,
     unique_by=lambda pair: pair[0],

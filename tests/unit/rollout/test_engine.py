@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from heliostat.config import RolloutSection
 from heliostat.models import decode
 from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, TorchEngine, build_engine
 from heliostat.train.packing import rows_of
@@ -158,4 +159,4 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name():
 
 
 def test_the_engine_is_chosen_by_the_models_memory(nano):
-    assert isinstance(build_engine(nano, DecodeLimits(4)), TorchEngine)
+    assert isinstance(build_engine(nano, DecodeLimits(4), RolloutSection()), TorchEngine)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from heliostat.config import RolloutSection
 from heliostat.models import encode_problem
 from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, TorchEngine, build_engine
 from heliostat.train.packing import rows_of
@@ -22,7 +23,7 @@ def sampled(request, tmp_path_factory):
             if parameter.ndim >= 2:
                 parameter.mul_(3)
     prompts = [encode_problem(loaded, Problem(str(i), "t", text), chat=False) for i, text in enumerate(TEXTS)]
-    engine = build_engine(loaded, DecodeLimits(7, max_rows=4))
+    engine = build_engine(loaded, DecodeLimits(7, max_rows=4), RolloutSection())
     groups = engine.sample(prompts, 2, SamplingSettings(temperature=0.9), seed=5, policy_step=0)
     return request.param, loaded, engine, groups
 

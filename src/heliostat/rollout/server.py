@@ -1,0 +1,130 @@
+"""JSON over HTTP with one server: a deadline for every answer, retries where they can help, one sentence where not.
+
+Nothing but the recipe's URL is ever contacted: redirects are refused and proxy variables ignored. The key comes from
+the environment and stands in no message.
+
+Left out: what is asked (``rollout.vllm``), streaming, and several servers (a balancer's URL is one server).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that may be different next time."""
+
+
+class ServerError(RuntimeError):
+    """The rollout server cannot be used as it is."""
+
+
+class _Transient(Exception):
+    """A failure of one attempt that the next one may not meet."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One HTTP server.
+
+    Attributes:
+        url: scheme, host, port and optionally a path prefix.
+        timeout_s: wall seconds for one attempt, from connecting to the last byte.
+        num_retries: further attempts after a failure that may pass.
+        api_key: sent as a bearer token; empty: none.
+        first_pause_s: pause before the first retry; it doubles each time, up to 10 s.
+    """
+
+    url: str
+    timeout_s: float = 600.0
+    num_retries: int = 3
+    api_key: str = field(default="", repr=False)
+    first_pause_s: float = 0.5
+
+    def get(self, path: str) -> Any:
+        """The JSON answer to a GET; see ``post``."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON answer to a POST, ``None`` where it is empty.
+
+        Raises:
+            ServerError: no usable answer after all attempts, or one that says the request is wrong.
+        """
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        for attempt in range(self.num_retries + 1):
+            try:
+                return self._attempt(method, path, body)
+            except (_Transient, OSError, http.client.HTTPException) as error:
+                reason = str(error) or type(error).__name__
+                if attempt < self.num_retries:
+                    time.sleep(min(10.0, self.first_pause_s * 2**attempt))
+        raise ServerError(
+            f"rollout server {self.url}{path} failed {self.num_retries + 1} times, last: {self._hidden(reason)}; see "
+            "whether it runs and what it logs, then continue the run"
+        )
+
+    def _attempt(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        deadline = time.monotonic() + self.timeout_s
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        try:
+            payload = None if body is None else json.dumps(body)
+            connection.request(method, parts.path.rstrip("/") + path, payload, headers)
+            return self._answer(connection, path, deadline)
+        finally:
+            connection.close()
+
+    def _answer(self, connection: http.client.HTTPConnection, path: str, deadline: float) -> Any:
+        sock = connection.sock  # the response may take it away from the connection
+        sock.settimeout(max(1e-3, deadline - time.monotonic()))
+        response = connection.getresponse()
+        pieces = []
+        while piece := response.read1(1 << 16):
+            pieces.append(piece)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _Transient(f"the answer was not complete after {self.timeout_s:g} s")
+            if response.fp is not None:
+                sock.settimeout(left)
+        if response.length:
+            raise _Transient(f"the answer broke off {response.length} bytes before its end")
+        text = b"".join(pieces).decode("utf-8", errors="replace")
+        if response.status in RETRIED:
+            raise _Transient(f"status {response.status}: {_shortened(text)}")
+        if response.status != http.HTTPStatus.OK:
+            raise ServerError(self._refusal(path, response.status, text, response.getheader("Location")))
+        if not text:
+            return None
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise _Transient(f"the answer is not JSON: {_shortened(text)}") from None
+
+    def _refusal(self, path: str, status: int, text: str, location: str | None) -> str:
+        if location is not None:
+            advice = f"it points to {location}, which the recipe does not name; set rollout.server_url to the final URL"
+        elif status in (401, 403):
+            advice = "the environment variable VLLM_API_KEY holds no key that it accepts"
+        else:
+            advice = self._hidden(_shortened(text))
+        return f"rollout server {self.url}{path} answered status {status}: {advice}"
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self.api_key, "***") if self.api_key else text
+
+
+def _shortened(text: str, size: int = 200) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= size else flat[:size] + "..."

@@ -1,0 +1,274 @@
+"""The rollout engine on a running vLLM server: token ids in and out, log-probabilities, weights handed over in files.
+
+    weights changed? --save--> folder --reload--> server --probe--> trainer
+    prompt ids --/v1/completions, n = group size--> token ids, log-probs, why each ended
+
+What is sampled always comes from the trainer's current weights: before a sample whose weights differ from those sent
+last, the model is saved in a folder that both sides see, the server loads it and forgets its prefix cache, and a few
+sampled tokens are compared with the trainer's own forward. The very first hand-over is rehearsed with a changed output
+projection, since a server that keeps a stale head (seen with tied embeddings) cannot be told from a good one before
+the weights have moved far.
+
+The server is started with VLLM_SERVER_DEV_MODE=1 and ``--logprobs-mode processed_logprobs``, so that log-probabilities
+are those at the sampling temperature; prefix caching is on by default. Written for vLLM 0.32, whose routes were read
+from its sources.
+
+Left out: sampling while training goes on, weights over NCCL, and exact entropies, which the server does not tell: the
+entropy of a token's distribution is estimated by that token's ``-log p``, whose mean is the entropy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from heliostat.models import LoadedModel, save_model
+from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
+from heliostat.rollout.engine import RolloutCounts
+from heliostat.rollout.parity import ParityError, parity_gap
+from heliostat.rollout.sampling import SamplingSettings
+from heliostat.rollout.server import Server, ServerError
+from heliostat.types import Group, Prompt, StopReason
+
+NUM_PROBES = 2
+PROBE_TOKENS = 32
+
+
+class _LogProbs(BaseModel):
+    token_logprobs: list[float]
+
+
+class _Choice(BaseModel):
+    index: int
+    token_ids: list[int]
+    logprobs: _LogProbs
+    finish_reason: str
+
+
+class _Completions(BaseModel):
+    choices: list[_Choice]
+
+
+class VllmEngine:
+    """A client of one vLLM server that serves the model being trained.
+
+    Args:
+        sync_dir: folder that trainer and server see under the same path.
+        num_requests: prompts in flight at once.
+        max_gap: largest gap in nats that the probe accepts.
+
+    **Limits**: the tokens' log-probabilities are the trainer's within ``max_gap``, or sampling raises ``ParityError``.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        limits: DecodeLimits,
+        server: Server,
+        sync_dir: Path,
+        num_requests: int,
+        max_gap: float,
+    ) -> None:
+        self.loaded = loaded
+        self.limits = limits
+        self.scribe = Scribe(loaded, limits)
+        self.server = server
+        self.sync_dir = sync_dir
+        self.num_requests = num_requests
+        self.max_gap = max_gap
+        self.counts = RolloutCounts()
+        self._sent: tuple[float, ...] | None = None
+        self._name = ""
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        policy_step: int,
+        announce: Announce | None = None,
+    ) -> list[Group]:
+        """Sample a group for every prompt; see ``Engine.sample``.
+
+        Raises:
+            ServerError: the server gave no usable answer.
+            ParityError: its log-probabilities are not those of the trainer's weights.
+        """
+        drafts = self.scribe.begin(prompts, group_size, seed)
+        harvest = Harvest(self.scribe, prompts, drafts, policy_step, announce)
+        self._hand_over(prompts[:NUM_PROBES], settings)
+        with ThreadPoolExecutor(self.num_requests) as pool:
+            for _ in pool.map(self._complete, prompts, drafts, repeat(settings)):
+                harvest.gather()
+        for prompt, group in zip(prompts, drafts, strict=True):
+            self._count(prompt, group)
+        return harvest.groups()
+
+    def take_counts(self) -> RolloutCounts:
+        """What the server had to compute at least, from token counts."""
+        counts, self.counts = self.counts, RolloutCounts()
+        return counts
+
+    # -- completions ------------------------------------------------------------------------------------------------
+
+    def _complete(self, prompt: Prompt, drafts: Sequence[Draft], settings: SamplingSettings) -> None:
+        """Fill in one prompt's drafts."""
+        body = {
+            "model": self._name,
+            "prompt": list(prompt.context_ids),
+            "n": len(drafts),
+            "seed": drafts[0].seed,
+            "max_tokens": drafts[0].num_left,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop": list(self.limits.stop),
+            "stop_token_ids": sorted(self.loaded.eos_ids),
+            "logprobs": 0,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+        }
+        try:
+            choices = _Completions.model_validate(self.server.post("/v1/completions", body)).choices
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise self._wrong(f"'{where}' in its answer: {first['msg']}") from None
+        if sorted(choice.index for choice in choices) != list(range(len(drafts))):
+            raise self._wrong(f"{len(choices)} completions where {len(drafts)} were asked for")
+        for choice in choices:
+            self._fill(drafts[choice.index], choice)
+
+    def _fill(self, draft: Draft, choice: _Choice) -> None:
+        ids, logps = choice.token_ids, choice.logprobs.token_logprobs
+        if not 1 <= len(ids) <= draft.num_left or len(ids) != len(logps):
+            raise self._wrong(f"{len(ids)} tokens with {len(logps)} log-probabilities, of at most {draft.num_left}")
+        size = self.loaded.model.config.get_text_config().vocab_size
+        if not all(0 <= token < size for token in ids) or not all(math.isfinite(logp) for logp in logps):
+            raise self._wrong("token ids outside the vocabulary, or log-probabilities that are not finite")
+        stop_reason = self._stop_reason(draft, choice)
+        draft.token_ids, draft.logp, draft.entropy = list(ids), list(logps), [-logp for logp in logps]
+        draft.stop_reason = stop_reason
+
+    def _stop_reason(self, draft: Draft, choice: _Choice) -> StopReason:
+        if choice.token_ids[-1] in self.loaded.eos_ids:
+            return StopReason.EOS
+        if choice.finish_reason == "stop" and self.scribe.holds_stop_string(choice.token_ids):
+            return StopReason.STOP_STRING
+        if choice.finish_reason == "length" and len(choice.token_ids) == draft.num_left:
+            return draft.out_of_room
+        raise self._wrong(
+            f"a completion of {len(choice.token_ids)} tokens that ended by '{choice.finish_reason}', for no reason "
+            "that the request gave"
+        )
+
+    def _wrong(self, what: str) -> ServerError:
+        return ServerError(
+            f"rollout server {self.server.url} answered with {what}; is it vLLM 0.32 or newer, serving this model?"
+        )
+
+    def _count(self, prompt: Prompt, drafts: Sequence[Draft]) -> None:
+        length = len(prompt.context_ids)
+        self.counts.prefills += 1
+        self.counts.prompt_tokens += length
+        self.counts.prompt_attended += length * (length + 1) // 2
+        for draft in drafts:
+            fed = len(draft.token_ids) - 1  # the last token is sampled and never fed back
+            self.counts.decode_steps = max(self.counts.decode_steps, fed)
+            self.counts.decoded_rows += fed
+            self.counts.decoded_attended += fed * length + fed * (fed + 1) // 2
+
+    # -- weights ----------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Give the server the trainer's weights, if they are not those it has."""
+        current = weights_mark(self.loaded.model)
+        if current == self._sent or not prompts:
+            return
+        if self._sent is None:
+            self._name = self._served_model()
+            self._rehearse(prompts, settings)
+        self._send()
+        self._probe(prompts, settings, "after its weights were updated")
+        self._sent = current
+
+    def _rehearse(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Hand over a changed output projection. Doubling is exact in floating point, so it is undone exactly."""
+        weight = self.loaded.head.projection.weight
+        assert isinstance(weight, torch.Tensor)
+        with torch.no_grad():
+            weight[::2] *= 2.0
+            try:
+                self._send()
+                self._probe(prompts, settings, "after a rehearsal with a changed output projection")
+            finally:
+                weight[::2] /= 2.0
+
+    def _served_model(self) -> str:
+        answer = self.server.get("/v1/models")
+        try:
+            return str(answer["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise self._wrong("no list of models") from None
+
+    def _send(self) -> None:
+        folder = (self.sync_dir / "weights").resolve()
+        save_model(self.loaded, folder)
+        self._control("/pause?mode=wait")
+        try:
+            arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            self._control("/collective_rpc", arguments)
+            done = self._control("/reset_prefix_cache")
+            if isinstance(done, dict) and not done.get("success", True):
+                raise ServerError(f"rollout server {self.server.url} kept its prefix cache: others are using it")
+        except ServerError:
+            with suppress(ServerError):  # the first failure is the one to report
+                self._control("/resume")
+            raise
+        self._control("/resume")
+
+    def _control(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            return self.server.post(path, body)
+        except ServerError as error:
+            if "status 404" in str(error):
+                raise ServerError(f"{error}; start it with VLLM_SERVER_DEV_MODE=1 to let weights be updated") from None
+            raise
+
+    def _probe(self, prompts: Sequence[Prompt], settings: SamplingSettings, when: str) -> None:
+        temperature = settings.temperature or 1.0
+        limits = replace(self.limits, max_new_tokens=min(PROBE_TOKENS, self.limits.max_new_tokens))
+        scribe = Scribe(self.loaded, limits)
+        drafts = [group[0] for group in scribe.begin(prompts, 1, seed=0)]
+        for prompt, draft in zip(prompts, drafts, strict=True):
+            self._complete(prompt, [draft], SamplingSettings(temperature=temperature))
+        gap = parity_gap(self.loaded, prompts, [scribe.finish(draft) for draft in drafts], temperature)
+        if gap > self.max_gap:
+            raise ParityError(
+                f"rollout server {self.server.url} is {gap:.2g} nats from the trainer on a token {when}, more than the "
+                f"bound of {self.max_gap:g} (rollout.max_parity_gap): it kept old weights (a tied output projection is "
+                "the usual one), computes in another precision, or lacks --logprobs-mode processed_logprobs"
+            )
+
+
+def weights_mark(model: torch.nn.Module) -> tuple[float, ...]:
+    """Sum and norm of every weight in float64: equal while the weights are, and different after any optimizer step."""
+    with torch.no_grad():
+        marks = [
+            torch.stack([p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)])
+            for p in model.parameters()
+        ]
+    return tuple(torch.stack([mark.cpu() for mark in marks]).flatten().tolist())

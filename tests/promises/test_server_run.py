@@ -1,0 +1,50 @@
+"""The promise: a run on a rollout server ends in one sentence when the server fails, continues, and keeps no key."""
+
+import pytest
+
+from heliostat.config import ModelSection
+from heliostat.models import load_model
+from heliostat.train import run_recipe
+from tests.promises import small
+from tests.unit.rollout import fake_vllm
+from tests.unit.rollout.fake_vllm import FakeVllm, serving
+
+KEY = "sk-never-written"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    recipe = small.recipe(tmp_path)
+    state = FakeVllm(load_model(ModelSection(path="tiny", settings=recipe.model.settings), 0))
+    state.loaded.model.eval()
+    with serving(state) as url:
+        changes = {
+            "rollout.engine": "vllm",
+            "rollout.server_url": url,
+            "rollout.sync_dir": str(tmp_path / "sync"),
+            "rollout.server_retries": 0,
+            "train.num_steps": 3,
+            "train.checkpoint_every": 1,
+        }
+        yield state, small.recipe(tmp_path, **changes)
+
+
+def test_a_run_whose_server_dies_is_continued_and_the_key_is_nowhere(server, tmp_path):
+    state, recipe = server
+    folder = tmp_path / "run"
+    rehearsal_and_start = [lambda handler, answer: answer()] * 2
+    state.faults["/pause"] = [*rehearsal_and_start, fake_vllm.dies]  # at the first weights that moved
+    failed = run_recipe(recipe, folder)
+    assert failed.status == "failed"
+    assert "rollout server" in failed.reason
+    assert "\n" not in failed.reason
+
+    finished = run_recipe(recipe, folder)
+    assert finished.status == "finished", finished.reason
+    steps = [line["step"] for line in small.metrics(folder) if line["step"] > 0]
+    assert steps == [1, 2, 3]
+    assert max(line.get("policy/sampler_gap", 0.0) for line in small.metrics(folder)) < 1e-3
+    assert {headers["Authorization"] for headers in state.headers} == {f"Bearer {KEY}"}
+    for path in [*folder.rglob("*"), *(tmp_path / "sync").rglob("*")]:
+        assert path.is_dir() or KEY.encode() not in path.read_bytes()
