@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,12 @@ class Arena(AbstractContextManager["Arena"]):
     @torch.no_grad()
     def success(self, problems: tuple[Problem, ...]) -> float:
         """Mean probability of the right answer."""
-        rows = [demonstration(self.bench.loaded, problem, "auto", "") for problem in problems]
-        total = 0.0
-        policy = Policy(self.bench.loaded, temperature=1.0, shared_prompt=False)  # these rows have a prompt each
-        for part in microbatches(rows, TOKENS, False):
+        rows = [
+            replace(demonstration(self.bench.loaded, problem, "auto", ""), group=number)
+            for number, problem in enumerate(problems)
+        ]
+        policy, total = Policy(self.bench.loaded, temperature=1.0, shared_prompt=False), 0.0
+        for part in microbatches(rows, TOKENS, policy.padded_tokens):
             pieces = torch.split(policy.log_probs(part), [row.num_tokens for row in part])
             total += sum(float(piece.sum().exp()) for piece in pieces)
         return total / len(rows)
@@ -155,7 +157,7 @@ def phase_lagged(updater: Updater, batch: Batch, num_updates: int, first_update:
     report = UpdateReport()
     for index, part in enumerate(batch.minibatches(num_updates, range(len(batch.groups)))):
         report.lr = updater.schedule.set_lr(updater.guarded.optimizer, first_update + index)
-        updater._step(updater._with_anchor(part, report), False, report)
+        updater._step(updater._with_anchor(part, report), False, report, (seed, index))
     return report
 
 

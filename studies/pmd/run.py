@@ -32,7 +32,7 @@ def carry_on(work: Path, minutes: float) -> None:
     from arms import final, find, plan
 
     done, until = read(), time.monotonic() + 60 * minutes
-    with ExitStack() as stack, RESULTS.open("a") as file:
+    with ExitStack() as stack:
         arenas: dict[str, Arena] = {}
         while time.monotonic() < until:
             run = next((run for run in plan(done) if find(run, done) is None), None)
@@ -41,8 +41,8 @@ def carry_on(work: Path, minutes: float) -> None:
             if run.arm.start not in arenas:
                 arenas[run.arm.start] = stack.enter_context(Arena(work, run.arm.start))
             done.append(arenas[run.arm.start].carry_out(run))
-            file.write(json.dumps(done[-1]) + "\n")
-            file.flush()
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
             print(f"{len(done)}: {run.arm} lr={run.lr:g} seed={run.seed} -> {final(done[-1]):.3f}", file=sys.stderr)
 
 
