@@ -155,7 +155,10 @@ def costs(done: Done) -> str:
 def sections(done: Done) -> dict[str, str]:
     """Every table by its heading."""
     counts = {f"{count} per batch": {"updates_per_batch": count} for count in sorted(COUNTS)}
-    lags = {f"lag {lag}": {"lag": lag} for lag in (4, 16, 64)}
+    lags = {
+        f"lag 64, anchor {anchor}": {"lag": 64, "updates_per_batch": 1, "anchor": anchor}
+        for anchor in ("sampler", "recomputed")
+    }
     at: Callable[[int], dict[str, Any]] = lambda count: {"updates_per_batch": count}  # noqa: E731
     return {
         "Final held-out success, low start": by_variant(EVERY, counts, done),

@@ -72,6 +72,7 @@ class Arena(AbstractContextManager["Arena"]):
         self.bench.loaded.model.load_state_dict(self.weights)
         recipe = arm_recipe(self.recipe, run)
         updater = make_updater(recipe, self.bench, build_objective(recipe.objective), self.runtime)
+        updater.anchor_from_sampler = run.arm.anchor == "sampler"
         ledger, done, first, last, status = Ledger(), 0, None, {}, "finished"
         self.bench.engine.take_counts()
         curve, spent_s = [self.check(0, ledger, 0.0)], 0.0
@@ -153,7 +154,7 @@ class Arena(AbstractContextManager["Arena"]):
 
 
 def phase_lagged(updater: Updater, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
-    """An update phase on stale rollouts: anchored at the policy that sampled them in the first update too."""
+    """An update phase on stale rollouts, anchored like the later updates of a phase from its first one on."""
     report = UpdateReport()
     for index, part in enumerate(batch.minibatches(num_updates, range(len(batch.groups)))):
         report.lr = updater.schedule.set_lr(updater.guarded.optimizer, first_update + index)

@@ -32,6 +32,7 @@ class Arm:
         objective: its name in a recipe, with ``settings`` of its own.
         updates_per_batch: minibatches sampled at once, each used once.
         lag: updates between sampling a minibatch and using it, instead of sampling several at once.
+        anchor: of a lagged minibatch: the policy that sampled it, or the one it is used at (recomputed).
         start: which warm-started model it starts from.
     """
 
@@ -39,6 +40,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     updates_per_batch: int = 1
     lag: int = 0
+    anchor: str = "sampler"
     group_size: int = 8
     start: str = "low"
 
@@ -73,6 +75,7 @@ MEANS = tuple(Arm("pmd-mean", {"tau": tau}) for tau in (0.05, 0.2, 1.0))
 PARTS = tuple(Arm("pmd-part", {"tau": tau}) for tau in (0.2, 1.0))
 EVERY = (*BASELINES, *MEANS, *PARTS)
 MAIN = (*BASELINES, MEANS[1], *PARTS)
+GROUPED = (BASELINES[1], MEANS[1], *PARTS)
 # What is close to PMD-mean at tau = 0.2, and runs at its learning rate.
 RELATIVES = (
     *(Arm("pmd-baseline", {"tau": 0.2, "mix": mix}) for mix in (0.25, 0.5, 0.75)),
@@ -97,10 +100,12 @@ def plan(done: Done) -> Iterator[Run]:
         yield from confirm(done, RELATIVES, seeds, updates_per_batch=64)
         yield from confirm(done, MAIN, seeds, updates_per_batch=64, start="high")
         yield from confirm(done, (*BASELINES, MEANS[1], *PARTS), seeds, updates_per_batch=1)  # tau cannot act there
+        yield from confirm(done, MAIN, seeds, lag=64, anchor="recomputed")
         yield from confirm(done, MAIN, seeds, lag=64)
-        yield from confirm(done, MAIN, seeds, updates_per_batch=16, group_size=4)
-        yield from confirm(done, MAIN, seeds, updates_per_batch=16, group_size=16)
-        yield from confirm(done, LENGTHS, seeds)
+        yield from confirm(done, GROUPED, seeds, updates_per_batch=16, group_size=4)
+        yield from confirm(done, GROUPED, seeds, updates_per_batch=16, group_size=16)
+        yield from confirm(done, LENGTHS[:4], seeds)
+        yield from confirm(done, LENGTHS[4:], seeds)
         yield from confirm(done, MAIN, seeds, updates_per_batch=16, start="high")
         yield from confirm(done, EVERY, seeds, updates_per_batch=4)
 
