@@ -62,7 +62,8 @@ def solved(name="pmd-mean", tau=0.2):
     old = answer_logp(loaded).detach()
     updater, batch = update(loaded, population(loaded, PROMPT), 200, lr=0.03, name=name, tau=tau)
     new = answer_logp(loaded).detach()
-    numbers = mirror_means(*sequence_log_ratios(updater.policy, batch, 1, 100_000), tau=tau)
+    often = Batch(batch.groups * 16)  # the same distribution; among 16 rollouts alone the gain would count as noise
+    numbers = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000), tau=tau)
     return old, new, {key: mean.value for key, mean in numbers.items()}
 
 
