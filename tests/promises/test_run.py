@@ -30,7 +30,8 @@ def test_the_folder_holds_everything(finished):
         low, high = summary[phase]["ci95"]
         assert low <= summary[phase]["pass@1"] <= high
     assert (result.folder / summary["model"] / "config.json").exists()
-    assert set(summary["seconds"]) == {"warm_start", "rollout", "verify", "update", "eval", "total"}
+    phases = {"warm_start", "collection", "rollout", "verify", "update", "eval", "total"}
+    assert set(summary["seconds"]) == phases
     assert summary["flops"]["rollout"] > 0
     assert summary["tokens"] == sum(
         round(line["length/mean"] * 32) for line in small.metrics(result.folder) if line["step"] > 0

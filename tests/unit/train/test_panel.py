@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from heliostat.rollout import DecodeLimits, SamplingSettings, build_engine
+from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
 from heliostat.train.packing import Row
 from heliostat.train.panel import NUM_CROSSED, Panel
 from heliostat.train.policy import Policy
@@ -13,7 +13,7 @@ from tests.conftest import make_prompts
 
 @pytest.fixture
 def groups(nano):
-    engine = build_engine(nano, DecodeLimits(6))
+    engine = TorchEngine(nano, DecodeLimits(6))
     return engine.sample(make_prompts(nano, NUM_CROSSED), 2, SamplingSettings(), seed=0, policy_step=0)
 
 
