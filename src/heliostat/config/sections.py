@@ -71,6 +71,7 @@ class WarmStartSection(Section):
     num_steps: int = Field(0, ge=0, description="supervised steps before post-training; 0: none")
     batch_size: int = Field(64, ge=1, description="worked solutions per step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the warm start")
+    final_lr_ratio: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the peak")
     stop_at: float = Field(1.0, gt=0, le=1, description="stop early once held-out pass@1 reaches this")
     eval_every: int = Field(50, ge=1, description="steps between checks of stop_at")
 

@@ -45,7 +45,7 @@ from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_updater
-from heliostat.train.sft import SupervisedUpdater, demonstration
+from heliostat.train.sft import Demonstrations, SupervisedUpdater
 from heliostat.train.update import UpdateReport, make_batch
 from heliostat.types import Batch, Group
 
@@ -349,14 +349,16 @@ class Trainer:
         if resumed is not None:
             self._restore(resumed, updater.guarded.optimizer)
             done = resumed + section.num_steps
-        loaded, model = self.bench.loaded, self.recipe.model
-        stream = Passes(self.curriculum.problems, completion_seed(self.recipe.run.seed, "warm start"))
+        loaded, seed = self.bench.loaded, self.recipe.run.seed
+        tasks = {task.name: task for task in self.tasks}
+        shown = Demonstrations(loaded, self.recipe.model, tasks, section.num_steps, seed)
+        stream = Passes(self.curriculum.problems, completion_seed(seed, "warm start"))
         self.display.begin_phase("warm start", section.num_steps, done=done)
         with self._saved_when_interrupted(updater.guarded.optimizer):
             for index in range(done, section.num_steps):
                 with self.ledger.phase("warm_start"):
                     batch = stream.next(index, section.batch_size)
-                    values = updater.step(index, [demonstration(loaded, p, model.chat, model.system) for p in batch])
+                    values = updater.step(index, shown.rows(index, batch))
                 self.ledger.charge_update("warm_start", loaded, updater.take_counts())
                 self.step = index + 1 - section.num_steps
                 if self._good_enough(index + 1, values):
@@ -382,7 +384,9 @@ class Trainer:
         return SupervisedUpdater(
             policy=Policy(self.bench.loaded, temperature=1.0, shared_prompt=False, recompute=train.recompute),
             guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
-            schedule=Schedule(section.lr, section.num_steps, "cosine", warmup_steps=min(20, section.num_steps)),
+            schedule=Schedule(
+                section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
+            ),
             tokens_per_microbatch=train.tokens_per_microbatch,
         )
 
