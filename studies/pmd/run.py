@@ -15,35 +15,42 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from arms import Done
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 IMAGES = HERE.parents[1] / "docs" / "images" / "pmd-study"
 
 
-def read() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def read() -> Done:
+    from arms import Done
+
+    return Done(json.loads(line) for line in RESULTS.read_text().splitlines() if line)
 
 
 def carry_on(work: Path, minutes: float) -> None:
     """Make the missing runs in the order of the plan, for at most this long."""
     from arena import Arena
-    from arms import final, find, plan
+    from arms import final, plan
 
     done, until = read(), time.monotonic() + 60 * minutes
     with ExitStack() as stack:
         arenas: dict[str, Arena] = {}
         while time.monotonic() < until:
-            run = next((run for run in plan(done) if find(run, done) is None), None)
+            run = next((run for run in plan(done) if done.find(run) is None), None)
             if run is None:
                 break
             if run.arm.start not in arenas:
                 arenas[run.arm.start] = stack.enter_context(Arena(work, run.arm.start))
-            done.append(arenas[run.arm.start].carry_out(run))
+            row = arenas[run.arm.start].carry_out(run)
+            done.add(row)
             with RESULTS.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
-            print(f"{len(done)}: {run.arm} lr={run.lr:g} seed={run.seed} -> {final(done[-1]):.3f}", file=sys.stderr)
+                file.write(json.dumps(row) + "\n")
+            num = len(done.rows)
+            print(f"{num}: {run.arm} lr={run.lr:g} seed={run.seed} -> {final(row):.3f}", file=sys.stderr)
 
 
 if __name__ == "__main__":
