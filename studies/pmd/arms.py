@@ -6,8 +6,8 @@ old the policy of the last of them is. All arms are therefore matched in samples
 their time differs.
 
 Screen, then confirm: at each number of updates per batch every method gets the same learning rates and two seeds; what
-is reported are other seeds at the best of them. A lag of k reuses the rate of k updates per batch; other starts and group
-sizes reuse the low start's.
+is reported are other seeds at the best of them. A lag of k reuses the rate of k updates per batch; other starts and
+group sizes reuse the low start's.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python studies/pmd/run.py --only-draw                            # tables and plots again, from results.jsonl
 
 Can be stopped at any time: each finished run is one line of results.jsonl, and the next call goes on from there. The
-design is in arms.py, one run in arena.py, tables and plots in analysis.py.
+design is in arms.py, one run in arena.py, tables in analysis.py, plots in plots.py.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from arms import Done
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
+RESULTS, CONFIRMATION = HERE / "results.jsonl", HERE / "confirmation.jsonl"
 IMAGES = HERE.parents[1] / "docs" / "images" / "pmd-study"
 
 
 def read() -> Done:
     from arms import Done
 
-    return Done(json.loads(line) for line in RESULTS.read_text().splitlines() if line)
+    return Done(lines(RESULTS))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def carry_on(work: Path, minutes: float) -> None:
@@ -53,16 +57,34 @@ def carry_on(work: Path, minutes: float) -> None:
             print(f"{num}: {run.arm} lr={run.lr:g} seed={run.seed} -> {final(row):.3f}", file=sys.stderr)
 
 
+def draw() -> None:
+    """Write tables.md and the plots."""
+    from analysis import sections
+    from plots import draw_all
+
+    done = read()
+    confirmation = lines(CONFIRMATION)
+    head = "Written by `python studies/pmd/run.py --only-draw` from results.jsonl and confirmation.jsonl: "
+    text = [
+        head + f"{len(done.rows)} and {len(confirmation)} runs. Means over fresh seeds with 95% bootstrap intervals.",
+        "",
+    ]
+    for title, body in sections(done, confirmation).items():
+        text += [f"## {title}", "", body, ""]
+    (HERE / "tables.md").write_text("\n".join(text))
+    draw_all(done, IMAGES)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder for the problems and the two warm-started models")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this many")
     parser.add_argument("--only-draw", action="store_true", help="tables and plots again, from results.jsonl")
+    parser.add_argument("--only-run", action="store_true", help="no tables and plots at the end")
     options = parser.parse_args()
     if not options.only_draw:
         if options.work is None:
             parser.error("--work is needed: a folder outside the repository for problems and start models")
         carry_on(options.work, options.minutes)
-    from analysis import draw_all
-
-    draw_all(read(), HERE / "tables.md", IMAGES)
+    if not options.only_run:
+        draw()
