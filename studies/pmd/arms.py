@@ -108,6 +108,7 @@ PARTS = tuple(Arm("pmd-part", {"tau": tau}) for tau in (0.2, 1.0))
 EVERY = (*BASELINES, *MEANS, *PARTS)
 MAIN = (*BASELINES, MEAN, *PARTS)
 GROUPED = (GRPO, MEAN, *PARTS)
+LAGGED = (*BASELINES, MEAN, PARTS[0])
 KEY = tuple(Run(MEAN, 0.0, 0).key)
 # What is close to PMD-mean at tau = 0.2, and runs at its learning rate.
 RELATIVES = (
@@ -140,21 +141,21 @@ def plan(done: Done) -> Iterator[Run]:
     yield from confirm(done, MAIN, five, updates_per_batch=1)
     yield from screen(EVERY, 16)
     yield from confirm(done, EVERY, five, updates_per_batch=16)
-    yield from screen(CLIPS, 64)
-    yield from confirm(done, CLIPS, five, updates_per_batch=64)
-    yield from confirm(done, RELATIVES, five, updates_per_batch=64)
-    yield from confirm(done, MAIN, five, updates_per_batch=64, start="high")
+    yield from screen(MAIN, 4)
     for seeds in (three, five):
+        yield from confirm(done, MAIN, seeds, updates_per_batch=4)
         yield from confirm(done, MAIN, seeds, updates_per_batch=16, start="high")
         for lag in (4, 16, 64):
-            if lag == 4:
-                yield from screen(EVERY, 4)
-                yield from confirm(done, EVERY, seeds, updates_per_batch=4)
-            yield from confirm(done, MAIN, seeds, lag=lag)
+            yield from confirm(done, LAGGED, seeds, lag=lag)
+        if seeds is three:
+            yield from screen(CLIPS, 64)
+        yield from confirm(done, CLIPS, seeds, updates_per_batch=64)
+        yield from confirm(done, RELATIVES, seeds, updates_per_batch=64)
+        for lag in (4, 16, 64):
+            yield from confirm(done, LAGGED, seeds, lag=lag, anchor="recomputed")
+        yield from confirm(done, MAIN, seeds, updates_per_batch=64, start="high")
         for size in (4, 16):
             yield from confirm(done, GROUPED, seeds, updates_per_batch=16, group_size=size)
-        for lag in (4, 16, 64):
-            yield from confirm(done, MAIN, seeds, lag=lag, anchor="recomputed")
         yield from confirm(done, LENGTHS, seeds)
 
 
