@@ -39,8 +39,8 @@ def test_the_trainers_finished_phases_lie_on_the_curves():
     assert len({(line["objective.tau"], line["reward/success"]) for line in lines}) == len(lines) == 21
     for line in lines:
         exact = binary_pmd_mean(line["reward/success"], line["objective.tau"])
-        assert line["policy/lambda_hat"] == pytest.approx(float(exact.lam), rel=2e-2, abs=1e-3)
-        assert line["policy/log_ratio_correct"] == pytest.approx(float(exact.ratio_correct.log()), abs=1e-2)
+        assert line["policy/lambda_hat"] == pytest.approx(float(exact.lam), rel=5e-2)
+        assert line["policy/log_ratio_correct"] == pytest.approx(float(exact.ratio_correct.log()), abs=2e-2)
         assert line["policy/log_ratio_incorrect"] == pytest.approx(
-            float(exact.ratio_incorrect.log()), rel=2e-2, abs=1e-2
+            float(exact.ratio_incorrect.log()), rel=1e-2, abs=1e-2
         )
