@@ -175,15 +175,6 @@ def audit_task(args: Namespace) -> int:
     return 1 if any(report.hackable for report in reports) else 0
 
 
-def plot_theory(args: Namespace) -> int:
-    """``heliostat theory plot``: ratios, lambda, chi-square share and the rest, as SVG."""
-    from heliostat.theory import draw_all
-
-    for path in draw_all(args.folder):
-        print(path)
-    return 0
-
-
 def recipes(args: Namespace) -> int:
     """``heliostat recipes``: the list, or one recipe's text."""
     from heliostat.cli.tables import print_lines

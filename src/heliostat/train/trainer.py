@@ -175,7 +175,7 @@ class Trainer:
         sampler_gap = self._checked_sampler_gap(report)
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
         scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
-        mirror = mirror_means(*scored, tau=getattr(self.updater.objective, "tau", None))
+        mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
         means = self.runtime.merge({**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror})
         self.num_bad_steps += report.bad_steps
         numbers = {key: mean.value for key, mean in means.items() if mean.count}
