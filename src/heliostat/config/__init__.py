@@ -13,6 +13,7 @@ from heliostat.config.layers import split_overrides
 from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, recipe_names, recipe_text
 from heliostat.config.sections import (
     EvalSection,
+    FeedbackSection,
     GuardSection,
     ModelSection,
     NamedSection,
@@ -33,6 +34,7 @@ from heliostat.config.sections import (
 __all__ = [
     "ConfigError",
     "EvalSection",
+    "FeedbackSection",
     "GuardSection",
     "Key",
     "ModelSection",

@@ -76,6 +76,29 @@ class WarmStartSection(Section):
     eval_every: int = Field(50, ge=1, description="steps between checks of stop_at")
 
 
+class FeedbackSection(Section):
+    """A statistic of the model's own text that supervised steps hold at a target (reconstruction)."""
+
+    statistic: Literal["none", "entropy", "unrepeated", "distinct"] = Field(
+        "none", description="token entropy, 1 - rep-4, or the share of different tokens; all high for varied text"
+    )
+    target: float = Field(0.0, ge=0, description="what it is held at; 0: its own level at the first look")
+    actuator: Literal["loss", "lr", "temperature", "mix"] = Field(
+        "loss",
+        description="added loss; or lower lr, lower temperature of the likelihood, or problems of the last task, "
+        "while below the target",
+    )
+    weight: float = Field(1.0, gt=0, description="weight of the added loss")
+    start: int = Field(0, ge=0, description="supervised steps before the first look")
+    every: int = Field(10, ge=1, description="supervised steps between looks")
+    num_texts: int = Field(16, ge=2, description="own texts per look")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether problems of the last task are kept back for the actuator."""
+        return self.statistic != "none" and self.actuator == "mix"
+
+
 class RolloutSection(Section):
     """How completions are sampled."""
 
@@ -223,6 +246,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
     warm_start: WarmStartSection = WarmStartSection()
+    feedback: FeedbackSection = FeedbackSection()
     rollout: RolloutSection = RolloutSection()
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
@@ -244,6 +268,10 @@ class Recipe(Section):
             raise ValueError(
                 f"train.updates_per_step = {self.train.updates_per_step} needs at least as many "
                 f"rollout.prompts_per_step (now {self.rollout.prompts_per_step}): a group is never split"
+            )
+        if self.feedback.mixes and len(self.task) < 2:
+            raise ValueError(
+                "feedback.actuator = 'mix' adds problems of the recipe's last task, so it needs a second [[task]]"
             )
         if self.prefix.name != "none" and not self.traces.bank:
             raise ValueError(

@@ -131,6 +131,14 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "read transcripts for a shortcut: heliostat tasks audit tries junk on the verifier",
         ),
         Rule(
+            "unconfirmed",
+            "panel/gap",
+            lambda: Offset(Reference(1), 0.3),
+            "note",
+            "reward has risen in training and not on held-out problems",
+            "read transcripts for a shortcut past the verifier; with few problems they may be learned by heart",
+        ),
+        Rule(
             "no-signal",
             "reward/zero_signal",
             lambda: Limit(0.95),

@@ -39,7 +39,7 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
         "It begins with the data: the same prompts came several times in one batch.",
     ),
     (
-        frozenset({"reward-jumps"}),
+        frozenset({"reward-jumps", "unconfirmed"}),
         "It begins with a sudden gain of reward. Read transcripts from there on for a shortcut past the verifier.",
     ),
     (

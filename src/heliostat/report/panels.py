@@ -93,6 +93,13 @@ LEARNING = PanelGroup(
             warm_start=True,
         ),
         Panel(
+            "Warm start: the model's own text",
+            ("feedback/statistic", "feedback/target"),
+            "Supervised steps that hold a statistic of the model's own text: the lines should stay together.",
+            names=("measured", "held at"),
+            warm_start=True,
+        ),
+        Panel(
             "Warm start: held-out pass@1",
             ("eval/pass@1",),
             "Checked during the warm start, which ends early once it reaches warm_start.stop_at.",

@@ -19,6 +19,7 @@ from heliostat.models import LoadedModel, encode_problem, encode_solution
 from heliostat.optim import Schedule
 from heliostat.rollout import completion_seed
 from heliostat.tasks import Task
+from heliostat.train.feedback import Feedback
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.packing import Row, microbatches
 from heliostat.train.policy import Policy
@@ -71,9 +72,9 @@ class SupervisedUpdater:
         counts, self.counts = self.counts, UpdateCounts()
         return counts
 
-    def step(self, index: int, rows: Sequence[Row]) -> dict[str, float]:
+    def step(self, index: int, rows: Sequence[Row], feedback: Feedback) -> dict[str, float]:
         """One step on ``rows``; returns the loss per token. A step that is not finite is skipped and counted."""
-        lr = self.schedule.set_lr(self.guarded.optimizer, index)
+        lr = self.schedule.set_lr(self.guarded.optimizer, index, feedback.lr_scale)
         self.guarded.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(row.num_tokens for row in rows)
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
@@ -83,5 +84,8 @@ class SupervisedUpdater:
             loss = -self.policy.log_probs(part).sum() / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        if (held := feedback.loss()) is not None:
+            self.counts.add(feedback.rows, shared_prompt=False)
+            held.backward()  # type: ignore[no-untyped-call]
         norm = self.guarded.apply(total)
         return {"loss/sft": total, "optim/lr": lr} | ({} if norm is None else {"optim/grad_norm": norm})

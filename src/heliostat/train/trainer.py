@@ -39,12 +39,11 @@ from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
 from heliostat.train.observe import make_monitor
 from heliostat.train.panel import Panel
-from heliostat.train.policy import Policy
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
-from heliostat.train.setup import Bench, load_reference, make_updater
+from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
 from heliostat.train.sft import Demonstrations, SupervisedUpdater
 from heliostat.train.update import UpdateReport, make_batch
 from heliostat.types import Batch, Group
@@ -88,6 +87,9 @@ class Trainer:
         self.ledger.charge("collection", donors.flops)
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
+        self.feedback = make_feedback(self.recipe, self.bench, self.tasks[-1].train)
+        shown = self.tasks[:-1] if self.recipe.feedback.mixes else self.tasks
+        self.demonstrated = [problem for task in shown for problem in task.train]
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
         section = self.recipe.guard
@@ -125,6 +127,7 @@ class Trainer:
                     with self.ledger.step():
                         values = self._step(step)
                     values |= self.guard.act(step, values)
+                    self.updater.lr_scale = self.guard.step_scale
                 except RESCUABLE as error:
                     if not self.guard.rescue(step, error):
                         raise
@@ -291,7 +294,7 @@ class Trainer:
             self.folder.forget_after(to)
         for tracker in self.trackers:
             tracker.rewind(to)
-        self.updater.lr_scale = self.guard.lr_scale
+        self.updater.lr_scale = self.guard.step_scale
         self.step = to
         self._save(optimizer)
 
@@ -314,6 +317,7 @@ class Trainer:
             "ledger": self.ledger.state_dict(),
             "curriculum": self.curriculum.state_dict(),
             "guard": self.guard.state_dict(self.step),
+            "feedback": self.feedback.state_dict(),
             "prefixes": self.prefixes.policy.state_dict(),
         }
         self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
@@ -334,7 +338,8 @@ class Trainer:
         self.ledger.load_state_dict(state["ledger"])
         self.curriculum.load_state_dict(state["curriculum"])
         self.guard.load_state_dict(state["guard"])
-        self.updater.lr_scale = self.guard.lr_scale
+        self.feedback.load_state_dict(state["feedback"])
+        self.updater.lr_scale = self.guard.step_scale
         self.prefixes.policy.load_state_dict(state["prefixes"])
 
     # -- warm start -------------------------------------------------------------------------------------------------
@@ -352,14 +357,17 @@ class Trainer:
         loaded, seed = self.bench.loaded, self.recipe.run.seed
         tasks = {task.name: task for task in self.tasks}
         shown = Demonstrations(loaded, self.recipe.model, tasks, section.num_steps, seed)
-        stream = Passes(self.curriculum.problems, completion_seed(seed, "warm start"))
+        stream = Passes(self.demonstrated, completion_seed(seed, "warm start"))
         self.display.begin_phase("warm start", section.num_steps, done=done)
         with self._saved_when_interrupted(updater.guarded.optimizer):
             for index in range(done, section.num_steps):
                 with self.ledger.phase("warm_start"):
                     batch = stream.next(index, section.batch_size)
-                    values = updater.step(index, shown.rows(index, batch))
+                    held = self.feedback.look(index, batch)
+                    rows = shown.rows(index, self.feedback.mixed(index, batch))
+                    values = held | updater.step(index, rows, self.feedback)
                 self.ledger.charge_update("warm_start", loaded, updater.take_counts())
+                self.ledger.charge_rollout("warm_start", loaded, self.bench.engine.take_counts())
                 self.step = index + 1 - section.num_steps
                 if self._good_enough(index + 1, values):
                     break
@@ -382,7 +390,7 @@ class Trainer:
         section, train = self.recipe.warm_start, self.recipe.train
         optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
         return SupervisedUpdater(
-            policy=Policy(self.bench.loaded, temperature=1.0, shared_prompt=False, recompute=train.recompute),
+            policy=self.feedback.policy,
             guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
             schedule=Schedule(
                 section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
