@@ -50,6 +50,7 @@ HERE = Path(__file__).parent
 NUM_SCREENED = 512  # attempts that must all fail
 CAP = 2048  # attempts after which a problem is given up
 CHECK_EVERY = 10
+EARLIEST_CUT = 0.4  # of the band
 FRACTIONS = tuple(number / 10 for number in range(10))
 TOKENS = 16384
 
@@ -187,6 +188,7 @@ class Arena(AbstractContextManager["Arena"]):
             "solved": float((p > 0.5).double().mean()),
             "heldout": float(heldout.mean()),
             "heldout_at_64": float((1 - (1 - heldout) ** 64).mean()),
+            "before_cut": float(train[:, : round(EARLIEST_CUT * num_tokens)].sum(dim=1).exp().mean()),
             "first_token": float(train[:, 0].exp().mean()),
             "by_fraction": [float(train[:, round(f * num_tokens) :].sum(dim=1).exp().mean()) for f in FRACTIONS],
             "flops": ledger.spent,
