@@ -101,6 +101,9 @@ def _sample(parser: ArgumentParser) -> None:
 def _report(parser: ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder; several are drawn together")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="page to write (default: in the run folder)")
+    parser.add_argument(
+        "--by", choices=("step", "flops"), default="step", help="what charts over training are drawn against"
+    )
 
 
 def _diagnose(parser: ArgumentParser) -> None:

@@ -129,7 +129,7 @@ def report(args: Namespace) -> int:
             raise FileNotFoundError(f"there is no run folder {run}")
     from heliostat.report import write_report
 
-    print(write_report(args.runs, args.output))
+    print(write_report(args.runs, args.output, args.by))
     return 0
 
 
