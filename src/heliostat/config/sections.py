@@ -110,6 +110,7 @@ class RolloutSection(Section):
     top_k: int = Field(0, ge=0, description="must be 0 for training: truncation changes the policy")
     stop: tuple[str, ...] = Field((), strict=False, description="strings that end a completion")
     max_rows: int = Field(512, ge=1, description="sequences decoded at once; more are refilled as rows finish")
+    shared_prompt: bool = Field(True, description="decode against one copy of each prompt (on a CPU, where exact)")
     engine: Literal["torch", "vllm"] = Field("torch", description="sample in this process, or on a vLLM server")
     server_url: str = Field("", description="the vLLM server, like http://host:8000; its key: VLLM_API_KEY")
     sync_dir: str = Field("", description="folder that trainer and server both see, for handing over weights")

@@ -22,8 +22,9 @@ from transformers import DynamicCache
 
 from heliostat.models import LoadedModel
 from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
-from heliostat.rollout.rows import Rows
+from heliostat.rollout.rows import LiveRows, Rows
 from heliostat.rollout.sampling import SamplingSettings, draw
+from heliostat.rollout.shared import SharedRows, shares_prompts
 from heliostat.spans import span
 from heliostat.types import Group, Prompt
 
@@ -90,12 +91,13 @@ class TorchEngine:
         accuracy of the logits), since every completion has its own random stream.
     """
 
-    def __init__(self, loaded: LoadedModel, limits: DecodeLimits) -> None:
+    def __init__(self, loaded: LoadedModel, limits: DecodeLimits, shared_prompt: bool = True) -> None:
         self.loaded = loaded
         self.limits = limits
         self.scribe = Scribe(loaded, limits)
         self.device = next(loaded.model.parameters()).device
         self.counts = RolloutCounts()
+        self.rows_kind: type[LiveRows] = SharedRows if shared_prompt and shares_prompts(loaded) else Rows
 
     @torch.inference_mode()
     def sample(
@@ -136,7 +138,7 @@ class TorchEngine:
         return [waiting.popleft() for _ in range(min(num, len(waiting)))]
 
     def _prefill(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Draft]]) -> _State:
-        """Run each prompt once, then give every member of its group a copy of the keys and values."""
+        """Run each prompt once; every member of its group goes on from there."""
         group_size = len(groups[0])
         lengths = torch.tensor([len(prompt.context_ids) for prompt in prompts])
         longest = int(lengths.max())
@@ -154,10 +156,9 @@ class TorchEngine:
             use_cache=True,
         )
         self.counts.add_prompts(lengths.tolist(), group_size)
-        cache.batch_repeat_interleave(group_size)
         logits = self.loaded.head.logits(hidden[:, -1]).repeat_interleave(group_size, dim=0)
         drafts = [draft for group in groups for draft in group]
-        rows = Rows(cache, start.to(self.device).repeat_interleave(group_size), room=_room(drafts))
+        rows = self.rows_kind(cache, start.to(self.device), group_size, _room(drafts))
         return _State(rows, logits, drafts)
 
     def _decode(self, state: _State, settings: SamplingSettings) -> _State | None:
@@ -184,18 +185,12 @@ class TorchEngine:
             if enough_ended:
                 return state
 
-    def _step(self, rows: Rows, token: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+    def _step(self, rows: LiveRows, token: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
         """Feed one token to every row and return the next logits."""
         self.counts.decode_steps += 1
         self.counts.decoded_rows += rows.num_rows
-        self.counts.decoded_attended += rows.num_rows * (rows.length + 1) - int(rows.start.sum())
-        hidden = self.loaded.head.hidden(
-            input_ids=token.unsqueeze(1),
-            attention_mask=rows.mask(),
-            position_ids=rows.positions,
-            past_key_values=rows.cache,
-            use_cache=True,
-        )
+        self.counts.decoded_attended += rows.num_attended
+        hidden = rows.hidden(self.loaded, token.unsqueeze(1))
         return self.loaded.head.logits(hidden[:, -1])
 
 
@@ -203,7 +198,7 @@ class TorchEngine:
 class _State:
     """Everything alive: cache rows, the logits of each row's next token, and the drafts they belong to."""
 
-    rows: Rows
+    rows: LiveRows
     logits: Float[Tensor, "row vocab"]
     drafts: list[Draft]
 
