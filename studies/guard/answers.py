@@ -45,23 +45,23 @@ BASE = {
     "run.num_threads": 1,
     "rollout.prompts_per_step": 16, "rollout.group_size": 8, "rollout.max_new_tokens": 6,
     "objective.name": "dr-grpo", "objective.clip_low": 0.2, "objective.clip_high": 0.2,
-    "optimizer.lr": 1e-3, "optimizer.schedule": "constant",
-    "train.num_steps": 100, "train.updates_per_step": 4, "train.checkpoint_every": 100,
+    "optimizer.lr": 1e-3, "optimizer.schedule": "linear",
+    "train.num_steps": 120, "train.updates_per_step": 4, "train.checkpoint_every": 120,
     "eval.every": 0, "eval.final_samples": 1, "eval.num_transcripts": 1,
     "guard.mode": "act", "guard.baseline_start": 0, "guard.baseline_steps": 10, "guard.panel_every": 0,
 }  # fmt: skip
 WARM_START = {"warm_start.num_steps": 400, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
               "warm_start.stop_at": 0.5, "warm_start.eval_every": 20, "train.num_steps": 0,
               "eval.num_problems": 40, "eval.samples_per_problem": 4}  # fmt: skip
+VARIETY = {"guard.actuator": "variety-bonus", "guard.entropy_target": 1.0}
 ARMS: dict[str, dict[str, object]] = {
     "off": {"guard.mode": "off"},
-    "PI": {"guard.actuator": "variety-bonus"},
-    "bang-bang": {"guard.actuator": "variety-bonus", "guard.controller": "bang-bang"},
-    "PI, entropy bonus": {"guard.actuator": "entropy-bonus"},
+    "PI": VARIETY,
+    "bang-bang": {**VARIETY, "guard.controller": "bang-bang"},
     "clip-higher": {"guard.mode": "off", "objective.clip_high": 0.28},
     "KL": {"guard.mode": "off", "objective.kl_ref": 0.05},
 }
-"""What each arm sets; the entropy target is the guard's default, 0.6 of the first ten steps."""
+"""What each arm sets."""
 
 
 def make(work: Path, seed: int, settings: dict[str, object]) -> Recipe:
