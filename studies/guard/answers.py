@@ -4,7 +4,7 @@
     python studies/guard/answers.py --table                         the tables of the page
 
 "Write a pair of digits that sums to n": five to nine answers are right, and the reward does not care which is given.
-Every arm has one knob with three values, tried on one seed of its own, and then runs with the chosen value on others.
+No arm was tuned: every value was fixed beforehand.
 
 Left out: larger models and longer answers.
 """
@@ -36,7 +36,7 @@ RESULTS = HERE / "answers.jsonl"
 NUM_SAMPLES = 64
 KEPT = 0.05
 """An answer counts as covered if it is at least this share of the right samples; uniform shares are 0.11 to 0.2."""
-TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3, 4)
 K = 8
 
 BASE = {
@@ -45,23 +45,23 @@ BASE = {
     "run.num_threads": 1,
     "rollout.prompts_per_step": 16, "rollout.group_size": 8, "rollout.max_new_tokens": 6,
     "objective.name": "dr-grpo", "objective.clip_low": 0.2, "objective.clip_high": 0.2,
-    "optimizer.lr": 1e-3, "optimizer.schedule": "constant",
-    "train.num_steps": 100, "train.updates_per_step": 4, "train.checkpoint_every": 100,
+    "optimizer.lr": 1e-3, "optimizer.schedule": "linear",
+    "train.num_steps": 120, "train.updates_per_step": 4, "train.checkpoint_every": 120,
     "eval.every": 0, "eval.final_samples": 1, "eval.num_transcripts": 1,
     "guard.mode": "act", "guard.baseline_start": 0, "guard.baseline_steps": 10, "guard.panel_every": 0,
 }  # fmt: skip
 WARM_START = {"warm_start.num_steps": 400, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
               "warm_start.stop_at": 0.5, "warm_start.eval_every": 20, "train.num_steps": 0,
               "eval.num_problems": 40, "eval.samples_per_problem": 4}  # fmt: skip
-ARMS: dict[str, tuple[str, tuple[float, ...], dict[str, object]]] = {
-    "off": ("guard.mode", (), {"guard.mode": "off"}),
-    "clip-higher": ("objective.clip_high", (0.28, 0.5, 1.0), {"guard.mode": "off"}),
-    "KL": ("objective.kl_ref", (0.01, 0.05, 0.2), {"guard.mode": "off"}),
-    "PI": ("guard.entropy_target", (0.6, 0.8, 1.0), {"guard.actuator": "entropy-bonus", "guard.controller": "pi"}),
-    "bang-bang": ("guard.entropy_target", (0.6, 0.8, 1.0),
-                  {"guard.actuator": "entropy-bonus", "guard.controller": "bang-bang"}),
-}  # fmt: skip
-"""Each arm's knob, the values that are tried, and what else it sets."""
+VARIETY = {"guard.actuator": "variety-bonus", "guard.entropy_target": 1.0}
+ARMS: dict[str, dict[str, object]] = {
+    "off": {"guard.mode": "off"},
+    "PI": VARIETY,
+    "bang-bang": {**VARIETY, "guard.controller": "bang-bang"},
+    "clip-higher": {"guard.mode": "off", "objective.clip_high": 0.28},
+    "KL": {"guard.mode": "off", "objective.kl_ref": 0.05},
+}
+"""What each arm sets."""
 
 
 def make(work: Path, seed: int, settings: dict[str, object]) -> Recipe:
@@ -70,21 +70,19 @@ def make(work: Path, seed: int, settings: dict[str, object]) -> Recipe:
     return build_recipe({"task": [task]}, {**BASE, "run.seed": seed, **settings})
 
 
-def one(work: Path, arm: str, value: float | None, seed: int) -> dict:
+def one(work: Path, arm: str, seed: int) -> dict:
     """One run, as a row of results."""
     start = work / f"start-{seed}"
     if not (start / "model").exists():
         run_sft(make(work, seed, WARM_START), run_dir=start)
-    knob, _, settings = ARMS[arm]
-    own = settings | ({} if value is None else {knob: value})
-    recipe = make(work, seed, {**own, "model.path": str(start / "model"), "model.settings": {}})
+    recipe = make(work, seed, {**ARMS[arm], "model.path": str(start / "model"), "model.settings": {}})
     began = time.process_time()
-    name = f"{arm}-{value}-{seed}"
+    name = f"{arm}-{seed}"
     result = run_recipe(recipe, work / name)
     log = [row for row in read_metrics(result.folder / "metrics.jsonl") if row["step"] > 0]
     keys = ("reward/mean", "policy/entropy", "guard/output")
     curves = {key: [round(row[key], 4) for row in log[9::10]] for key in keys if key in log[-1]}
-    return {"arm": arm, "value": value, "seed": seed, "status": result.status,
+    return {"arm": arm, "seed": seed, "status": result.status,
             "start": measure(make(work, seed, {"model.path": str(start / "model"), "model.settings": {}})),
             "end": measure(make(work, seed, {"model.path": str(work / name / "model"), "model.settings": {}})),
             "curves": curves, "cpu_s": round(time.process_time() - began, 1)}  # fmt: skip
@@ -121,37 +119,20 @@ def stored() -> list[dict]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def chosen(rows: list[dict], arm: str) -> float | None:
-    """The value with the largest coverage that costs at most 1% of the reward of "off"; else that of most reward."""
-    tried = [row for row in rows if row["arm"] == arm and row["seed"] == TUNING_SEED]
-    (off,) = (row for row in rows if row["arm"] == "off" and row["seed"] == TUNING_SEED)
-    cheap = [row for row in tried if row["end"]["reward"] >= 0.99 * off["end"]["reward"]]
-    best = max(cheap, key=lambda r: r["end"]["coverage"]) if cheap else max(tried, key=lambda r: r["end"]["reward"])
-    return best["value"]
-
-
-def next_run(rows: list[dict]) -> tuple[str, float | None, int] | None:
+def next_run(rows: list[dict]) -> tuple[str, int] | None:
     """The first run of the plan that is missing."""
-    done = {(row["arm"], row["value"], row["seed"]) for row in rows}
-    tuning = [(arm, value, TUNING_SEED) for arm, (_, values, _) in ARMS.items() for value in values or (None,)]
-    for run in tuning:
-        if run not in done:
-            return run
-    for seed in SEEDS:
-        for arm in ARMS:
-            if (run := (arm, chosen(rows, arm), seed)) not in done:
-                return run
-    return None
+    done = {(row["arm"], row["seed"]) for row in rows}
+    return next((run for run in ((arm, seed) for seed in SEEDS for arm in ARMS) if run not in done), None)
 
 
 def table(rows: list[dict]) -> str:
     """Means over the seeds with bootstrap intervals, and differences to "off" seed by seed."""
-    head = ("arm", "knob", "reward", "coverage", "× off", "reward − off, points", "effective share", "pass@8",
+    head = ("arm", "reward", "coverage", "× off", "reward − off, points", "effective share", "pass@8",
             "named pass@8")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    ends = {(row["arm"], row["seed"]): row["end"] for row in rows if row["seed"] in SEEDS}
-    starts = [row["start"] for row in rows if row["arm"] == "off" and row["seed"] in SEEDS]
-    for arm, (knob, _, _) in ARMS.items():
+    ends = {(row["arm"], row["seed"]): row["end"] for row in rows}
+    starts = [row["start"] for row in rows if row["arm"] == "off"]
+    for arm in ARMS:
         seeds = [seed for seed in SEEDS if (arm, seed) in ends and ("off", seed) in ends]
         if not seeds:
             continue
@@ -164,19 +145,14 @@ def table(rows: list[dict]) -> str:
         ratio = mean(ends[arm, s]["coverage"] for s in seeds) / mean(ends["off", s]["coverage"] for s in seeds)
         gaps = [100 * (ends[arm, s]["reward"] - ends["off", s]["reward"]) for s in seeds]
         gap = bootstrap(gaps)
-        value = chosen(rows, arm)
-        name = "" if value is None else f"{knob} = {value:g}"
         change = f"{mean(gaps):+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]"
-        cells = (arm, name, of("reward"), of("coverage"), f"{ratio:.2f}", change, of("effective"), of("pass@k"),
+        cells = (arm, of("reward"), of("coverage"), f"{ratio:.2f}", change, of("effective"), of("pass@k"),
                  of("named"))  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     if starts:
         keys = ("reward", "coverage", "effective", "pass@k", "named")
         means = ", ".join(f"{key} {mean(start[key] for start in starts):.3f}" for key in keys)
         lines += ["", f"Before training: {means}."]
-    lines += ["", "| tried on the tuning seed | value | reward | coverage |", "| --- " * 4 + "|"]
-    lines += [f"| {r['arm']} | {'' if r['value'] is None else r['value']} | {r['end']['reward']:.3f} | "
-              f"{r['end']['coverage']:.3f} |" for r in rows if r["seed"] == TUNING_SEED]  # fmt: skip
     return "\n".join([*lines, "", f"{len(rows)} runs, {sum(row['cpu_s'] for row in rows) / 60:.0f} CPU minutes."])
 
 

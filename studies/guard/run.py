@@ -37,7 +37,7 @@ SETTINGS = {
     "rollout.prompts_per_step": 16, "rollout.group_size": 8, "rollout.max_new_tokens": 4,
     "rollout.max_parity_gap": 100.0,  # else it would end the runs with a broken sampler before the guard is asked
     "objective.name": "pmd-mean", "objective.tau": 0.2,
-    "optimizer.lr": 1e-3, "optimizer.schedule": "constant",
+    "optimizer.lr": 3e-4, "optimizer.schedule": "constant",
     "train.num_steps": NUM_STEPS, "train.updates_per_step": 2, "train.checkpoint_every": 10,
     "train.keep_checkpoints": 4,
     "eval.every": 0, "eval.final_samples": 8, "eval.num_transcripts": 4,

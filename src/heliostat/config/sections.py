@@ -222,9 +222,9 @@ class GuardSection(Section):
     baseline_start: int = Field(20, ge=0, description="steps before the run's own level is taken")
     baseline_steps: int = Field(40, ge=2, description="steps that make up the run's own level")
     max_rollbacks: int = Field(3, ge=0, description="times a run may go back to a checkpoint before it is stopped")
-    actuator: Literal["none", "entropy-bonus", "clip-high", "covariance", "tau", "temperature", "focus", "kl-ref"] = (
-        Field("none", description="what holds entropy at its target (mode act); the guard page says what each does")
-    )
+    actuator: Literal[
+        "none", "entropy-bonus", "variety-bonus", "clip-high", "covariance", "tau", "temperature", "focus", "kl-ref"
+    ] = Field("none", description="what holds entropy at its target (mode act); the guard page says what each does")
     controller: Literal["pi", "bang-bang", "dual"] = Field("pi", description="feedback law of the actuator")
     entropy_target: float = Field(0.6, gt=0, description="target of entropy, as a share of the run's own early level")
     panel_every: int = Field(50, ge=0, description="steps between measurements on the panel; 0: none")

@@ -106,6 +106,14 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "lower optimizer.lr or optimizer.max_grad_norm, and look at the batches of these steps",
         ),
         Rule(
+            "longer-steps",
+            "optim/update_ratio",
+            lambda: Multiple(recent(), 2.5, hold=3),
+            "rollback",
+            "the weights have moved further than in recent steps for several steps in a row",
+            "lower optimizer.lr, and look for what changed at the onset",
+        ),
+        Rule(
             "gradient",
             "optim/grad_norm",
             lambda: Multiple(recent(), 30.0),

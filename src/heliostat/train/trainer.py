@@ -165,7 +165,7 @@ class Trainer:
         self.curriculum.learn(groups)
         self.prefixes.learn(groups)
         self._keep(groups, step - 1)
-        batch = make_batch(self.updater.objective, groups, self.updater.entropy_bonus)
+        batch = make_batch(self.updater.objective, groups, self.updater.entropy_bonus, self.updater.variety_bonus)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
             report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)

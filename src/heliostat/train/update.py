@@ -88,12 +88,16 @@ class UpdateReport:
         self.means[key] = self.means[key] + mean if key in self.means else mean
 
 
-def make_batch(objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0) -> Batch:
+def make_batch(
+    objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0, variety_bonus: float = 0.0
+) -> Batch:
     """Each group's rewards turned into the objective's advantages.
 
     Args:
         entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y`` here, and nowhere that
             rewards are reported.
+        variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, to completions that succeeded and to no other:
+            rare right answers are worth more, and nothing is to be had by being wrong in a new way.
 
     **Limits** At the anchor, for advantages that are the reward minus a mean, the bonus adds ``entropy_bonus`` times
     the gradient of the entropy of whole completions, in expectation.
@@ -101,9 +105,10 @@ def make_batch(objective: Objective, groups: Sequence[Group], entropy_bonus: flo
 
     def targets(group: Group) -> torch.Tensor:
         rewards = torch.tensor(group.rewards, dtype=torch.float32)
-        if entropy_bonus:
+        if entropy_bonus or variety_bonus:
             surprise = [-float(completion.logp_gen.sum(dtype=np.float64)) for completion in group.completions]
-            rewards = rewards + entropy_bonus * torch.tensor(surprise, dtype=torch.float32)
+            weight = [entropy_bonus + variety_bonus * verdict.success for verdict in group.verdicts]
+            rewards = rewards + torch.tensor(weight) * torch.tensor(surprise)
         return objective.advantages(rewards)
 
     return Batch(tuple(TrainingGroup(group, targets(group)) for group in groups))
@@ -117,7 +122,7 @@ class Updater:
         reference: the frozen policy of objectives that need one.
         lr_scale: factor on the schedule; the guard lowers it when it takes steps back.
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
-        entropy_bonus: weight of the entropy of whole completions in the batches that are made for this updater.
+        entropy_bonus, variety_bonus: see ``make_batch``; for the batches that are made for this updater.
     """
 
     policy: Policy
@@ -132,6 +137,7 @@ class Updater:
     lr_scale: float = 1.0
     covariance_share: float = 0.0
     entropy_bonus: float = 0.0
+    variety_bonus: float = 0.0
     probe: WeightProbe = field(init=False)
     _current: Objective = field(init=False)
 
