@@ -95,10 +95,12 @@ def rates(count: int, arms: Sequence[Arm], done: Done) -> str:
 
 
 def differences(arms: Sequence[Arm], change: Mapping[str, Any], other: Arm, done: Done) -> str:
+    """Final success minus the other method's under the same change; methods without runs are left out."""
     rows = [
-        [arm.method, cell(against(replace(arm, **change), replace(other, **change), done))]
+        [arm.method, cell(difference)]
         for arm in arms
         if arm.method != other.method
+        and (difference := against(replace(arm, **change), replace(other, **change), done))
     ]
     return table(["method", f"minus {other.method}"], rows)
 
@@ -168,7 +170,8 @@ def matched(what: str, done: Done) -> tuple[float, str]:
     rows = []
     for arm in EVERY:
         found = [confirmed(replace(arm, updates_per_batch=count), done).values() for count in COUNTS]
-        rows.append([arm.method, *(cell([at_budget(row) for row in several]) for several in found)])
+        if any(found):
+            rows.append([arm.method, *(cell([at_budget(row) for row in several]) for several in found)])
     return budget, table(["method", *(f"{count} per batch" for count in COUNTS)], rows)
 
 

@@ -70,7 +70,8 @@ def draw() -> None:
         "",
     ]
     for title, body in sections(done, confirmation).items():
-        text += [f"## {title}", "", body, ""]
+        if body.count("\n") > 1:  # more than a head
+            text += [f"## {title}", "", body, ""]
     (HERE / "tables.md").write_text("\n".join(text))
     draw_all(done, IMAGES)
 

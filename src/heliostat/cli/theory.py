@@ -28,12 +28,14 @@ _FIELDS = {
 
 def plot_theory(args: Namespace) -> int:
     """``heliostat theory plot``: ratios, lambda, chi-square share and the rest, as SVG."""
-    from heliostat.theory import draw_all, draw_measured
+    from heliostat.theory import draw_all
 
     steps = read_measured(args.measured) if args.measured else []
     for path in draw_all(args.folder):
         print(path)
     if steps:
+        from heliostat.theory import draw_measured
+
         print(draw_measured(steps, args.folder))
     return 0
 

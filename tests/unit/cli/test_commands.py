@@ -271,11 +271,11 @@ def test_theory_plot_says_what_cannot_be_drawn(tmp_path):
         read_measured(written(tmp_path / "steps.jsonl", [LINE]))
 
 
-def test_theory_plot_draws_measured_steps_last(room, capsys, tmp_path):
-    path = written(tmp_path / "steps.jsonl", [LINE | {"policy/log_ratio_incorrect": -1.4}])
+def test_theory_plot_draws_measured_steps_last(room, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("heliostat.cli.theory.read_measured", lambda path: [path])
     calls = room("heliostat.theory", draw_all=lambda folder: [], draw_measured=lambda steps, folder: folder / "m.svg")
-    assert main(["theory", "plot", str(tmp_path), "--measured", str(path)]) == 0
-    assert calls[-1].args == ([MeasuredStep(0.2, 0.25, 0.8, 1.2, -1.4)], tmp_path)
+    assert main(["theory", "plot", str(tmp_path), "--measured", "steps"]) == 0
+    assert calls[-1].args == ([Path("steps")], tmp_path)
     assert capsys.readouterr().out == f"{tmp_path / 'm.svg'}\n"
 
 
