@@ -168,7 +168,9 @@ class SharedPrompts:
         top = scores.amax(dim=-1, keepdim=True)
         weights = scores.sub_(top).exp_()
         parts = (top, weights.sum(dim=-1, keepdim=True), weights @ values)
-        return Partial(*(self._gathered(part.unflatten(2, (self.num_slots, share))) for part in parts))
+        return Partial(
+            *(self._gathered(part.reshape(len(keys), num_heads, self.num_slots, share, -1)) for part in parts)
+        )
 
     def _spread(self, query: Tensor) -> Float[Tensor, "group slot head share feature"]:
         shape = (len(self.start), self.num_slots, *query.shape[1:])
@@ -212,13 +214,13 @@ def attend_to_columns(
     """Each row's queries over its own columns, as streams of products: one query per row leaves nothing to multiply."""
     num_columns = max(1, CHUNK_ELEMENTS // query.numel())
     queries = query.unsqueeze(0)
-    scores = torch.cat([(queries * part.unsqueeze(3)).sum(-1, keepdim=True) for part in keys.split(num_columns)])
+    scores = torch.cat([(queries * part.unsqueeze(3)).sum(-1, keepdim=True) for part in torch.split(keys, num_columns)])
     if hidden is not None:
         scores.masked_fill_(hidden[:, :, None, None, None], -torch.inf)
     top = scores.amax(dim=0)
     weights = scores.sub_(top).exp_()
     weighted = query.new_zeros(*query.shape[:-1], values.shape[-1])
-    for weight, part in zip(weights.split(num_columns), values.split(num_columns), strict=True):
+    for weight, part in zip(torch.split(weights, num_columns), torch.split(values, num_columns), strict=True):
         if num_columns == 1:
             weighted.addcmul_(weight[0], part[0].unsqueeze(2))
         else:
@@ -315,7 +317,7 @@ def shares_prompts(loaded: LoadedModel) -> bool:
             token = ids[:, [column]].expand(2, 1)
             gap = head.logits(rows.hidden(loaded, token)[:, -1]) - expected[:, column]
             worst = max(worst, float(gap.abs().max()))
-    return worst <= torch.finfo(model.dtype).eps ** 0.5 * float(expected.abs().max())
+    return bool(worst <= torch.finfo(torch.float32).eps ** 0.5 * float(expected.abs().max()))
 
 
 def _stacked(one: Float[Tensor, "group head column feature"], two: Tensor, length: int) -> Tensor:
