@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, Cache, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heliostat.models import LoadedModel
 from heliostat.models.probes import probe_ids, probing
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 ATTENTION = "heliostat_shared_prompt"
 """What this attention is called among those of transformers."""
+
+USUAL = "sdpa"
+"""The attention it stands in for."""
 
 CHUNK_ELEMENTS = 2**18
 """Products alive at once while own tokens are scored (1 MiB in float32: stays in a core's cache)."""
@@ -265,18 +270,17 @@ class SharedRows:
         return (self.prompts.row_lengths + self.length - self.start).unsqueeze(1)
 
     def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token; the hidden states behind them."""
+        """Feed every row its next token, inside ``attending``; the hidden states behind them."""
         columns = torch.arange(self.length + 1, device=self.start.device)[:, None]
-        with _attending(loaded.model):
-            return loaded.head.hidden(
-                input_ids=token,
-                attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),  # given whole, so none is made
-                position_ids=self.positions,
-                past_key_values=self.cache,
-                use_cache=True,
-                shared_prompts=self.prompts,
-                hidden_columns=columns < self.start if bool((self.start > 0).any()) else None,
-            )
+        return loaded.head.hidden(
+            input_ids=token,
+            attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),  # given whole, so none is made
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            shared_prompts=self.prompts,
+            hidden_columns=columns < self.start if bool((self.start > 0).any()) else None,
+        )
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
         """Drop all other rows, and the own columns that no remaining row uses; make room for ``room`` more."""
@@ -303,11 +307,12 @@ def shares_prompts(loaded: LoadedModel) -> bool:
     Two members of a group are fed two tokens, and their logits compared with the model's own on the whole text.
     """
     model, head = loaded.model, loaded.head
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not model._supports_attention_backend:
+    plain = model.config.get_text_config()._attn_implementation == USUAL
+    if model.device.type != "cpu" or model.dtype != torch.float32 or not (plain and model._supports_attention_backend):
         return False
     ids = probe_ids(model)
     context = ids.shape[1] - 2
-    with probing(model):
+    with probing(model), attending(model):
         expected = model(input_ids=ids, use_cache=False).logits
         cache = DynamicCache(config=model.config)
         head.hidden(input_ids=ids[:, :context], past_key_values=cache, use_cache=True)
@@ -330,25 +335,29 @@ def _attention(
     query: Float[Tensor, "row head 1 feature"],
     key: Float[Tensor, "column row shared_head feature"],
     value: Float[Tensor, "column row shared_head feature"],
-    attention_mask: Tensor,
-    scaling: float,
-    shared_prompts: SharedPrompts,
-    hidden_columns: Bool[Tensor, "column row"] | None,
-    **_: object,
+    attention_mask: Tensor | None,
+    *,
+    shared_prompts: SharedPrompts | None = None,
+    hidden_columns: Bool[Tensor, "column row"] | None = None,
+    **usual: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer; returns ``[row, 1, head, feature]``."""
+    """What transformers calls in every layer; returns ``[row, 1, head, feature]``. A prefill attends as usual."""
+    if shared_prompts is None:
+        return ALL_ATTENTION_FUNCTIONS[USUAL](module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
     num_rows, num_heads, _one, width = query.shape
-    scaled = (query * scaling).view(num_rows, key.shape[2], -1, width)
+    scaled = (query * usual["scaling"]).view(num_rows, key.shape[2], -1, width)
     own = attend_to_columns(scaled, key, value, hidden_columns)
     merged = shared_prompts.attend(module.layer_idx, scaled).merged(own)
     return merged.reshape(num_rows, 1, num_heads, -1), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS[USUAL])
 
 
 @contextmanager
-def _attending(model: PreTrainedModel) -> Iterator[None]:
+def attending(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model attends the way of this file where it is given shared prompts, and as usual where not."""
     config = model.config.get_text_config()
     usual = config._attn_implementation
     config._attn_implementation = ATTENTION
