@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, Cache, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heliostat.models import LoadedModel
 from heliostat.models.probes import probe_ids, probing
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 ATTENTION = "heliostat_shared_prompt"
 """What this attention is called among those of transformers."""
+
+USUAL = "sdpa"
+"""The attention it stands in for."""
 
 CHUNK_ELEMENTS = 2**18
 """Products alive at once while own tokens are scored (1 MiB in float32: stays in a core's cache)."""
@@ -168,7 +173,9 @@ class SharedPrompts:
         top = scores.amax(dim=-1, keepdim=True)
         weights = scores.sub_(top).exp_()
         parts = (top, weights.sum(dim=-1, keepdim=True), weights @ values)
-        return Partial(*(self._gathered(part.unflatten(2, (self.num_slots, share))) for part in parts))
+        return Partial(
+            *(self._gathered(part.reshape(len(keys), num_heads, self.num_slots, share, -1)) for part in parts)
+        )
 
     def _spread(self, query: Tensor) -> Float[Tensor, "group slot head share feature"]:
         shape = (len(self.start), self.num_slots, *query.shape[1:])
@@ -212,13 +219,13 @@ def attend_to_columns(
     """Each row's queries over its own columns, as streams of products: one query per row leaves nothing to multiply."""
     num_columns = max(1, CHUNK_ELEMENTS // query.numel())
     queries = query.unsqueeze(0)
-    scores = torch.cat([(queries * part.unsqueeze(3)).sum(-1, keepdim=True) for part in keys.split(num_columns)])
+    scores = torch.cat([(queries * part.unsqueeze(3)).sum(-1, keepdim=True) for part in torch.split(keys, num_columns)])
     if hidden is not None:
         scores.masked_fill_(hidden[:, :, None, None, None], -torch.inf)
     top = scores.amax(dim=0)
     weights = scores.sub_(top).exp_()
     weighted = query.new_zeros(*query.shape[:-1], values.shape[-1])
-    for weight, part in zip(weights.split(num_columns), values.split(num_columns), strict=True):
+    for weight, part in zip(torch.split(weights, num_columns), torch.split(values, num_columns), strict=True):
         if num_columns == 1:
             weighted.addcmul_(weight[0], part[0].unsqueeze(2))
         else:
@@ -263,18 +270,17 @@ class SharedRows:
         return (self.prompts.row_lengths + self.length - self.start).unsqueeze(1)
 
     def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token; the hidden states behind them."""
+        """Feed every row its next token, inside ``attending``; the hidden states behind them."""
         columns = torch.arange(self.length + 1, device=self.start.device)[:, None]
-        with _attending(loaded.model):
-            return loaded.head.hidden(
-                input_ids=token,
-                attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),  # given whole, so none is made
-                position_ids=self.positions,
-                past_key_values=self.cache,
-                use_cache=True,
-                shared_prompts=self.prompts,
-                hidden_columns=columns < self.start if bool((self.start > 0).any()) else None,
-            )
+        return loaded.head.hidden(
+            input_ids=token,
+            attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),  # given whole, so none is made
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            shared_prompts=self.prompts,
+            hidden_columns=columns < self.start if bool((self.start > 0).any()) else None,
+        )
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
         """Drop all other rows, and the own columns that no remaining row uses; make room for ``room`` more."""
@@ -301,11 +307,12 @@ def shares_prompts(loaded: LoadedModel) -> bool:
     Two members of a group are fed two tokens, and their logits compared with the model's own on the whole text.
     """
     model, head = loaded.model, loaded.head
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not model._supports_attention_backend:
+    plain = model.config.get_text_config()._attn_implementation == USUAL
+    if model.device.type != "cpu" or model.dtype != torch.float32 or not (plain and model._supports_attention_backend):
         return False
     ids = probe_ids(model)
     context = ids.shape[1] - 2
-    with probing(model):
+    with probing(model), attending(model):
         expected = model(input_ids=ids, use_cache=False).logits
         cache = DynamicCache(config=model.config)
         head.hidden(input_ids=ids[:, :context], past_key_values=cache, use_cache=True)
@@ -315,7 +322,7 @@ def shares_prompts(loaded: LoadedModel) -> bool:
             token = ids[:, [column]].expand(2, 1)
             gap = head.logits(rows.hidden(loaded, token)[:, -1]) - expected[:, column]
             worst = max(worst, float(gap.abs().max()))
-    return worst <= torch.finfo(model.dtype).eps ** 0.5 * float(expected.abs().max())
+    return bool(worst <= torch.finfo(torch.float32).eps ** 0.5 * float(expected.abs().max()))
 
 
 def _stacked(one: Float[Tensor, "group head column feature"], two: Tensor, length: int) -> Tensor:
@@ -328,25 +335,29 @@ def _attention(
     query: Float[Tensor, "row head 1 feature"],
     key: Float[Tensor, "column row shared_head feature"],
     value: Float[Tensor, "column row shared_head feature"],
-    attention_mask: Tensor,
-    scaling: float,
-    shared_prompts: SharedPrompts,
-    hidden_columns: Bool[Tensor, "column row"] | None,
-    **_: object,
+    attention_mask: Tensor | None,
+    *,
+    shared_prompts: SharedPrompts | None = None,
+    hidden_columns: Bool[Tensor, "column row"] | None = None,
+    **usual: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer; returns ``[row, 1, head, feature]``."""
+    """What transformers calls in every layer; returns ``[row, 1, head, feature]``. A prefill attends as usual."""
+    if shared_prompts is None:
+        return ALL_ATTENTION_FUNCTIONS[USUAL](module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
     num_rows, num_heads, _one, width = query.shape
-    scaled = (query * scaling).view(num_rows, key.shape[2], -1, width)
+    scaled = (query * usual["scaling"]).view(num_rows, key.shape[2], -1, width)
     own = attend_to_columns(scaled, key, value, hidden_columns)
     merged = shared_prompts.attend(module.layer_idx, scaled).merged(own)
     return merged.reshape(num_rows, 1, num_heads, -1), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS[USUAL])
 
 
 @contextmanager
-def _attending(model: PreTrainedModel) -> Iterator[None]:
+def attending(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model attends the way of this file where it is given shared prompts, and as usual where not."""
     config = model.config.get_text_config()
     usual = config._attn_implementation
     config._attn_implementation = ATTENTION

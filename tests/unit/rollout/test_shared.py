@@ -17,8 +17,8 @@ LIMITS = [
 ]
 
 
-def sample(loaded, limits, shared, num_prompts=9, group_size=4):
-    engine = TorchEngine(loaded, limits, shared_prompt=shared)
+def sample(loaded, limits, shared, num_prompts=9, group_size=4, num_workers=1):
+    engine = TorchEngine(loaded, limits, shared_prompt=shared, num_workers=num_workers)
     groups = engine.sample(
         make_prompts(loaded, num_prompts), group_size, SamplingSettings(temperature=1.3), seed=7, policy_step=0
     )
