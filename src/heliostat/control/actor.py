@@ -8,7 +8,7 @@ Left out: what is done with the scores (``directions``), and sampling actions (S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +156,7 @@ def actions_for(space: spaces.Space[Any], actions: Tensor) -> Tensor:
     return actions.long().flatten() if isinstance(space, spaces.Discrete) else actions
 
 
-def _reached(output: Tensor, named: dict[str, Tensor]) -> list[str]:
+def _reached(output: Tensor, named: Mapping[str, Tensor]) -> list[str]:
     """The parameters that ``output`` depends on."""
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     found = torch.autograd.grad(output, list(trainable.values()), allow_unused=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -28,7 +29,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from heliostat.control.actor import Actor, Rows, actions_for
 from heliostat.control.directions import Direction, Rank1, direction_of
@@ -148,9 +149,8 @@ class SMAC(OnPolicyAlgorithm):
         self.actor = Actor(self.policy)
         self.actor_optimizer = self.direction.build(self.actor, self.lr_schedule(1))
         # the policy's own optimizer becomes the critic's: it is saved, and its class can be chosen, as users expect
-        self.policy.optimizer = self.policy.optimizer_class(
-            self.actor.critic_parameters, lr=self.critic_learning_rate, **self.policy.optimizer_kwargs
-        )
+        settings = {"lr": self.critic_learning_rate} | self.policy.optimizer_kwargs
+        self.policy.optimizer = self.policy.optimizer_class(self.actor.critic_parameters, **settings)
 
     # -- the update -------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class SMAC(OnPolicyAlgorithm):
         return ["policy", "policy.optimizer", "actor_optimizer"], []
 
 
-def _norm(parameters: list[Tensor]) -> float:
+def _norm(parameters: Sequence[Tensor]) -> float:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
