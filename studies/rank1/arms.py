@@ -46,7 +46,7 @@ ARMS = {
     "PPO": Arm("ppo", "learning_rate", plain(3e-4, 1e-3, 3e-3)),
 }
 
-SHORT = {"CartPole-v1": 30_000, "Pendulum-v1": 50_000, "Acrobot-v1": 40_000, "MountainCarContinuous-v0": 20_000}
+SHORT = {"CartPole-v1": 20_000, "Pendulum-v1": 30_000, "Acrobot-v1": 30_000, "MountainCarContinuous-v0": 20_000}
 FULL = {
     **dict.fromkeys(("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"), 100_000),
     **dict.fromkeys(("HalfCheetah-v5", "Hopper-v5"), 300_000),

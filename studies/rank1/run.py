@@ -1,8 +1,8 @@
 """The races of the study: a sweep on one seed, then the best value on others; resumable, one line per run.
 
-    python studies/rank1/run.py                 the runs that are in results.jsonl
-    python studies/rank1/run.py --full          the whole grid: ten seeds, 100k steps, MuJoCo (extra: mujoco)
-    python studies/rank1/run.py --minutes 4     stop before a run that would begin later; the same line goes on
+python studies/rank1/run.py                 the runs that are in results.jsonl
+python studies/rank1/run.py --full          the whole grid: ten seeds, 100k steps, MuJoCo (extra: mujoco)
+python studies/rank1/run.py --minutes 4     stop before a run that would begin later; the same line goes on
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def score(run: dict[str, Any]) -> float:
 
 def best_value(runs: list[dict[str, Any]], env: str, name: str) -> float | None:
     """The swept value with the highest score; ``None`` while the sweep is not complete."""
-    swept = {
-        r["value"]: score(r) for r in runs if r["env"] == env and r["arm"] == name and r["seed"] == SWEEP_SEED
-    }
+    swept = {r["value"]: score(r) for r in runs if r["env"] == env and r["arm"] == name and r["seed"] == SWEEP_SEED}
     if set(swept) < set(ARMS[name].swept(env)):
         return None
     return max(swept, key=lambda value: swept[value])
@@ -46,18 +44,20 @@ def best_value(runs: list[dict[str, Any]], env: str, name: str) -> float | None:
 def next_run(
     runs: list[dict[str, Any]], steps: dict[str, int], names: list[str], num_seeds: int
 ) -> tuple[str, str, float, int] | None:
-    """The first run that is missing: sweeps before confirmations, a seed of every arm before the next seed."""
+    """The first run that is missing: our arms, then the peers; sweeps first, then a seed of every arm at a time."""
     done = {(r["env"], r["arm"], r["value"], r["seed"]) for r in runs}
+    ours = [name for name in names if ARMS[name].algo == "smac"]
     for env in steps:
-        for name in names:
-            for value in ARMS[name].swept(env):
-                if (env, name, value, SWEEP_SEED) not in done:
-                    return env, name, value, SWEEP_SEED
-        for seed in range(num_seeds):
-            for name in names:
-                value = best_value(runs, env, name)
-                if value is not None and (env, name, value, seed) not in done:
-                    return env, name, value, seed
+        for block in (ours, [name for name in names if name not in ours]):
+            for name in block:
+                for value in ARMS[name].swept(env):
+                    if (env, name, value, SWEEP_SEED) not in done:
+                        return env, name, value, SWEEP_SEED
+            for seed in range(num_seeds):
+                for name in block:
+                    value = best_value(runs, env, name)
+                    if value is not None and (env, name, value, seed) not in done:
+                        return env, name, value, seed
     return None
 
 
@@ -81,7 +81,7 @@ def main() -> None:
             break
         env, name, value, seed = job
         arm = ARMS[name]
-        lap = Lap(env, arm.algo, seed, steps[env], {**arm.settings, arm.key: value}, num_episodes=5)
+        lap = Lap(env, arm.algo, seed, steps[env], {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5)
         rows = [{key: round(number, 3) for key, number in row.items()} for row in run_lap(lap)]
         run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": steps[env], "rows": rows}
         with path.open("a") as file:

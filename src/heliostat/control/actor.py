@@ -75,12 +75,16 @@ class Actor:
         valued = _reached(policy.predict_values(seen).sum(), named)
         if shared := [name for name in reached if name in valued]:
             raise ValueError(
-                f"actor and critic share '{shared[0]}' ({len(shared)} parameters): the value's gradient would enter the "
-                "policy's; use policy_kwargs={'share_features_extractor': False} and separate networks"
+                f"actor and critic share '{shared[0]}' ({len(shared)} parameters): the value's gradient would enter "
+                "the policy's; use policy_kwargs={'share_features_extractor': False} and separate networks"
             )
         self.names = tuple(reached)
         self.parameters = [named[name] for name in reached]
         self.critic_parameters = [named[name] for name in valued]
+        space = policy.observation_space
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        # numbers of a discrete observation become one-hot rows, which torch does not vectorise
+        self._vectorises = not any(isinstance(part, spaces.Discrete | spaces.MultiDiscrete) for part in parts)
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
         """Names and parameters, in the policy's order."""
@@ -93,7 +97,7 @@ class Actor:
         covered: set[int] = set()
         for module in self.policy.modules():
             direct = {id(parameter) for parameter in module.parameters(recurse=False)}
-            if direct and direct <= own:
+            if direct and direct <= own and not list(module.children()):
                 parts.append(module)
                 covered |= direct
         strays = nn.ParameterList([p for p in self.parameters if id(p) not in covered])
@@ -112,11 +116,14 @@ class Actor:
         return log_prob, -log_prob.mean() if entropy is None else entropy.mean()
 
     def scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
-        """``u_i = grad log pi(a_i|s_i)`` of every row, by parameter, in one vectorised pass.
+        """``u_i = grad log pi(a_i|s_i)`` of every row, by parameter, in one vectorised pass where that is possible.
 
         Limits:
             Their mean is the gradient of the mean log-probability.
         """
+        if not self._vectorises:
+            each = [torch.autograd.grad(one, self.parameters, retain_graph=True) for one in self.log_prob(rows)]
+            return {p: torch.stack(scores) for p, scores in zip(self.parameters, zip(*each, strict=True), strict=True)}
         model, index = _RowLogProb(self, rows), torch.arange(len(rows), device=rows.actions.device)
         with unvalidated():
             found = per_sample_scores(

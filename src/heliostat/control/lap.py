@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ class Lap:
     """What is run.
 
     Attributes:
-        label: what the algorithm is called beside others.
         settings: over those of ``contenders``.
+        model: where to save what was learned, if anywhere.
         num_evals: evaluations on the way, the last one at the end.
     """
 
@@ -41,7 +42,7 @@ class Lap:
     seed: int
     num_steps: int
     settings: Mapping[str, Any] = field(default_factory=dict)
-    label: str = ""
+    model: Path | None = None
     num_evals: int = 20
     num_episodes: int = 10
 
@@ -120,6 +121,10 @@ def run_lap(lap: Lap, on_row: OnRow = lambda row: None) -> list[Row]:
     model = algorithm_class(lap.algo)(policy=policy, env=env, seed=lap.seed, device="cpu", **arguments)
     watch = _Stopwatch(lap, eval_env, on_row)
     model.learn(lap.num_steps, callback=watch, log_interval=None)  # type: ignore[arg-type]
+    if lap.model is not None:
+        model.save(lap.model)
+        if isinstance(env, VecNormalize):
+            env.save(f"{lap.model}.normalize.pkl")
     env.close()
     eval_env.close()
     return watch.rows
