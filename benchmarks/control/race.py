@@ -92,9 +92,8 @@ def updates(num_rounds: int) -> dict[str, float]:
 def loops(num_rounds: int, num_steps: int = 2000) -> dict[str, float]:
     """Environment steps per CPU second in A2C's settings: 8 environments, 5 steps, one critic step."""
     a2c = A2C("MlpPolicy", make_vec_env(ENV, 8, seed=0), seed=0)
-    smac = SMAC(
-        "MlpPolicy", make_vec_env(ENV, 8, seed=0), 0.01, n_steps=5, batch_size=40, n_critic_updates=1, gae_lambda=1.0, seed=0
-    )  # fmt: skip
+    same = {"n_steps": 5, "batch_size": 40, "n_critic_updates": 1, "gae_lambda": 1.0}
+    smac = SMAC("MlpPolicy", make_vec_env(ENV, 8, seed=0), 0.01, seed=0, **same)
     seconds = interleaved({"A2C": lambda: a2c.learn(num_steps), "SMAC": lambda: smac.learn(num_steps)}, num_rounds)
     return {"environment steps per CPU second, SMAC / A2C": ratio(seconds, "A2C", "SMAC")}
 

@@ -127,6 +127,6 @@ def arguments_of(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _direction(name: str, settings: Mapping[str, Any]) -> tuple[Any, set[str]]:
     from heliostat.control.directions import DIRECTIONS, direction_of
 
-    kind = type(direction_of(name))
+    kind: type[Any] = DIRECTIONS[direction_of(name).name]
     own = {field.name for field in fields(kind)}
-    return DIRECTIONS[kind.name](**{key: value for key, value in settings.items() if key in own}), own
+    return kind(**{key: value for key, value in settings.items() if key in own}), own

@@ -84,7 +84,8 @@ class _Stopwatch(BaseCallback):
         training = self.model.get_vec_normalize_env()
         if training is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
-        mean, _ = evaluate_policy(self.model, self.eval_env, self.lap.num_episodes, warn=False)
+        mean = evaluate_policy(self.model, self.eval_env, self.lap.num_episodes, warn=False)[0]
+        assert not isinstance(mean, list)
         recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         row = {
             "step": self.num_timesteps,

@@ -189,14 +189,14 @@ class Rank1NaturalGradient(FiniteStep):
         used = self._take()
         if not groups:
             return loss
-        products = {p: _inner_products(used, p) for p in groups}
-        squares = sum(float(part.gram.trace()) for part in products.values()) / len(used)
+        products = _inner_products(used, list(groups))
+        squares = sum(float(part.gram.diagonal().sum()) for part in products.values()) / len(used)
         if not self._is_finite(products, squares):
             self.skip("the gradient or a score")
             return loss
         if self.ema:
             used = [self._remember(index, score) for index, score in enumerate(used)]
-            products = {p: _inner_products(used, p) for p in groups}
+            products = _inner_products(used, list(groups))
         solved = [self._solve(parameters, len(used), products, groups) for parameters in self._blocks(groups)]
         kl, scale = self._trust_region(solved)
         for block in solved:
@@ -251,15 +251,18 @@ class Rank1NaturalGradient(FiniteStep):
         groups: Mapping[Tensor, dict[str, Any]],
     ) -> _Solved:
         """The coefficients of the scores in ``d``, from an m x m system in float64."""
-        gram, cross, own = torch.zeros(m, m, dtype=torch.float64), torch.zeros(m, dtype=torch.float64), 0.0
+        gram, cross, own = torch.eye(m, dtype=torch.float64) * m, torch.zeros(m, dtype=torch.float64), 0.0
         for parameter in block:
             part, damping = products[parameter], groups[parameter]["damping"]
-            if part.present:
+            if len(part.present) == m:
+                gram.add_(part.gram, alpha=1 / damping)
+                cross.add_(part.cross, alpha=1 / damping)
+            elif part.present:
                 gram[np.ix_(part.present, part.present)] += part.gram / damping
                 cross[part.present] += part.cross / damping
             if self.max_kl is not None:
                 own += dot([_gradient(parameter)], [_gradient(parameter)]) / damping
-        weights = torch.linalg.solve(gram + m * torch.eye(m, dtype=torch.float64), cross)
+        weights = cross / gram[0] if m == 1 else torch.linalg.solve(gram, cross)
         return _Solved(block, weights.tolist(), own - float(cross @ weights))
 
     def _trust_region(self, solved: list[_Solved]) -> tuple[float, float]:
@@ -300,17 +303,33 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _inner_products(scores: list[Score], parameter: Tensor) -> _Products:
-    """``U'U`` and ``U'g`` of one tensor; several plain scores in one matrix product."""
+def _inner_products(scores: list[Score], parameters: list[Tensor]) -> dict[Tensor, _Products]:
+    """``U'U`` and ``U'g`` of every tensor, in float64 on the CPU."""
+    if len(scores) == 1:
+        return _of_one_score(scores[0], parameters)
+    return {parameter: _of_many(scores, parameter) for parameter in parameters}
+
+
+def _of_one_score(score: Score, parameters: list[Tensor]) -> dict[Tensor, _Products]:
+    """Two numbers a tensor, all read at once."""
+    reached = [parameter for parameter in parameters if parameter in score]
+    pairs = [inner(score[p], other) for p in reached for other in (score[p], _gradient(p))]
+    numbers = torch.stack(pairs).double().cpu().reshape(-1, 2, 1) if pairs else torch.zeros(0, 2, 1)
+    found = {p: _Products(row[:1], row[1], [0]) for p, row in zip(reached, numbers, strict=True)}
+    nothing = _Products(torch.zeros(0, 0), torch.zeros(0), [])
+    return {parameter: found.get(parameter, nothing) for parameter in parameters}
+
+
+def _of_many(scores: list[Score], parameter: Tensor) -> _Products:
+    """Several plain scores in one matrix product; sharded ones pair by pair."""
     present = [index for index, score in enumerate(scores) if parameter in score]
     gradient, given = _gradient(parameter), [scores[index][parameter] for index in present]
-    if len(given) > 1 and not isinstance(gradient, DTensor):
+    if not given:
+        return _Products(torch.zeros(0, 0), torch.zeros(0), [])
+    if isinstance(gradient, DTensor):
+        gram = torch.stack([inner(a, b) for a in given for b in given]).reshape(len(given), -1)
+        cross = torch.stack([inner(a, gradient) for a in given])
+    else:
         rows = wide(torch.stack(given)).flatten(1)
         gram, cross = rows @ rows.T, rows @ wide(gradient).reshape(-1)
-    else:
-        gram = torch.stack([inner(a, b) for a in given for b in given] or [torch.zeros(())])
-        cross = torch.stack([inner(a, gradient) for a in given] or [torch.zeros(())])
-    size = len(present)
-    return _Products(
-        gram.double().cpu().reshape(-1)[: size * size].reshape(size, size), cross.double().cpu()[:size], present
-    )
+    return _Products(gram.double().cpu(), cross.double().cpu(), present)
