@@ -192,10 +192,10 @@ class SMAC(OnPolicyAlgorithm):
                 self.policy.optimizer.zero_grad()
                 loss.backward(inputs=self.actor.critic_parameters)  # type: ignore[no-untyped-call]
                 losses.append(loss.item())
-                if math.isfinite(losses[-1]):
+                if math.isfinite(_norm(self.actor.critic_parameters)):
                     self.policy.optimizer.step()
                 else:
-                    self._skip("the critic's loss")
+                    self._skip("the critic's gradient")
         return losses
 
     # -- what may go wrong --------------------------------------------------------------------------------------------
@@ -216,13 +216,16 @@ class SMAC(OnPolicyAlgorithm):
             ) from error
 
     def _refuse_what_is_not_finite(self) -> None:
-        rewards = np.asarray(self.rollout_buffer.rewards)
-        if not np.isfinite(rewards).all():
-            step, env = np.argwhere(~np.isfinite(rewards))[0]
-            raise ValueError(
-                f"environment {env} gave a reward that is NaN or infinite at step {step} of the rollout that ended "
-                f"after {self.num_timesteps} steps; nothing was learned from it"
-            )
+        seen = self.rollout_buffer.observations
+        parts = list(seen.values()) if isinstance(seen, dict) else [seen]
+        for what, values in [("a reward", self.rollout_buffer.rewards), *(("an observation", part) for part in parts)]:
+            finite = np.isfinite(values)
+            if not finite.all():
+                step, env = np.argwhere(~finite)[0][:2]
+                raise ValueError(
+                    f"environment {env} gave {what} that is NaN or infinite at step {step} of the rollout that ended "
+                    f"after {self.num_timesteps} steps; nothing was learned from it"
+                )
 
     def _skip(self, what: str) -> None:
         self.num_skipped += 1

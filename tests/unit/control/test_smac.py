@@ -186,6 +186,17 @@ def test_a_broken_reward_or_observation_is_named_and_nothing_is_learned(bad):
         assert torch.isfinite(before).all()
 
 
+def test_a_gradient_of_the_critic_that_is_not_finite_leaves_its_weights():
+    model = small("CartPole-v1", n_steps=16, learning_rate=0.01)
+    model.learn(16)
+    before = [p.detach().clone() for p in model.actor.critic_parameters]
+    model.rollout_buffer.returns[:] = np.inf
+    with pytest.warns(UserWarning, match="critic's gradient is NaN or infinite"):
+        model.train()
+    assert model.num_skipped == 1
+    assert all(torch.equal(p, b) for p, b in zip(model.actor.critic_parameters, before, strict=True))
+
+
 def test_an_exploding_score_is_skipped_counted_and_logged():
     model = small("Pendulum-v1", n_steps=16, learning_rate=0.01)
     model.learn(16)
