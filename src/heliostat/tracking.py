@@ -47,11 +47,17 @@ METRICS: dict[str, Metric] = {
     "policy/max_log_ratio": Metric("nats", "largest absolute sequence log-ratio after the updates"),
     "policy/mean_ratio": Metric("ratio", "mean of new/old over sampled sequences; 1 up to sampling error"),
     "policy/chi_square": Metric("ratio", "mean squared new/old minus one: sample estimate of chi-square(new, old)"),
+    "policy/ratio_correct": Metric("ratio", "mean of new/old over successful completions"),
+    "policy/ratio_incorrect": Metric("ratio", "mean of new/old over the others"),
+    "policy/chi_square_correct": Metric("ratio", "mean squared new/old minus one over successful completions"),
+    "policy/chi_square_incorrect": Metric("ratio", "mean squared new/old minus one over the others"),
     "policy/solved": Metric(
         "fraction",
         "share of the step's gain that the mirror step's divergences account for: "
         "(KL + reverse KL + lambda chi-square) * tau / gain; 1 where the subproblem is solved",
     ),
+    "policy/solved_correct": Metric("fraction", "the same share over successful completions alone"),
+    "policy/solved_incorrect": Metric("fraction", "the same share over the others alone"),
     "policy/entropy_thought": Metric("nats/token", "mean entropy of the tokens before the answer"),
     "policy/entropy_answer": Metric("nats/token", "mean entropy of the answer's tokens"),
     "policy/renyi2": Metric("nats/token", "minus the logarithm of the mean probability of the tokens that were drawn"),

@@ -97,9 +97,7 @@ def false_alarms() -> str:
         found, steps = [], 0
         for log in part:
             keys = [key for key in log if key != "seed"]
-            rows = [
-                {key: log[key][i] for key in keys if log[key][i] is not None} for i in range(len(log["step"]))
-            ]
+            rows = [{key: log[key][i] for key in keys if log[key][i] is not None} for i in range(len(log["step"]))]
             steps += len(rows)
             found += [f"{f.rule} ({f.level}, seed {log['seed']}, step {f.step})" for f in replay(rows)]
         lines.append(

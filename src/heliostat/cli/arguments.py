@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import commands, traces
+from heliostat.cli import commands, theory, traces
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), or path of a TOML file"
 _MODEL = "model folder, hub id, or the name of a bundled model"
@@ -101,6 +101,9 @@ def _sample(parser: ArgumentParser) -> None:
 def _report(parser: ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder; several are drawn together")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="page to write (default: in the run folder)")
+    parser.add_argument(
+        "--by", choices=("step", "flops"), default="step", help="what charts over training are drawn against"
+    )
 
 
 def _diagnose(parser: ArgumentParser) -> None:
@@ -118,6 +121,9 @@ def _audit(parser: ArgumentParser) -> None:
 
 def _plots(parser: ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path("theory"), help="default: theory")
+    parser.add_argument(
+        "--measured", metavar="PATH", type=Path, help="a run folder, or JSON lines, to draw on top of the exact steps"
+    )
 
 
 def _bank(parser: ArgumentParser) -> None:
@@ -193,7 +199,7 @@ _TASK_COMMANDS = (
     ),
 )
 
-_THEORY_COMMANDS = (("plot", Command("draw the theory's figures as SVG files", commands.plot_theory, _plots)),)
+_THEORY_COMMANDS = (("plot", Command("draw the theory's figures as SVG files", theory.plot_theory, _plots)),)
 
 _TRACE_COMMANDS = (
     (

@@ -71,6 +71,7 @@ class WarmStartSection(Section):
     num_steps: int = Field(0, ge=0, description="supervised steps before post-training; 0: none")
     batch_size: int = Field(64, ge=1, description="worked solutions per step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the warm start")
+    final_lr_ratio: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the peak")
     stop_at: float = Field(1.0, gt=0, le=1, description="stop early once held-out pass@1 reaches this")
     eval_every: int = Field(50, ge=1, description="steps between checks of stop_at")
 
@@ -109,6 +110,8 @@ class RolloutSection(Section):
     top_k: int = Field(0, ge=0, description="must be 0 for training: truncation changes the policy")
     stop: tuple[str, ...] = Field((), strict=False, description="strings that end a completion")
     max_rows: int = Field(512, ge=1, description="sequences decoded at once; more are refilled as rows finish")
+    shared_prompt: bool = Field(True, description="decode against one copy of each prompt (on a CPU, where exact)")
+    num_workers: int = Field(1, ge=1, description="threads that decode a share of the prompts each, in this process")
     engine: Literal["torch", "vllm"] = Field("torch", description="sample in this process, or on a vLLM server")
     server_url: str = Field("", description="the vLLM server, like http://host:8000; its key: VLLM_API_KEY")
     sync_dir: str = Field("", description="folder that trainer and server both see, for handing over weights")

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import heliostat
+from heliostat.report.axes import AXES
 from heliostat.report.figures import Figures
 from heliostat.report.markup import Html, data_script, element
 from heliostat.report.read import Run, read_runs
@@ -34,24 +35,25 @@ LOGO = (
 )
 
 
-def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str = "step") -> Path:
     """Write one self-contained HTML page about one or several runs.
 
     Args:
         run_dirs: run folders; several are overlaid, in this order.
         output: file to write, or a folder to write ``report.html`` into; ``None``: ``report.html`` in the first run.
+        by: ``step`` or ``flops``: what charts over training are drawn against.
 
     Returns:
         The file that was written. An existing file is replaced whole, or not at all.
 
     Raises:
-        ValueError: no folder was given, or one of them is not a run folder.
+        ValueError: no folder was given, or one of them is not a run folder, or holds no FLOPs to draw by.
     """
     runs = read_runs([Path(folder) for folder in run_dirs])
     target = Path(run_dirs[0]) if output is None else Path(output)
     if target.is_dir():
         target = target / "report.html"
-    page = render(runs)
+    page = render(runs, by)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     partial.write_text(page, encoding="utf-8")
@@ -59,12 +61,12 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
     return target
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], by: str = "step") -> str:
     """The page's HTML."""
     folder = files("heliostat.report")
     style, script = (Html(folder.joinpath(name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
     verdicts = [judge(run) for run in runs]
-    figures = Figures(runs)
+    figures = Figures(runs, AXES[by](runs))
     sections = [
         *chart_sections(runs, figures),
         events_section(runs),

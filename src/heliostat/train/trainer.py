@@ -44,7 +44,7 @@ from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
-from heliostat.train.sft import SupervisedUpdater, demonstration
+from heliostat.train.sft import Demonstrations, SupervisedUpdater
 from heliostat.train.update import UpdateReport
 from heliostat.types import Batch, Group
 
@@ -178,7 +178,7 @@ class Trainer:
         sampler_gap = self._checked_sampler_gap(report)
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
         scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
-        mirror = mirror_means(*scored, tau=getattr(self.updater.objective, "tau", None))
+        mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
         means = self.runtime.merge({**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror})
         self.num_bad_steps += report.bad_steps
         numbers = {key: mean.value for key, mean in means.items() if mean.count}
@@ -354,16 +354,17 @@ class Trainer:
         if resumed is not None:
             self._restore(resumed, updater.guarded.optimizer)
             done = resumed + section.num_steps
-        loaded, model = self.bench.loaded, self.recipe.model
-        stream = Passes(self.demonstrated, completion_seed(self.recipe.run.seed, "warm start"))
+        loaded, seed = self.bench.loaded, self.recipe.run.seed
+        tasks = {task.name: task for task in self.tasks}
+        shown = Demonstrations(loaded, self.recipe.model, tasks, section.num_steps, seed)
+        stream = Passes(self.demonstrated, completion_seed(seed, "warm start"))
         self.display.begin_phase("warm start", section.num_steps, done=done)
         with self._saved_when_interrupted(updater.guarded.optimizer):
             for index in range(done, section.num_steps):
                 with self.ledger.phase("warm_start"):
                     batch = stream.next(index, section.batch_size)
                     held = self.feedback.look(index, batch)
-                    batch = self.feedback.mixed(index, batch)
-                    rows = [demonstration(loaded, p, model.chat, model.system) for p in batch]
+                    rows = shown.rows(index, self.feedback.mixed(index, batch))
                     values = held | updater.step(index, rows, self.feedback)
                 self.ledger.charge_update("warm_start", loaded, updater.take_counts())
                 self.ledger.charge_rollout("warm_start", loaded, self.bench.engine.take_counts())
@@ -391,7 +392,9 @@ class Trainer:
         return SupervisedUpdater(
             policy=self.feedback.policy,
             guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
-            schedule=Schedule(section.lr, section.num_steps, "cosine", warmup_steps=min(20, section.num_steps)),
+            schedule=Schedule(
+                section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
+            ),
             tokens_per_microbatch=train.tokens_per_microbatch,
         )
 
