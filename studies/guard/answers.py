@@ -120,9 +120,10 @@ def stored() -> list[dict]:
 
 
 def next_run(rows: list[dict]) -> tuple[str, int] | None:
-    """The first run of the plan that is missing."""
+    """The first run of the plan that is missing: the two arms that the goal compares, then the others."""
     done = {(row["arm"], row["seed"]) for row in rows}
-    return next((run for run in ((arm, seed) for seed in SEEDS for arm in ARMS) if run not in done), None)
+    first = [(arm, seed) for seed in SEEDS for arm in ("off", "PI")]
+    return next((run for run in [*first, *((arm, seed) for seed in SEEDS for arm in ARMS)] if run not in done), None)
 
 
 def table(rows: list[dict]) -> str:
