@@ -50,8 +50,8 @@ BASE = {
     "eval.every": 0, "eval.final_samples": 1, "eval.num_transcripts": 1,
     "guard.mode": "act", "guard.baseline_start": 0, "guard.baseline_steps": 10, "guard.panel_every": 0,
 }  # fmt: skip
-WARM_START = {"warm_start.num_steps": 400, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
-              "warm_start.stop_at": 0.5, "warm_start.eval_every": 20, "train.num_steps": 0,
+WARM_START = {"warm_start.num_steps": 1000, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
+              "warm_start.stop_at": 0.75, "warm_start.eval_every": 50, "train.num_steps": 0,
               "eval.num_problems": 40, "eval.samples_per_problem": 4}  # fmt: skip
 VARIETY = {"guard.actuator": "variety-bonus", "guard.entropy_target": 1.0}
 ARMS: dict[str, dict[str, object]] = {
@@ -120,9 +120,10 @@ def stored() -> list[dict]:
 
 
 def next_run(rows: list[dict]) -> tuple[str, int] | None:
-    """The first run of the plan that is missing."""
+    """The first run of the plan that is missing: the two arms that the goal compares, then the others."""
     done = {(row["arm"], row["seed"]) for row in rows}
-    return next((run for run in ((arm, seed) for seed in SEEDS for arm in ARMS) if run not in done), None)
+    first = [(arm, seed) for seed in SEEDS for arm in ("off", "PI")]
+    return next((run for run in [*first, *((arm, seed) for seed in SEEDS for arm in ARMS)] if run not in done), None)
 
 
 def table(rows: list[dict]) -> str:

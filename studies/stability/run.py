@@ -281,7 +281,7 @@ def main() -> None:
     torch.set_num_threads(1)
     until = time.monotonic() + 60 * args.minutes
     done = {(r["family"], r["size"], r["arm"], r["seed"]) for r in stored()}
-    plan = [(f, s, arm, seed) for seed in SEEDS for s in SIZES for f in FAMILIES for arm in ARMS]
+    plan = [(f, s, arm, seed) for s in SIZES for seed in SEEDS for f in FAMILIES for arm in ARMS]
     for run in plan:
         if not args.table and run not in done and time.monotonic() < until:
             with RESULTS.open("a") as file:

@@ -149,7 +149,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "no-signal",
             "reward/zero_signal",
-            lambda: Limit(0.95),
+            lambda: Limit(0.95, hold=5),
             "note",
             "almost all groups earn the same reward, so there is nothing to learn from",
             "use easier or harder problems, larger groups, or train.focus",

@@ -45,7 +45,7 @@ from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
 from heliostat.train.sft import Demonstrations, SupervisedUpdater
-from heliostat.train.update import UpdateReport, make_batch
+from heliostat.train.update import UpdateReport
 from heliostat.types import Batch, Group
 
 NUM_DIAGNOSTIC_GROUPS = 8
@@ -165,7 +165,7 @@ class Trainer:
         self.curriculum.learn(groups)
         self.prefixes.learn(groups)
         self._keep(groups, step - 1)
-        batch = make_batch(self.updater.objective, groups, self.updater.entropy_bonus, self.updater.variety_bonus)
+        batch = self.updater.make_batch(groups)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
             report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)

@@ -145,6 +145,10 @@ class Updater:
         self.probe = WeightProbe(self.guarded.parameters)
         self._current = self.objective
 
+    def make_batch(self, groups: Sequence[Group]) -> Batch:
+        """Verified groups with the targets of this updater's objective and its bonuses."""
+        return make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
+
     def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
         """Make ``num_updates`` optimizer steps on one batch of rollouts.
 
