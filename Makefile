@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test format docs clean
+.PHONY: setup demo test format docs race clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -35,6 +35,14 @@ format: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# TRL wants other versions of what we use, so it has an environment of its own.
+RACE_VENV := .venv-trl
+race: setup
+	test -x $(RACE_VENV)/bin/python || $(PYTHON) -m venv $(RACE_VENV)
+	$(RACE_VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(RACE_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[peers]'
+	$(BIN)/python benchmarks/race_trl/race.py --trl-python $(RACE_VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) site build dist

@@ -130,6 +130,8 @@ class RolloutSection(Section):
                     f"rollout.{ignored[0]} is only used with rollout.engine = 'vllm' (now '{self.engine}')"
                 )
             return self
+        if self.num_workers > 1:
+            raise ValueError("rollout.num_workers is only used with rollout.engine = 'torch' (now 'vllm')")
         parts = urlsplit(self.server_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("rollout.engine = 'vllm' needs rollout.server_url, like http://host:8000")

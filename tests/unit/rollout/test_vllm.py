@@ -233,6 +233,7 @@ def test_the_mark_changes_with_any_weight():
         ("VLLM_API_KEY", {"engine": "vllm", "server_url": "http://me:secret@host:8000", "sync_dir": "s"}),
         ("only used with rollout.engine", {"server_url": "http://host:8000"}),
         ("only used with rollout.engine", {"server_retries": 1}),
+        ("num_workers", {"engine": "vllm", "server_url": "http://host", "sync_dir": "s", "num_workers": 2}),
     ],
 )
 def test_settings_that_cannot_work_are_refused(words, changes):

@@ -1,0 +1,116 @@
+"""What each speed-up buys: CPU seconds of a step's two halves with its switch on and off.
+
+    OMP_NUM_THREADS=1 python benchmarks/race_trl/switches.py --model 5M --workload prefix
+
+Sampling with ``rollout.shared_prompt`` on and off; one gradient with ``train.shared_prompt`` on and off, its useful
+operations (the ledger's count, padding left out) per second against a matrix product timed on the spot. Best of two.
+
+Left out: wall seconds, several threads, and TRL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
+
+from heliostat.config import ModelSection
+from heliostat.models import BACKWARD_COST, LoadedModel, encode_problem, forward_flops, load_model
+from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.train.packing import microbatches, rows_of
+from heliostat.train.policy import Policy
+from heliostat.train.update import UpdateCounts
+from heliostat.types import Problem, Prompt, TrainingGroup
+
+RESULTS = Path(__file__).resolve().parent / "results" / "switches.jsonl"
+
+
+def measure(entry: Entry, loaded: LoadedModel, prompts: list[Prompt]) -> dict[str, float]:
+    """CPU seconds by half and switch."""
+    found: dict[str, float] = {}
+    groups = []
+    for shared in (True, False):
+        engine = TorchEngine(loaded, DecodeLimits(MAX_ANSWER_TOKENS), shared_prompt=shared)
+
+        def sample(engine: TorchEngine = engine) -> None:
+            groups[:] = engine.sample(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0)
+
+        found[f"rollout_{'shared' if shared else 'copied'}_s"] = _cpu_seconds(sample)
+    rows = rows_of([TrainingGroup(group, torch.ones(entry.group_size)) for group in groups])
+    for shared in (True, False):
+        policy = Policy(loaded, 1.0, shared_prompt=shared)
+        parts = microbatches(rows, 8192, policy.padded_tokens)
+
+        def gradient(policy: Policy = policy, parts: list = parts) -> None:  # type: ignore[type-arg]
+            for part in parts:
+                policy.log_probs(part).sum().backward()
+
+        seconds = found[f"update_{'shared' if shared else 'plain'}_s"] = _cpu_seconds(gradient)
+        counts = UpdateCounts()
+        for part in parts:
+            counts.add(part, policy.shared_prompt)
+        tokens = counts.prompt_tokens + counts.completion_tokens
+        attended = (counts.prompt_attended + counts.completion_attended) / tokens
+        useful = (1 + BACKWARD_COST) * forward_flops(loaded, tokens, attended, counts.completion_tokens)
+        found[f"update_{'shared' if shared else 'plain'}_flops_per_s"] = useful / seconds
+    square = torch.ones(1024, 1024)
+    found["ceiling_flops_per_s"] = 2 * 1024**3 / _cpu_seconds(lambda: torch.mm(square, square), num_tries=7)
+    return found
+
+
+def _cpu_seconds(work: Callable[[], object], num_tries: int = 2) -> float:
+    def once() -> float:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+
+    return min(once() for _ in range(num_tries))
+
+
+def table(points: list[dict[str, float]]) -> str:
+    """One line a workload."""
+    lines = [
+        "| model | prompts | rollout: copied | shared | update: plain | shared | GFLOP/s | of ceiling |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for x in points:
+        cells = [
+            f"{x[key]:.2f}" for key in ("rollout_copied_s", "rollout_shared_s", "update_plain_s", "update_shared_s")
+        ]
+        rate = x["update_shared_flops_per_s"]
+        share = f"{rate / x['ceiling_flops_per_s']:.0%}"
+        lines.append(f"| {x['model']} | {x['workload']} | {' | '.join(cells)} | {rate / 1e9:.0f} | {share} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="5M")
+    parser.add_argument("--workload", default="short")
+    parser.add_argument("--table", action="store_true", help="only print what is stored")
+    args = parser.parse_args()
+    stored = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    if not args.table:
+        torch.set_num_threads(1)
+        entry = Entry(args.model, args.workload)
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_model(entry.model, Path(folder))
+            loaded = load_model(ModelSection(path=str(path), dtype="float32"), 0)
+            texts = write_prompts(entry, path, Path(folder)).read_text().splitlines()[: entry.num_prompts]
+        loaded.model.eval()  # type: ignore[no-untyped-call]
+        problems = [Problem(str(i), "t", json.loads(text)["prompt"]) for i, text in enumerate(texts)]
+        prompts = [encode_problem(loaded, problem, chat=False) for problem in problems]
+        stored = [x for x in stored if (x["model"], x["workload"]) != (entry.model, entry.workload)]
+        stored.append({"model": entry.model, "workload": entry.workload, **measure(entry, loaded, prompts)})
+        RESULTS.write_text("".join(json.dumps(x) + "\n" for x in stored))
+    print(table(stored))
+
+
+if __name__ == "__main__":
+    main()
