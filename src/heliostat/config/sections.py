@@ -44,6 +44,27 @@ class RunSection(Section):
     deterministic: bool = Field(True, description="refuse non-deterministic kernels")
 
 
+class DistributedSection(Section):
+    """How the processes that torchrun started share a run; one process ignores it, and a resumed run may change it."""
+
+    weights: Literal["replicated", "sharded"] = Field(
+        "replicated", description="whole on every rank, gradients averaged; or cut over ranks, layer by layer (FSDP2)"
+    )
+    compute_dtype: Literal["stored", "bfloat16"] = Field(
+        "stored", description="type that sharded weights are gathered and used in; stored: the model's own"
+    )
+    timeout_s: float = Field(1800.0, gt=0, description="seconds that a rank waits for the others before it gives up")
+
+    @model_validator(mode="after")
+    def _type(self) -> Self:
+        if self.compute_dtype != "stored" and self.weights != "sharded":
+            raise ValueError(
+                "distributed.compute_dtype is only used with distributed.weights = 'sharded'; the type of replicated "
+                "weights is model.dtype"
+            )
+        return self
+
+
 class ModelSection(Section):
     """The model to start from."""
 
@@ -219,6 +240,7 @@ class Recipe(Section):
     """Every setting of one run."""
 
     run: RunSection = RunSection()
+    distributed: DistributedSection = DistributedSection()
     model: ModelSection = ModelSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
     warm_start: WarmStartSection = WarmStartSection()
