@@ -33,6 +33,7 @@ _EXTRAS = {
     "matplotlib": "plots",
     "gguf": "smollm2",
     "tensorboard": "tensorboard",
+    "peft": "lora",
     "wandb": "wandb",
     "trackio": "trackio",
 }

@@ -75,6 +75,16 @@ class ModelSection(Section):
     settings: dict[str, Any] = Field(default_factory=dict, description="shape of the built-in tiny model")
 
 
+class LoraSection(Section):
+    """Low-rank adapters (extra: lora), trained in place of the model's own weights."""
+
+    rank: int = Field(0, ge=0, description="rank of every adapter; 0: train the whole model")
+    alpha: int = Field(16, gt=0, description="adapters count alpha / rank times")
+    targets: tuple[str, ...] = Field(
+        (), strict=False, description="names of the linear layers that get one; empty: all but the head"
+    )
+
+
 class TaskSection(NamedSection):
     """Problems and their verifier; further keys belong to the named task, like --task.settings.max_terms 3.
 
@@ -242,6 +252,7 @@ class Recipe(Section):
     run: RunSection = RunSection()
     distributed: DistributedSection = DistributedSection()
     model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
     warm_start: WarmStartSection = WarmStartSection()
     rollout: RolloutSection = RolloutSection()

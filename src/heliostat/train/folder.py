@@ -1,7 +1,7 @@
 """The run folder: one owner at a time, every file in a known place, nothing half-written.
 
     recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  events.jsonl  abandoned.jsonl
-    checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)
+    checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)  adapter/ (LoRA)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -77,6 +77,7 @@ class RunFolder:
         self.abandoned = path / "abandoned.jsonl"
         self.summary = path / "summary.json"
         self.model = path / "model"
+        self.adapter = path / "adapter"
         self.prefixes = path / "prefixes.json"
         self.reference = path / "reference"
 

@@ -65,7 +65,7 @@ def sources_of(recipe: Recipe, loaded: LoadedModel, tasks: Sequence[Task], run: 
 
 
 class TraceLog:
-    """A training run's own rollouts on their way into the recipe's bank, where it names one and this rank keeps them."""
+    """A training run's own rollouts on their way into the recipe's bank, if it names one and this rank keeps them."""
 
     def __init__(
         self, recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel, run: str, keeps: bool = True

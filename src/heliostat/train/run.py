@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from heliostat.config import ConfigError, Recipe
+from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tracking import open_trackers
@@ -272,4 +272,4 @@ def _with_model(recipe: Recipe, path: str) -> Recipe:
     section = recipe.model.model_copy(
         update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
     )
-    return recipe.model_copy(update={"model": section})
+    return recipe.model_copy(update={"model": section, "lora": LoraSection()})

@@ -12,6 +12,7 @@ import torch
 
 from heliostat.config import ConfigError, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model
+from heliostat.models.lora import add_adapters
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import Schedule, build_optimizer, optimizer_settings
 from heliostat.optim.layers import LayerOptimizer
@@ -44,6 +45,11 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
     """
     if runtime.world_size == 1:
         return
+    if recipe.rollout.engine == "vllm":
+        raise ConfigError(
+            "rollout.engine = 'vllm' serves one trainer process; start it without torchrun, or sample with engine "
+            "'torch'"
+        )
     name, settings = recipe.optimizer.name, recipe.optimizer.settings
     why = ""
     if name == "reng" and settings.get("mode") == "double-backward":
@@ -86,6 +92,8 @@ class Bench:
 def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout."""
     loaded = load_model(recipe.model, recipe.run.seed)
+    if recipe.lora.rank:
+        add_adapters(loaded.model, recipe.lora, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)

@@ -18,9 +18,11 @@ from types import MethodType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from heliostat.train.runtime import whole
 
 T = TypeVar("T")
 _INSIDE = "heliostat_inside"
@@ -52,8 +54,14 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    setattr(model, _INSIDE, MethodType(lambda self, work: work(), model))
+    setattr(model, _INSIDE, MethodType(_run, model))
     register_fsdp_forward_method(model, _INSIDE)
+
+
+def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
+    """``work``, whose result FSDP2 must be able to hang its hooks on: a tensor of its own, not a view."""
+    result = work()
+    return result.clone() if isinstance(result, Tensor) else result
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -69,6 +77,23 @@ def inside(model: nn.Module, work: Callable[[], T]) -> T:
 
 def _plainly(work: Callable[[], T]) -> T:
     return work()
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """The state of a cut model with whole tensors, tied ones shared, in memory of the CPU; ``None`` of a whole model.
+
+    All ranks call it together, and the main one gets the tensors.
+    """
+    if not is_sharded(model):
+        return None
+    found: dict[int, Tensor] = {}
+    names = dict(model.named_parameters(remove_duplicate=False))
+    names |= {name: tensor for name, tensor in model.state_dict().items() if name not in names}
+    for tensor in names.values():
+        if id(tensor) not in found:
+            gathered_here = whole(tensor.detach())
+            found[id(tensor)] = gathered_here.cpu() if torch.distributed.get_rank() == 0 else gathered_here[:0]
+    return {name: found[id(tensor)] for name, tensor in names.items()}
 
 
 @contextmanager

@@ -13,18 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from heliostat.config import OptimizerSection, Recipe
-from heliostat.models import save_model
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
 from heliostat.optim import Schedule, build_optimizer, forget_moments
-from heliostat.rollout import PARITY_BOUNDS, ParityError, RolloutCounts, SamplingSettings, completion_seed
+from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker, read_metrics
 from heliostat.train.actuators import build_actuator
@@ -32,6 +30,7 @@ from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum, Passes
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation, evaluate
+from heliostat.train.export import export
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
@@ -47,7 +46,6 @@ from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_updater
 from heliostat.train.sft import SupervisedUpdater, demonstration
-from heliostat.train.sharding import gathered
 from heliostat.train.update import UpdateReport, make_batch
 from heliostat.types import Batch, Group
 
@@ -113,7 +111,7 @@ class Trainer:
         self._freeze_reference()
         self._train()
         after = self._evaluate_all("after")
-        self._export(self.folder.model)
+        export(self.bench.loaded, self.runtime, self.folder.model, self.folder.adapter)
         return before, after
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -213,14 +211,8 @@ class Trainer:
         if not self.objective.needs_reference:
             return
         if not self.runtime.from_main(self.folder.reference.exists()):  # a resumed run has it already
-            self._export(self.folder.reference)
+            export(self.bench.loaded, self.runtime, self.folder.reference)
         self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime)
-
-    def _export(self, folder: Path) -> None:
-        """Save the model for plain transformers; of cut weights every rank gives its part, and the main one writes."""
-        with gathered(self.bench.loaded.model), self.runtime.together():
-            if self.runtime.is_main:
-                save_model(self.bench.loaded, folder)
 
     def _forget_optimizer(self, step: int) -> None:
         every = self.recipe.optimizer.reset_every
@@ -230,16 +222,10 @@ class Trainer:
     def _keep(self, groups: list[Group], policy_step: int) -> None:
         """Charge what sampling took, and put the rollouts into the bank."""
         before = self.ledger.flops["rollout"]
-        self._charge_sampling("rollout")
+        self.ledger.charge_sampling("rollout", self.bench.loaded, self.bench.engine, self.runtime)
         self.traces.add(groups, self.traces.sources(policy_step), self.ledger.flops["rollout"] - before)
 
     # -- accounting -------------------------------------------------------------------------------------------------
-
-    def _charge_sampling(self, phase: str) -> None:
-        """Charge what all ranks have sampled since the last call."""
-        total = self.runtime.sum(asdict(self.bench.engine.take_counts()))
-        counts = RolloutCounts(**{key: int(value) for key, value in total.items()})
-        self.ledger.charge_rollout(phase, self.bench.loaded, counts)
 
     def _account(self, groups: list[Group], report: UpdateReport) -> None:
         self.num_tokens += sum(group.num_tokens for group in groups)
@@ -289,7 +275,7 @@ class Trainer:
         def measure() -> dict[str, float]:
             with self.ledger.phase("eval"):
                 numbers = panel.measure(self.bench.engine, self.pool, self.updater.policy, self.runtime)
-            self._charge_sampling("eval")
+            self.ledger.charge_sampling("eval", self.bench.loaded, self.bench.engine, self.runtime)
             return numbers
 
         return measure
@@ -413,7 +399,7 @@ class Trainer:
             result = evaluate(
                 self.bench.engine, self.pool, prompts, num_samples, settings, self.runtime, seed=seed, greedy=greedy
             )
-        self._charge_sampling("eval")
+        self.ledger.charge_sampling("eval", self.bench.loaded, self.bench.engine, self.runtime)
         return result
 
     def _evaluate_some(self) -> dict[str, float]:
