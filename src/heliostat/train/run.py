@@ -33,7 +33,7 @@ from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
-from heliostat.train.runtime import RankLost, running, start_runtime
+from heliostat.train.runtime import RankLost, running, spoken_transport, start_runtime
 from heliostat.train.setup import check_ranks, check_recipe, load_tasks, set_up_model
 from heliostat.train.trainer import Trainer
 from heliostat.types import Group, Problem
@@ -133,7 +133,8 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
     before = after = None
     status, reason = "finished", ""
     try:
-        before, after = trainer.run()
+        with spoken_transport():  # sharded weights travel inside torch
+            before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
         where = f"after step {trainer.step}" if trainer.step > 0 else "before the first step"
         status, reason = (

@@ -32,6 +32,10 @@ BUCKET = 2**23
 """Gradient entries sent at once (32 MiB in float32)."""
 
 
+TRANSPORTS = ("gloo", "NCCL", "ProcessGroup")
+"""One of these is in every error of a transport that has no type of its own."""
+
+
 class RankLost(RuntimeError):
     """Another process of this run has ended or does not answer."""
 
@@ -70,7 +74,7 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         everyone: list[Any] = [None] * self.world_size
-        with _spoken():
+        with spoken_transport():
             dist.all_gather_object(everyone, value)
         return everyone
 
@@ -106,7 +110,7 @@ class Runtime:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            with _spoken():
+            with spoken_transport():
                 dist.all_reduce(flat)
             flat /= self.world_size
             for gradient, piece in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
@@ -192,11 +196,19 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _spoken() -> Iterator[None]:
-    """Say in a sentence what the transport says in twenty lines."""
+def spoken_transport() -> Iterator[None]:
+    """Say in a sentence what the transport between ranks says in twenty lines; other errors pass.
+
+    Raises:
+        RankLost: a rank has died or does not answer.
+    """
     try:
         yield
-    except (dist.DistBackendError, RuntimeError) as error:
+    except RankLost:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(name in str(error) for name in TRANSPORTS):
+            raise
         raise RankLost(
             f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:120]}); the "
             "last checkpoint is complete, and the same command continues from it"
