@@ -143,6 +143,8 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
         )
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
+        if isinstance(error, RankLost):
+            trainer.display.note(reason)  # at once: torchrun is about to end this process as well
     before = before or trainer.folder.recorded("before")
     trainer.folder.write_summary(
         {
