@@ -47,6 +47,7 @@ AREAS = {
     "optim": "The optimizer.",
     "eval": "Held-out problems: every `eval.every` steps here; before and after training in `evals.jsonl`.",
     "panel": "A fixed panel of held-out problems with fixed seeds, every `guard.panel_every` steps.",
+    "feedback": "Supervised steps that [hold a statistic](guard.md#supervised-training) of the model's own text.",
     "guard": "What [the guard](guard.md) does.",
     "time": "Seconds on the clock, per step unless it says otherwise.",
     "speed": "Tokens per second.",

@@ -4,7 +4,7 @@
         ...
     with timed_spans() as seconds:  in the code that wants to know; seconds["decode"] afterwards
 
-Left out: nesting (a span's seconds include what runs inside it) and other threads.
+Left out: nesting (a span's seconds include what runs inside it).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch.profiler import record_function
 
 _TIMED: ContextVar[dict[str, float] | None] = ContextVar("heliostat_spans", default=None)
+_SHARE: ContextVar[float] = ContextVar("heliostat_span_share", default=1.0)
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def span(name: str) -> Iterator[None]:
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what was only sent off is not done
-        seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
+        seconds[name] = seconds.get(name, 0.0) + (perf_counter() - began) * _SHARE.get()
 
 
 @contextmanager
@@ -47,3 +48,13 @@ def timed_spans() -> Iterator[dict[str, float]]:
         yield seconds
     finally:
         _TIMED.reset(token)
+
+
+@contextmanager
+def shared_spans(num_threads: int) -> Iterator[None]:
+    """In one of ``num_threads`` threads that run at once: their spans add up to wall seconds, not to thread seconds."""
+    token = _SHARE.set(_SHARE.get() / num_threads)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)

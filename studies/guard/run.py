@@ -1,9 +1,10 @@
 """Seeded faults against the guard: is each caught before reward falls, and is the run saved?
 
-    python studies/guard/run.py [--seeds 3] [--minutes 25]     one row per run in results.jsonl; finished ones are kept
-    python studies/guard/run.py --table                        the table of the page
+    python studies/guard/run.py [--seeds 3] [--minutes 7]      one row per run in results.jsonl; finished ones are kept
+    python studies/guard/run.py --healthy 20 [--minutes 7]     healthy runs in shadow mode, their logs in healthy.jsonl
+    python studies/guard/run.py --table                        the tables of the page
 
-Left out: the choice of thresholds, which were not tuned on these runs.
+Left out: the choice of thresholds (the page says which were changed, and after what).
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pathlib import Path
 from faults import FAULTS, FIRST, injected
 
 from heliostat.config import build_recipe
-from heliostat.report.diagnosis import diagnose
+from heliostat.monitors import default_rules
+from heliostat.report.diagnosis import diagnose, replay
 from heliostat.tracking import read_metrics
 from heliostat.train import run_recipe
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
+HEALTHY = HERE / "healthy.jsonl"
+FIRST_HEALTHY_SEED = 10
 NUM_STEPS = 140
 SEEN = ("note", "freeze controllers", "rollback")
 SETTINGS = {
@@ -33,7 +37,7 @@ SETTINGS = {
     "rollout.prompts_per_step": 16, "rollout.group_size": 8, "rollout.max_new_tokens": 4,
     "rollout.max_parity_gap": 100.0,  # else it would end the runs with a broken sampler before the guard is asked
     "objective.name": "pmd-mean", "objective.tau": 0.2,
-    "optimizer.lr": 1e-3, "optimizer.schedule": "constant",
+    "optimizer.lr": 3e-4, "optimizer.schedule": "constant",
     "train.num_steps": NUM_STEPS, "train.updates_per_step": 2, "train.checkpoint_every": 10,
     "train.keep_checkpoints": 4,
     "eval.every": 0, "eval.final_samples": 8, "eval.num_transcripts": 4,
@@ -48,8 +52,8 @@ def problems(folder: Path) -> Path:
     return path
 
 
-def one(fault: str, mode: str, seed: int) -> dict:
-    """One run, as a row of results."""
+def one(fault: str, mode: str, seed: int, keep: Path | None = None) -> dict:
+    """One run, as a row of results; ``keep`` takes what the guard's rules read."""
     with tempfile.TemporaryDirectory() as name, injected(fault):
         folder = Path(name)
         task = {"name": "file", "path": str(problems(folder)), "answer_column": "answer",
@@ -58,6 +62,11 @@ def one(fault: str, mode: str, seed: int) -> dict:
         began = time.process_time()
         result = run_recipe(recipe, folder / "run", "faults")
         metrics = [row for row in read_metrics(result.folder / "metrics.jsonl") if row["step"] > 0]
+        if keep is not None:
+            keys = ["step", *dict.fromkeys(rule.key for rule in default_rules())]
+            kept = {key: [None if key not in row else _short(row[key]) for row in metrics] for key in keys}
+            with keep.open("a") as file:
+                file.write(json.dumps({"seed": seed, **kept}) + "\n")
         events = list(read_metrics(result.folder / "events.jsonl"))
         return {
             "fault": fault, "mode": mode, "seed": seed, "status": result.status,
@@ -72,24 +81,51 @@ def one(fault: str, mode: str, seed: int) -> dict:
         }  # fmt: skip
 
 
-def stored() -> list[dict]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def stored(path: Path = RESULTS) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def false_alarms() -> str:
+    """What today's rules say about the healthy logs: the first half was seen when thresholds were set, the rest not."""
+    lines = []
+    logs = stored(HEALTHY)
+    for name, part in (("seen", logs[: len(logs) // 2]), ("not seen", logs[len(logs) // 2 :])):
+        found, steps = [], 0
+        for log in part:
+            keys = [key for key in log if key != "seed"]
+            rows = [{key: log[key][i] for key in keys if log[key][i] is not None} for i in range(len(log["step"]))]
+            steps += len(rows)
+            found += [f"{f.rule} ({f.level}, seed {log['seed']}, step {f.step})" for f in replay(rows)]
+        lines.append(
+            f"Healthy runs {name} when thresholds were set: {len(part)}, {steps} steps, {len(found)} false alarms"
+            f"{': ' + ', '.join(found) if found else ''}."
+        )
+    return "\n\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=25.0, help="CPU minutes after which no new run is begun")
+    parser.add_argument("--healthy", type=int, default=0, help="healthy runs to record, instead of faults")
+    parser.add_argument("--minutes", type=float, default=25.0, help="minutes after which no new run is begun")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     done = {(row["fault"], row["mode"], row["seed"]) for row in stored()}
     wanted = [(fault, mode, seed) for seed in range(args.seeds) for fault in FAULTS for mode in ("act", "off")]
+    if args.healthy:
+        wanted = [("none", "shadow", FIRST_HEALTHY_SEED + number) for number in range(args.healthy)]
+    until = time.monotonic() + 60 * args.minutes
     for fault, mode, seed in wanted:
-        if args.table or (fault, mode, seed) in done or time.process_time() > 60 * args.minutes:
+        if args.table or (fault, mode, seed) in done or time.monotonic() > until:
             continue
+        row = one(fault, mode, seed, HEALTHY if args.healthy else None)
         with RESULTS.open("a") as file:
-            file.write(json.dumps(one(fault, mode, seed)) + "\n")
-    print(table(stored()))
+            file.write(json.dumps(row) + "\n")
+    print(table(stored()) + "\n\n" + false_alarms())
 
 
 def fell(unguarded: dict, healthy: dict) -> int | None:

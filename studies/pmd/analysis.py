@@ -1,48 +1,48 @@
-"""From results.jsonl to tables.md and two plots.
+"""From results.jsonl and confirmation.jsonl to the tables of tables.md.
 
-Averages are over confirmed runs (fresh seeds) only, except where a table is about the screen itself.
+Averages are over confirmed runs (fresh seeds) only, except where a table is about a screen. Intervals are 95% bootstrap
+intervals over seeds, differences are taken seed by seed, on the same problems and streams; only SmolLM2's two seeds are
+averaged first, and its intervals are over problems.
 
-Intervals are 95% bootstrap intervals over seeds; differences are taken seed by seed, on the same problems and streams.
+Left out: the plots (``plots``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from arms import (
-    BASELINES,
+    CLIPS,
     COUNTS,
     EVERY,
     FRESH_SEEDS,
+    GRPO,
     LENGTHS,
-    MEANS,
+    MAIN,
+    MEAN,
     PARTS,
     RATES,
+    REINFORCE,
     RELATIVES,
-    SCREEN_SEEDS,
-    SCREENED,
     Arm,
     Done,
+    Row,
     Run,
     best_rate,
     final,
-    find,
+    screened,
 )
 
 from heliostat.statistics import Estimate, bootstrap
-
-Row = Mapping[str, Any]
-REFERENCE = BASELINES[0]
 
 
 def confirmed(arm: Arm, done: Done) -> dict[int, Row]:
     """Fresh-seed results of an arm at its chosen rate, by seed."""
     rate = best_rate(arm, done)
-    rows = {seed: find(Run(arm, rate, seed), done) for seed in FRESH_SEEDS} if rate else {}
+    rows = {seed: done.find(Run(arm, rate, seed)) for seed in FRESH_SEEDS} if rate else {}
     return {seed: row for seed, row in rows.items() if row is not None}
 
 
@@ -79,30 +79,28 @@ def by_variant(arms: Sequence[Arm], variants: Mapping[str, Mapping[str, Any]], d
     return table(["method", *variants], [row for row in rows if any(value != "–" for value in row[1:])])
 
 
-def screened(arm: Arm, done: Done) -> list[float]:
-    """Mean final success of a method's screen by learning rate; empty while it has gaps."""
-    arm = replace(arm, updates_per_batch=SCREENED)
-    found = [[find(Run(arm, lr, seed), done) for seed in SCREEN_SEEDS] for lr in RATES]
-    if not all(row for rows in found for row in rows):
-        return []
-    return [float(np.mean([final(row) for row in rows if row])) for rows in found]
-
-
-def rates(done: Done) -> str:
-    """The screens, and what the highest rate costs."""
+def rates(count: int, arms: Sequence[Arm], done: Done) -> str:
+    """A screen by learning rate, and what the highest rate costs."""
+    means = {arm.method: screened(replace(arm, updates_per_batch=count), done) for arm in arms}
     rows = [
-        [arm.method, *(f"{mean:.3f}" for mean in means), f"{max(means) - means[-1]:.3f}"]
-        for arm in EVERY
-        if (means := screened(arm, done))
+        [
+            method,
+            *(f"{value:.3f}" for value in by_rate.values()),
+            f"{max(by_rate.values()) - by_rate[RATES[count][-1]]:.3f}",
+        ]
+        for method, by_rate in means.items()
+        if by_rate
     ]
-    return table(["method", *(f"lr {lr:g}" for lr in RATES), "lost at the highest"], rows)
+    return table(["method", *(f"lr {lr:g}" for lr in RATES[count]), "lost at the highest"], rows)
 
 
 def differences(arms: Sequence[Arm], change: Mapping[str, Any], other: Arm, done: Done) -> str:
+    """Final success minus the other method's under the same change; methods without runs are left out."""
     rows = [
-        [arm.method, cell(against(replace(arm, **change), replace(other, **change), done))]
+        [arm.method, cell(difference)]
         for arm in arms
         if arm.method != other.method
+        and (difference := against(replace(arm, **change), replace(other, **change), done))
     ]
     return table(["method", f"minus {other.method}"], rows)
 
@@ -143,102 +141,117 @@ def lengths(done: Done) -> str:
 def costs(done: Done) -> str:
     """CPU seconds and FLOPs of a run by updates per batch (all methods together: they cost the same)."""
     rows = []
-    for count in sorted(COUNTS):
-        ends = [row["curve"][-1] for row in done if row["updates_per_batch"] == count and not row["lag"]]
+    for count in COUNTS:
+        ends = [row["curve"][-1] for row in fresh(count, done)]
         if ends:
-            cpu = float(np.median([end["cpu_s"] for end in ends]))
-            flops = float(np.median([end["flops"] for end in ends]))
+            cpu, flops = (np.median([end[what] for end in ends]) for what in ("cpu_s", "flops"))
             rows.append([str(count), f"{cpu:.2f}", f"{flops / 1e9:.1f}", str(len(ends))])
     return table(["updates per batch", "CPU s (median)", "GFLOP (median)", "runs"], rows)
 
 
-def sections(done: Done) -> dict[str, str]:
+def fresh(count: int, done: Done) -> list[Row]:
+    """Every confirmed run from the low start at a number of updates per batch."""
+    arms = [replace(arm, updates_per_batch=count) for arm in EVERY]
+    return [row for arm in arms for row in confirmed(arm, done).values()]
+
+
+def matched(what: str, done: Done) -> tuple[float, str]:
+    """Success where a run has spent what the cheapest number of updates per batch costs, and that budget.
+
+    A run is followed along its own curve, linearly between its checks; one that ends earlier counts with its end.
+    """
+    medians = [np.median([row["curve"][-1][what] for row in rows]) for count in COUNTS if (rows := fresh(count, done))]
+    budget = float(min(medians))
+
+    def at_budget(row: Row) -> float:
+        curve = row["curve"]
+        return float(np.interp(budget, [check[what] for check in curve], [check["heldout"] for check in curve]))
+
+    rows = []
+    for arm in EVERY:
+        found = [confirmed(replace(arm, updates_per_batch=count), done).values() for count in COUNTS]
+        if any(found):
+            rows.append([arm.method, *(cell([at_budget(row) for row in several]) for several in found)])
+    return budget, table(["method", *(f"{count} per batch" for count in COUNTS)], rows)
+
+
+def smollm2(rows: Sequence[Row]) -> str:
+    """The confirmation: final success by method and learning rate, against the untrained model and PMD-mean."""
+    if not rows:
+        return "No runs yet."
+    by_run: dict[tuple[str, float], list[Row]] = {}
+    for row in rows:
+        if row["objective"] != "none":
+            method = " ".join([row["objective"], *(f"{key}={value}" for key, value in row["settings"].items())])
+            by_run.setdefault((method, row["lr"]), []).append(row)
+    untrained = next(np.asarray(row["heldout"]) for row in rows if row["objective"] == "none")
+    lines = [["untrained", "–", over_problems(untrained), "–", "–", "–", "–", "–"]]
+    for (method, lr), runs in sorted(by_run.items(), key=lambda item: (item[0][1], item[0][0])):
+        success = np.mean([run["heldout"] for run in runs], axis=0)
+        reference = by_run.get((MEAN.method, lr))
+        minus = success - np.mean([run["heldout"] for run in reference], axis=0) if reference else None
+        numbers = [
+            " / ".join(f"{np.mean([run['phases'][phase][key] for run in runs]):.2g}" for phase in (0, 1))
+            for key in ("policy/lambda_hat", "policy/log_ratio_correct", "policy/log_ratio_incorrect")
+        ]
+        seeds = ", ".join(f"{np.mean(run['heldout']):.3f}" for run in runs)
+        difference = "–" if minus is None or method == MEAN.method else over_problems(minus)
+        lines.append([method, f"{lr:g}", over_problems(success), seeds, difference, *numbers])
+    head = ["method", "lr", "success", "by seed", f"minus {MEAN.method}", "λ̂, phase 1 / 2", "s correct", "s incorrect"]
+    return table(head, lines)
+
+
+def over_problems(values: Sequence[float] | np.ndarray) -> str:
+    estimate = bootstrap(values)
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+def sections(done: Done, confirmation: Sequence[Row]) -> dict[str, str]:
     """Every table by its heading."""
-    counts = {f"{count} per batch": {"updates_per_batch": count} for count in sorted(COUNTS)}
-    lags = {
-        f"lag 64, anchor {anchor}": {"lag": 64, "updates_per_batch": 1, "anchor": anchor}
-        for anchor in ("sampler", "recomputed")
-    }
-    at: Callable[[int], dict[str, Any]] = lambda count: {"updates_per_batch": count}  # noqa: E731
+
+    def at(count: int) -> dict[str, Any]:
+        return {"updates_per_batch": count}
+
+    counts = {f"{count} per batch": at(count) for count in COUNTS}
+    high = {f"{count} per batch": {**at(count), "start": "high"} for count in (16, 64)}
+    sizes = {f"groups of {size}": {**at(16), "group_size": size} for size in (4, 8, 16)}
+
+    def lags(anchor: str) -> dict[str, Any]:
+        return {f"lag {lag}": {"lag": lag, "anchor": anchor} for lag in (4, 16, 64)}
+
+    cpu_s, by_time = matched("cpu_s", done)
+    flops, by_flops = matched("flops", done)
     return {
         "Final held-out success, low start": by_variant(EVERY, counts, done),
-        "Minus REINFORCE, low start, 16 updates per batch": differences(EVERY, at(16), REFERENCE, done),
-        "Minus REINFORCE, low start, 64 updates per batch": differences(EVERY, at(64), REFERENCE, done),
-        "Minus GRPO, low start, 64 updates per batch": differences(EVERY, at(64), BASELINES[1], done),
-        "Final held-out success, high start": by_variant(
-            EVERY, {f"{count} per batch": {**at(count), "start": "high"} for count in (16, 64)}, done
-        ),
-        "Final held-out success by group size, 16 updates per batch": by_variant(
-            EVERY, {f"groups of {size}": {**at(16), "group_size": size} for size in (4, 8, 16)}, done
-        ),
-        "Final held-out success with a lag": by_variant(EVERY, lags, done),
+        **{
+            f"Minus {other.method}, low start, {count} updates per batch": differences(EVERY, at(count), other, done)
+            for count in COUNTS
+            for other in (MEAN, REINFORCE, GRPO)
+            if count in (16, 64) or other is MEAN
+        },
+        f"Success after {cpu_s:.2f} CPU seconds, low start": by_time,
+        f"Success after {flops / 1e9:.1f} GFLOP, low start": by_flops,
+        "Cost of a run": costs(done),
+        "Final held-out success, high start": by_variant(EVERY, high, done),
+        "Minus pmd-mean τ = 0.2, high start, 16 updates per batch": differences(MAIN, high["16 per batch"], MEAN, done),
+        "Minus pmd-mean τ = 0.2, high start, 64 updates per batch": differences(MAIN, high["64 per batch"], MEAN, done),
+        "Final held-out success by group size, 16 updates per batch": by_variant(EVERY, sizes, done),
+        "Final held-out success with a lag, anchored at the sampler": by_variant(EVERY, lags("sampler"), done),
+        "Final held-out success with a lag, anchor recomputed": by_variant(EVERY, lags("recomputed"), done),
+        "Clip ranges, 64 updates per batch": by_variant(CLIPS, {"64 per batch": at(64)}, done),
+        "Clip ranges minus pmd-mean τ = 0.2": differences(CLIPS, at(64), MEAN, done),
         "Relatives of PMD-mean at 64 updates per batch": by_variant(
-            (MEANS[1], PARTS[0], *RELATIVES), {"64 per batch": at(64)}, done
+            (MEAN, PARTS[0], *RELATIVES), {"64 per batch": at(64)}, done
         ),
-        "Relatives minus PMD-mean at τ = 0.2": differences((PARTS[0], *RELATIVES), at(64), MEANS[1], done),
-        "Screen, 64 updates per batch: final held-out success by learning rate": rates(done),
+        "Relatives minus PMD-mean at τ = 0.2": differences((PARTS[0], *RELATIVES), at(64), MEAN, done),
+        **{
+            f"Screen, {count} updates per batch: final held-out success by learning rate": rates(
+                count, (*EVERY, *CLIPS), done
+            )
+            for count in COUNTS
+        },
         "First phase, 64 updates per batch, low start": numbers(done, 64, "first"),
         "Last phase, 16 updates per batch, low start": numbers(done, 16, "last"),
         "Lengths where they neither cost nor earn, 16 updates per batch": lengths(done),
-        "Cost of a run": costs(done),
+        "SmolLM2-135M: 2 batches with 24 updates each (intervals over problems)": smollm2(confirmation),
     }
-
-
-def draw_all(done: Done, tables: Path, images: Path) -> None:
-    """Write the tables and the plots."""
-    head = "Written by `python studies/pmd/run.py --only-draw` from results.jsonl: "
-    text = [head + f"{len(done)} runs. Means over fresh seeds with 95% bootstrap intervals.", ""]
-    for title, body in sections(done).items():
-        text += [f"## {title}", "", body, ""]
-    tables.write_text("\n".join(text))
-    images.mkdir(parents=True, exist_ok=True)
-    import matplotlib
-
-    matplotlib.use("svg")
-    with matplotlib.rc_context({"svg.hashsalt": "heliostat", "svg.fonttype": "none"}):
-        against_staleness(done, images / "updates-per-batch.svg")
-        against_rate(done, images / "learning-rate.svg")
-
-
-SHOWN = (
-    *((arm, colour, ":") for arm, colour in zip(BASELINES, ("#808080", "#2f9470", "#8a63b8", "#c2588c"), strict=True)),
-    *((arm, colour, "-") for arm, colour in zip(MEANS, ("#9dc0ee", "#4a84cf", "#1f4f8f"), strict=True)),
-    *((arm, colour, "--") for arm, colour in zip(PARTS, ("#e0a872", "#c9772b"), strict=True)),
-)
-
-
-def finished(axes: Any, xlabel: str, ylabel: str) -> None:
-    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def against_staleness(done: Done, path: Path) -> None:
-    """Final success against updates per batch, tuned methods with intervals."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for index, (arm, colour, style) in enumerate(SHOWN):
-        points = [(count, finals(replace(arm, updates_per_batch=count), done)) for count in sorted(COUNTS)]
-        drawn = [(count, bootstrap(values)) for count, values in points if values]
-        if drawn:
-            xs = [count * 1.035 ** (index - 4) for count, _ in drawn]
-            ys = [estimate.value for _, estimate in drawn]
-            ends = [[e.value - e.low for _, e in drawn], [e.high - e.value for _, e in drawn]]
-            axes.errorbar(xs, ys, ends, color=colour, linestyle=style, marker=".", capsize=2, label=arm.method)
-    finished(axes, "updates per batch", "held-out success at the end")
-    axes.set_xticks(sorted(COUNTS), [str(count) for count in sorted(COUNTS)])
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, transparent=True, metadata={"Date": None})
-
-
-def against_rate(done: Done, path: Path) -> None:
-    """Final success in the screens against the learning rate."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for arm, colour, style in SHOWN:
-        if means := screened(arm, done):
-            axes.plot(RATES, means, style, color=colour, marker=".", label=arm.method)
-    finished(axes, "learning rate", "held-out success at the end")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, transparent=True, metadata={"Date": None})

@@ -148,7 +148,7 @@ class Arena(AbstractContextManager["Arena"]):
         """The last phase in the metrics' words: the mirror step on up to 32 of its groups, and its rollouts."""
         scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS)
         rollouts = rollout_means([group.group for group in batch.groups])
-        means = rollouts | mirror_means(*scored, tau=getattr(updater.objective, "tau", None))
+        means = rollouts | mirror_means(*scored, tau=updater.objective.regression_tau)
         values = {key: mean.value for key, mean in means.items() if mean.count}
         return values | {"policy/max_log_ratio": float(np.abs(scored[0]).max())}
 

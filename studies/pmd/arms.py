@@ -5,23 +5,30 @@ rollouts each, all of them different: "updates per batch" says how many of these
 old the policy of the last of them is. All arms are therefore matched in samples, in updates and (nearly) in FLOPs; only
 their time differs.
 
-Screen, then confirm: every method gets the same three learning rates and two seeds at 64 updates per batch; what is
-reported are other seeds at the best of the three. Other settings reuse that rate.
+Screen, then confirm: at each number of updates per batch every method gets the same learning rates and two seeds; what
+is reported are other seeds at the best of them. A lag of k reuses the rate of k updates per batch; other starts and
+group sizes reuse the low start's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 NUM_UPDATES = 128
 MINIBATCH_ROLLOUTS = 64
-RATES = (1e-4, 3e-4, 1e-3)
+# Learning rates tried at each number of updates per batch: what survives is lower where rollouts are older.
+RATES: Mapping[int, tuple[float, ...]] = {
+    1: (3e-4, 1e-3, 3e-3),
+    4: (3e-4, 1e-3, 3e-3),
+    16: (1e-4, 3e-4, 1e-3, 3e-3),
+    64: (1e-4, 3e-4, 1e-3),
+}
+COUNTS = tuple(RATES)  # updates per batch
 SCREEN_SEEDS = (0, 1)
 FRESH_SEEDS = (10, 11, 12, 13, 14)
-COUNTS = (1, 4, 16, 64)  # updates per batch
-SCREENED = 64
 
 
 @dataclass(frozen=True)
@@ -68,19 +75,53 @@ class Run:
         return {**asdict(self.arm), "settings": dict(self.arm.settings), "lr": self.lr, "seed": self.seed}
 
 
-Done = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]
+
+
+class Done:
+    """Finished runs, looked up by what identifies them."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.rows: list[Row] = []
+        self._by_key: dict[str, Row] = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        self._by_key[_text({name: row[name] for name in KEY})] = row
+
+    def find(self, run: Run) -> Row | None:
+        """The result of a run, if it was made."""
+        return self._by_key.get(_text(run.key))
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
+
 
 BASELINES = tuple(Arm(name) for name in ("reinforce", "grpo", "gspo", "cispo"))
-MEANS = tuple(Arm("pmd-mean", {"tau": tau}) for tau in (0.05, 0.2, 1.0))
+REINFORCE, GRPO = BASELINES[:2]
+MEANS = tuple(Arm("pmd-mean", {"tau": tau}) for tau in (0.01, 0.05, 0.2, 0.5, 1.0))
+MEAN = MEANS[2]
 PARTS = tuple(Arm("pmd-part", {"tau": tau}) for tau in (0.2, 1.0))
 EVERY = (*BASELINES, *MEANS, *PARTS)
-MAIN = (*BASELINES, MEANS[1], *PARTS)
-GROUPED = (BASELINES[1], MEANS[1], *PARTS)
+MAIN = (*BASELINES, MEAN, *PARTS)
+GROUPED = (GRPO, MEAN, *PARTS)
+LAGGED = (*BASELINES, MEAN, PARTS[0])
+KEY = tuple(Run(MEAN, 0.0, 0).key)
 # What is close to PMD-mean at tau = 0.2, and runs at its learning rate.
 RELATIVES = (
     *(Arm("pmd-baseline", {"tau": 0.2, "mix": mix}) for mix in (0.25, 0.5, 0.75)),
     *(Arm("kl-chi2", {"tau": 0.2, "chi2_weight": weight}) for weight in (0.0, 0.1, 1.0)),
     Arm("log-ratio-decay", {"decay": 0.2, "level": "token"}),
+    *(Arm("log-ratio-decay", {"decay": decay, "baseline": "standardized"}) for decay in (0.2, 0.5)),
+)
+# The clipped methods at other ranges than their defaults, each with its own screen: tau was tuned, so are these.
+CLIPS = (
+    *(Arm("grpo", {"clip_low": clip, "clip_high": clip}) for clip in (0.1, 0.4)),
+    *(Arm("gspo", {"clip_low": clip, "clip_high": clip}) for clip in (0.03, 0.2)),
+    *(Arm("cispo", {"clip_high": clip}) for clip in (0.5, 1.5)),
 )
 # Answers after any number of dots, which cost and earn nothing: what lengths do is the objective's doing.
 LENGTHS = tuple(
@@ -92,54 +133,63 @@ LENGTHS = tuple(
 
 
 def plan(done: Done) -> Iterator[Run]:
-    """Every run of the study, the most wanted first; all but the first part wait for the rates that it chooses."""
-    yield from screen(EVERY)
-    yield from confirm(done, EVERY, updates_per_batch=64)
-    for seeds in (FRESH_SEEDS[:3], FRESH_SEEDS):
-        yield from confirm(done, EVERY, seeds, updates_per_batch=16)
-        yield from confirm(done, RELATIVES, seeds, updates_per_batch=64)
-        yield from confirm(done, MAIN, seeds, updates_per_batch=64, start="high")
-        yield from confirm(done, (*BASELINES, MEANS[1], *PARTS), seeds, updates_per_batch=1)  # tau cannot act there
-        yield from confirm(done, MAIN, seeds, lag=64, anchor="recomputed")
-        yield from confirm(done, MAIN, seeds, lag=64)
-        yield from confirm(done, GROUPED, seeds, updates_per_batch=16, group_size=4)
-        yield from confirm(done, GROUPED, seeds, updates_per_batch=16, group_size=16)
-        yield from confirm(done, LENGTHS[:4], seeds)
-        yield from confirm(done, LENGTHS[4:], seeds)
+    """Every run of the study, the most wanted first; confirmations wait for the rates that a screen chooses."""
+    three, five = FRESH_SEEDS[:3], FRESH_SEEDS
+    yield from screen(EVERY, 64)
+    yield from confirm(done, EVERY, five, updates_per_batch=64)
+    yield from screen(MAIN, 1)  # tau cannot act there
+    yield from confirm(done, MAIN, five, updates_per_batch=1)
+    yield from screen(EVERY, 16)
+    yield from confirm(done, EVERY, five, updates_per_batch=16)
+    yield from screen(MAIN, 4)
+    for seeds in (three, five):
+        yield from confirm(done, MAIN, seeds, updates_per_batch=4)
         yield from confirm(done, MAIN, seeds, updates_per_batch=16, start="high")
-        yield from confirm(done, EVERY, seeds, updates_per_batch=4)
+        for lag in (4, 16, 64):
+            yield from confirm(done, LAGGED, seeds, lag=lag)
+        if seeds is three:
+            yield from screen(CLIPS, 64)
+        yield from confirm(done, CLIPS, seeds, updates_per_batch=64)
+        yield from confirm(done, RELATIVES, seeds, updates_per_batch=64)
+        for lag in (4, 16, 64):
+            yield from confirm(done, LAGGED, seeds, lag=lag, anchor="recomputed")
+        yield from confirm(done, MAIN, seeds, updates_per_batch=64, start="high")
+        for size in (4, 16):
+            yield from confirm(done, GROUPED, seeds, updates_per_batch=16, group_size=size)
+        yield from confirm(done, LENGTHS, seeds)
 
 
-def screen(arms: Sequence[Arm]) -> Iterator[Run]:
+def screen(arms: Sequence[Arm], count: int) -> Iterator[Run]:
     """The same trials for every arm."""
-    screened = [replace(arm, updates_per_batch=SCREENED) for arm in arms]
-    yield from (Run(arm, lr, seed) for seed in SCREEN_SEEDS for arm in screened for lr in RATES)
+    screened = [replace(arm, updates_per_batch=count) for arm in arms]
+    yield from (Run(arm, lr, seed) for seed in SCREEN_SEEDS for arm in screened for lr in RATES[count])
 
 
-def confirm(done: Done, arms: Sequence[Arm], seeds: Sequence[int] = FRESH_SEEDS, **change: Any) -> Iterator[Run]:
+def confirm(done: Done, arms: Sequence[Arm], seeds: Sequence[int], **change: Any) -> Iterator[Run]:
     """Fresh seeds at the rate its screen chose, seed by seed so that all arms are equally far at any time."""
-    changed = [replace(arm, **change) for arm in arms]
-    yield from (Run(arm, rate, seed) for seed in seeds for arm in changed if (rate := best_rate(arm, done)))
+    rates = [(arm, best_rate(arm, done)) for arm in (replace(arm, **change) for arm in arms)]
+    yield from (Run(arm, rate, seed) for seed in seeds for arm, rate in rates if rate)
 
 
 def best_rate(arm: Arm, done: Done) -> float | None:
     """The learning rate with the highest mean final success in the method's screen, or ``None`` while that has gaps."""
+    finals = screened(arm, done)
+    return max(finals, key=lambda lr: finals[lr]) if finals else None
+
+
+def screened(arm: Arm, done: Done) -> dict[float, float]:
+    """Mean final success of an arm's screen by learning rate; empty while it has gaps."""
     relative = any(arm.method == other.method for other in RELATIVES)
     settings = {key: value for key, value in arm.settings.items() if key != "length_normalization"}
-    method = MEANS[1] if relative else Arm(arm.objective, settings)
-    screened = replace(method, updates_per_batch=SCREENED)
-    finals = {lr: [final(row) for seed in SCREEN_SEEDS if (row := find(Run(screened, lr, seed), done))] for lr in RATES}
-    if any(len(values) < len(SCREEN_SEEDS) for values in finals.values()):
-        return None
-    return max(RATES, key=lambda lr: sum(finals[lr]))
+    # Runs on dotted answers were made before there were screens at 16 updates per batch; they keep the rates of 64.
+    count = 64 if arm.start.startswith("dotted") else arm.lag or arm.updates_per_batch
+    method = replace(MEAN if relative else Arm(arm.objective, settings), updates_per_batch=count)
+    rows = {lr: [done.find(Run(method, lr, seed)) for seed in SCREEN_SEEDS] for lr in RATES[count]}
+    if not all(row for found in rows.values() for row in found):
+        return {}
+    return {lr: sum(final(row) for row in found if row) / len(found) for lr, found in rows.items()}
 
 
-def find(run: Run, done: Done) -> Mapping[str, Any] | None:
-    """The result of a run, if it was made."""
-    key = run.key
-    return next((row for row in done if all(row[name] == value for name, value in key.items())), None)
-
-
-def final(row: Mapping[str, Any]) -> float:
+def final(row: Row) -> float:
     """Held-out success at the end of a run."""
     return float(row["curve"][-1]["heldout"])

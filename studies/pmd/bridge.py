@@ -1,7 +1,8 @@
 """Theory and trainer side by side: how far an update phase goes towards the exact step, update by update.
 
-    OMP_NUM_THREADS=1 python studies/pmd/bridge.py            # about 20 CPU seconds; bridge.json and its plot
+    OMP_NUM_THREADS=1 python studies/pmd/bridge.py    # two CPU minutes; bridge.json with its plot, measured.jsonl
     python studies/pmd/bridge.py --only-draw
+    heliostat theory plot docs/images/theory --measured studies/pmd/measured.jsonl
 
 A transformer that can say thirteen things, a batch that is its whole population, and the trainer's own update phase:
 the model of tests/reference/enumerable.py, where the tests hold the end of this curve to the exact solution.
@@ -12,16 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parents[1] / "docs" / "images" / "pmd-study"
 TAUS, COUNTS, LR = (0.05, 0.2, 1.0), (1, 2, 4, 8, 16, 32, 64, 128, 256), 3e-3
+FINISHED = 256  # updates after which a phase is over at every temperature
 
 
-def measure() -> list[dict[str, Any]]:
-    """The trainer's numbers after k updates on one batch, beside the exact step."""
+Rule = Callable[[tuple[int, ...]], bool]
+
+
+def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict[str, float], Any]:
+    """The trainer's numbers after an update phase on the whole population, and the exact step.
+
+    Args:
+        right: which answers are right; by default those that the prompt asks for.
+    """
     sys.path.insert(0, str(HERE.parents[1] / "tests" / "reference"))
     import torch
     from enumerable import ANSWERS, answer_log_probs, ask, enumerable_model, population, reward
@@ -30,38 +41,49 @@ def measure() -> list[dict[str, Any]]:
     from heliostat.config import ObjectiveSection
     from heliostat.objectives import build_objective
     from heliostat.optim import Schedule
-    from heliostat.train.diagnostics import mirror_means, sequence_log_ratios
+    from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
     from heliostat.train.guarded_step import GuardedStep
     from heliostat.train.policy import Policy
     from heliostat.train.runtime import Runtime
     from heliostat.train.update import Updater, make_batch
-    from heliostat.types import Batch
+    from heliostat.types import Batch, Verdict
 
     torch.set_num_threads(1)
-    prompt, found = ask(2), []
+    prompt, loaded = ask(2), enumerable_model()
+    old = torch.stack([logp.sum().detach() for logp in answer_log_probs(loaded, prompt)])
+    is_right = right or (lambda answer: reward(prompt, answer) == 1.0)
+    updater = Updater(
+        policy=Policy(loaded, 1.0, shared_prompt=True),
+        objective=build_objective(ObjectiveSection(name="pmd-mean", tau=tau)),
+        guarded=GuardedStep(torch.optim.Adam(loaded.model.parameters(), lr=LR), 1e9, 1),
+        schedule=Schedule(LR, num_updates, "constant"),
+        runtime=Runtime(torch.device("cpu")),
+        tokens_per_microbatch=100_000,
+        drop_zero_signal=False,
+        anchor_from_sampler=True,
+    )
+    group = population(loaded, prompt)
+    verdicts = [Verdict(float(is_right(c.token_ids)), is_right(c.token_ids)) for c in group.completions]
+    batch = make_batch(updater.objective, [replace(group, verdicts=tuple(verdicts))])
+    updater.run(Batch(batch.groups * num_updates), num_updates, first_update=0, seed=0)
+    often = Batch(batch.groups * 16)  # the same distribution; among 16 rollouts alone a gain counts as noise
+    means = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000), tau=tau)
+    means |= rollout_means([group.group for group in batch.groups])
+    exact = theory.pmd_mean(None, [float(is_right(answer)) for answer in ANSWERS], tau, log_probs=old)
+    return {key: mean.value for key, mean in means.items() if mean.count}, exact
+
+
+def against_updates() -> list[dict[str, Any]]:
+    """How far a phase of k updates goes, at p = 1/4."""
+    found = []
     for tau in TAUS:
         for count in COUNTS:
-            loaded = enumerable_model()
-            old = torch.stack([logp.sum().detach() for logp in answer_log_probs(loaded, prompt)])
-            updater = Updater(
-                policy=Policy(loaded, 1.0, shared_prompt=True),
-                objective=build_objective(ObjectiveSection(name="pmd-mean", tau=tau)),
-                guarded=GuardedStep(torch.optim.Adam(loaded.model.parameters(), lr=LR), 1e9, 1),
-                schedule=Schedule(LR, count, "constant"),
-                runtime=Runtime(torch.device("cpu")),
-                tokens_per_microbatch=100_000,
-                drop_zero_signal=False,
-                anchor_from_sampler=True,
-            )
-            batch = make_batch(updater.objective, [population(loaded, prompt)])
-            updater.run(Batch(batch.groups * count), count, first_update=0, seed=0)
-            numbers = mirror_means(*sequence_log_ratios(updater.policy, batch, 1, 100_000), tau=tau)
-            exact = theory.pmd_mean(None, [reward(prompt, answer) for answer in ANSWERS], tau, log_probs=old)
+            numbers, exact = phase(tau, count)
             found.append(
                 {
                     "tau": tau,
                     "updates": count,
-                    "trainer": {key.partition("/")[2]: mean.value for key, mean in numbers.items()},
+                    "trainer": {key.partition("/")[2]: numbers[key] for key in numbers if key.startswith("policy/")},
                     "exact": {
                         "lambda_hat": float(exact.lam),
                         "chi_square": float(exact.chi_square),
@@ -71,6 +93,23 @@ def measure() -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def against_success() -> list[dict[str, float]]:
+    """Where finished phases end, for questions from hard to easy, as lines that ``heliostat theory plot`` reads."""
+    sys.path.insert(0, str(HERE.parents[1] / "tests" / "reference"))
+    from enumerable import sum_of
+
+    rules: tuple[Rule, ...] = (
+        lambda answer: sum_of(answer) >= 4,  # 1 of 16
+        lambda answer: sum_of(answer) == 0,  # 2
+        lambda answer: sum_of(answer) >= 3,  # 3
+        lambda answer: 0 <= sum_of(answer) <= 1,  # 5
+        lambda answer: sum_of(answer) >= 2,  # 7
+        lambda answer: 0 <= sum_of(answer) <= 2,  # 9
+        lambda answer: sum_of(answer) >= 0,  # 12: any digit at all
+    )
+    return [{"objective.tau": tau} | phase(tau, FINISHED, rule)[0] for tau in TAUS for rule in rules]
 
 
 def draw(found: list[dict[str, Any]]) -> None:
@@ -109,5 +148,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only-draw", action="store_true", help="only the plot again, from bridge.json")
     if not parser.parse_args().only_draw:
-        (HERE / "bridge.json").write_text(json.dumps(measure(), indent=1) + "\n")
+        (HERE / "bridge.json").write_text(json.dumps(against_updates(), indent=1) + "\n")
+        (HERE / "measured.jsonl").write_text("".join(json.dumps(line) + "\n" for line in against_success()))
     draw(json.loads((HERE / "bridge.json").read_text()))

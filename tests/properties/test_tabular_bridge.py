@@ -111,6 +111,10 @@ def test_full_optimisation_reaches_the_exact_step(tau):
     assert numbers["policy/mean_ratio"] == pytest.approx(1.0, abs=1e-3)
     assert numbers["policy/chi_square"] == pytest.approx(float(exact.chi_square), rel=5e-3)
     assert numbers["policy/solved"] == pytest.approx(1.0, abs=5e-3), "both sides of the gain identity"
+    assert numbers["policy/solved_correct"] == pytest.approx(1.0, abs=5e-3), "which holds within each class"
+    assert numbers["policy/solved_incorrect"] == pytest.approx(1.0, abs=5e-3)
+    assert numbers["policy/ratio_correct"] == pytest.approx(float(exact.log_ratio.max().exp()), rel=5e-3)
+    assert numbers["policy/ratio_incorrect"] == pytest.approx(float(exact.log_ratio.min().exp()), rel=2e-2)
 
 
 def test_wrong_answers_fade_by_p_over_tau_and_not_by_one_over_tau():
@@ -129,6 +133,7 @@ def test_the_log_partition_reaches_the_exponential_tilt():
     log_odds = [np.log(rate / (1 - rate)) for rate in success]
     assert log_odds[1] - log_odds[0] == pytest.approx(1 / 0.2, abs=1e-2)
     assert numbers["policy/mean_ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert numbers["policy/solved"] == pytest.approx(1.0, abs=5e-3), "without a chi-square term: its multiplier is 0"
 
 
 def sampled(loaded, num):

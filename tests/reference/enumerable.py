@@ -58,8 +58,13 @@ def ask(total: int) -> Prompt:
 
 def reward(prompt: Prompt, answer: tuple[int, ...]) -> float:
     """1 where there are digits and they add up to the prompt's."""
+    return float(sum_of(answer) == DIGITS.index(prompt.token_ids[0]))
+
+
+def sum_of(answer: tuple[int, ...]) -> int:
+    """What an answer's digits add up to; -1 without digits."""
     digits = [DIGITS.index(token) for token in answer if token != EOS]
-    return float(bool(digits) and sum(digits) == DIGITS.index(prompt.token_ids[0]))
+    return sum(digits) if digits else -1
 
 
 def answer_log_probs(loaded: LoadedModel, prompt: Prompt) -> list[Tensor]:

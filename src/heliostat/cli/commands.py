@@ -130,7 +130,7 @@ def report(args: Namespace) -> int:
             raise FileNotFoundError(f"there is no run folder {run}")
     from heliostat.report import write_report
 
-    print(write_report(args.runs, args.output))
+    print(write_report(args.runs, args.output, args.by))
     return 0
 
 
@@ -174,15 +174,6 @@ def audit_task(args: Namespace) -> int:
     for report in reports:
         print(report.format())
     return 1 if any(report.hackable for report in reports) else 0
-
-
-def plot_theory(args: Namespace) -> int:
-    """``heliostat theory plot``: ratios, lambda, chi-square share and the rest, as SVG."""
-    from heliostat.theory import draw_all
-
-    for path in draw_all(args.folder):
-        print(path)
-    return 0
 
 
 def recipes(args: Namespace) -> int:

@@ -14,6 +14,7 @@ from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, rec
 from heliostat.config.sections import (
     DistributedSection,
     EvalSection,
+    FeedbackSection,
     GuardSection,
     LoraSection,
     ModelSection,
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigError",
     "DistributedSection",
     "EvalSection",
+    "FeedbackSection",
     "GuardSection",
     "Key",
     "LoraSection",

@@ -102,8 +102,32 @@ class WarmStartSection(Section):
     num_steps: int = Field(0, ge=0, description="supervised steps before post-training; 0: none")
     batch_size: int = Field(64, ge=1, description="worked solutions per step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the warm start")
+    final_lr_ratio: float = Field(0.0, ge=0, le=1, description="last learning rate as a share of the peak")
     stop_at: float = Field(1.0, gt=0, le=1, description="stop early once held-out pass@1 reaches this")
     eval_every: int = Field(50, ge=1, description="steps between checks of stop_at")
+
+
+class FeedbackSection(Section):
+    """A statistic of the model's own text that supervised steps hold at a target (reconstruction)."""
+
+    statistic: Literal["none", "entropy", "unrepeated", "distinct"] = Field(
+        "none", description="token entropy, 1 - rep-4, or the share of different tokens; all high for varied text"
+    )
+    target: float = Field(0.0, ge=0, description="what it is held at; 0: its own level at the first look")
+    actuator: Literal["loss", "lr", "temperature", "mix"] = Field(
+        "loss",
+        description="added loss; or lower lr, lower temperature of the likelihood, or problems of the last task, "
+        "while below the target",
+    )
+    weight: float = Field(1.0, gt=0, description="weight of the added loss")
+    start: int = Field(0, ge=0, description="supervised steps before the first look")
+    every: int = Field(10, ge=1, description="supervised steps between looks")
+    num_texts: int = Field(16, ge=2, description="own texts per look")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether problems of the last task are kept back for the actuator."""
+        return self.statistic != "none" and self.actuator == "mix"
 
 
 class RolloutSection(Section):
@@ -117,6 +141,8 @@ class RolloutSection(Section):
     top_k: int = Field(0, ge=0, description="must be 0 for training: truncation changes the policy")
     stop: tuple[str, ...] = Field((), strict=False, description="strings that end a completion")
     max_rows: int = Field(512, ge=1, description="sequences decoded at once; more are refilled as rows finish")
+    shared_prompt: bool = Field(True, description="decode against one copy of each prompt (on a CPU, where exact)")
+    num_workers: int = Field(1, ge=1, description="threads that decode a share of the prompts each, in this process")
     engine: Literal["torch", "vllm"] = Field("torch", description="sample in this process, or on a vLLM server")
     server_url: str = Field("", description="the vLLM server, like http://host:8000; its key: VLLM_API_KEY")
     sync_dir: str = Field("", description="folder that trainer and server both see, for handing over weights")
@@ -228,9 +254,9 @@ class GuardSection(Section):
     baseline_start: int = Field(20, ge=0, description="steps before the run's own level is taken")
     baseline_steps: int = Field(40, ge=2, description="steps that make up the run's own level")
     max_rollbacks: int = Field(3, ge=0, description="times a run may go back to a checkpoint before it is stopped")
-    actuator: Literal["none", "entropy-bonus", "clip-high", "covariance", "tau", "temperature", "focus", "kl-ref"] = (
-        Field("none", description="what holds entropy at its target (mode act); the guard page says what each does")
-    )
+    actuator: Literal[
+        "none", "entropy-bonus", "variety-bonus", "clip-high", "covariance", "tau", "temperature", "focus", "kl-ref"
+    ] = Field("none", description="what holds entropy at its target (mode act); the guard page says what each does")
     controller: Literal["pi", "bang-bang", "dual"] = Field("pi", description="feedback law of the actuator")
     entropy_target: float = Field(0.6, gt=0, description="target of entropy, as a share of the run's own early level")
     panel_every: int = Field(50, ge=0, description="steps between measurements on the panel; 0: none")
@@ -255,6 +281,7 @@ class Recipe(Section):
     lora: LoraSection = LoraSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
     warm_start: WarmStartSection = WarmStartSection()
+    feedback: FeedbackSection = FeedbackSection()
     rollout: RolloutSection = RolloutSection()
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: OptimizerSection = OptimizerSection()
@@ -276,6 +303,10 @@ class Recipe(Section):
             raise ValueError(
                 f"train.updates_per_step = {self.train.updates_per_step} needs at least as many "
                 f"rollout.prompts_per_step (now {self.rollout.prompts_per_step}): a group is never split"
+            )
+        if self.feedback.mixes and len(self.task) < 2:
+            raise ValueError(
+                "feedback.actuator = 'mix' adds problems of the recipe's last task, so it needs a second [[task]]"
             )
         if self.prefix.name != "none" and not self.traces.bank:
             raise ValueError(

@@ -66,20 +66,28 @@ class Detector(ABC):
 
 @dataclass(slots=True)
 class Limit(Detector):
-    """A hard limit on the value itself."""
+    """A hard limit on the value itself.
+
+    Args:
+        hold: values in a row that must be beyond.
+    """
 
     threshold: float
     side: Side = "high"
+    hold: int = 1
+    beyond: int = 0
 
     def update(self, value: float) -> Reading:
-        alarm = value > self.threshold if self.side == "high" else value < self.threshold
-        return Reading("value", value, self.threshold, alarm)
+        out = value > self.threshold if self.side == "high" else value < self.threshold
+        self.beyond = self.beyond + 1 if out else 0
+        alarm = self.beyond >= self.hold
+        return Reading("value", value, self.threshold, alarm, onset=max(0, self.beyond - 1))
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"beyond": self.beyond}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to continue."""
+        self.beyond = int(state["beyond"])
 
 
 @dataclass(slots=True)

@@ -106,6 +106,14 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "lower optimizer.lr or optimizer.max_grad_norm, and look at the batches of these steps",
         ),
         Rule(
+            "longer-steps",
+            "optim/update_ratio",
+            lambda: Multiple(recent(), 2.5, hold=3),
+            "rollback",
+            "the weights have moved further than in recent steps for several steps in a row",
+            "lower optimizer.lr, and look for what changed at the onset",
+        ),
+        Rule(
             "gradient",
             "optim/grad_norm",
             lambda: Multiple(recent(), 30.0),
@@ -131,9 +139,17 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "read transcripts for a shortcut: heliostat tasks audit tries junk on the verifier",
         ),
         Rule(
+            "unconfirmed",
+            "panel/gap",
+            lambda: Offset(Reference(1), 0.3),
+            "note",
+            "reward has risen in training and not on held-out problems",
+            "read transcripts for a shortcut past the verifier; with few problems they may be learned by heart",
+        ),
+        Rule(
             "no-signal",
             "reward/zero_signal",
-            lambda: Limit(0.95),
+            lambda: Limit(0.95, hold=5),
             "note",
             "almost all groups earn the same reward, so there is nothing to learn from",
             "use easier or harder problems, larger groups, or train.focus",

@@ -73,6 +73,11 @@ class Objective(ABC):
         """Whether ``loss`` reads ``logp_ref``."""
         return False
 
+    @property
+    def regression_tau(self) -> float | None:
+        """``tau`` where the loss regresses each sequence's log-ratio on ``A / tau``; ``None`` for any other loss."""
+        return None
+
     @abstractmethod
     def advantages(self, rewards: Float[Tensor, " completion"]) -> Float[Tensor, " completion"]:
         """One number per completion of one group; all 0 where all rewards are equal.

@@ -44,6 +44,10 @@ class SequenceSquare(Objective, ABC):
         """Factor on loss and coefficient; 1 makes the gradient at the anchor free of tau."""
         return 1.0
 
+    @property
+    def regression_tau(self) -> float:
+        return self.tau
+
     def terms(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch) -> Terms:
         log_ratio = tokens.sum_by_sequence(logp_new - tokens.logp_old)
         residual = tokens.advantage.to(logp_new.dtype) / self.tau - log_ratio

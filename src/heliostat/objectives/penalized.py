@@ -47,6 +47,11 @@ class LogRatioDecay(Objective):
         super().__post_init__()
         require_nonnegative("decay", self.decay)
 
+    @property
+    def regression_tau(self) -> float | None:
+        """The decay at sequence level, where the gradient is that of a regression on ``A / decay``."""
+        return self.decay if self.level == "sequence" and self.decay > 0 else None
+
     def advantages(self, rewards: Float[Tensor, " completion"]) -> Float[Tensor, " completion"]:
         return ADVANTAGES[self.baseline](rewards)
 

@@ -31,7 +31,7 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
         "It begins with numbers that are not finite: one batch or one step broke the arithmetic.",
     ),
     (
-        frozenset({"step-size", "gradient", "wrecked"}),
+        frozenset({"step-size", "longer-steps", "gradient", "wrecked"}),
         "It begins with a step much longer than the ones before. What follows is damage done by that step.",
     ),
     (
@@ -39,7 +39,7 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
         "It begins with the data: the same prompts came several times in one batch.",
     ),
     (
-        frozenset({"reward-jumps"}),
+        frozenset({"reward-jumps", "unconfirmed"}),
         "It begins with a sudden gain of reward. Read transcripts from there on for a shortcut past the verifier.",
     ),
     (

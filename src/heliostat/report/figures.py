@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from heliostat.report.axes import Axis, step_axis
 from heliostat.report.charts import Chart, Series
 from heliostat.report.markup import Html, element
 from heliostat.report.outcome import pass_at_1_by_step, pass_curve, summary_curve
@@ -28,11 +29,16 @@ class Figures:
     """Draws figures and collects the data that their hover values are read from.
 
     Attributes:
+        axis: what charts over training are drawn against; ``None``: steps.
         hover: by chart identifier, what the script needs; filled as figures are drawn.
     """
 
     runs: Sequence[Run]
+    axis: Axis | None = None
     hover: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._axis = self.axis or step_axis(self.runs)
 
     @property
     def several(self) -> bool:
@@ -48,7 +54,7 @@ class Figures:
             band = [(step, estimate.low, estimate.high) for step, estimate in measured]
             lines.append(self._line(index, 0, "held-out pass@1", held_out, band=band, dots=True))
             lines.append(self._line(index, 1, "training success", run.series("reward/success")))
-        chart = Chart("pass-1", "Held-out pass@1", "fraction", _drawable(lines), bounds=(0.0, 1.0))
+        chart = self._chart("pass-1", "Held-out pass@1", "fraction", _drawable(lines), bounds=(0.0, 1.0))
         return self._figure(
             chart,
             "Held-out pass@1 is the chance that one sampled answer to an unseen problem is right; the band is its 95% "
@@ -86,7 +92,7 @@ class Figures:
             if band:
                 lines.append(self._line(index, 0, "entropy", _part(run.series("policy/entropy"), False)))
                 lines.append(self._line(index, 1, "target", targets, band=band, smoothed=False))
-        chart = Chart("entropy-band", "Entropy and its target", "nats/token", _drawable(lines))
+        chart = self._chart("entropy-band", "Entropy and its target", "nats/token", _drawable(lines))
         return self._figure(
             chart,
             "The target is a share of the run's own early entropy (guard.entropy_target); inside the band a controller "
@@ -108,7 +114,7 @@ class Figures:
             if run.series("panel/pass@k")
             for number, (key, name) in enumerate(keys)
         ]
-        chart = Chart("coverage", "Success against coverage", "fraction", _drawable(lines), bounds=(0.0, 1.0))
+        chart = self._chart("coverage", "Success against coverage", "fraction", _drawable(lines), bounds=(0.0, 1.0))
         return self._figure(
             chart,
             "Pass@1 and pass@k on the guard's fixed panel. If pass@1 rises and pass@k falls, the policy gives up right "
@@ -124,7 +130,7 @@ class Figures:
             for index, run in enumerate(self.runs)
             for number, (key, name) in enumerate(zip(panel.keys, panel.names or (panel.title,), strict=True))
         ]
-        chart = Chart(
+        chart = self._chart(
             panel.keys[0].replace("/", "-").replace("@", "-"),
             panel.title,
             panel.unit,
@@ -136,6 +142,10 @@ class Figures:
         )
         return self._figure(chart, f"{panel.meaning} {panel.reading}", panel.names)
 
+    def _chart(self, identifier: str, title: str, unit: str, series: Sequence[Series], **how: Any) -> Chart:
+        """A chart over training."""
+        return Chart(identifier, title, unit, series, x_name=self._axis.name, **how)
+
     def _budget(self, small: bool) -> int:
         return max(100, (160 if small else 360) // len(self.runs))
 
@@ -145,7 +155,10 @@ class Figures:
         run = self.runs[index]
         label = f"{run.label}: {name}" if self.several else name
         colour, dash = (index, number) if self.several else (number, 0)
-        return Series(label, points, colour, dash, run=index, **how)
+        place = self._axis.places[index]
+        placed = [(x, y) for step, y in points if (x := place(step)) is not None]
+        band = [(x, *ends) for step, *ends in how.pop("band", ()) if (x := place(step)) is not None]
+        return Series(label, placed, colour, dash, band, run=index, **how)
 
     def _curve(self, index: int, before: bool, name: str, curve: Sequence[tuple[int, Estimate]], colour: int) -> Series:
         points = [(float(k), estimate.value) for k, estimate in curve]
@@ -190,7 +203,7 @@ class Figures:
 
     def _trend(self, chart: Chart) -> Html | None:
         """Where the line came from and where it went, if there is only one."""
-        both = ends(chart.series[0].points) if len(chart.series) == 1 and chart.x_name == "step" else None
+        both = ends(chart.series[0].points) if len(chart.series) == 1 and chart.x_name == self._axis.name else None
         if both is None:
             return None
         first, last = (format_value(value, chart.unit) for value in both)

@@ -93,6 +93,13 @@ LEARNING = PanelGroup(
             warm_start=True,
         ),
         Panel(
+            "Warm start: the model's own text",
+            ("feedback/statistic", "feedback/target"),
+            "Supervised steps that hold a statistic of the model's own text: the lines should stay together.",
+            names=("measured", "held at"),
+            warm_start=True,
+        ),
+        Panel(
             "Warm start: held-out pass@1",
             ("eval/pass@1",),
             "Checked during the warm start, which ends early once it reaches warm_start.stop_at.",
@@ -139,10 +146,37 @@ MIRROR = PanelGroup(
             reference=(1.0, "exact"),
         ),
         Panel(
+            "Ratio of correct and incorrect answers",
+            ("policy/ratio_correct", "policy/ratio_incorrect"),
+            "How many times likelier a sampled answer became. Where success is far above τ a finished step has "
+            "correct answers near one over their probability and incorrect ones near zero.",
+            names=("correct", "incorrect"),
+            reference=(1.0, "unchanged"),
+            may_log=True,
+        ),
+        Panel(
+            "χ² of correct and incorrect answers",
+            ("policy/chi_square_correct", "policy/chi_square_incorrect"),
+            "Which class the unevenness sits in. It belongs to the correct answers, which rise; incorrect ones above "
+            "zero are wrong answers that the step made much likelier.",
+            names=("correct", "incorrect"),
+            reference=(0.0, "even"),
+            may_log=True,
+        ),
+        Panel(
             "Share of the subproblem solved",
             ("policy/solved",),
             "Below 1 the batch still had gain to give (more updates, or a higher learning rate); above 1 the policy "
             "moved further than the rewards justify.",
+            reference=(1.0, "solved"),
+            may_log=True,
+        ),
+        Panel(
+            "Share solved for correct and incorrect answers",
+            ("policy/solved_correct", "policy/solved_incorrect"),
+            "The same identity holds within each class. The class further from 1 is the one that more updates, or "
+            "fewer, would change.",
+            names=("correct", "incorrect"),
             reference=(1.0, "solved"),
             may_log=True,
         ),

@@ -42,7 +42,9 @@ def build_engine(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSect
 
 def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
     """The one that suits the model's cache."""
-    return TorchEngine(loaded, limits) if loaded.cache_kind == "kv" else PlainEngine(loaded, limits)
+    if loaded.cache_kind != "kv":
+        return PlainEngine(loaded, limits)
+    return TorchEngine(loaded, limits, section.shared_prompt, section.num_workers)
 
 
 def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:

@@ -2,16 +2,19 @@
 
     prompts --prefill once--> rows (x group size) --decode--> finished rows leave, the next prompts take their place
 
-Weights are used in place, so sampler and trainer cannot drift apart, and the log-probabilities recorded here are the
-trainer's to float accuracy (``policy/sampler_gap`` says how closely, every step).
+Several threads may each do this for a share of the prompts. Weights are used in place, so sampler and trainer cannot
+drift apart, and the log-probabilities recorded here are the trainer's to float accuracy (``policy/sampler_gap`` says
+how closely, every step).
 
 Left out: models without a plain key/value cache (``rollout.plain``), servers, and verification.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,8 +25,10 @@ from transformers import DynamicCache
 
 from heliostat.models import LoadedModel
 from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
-from heliostat.rollout.rows import Rows
+from heliostat.rollout.rows import LiveRows, Rows
 from heliostat.rollout.sampling import SamplingSettings, draw
+from heliostat.rollout.shared import SharedRows, attending, shares_prompts
+from heliostat.rollout.workers import Work, side_by_side
 from heliostat.spans import span
 from heliostat.types import Group, Prompt
 
@@ -49,6 +54,10 @@ class RolloutCounts:
     unshared_prefills: int = 0
     unshared_tokens: int = 0
     unshared_attended: int = 0
+
+    def __add__(self, other: RolloutCounts) -> RolloutCounts:
+        names = (field.name for field in dataclasses.fields(self))
+        return RolloutCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def add_prompts(self, lengths: Sequence[int], group_size: int) -> None:
         """Count one prefill of prompts, each of which goes on to ``group_size`` completions."""
@@ -85,19 +94,25 @@ class Engine(Protocol):
 class TorchEngine:
     """Decode with a Hugging Face causal LM in this process.
 
+    Args:
+        shared_prompt: decode against one copy of each prompt, where the model can (``rollout.shared``).
+        num_workers: threads that decode apart, each a share of the prompts with its share of torch's own threads.
+
     Limits:
-        ``group_size=1`` equals sampling each prompt alone; any ``max_rows`` gives the same completions (to float
-        accuracy of the logits), since every completion has its own random stream.
+        ``group_size=1`` equals sampling each prompt alone; any ``max_rows``, ``num_workers`` and ``shared_prompt`` give
+        the same completions (to float accuracy of the logits), since every completion has its own random stream.
     """
 
-    def __init__(self, loaded: LoadedModel, limits: DecodeLimits) -> None:
+    def __init__(
+        self, loaded: LoadedModel, limits: DecodeLimits, shared_prompt: bool = True, num_workers: int = 1
+    ) -> None:
         self.loaded = loaded
         self.limits = limits
+        self.num_workers = num_workers
         self.scribe = Scribe(loaded, limits)
-        self.device = next(loaded.model.parameters()).device
-        self.counts = RolloutCounts()
+        self._counted: list[RolloutCounts] = []
+        self.rows_kind: type[LiveRows] = SharedRows if shared_prompt and shares_prompts(loaded) else Rows
 
-    @torch.inference_mode()
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -110,33 +125,81 @@ class TorchEngine:
     ) -> list[Group]:
         """Sample a group for every prompt; see ``Engine.sample``."""
         drafts = self.scribe.begin(prompts, group_size, seed)
-        harvest = Harvest(self.scribe, prompts, drafts, policy_step, announce)
+        groups: dict[int, Group] = {}
+
+        def lane(share: Sequence[int], limits: DecodeLimits) -> Work:
+            def tell(place: int, group: Group) -> None:
+                groups[share[place]] = group
+                if announce is not None:
+                    announce(share[place], group)
+
+            mine = [prompts[index] for index in share], [drafts[index] for index in share]
+            harvest = Harvest(self.scribe, *mine, policy_step, tell)
+            self._counted.append(RolloutCounts())
+            return _Lane(self.loaded, limits, self.rows_kind, settings, harvest, self._counted[-1]).run
+
         # Prompts of similar length share a prefill; what is sampled does not depend on the order.
-        waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids)))
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
+        num_lanes = max(1, min(self.num_workers, len(prompts)))
+        limits = dataclasses.replace(self.limits, max_rows=max(1, self.limits.max_rows // num_lanes))
+        with attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
+            side_by_side([lane(order[first::num_lanes], limits) for first in range(num_lanes)])
+        return [groups[index] for index in range(len(prompts))]
+
+    @property
+    def counts(self) -> RolloutCounts:
+        """What was computed since it was last taken."""
+        return sum(self._counted, start=RolloutCounts())
+
+    def take_counts(self) -> RolloutCounts:
+        """What was computed since the last call."""
+        counts, self._counted = self.counts, []
+        return counts
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One thread's decoding: a share of the prompts, continued to their ends.
+
+    Attributes:
+        harvest: the prompts, their drafts, and who is told of finished groups.
+    """
+
+    loaded: LoadedModel
+    limits: DecodeLimits
+    rows_kind: type[LiveRows]
+    settings: SamplingSettings
+    harvest: Harvest
+    counts: RolloutCounts
+
+    @torch.inference_mode()
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Write all drafts; ``stopped`` is asked now and then whether anybody still wants them."""
+        prompts, drafts = self.harvest.prompts, self.harvest.drafts
+        waiting = deque(range(len(prompts)))
         state: _State | None = None
-        while waiting or state:
+        while (waiting or state) and not stopped():
             num_live = len(state.drafts) if state else 0
+            group_size = len(drafts[0])
             if waiting and (num_live == 0 or num_live + group_size <= self.limits.max_rows):
                 admitted = self._admit(waiting, group_size, num_live)
                 with span("prefill"):
                     fresh = self._prefill([prompts[index] for index in admitted], [drafts[index] for index in admitted])
                 state = state.joined(fresh) if state else fresh
             assert state is not None
-            state = self._decode(state, settings)
-            harvest.gather()
-        return harvest.groups()
+            state = self._decode(state)
+            self.harvest.gather()
 
-    def take_counts(self) -> RolloutCounts:
-        """What was computed since the last call."""
-        counts, self.counts = self.counts, RolloutCounts()
-        return counts
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.model.device
 
     def _admit(self, waiting: deque[int], group_size: int, num_live: int) -> list[int]:
         num = max(1, (self.limits.max_rows - num_live) // group_size)
         return [waiting.popleft() for _ in range(min(num, len(waiting)))]
 
     def _prefill(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Draft]]) -> _State:
-        """Run each prompt once, then give every member of its group a copy of the keys and values."""
+        """Run each prompt once; every member of its group goes on from there."""
         group_size = len(groups[0])
         lengths = torch.tensor([len(prompt.context_ids) for prompt in prompts])
         longest = int(lengths.max())
@@ -154,21 +217,20 @@ class TorchEngine:
             use_cache=True,
         )
         self.counts.add_prompts(lengths.tolist(), group_size)
-        cache.batch_repeat_interleave(group_size)
         logits = self.loaded.head.logits(hidden[:, -1]).repeat_interleave(group_size, dim=0)
         drafts = [draft for group in groups for draft in group]
-        rows = Rows(cache, start.to(self.device).repeat_interleave(group_size), room=_room(drafts))
+        rows = self.rows_kind(cache, start.to(self.device), group_size, _room(drafts))
         return _State(rows, logits, drafts)
 
-    def _decode(self, state: _State, settings: SamplingSettings) -> _State | None:
+    def _decode(self, state: _State) -> _State | None:
         """Decode until enough rows have ended to be worth removing; return what is still alive, ready to go on."""
         while True:
             uniform = torch.tensor(
                 [draft.next_uniform for draft in state.drafts], dtype=torch.float64, device=self.device
             )
             with span("draw"):
-                drawn = draw(state.logits, uniform, settings)
-                self.scribe.record(state.drafts, drawn)
+                drawn = draw(state.logits, uniform, self.settings)
+                self.harvest.scribe.record(state.drafts, drawn)
             alive = [row for row, draft in enumerate(state.drafts) if draft.stop_reason is None]
             if not alive:
                 return None
@@ -184,18 +246,12 @@ class TorchEngine:
             if enough_ended:
                 return state
 
-    def _step(self, rows: Rows, token: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
+    def _step(self, rows: LiveRows, token: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
         """Feed one token to every row and return the next logits."""
         self.counts.decode_steps += 1
         self.counts.decoded_rows += rows.num_rows
-        self.counts.decoded_attended += rows.num_rows * (rows.length + 1) - int(rows.start.sum())
-        hidden = self.loaded.head.hidden(
-            input_ids=token.unsqueeze(1),
-            attention_mask=rows.mask(),
-            position_ids=rows.positions,
-            past_key_values=rows.cache,
-            use_cache=True,
-        )
+        self.counts.decoded_attended += rows.num_attended
+        hidden = rows.hidden(self.loaded, token.unsqueeze(1))
         return self.loaded.head.logits(hidden[:, -1])
 
 
@@ -203,7 +259,7 @@ class TorchEngine:
 class _State:
     """Everything alive: cache rows, the logits of each row's next token, and the drafts they belong to."""
 
-    rows: Rows
+    rows: LiveRows
     logits: Float[Tensor, "row vocab"]
     drafts: list[Draft]
 

@@ -10,11 +10,15 @@ Left out: models whose cache is not plain keys and values (``rollout.plain`` dec
 
 from __future__ import annotations
 
+from typing import Protocol, Self
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
+
+from heliostat.models import LoadedModel
 
 
 class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
@@ -91,6 +95,34 @@ def key_values(layer: object) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
+class LiveRows(Protocol):
+    """Sequences being decoded together; however they are stored, all give the same numbers to rounding."""
+
+    start: Int[Tensor, " row"]
+
+    def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " group"], group_size: int, room: int) -> None: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def num_attended(self) -> int:
+        """Positions that the next tokens of all rows attend to, themselves included."""
+        ...
+
+    def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
+        """Feed every row its next token; the hidden states behind them."""
+        ...
+
+    def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
+        """Drop all other rows; make room for ``room`` more columns."""
+        ...
+
+    def join(self, other: Self, room: int) -> None:
+        """Take over the rows of ``other`` (a fresh prefill) behind our own."""
+        ...
+
+
 class Rows:
     """All live rows of all layers, with each row's first column and next position.
 
@@ -99,9 +131,10 @@ class Rows:
         cache: what to pass to the model as ``past_key_values``.
     """
 
-    def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " row"], room: int) -> None:
+    def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " group"], group_size: int, room: int) -> None:
         length = prefilled.get_seq_length()
-        self.start = start
+        prefilled.batch_repeat_interleave(group_size)
+        self.start = start.repeat_interleave(group_size)
         self._layers = [RowLayer(*key_values(layer), capacity=length + room) for layer in prefilled.layers]
         self.cache = Cache(layers=list(self._layers))
 
@@ -119,10 +152,21 @@ class Rows:
         """Position of the token each row is about to be fed."""
         return (self.length - self.start).unsqueeze(1)
 
-    def mask(self) -> Bool[Tensor, "row 1 1 column"]:
-        """Columns the next token of each row attends to, itself included."""
+    @property
+    def num_attended(self) -> int:
+        """Positions that the next tokens of all rows attend to, themselves included."""
+        return self.num_rows * (self.length + 1) - int(self.start.sum())
+
+    def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
+        """Feed every row its next token; the hidden states behind them."""
         columns = torch.arange(self.length + 1, device=self.start.device)
-        return (columns[None, :] >= self.start[:, None])[:, None, None, :]
+        return loaded.head.hidden(
+            input_ids=token,
+            attention_mask=(columns[None, :] >= self.start[:, None])[:, None, None, :],
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
         """Drop all other rows, and the columns that no remaining row uses; make room for ``room`` more columns."""

@@ -11,15 +11,18 @@ from __future__ import annotations
 import atexit
 import hashlib
 import threading
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
 
 from heliostat.config import ConfigError, TaskSection
 from heliostat.tasks.answers import find_answer
 from heliostat.tasks.processes import Child, start_child
 from heliostat.tasks.settings import TaskSettings, build_verifiers, make_task, render
-from heliostat.tasks.solutions import Writer, find_writer
-from heliostat.tasks.task import Task
+from heliostat.tasks.solutions import WRITERS, Writer, find_writer
+from heliostat.tasks.task import Task, Teacher
 from heliostat.types import Problem
 
 
@@ -30,10 +33,19 @@ class GymSettings(TaskSettings):
     Attributes:
         settings: of the dataset itself.
         solution: a worked-solution writer's name, ``module:function``, or empty for the bare oracle answer.
+        slips: probability that a total in a demonstration is wrong; problems keep their right solutions.
+        slips_after: share of the supervised training before slips begin.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     solution: str = ""
+    slips: Annotated[float, Field(ge=0, le=1)] = 0.0
+    slips_after: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.slips_after and not self.slips:
+            raise ValueError(f"slips_after = {self.slips_after} says when slips begin, and slips is 0")
 
 
 class _Gym:
@@ -118,7 +130,27 @@ def load_gym(section: TaskSection, settings: GymSettings, seed: int) -> Task:
     heldout, train = (
         tuple(_problem(entry, name, settings.template, writer, answer_after) for entry in entries) for entries in splits
     )
-    return make_task(settings, name, (train, heldout), verifiers, answer_after)
+    task = make_task(settings, name, (train, heldout), verifiers, answer_after)
+    return replace(task, teacher=_careless(writer, answer_after, settings)) if settings.slips else task
+
+
+def _careless(writer: Writer, answer_after: str, settings: GymSettings) -> Teacher:
+    """A teacher who makes mistakes from some time on, other ones at every visit.
+
+    Raises:
+        ConfigError: the writer's solutions do not consist of totals, or do not end in the marker they are read by.
+    """
+    if writer.from_totals is None:
+        able = ", ".join(name for name, other in WRITERS.items() if other.from_totals is not None)
+        raise ConfigError(f"task.slips = {settings.slips} needs a task.solution that states totals: {able}")
+    if writer.marker != answer_after:
+        raise ConfigError(f"task.slips needs the writer's own task.answer_after, which is {writer.marker!r}")
+
+    def teach(problem: Problem, rng: np.random.Generator, progress: float) -> str:
+        slips = settings.slips if progress >= settings.slips_after else 0.0
+        return writer.careless(problem.columns["question"], problem.columns, slips, rng)
+
+    return teach
 
 
 def _problem(entry: dict[str, Any], task: str, template: str, writer: Writer, answer_after: str) -> Problem:

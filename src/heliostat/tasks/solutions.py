@@ -19,15 +19,22 @@ Left out: anything that searches, and products, quotients and parentheses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from heliostat.config import ConfigError, nearest
 from heliostat.tasks.verifiers import resolve
 
 Write = Callable[[str, str, Mapping[str, Any]], str]
+Term = tuple[bool, int]
+"""Whether a number is added, and the number."""
+
+SLIPS = (-10, -2, -1, 1, 2, 10)
+"""By how much a careless total may be off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +45,27 @@ class Writer:
         write: ``(question, answer, columns) -> working``.
         marker: put between working and answer unless the recipe sets its own ``answer_after``.
         datasets: reasoning-gym datasets it can read; empty: any.
+        from_totals: the working with the total after each term given, where totals are all there is to it.
     """
 
     write: Write
     marker: str
     datasets: tuple[str, ...] = ()
+    from_totals: Callable[[list[Term], list[int]], str] | None = None
+
+    def careless(self, question: str, columns: Mapping[str, Any], slips: float, rng: np.random.Generator) -> str:
+        """A solution in which every total after the first is wrong with probability ``slips``, and carried on with.
+
+        A slip is off by 1, 2 or 10 in either direction.
+
+        Limits:
+            ``slips = 0``: the right solution.
+        """
+        assert self.from_totals is not None
+        terms = _terms(question, columns)
+        wrong = rng.random(len(terms) - 1) < slips
+        totals = _totals(terms, [0, *(wrong * rng.choice(SLIPS, size=len(terms) - 1)).tolist()])
+        return f"{self.from_totals(terms, totals)}{self.marker}{totals[-1]}"
 
 
 def find_writer(name: str, dataset: str) -> Writer:
@@ -72,7 +95,10 @@ def find_writer(name: str, dataset: str) -> Writer:
 def running_total(question: str, answer: str, columns: Mapping[str, Any]) -> str:
     """Working that states each partial sum: ``47+58=105, 105-3=102`` and a line break."""
     terms = _terms(question, columns)
-    totals = _totals(terms)
+    return _stated(terms, _totals(terms))
+
+
+def _stated(terms: list[Term], totals: list[int]) -> str:
     steps = [
         f"{before}{'+' if plus else '-'}{number}={after}"
         for (plus, number), (before, after) in zip(terms[1:], pairwise(totals), strict=True)
@@ -83,9 +109,12 @@ def running_total(question: str, answer: str, columns: Mapping[str, Any]) -> str
 def chain(question: str, answer: str, columns: Mapping[str, Any]) -> str:
     """Each step written behind the total before it: ``47+58=105-3``."""
     terms = _terms(question, columns)
+    return _chained(terms, _totals(terms))
+
+
+def _chained(terms: list[Term], totals: list[int]) -> str:
     steps = [
-        f"{before}{'+' if plus else '-'}{number}"
-        for (plus, number), before in zip(terms[1:], _totals(terms), strict=False)
+        f"{before}{'+' if plus else '-'}{number}" for (plus, number), before in zip(terms[1:], totals, strict=False)
     ]
     return "=".join(steps or [str(terms[0][1])])
 
@@ -105,14 +134,14 @@ def column_sums(question: str, answer: str, columns: Mapping[str, Any]) -> str:
 SUMS = ("chain_sum", "basic_arithmetic")  # the latter with operators + and - alone, and no parentheses
 
 WRITERS: dict[str, Writer] = {
-    "running-total": Writer(running_total, marker="= ", datasets=SUMS),
-    "chain": Writer(chain, marker="=", datasets=SUMS),
+    "running-total": Writer(running_total, marker="= ", datasets=SUMS, from_totals=_stated),
+    "chain": Writer(chain, marker="=", datasets=SUMS, from_totals=_chained),
     "columns": Writer(column_sums, marker="#", datasets=SUMS),
 }
 
 
-def _terms(question: str, columns: Mapping[str, Any]) -> list[tuple[bool, int]]:
-    """``47 + 58 - 3`` as ``[(True, 47), (True, 58), (False, 3)]``: whether it is added, and the number."""
+def _terms(question: str, columns: Mapping[str, Any]) -> list[Term]:
+    """``47 + 58 - 3`` as ``[(True, 47), (True, 58), (False, 3)]``."""
     expression = columns.get("metadata", {}).get("expression") or question.rpartition(":")[2].rstrip(" =")
     words = str(expression).split()
     try:
@@ -122,11 +151,11 @@ def _terms(question: str, columns: Mapping[str, Any]) -> list[tuple[bool, int]]:
         raise ValueError(f"cannot read a sum of numbers out of the question {question!r}") from error
 
 
-def _totals(terms: list[tuple[bool, int]]) -> list[int]:
-    """The running total after each term."""
+def _totals(terms: list[Term], slips: Sequence[int] | None = None) -> list[int]:
+    """The running total after each term, each off by its slip if any are given."""
     totals = [0]
-    for plus, number in terms:
-        totals.append(totals[-1] + (number if plus else -number))
+    for (plus, number), slip in zip(terms, slips or [0] * len(terms), strict=True):
+        totals.append(totals[-1] + (number if plus else -number) + slip)
     return totals[1:]
 
 

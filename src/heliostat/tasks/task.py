@@ -5,9 +5,11 @@ Left out: where problems come from (``gym``, ``files``), and running verifiers (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from heliostat.tasks.verifiers import Verifier
 from heliostat.types import Problem, Verdict
@@ -28,6 +30,18 @@ class WeightedVerifier:
     sees: Literal["answer", "completion"] = "answer"
 
 
+Teacher = Callable[[Problem, np.random.Generator, float], str | None]
+"""Shows how a problem is worked out, as a text to imitate; ``None`` where it cannot.
+
+The number is how far the supervised training has come, from 0 to 1.
+"""
+
+
+def by_the_book(problem: Problem, rng: np.random.Generator, progress: float) -> str | None:
+    """The teacher that always shows the problem's own solution, or its answer if there is no more."""
+    return problem.solution if problem.solution is not None else problem.answer
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """Problems, and how their answers are judged.
@@ -42,6 +56,7 @@ class Task:
         memory_mb: memory one verdict may take on top of what its worker has loaded, in MiB.
         num_workers: verifier processes this task asks for.
         on_failure: ``zero``: a verifier failure costs that sample its reward; ``stop``: it ends the run.
+        teacher: what supervised steps imitate.
     """
 
     name: str
@@ -54,6 +69,7 @@ class Task:
     memory_mb: int = 1024
     num_workers: int = 1
     on_failure: Literal["zero", "stop"] = "zero"
+    teacher: Teacher = by_the_book
 
     def verdict(self, scores: Mapping[str, float | None], failure: str = "") -> Verdict:
         """Combine the verifiers' scores into one verdict.

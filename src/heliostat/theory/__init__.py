@@ -5,6 +5,7 @@
     finite                                   what n rollouts do to a step, summed exactly
     convergence                              steps taken again and again
     draw_all                                 the plots of ``docs/theory.md``; ``python -m heliostat.theory`` its tables
+    draw_measured                            a trainer's steps on top of the exact ones
 
 Nothing here trains, and nothing here knows of the objectives: a test that compares the two compares two derivations.
 """
@@ -13,6 +14,7 @@ from heliostat.theory.binary import BinaryStep, binary_pmd_mean, binary_pmd_part
 from heliostat.theory.certificate import Certificate, MirrorStep
 from heliostat.theory.convergence import Telescoping, Trajectory, iterate, steps_to, telescoping
 from heliostat.theory.finite import FiniteSample, finite_pmd_mean, finite_pmd_part
+from heliostat.theory.measured import MeasuredStep, draw_measured
 from heliostat.theory.plots import draw_all
 from heliostat.theory.step import pmd_baseline, pmd_mean, pmd_part
 
@@ -20,12 +22,14 @@ __all__ = [
     "BinaryStep",
     "Certificate",
     "FiniteSample",
+    "MeasuredStep",
     "MirrorStep",
     "Telescoping",
     "Trajectory",
     "binary_pmd_mean",
     "binary_pmd_part",
     "draw_all",
+    "draw_measured",
     "finite_pmd_mean",
     "finite_pmd_part",
     "iterate",

@@ -3,7 +3,7 @@
 SVG on a transparent ground in mid-grey and mid-tone colours, so that one file reads on light and on dark pages; text
 stays text. The files are the same byte for byte whenever they are drawn by the same matplotlib.
 
-Left out: anything measured in training (``report``).
+Left out: anything measured in training (``measured``, ``report``).
 """
 
 from __future__ import annotations
@@ -57,26 +57,32 @@ def draw_all(folder: Path) -> list[Path]:
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra ``plots``).
     """
+    return [save(name, draw, num_panels, folder) for name, (draw, num_panels) in FIGURES.items()]
+
+
+def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) -> Path:
+    """One figure as ``name.svg`` in ``folder``, in the style of the page; ``draw`` fills its row of panels.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed (extra ``plots``).
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("drawing needs matplotlib: pip install 'heliostat[plots]'") from error
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
     with matplotlib.rc_context(STYLE):
-        for name, (draw, num_panels) in FIGURES.items():
-            figure = Figure(figsize=(3.9 * num_panels if num_panels > 1 else 5.6, 3.5), layout="constrained")
-            axes = figure.subplots(1, num_panels, squeeze=False)[0]
-            draw(axes)
-            for axis in axes:
-                axis.minorticks_off()
-                for ticks in (axis.xaxis, axis.yaxis):
-                    ticks.set_major_formatter(lambda value, _: f"{value:g}")
-            path = folder / f"{name}.svg"
-            figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": "heliostat theory plot"})
-            paths.append(path)
-    return paths
+        figure = Figure(figsize=(3.9 * num_panels if num_panels > 1 else 5.6, 3.5), layout="constrained")
+        axes = figure.subplots(1, num_panels, squeeze=False)[0]
+        draw(axes)
+        for axis in axes:
+            axis.minorticks_off()
+            for ticks in (axis.xaxis, axis.yaxis):
+                ticks.set_major_formatter(lambda value, _: f"{value:g}")
+        path = folder / f"{name}.svg"
+        figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": "heliostat theory plot"})
+    return path
 
 
 def ratios(axes: Any) -> None:

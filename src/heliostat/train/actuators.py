@@ -1,6 +1,7 @@
 """What the guard's controller can turn: one setting of a running trainer each, from the recipe's value to an extreme.
 
     entropy-bonus   rewards get -c log pi_gen(y): its policy gradient is that of c times the entropy of whole answers
+    variety-bonus   the same for completions that succeeded only: a rare right answer is worth more than a common one
     clip-high       the upper clip of clipping objectives, up to 0.35: rare tokens may gain more
     covariance      share of tokens whose gradient is dropped, those that lower entropy most (``objectives.covariance``)
     tau             PMD's temperature, up to four times: steps stay nearer to their anchor
@@ -22,6 +23,7 @@ from heliostat.train.curriculum import Curriculum
 from heliostat.train.update import Updater
 
 MAX_ENTROPY_BONUS = 0.1
+MAX_VARIETY_BONUS = 0.3
 MAX_COVARIANCE_SHARE = 0.02
 
 
@@ -97,6 +99,7 @@ def _focus(name: str, updater: Updater, curriculum: Curriculum) -> Actuator:
 
 _MAKERS: dict[str, Callable[[str, Updater, Curriculum], Actuator]] = {
     "entropy-bonus": _of_updater("entropy_bonus", MAX_ENTROPY_BONUS),
+    "variety-bonus": _of_updater("variety_bonus", MAX_VARIETY_BONUS),
     "covariance": _of_updater("covariance_share", MAX_COVARIANCE_SHARE),
     "clip-high": _of_objective("clip_high", lambda base: max(0.35, 1.25 * base)),
     "tau": _of_objective("tau", lambda base: 4 * base),

@@ -69,35 +69,49 @@ def mirror_means(
     success: Bool[np.ndarray, " sequence"],
     tau: float | None,
 ) -> dict[str, Mean]:
-    r"""Numbers of the mirror step from sampled sequence log-ratios.
+    r"""Numbers of the mirror step from sampled sequence log-ratios, over all rollouts and for both classes apart.
 
-    With ``rho = e^s`` and advantages ``A = r - mean r``, sample means estimate ``lambda = -E s``, ``E rho``,
-    ``chi2 = E rho^2 - 1``, and for PMD the gain identity
-    ``KL(new||old) + KL(old||new) + lambda chi2 = (E rho A) / tau``; its left side over its right is ``policy/solved``.
+    With ``rho = e^s``, sample means estimate ``lambda = -E s``, ``E rho`` and ``chi2 = E rho^2 - 1``. A regression on
+    ``A / tau`` ends where ``s + m rho = A / tau`` for every answer, with ``m = E A / tau - E s``. Multiplied by
+    ``rho - 1`` and averaged this is the gain identity,
+
+        ``E (rho - 1)(s + m rho) = E (rho - 1) A / tau``
+
+    whose left side is ``KL(new||old) + KL(old||new) + m chi2``; its left side over its right is ``policy/solved``.
+    It holds answer by answer, and so for correct and incorrect ones apart.
+
+    Args:
+        log_ratio: ``s`` of each sequence; minus infinity is an answer that lost all of its probability.
+        advantage: ``A``, over whole groups.
+        success: which sequences are correct.
+        tau: of a regression on ``A / tau`` (``Objective.regression_tau``); ``None`` for other objectives, of which
+            ``policy/solved`` says nothing.
 
     Limits:
         ``s = 0`` everywhere: lambda and chi-square are 0, the mean ratio is 1, and ``solved`` is undefined (no gain).
-        A gain below twice its standard error: ``solved`` is left out, as a share of nothing.
+        A gain below twice its standard error: ``solved`` is left out, as a share of nothing. Mean baseline:
+        ``m = lambda``. PMD-part at its optimum: ``m = 0``. One class absent: its numbers have count 0.
 
     References:
         Xu, Lu, Yu & Zhao (2026), arXiv 2602.05933; the gain identity is this project's reconstruction.
     """
     if len(log_ratio) == 0:
         return {}
-    count = len(log_ratio)
     ratio = np.exp(np.clip(log_ratio, None, 50.0))
-    lam = -float(log_ratio.mean())
-    chi_square = float((ratio**2).mean() - 1)
-    means = {
-        "policy/lambda_hat": Mean(lam * count, count),
-        "policy/mean_ratio": Mean(float(ratio.sum()), count),
-        "policy/chi_square": Mean(chi_square * count, count),
-        "policy/log_ratio_correct": Mean(float(log_ratio[success].sum()), int(success.sum())),
-        "policy/log_ratio_incorrect": Mean(float(log_ratio[~success].sum()), int((~success).sum())),
-    }
-    gain = float((ratio * advantage).mean())
-    noise = float((ratio * advantage).std() / np.sqrt(count))
-    if tau is not None and gain > 2 * noise:
-        divergences = float((ratio * log_ratio).mean()) + lam + lam * chi_square
-        means["policy/solved"] = Mean(tau * divergences / gain * count, count)
+    means = {"policy/lambda_hat": _mean((-log_ratio).tolist()), "policy/mean_ratio": _mean(ratio.tolist())}
+    means["policy/chi_square"] = _mean((ratio**2 - 1).tolist())
+    classes = {"correct": success, "incorrect": ~success}
+    for name, members in classes.items():
+        means[f"policy/log_ratio_{name}"] = _mean(log_ratio[members].tolist())
+        means[f"policy/ratio_{name}"] = _mean(ratio[members].tolist())
+        means[f"policy/chi_square_{name}"] = _mean((ratio[members] ** 2 - 1).tolist())
+    if tau is None or not np.isfinite(log_ratio).all():
+        return means
+    multiplier = float(advantage.mean()) / tau - float(log_ratio.mean())
+    spent = tau * (ratio - 1) * (log_ratio + multiplier * ratio)
+    gain = (ratio - 1) * advantage
+    for suffix, members in {"": np.ones_like(success), **{f"_{name}": of for name, of in classes.items()}}.items():
+        if members.any() and gain[members].mean() > 2 * gain[members].std() / np.sqrt(members.sum()):
+            share = float(spent[members].mean() / gain[members].mean())
+            means[f"policy/solved{suffix}"] = Mean(share * int(members.sum()), int(members.sum()))
     return means

@@ -34,6 +34,10 @@ NUMERIC_FAILURES = (TrainingDiverged, NonFiniteLogits)
 MARGIN = 5
 """A rollback goes at least this many steps behind the onset of what caused it, if a checkpoint is left there."""
 STEP_CUT = 0.5
+RECOVERY_STEPS = 20
+"""A step that was halved is doubled again after so many steps without another alarm of that kind."""
+MISMATCH_CUT = 0.1
+"""What is left of the step, in mode ``act``, while sampler and trainer disagree: the batch shows their difference."""
 
 
 class GuardStopped(RuntimeError):
@@ -50,6 +54,7 @@ class RunGuard:
         order: the finding that asks for going back, until the trainer has done so.
         skipped: steps that were taken back so far; the run's position in its data is ``step + skipped``.
         lr_scale: what rollbacks have left of the learning rate.
+        num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
         disabled: empty, or why the guard switched itself off.
     """
 
@@ -63,6 +68,7 @@ class RunGuard:
     skipped: int = 0
     num_rollbacks: int = 0
     lr_scale: float = 1.0
+    num_quiet: int = 0
     disabled: str = ""
     guard: Guard = field(init=False)
     controller: Controller = field(init=False)
@@ -78,6 +84,15 @@ class RunGuard:
     def acts(self) -> bool:
         """Whether findings lead to more than words."""
         return self.section.mode == "act"
+
+    @property
+    def step_scale(self) -> float:
+        """Factor on the next step's learning rate.
+
+        **Limits** 1 in a run that never went back and has no mismatch alarm, and whenever the guard may not act but for
+        broken numbers.
+        """
+        return self.lr_scale * (MISMATCH_CUT if self.acts and not self.disabled and self.guard.mismatched else 1.0)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -109,14 +124,24 @@ class RunGuard:
     def _act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
         every = self.section.panel_every
         looked = dict(self.panel()) if self.panel is not None and every and step % every == 0 else {}
+        if "panel/reward" in looked:
+            looked["panel/gap"] = signals["reward/mean"] - looked["panel/reward"]
         for finding in self.guard.read(step, {**signals, **looked}):
             if finding.level in ("rollback", "broken"):
                 self._ask(finding)
             else:
                 action = "freeze controllers" if finding.level == "mismatch" else "note"
                 self._event(step, action, True, finding.sentence(), finding.to_row())
+        self._recover()
         numbers = {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
         return looked | numbers | self._control(step, signals)
+
+    def _recover(self) -> None:
+        """Give back what a rollback took of the step, once the run has been quiet for a while."""
+        if self.lr_scale < 1.0 and self.order is None:
+            self.num_quiet += 1
+            if self.num_quiet >= RECOVERY_STEPS:
+                self.lr_scale, self.num_quiet = min(1.0, self.lr_scale / STEP_CUT), 0
 
     def _ask(self, finding: Finding) -> None:
         """Order a rollback, or in shadow mode say that one would have been ordered."""
@@ -182,6 +207,7 @@ class RunGuard:
         self.num_rollbacks += 1
         self.skipped += step - to
         self.lr_scale *= STEP_CUT
+        self.num_quiet = 0
         text = (
             f"step {step}: back to the checkpoint of step {to}, other data, learning rate times {self.lr_scale:g} "
             f"(try {self.num_rollbacks} of {self.section.max_rollbacks})"
@@ -197,6 +223,7 @@ class RunGuard:
             "skipped": self.skipped,
             "num_rollbacks": self.num_rollbacks,
             "lr_scale": self.lr_scale,
+            "num_quiet": self.num_quiet,
             "disabled": self.disabled,
             "guard": self.guard.state_dict(),
             "controller": self.controller.state_dict(),
@@ -207,7 +234,7 @@ class RunGuard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint, with the events up to it."""
         self.skipped, self.num_rollbacks = state["skipped"], state["num_rollbacks"]
-        self.lr_scale, self.disabled = state["lr_scale"], state["disabled"]
+        self.lr_scale, self.num_quiet, self.disabled = state["lr_scale"], state["num_quiet"], state["disabled"]
         self._load_judgement(state)
         if self.writes:
             self.folder.rewind_events(state["tick"])

@@ -90,6 +90,11 @@ def by_group(rows: Sequence[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
+MAX_PADDING, MIN_SHARE = 0.1, 1 / 16
+"""A micro-batch takes no group that pads it by more than this, once it has this share of its budget: products of that
+many tokens run as fast as larger ones, and padding is computed for nothing."""
+
+
 def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
     """Cut rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
     pieces = [piece for group in by_group(rows) for piece in _split(group, max_tokens, cost)]
@@ -99,13 +104,21 @@ def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[
     for shape, piece in shaped:
         group = piece[0].group
         # Two pieces of one group in one batch would be run as one group, so they never meet.
-        if batches and group not in together and cost([*together.values(), shape]) <= max_tokens:
+        if batches and group not in together and _fits([*together.values(), shape], max_tokens, cost):
             batches[-1] += piece
             together[group] = shape
         else:
             batches.append(list(piece))
             together = {group: shape}
     return batches
+
+
+def _fits(shapes: Sequence[GroupShape], max_tokens: int, cost: Cost) -> bool:
+    """Whether the last of these groups may join the others."""
+    together = cost(shapes)
+    unpadded = sum(cost([shape]) for shape in shapes)
+    small = cost(shapes[:-1]) < MIN_SHARE * max_tokens
+    return together <= max_tokens and (small or together <= (1 + MAX_PADDING) * unpadded)
 
 
 def _split(group: list[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:

@@ -53,6 +53,7 @@ class Panel:
         )
         numbers = {
             "panel/pass@1": result.pass_at_1,
+            "panel/reward": result.mean_reward,
             "panel/pass@k": result.pass_at(self.num_samples),
             "panel/greedy": float(result.greedy or 0.0),
         }

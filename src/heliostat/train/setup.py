@@ -5,6 +5,7 @@ Left out: what the parts do together (``train.trainer``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from heliostat.optim import Schedule, build_optimizer, optimizer_settings
 from heliostat.optim.layers import LayerOptimizer
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
+from heliostat.train.feedback import Feedback
 from heliostat.train.gathered_engine import GatheredEngine
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.policy import Policy
@@ -121,6 +123,12 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
     loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
     _shard(loaded, recipe, runtime)
     return Policy(loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
+
+
+def make_feedback(recipe: Recipe, bench: Bench, extra: Sequence[Problem]) -> Feedback:
+    """What holds a statistic during supervised steps, with the policy that they train."""
+    policy = Policy(bench.loaded, temperature=1.0, shared_prompt=False, recompute=recipe.train.recompute)
+    return Feedback(recipe.feedback, bench.engine, policy, bench.prompt, recipe.run.seed, extra)
 
 
 def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Runtime) -> Updater:

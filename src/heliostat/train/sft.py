@@ -9,14 +9,17 @@ Left out: packing several examples into one row, and preference losses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
+from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, encode_problem, encode_solution
 from heliostat.optim import Schedule
+from heliostat.rollout import completion_seed
+from heliostat.tasks import Task
+from heliostat.train.feedback import Feedback
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.lockstep import Lockstep
 from heliostat.train.packing import Row, microbatches
@@ -26,20 +29,34 @@ from heliostat.train.update import UpdateCounts
 from heliostat.types import Completion, Problem, StopReason
 
 
-def demonstration(loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"], system: str) -> Row:
-    """A problem's worked solution as a row to be scored.
+@dataclass(frozen=True, slots=True)
+class Demonstrations:
+    """Problems and their tasks' teachers, turned into rows to be imitated."""
 
-    Raises:
-        ValueError: the problem has neither a solution nor an answer.
-    """
-    solution = problem.solution if problem.solution is not None else problem.answer
-    if solution is None:
-        raise ValueError(f"problem {problem.problem_id} has no solution and no answer to learn from")
-    prompt = encode_problem(loaded, problem, chat, system)
-    ids = encode_solution(loaded, prompt, solution)
-    nothing = np.zeros(len(ids), dtype=np.float32)
-    completion = Completion(ids, nothing, nothing, StopReason.EOS, solution)
-    return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0)
+    loaded: LoadedModel
+    model: ModelSection
+    tasks: Mapping[str, Task]
+    num_steps: int
+    seed: int
+
+    def rows(self, step: int, problems: Sequence[Problem]) -> list[Row]:
+        """One row per problem; what a teacher draws depends on seed and step alone.
+
+        Raises:
+            ValueError: a problem has neither a solution nor an answer.
+        """
+        rng = np.random.default_rng(completion_seed(self.seed, "demonstrations", step))
+        return [self._row(problem, rng, step / self.num_steps) for problem in problems]
+
+    def _row(self, problem: Problem, rng: np.random.Generator, progress: float) -> Row:
+        text = self.tasks[problem.task].teacher(problem, rng, progress)
+        if text is None:
+            raise ValueError(f"problem {problem.problem_id} has no solution and no answer to learn from")
+        prompt = encode_problem(self.loaded, problem, self.model.chat, self.model.system)
+        ids = encode_solution(self.loaded, prompt, text)
+        nothing = np.zeros(len(ids), dtype=np.float32)
+        completion = Completion(ids, nothing, nothing, StopReason.EOS, text)
+        return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0)
 
 
 @dataclass(slots=True)
@@ -58,9 +75,9 @@ class SupervisedUpdater:
         counts, self.counts = self.counts, UpdateCounts()
         return counts.over_ranks(self.runtime)
 
-    def step(self, index: int, rows: Sequence[Row]) -> dict[str, float]:
+    def step(self, index: int, rows: Sequence[Row], feedback: Feedback) -> dict[str, float]:
         """One step on ``rows``; returns the loss per token. A step that is not finite is skipped and counted."""
-        lr = self.schedule.set_lr(self.guarded.optimizer, index)
+        lr = self.schedule.set_lr(self.guarded.optimizer, index, feedback.lr_scale)
         self.guarded.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(row.num_tokens for row in rows)
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
@@ -74,6 +91,9 @@ class SupervisedUpdater:
             (loss * lockstep.scale).backward()  # type: ignore[no-untyped-call]
             here += float(loss.detach())
         lockstep.fill(self.policy)
+        if (held := feedback.loss()) is not None:  # every rank has the whole of it
+            self.counts.add(feedback.rows if self.runtime.is_main else [], shared_prompt=False)
+            held.backward()  # type: ignore[no-untyped-call]
         lockstep.synchronise()
         total = self.runtime.sum({"loss": here})["loss"]
         norm = self.guarded.apply(total)

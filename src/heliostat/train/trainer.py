@@ -39,14 +39,13 @@ from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
 from heliostat.train.observe import make_monitor
 from heliostat.train.panel import Panel
-from heliostat.train.policy import Policy
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
-from heliostat.train.setup import Bench, load_reference, make_updater
-from heliostat.train.sft import SupervisedUpdater, demonstration
-from heliostat.train.update import UpdateReport, make_batch
+from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
+from heliostat.train.sft import Demonstrations, SupervisedUpdater
+from heliostat.train.update import UpdateReport
 from heliostat.types import Batch, Group
 
 NUM_DIAGNOSTIC_GROUPS = 8
@@ -89,6 +88,9 @@ class Trainer:
         self.ledger.charge("collection", donors.flops)
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
+        self.feedback = make_feedback(self.recipe, self.bench, self.tasks[-1].train)
+        shown = self.tasks[:-1] if self.recipe.feedback.mixes else self.tasks
+        self.demonstrated = [problem for task in shown for problem in task.train]
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
         section = self.recipe.guard
@@ -126,6 +128,7 @@ class Trainer:
                     with self.ledger.step():
                         values = self._step(step)
                     values |= self.guard.act(step, values)
+                    self.updater.lr_scale = self.guard.step_scale
                 except RESCUABLE as error:
                     if not self.guard.rescue(step, error):
                         raise
@@ -165,7 +168,7 @@ class Trainer:
         self.curriculum.learn(groups)
         self.prefixes.learn(groups)
         self._keep(groups, step - 1)
-        batch = make_batch(self.updater.objective, groups, self.updater.entropy_bonus)
+        batch = self.updater.make_batch(groups)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
             report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)
@@ -178,7 +181,7 @@ class Trainer:
         sampler_gap = self._checked_sampler_gap(report)
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
         scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
-        mirror = mirror_means(*scored, tau=getattr(self.updater.objective, "tau", None))
+        mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
         means = {**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror}
         self.num_bad_steps += report.bad_steps
         numbers = {key: mean.value for key, mean in means.items() if mean.count}
@@ -293,7 +296,7 @@ class Trainer:
         self.folder.forget_after(to)
         for tracker in self.trackers:
             tracker.rewind(to)
-        self.updater.lr_scale = self.guard.lr_scale
+        self.updater.lr_scale = self.guard.step_scale
         self.step = to
         self._save(optimizer)
 
@@ -316,6 +319,7 @@ class Trainer:
             "ledger": self.ledger.state_dict(),
             "curriculum": self.curriculum.state_dict(),
             "guard": self.guard.state_dict(self.step),
+            "feedback": self.feedback.state_dict(),
             "prefixes": self.prefixes.policy.state_dict(),
         }
         self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
@@ -336,7 +340,8 @@ class Trainer:
         self.ledger.load_state_dict(state["ledger"])
         self.curriculum.load_state_dict(state["curriculum"])
         self.guard.load_state_dict(state["guard"])
-        self.updater.lr_scale = self.guard.lr_scale
+        self.feedback.load_state_dict(state["feedback"])
+        self.updater.lr_scale = self.guard.step_scale
         self.prefixes.policy.load_state_dict(state["prefixes"])
 
     # -- warm start -------------------------------------------------------------------------------------------------
@@ -351,15 +356,20 @@ class Trainer:
         if resumed is not None:
             self._restore(resumed, updater.guarded.optimizer)
             done = resumed + section.num_steps
-        loaded, model = self.bench.loaded, self.recipe.model
-        stream = Passes(self.curriculum.problems, completion_seed(self.recipe.run.seed, "warm start"))
+        loaded, seed = self.bench.loaded, self.recipe.run.seed
+        tasks = {task.name: task for task in self.tasks}
+        shown = Demonstrations(loaded, self.recipe.model, tasks, section.num_steps, seed)
+        stream = Passes(self.demonstrated, completion_seed(seed, "warm start"))
         self.display.begin_phase("warm start", section.num_steps, done=done)
         with self._saved_when_interrupted(updater.guarded.optimizer):
             for index in range(done, section.num_steps):
                 with self.ledger.phase("warm_start"):
                     batch = stream.next(index, section.batch_size)
-                    values = updater.step(index, [demonstration(loaded, p, model.chat, model.system) for p in batch])
+                    held = self.feedback.look(index, batch)
+                    rows = shown.rows(index, self.feedback.mixed(index, batch))
+                    values = held | updater.step(index, rows, self.feedback)
                 self.ledger.charge_update("warm_start", loaded, updater.take_counts())
+                self.ledger.charge_rollout("warm_start", loaded, self.bench.engine.take_counts())
                 self.step = index + 1 - section.num_steps
                 if self._good_enough(index + 1, values):
                     break
@@ -382,9 +392,11 @@ class Trainer:
         section, train = self.recipe.warm_start, self.recipe.train
         optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
         return SupervisedUpdater(
-            policy=Policy(self.bench.loaded, temperature=1.0, shared_prompt=False, recompute=train.recompute),
+            policy=self.feedback.policy,
             guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
-            schedule=Schedule(section.lr, section.num_steps, "cosine", warmup_steps=min(20, section.num_steps)),
+            schedule=Schedule(
+                section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
+            ),
             runtime=self.runtime,
             tokens_per_microbatch=train.tokens_per_microbatch,
         )

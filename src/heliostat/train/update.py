@@ -107,12 +107,16 @@ class UpdateReport:
         )
 
 
-def make_batch(objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0) -> Batch:
+def make_batch(
+    objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0, variety_bonus: float = 0.0
+) -> Batch:
     """Each group's rewards turned into the objective's advantages.
 
     Args:
         entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y`` here, and nowhere that
             rewards are reported.
+        variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, to completions that succeeded and to no other:
+            rare right answers are worth more, and nothing is to be had by being wrong in a new way.
 
     **Limits** At the anchor, for advantages that are the reward minus a mean, the bonus adds ``entropy_bonus`` times
     the gradient of the entropy of whole completions, in expectation.
@@ -120,9 +124,10 @@ def make_batch(objective: Objective, groups: Sequence[Group], entropy_bonus: flo
 
     def targets(group: Group) -> torch.Tensor:
         rewards = torch.tensor(group.rewards, dtype=torch.float32)
-        if entropy_bonus:
+        if entropy_bonus or variety_bonus:
             surprise = [-float(completion.logp_gen.sum(dtype=np.float64)) for completion in group.completions]
-            rewards = rewards + entropy_bonus * torch.tensor(surprise, dtype=torch.float32)
+            weight = [entropy_bonus + variety_bonus * verdict.success for verdict in group.verdicts]
+            rewards = rewards + torch.tensor(weight) * torch.tensor(surprise)
         return objective.advantages(rewards)
 
     return Batch(tuple(TrainingGroup(group, targets(group)) for group in groups))
@@ -136,7 +141,7 @@ class Updater:
         reference: the frozen policy of objectives that need one.
         lr_scale: factor on the schedule; the guard lowers it when it takes steps back.
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
-        entropy_bonus: weight of the entropy of whole completions in the batches that are made for this updater.
+        entropy_bonus, variety_bonus: see ``make_batch``; for the batches that are made for this updater.
     """
 
     policy: Policy
@@ -151,6 +156,7 @@ class Updater:
     lr_scale: float = 1.0
     covariance_share: float = 0.0
     entropy_bonus: float = 0.0
+    variety_bonus: float = 0.0
     probe: WeightProbe = field(init=False)
     _current: Objective = field(init=False)
     _rows: list[Row] = field(init=False, default_factory=list)
@@ -158,6 +164,10 @@ class Updater:
     def __post_init__(self) -> None:
         self.probe = WeightProbe(self.guarded.parameters)
         self._current = self.objective
+
+    def make_batch(self, groups: Sequence[Group]) -> Batch:
+        """Verified groups with the targets of this updater's objective and its bonuses."""
+        return make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
 
     def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
         """Make ``num_updates`` optimizer steps on one batch of rollouts.

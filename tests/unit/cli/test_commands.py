@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from heliostat.cli import main
-from heliostat.config import build_recipe, load_recipe
+from heliostat.cli.theory import read_measured
+from heliostat.config import ConfigError, build_recipe, load_recipe
 from heliostat.rollout import SamplingSettings
+from heliostat.theory import MeasuredStep
 from heliostat.tracking import METRICS
 
 
@@ -235,6 +237,48 @@ def test_theory_plot_prints_what_it_drew(room, capsys, tmp_path):
     assert capsys.readouterr().out == f"{tmp_path / 'a.svg'}\n{tmp_path / 'b.svg'}\ntheory/a.svg\ntheory/b.svg\n"
 
 
+LINE = {"objective.tau": 0.2, "reward/success": 0.25, "policy/lambda_hat": 0.8, "policy/log_ratio_correct": 1.2}
+
+
+def written(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_theory_plot_reads_measured_steps_that_have_a_place_on_the_curves(tmp_path):
+    whole = LINE | {"policy/log_ratio_incorrect": -1.4}
+    path = written(tmp_path / "steps.jsonl", [whole, LINE, whole | {"reward/success": 1.0}])
+    assert read_measured(path) == [MeasuredStep(0.2, 0.25, 0.8, 1.2, -1.4)]
+
+
+def test_theory_plot_reads_a_run_with_its_temperature(tmp_path):
+    (tmp_path / "recipe.toml").write_text('[objective]\nname = "pmd-mean"\ntau = 0.5\n')
+    line = {"step": 1, **LINE, "policy/log_ratio_incorrect": -1.4}
+    written(tmp_path / "metrics.jsonl", [line, line | {"step": 2}])
+    assert read_measured(tmp_path) == [MeasuredStep(0.5, 0.25, 0.8, 1.2, -1.4)] * 2
+    (tmp_path / "recipe.toml").write_text('[objective]\nname = "grpo"\n')
+    with pytest.raises(ConfigError, match=r"exact curves are those of pmd-mean and kimi-k2; .* trained with 'grpo'"):
+        read_measured(tmp_path)
+
+
+def test_theory_plot_says_what_cannot_be_drawn(tmp_path):
+    with pytest.raises(ConfigError, match="neither a run folder nor a file of JSON lines"):
+        read_measured(tmp_path / "absent")
+    (tmp_path / "text").write_text("[1]\n")
+    with pytest.raises(ConfigError, match="line 1: not a JSON object"):
+        read_measured(tmp_path / "text")
+    with pytest.raises(ConfigError, match="holds no step with"):
+        read_measured(written(tmp_path / "steps.jsonl", [LINE]))
+
+
+def test_theory_plot_draws_measured_steps_last(room, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("heliostat.cli.theory.read_measured", lambda path: [path])
+    calls = room("heliostat.theory", draw_all=lambda folder: [], draw_measured=lambda steps, folder: folder / "m.svg")
+    assert main(["theory", "plot", str(tmp_path), "--measured", "steps"]) == 0
+    assert calls[-1].args == ([Path("steps")], tmp_path)
+    assert capsys.readouterr().out == f"{tmp_path / 'm.svg'}\n"
+
+
 def test_recipes_are_listed_and_printed(capsys):
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
@@ -265,6 +309,7 @@ def test_the_rooms_really_take_these_calls():
         (report.write_report, ([folder],), {}),
         (report.write_report, ([folder], None), {}),
         (theory.draw_all, (folder,), {}),
+        (theory.draw_measured, ([], folder), {}),
         (tasks.list_tasks, (), {}),
         (tasks.show_task, ("a",), {}),
         (tasks.load_task, (recipe.task[0], 0), {}),

@@ -104,11 +104,13 @@ def test_a_level_of_zero():
 def test_limits_and_offsets():
     assert alarms(Limit(0.5, side="low"), [0.6, 0.5, 0.4]) == [2]
     assert alarms(Limit(0.5), [0.5, 0.6]) == [1]
+    assert alarms(Limit(0.5, hold=3), [0.6, 0.6, 0.4, 0.6, 0.6, 0.6, 0.6, 0.4]) == [5, 6]
     assert alarms(Offset(Reference(1), 0.1), [0.3, 0.39, 0.41, 0.2]) == [2]
 
 
 MAKERS = [
     lambda: Limit(1.0),
+    lambda: Limit(1.0, hold=2),
     lambda: Multiple(Reference(5, skip=2), 1.2, hold=2),
     lambda: Offset(Reference(5), 0.3, hold=2),
     lambda: RobustZ(Reference(10, rolling=True, least=4), 2.0),

@@ -44,6 +44,7 @@ def test_a_healthy_run_is_left_alone():
 FAULTS = {
     "wrecked": {"optim/update_ratio": 2.0},
     "step-size": {"optim/update_ratio": 8e-3},
+    "longer-steps": {"optim/update_ratio": 2e-3},
     "mismatch": {"mismatch/k3": 0.01},
     "mismatch-chi2": {"mismatch/chi2_token": 0.2},
     "mismatch-ess": {"mismatch/ess": 0.4},

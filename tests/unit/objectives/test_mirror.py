@@ -77,6 +77,25 @@ def test_at_the_anchor_the_gradient_is_rloo_and_tau_is_irrelevant(tau, leave_one
     assert torch.allclose(gradient, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_pmd_mean_ascends_in_kimi_k15s_direction(seed):
+    """As published: the mean over j of (r_j - mean r) grad log pi(y_j) - tau/2 grad s_j^2, away from the anchor."""
+    logits, token_logp, rewards = small_policy(seed)
+    tau, count = 0.3, len(rewards)
+    objective = build("pmd-mean", tau=tau)
+    _, tokens = phase_start(objective, token_logp, rewards)
+    with torch.no_grad():
+        logits += torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed + 9), dtype=torch.float64)
+    logp_new = token_logp()
+    (descent,) = torch.autograd.grad(objective.loss(logp_new, tokens, float(count)).loss, logits)
+    totals = token_logp().reshape(count, 2).sum(1)
+    log_ratio = totals - tokens.logp_old.reshape(count, 2).sum(1)
+    published = ((rewards - rewards.mean()) * totals - 0.5 * tau * log_ratio.square()).mean()
+    (ascent,) = torch.autograd.grad(published, logits)
+    assert bool((log_ratio.abs() > 0.1).any())
+    assert torch.allclose(-descent, ascent, atol=1e-12, rtol=0)
+
+
 def test_kimi_k2_at_the_anchor_scales_with_two_tau():
     logits, token_logp, rewards = small_policy()
     gradients = []

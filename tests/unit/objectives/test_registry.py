@@ -95,3 +95,14 @@ def test_a_name_without_settings_means_what_its_source_published(name, published
 def test_hyper_parameters_cannot_change_under_a_run():
     with pytest.raises(AttributeError):
         build("pmd-mean").tau = 0.5
+
+
+@pytest.mark.parametrize("name", objective_names())
+def test_only_regressions_say_what_they_regress_on(name):
+    """The log's share of the subproblem solved is read for these and left out for the others."""
+    squares = {"pmd-mean", "pmd-part", "pmd-baseline", "kimi-k2", "opmd"}
+    expected = {**dict.fromkeys(squares, 0.3), "log-ratio-decay": 0.2}.get(name)
+    objective = build(name, **({"tau": 0.3} if name in squares else {}))
+    assert objective.regression_tau == expected
+    assert build("log-ratio-decay", level="token").regression_tau is None
+    assert build("log-ratio-decay", decay=0.0).regression_tau is None

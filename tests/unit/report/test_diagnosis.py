@@ -49,7 +49,7 @@ COLLAPSE = {
     ),
     "narrowing": (
         lambda step: {"policy/entropy": 0.001, "reward/zero_signal": 0.99} if step > 90 else {},
-        "no-signal",
+        "entropy-collapse",
         "stopped exploring",
         91,
     ),

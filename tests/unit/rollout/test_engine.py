@@ -50,9 +50,10 @@ def test_every_group_is_announced_once_and_most_before_the_last_pass(nano, kind)
     assert min(steps for _, steps in announced.values()) < engine.counts.decode_steps
 
 
-def test_the_plain_engine_samples_the_same(nano):
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_plain_engine_samples_the_same(nano, shared):
     prompts = make_prompts(nano, 4)
-    fast = sample(TorchEngine(nano, DecodeLimits(10)), prompts)
+    fast = sample(TorchEngine(nano, DecodeLimits(10), shared_prompt=shared), prompts)
     plain = sample(PlainEngine(nano, DecodeLimits(10)), prompts)
     assert all_ids(fast) == all_ids(plain)
     for one, two in zip(fast, plain, strict=True):

@@ -1,8 +1,10 @@
 """Worked solutions are right, and say what their documentation says they say."""
 
+import itertools
 import random
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from heliostat.config import ConfigError, TaskSection
 from heliostat.tasks import load_task
 from heliostat.tasks.answers import find_answer
-from heliostat.tasks.solutions import WRITERS, find_writer
+from heliostat.tasks.solutions import SLIPS, WRITERS, find_writer
 
 numbers = st.integers(0, 10**6)
 
@@ -137,3 +139,65 @@ def test_a_question_that_is_no_sum_is_refused() -> None:
     question = "What is " + random.Random(0).choice(["the gcd of 3 and 4?", "3 times 4"])
     with pytest.raises(ValueError, match="cannot read a sum"):
         WRITERS["columns"].write(question, "1", {})
+
+
+class TestCarelessTeachers:
+    @staticmethod
+    def parts(text: str) -> tuple[list[tuple[str, int]], int]:
+        working, _, answer = text.rpartition("\n= ")
+        steps = [step.split("=") for step in working.split(", ")]
+        return [(left, int(right)) for left, right in steps], int(answer)
+
+    @given(expressions(), st.integers(0, 2**32))
+    def test_without_slips_it_is_the_right_solution(self, expression: str, seed: int) -> None:
+        for name in ("running-total", "chain"):
+            careless = WRITERS[name].careless(f"{expression} =", {}, 0.0, np.random.default_rng(seed))
+            assert careless == solve(name, expression)
+
+    def test_slips_come_at_their_rate_and_are_carried_on(self) -> None:
+        rng = np.random.default_rng(0)
+        slipped = []
+        for _ in range(2000):
+            steps, answer = self.parts(WRITERS["running-total"].careless("3 + 4 - 2 + 9 =", {}, 0.3, rng))
+            assert answer == steps[-1][1]
+            for (_, total), (following, _) in itertools.pairwise(steps):
+                assert re.match(r"-?\d+", following)[0] == str(total)  # type: ignore[index]
+            slipped += [total - eval(left.replace("--", "- -").replace("+-", "+ -")) for left, total in steps]
+        assert set(slipped) == {0, *SLIPS}
+        assert abs(np.mean(np.array(slipped) != 0) - 0.3) < 4 * (0.3 * 0.7 / len(slipped)) ** 0.5
+
+    def test_demonstrations_slip_and_problems_keep_their_right_solutions(self) -> None:
+        section = TaskSection.model_validate(
+            {
+                "name": "reasoning-gym/chain_sum",
+                "solution": "running-total",
+                "slips": 1.0,
+                "slips_after": 0.5,
+                "num_train": 5,
+                "num_heldout": 1,
+                "settings": {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+            }
+        )
+        task, rng = load_task(section, 0), np.random.default_rng(0)
+        for problem in task.train:
+            assert problem.solution is not None
+            assert find_answer(problem.solution, task.answer_after) == problem.answer
+            assert task.teacher(problem, rng, 0.49) == problem.solution  # not yet
+            shown = [task.teacher(problem, rng, 0.5) for _ in range(8)]
+            assert problem.solution not in shown
+            assert len(set(shown)) > 1
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"solution": "columns"}, "states totals: running-total, chain"),
+            ({}, "states totals"),
+            ({"solution": "chain", "answer_after": "#"}, "the writer's own task.answer_after"),
+            ({"solution": "chain", "slips": 1.5}, "slips"),
+            ({"solution": "chain", "slips": 0.0, "slips_after": 0.5}, "slips is 0"),
+        ],
+    )
+    def test_what_cannot_slip_is_refused(self, settings: dict[str, object], message: str) -> None:
+        table = {"name": "reasoning-gym/chain_sum", "slips": 0.5, "num_train": 2, "num_heldout": 1, **settings}
+        with pytest.raises(ConfigError, match=message):
+            load_task(TaskSection.model_validate(table), 0)

@@ -4,10 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from heliostat.models import encode_problem
 from heliostat.traces import Bank, Findings, ImportReport, Problems, import_rows, read_rows, reverify
 from heliostat.traces.columns import to_columns
+from heliostat.traces.files import Row
 from heliostat.traces.fingerprint import policy_fingerprint
 from heliostat.traces.record import Source, Trace
 from heliostat.types import Problem, Verdict
@@ -76,6 +79,36 @@ def test_rows_that_cannot_be_used_are_named_and_the_rest_is_imported(tmp_path, p
         f"rows.jsonl, row {n}" for n in range(1, 5)
     ]
     assert "unknown problem" in report.findings.problems[0]
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.integers(-3, 2**40), st.text(max_size=2), st.none()), max_size=3),
+    st.dictionaries(st.sampled_from(["role", "content"]), st.one_of(st.integers(), st.text(max_size=3)), max_size=2),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_row_holds_it_is_stored_or_named(data, tmp_path, problems):
+    """Rows with wrong types, negative ids, NaN rewards: each is a stored trace, a copy, or a finding at its place."""
+    text_row = {"prompt": "1 + 2 =", "completion": "3", "reward": 1.0, "step": 1, "problem_id": "sums/a"}
+    good = data.draw(st.sampled_from([text_row, own_row(problems)]))
+    broken = data.draw(st.dictionaries(st.sampled_from(sorted(good)), JUNK, min_size=1, max_size=3))
+    report = ImportReport()
+    rows = [
+        Row("rows.jsonl, row 1", {**good, **broken}),
+        Row("rows.jsonl, row 2", {"prompt": "2 + 2 =", "completion": "4"}),
+    ]
+    with Bank.open(tmp_path / "any.bank") as bank:
+        import_rows(bank, rows, report, problems)
+    done = report.appended
+    assert done.num_new + done.num_known + report.findings.num_problems == 2
+    assert all(problem.startswith("rows.jsonl, row 1") for problem in report.findings.problems)
 
 
 def own_row(problems, **changes):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -45,3 +47,22 @@ def test_rewards_are_reported_as_they_were():
     (training,) = make_batch(PmdMean(tau=0.5), [population(logits)], 0.3).groups
     assert set(training.group.rewards) == {1.0}
     assert float(training.advantages.sum()) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_variety_bonus_pays_for_right_answers_only():
+    logits = torch.log(torch.tensor(COUNTS, dtype=torch.float64))
+    group = population(logits)
+    wrong = tuple(Verdict(0.0, False) if c.token_ids[0] == 3 else v for c, v in
+                  zip(group.completions, group.verdicts, strict=True))  # fmt: skip
+    group = dataclasses.replace(group, verdicts=wrong)
+    objective = PmdMean(tau=0.5)
+    plain, entropy, variety = (
+        make_batch(objective, [group], *bonus).groups[0].advantages for bonus in ((), (0.3,), (0.0, 0.3))
+    )
+    surprise = torch.tensor([-float(c.logp_gen.sum()) for c in group.completions])
+    right = torch.tensor([v.success for v in group.verdicts])
+    gained = variety - plain
+    assert torch.allclose(gained - gained[~right][0], 0.3 * surprise * right, atol=1e-6)
+    assert torch.allclose((entropy - variety)[right] - (entropy - variety)[right][0], torch.zeros(int(right.sum())),
+                          atol=1e-6)  # fmt: skip
+    assert not torch.allclose(entropy, variety)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from heliostat.models import forward_flops
+from heliostat.models import BACKWARD_COST, forward_flops
 from heliostat.rollout import RolloutCounts
 from heliostat.train.ledger import COMPUTE_PHASES, Ledger
 from heliostat.train.update import UpdateCounts
@@ -91,3 +91,23 @@ def test_a_prefilled_prompt_is_charged_what_torch_counts():
     ledger = Ledger()
     ledger.charge_rollout("rollout", NANO, whole)
     assert ledger.flops["rollout"] == counter.get_total_flops() - rotary
+
+
+def test_an_update_is_charged_what_torch_counts():
+    """Forward and backward of a prompt and its continuation; torch fills the whole attention matrix, and says so."""
+    context, length = 9, 7
+    NANO.model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        hidden = NANO.head.hidden(input_ids=torch.arange(context + length)[None] + 20, use_cache=False)
+        NANO.head.logits(hidden[:, context - 1 : -1]).sum().backward()
+    NANO.model.zero_grad(set_to_none=True)
+    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    rotary = sum(flops for name, flops in by_module.items() if name.endswith("rotary_emb"))
+    counted = counter.get_total_flops() - rotary
+    counts = UpdateCounts()
+    counts.add([Row(0, context, length)], shared_prompt=True)
+    ledger = Ledger()
+    ledger.charge_update("update", NANO, counts)
+    whole = (1 + BACKWARD_COST) * forward_flops(NANO, context + length, context + length, length)
+    assert whole == counted
+    assert 0.9 * counted < ledger.flops["update"] < counted  # what causality lets a kernel skip is not charged

@@ -66,6 +66,25 @@ def test_gradient_does_not_depend_on_micro_batches_order_or_dropping(nano, objec
     assert results[1][2] == 0
 
 
+@pytest.mark.parametrize("objective", ["pmd-mean", "pmd-part", "grpo"])
+def test_groups_of_unequal_sizes_keep_their_own_baselines(nano, objective):
+    """A step on groups of 4, 3, 2 and 1 is the mean over sequences of the steps on each of them."""
+    groups = [
+        dataclasses.replace(group, completions=group.completions[:size], verdicts=group.verdicts[:size])
+        for group, size in zip(graded(nano)[1:], (4, 3, 2, 1), strict=False)
+    ]
+
+    def step(chosen):
+        one = updater(nano, objective)
+        one.run(make_batch(one.objective, chosen), num_updates=1, first_update=0, seed=0)
+        return gradient(nano) if any(p.grad is not None for p in nano.model.parameters()) else 0.0
+
+    alone = sum(len(group.completions) * step([group]) for group in groups) / sum(len(g.completions) for g in groups)
+    together = step(groups)
+    assert float(together.norm()) > 0
+    assert torch.allclose(together, alone, atol=1e-5 * float(together.norm()))
+
+
 def test_at_the_anchor_pmd_mean_is_rloo_with_its_own_scale(nano):
     groups = graded(nano)
     gradients = {}

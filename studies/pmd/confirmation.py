@@ -1,0 +1,183 @@
+"""One confirmation at a scale somebody trains at: SmolLM2-135M on the study's sums, many updates on few, large batches.
+
+    OMP_NUM_THREADS=1 python studies/pmd/confirmation.py --work /tmp/pmd    # goes on where confirmation.jsonl ends
+
+A run is two batches of rollouts with 24 updates each. The first batch is the untrained model's, so runs of one seed
+share it; success is the exact probability of the right answer followed by a line end, at the run's end.
+
+Left out: a screen of its own. Every method has the same two learning rates, and both are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from heliostat.config import Recipe, load_recipe
+from heliostat.models import encode_problem, encode_solution
+from heliostat.objectives import build_objective
+from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.tasks import VerifierPool
+from heliostat.train.curriculum import Passes
+from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.ledger import Ledger
+from heliostat.train.runtime import start_runtime
+from heliostat.train.setup import load_tasks, make_updater, set_up_model
+from heliostat.train.update import make_batch
+from heliostat.types import Batch, Group, Problem
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "confirmation.jsonl"
+NUM_PHASES, UPDATES_PER_BATCH, PROMPTS_PER_UPDATE, NUM_HELDOUT = 2, 24, 2, 60
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("pmd-mean", {"tau": 0.2}),
+    ("grpo", {}),
+    ("reinforce", {}),
+    ("pmd-mean", {"tau": 0.5}),
+)
+RATES, SEEDS = (3e-6, 1e-5), (0, 1)
+EXAMPLES = "12 + 15 = 27\n7 + 6 = 13\n"
+
+
+def plan() -> list[dict[str, Any]]:
+    """The runs, seed by seed, so that all methods are equally far at any time."""
+    return [
+        {"objective": name, "settings": settings, "lr": lr, "seed": seed}
+        for seed in SEEDS
+        for lr in RATES
+        for name, settings in METHODS
+    ]
+
+
+class Bout(AbstractContextManager["Bout"]):
+    """The untrained model with what all runs share: problems, verifiers, and each seed's first rollouts."""
+
+    def __init__(self, work: Path) -> None:
+        self.recipe = load_recipe(str(HERE / "smollm2.toml"), {"task.path": str(write_problems(work))})
+        self.runtime = start_runtime(self.recipe.run)
+        self.tasks = load_tasks(self.recipe)
+        self.bench = set_up_model(self.recipe, self.runtime)
+        self.weights = copy.deepcopy(self.bench.loaded.model.state_dict())
+        self.pool = VerifierPool(self.tasks).__enter__()
+        self.first: dict[int, list[Group]] = {}
+        tokenizer = self.bench.loaded.tokenizer
+        texts = [tokenizer.decode([index]) for index in range(len(tokenizer))]
+        line_ends = [index for index, text in enumerate(texts) if text.lstrip(" ").startswith("\n")]
+        self.ends = torch.tensor(sorted({*line_ends, *self.bench.loaded.eos_ids}))
+
+    def __exit__(self, *problem: object) -> None:
+        self.pool.__exit__(*problem)
+
+    def carry_out(self, key: dict[str, Any]) -> dict[str, Any]:
+        """One run from the untrained weights."""
+        self.bench.loaded.model.load_state_dict(self.weights)
+        recipe = run_recipe(self.recipe, key)
+        updater = make_updater(recipe, self.bench, build_objective(recipe.objective), self.runtime)
+        started, ledger, phases = time.process_time(), Ledger(), []
+        for index in range(NUM_PHASES):
+            groups = self.rollouts(key["seed"], index, ledger)
+            batch = make_batch(updater.objective, groups)
+            order = completion_seed(key["seed"], "order", index)
+            report = updater.run(batch, UPDATES_PER_BATCH, index * UPDATES_PER_BATCH, order)
+            ledger.charge_update("update", self.bench.loaded, report.counts)
+            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048)
+            means = rollout_means(groups) | mirror_means(*scored, tau=updater.objective.regression_tau)
+            numbers = {name: mean.value for name, mean in means.items() if mean.count}
+            phases.append(numbers | {"policy/max_log_ratio": float(np.abs(scored[0]).max())})
+        spent_s = time.process_time() - started
+        heldout = self.success(self.tasks[0].heldout[:NUM_HELDOUT])
+        return key | {"heldout": heldout, "phases": phases, "cpu_s": spent_s, "flops": sum(ledger.flops.values())}
+
+    def rollouts(self, seed: int, phase: int, ledger: Ledger) -> list[Group]:
+        """Graded groups under the current weights; in phase 0 those are the untrained ones, so sampled only once."""
+        if phase == 0 and seed in self.first:
+            return self.first[seed]
+        passes = Passes(self.tasks[0].train, completion_seed(seed, "problems"))
+        problems = passes.next(phase, UPDATES_PER_BATCH * PROMPTS_PER_UPDATE)
+        prompts = [self.bench.prompt(problem) for problem in problems]
+        stream = completion_seed(seed, "phase", phase)
+        size = self.recipe.rollout.group_size
+        groups = self.bench.engine.sample(prompts, size, SamplingSettings(), seed=stream, policy_step=0)
+        ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
+        graded = self.pool.verify(groups)
+        if phase == 0:
+            self.first[seed] = graded
+        return graded
+
+    @torch.no_grad()
+    def success(self, problems: Sequence[Problem]) -> list[float]:
+        """Each problem's probability of ``" answer"`` and then a line end, in the order of the problems."""
+        loaded, asked = self.bench.loaded, []
+        for number, problem in enumerate(problems):
+            prompt = encode_problem(loaded, problem, chat=False)
+            answer = encode_solution(loaded, prompt, f" {problem.answer}")[:-1]
+            asked.append((len(prompt.context_ids), len(answer), number, (*prompt.context_ids, *answer)))
+        found = [0.0] * len(problems)
+        for (length, num_answer), rows in groupby(sorted(asked), key=lambda row: row[:2]):
+            alike = list(rows)
+            ids = torch.tensor([row[3] for row in alike])
+            logits: Any = loaded.model(input_ids=ids, logits_to_keep=num_answer + 1, use_cache=False).logits
+            logp = torch.log_softmax(logits.double(), dim=-1)
+            said = logp[:, :-1].gather(2, ids[:, length:, None]).sum(dim=(1, 2))
+            stopped = logp[:, -1, self.ends].logsumexp(-1)
+            for row, value in zip(alike, (said + stopped).exp().tolist(), strict=True):
+                found[row[2]] = value
+        return found
+
+
+def write_problems(work: Path) -> Path:
+    """Every sum of two numbers below 30 behind two solved examples, as rows of a file."""
+    work.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt": f"{EXAMPLES}{a} + {b} =", "answer": str(a + b)} for a in range(30) for b in range(30)]
+    path = work / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run_recipe(recipe: Recipe, key: dict[str, Any]) -> Recipe:
+    data = recipe.model_dump()
+    data["objective"] = {"name": key["objective"], **key["settings"]}
+    data["optimizer"]["lr"] = key["lr"]
+    data["train"] |= {"num_steps": NUM_PHASES, "updates_per_step": UPDATES_PER_BATCH}
+    return Recipe.model_validate(data)
+
+
+def read() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def carry_on(work: Path, minutes: float) -> None:
+    """Make the missing runs for at most this long; the first line is the untrained model."""
+    done, until = read(), time.monotonic() + 60 * minutes
+    known = [{name: row.get(name) for name in ("objective", "settings", "lr", "seed")} for row in done]
+    missing = [key for key in plan() if key not in known]
+    with Bout(work) as bout, RESULTS.open("a") as file:
+        if not done:
+            untrained = {"objective": "none", "heldout": bout.success(bout.tasks[0].heldout[:NUM_HELDOUT])}
+            file.write(json.dumps(untrained) + "\n")
+        for key in missing:
+            if time.monotonic() > until:
+                break
+            row = bout.carry_out(key)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{key} -> {np.mean(row['heldout']):.3f} in {row['cpu_s']:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the problems")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this many")
+    options = parser.parse_args()
+    carry_on(options.work, options.minutes)
