@@ -136,6 +136,8 @@ def collect(
 
 def _with_page(result: RunResult) -> RunResult:
     """Draw the run's page; a disk that has no room for it must not hide how the run itself ended."""
+    if not result.speaks:
+        return result
     try:
         write_report([result.folder])
     except OSError as error:

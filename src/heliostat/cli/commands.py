@@ -39,12 +39,13 @@ def sft(args: Namespace) -> int:
 
 
 def _conclude(result: RunResult) -> int:
-    """Say how a run ended and where everything is."""
+    """Say how a run ended and where everything is; the other ranks of a run only say what went wrong with them."""
     from heliostat.cli.tables import print_outcome
     from heliostat.tracking import read_metrics
 
-    rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
-    print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], result.folder / "report.html")
+    if result.speaks:
+        rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
+        print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], result.folder / "report.html")
     if result.reason:
         print(f"heliostat: {result.status}: {result.reason}", file=sys.stderr)
     return result.exit_code

@@ -36,6 +36,7 @@ _EXTRAS = {
     "gymnasium": "control",
     "stable_baselines3": "control",
     "sb3_contrib": "control",
+    "peft": "lora",
     "wandb": "wandb",
     "trackio": "trackio",
 }

@@ -12,9 +12,11 @@ from heliostat.config.keys import Key, build_checked, describe_keys, describe_se
 from heliostat.config.layers import split_overrides
 from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, recipe_names, recipe_text
 from heliostat.config.sections import (
+    DistributedSection,
     EvalSection,
     FeedbackSection,
     GuardSection,
+    LoraSection,
     ModelSection,
     NamedSection,
     ObjectiveSection,
@@ -33,10 +35,12 @@ from heliostat.config.sections import (
 
 __all__ = [
     "ConfigError",
+    "DistributedSection",
     "EvalSection",
     "FeedbackSection",
     "GuardSection",
     "Key",
+    "LoraSection",
     "ModelSection",
     "NamedSection",
     "ObjectiveSection",

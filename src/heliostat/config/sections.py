@@ -44,6 +44,27 @@ class RunSection(Section):
     deterministic: bool = Field(True, description="refuse non-deterministic kernels")
 
 
+class DistributedSection(Section):
+    """How the processes that torchrun started share a run; one process ignores it, and a resumed run may change it."""
+
+    weights: Literal["replicated", "sharded"] = Field(
+        "replicated", description="whole on every rank, gradients averaged; or cut over ranks, layer by layer (FSDP2)"
+    )
+    compute_dtype: Literal["stored", "bfloat16"] = Field(
+        "stored", description="type that sharded weights are gathered and used in; stored: the model's own"
+    )
+    timeout_s: float = Field(1800.0, gt=0, description="seconds that a rank waits for the others before it gives up")
+
+    @model_validator(mode="after")
+    def _type(self) -> Self:
+        if self.compute_dtype != "stored" and self.weights != "sharded":
+            raise ValueError(
+                "distributed.compute_dtype is only used with distributed.weights = 'sharded'; the type of replicated "
+                "weights is model.dtype"
+            )
+        return self
+
+
 class ModelSection(Section):
     """The model to start from."""
 
@@ -52,6 +73,16 @@ class ModelSection(Section):
     chat: bool | Literal["auto"] = Field("auto", description="render prompts with the tokenizer's chat template")
     system: str = Field("", description="system message put before every chat prompt")
     settings: dict[str, Any] = Field(default_factory=dict, description="shape of the built-in tiny model")
+
+
+class LoraSection(Section):
+    """Low-rank adapters (extra: lora), trained in place of the model's own weights."""
+
+    rank: int = Field(0, ge=0, description="rank of every adapter; 0: train the whole model")
+    alpha: int = Field(16, gt=0, description="adapters count alpha / rank times")
+    targets: tuple[str, ...] = Field(
+        (), strict=False, description="names of the linear layers that get one; empty: all but the head"
+    )
 
 
 class TaskSection(NamedSection):
@@ -247,7 +278,9 @@ class Recipe(Section):
     """Every setting of one run."""
 
     run: RunSection = RunSection()
+    distributed: DistributedSection = DistributedSection()
     model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
     warm_start: WarmStartSection = WarmStartSection()
     feedback: FeedbackSection = FeedbackSection()

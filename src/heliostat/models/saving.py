@@ -1,6 +1,6 @@
 """Write a model as a folder that plain transformers loads, and name weights and tokenizers by their content.
 
-Left out: optimizer state and everything else a run needs to resume (``train``), and gathering sharded weights.
+Left out: optimizer state and everything else a run needs to resume, and gathering sharded weights (both ``train``).
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from pathlib import Path
 import torch
 
 from heliostat.models.loaded import LoadedModel, without_progress_bars
+from heliostat.models.lora import is_adapted, merged
 
 
-def save_model(loaded: LoadedModel, folder: Path) -> None:
+def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write weights (in the dtype they have), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
     The folder is written beside its final place and renamed into it, so a killed process leaves the earlier save, or
     the new one, or (for the instant between two renames) the earlier one under a ``.old-`` name, never a half.
+
+    Args:
+        weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
 
     Raises:
         ValueError: ``folder`` exists and holds something other than a saved model.
@@ -31,7 +35,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(loaded, partial)
+        _write(loaded, partial, weights)
         partial.chmod(0o755)  # mkdtemp makes private folders, safetensors private files
         for file in partial.iterdir():
             file.chmod(0o644)
@@ -40,11 +44,13 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(loaded: LoadedModel, folder: Path) -> None:
+def _write(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
     from transformers import GenerationConfig
 
+    if is_adapted(loaded.model):
+        weights = merged(loaded.model, loaded.model.state_dict() if weights is None else weights)
     with without_progress_bars():
-        loaded.model.save_pretrained(folder)
+        loaded.model.save_pretrained(folder, state_dict=weights)
     loaded.tokenizer.save_pretrained(folder)
     # Sampling habits that came with the original weights (top-p, penalties) describe another policy than the trained
     # one; what stays true is which ids begin, end and pad.

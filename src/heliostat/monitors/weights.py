@@ -9,12 +9,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from heliostat.monitors.signal import Moments
 from heliostat.types import Mean
 
 MAX_ENTRIES = 2**17
 """Weights remembered between two looks: half a MiB, whatever the model's size."""
+
+
+def _here(parameter: Tensor) -> Tensor:
+    """What this rank holds of it; moments are added up over ranks."""
+    held: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return held.detach()
 
 
 class WeightProbe:
@@ -47,5 +54,5 @@ class WeightProbe:
         return {"optim/update_ratio": float((moments["moved"].value / size) ** 0.5)} if size > 0 else {}
 
     def _entries(self) -> Tensor:
-        pieces = [p.detach().reshape(-1)[:: self.stride].double() for p in self.parameters]
+        pieces = [_here(p).reshape(-1)[:: self.stride].double() for p in self.parameters]
         return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.float64)

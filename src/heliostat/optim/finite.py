@@ -27,11 +27,13 @@ class FiniteStep(torch.optim.Optimizer):
     Attributes:
         extra_pass: what a training loop must supply beside the gradient: per-sample ``scores``, per-layer
             ``statistics``, a ``reevaluation`` of the same minibatch, or ``none``.
+        whole_state: entries of the state that every rank keeps whole although the weights are cut over ranks.
         num_skipped: steps left out so far; saved with the state.
         num_steps: steps taken so far; saved with the state.
     """
 
     extra_pass: ClassVar[ExtraPass] = "none"
+    whole_state: ClassVar[frozenset[str]] = frozenset()
     num_skipped: int = 0
     num_steps: int = 0
 

@@ -11,7 +11,7 @@ Left out: tensors of more than two axes (they go to AdamW), and factors split in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class KroneckerSum(FiniteStep):
         moment of the gradient, at power one half as in Adam; statistics, cost and grafting are Shampoo's (Gupta, Koren,
         Singer, 2018; Anil et al., 2020).
     """
+
+    whole_state: ClassVar[frozenset[str]] = frozenset(
+        {"mean", "second_moment", "left_statistic", "right_statistic", "left_basis", "right_basis"}
+    )
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from heliostat.config import RolloutSection
 from heliostat.models import LoadedModel
-from heliostat.rollout.drafts import DecodeLimits
+from heliostat.rollout.drafts import Announce, DecodeLimits
 from heliostat.rollout.engine import Engine, RolloutCounts, TorchEngine
 from heliostat.rollout.parity import PARITY_BOUNDS, ParityError
 from heliostat.rollout.plain import PlainEngine
@@ -17,6 +17,7 @@ from heliostat.rollout.vllm import VllmEngine
 
 __all__ = [
     "PARITY_BOUNDS",
+    "Announce",
     "DecodeLimits",
     "Engine",
     "NonFiniteLogits",

@@ -1,10 +1,12 @@
 """Checkpoints: complete or absent, never half; the newest few are kept.
 
 A checkpoint is a folder ``step_000120`` with ``model.safetensors``, ``optimizer.pt`` (tensors and plain values only,
-read back weights-only) and ``state.json``. It is written beside its place and renamed into it, so that a killed process
-or a full disk leaves the previous one intact.
+read back weights-only) and ``state.json``; a run with sharded weights has ``shards/`` in place of the first two. It is
+written beside its place and renamed into it, so that a killed process or a full disk leaves the previous one intact.
+Either kind is read by any number of ranks.
 
-Left out: sharded checkpoints, and random number state: every draw of a run is derived from its seed and step.
+Left out: the inside of ``shards/`` (``train.shards``), and random number state: every draw of a run is derived from its
+seed and step.
 """
 
 from __future__ import annotations
@@ -20,18 +22,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from heliostat.train.runtime import RankLost, Runtime
+from heliostat.train.shards import cut_like, cut_state, read_shards, write_shards
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which and what is still good."""
 
 
 class Checkpoints:
-    """The checkpoint folder of one run."""
+    """The checkpoint folder of one run; ranks save and load together, and the main one makes and removes folders."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
         self.folder = folder
         self.keep = keep
-        for leftover in folder.glob("*.partial"):
+        self.runtime = runtime
+        for leftover in folder.glob("*.partial") if runtime.is_main else ():
             shutil.rmtree(leftover)
 
     def steps(self) -> list[int]:
@@ -52,20 +58,27 @@ class Checkpoints:
         final = self._path(step)
         partial = final.with_name(final.name + ".partial")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_file(_unique_tensors(model), partial / "model.safetensors")
-            torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-            (partial / "state.json").write_text(json.dumps(state | {"step": step}), encoding="utf-8")
-            _sync(partial)
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
+            with self.runtime.together():
+                if self.runtime.is_main:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir(parents=True)
+            with self.runtime.together():
+                if self.runtime.sharded:
+                    write_shards(partial / "shards", model, optimizer, self.runtime.is_main)
+                elif self.runtime.is_main:
+                    save_file(_unique_tensors(model), partial / "model.safetensors")
+                    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+            with self.runtime.together():
+                if self.runtime.is_main:
+                    _publish(partial, final, state | {"step": step})
+        except RankLost:
+            raise
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            if self.runtime.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
             good = f"the checkpoint of step {self.steps()[-1]} is intact" if self.steps() else "there is none yet"
             raise CheckpointError(f"could not write checkpoint {final} ({error}); {good}") from error
-        for old in self.steps()[: -self.keep]:
+        for old in self.steps()[: -self.keep] if self.runtime.is_main else ():
             shutil.rmtree(self._path(old))
         return final
 
@@ -73,25 +86,32 @@ class Checkpoints:
         """Put a checkpoint's weights and optimizer state into place and return its ``state``."""
         folder = self._path(step)
         try:
-            tensors = load_file(folder / "model.safetensors")
-            optimizer_state = torch.load(folder / "optimizer.pt", weights_only=True)
+            if (folder / "shards").is_dir():
+                optimizer_state = read_shards(folder / "shards", model)
+            else:
+                tensors = load_file(folder / "model.safetensors")
+                optimizer_state = torch.load(folder / "optimizer.pt", weights_only=True)
             state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        except RankLost:
+            raise
         except Exception as error:
             raise CheckpointError(
                 f"cannot read checkpoint {folder} ({error}); remove that folder to continue from an earlier one"
             ) from error
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
-        tied = set(model.state_dict()) - set(_unique_tensors(model))
-        if unexpected or set(missing) - tied:
-            raise CheckpointError(
-                f"checkpoint {folder} is of another model: {[*missing, *unexpected][:3]} do not match"
-            )
+        if not (folder / "shards").is_dir():
+            wrong = _put(tensors, model)
+            if wrong:
+                raise CheckpointError(f"checkpoint {folder} is of another model: {wrong[:3]} do not match")
+            if self.runtime.sharded:
+                parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                whole: frozenset[str] = getattr(optimizer, "whole_state", frozenset())
+                optimizer_state = cut_state(optimizer_state, parameters, whole)
         optimizer.load_state_dict(optimizer_state)
         return state
 
     def drop_after(self, step: int) -> None:
         """Remove every checkpoint newer than ``step``."""
-        for newer in [other for other in self.steps() if other > step]:
+        for newer in [other for other in self.steps() if other > step] if self.runtime.is_main else []:
             shutil.rmtree(self._path(newer))
 
     def _path(self, step: int) -> Path:
@@ -99,19 +119,38 @@ class Checkpoints:
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without second names of tied weights (safetensors refuses shared memory)."""
+    """The state dict without second names of tied weights (safetensors refuses shared memory) and frozen weights."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     seen: set[int] = set()
     unique: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
+        if name in frozen or (tensor.data_ptr() in seen and tensor.numel()):
             continue
         seen.add(tensor.data_ptr())
         unique[name] = tensor.contiguous()
     return unique
 
 
+def _put(tensors: dict[str, torch.Tensor], model: nn.Module) -> list[str]:
+    """Stored weights in their places; returns the names that have none, or lack a weight."""
+    own = dict(model.named_parameters())
+    cut = {name: cut_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
+    missing, unexpected = model.load_state_dict(cut, strict=False)
+    wanted = {name for name, parameter in own.items() if parameter.requires_grad} | dict(model.named_buffers()).keys()
+    return [*(name for name in missing if name in wanted), *unexpected]
+
+
+def _publish(partial: Path, final: Path, state: dict[str, Any]) -> None:
+    """Add the state, force everything to the disk, and put the folder in its place."""
+    (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    _sync(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+
+
 def _sync(folder: Path) -> None:
     """Force files to the disk before the rename that publishes them."""
-    for path in folder.iterdir():
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())

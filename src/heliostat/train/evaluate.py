@@ -17,6 +17,7 @@ from jaxtyping import Float
 from heliostat.rollout import Engine, SamplingSettings
 from heliostat.statistics import bootstrap, pass_at_k
 from heliostat.tasks import VerifierPool
+from heliostat.train.runtime import Runtime
 from heliostat.types import Group, Prompt
 
 
@@ -142,19 +143,27 @@ def evaluate(
     prompts: Sequence[Prompt],
     num_samples: int,
     settings: SamplingSettings,
+    runtime: Runtime,
     *,
     seed: int,
     greedy: bool = False,
 ) -> tuple[Evaluation, list[Group]]:
-    """Sample, verify and count.
+    """Sample, verify and count; every rank does its share, and all know everything.
 
     Returns:
         The evaluation, and the verified groups of sampled completions (for transcripts).
     """
-    groups = pool.verify(engine.sample(prompts, num_samples, settings, seed=seed, policy_step=0))
+    mine = runtime.share(prompts)
+    best: list[Group] = []
+    with runtime.together():
+        groups = pool.verify(engine.sample(mine, num_samples, settings, seed=seed, policy_step=0))
+        if greedy:
+            coldest = SamplingSettings(temperature=0)
+            best = pool.verify(engine.sample(mine, 1, coldest, seed=seed, policy_step=0))
+    groups = runtime.regroup(prompts, groups)
     greedy_success: Mapping[str, bool] = {}
     if greedy:
-        best = pool.verify(engine.sample(prompts, 1, SamplingSettings(temperature=0), seed=seed, policy_step=0))
+        best = runtime.regroup(prompts, best)
         greedy_success = {group.prompt.problem.problem_id: group.verdicts[0].success for group in best}
     results = tuple(
         ProblemResult(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from heliostat.objectives import Objective
+from heliostat.train.lockstep import Lockstep
 from heliostat.train.packing import Row, token_batch
 from heliostat.train.policy import Policy
 
@@ -30,14 +31,18 @@ class ExtraPass:
     """One update's rows, ready to be run again.
 
     Attributes:
-        parts: the micro-batches of the update, with the anchor's log-probabilities filled in.
+        rows: every completion of the update, other ranks' included: scores are drawn from them, and all take each.
+        parts: this rank's micro-batches, with the anchor's log-probabilities filled in.
+        lockstep: keeps ranks in step.
         count: told of every further forward, for the ledger.
     """
 
     policy: Policy
     objective: Objective
     normalizer: float
+    rows: Sequence[Row]
     parts: Sequence[Sequence[Row]]
+    lockstep: Lockstep
     count: Callable[[Sequence[Row], bool], None]
 
     def step(self, optimizer: torch.optim.Optimizer, seed: Sequence[int]) -> None:
@@ -48,12 +53,12 @@ class ExtraPass:
         optimizer.step()
 
     def _with_scores(self, optimizer: Any, seed: Sequence[int]) -> None:
-        rows = [row for part in self.parts for row in part]
-        rows.sort(key=lambda row: (row.prompt.problem.problem_id, row.completion.seed))  # not by how they were packed
+        rows = sorted(self.rows, key=lambda row: (row.prompt.problem.problem_id, row.completion.seed))
         draw = np.random.default_rng(seed)
         for index in draw.choice(len(rows), optimizer.num_scores, replace=len(rows) < optimizer.num_scores):
             with optimizer.score():
                 self._log_probs([rows[index]]).sum().backward()  # type: ignore[no-untyped-call]
+                self.lockstep.synchronise()
         optimizer.step()
 
     def _with_statistics(self, optimizer: Any, seed: Sequence[int]) -> None:
@@ -65,6 +70,7 @@ class ExtraPass:
                 for part in self.parts:
                     self.count(part, False)
                     alone.log_probs(part).sum().backward()  # type: ignore[no-untyped-call]
+                self.lockstep.fill(alone)
         optimizer.step()
 
     def _with_reevaluation(self, optimizer: Any, seed: Sequence[int]) -> None:
@@ -73,7 +79,10 @@ class ExtraPass:
     def _losses(self) -> Iterator[Tensor]:
         for part in self.parts:
             logp_new = self._log_probs(part)
-            yield self.objective.loss(logp_new, token_batch(part, logp_new), self.normalizer).loss
+            loss = self.objective.loss(logp_new, token_batch(part, logp_new), self.normalizer).loss
+            yield loss * self.lockstep.scale
+        self.lockstep.fill(self.policy)
+        self.lockstep.synchronise()  # whoever asked has called backward on every loss by now
 
     def _log_probs(self, part: Sequence[Row]) -> Tensor:
         self.count(part, self.policy.shared_prompt)

@@ -1,7 +1,7 @@
 """The run folder: one owner at a time, every file in a known place, nothing half-written.
 
     recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  events.jsonl  abandoned.jsonl
-    checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)
+    checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)  adapter/ (LoRA)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -52,19 +52,24 @@ def default_run_dir(section: RunSection, recipe_name: str) -> Path:
 class RunFolder:
     """A locked run folder.
 
+    Args:
+        writes: whether this process is the one that writes here; what others of a run would write is left out.
+
     Raises:
         RunLocked: another process holds it.
         ConfigError: it holds a run of a different recipe.
     """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
+    def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
         self.path = path
-        self._is_new = not path.exists()
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
-        self._check_recipe(recipe)
+        self.writes = writes
         self.checkpoints = path / "checkpoints"
-        self.checkpoints.mkdir(exist_ok=True)
+        if writes:
+            self._is_new = not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+            self._check_recipe(recipe)
+            self.checkpoints.mkdir(exist_ok=True)
         self.metrics = path / "metrics.jsonl"
         self.evals = path / "evals.jsonl"
         self.transcripts = path / "transcripts.jsonl"
@@ -72,6 +77,7 @@ class RunFolder:
         self.abandoned = path / "abandoned.jsonl"
         self.summary = path / "summary.json"
         self.model = path / "model"
+        self.adapter = path / "adapter"
         self.prefixes = path / "prefixes.json"
         self.reference = path / "reference"
 
@@ -107,6 +113,8 @@ class RunFolder:
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines and flush them to the disk."""
+        if not self.writes:
+            return
         with path.open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -115,6 +123,8 @@ class RunFolder:
 
     def rewind_to(self, step: int | None) -> None:
         """Forget what was written after the checkpoint of ``step``, or everything; a resumed run writes it again."""
+        if not self.writes:
+            return
         if step is None:
             for path in (self.metrics, self.evals, self.transcripts, self.events, self.abandoned):
                 path.unlink(missing_ok=True)
@@ -127,12 +137,16 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop evaluations and transcripts of steps that were taken back; those of ``step`` itself and before stay."""
+        if not self.writes:
+            return
         for path in (self.evals, self.transcripts):
             if path.exists():
                 _keep_lines(path, lambda row: row["step"] <= step)
 
     def rewind_events(self, tick: int) -> None:
         """Forget what the guard wrote after ``tick``, its count of steps made (abandoned ones included)."""
+        if not self.writes:
+            return
         for path in (self.events, self.abandoned):
             if path.exists():
                 _keep_lines(path, lambda row: row["tick"] <= tick)
@@ -151,10 +165,14 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
+        if not self.writes:
+            return
         write_atomically(self.summary, json.dumps(summary, indent=1) + "\n")
 
     def close(self) -> None:
         """Let the next process have the folder; a run that was refused before it began leaves none behind."""
+        if not self.writes:
+            return
         self._lock.truncate(0)
         self._lock.close()
         if self._is_new and not self.metrics.exists():
@@ -167,9 +185,9 @@ def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
-    """The first key on which two recipes differ, ``run`` and ``tracking`` aside: those do not change the result."""
+    """The first key on which two recipes differ, but for those that do not change the result."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
-        if not where and key == "tracking":
+        if not where and key in ("tracking", "distributed"):
             continue
         old, new = stored.get(key), asked.get(key)
         if where == "" and key == "task":

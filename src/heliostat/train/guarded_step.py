@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heliostat.train.runtime import whole
+
 
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row were not finite."""
@@ -49,7 +51,7 @@ class GuardedStep:
         Raises:
             TrainingDiverged: this is skipped step ``max_bad_steps`` in a row.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
         if np.isfinite(loss) and np.isfinite(norm) and self._took(norm, step or self.optimizer.step):
             self.num_bad_in_a_row = 0
             return norm

@@ -17,10 +17,15 @@ class Interrupted(Exception):
 
 
 class InterruptGuard:
-    """While active, Ctrl-C and SIGTERM set a flag that the loop looks at between phases."""
+    """While active, Ctrl-C and SIGTERM set a flag that the loop looks at between phases.
 
-    def __init__(self, note: Callable[[str], None]) -> None:
+    Args:
+        agree: makes of this process's flag that of all processes of a run.
+    """
+
+    def __init__(self, note: Callable[[str], None], agree: Callable[[bool], bool] = bool) -> None:
         self.note = note
+        self.agree = agree
         self.requested = False
         self._previous: dict[int, Any] = {}
 
@@ -48,5 +53,5 @@ class InterruptGuard:
         Raises:
             Interrupted: Ctrl-C was pressed.
         """
-        if self.requested:
+        if self.agree(self.requested):
             raise Interrupted

@@ -65,14 +65,16 @@ def sources_of(recipe: Recipe, loaded: LoadedModel, tasks: Sequence[Task], run: 
 
 
 class TraceLog:
-    """A training run's own rollouts on their way into the recipe's bank; does nothing where it names none."""
+    """A training run's own rollouts on their way into the recipe's bank, if it names one and this rank keeps them."""
 
-    def __init__(self, recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel, run: str) -> None:
+    def __init__(
+        self, recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel, run: str, keeps: bool = True
+    ) -> None:
         section = recipe.traces
         self._recipe, self._tasks, self._loaded, self._run = recipe, tasks, loaded, run
         self._stack = ExitStack()
         self._bank: Bank | None = None
-        if section.bank and section.keep != "none":
+        if keeps and section.bank and section.keep != "none":
             self._bank = self._stack.enter_context(Bank.open(Path(section.bank)))
 
     def __enter__(self) -> Self:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import monotonic
 
 from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops
-from heliostat.rollout import RolloutCounts
+from heliostat.rollout import Engine, RolloutCounts
+from heliostat.train.runtime import Runtime
 from heliostat.train.update import UpdateCounts
 
 COMPUTE_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
@@ -48,6 +49,11 @@ class Ledger:
     def step(self) -> Iterator[None]:
         """Around one training step; a profiling ledger looks closer here."""
         yield
+
+    def charge_sampling(self, phase: str, loaded: LoadedModel, engine: Engine, runtime: Runtime) -> None:
+        """What all ranks have sampled since the last call; all call it together."""
+        total = runtime.sum(asdict(engine.take_counts()))
+        self.charge_rollout(phase, loaded, RolloutCounts(**{key: int(value) for key, value in total.items()}))
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
         """Forward passes of sampling: prompts once per prefill, then one token per live row and step."""

@@ -24,6 +24,7 @@ from heliostat.tasks import VerifierPool
 from heliostat.train.evaluate import evaluate
 from heliostat.train.packing import Row, microbatches
 from heliostat.train.policy import Policy
+from heliostat.train.runtime import Runtime
 from heliostat.types import Completion, Group, Prompt, StopReason
 
 NUM_CROSSED = 8
@@ -44,10 +45,12 @@ class Panel:
     seed: int
     tokens_per_microbatch: int
 
-    def measure(self, engine: Engine, pool: VerifierPool, policy: Policy) -> dict[str, float]:
+    def measure(self, engine: Engine, pool: VerifierPool, policy: Policy, runtime: Runtime) -> dict[str, float]:
         """The panel's numbers under the current weights."""
         settings = SamplingSettings(temperature=self.temperature)
-        result, groups = evaluate(engine, pool, self.prompts, self.num_samples, settings, seed=self.seed, greedy=True)
+        result, groups = evaluate(
+            engine, pool, self.prompts, self.num_samples, settings, runtime, seed=self.seed, greedy=True
+        )
         numbers = {
             "panel/pass@1": result.pass_at_1,
             "panel/reward": result.mean_reward,

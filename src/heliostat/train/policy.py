@@ -21,6 +21,7 @@ from heliostat.models import Head, LoadedModel, forward_flops
 from heliostat.train.layouts import Cached, Layout, Plain, Tree, Work
 from heliostat.train.packing import GroupShape, Row, by_group
 from heliostat.train.recompute import recomputing
+from heliostat.train.sharding import inside, is_sharded
 
 MAX_LOGITS = 2**24
 """Logits alive at once in the head (64 MiB in float32)."""
@@ -68,20 +69,29 @@ class Policy:
         self.shared_prompt = shared_prompt and loaded.cache_kind == "kv"
         self.layouts: tuple[Layout, ...] = (Plain(),)
         if self.shared_prompt:  # what is computed again must not write to a cache a second time
-            self.layouts = (Tree(),) if recompute else (Tree(), Cached())
+            # ... and layers that are gathered for a pass must not be reached through a cache once they are let go.
+            self.layouts = (Tree(),) if recompute or is_sharded(loaded.model) else (Tree(), Cached())
         self.device = next(loaded.model.parameters()).device
         alone = forward_flops(loaded, 1, 0, 0)
         self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone
 
     def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Log-probability of every completion token of ``rows``, concatenated in row order."""
-        hidden = self._hidden(rows)
         targets = torch.tensor([token for row in rows for token in row.completion.token_ids], device=self.device)
-        return completion_log_probs(self.loaded.head, hidden, targets, self.temperature, self._vocab_size)
+
+        def work() -> Tensor:
+            return completion_log_probs(
+                self.loaded.head, self._hidden(rows), targets, self.temperature, self._vocab_size
+            )
+
+        return inside(self.loaded.model, work)
 
     @torch.no_grad()
     def entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Entropy of the distribution in front of every completion token, in nats; for looking, without gradient."""
+        return inside(self.loaded.model, lambda: self._entropies(rows))
+
+    def _entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         pieces = []
         for chunk in torch.split(self._hidden(rows), max(1, MAX_LOGITS // self._vocab_size)):
             logp = torch.log_softmax(self.loaded.head.logits(chunk).float() / self.temperature, dim=-1)

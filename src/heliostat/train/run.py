@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heliostat.config import ConfigError, Recipe
+from rich.console import Console
+
+from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tracking import open_trackers
@@ -31,15 +33,15 @@ from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
-from heliostat.train.runtime import start_runtime
-from heliostat.train.setup import check_recipe, load_tasks, set_up_model
+from heliostat.train.runtime import RankLost, running, spoken_transport, start_runtime
+from heliostat.train.setup import check_ranks, check_recipe, load_tasks, set_up_model
 from heliostat.train.trainer import Trainer
 from heliostat.types import Group, Problem
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
-    *(ParityError, ServerError, GuardStopped),
+    *(ParityError, ServerError, GuardStopped, RankLost),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
@@ -51,6 +53,7 @@ class RunResult:
     Attributes:
         status: ``finished``, ``interrupted`` or ``failed``; ``reason`` says why if not finished.
         before, after: held-out results, where the run got that far.
+        speaks: whether this process is the one of its run that talks to people.
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class RunResult:
     reason: str
     before: Evaluation | None
     after: Evaluation | None
+    speaks: bool = True
 
     @property
     def exit_code(self) -> int:
@@ -80,26 +84,32 @@ def run_recipe(
     """
     objective = check_recipe(recipe)
     tasks = load_tasks(recipe)
-    runtime = start_runtime(recipe.run)
-    path = run_dir or default_run_dir(recipe.run, recipe_name)
     with ExitStack() as stack:
-        shown = stack.enter_context(display or Display())
-        folder = RunFolder(path, recipe)
-        stack.callback(folder.close)
+        runtime = stack.enter_context(running(recipe.run, recipe.distributed))
+        check_ranks(recipe, runtime)
+        path = runtime.from_main(run_dir or default_run_dir(recipe.run, recipe_name))
+        shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
+        with runtime.together():
+            folder = RunFolder(path, recipe, writes=runtime.is_main)
+            stack.callback(folder.close)
         shown.note(f"run folder: {path}")
-        if folder.is_finished:
+        if runtime.from_main(folder.is_finished):
             shown.note("this run is finished already; nothing to do")
-            return RunResult(path, "finished", "", folder.recorded("before"), folder.recorded("after"))
+            results = (folder.recorded("before"), folder.recorded("after"))
+            return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
         pool = stack.enter_context(VerifierPool(tasks))
-        bench = set_up_model(recipe, runtime)
-        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints)
-        folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
-        trackers = open_trackers(recipe.tracking, folder.path, recipe.model_dump(mode="json"))
+        with runtime.together():
+            bench = set_up_model(recipe, runtime)
+        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
+        with runtime.main_first():
+            folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
+        settings = recipe.model_dump(mode="json")
+        trackers = open_trackers(recipe.tracking, folder.path, settings) if runtime.is_main else []
         for tracker in trackers:
             stack.callback(tracker.close)
-        interrupt = stack.enter_context(InterruptGuard(shown.note))
+        interrupt = stack.enter_context(InterruptGuard(shown.note, runtime.any))
         ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
-        traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name))
+        traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name, keeps=runtime.is_main))
         trainer = Trainer(
             recipe,
             folder,
@@ -123,7 +133,8 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
     before = after = None
     status, reason = "finished", ""
     try:
-        before, after = trainer.run()
+        with spoken_transport():  # sharded weights travel inside torch
+            before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
         where = f"after step {trainer.step}" if trainer.step > 0 else "before the first step"
         status, reason = (
@@ -132,6 +143,8 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
         )
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
+        if isinstance(error, RankLost):
+            trainer.display.note(reason)  # at once: torchrun is about to end this process as well
     before = before or trainer.folder.recorded("before")
     trainer.folder.write_summary(
         {
@@ -149,7 +162,7 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
             "report": "report.html",
         }
     )
-    return RunResult(trainer.folder.path, status, reason, before, after)
+    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main)
 
 
 def run_sft(
@@ -228,6 +241,7 @@ def run_eval(
                 [bench.prompt(problem) for problem in heldout],
                 num_samples or recipe.eval.final_samples,
                 settings or SamplingSettings(temperature=recipe.rollout.temperature),
+                runtime,
                 seed=completion_seed(recipe.run.seed, "evaluation"),
                 greedy=greedy,
             )
@@ -261,4 +275,4 @@ def _with_model(recipe: Recipe, path: str) -> Recipe:
     section = recipe.model.model_copy(
         update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
     )
-    return recipe.model_copy(update={"model": section})
+    return recipe.model_copy(update={"model": section, "lora": LoraSection()})

@@ -13,14 +13,18 @@ import torch
 
 from heliostat.config import ConfigError, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model
+from heliostat.models.lora import add_adapters
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import Schedule, build_optimizer, optimizer_settings
+from heliostat.optim.layers import LayerOptimizer
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
 from heliostat.train.feedback import Feedback
+from heliostat.train.gathered_engine import GatheredEngine
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.policy import Policy
 from heliostat.train.runtime import Runtime
+from heliostat.train.sharding import shard
 from heliostat.train.update import Updater
 from heliostat.types import Problem, Prompt
 
@@ -35,6 +39,31 @@ def check_recipe(recipe: Recipe) -> Objective:
     return build_objective(recipe.objective)
 
 
+def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
+    """What works on one rank and not on these.
+
+    Raises:
+        ConfigError: the recipe asks for it.
+    """
+    if runtime.world_size == 1:
+        return
+    if recipe.rollout.engine == "vllm":
+        raise ConfigError(
+            "rollout.engine = 'vllm' serves one trainer process; start it without torchrun, or sample with engine "
+            "'torch'"
+        )
+    name, settings = recipe.optimizer.name, recipe.optimizer.settings
+    why = ""
+    if name == "reng" and settings.get("mode") == "double-backward":
+        why = "its double backward sees one rank's rows only; set optimizer.mode = 'finite-difference'"
+    elif runtime.sharded and name in ("eva", "ring"):
+        why = "it needs whole matrices; set distributed.weights = 'replicated'"
+    elif runtime.sharded and name == "rkalman" and settings.get("form") == "low-rank":
+        why = "its low-rank rows are not cut over ranks; set optimizer.form = 'diagonal'"
+    if why:
+        raise ConfigError(f"optimizer '{name}' does not work on {runtime.world_size} ranks like this: {why}")
+
+
 def load_tasks(recipe: Recipe) -> list[Task]:
     """All tasks of a recipe; their names must differ, since results are reported by name."""
     tasks = [load_task(section, recipe.run.seed) for section in recipe.task]
@@ -46,11 +75,16 @@ def load_tasks(recipe: Recipe) -> list[Task]:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A model with its engine, ready to be sampled from and scored."""
+    """A model with its engine, ready to be sampled from and scored.
+
+    Attributes:
+        numerics: the type that log-probabilities are computed in.
+    """
 
     loaded: LoadedModel
     engine: Engine
     recipe: Recipe
+    numerics: torch.dtype
 
     def prompt(self, problem: Problem) -> Prompt:
         """A problem in this model's tokens."""
@@ -60,10 +94,26 @@ class Bench:
 def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout."""
     loaded = load_model(recipe.model, recipe.run.seed)
+    if recipe.lora.rank:
+        add_adapters(loaded.model, recipe.lora, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
-    return Bench(loaded, build_engine(loaded, limits, section), recipe)
+    numerics = _shard(loaded, recipe, runtime)
+    engine = build_engine(loaded, limits, section)
+    if runtime.sharded:
+        engine = GatheredEngine(engine, loaded.model)
+    return Bench(loaded, engine, recipe, numerics)
+
+
+def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:
+    """Cut the weights where the recipe and the ranks ask for it; returns the type that is computed in."""
+    stored: torch.dtype = loaded.model.dtype
+    if not runtime.sharded:
+        return stored
+    numerics = torch.bfloat16 if recipe.distributed.compute_dtype == "bfloat16" else stored
+    shard(loaded.model, runtime.device, None if numerics == stored else numerics)
+    return numerics
 
 
 def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
@@ -71,6 +121,7 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
     section = recipe.model.model_copy(update={"path": str(folder), "settings": {}})
     loaded = load_model(section, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
+    _shard(loaded, recipe, runtime)
     return Policy(loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
 
 
@@ -84,6 +135,8 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     """The policy-gradient side of a run."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
+    if isinstance(optimizer, LayerOptimizer):
+        optimizer.process_group = runtime.group
     return Updater(
         policy=Policy(
             bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute
@@ -95,5 +148,5 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
         tokens_per_microbatch=recipe.train.tokens_per_microbatch,
         drop_zero_signal=recipe.train.drop_zero_signal,
         # In float32 the in-process sampler's numbers are the trainer's to 1e-5 (the parity bound watches over it).
-        anchor_from_sampler=recipe.rollout.engine == "torch" and bench.loaded.model.dtype == torch.float32,
+        anchor_from_sampler=recipe.rollout.engine == "torch" and bench.numerics == torch.float32,
     )

@@ -21,8 +21,10 @@ from heliostat.rollout import completion_seed
 from heliostat.tasks import Task
 from heliostat.train.feedback import Feedback
 from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.lockstep import Lockstep
 from heliostat.train.packing import Row, microbatches
 from heliostat.train.policy import Policy
+from heliostat.train.runtime import Runtime
 from heliostat.train.update import UpdateCounts
 from heliostat.types import Completion, Problem, StopReason
 
@@ -64,13 +66,14 @@ class SupervisedUpdater:
     policy: Policy
     guarded: GuardedStep
     schedule: Schedule
+    runtime: Runtime
     tokens_per_microbatch: int
     counts: UpdateCounts = field(default_factory=UpdateCounts)
 
     def take_counts(self) -> UpdateCounts:
         """What was computed since the last call."""
         counts, self.counts = self.counts, UpdateCounts()
-        return counts
+        return counts.over_ranks(self.runtime)
 
     def step(self, index: int, rows: Sequence[Row], feedback: Feedback) -> dict[str, float]:
         """One step on ``rows``; returns the loss per token. A step that is not finite is skipped and counted."""
@@ -78,14 +81,20 @@ class SupervisedUpdater:
         self.guarded.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(row.num_tokens for row in rows)
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
-        total = 0.0
-        for part in microbatches(numbered, self.tokens_per_microbatch, self.policy.padded_tokens):
+        mine = self.runtime.split(numbered, [row.num_tokens for row in numbered])
+        parts = microbatches(mine, self.tokens_per_microbatch, self.policy.padded_tokens)
+        lockstep = Lockstep.over(self.runtime, self.guarded.parameters, numbered, len(parts))
+        here = 0.0
+        for part in parts:
             self.counts.add(part, shared_prompt=False)
             loss = -self.policy.log_probs(part).sum() / num_tokens
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        if (held := feedback.loss()) is not None:
-            self.counts.add(feedback.rows, shared_prompt=False)
+            (loss * lockstep.scale).backward()  # type: ignore[no-untyped-call]
+            here += float(loss.detach())
+        lockstep.fill(self.policy)
+        if (held := feedback.loss()) is not None:  # every rank has the whole of it
+            self.counts.add(feedback.rows if self.runtime.is_main else [], shared_prompt=False)
             held.backward()  # type: ignore[no-untyped-call]
+        lockstep.synchronise()
+        total = self.runtime.sum({"loss": here})["loss"]
         norm = self.guarded.apply(total)
         return {"loss/sft": total, "optim/lr": lr} | ({} if norm is None else {"optim/grad_norm": norm})

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from heliostat.config import OptimizerSection, Recipe
-from heliostat.models import save_model
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
 from heliostat.optim import Schedule, build_optimizer, forget_moments
@@ -31,6 +30,7 @@ from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum, Passes
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation, evaluate
+from heliostat.train.export import export
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
@@ -83,7 +83,8 @@ class Trainer:
         self.updater = make_updater(self.recipe, self.bench, self.objective, self.runtime)
         problems = [problem for task in self.tasks for problem in task.train]
         self.curriculum = Curriculum(problems, self.recipe.run.seed, self.recipe.train.focus)
-        self.prefixes, donors = open_prefixes(self.recipe, self.folder.prefixes, self.bench, self.tasks, self.pool)
+        with self.runtime.main_first():
+            self.prefixes, donors = open_prefixes(self.recipe, self.folder.prefixes, self.bench, self.tasks, self.pool)
         self.ledger.charge("collection", donors.flops)
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
@@ -112,7 +113,7 @@ class Trainer:
         self._freeze_reference()
         self._train()
         after = self._evaluate_all("after")
-        save_model(self.bench.loaded, self.folder.model)
+        export(self.bench.loaded, self.runtime, self.folder.model, self.folder.adapter)
         return before, after
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -153,14 +154,16 @@ class Trainer:
 
         problems = self.curriculum.next(position - 1, rollout.prompts_per_step - self.prefixes.per_step)
         prompts = [self.bench.prompt(problem) for problem in problems] + self.prefixes.next(position - 1)
-        with self.ledger.phase("rollout"):
+        mine = self.runtime.share(prompts)
+        with self.ledger.phase("rollout"), self.runtime.together():
             settings = SamplingSettings(temperature=self.updater.policy.temperature)
             judging = self.pool.begin()  # a group is judged while the others are still being sampled
             groups = self.bench.engine.sample(
-                prompts, rollout.group_size, settings, seed=seed, policy_step=step - 1, announce=judging.announce
+                mine, rollout.group_size, settings, seed=seed, policy_step=step - 1, announce=judging.announce
             )
-        with self.ledger.phase("verify"):
+        with self.ledger.phase("verify"), self.runtime.together():
             groups = judging.finish(groups)
+        groups = self.runtime.regroup(prompts, groups)  # from here on every rank knows them all
         self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
         self.curriculum.learn(groups)
         self.prefixes.learn(groups)
@@ -171,7 +174,7 @@ class Trainer:
             report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)
             signals = self._signals(batch, report)
         self._account(groups, report)
-        return signals | self._speed(groups, time.monotonic() - started)
+        return self.runtime.from_main(signals | self._speed(groups, time.monotonic() - started))
 
     def _signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         groups = [group.group for group in batch.groups]
@@ -179,12 +182,12 @@ class Trainer:
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
         scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
         mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
-        means = self.runtime.merge({**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror})
+        means = {**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror}
         self.num_bad_steps += report.bad_steps
         numbers = {key: mean.value for key, mean in means.items() if mean.count}
-        numbers |= self.monitor.finish(self.runtime.merge(self.monitor.measure(batch)))
-        numbers |= Mismatch().finish(self.runtime.merge(report.mismatch))
-        numbers |= self.updater.probe.finish(self.runtime.merge(report.moved))
+        numbers |= self.monitor.finish(self.monitor.measure(batch))
+        numbers |= Mismatch().finish(report.mismatch)
+        numbers |= self.updater.probe.finish(report.moved)
         return numbers | {
             **sampler_gap,
             "policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0)),
@@ -198,7 +201,7 @@ class Trainer:
         gap = report.max_sampler_gap
         if gap is None:
             return {}
-        bound = self.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.bench.loaded.model.dtype]
+        bound = self.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.bench.numerics]
         if gap > bound:
             raise ParityError(
                 f"sampler and trainer differ by {gap:.2g} nats on a token, more than the bound of {bound:g} "
@@ -210,8 +213,8 @@ class Trainer:
         """Keep the policy that training starts from, where the objective compares with it."""
         if not self.objective.needs_reference:
             return
-        if not self.folder.reference.exists():  # a resumed run has it already
-            save_model(self.bench.loaded, self.folder.reference)
+        if not self.runtime.from_main(self.folder.reference.exists()):  # a resumed run has it already
+            export(self.bench.loaded, self.runtime, self.folder.reference)
         self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime)
 
     def _forget_optimizer(self, step: int) -> None:
@@ -222,7 +225,7 @@ class Trainer:
     def _keep(self, groups: list[Group], policy_step: int) -> None:
         """Charge what sampling took, and put the rollouts into the bank."""
         before = self.ledger.flops["rollout"]
-        self.ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
+        self.ledger.charge_sampling("rollout", self.bench.loaded, self.bench.engine, self.runtime)
         self.traces.add(groups, self.traces.sources(policy_step), self.ledger.flops["rollout"] - before)
 
     # -- accounting -------------------------------------------------------------------------------------------------
@@ -274,15 +277,15 @@ class Trainer:
 
         def measure() -> dict[str, float]:
             with self.ledger.phase("eval"):
-                numbers = panel.measure(self.bench.engine, self.pool, self.updater.policy)
-            self.ledger.charge_rollout("eval", self.bench.loaded, self.bench.engine.take_counts())
+                numbers = panel.measure(self.bench.engine, self.pool, self.updater.policy, self.runtime)
+            self.ledger.charge_sampling("eval", self.bench.loaded, self.bench.engine, self.runtime)
             return numbers
 
         return measure
 
     def _go_back(self, step: int) -> None:
         """Continue from an earlier checkpoint with other data and half the step, as the guard ordered."""
-        to = self.guard.destination(step, self.checkpoints.steps())
+        to = self.guard.destination(step, self.runtime.from_main(self.checkpoints.steps()))
         self.checkpoints.drop_after(to)
         optimizer = self.updater.guarded.optimizer
         state = self.checkpoints.load(to, self.bench.loaded.model, optimizer)
@@ -290,8 +293,7 @@ class Trainer:
         self.updater.guarded.num_bad_in_a_row = 0
         abandoned = [row for row in read_metrics(self.folder.metrics) if row["step"] > to]
         self.guard.went_back(step, to, state["guard"], abandoned)
-        if self.runtime.is_main:
-            self.folder.forget_after(to)
+        self.folder.forget_after(to)
         for tracker in self.trackers:
             tracker.rewind(to)
         self.updater.lr_scale = self.guard.step_scale
@@ -395,6 +397,7 @@ class Trainer:
             schedule=Schedule(
                 section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
             ),
+            runtime=self.runtime,
             tokens_per_microbatch=train.tokens_per_microbatch,
         )
 
@@ -405,8 +408,10 @@ class Trainer:
         settings = SamplingSettings(temperature=self.recipe.rollout.temperature)
         seed = completion_seed(self.recipe.run.seed, "evaluation")
         with self.ledger.phase("eval"):
-            result = evaluate(self.bench.engine, self.pool, prompts, num_samples, settings, seed=seed, greedy=greedy)
-        self.ledger.charge_rollout("eval", self.bench.loaded, self.bench.engine.take_counts())
+            result = evaluate(
+                self.bench.engine, self.pool, prompts, num_samples, settings, self.runtime, seed=seed, greedy=greedy
+            )
+        self.ledger.charge_sampling("eval", self.bench.loaded, self.bench.engine, self.runtime)
         return result
 
     def _evaluate_some(self) -> dict[str, float]:
@@ -427,8 +432,6 @@ class Trainer:
         return evaluation
 
     def _record(self, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
-        if not self.runtime.is_main:
-            return
         self.folder.append(self.folder.evals, eval_rows(self.step, phase, evaluation))
         shown = groups[: self.recipe.eval.num_transcripts]
         self.folder.append(self.folder.transcripts, transcript_rows(self.step, phase, shown))

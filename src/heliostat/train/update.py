@@ -27,6 +27,7 @@ from heliostat.optim import Schedule
 from heliostat.spans import span
 from heliostat.train.extra_pass import ExtraPass
 from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.lockstep import Lockstep
 from heliostat.train.packing import Row, microbatches, rows_of, token_batch
 from heliostat.train.policy import Policy
 from heliostat.train.runtime import Runtime
@@ -49,6 +50,11 @@ class UpdateCounts:
     dropped_groups: int = 0
     unshared_tokens: int = 0
     unshared_attended: int = 0
+
+    def over_ranks(self, runtime: Runtime) -> UpdateCounts:
+        """What all ranks computed; groups are dropped by all alike."""
+        total = runtime.sum(dataclasses.asdict(self))
+        return UpdateCounts(**{k: int(v) for k, v in total.items()} | {"dropped_groups": self.dropped_groups})
 
     def add(self, part: Sequence[Row], shared_prompt: bool) -> None:
         """Count one forward over ``part``."""
@@ -86,6 +92,19 @@ class UpdateReport:
 
     def add(self, key: str, mean: Mean) -> None:
         self.means[key] = self.means[key] + mean if key in self.means else mean
+
+    def over_ranks(self, runtime: Runtime) -> UpdateReport:
+        """What all ranks did together; ``bad_steps`` and ``lr`` are everybody's already."""
+        gaps = [gap for gap in runtime.gather(self.max_sampler_gap) if gap is not None]
+        return dataclasses.replace(
+            self,
+            means=runtime.merge(self.means),
+            counts=self.counts.over_ranks(runtime),
+            scored=self.scored.over_ranks(runtime),
+            max_sampler_gap=max(gaps, default=None),
+            mismatch=runtime.merge(self.mismatch),
+            moved=runtime.merge(self.moved),
+        )
 
 
 def make_batch(
@@ -140,6 +159,7 @@ class Updater:
     variety_bonus: float = 0.0
     probe: WeightProbe = field(init=False)
     _current: Objective = field(init=False)
+    _rows: list[Row] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.probe = WeightProbe(self.guarded.parameters)
@@ -164,18 +184,25 @@ class Updater:
         if self.covariance_share:
             self._current = CovarianceClip.of_batch(self.objective, batch, self.covariance_share)
         self.probe.remember()
+        self._rows = rows_of(batch.groups)
         order = np.random.default_rng(seed).permutation(len(batch.groups))
         minibatches = batch.minibatches(num_updates, [int(index) for index in order])
+        shares = [self._share(minibatch) for minibatch in minibatches]
         # Until the first step the anchor is the policy itself; later updates need the numbers from before it.
-        anchored = [self._with_anchor(later, report) for later in minibatches[1:]]
+        shares[1:] = [self._with_anchor(later, report) for later in shares[1:]]
         at_anchor = True
-        for index, minibatch in enumerate([minibatches[0], *anchored]):
+        for index, (minibatch, mine) in enumerate(zip(minibatches, shares, strict=True)):
             if self.reference is not None:
-                minibatch = self._with_reference(minibatch, self.reference, report)
+                mine = self._with_reference(mine, self.reference, report)
             report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index, self.lr_scale)
-            at_anchor = not self._step(minibatch, at_anchor, report, (seed, index)) and at_anchor
+            at_anchor = not self._step(minibatch, mine, at_anchor, report, (seed, index)) and at_anchor
         report.moved = self.probe.measure()
-        return report
+        return report.over_ranks(self.runtime)
+
+    def _share(self, batch: Batch) -> Batch:
+        """The groups that this rank differentiates; all of them where it is alone."""
+        sizes = [group.group.num_tokens for group in batch.groups]
+        return Batch(tuple(self.runtime.split(batch.groups, sizes)))
 
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
         """Fill in ``logp_old``: the sampler's own numbers where they are the trainer's, else one forward pass."""
@@ -198,44 +225,55 @@ class Updater:
         """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
         rows = rows_of(batch.groups)
         by_row: dict[int, Tensor] = {}
-        for part in microbatches(rows, self.tokens_per_microbatch, policy.padded_tokens):
+        parts = microbatches(rows, self.tokens_per_microbatch, policy.padded_tokens)
+        for part in parts:
             with span("score"):
                 logp = policy.log_probs(part).cpu()
             report.scored.add(part, policy.shared_prompt)
             for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
                 by_row[id(row)] = piece
+        Lockstep.over(self.runtime, [], self._rows, len(parts)).fill(policy)
         pieces = iter(rows)
         return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in batch.groups]
 
-    def _step(self, batch: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
+    def _step(self, batch: Batch, mine: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
         """One optimizer step, or a counted skip; returns whether the weights moved.
+
+        Args:
+            batch, mine: the whole minibatch, which decides, and this rank's share of it, with its anchor filled in.
 
         While the policy is still the anchor every log-ratio is exactly 0 and is taken as such. Rounding in stored
         anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
         """
         lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
         normalizer = self._current.normalizer(torch.tensor(lengths))
-        normalizer = self.runtime.sum({"normalizer": normalizer})["normalizer"]
-        groups = batch.groups
+        everyone, groups = batch.groups, mine.groups
         if at_anchor:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
         # A second point is not the anchor: there, groups without signal have a gradient of their own.
         reevaluated = getattr(self.guarded.optimizer, "extra_pass", "none") == "reevaluation"
         if self.drop_zero_signal and self._current.zero_signal_is_free(at_anchor and not reevaluated):
             groups = tuple(group for group in groups if group.has_signal)
-            report.counts.dropped_groups += len(batch.groups) - len(groups)
+            everyone = tuple(group for group in everyone if group.has_signal)
+            report.counts.dropped_groups += len(batch.groups) - len(everyone)
         self.guarded.optimizer.zero_grad(set_to_none=True)
         parts = microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens)
+        rows = rows_of(everyone)
+        lockstep = Lockstep.over(self.runtime, self.guarded.parameters, rows, len(parts))
         anchored = [self._backward(part, normalizer, at_anchor, report) for part in parts]
-        total = sum(loss for _, loss in anchored)
-        extra = ExtraPass(self.policy, self._current, normalizer, [part for part, _ in anchored], report.counts.add)
+        lockstep.fill(self.policy)
+        lockstep.synchronise()
+        total = self.runtime.sum({"loss": float(sum(loss for _, loss in anchored))})["loss"]
+        filled = [part for part, _ in anchored]
+        extra = ExtraPass(self.policy, self._current, normalizer, rows, filled, lockstep, report.counts.add)
         with span("optimizer"):
             norm = self.guarded.apply(total, lambda: extra.step(self.guarded.optimizer, seed))
         if norm is None:
             report.bad_steps += 1
             return False
-        report.add("loss/objective", Mean(total, 1))
-        report.add("optim/grad_norm", Mean(norm, 1))
+        if self.runtime.is_main:  # everybody's already
+            report.add("loss/objective", Mean(total, 1))
+            report.add("optim/grad_norm", Mean(norm, 1))
         return norm > 0
 
     def _backward(
@@ -253,7 +291,7 @@ class Updater:
             report.mismatch = merge([report.mismatch, compared])
         output = self._current.loss(logp_new, tokens, normalizer)
         with span("backward"):
-            output.loss.backward()  # type: ignore[no-untyped-call]
+            (output.loss * self.runtime.world_size).backward()  # type: ignore[no-untyped-call]
         for key, mean in output.metrics.items():
             report.add(key, mean)
         anchors = torch.split(tokens.logp_old, [row.num_tokens for row in part])

@@ -1,0 +1,130 @@
+"""Two ranks in one update: what they exchange, and that every optimizer ends where one process ends."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from heliostat.config import ConfigError, OptimizerSection, build_recipe
+from heliostat.optim import build_optimizer
+from heliostat.optim.layers import LayerOptimizer
+from heliostat.train.runtime import Runtime
+from heliostat.train.setup import check_ranks
+from heliostat.train.sharding import shard, whole_weights
+from heliostat.train.update import make_batch
+from heliostat.types import Mean
+from tests.conftest import make_nano, make_prompts
+from tests.unit.train.test_update import graded, updater
+
+CPU = torch.device("cpu")
+OPTIMIZERS = {
+    "sgd": {"momentum": 0.5},
+    "rank1": {"damping": 1.0, "num_scores": 2},
+    "eva": {"damping": 1.0},
+    "ring": {"damping": 0.1, "statistics_every": 1},
+    "reng": {"base": "sgd", "rho": 0.05, "radius": 1.0},
+    "rkalman": {"num_scores": 2},
+    "kronecker-sum": {},
+}
+NOT_SHARDED = ("eva", "ring")
+
+
+def trained(name, runtime):
+    """Weights after two updates of one phase (the second away from its anchor), by name."""
+    loaded = make_nano()
+    groups = graded(loaded, num_prompts=4)
+    if runtime.sharded:
+        shard(loaded.model, CPU, None)
+    section = OptimizerSection(name=name, lr=0.05 if name == "sgd" else 1e-3, **OPTIMIZERS[name])
+    optimizer = build_optimizer(section, loaded.model)
+    if isinstance(optimizer, LayerOptimizer):
+        optimizer.process_group = runtime.group
+    one = updater(loaded, lr=section.lr, tokens=80, optimizer=optimizer, tau=0.5)
+    one.runtime = runtime
+    report = one.run(make_batch(one.objective, groups), num_updates=2, first_update=0, seed=3)
+    tensors = whole_weights(loaded.model) or dict(loaded.model.named_parameters(remove_duplicate=False))
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}, report
+
+
+def exchange(runtime):
+    def fail_on_one():
+        with runtime.together():
+            if runtime.rank == 1:
+                raise ValueError("of rank 1")
+
+    with pytest.raises(ValueError, match="of rank 1"):
+        fail_on_one()
+    assert runtime.any(runtime.rank == 1)
+    assert not runtime.any(False)
+    assert runtime.from_main(runtime.rank) == 0
+    merged = runtime.merge({"both": Mean(1.0 + runtime.rank, 2)} | ({"one": Mean(4.0, 2)} if runtime.rank else {}))
+    assert {key: mean.value for key, mean in merged.items()} == {"both": 0.75, "one": 2.0}
+    prompts = make_prompts(make_nano(), 5)
+    prompts = [*prompts, prompts[2]]
+    mine = runtime.share(prompts)
+    assert mine.count(prompts[2]) in (0, 2), "copies of a prompt stay together"
+    assert runtime.regroup(prompts, mine) == prompts
+    pieces = runtime.gather(runtime.split(list(range(5)), [9, 1, 1, 6, 2]))
+    assert sorted(index for piece in pieces for index in piece) == list(range(5))
+    assert pieces == [[0, 2], [1, 3, 4]], "largest first, to whoever has least"
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.full((2,), 4.0) if runtime.rank else None
+    runtime.average([weight])
+    assert weight.grad.tolist() == [2.0, 2.0]
+
+
+def worker(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    exchange(Runtime(CPU, rank, 2))
+    results = {}
+    for name in OPTIMIZERS:
+        for sharded in (False, True):
+            if not (sharded and name in NOT_SHARDED):
+                weights, report = trained(name, Runtime(CPU, rank, 2, sharded))
+                results[f"{name}/{sharded}"] = weights, report.means["loss/objective"].value
+    if rank == 0:
+        torch.save(results, folder)
+    dist.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_every_optimizer_ends_where_one_process_ends(tmp_path):
+    mp.spawn(worker, (free_port(), str(tmp_path / "found.pt")), nprocs=2)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    start = make_nano().model.state_dict()
+    for name in OPTIMIZERS:
+        expected, report = trained(name, Runtime(CPU))
+        moved = sum(float((expected[key] - start[key]).square().sum()) for key in expected) ** 0.5
+        assert moved > 0
+        for key in (key for key in found if key.startswith(f"{name}/")):
+            weights, loss = found[key]
+            wrong = sum(float((weights[k] - expected[k]).square().sum()) for k in expected) ** 0.5
+            # Division by the root of a second moment, as in Adam, shows rounding in entries without a gradient.
+            assert wrong / moved < (2e-2 if name == "kronecker-sum" else 2e-3), key
+            assert loss == pytest.approx(report.means["loss/objective"].value, rel=1e-3, abs=1e-6), key
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sharded", "message"),
+    [
+        ({"optimizer.name": "reng", "optimizer.mode": "double-backward"}, False, "finite-difference"),
+        ({"optimizer.name": "ring"}, True, "whole matrices"),
+        ({"optimizer.name": "rkalman", "optimizer.form": "low-rank"}, True, "diagonal"),
+    ],
+)
+def test_what_cannot_work_on_ranks_is_refused_by_name(overrides, sharded, message):
+    recipe = build_recipe({}, overrides)
+    with pytest.raises(ConfigError, match=message):
+        check_ranks(recipe, Runtime(CPU, 0, 2, sharded))
+    check_ranks(recipe, Runtime(CPU))
