@@ -1,6 +1,6 @@
-"""Problems that are hard because eight steps in a row must be right, and the verifier that checks all of them.
+"""Problems that are hard because twelve steps in a row must be right, and the verifier that checks all of them.
 
-    python chain.py       writes chain.jsonl, 1000 rows like {"prompt": "7 q x z w =", "work": "1 4 4 5", "answer": ...}
+    python chain.py       writes chain.jsonl (1000 problems for a supervised start) and hard.jsonl (16 others)
 
 A problem is a start value and letters; each letter is a step: ``v <- (3 v + d) mod 10`` with d = 0, 1, 2, 3 for
 ``q x z w``. The working writes every value down.
@@ -32,8 +32,10 @@ def whole_work(completions: list[str], work: list[str]) -> list[float]:
 if __name__ == "__main__":
     draw = random.Random(0)
     rows = {}
-    while len(rows) < 1000:
+    while len(rows) < 1016:
         value, letters = draw.randrange(10), "".join(draw.choices(LETTERS, k=NUM_STEPS))
         prompt = f"{value}{letters[:-1]}={letters[-1]}"
         rows[prompt] = {"prompt": prompt, **make(value, letters)}
-    Path("chain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    lines = [json.dumps(row) + "\n" for row in rows.values()]
+    Path("chain.jsonl").write_text("".join(lines[:1000]))
+    Path("hard.jsonl").write_text("".join(lines[1000:]))

@@ -63,15 +63,18 @@ def against_staleness(done: Done, path: Path) -> None:
 
 
 def against_rate(done: Done, path: Path) -> None:
-    """Final success in the screens against the learning rate, one panel for each number of updates per batch."""
+    """Final success against the learning rate, one panel for each screen."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(COUNTS), figsize=(11, 3.6), layout="constrained", sharey=True)
-    for axes, count in zip(panels, COUNTS, strict=True):
+    counts = [count for count in COUNTS if screened(replace(MEAN, updates_per_batch=count), done)]
+    figure, panels = pyplot.subplots(1, len(counts), figsize=(11, 3.6), layout="constrained", sharey=True)
+    for axes, count in zip(panels, counts, strict=True):
         for arm, colour, style in SHOWN:
             if means := screened(replace(arm, updates_per_batch=count), done):
                 axes.plot(RATES[count], list(means.values()), style, color=colour, marker=".", label=arm.method)
         finished(axes, "learning rate", "held-out success at the end" if axes is panels[0] else "")
+        axes.set_xticks(RATES[count], [f"{rate:g}" for rate in RATES[count]])
+        axes.minorticks_off()
         axes.set_title(f"{count} per batch")
     panels[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, transparent=True, metadata={"Date": None})

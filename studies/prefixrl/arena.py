@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from heliostat.objectives import build_objective
 from heliostat.optim import Schedule, build_optimizer
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
-from heliostat.traces import Bank
-from heliostat.train.collect import Collector, Quota
+from heliostat.traces import Bank, Trace, tokenizer_fingerprint
+from heliostat.train.collect import Collector, Quota, spent_on
 from heliostat.train.curriculum import Passes
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.ledger import Ledger
@@ -241,7 +242,7 @@ class Arena(AbstractContextManager["Arena"]):
             prefixes.learn(groups)
             values = numbers(groups)
             if arm.stored is not None:
-                batch = arm.stored.mix(groups, self.stored_traces(), updater.objective)
+                batch = arm.stored.mix(groups, self.stored_traces, updater.objective)
                 report = UpdateReport()
                 report.lr = updater.schedule.set_lr(updater.guarded.optimizer, step)
                 updater._step(batch, False, report, (drawn, 0))
@@ -253,7 +254,7 @@ class Arena(AbstractContextManager["Arena"]):
 
     def _sft(self, arm: Arm, seed: int, ledger: Ledger) -> int:
         """Supervised steps on the traces, stopped where held-out success was best; returns their number."""
-        loaded, texts = self.loaded, self.stored_traces()
+        loaded, texts = self.loaded, self.stored_traces
         rows = [demonstration(loaded, replace(p, solution=texts[p.problem_id].text), "auto", "") for p in self.hard]
         updater, stream = supervised(loaded, arm.sft_lr, arm.sft_steps), Passes(rows, completion_seed(seed, "sft"))
         best, kept, chosen = -1.0, self.weights, 0
@@ -267,19 +268,15 @@ class Arena(AbstractContextManager["Arena"]):
         ledger.charge_update("warm_start", loaded, updater.take_counts())
         return chosen
 
-    def stored_traces(self) -> dict[str, Any]:
+    @cached_property
+    def stored_traces(self) -> dict[str, Trace]:
         """The oldest success of every hard problem."""
-        if not hasattr(self, "_traces"):
-            from heliostat.traces import tokenizer_fingerprint
-
-            with Bank.open(self.work / "traces.bank", create=False) as bank:
-                picked = bank.pick([p.problem_id for p in self.hard], 1, tokenizer=tokenizer_fingerprint(self.loaded))
-            self._traces = {key: traces[0] for key, traces in picked.items()}
-        return self._traces
+        with Bank.open(self.work / "traces.bank", create=False) as bank:
+            picked = bank.pick([p.problem_id for p in self.hard], 1, tokenizer=tokenizer_fingerprint(self.loaded))
+        return {key: traces[0] for key, traces in picked.items()}
 
     def _spent_on_hard(self) -> float:
-        from heliostat.train.collect import spent_on
-
+        """What the collection took on hard problems, failed attempts included."""
         with Bank.open(self.work / "traces.bank", create=False) as bank:
             return spent_on(bank, [p.problem_id for p in self.hard])
 

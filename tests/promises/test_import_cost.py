@@ -10,6 +10,7 @@ HEAVY = [
     *("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
     *("reasoning_gym", "math_verify", "sympy", "datasets", "pyarrow", "pandas"),
     *("scipy", "networkx", "matplotlib", "gguf", "tensorboard", "wandb", "trackio"),
+    *("gymnasium", "stable_baselines3", "sb3_contrib"),
 ]
 
 SCRIPT = """
@@ -46,7 +47,9 @@ def test_the_list_names_real_modules():
     assert {name for name in HEAVY if find_spec(name) is None} <= {"wandb", "trackio"}
 
 
-@pytest.mark.parametrize("module", ["heliostat", "heliostat.config", "heliostat.tracking", "heliostat.cli"])
+@pytest.mark.parametrize(
+    "module", ["heliostat", "heliostat.config", "heliostat.tracking", "heliostat.cli", "heliostat.control"]
+)
 def test_importing_is_light(module):
     assert modules_after(f"import {module}") & set(HEAVY) == set()
 

@@ -73,6 +73,7 @@ def kronecker_sum(model, **settings):
 ROWS = [
     Row("rank1", rank1, takes_groups=True, process_group=True),
     Row("rank1-four", lambda p, **s: rank1(p, num_scores=4, momentum=0.5, **s), takes_groups=True, process_group=True),
+    Row("rank1-averaged", lambda p, **s: rank1(p, ema=0.5, **s), takes_groups=True, process_group=True),
     Row("rank1-layer", lambda p, **s: rank1(p, block="layer", max_kl=0.5, **s), process_group=True),
     Row("eva", eva, process_group=True),
     Row("ring", lambda m, **s: ring(m, rho=0.1, **s), process_group=True),

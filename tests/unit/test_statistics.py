@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.statistics import Estimate, bootstrap, difference, pass_at_k
+from heliostat.statistics import (
+    Estimate,
+    bootstrap,
+    difference,
+    interquartile_estimate,
+    interquartile_mean,
+    pass_at_k,
+)
 
 
 @pytest.mark.parametrize("num_samples", range(1, 8))
@@ -70,3 +77,18 @@ def test_differences_of_symmetric_intervals_add_in_quadrature(a: float, b: float
     assert change.value == pytest.approx(b - a)
     assert change.high - change.value == pytest.approx(hypot(wide, thin))
     assert change.value - change.low == pytest.approx(hypot(wide, thin))
+
+
+def test_the_interquartile_mean_is_the_mean_of_the_middle_half():
+    assert interquartile_mean([1.0, 2.0, 3.0, 4.0]) == 2.5
+    assert interquartile_mean([-1e9, 2.0, 3.0, 1e9]) == 2.5
+    assert interquartile_mean([0.0, 1.0, 2.0, 3.0, 1e9]) == pytest.approx((0.75 * 1 + 2 + 0.75 * 3) / 2.5)
+    assert interquartile_mean([3.0]) == 3.0
+    assert interquartile_mean([1.0, 5.0]) == 3.0
+
+
+def test_its_interval_holds_it_and_closes_on_equal_values():
+    estimate = interquartile_estimate([1.0, 2.0, 3.0, 4.0, 50.0])
+    assert estimate.low <= estimate.value <= estimate.high
+    same = interquartile_estimate([2.0, 2.0, 2.0])
+    assert (same.low, same.value, same.high) == (2.0, 2.0, 2.0)

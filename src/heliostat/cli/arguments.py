@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import commands, theory, traces
+from heliostat.cli import commands, control, theory, traces
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), or path of a TOML file"
 _MODEL = "model folder, hub id, or the name of a bundled model"
@@ -96,6 +96,20 @@ def _sample(parser: ArgumentParser) -> None:
     group.add_argument("--successes", metavar="K", type=_count, default=1, help="per problem, then it is done (1)")
     group.add_argument("--attempts", metavar="N", type=_count, default=256, help="per problem, then given up (256)")
     group.add_argument("--problems", metavar="N", type=_count, help="the first N training problems (default: all)")
+
+
+def _control(parser: ArgumentParser) -> None:
+    algos = ("smac", "a2c", "ppo", "trpo")
+    parser.add_argument("env", metavar="ENV", help="gymnasium environment, like CartPole-v1")
+    parser.add_argument(
+        "--algo", nargs="+", choices=algos, default=["smac"], help="one or several, drawn together (default: smac)"
+    )
+    parser.add_argument("--steps", metavar="N", type=_count, default=100_000, help="per seed (default: 100000)")
+    parser.add_argument("--seeds", metavar="K", type=_count, default=1, help="seeds 0 to K - 1 (default: 1)")
+    parser.add_argument("--run", dest="run_dir", metavar="DIR", type=Path, help="run folder, a new one")
+    parser.add_argument("--processes", metavar="P", type=_count, help="at a time (default: one per CPU)")
+    help_ = "an argument of the algorithms' classes, or of SMAC's direction: learning_rate=0.3 num_scores=16"
+    parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", nargs="+", default=[], help=help_)
 
 
 def _report(parser: ArgumentParser) -> None:
@@ -260,6 +274,7 @@ COMMANDS: dict[str, Command] = {
         sections=(ALL_SECTIONS,),
     ),
     "report": Command("make one page out of run folders", commands.report, _report),
+    "control": Command("train on a gymnasium environment: SMAC, A2C, PPO, TRPO", control.control, _control),
     "traces": Command("import, export, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
     "diagnose": Command("explain what went wrong with a run, from its folder alone", commands.diagnose, _diagnose),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),

@@ -33,6 +33,9 @@ _EXTRAS = {
     "matplotlib": "plots",
     "gguf": "smollm2",
     "tensorboard": "tensorboard",
+    "gymnasium": "control",
+    "stable_baselines3": "control",
+    "sb3_contrib": "control",
     "wandb": "wandb",
     "trackio": "trackio",
 }

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from heliostat.control.runs import ControlRun
     from heliostat.traces import BankSummary
     from heliostat.tracking import Metric
     from heliostat.train import EvalReport, Evaluation, RunResult
@@ -130,6 +131,17 @@ def print_completions(groups: Sequence[Group]) -> None:
             page.print(Text(f"--- {len(completion.token_ids)} tokens, {completion.stop_reason}{verdict}", style="dim"))
             page.print(Text(completion.text))
         page.print()
+
+
+def print_control(run: ControlRun) -> None:
+    """What each algorithm ended with: interquartile mean over seeds with its interval, and its speed."""
+    table = _table("algorithm", "return [95%]", "seeds", "steps per CPU s")
+    for algo in run.algos:
+        final, lasts = run.final(algo), [rows[-1] for rows in run.of(algo)]
+        rate = sum(row["step"] for row in lasts) / max(sum(row["cpu_s"] for row in lasts), 1e-9)
+        interval = Text(f"{final.value:.1f} [{final.low:.1f}, {final.high:.1f}]")
+        table.add_row(algo, interval, str(len(lasts)), f"{rate:.0f}")
+    Page().print(table)
 
 
 def print_bank(summary: BankSummary) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heliostat.config import ConfigError
-
 if TYPE_CHECKING:
     from heliostat.theory import MeasuredStep
 
@@ -48,6 +46,7 @@ def read_measured(path: Path) -> list[MeasuredStep]:
     Raises:
         ConfigError: the path is neither, the run is of another objective, or it holds no step that can be drawn.
     """
+    from heliostat.config import ConfigError
     from heliostat.theory import MeasuredStep
 
     lines = _run_lines(path) if path.is_dir() else _file_lines(path)
@@ -60,6 +59,7 @@ def read_measured(path: Path) -> list[MeasuredStep]:
 
 
 def _run_lines(folder: Path) -> Iterator[Mapping[str, Any]]:
+    from heliostat.config import ConfigError
     from heliostat.report.read import read_run
 
     run = read_run(folder)
@@ -70,6 +70,8 @@ def _run_lines(folder: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _file_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    from heliostat.config import ConfigError
+
     if not path.is_file():
         raise ConfigError(f"--measured {path}: neither a run folder nor a file of JSON lines")
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

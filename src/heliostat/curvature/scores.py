@@ -5,7 +5,7 @@ Left out: choosing a subset of samples, and anything done with the scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from jaxtyping import Float, Int
@@ -25,18 +25,21 @@ def per_sample_scores(
     inputs: Tensor,
     labels: Tensor,
     log_prob: LogProb = categorical_log_prob,
+    only: Collection[str] | None = None,
 ) -> dict[str, Float[Tensor, "sample ..."]]:
     """``u_n = grad log p(y_n | x_n)`` of every sample, by parameter name, in one vectorised pass.
 
     Args:
         inputs, labels: one sample per first index.
         log_prob: the log-probability of one sample from the model's output for it.
+        only: names of the parameters to differentiate by; all trainable ones where not given.
 
     Limits:
         Their mean is the gradient of the mean log-probability.
     """
-    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad and (only is None or name in only)}
+    parameters = {name: p.detach() for name, p in model.named_parameters() if name in wanted}
+    fixed = {name: p.detach() for name, p in model.named_parameters() if name not in wanted}
     fixed |= {name: buffer.detach() for name, buffer in model.named_buffers()}
 
     def of_one(weights: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:

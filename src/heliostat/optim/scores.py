@@ -5,7 +5,7 @@ Left out: which samples, and what is done with their scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,6 +48,13 @@ class ScoreBuffer:
             last = index == len(entries) - 1
             found = torch.autograd.grad(log_prob, wanted, retain_graph=not last, allow_unused=True)
             self.pending.append({p: u for p, u in zip(wanted, found, strict=True) if u is not None})
+
+    def add(self, scores: Mapping[Tensor, Tensor]) -> None:
+        """Take scores as they are: per parameter one tensor, a score per first index."""
+        num_scores = {len(rows) for rows in scores.values()}
+        if len(num_scores) != 1:
+            raise RuntimeError(f"scores must hold as many samples for every parameter, got {sorted(num_scores)}")
+        self.pending += [{p: rows[index] for p, rows in scores.items()} for index in range(num_scores.pop())]
 
     def take(self, num_scores: int, parameters: Sequence[Tensor], ranks: dist.ProcessGroup | None) -> list[Score]:
         """Empty the buffer; with a process group, every rank's scores, in the same order on each.

@@ -142,8 +142,9 @@ class Figures:
         )
         return self._figure(chart, f"{panel.meaning} {panel.reading}", panel.names)
 
-    def _chart(self, *what: Any, **how: Any) -> Chart:
-        return Chart(*what, x_name=self._axis.name, **how)
+    def _chart(self, identifier: str, title: str, unit: str, series: Sequence[Series], **how: Any) -> Chart:
+        """A chart over training."""
+        return Chart(identifier, title, unit, series, x_name=self._axis.name, **how)
 
     def _budget(self, small: bool) -> int:
         return max(100, (160 if small else 360) // len(self.runs))

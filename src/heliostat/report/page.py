@@ -1,21 +1,17 @@
-"""The whole page: sections in a frame with its own style and script inline, written in one piece.
+"""The whole page of a run or several: which sections it has, in their frame.
 
-A content policy in the page forbids every request and every script but the page's own, which is named by its hash: a
-transcript that found a way past the escaping could still not run. Left out: what the sections say.
+Left out: what the sections say (``sections``), and the frame (``frame``).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import heliostat
 from heliostat.report.axes import AXES
 from heliostat.report.figures import Figures
-from heliostat.report.markup import Html, data_script, element
+from heliostat.report.frame import framed, write_page
+from heliostat.report.markup import Html, element
 from heliostat.report.read import Run, read_runs
 from heliostat.report.sections import (
     chart_sections,
@@ -27,12 +23,6 @@ from heliostat.report.sections import (
 )
 from heliostat.report.summary import cards, heading, verdict_section
 from heliostat.report.verdict import judge
-
-LOGO = (
-    '<svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><circle cx="24" cy="7" r="4.5" class="sun"/>'
-    '<path d="M20.5 10.5 12 19M12 19 5.5 6" class="ray"/><path d="M5 15.5 19.5 22.5" class="mirror"/>'
-    '<path d="M12 20.5V29M7 29h10" class="stand"/></svg>'
-)
 
 
 def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str = "step") -> Path:
@@ -53,18 +43,11 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str =
     target = Path(run_dirs[0]) if output is None else Path(output)
     if target.is_dir():
         target = target / "report.html"
-    page = render(runs, by)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(target)
-    return target
+    return write_page(target, render(runs, by))
 
 
 def render(runs: Sequence[Run], by: str = "step") -> str:
     """The page's HTML."""
-    folder = files("heliostat.report")
-    style, script = (Html(folder.joinpath(name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
     verdicts = [judge(run) for run in runs]
     figures = Figures(runs, AXES[by](runs))
     sections = [
@@ -84,29 +67,7 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
         [section.body for section in present],
     )
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("link", rel="icon", href="data:,"),
-        element("title", f"{title} · Heliostat"),
-        element("style", style),
-    )
-    links = [element("a", part.anchor.capitalize(), href=f"#{part.anchor}") for part in present if part.anchor]
-    top = element(
-        "div",
-        element("span", Html(LOGO), "Heliostat", class_="brand"),
-        element("nav", links, aria_label="Sections"),
-        element("button", "Theme", id="theme", type="button", hidden=True),
-        class_="top",
-    )
-    foot = element(
-        "footer", f"Written by Heliostat {heliostat.__version__}. This page is one file and makes no requests."
-    )
-    body = element("body", top, main, foot, data_script("figures", figures.hover), element("script", script))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    return framed(title, main, [part.anchor for part in present if part.anchor], figures.hover)
 
 
 def _run_keys(runs: Sequence[Run]) -> Html:
@@ -123,8 +84,3 @@ def _run_keys(runs: Sequence[Run]) -> Html:
         for index, run in enumerate(runs)
     ]
     return element("nav", keys, class_="runs", aria_label="Runs shown in the figures")
-
-
-def _policy(script: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"

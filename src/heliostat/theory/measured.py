@@ -67,7 +67,7 @@ def draw_measured(steps: Sequence[MeasuredStep], folder: Path) -> Path:
         for axis, name in zip(axes, ("λ (nats)", "s of correct answers", "s of incorrect answers"), strict=True):
             axis.axhline(0.0, color=INK, linewidth=0.8)
             axis.set(xlabel="p, success before the step", ylabel=name, xlim=(0, 1))
-        axes[0].legend(loc="upper right")
+        axes[2].legend(loc="lower left")
 
     return save("measured", draw, 3, folder)
 

@@ -126,6 +126,47 @@ def test_a_gradient_orthogonal_to_the_score_is_plain_sgd():
     assert torch.equal(weight.detach(), torch.tensor([0.0, -0.75, 0.0, 0.0], dtype=torch.float64))
 
 
+def test_ready_scores_are_as_good_as_differentiated_ones():
+    nets = model(), model()
+    inputs, labels = data()
+    each = log_probs(nets[1], inputs[:3], labels[:3])
+    rows = [torch.autograd.grad(one, list(nets[1].parameters()), retain_graph=True) for one in each]
+    one_step(nets[0], 3, damping=0.1)
+    optimizer = Rank1NaturalGradient(nets[1].parameters(), lr=0.1, damping=0.1, num_scores=3)
+    (-log_probs(nets[1], inputs, labels).mean()).backward()
+    optimizer.step(
+        scores={p: torch.stack(u) for p, u in zip(nets[1].parameters(), zip(*rows, strict=True), strict=True)}
+    )
+    torch.testing.assert_close(flat(nets[0].parameters()), flat(nets[1].parameters()), rtol=0, atol=1e-14)
+    with pytest.raises(RuntimeError, match="as many samples for every parameter"):
+        optimizer.step(scores={p: torch.zeros(1 + k, *p.shape) for k, p in enumerate(nets[1].parameters())})
+
+
+def test_the_gradient_as_its_own_score_is_the_normalised_gradient():
+    net = model()
+    before, (gradient, _) = flat(net.parameters()), ingredients(net, 1)
+    inputs, labels = data()
+    optimizer = Rank1NaturalGradient(net.parameters(), lr=0.1, damping=0.2, source="gradient")
+    (-log_probs(net, inputs, labels).mean()).backward()
+    optimizer.step()
+    torch.testing.assert_close(before - flat(net.parameters()), 0.1 * gradient / (0.2 + gradient @ gradient))
+
+
+def test_averaged_scores_forget_by_their_weight_and_repeated_ones_change_nothing():
+    weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer, mean = Rank1NaturalGradient([weight], lr=1.0, ema=0.75), None
+    for u in (torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), torch.tensor([0.0, 4.0])):
+        mean = u.double() if mean is None else 0.75 * mean + 0.25 * u.double()
+        before, weight.grad = weight.detach().clone(), torch.tensor([1.0, -2.0], dtype=torch.float64)
+        optimizer.step(scores={weight: u.double()[None]})
+        expected = dense_direction(weight.grad, mean[:, None], torch.ones(2, dtype=torch.float64))
+        torch.testing.assert_close(before - weight.detach(), expected)
+    plain, averaged = model(), model()
+    one_step(plain, 2, damping=0.3)
+    one_step(averaged, 2, damping=0.3, ema=0.9)
+    assert torch.equal(flat(plain.parameters()), flat(averaged.parameters()))
+
+
 def test_the_trust_region_bounds_the_quadratic_form_and_only_shortens():
     net, free = model(), model()
     before, (gradient, scores) = flat(net.parameters()), ingredients(net, 2)
@@ -187,7 +228,10 @@ def test_the_number_of_scores_is_checked():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"lr": -1.0}, {"damping": 0.0}, {"num_scores": 0}, {"momentum": 1.0}, {"max_kl": 0.0}, {"block": "row"}],
+    [
+        *({"lr": -1.0}, {"damping": 0.0}, {"num_scores": 0}, {"momentum": 1.0}, {"max_kl": 0.0}, {"block": "row"}),
+        *({"ema": 1.0}, {"source": "hessian"}, {"num_scores": 2, "source": "gradient"}),
+    ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(settings):

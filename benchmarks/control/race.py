@@ -1,0 +1,133 @@
+"""What SMAC costs: its update beside plain policy gradient's and TRPO's, its whole loop beside A2C's, its arithmetic
+beside Adam's.
+
+    python benchmarks/control/race.py --out benchmarks/control/results/race.json
+
+Ratios of CPU seconds on one thread; contenders take turns within each round, and a ratio is the median over rounds of
+that round's ratio, so that a busy machine slows both sides of it.
+
+Left out: wall-clock time, and what the updates achieve (studies/rank1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C
+from stable_baselines3.common.env_util import make_vec_env
+
+from heliostat.control import SMAC, Gradient, Rank1
+from heliostat.optim import Rank1NaturalGradient
+
+ENV = "CartPole-v1"
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def interleaved(sides: dict[str, Callable[[], object]], num_rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every side in every round; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(num_rounds + 1):
+        for name in sides if number % 2 else reversed(sides):
+            took = cpu_seconds(sides[name])
+            if number:
+                seconds[name].append(took)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> float:
+    return statistics.median(a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True))
+
+
+def filled(model):
+    """A model with a rollout to learn from; ``train()`` may be called again and again."""
+    train, model.train = model.train, lambda: None
+    model.learn(model.n_steps * model.n_envs)
+    model.train = train
+    return model
+
+
+def updates(num_rounds: int) -> dict[str, float]:
+    """One update on 2048 steps, the same critic work on every side: ten passes in minibatches of 128."""
+    shared = {"n_steps": 256, "batch_size": 128, "n_critic_updates": 10, "seed": 0}
+    steps = {
+        "SMAC": Rank1(),
+        "SMAC, 16 scores": Rank1(num_scores=16, damping=0.1),
+        "exact": "sample-space",
+        "policy gradient": Gradient(),
+    }
+    models = {
+        name: filled(SMAC("MlpPolicy", make_vec_env(ENV, 8, seed=0), 0.01, direction=direction, **shared))
+        for name, direction in steps.items()
+    }
+    models["TRPO"] = filled(TRPO("MlpPolicy", make_vec_env(ENV, 8, seed=0), **shared))
+    whole = interleaved({name: model.train for name, model in models.items()}, num_rounds)
+    for model in models.values():
+        model.n_critic_updates = 0
+    actor_only = {name: model.train for name, model in models.items() if name != "TRPO"}
+    models["TRPO"].n_critic_updates = 1  # it averages over its critic's losses and needs one
+    models["TRPO"].batch_size = 2048
+    actor = interleaved(actor_only | {"TRPO": models["TRPO"].train}, num_rounds)
+    return {
+        "update, SMAC / policy gradient": ratio(whole, "SMAC", "policy gradient"),
+        "update, SMAC / TRPO": ratio(whole, "SMAC", "TRPO"),
+        "update, SMAC with 16 scores / policy gradient": ratio(whole, "SMAC, 16 scores", "policy gradient"),
+        "update, exact / policy gradient": ratio(whole, "exact", "policy gradient"),
+        "actor's step alone, SMAC / policy gradient": ratio(actor, "SMAC", "policy gradient"),
+        "actor's step alone, SMAC / TRPO": ratio(actor, "SMAC", "TRPO"),
+    }
+
+
+def loops(num_rounds: int, num_steps: int = 2000) -> dict[str, float]:
+    """Environment steps per CPU second in A2C's settings: 8 environments, 5 steps, one critic step."""
+    a2c = A2C("MlpPolicy", make_vec_env(ENV, 8, seed=0), seed=0)
+    same = {"n_steps": 5, "batch_size": 40, "n_critic_updates": 1, "gae_lambda": 1.0}
+    smac = SMAC("MlpPolicy", make_vec_env(ENV, 8, seed=0), 0.01, seed=0, **same)
+    seconds = interleaved({"A2C": lambda: a2c.learn(num_steps), "SMAC": lambda: smac.learn(num_steps)}, num_rounds)
+    return {"environment steps per CPU second, SMAC / A2C": ratio(seconds, "A2C", "SMAC")}
+
+
+def arithmetic(num_rounds: int, size: int = 1024, num_tensors: int = 4) -> dict[str, float]:
+    """One step on given gradients and one given score, 4.2 million parameters, against fused Adam."""
+    torch.manual_seed(0)
+    sides: dict[str, Callable[[], object]] = {}
+    for name in ("rank-1", "Adam (fused)"):
+        weights = [torch.nn.Parameter(torch.randn(size, size)) for _ in range(num_tensors)]
+        for weight in weights:
+            weight.grad = torch.randn(size, size)
+        scores = {weight: torch.randn(1, size, size) for weight in weights}
+        if name == "rank-1":
+            rank1 = Rank1NaturalGradient(weights, lr=1e-3)
+            sides[name] = lambda rank1=rank1, scores=scores: [rank1.step(scores=scores) for _ in range(10)]
+        else:
+            adam = torch.optim.Adam(weights, lr=1e-3, fused=True)
+            sides[name] = lambda adam=adam: [adam.step() for _ in range(10)]
+    return {"arithmetic, rank-1 / fused Adam": ratio(interleaved(sides, num_rounds), "rank-1", "Adam (fused)")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="counted rounds; one more is not counted")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = arithmetic(arguments.rounds) | updates(arguments.rounds) | loops(arguments.rounds)
+    for name, value in found.items():
+        print(f"{name:<55} {value:.2f}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"rounds": arguments.rounds, "ratios": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

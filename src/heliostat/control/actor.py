@@ -1,0 +1,170 @@
+"""The actor inside a Stable-Baselines3 policy: which parameters are its own, its log-probabilities and their scores.
+
+A parameter belongs to the actor if ``log pi(a|s)`` depends on it, and to the critic if the value does. Asking autograd
+finds that out for any policy class, whatever its attributes are called.
+
+Left out: what is done with the scores (``directions``), and sampling actions (Stable-Baselines3's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Int
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from heliostat.curvature import per_sample_scores
+
+Observations = Any
+"""A tensor of rows, or a dictionary of such tensors where the observation space is a ``Dict``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some time steps of a rollout.
+
+    Attributes:
+        observations: first index: time step.
+        actions: as the distribution takes them: integers [row] for ``Discrete``, else [row, component].
+        advantages: [row].
+    """
+
+    observations: Observations
+    actions: Tensor
+    advantages: Float[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def take(self, index: Int[Tensor, ...]) -> Rows:
+        """The rows at ``index``."""
+        return Rows(taken(self.observations, index), self.actions[index], self.advantages[index])
+
+
+def taken(observations: Observations, index: Tensor) -> Observations:
+    """The observations at ``index``."""
+    if isinstance(observations, dict):
+        return {name: part[index] for name, part in observations.items()}
+    return observations[index]
+
+
+class Actor:
+    """The part of a policy that chooses actions.
+
+    Attributes:
+        names: the actor's parameters, by their names in the policy.
+        critic_parameters: those of the value function.
+
+    Raises:
+        ValueError: a parameter serves both.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy = policy
+        named = dict(policy.named_parameters())
+        seen = policy.obs_to_tensor(policy.observation_space.sample())[0]
+        distribution = policy.get_distribution(seen)
+        reached = _reached(distribution.log_prob(distribution.mode()).sum(), named)
+        valued = _reached(policy.predict_values(seen).sum(), named)
+        if shared := [name for name in reached if name in valued]:
+            raise ValueError(
+                f"actor and critic share '{shared[0]}' ({len(shared)} parameters): the value's gradient would enter "
+                "the policy's; use policy_kwargs={'share_features_extractor': False} and separate networks"
+            )
+        self.names = tuple(reached)
+        self.parameters = [named[name] for name in reached]
+        self.critic_parameters = [named[name] for name in valued]
+        space = policy.observation_space
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        # numbers of a discrete observation become one-hot rows, which torch does not vectorise
+        self._vectorises = not any(isinstance(part, spaces.Discrete | spaces.MultiDiscrete) for part in parts)
+
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """Names and parameters, in the policy's order."""
+        return list(zip(self.names, self.parameters, strict=True))
+
+    def layers(self) -> nn.Module:
+        """The actor's modules and stray parameters under one roof, for optimizers that hook layers."""
+        own = {id(parameter) for parameter in self.parameters}
+        parts = nn.ModuleList()
+        covered: set[int] = set()
+        for module in self.policy.modules():
+            direct = {id(parameter) for parameter in module.parameters(recurse=False)}
+            if direct and direct <= own and not list(module.children()):
+                parts.append(module)
+                covered |= direct
+        strays = nn.ParameterList([p for p in self.parameters if id(p) not in covered])
+        return nn.ModuleDict({"parts": parts, "strays": strays})
+
+    def log_prob(self, rows: Rows) -> Float[Tensor, " row"]:
+        """``log pi(a|s)`` of each row, with its graph."""
+        log_prob: Tensor = self.policy.get_distribution(rows.observations).log_prob(rows.actions)
+        return log_prob
+
+    def log_prob_and_entropy(self, rows: Rows) -> tuple[Float[Tensor, " row"], Float[Tensor, ""]]:
+        """``log pi(a|s)`` of each row and the mean entropy; where that has no closed form, minus the mean log pi."""
+        distribution = self.policy.get_distribution(rows.observations)
+        log_prob = distribution.log_prob(rows.actions)
+        entropy = distribution.entropy()
+        return log_prob, -log_prob.mean() if entropy is None else entropy.mean()
+
+    def scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
+        """``u_i = grad log pi(a_i|s_i)`` of every row, by parameter, in one vectorised pass where that is possible.
+
+        Limits:
+            Their mean is the gradient of the mean log-probability.
+        """
+        if not self._vectorises:
+            each = [torch.autograd.grad(one, self.parameters, retain_graph=True) for one in self.log_prob(rows)]
+            return {p: torch.stack(scores) for p, scores in zip(self.parameters, zip(*each, strict=True), strict=True)}
+        model, index = _RowLogProb(self, rows), torch.arange(len(rows), device=rows.actions.device)
+        with unvalidated():
+            found = per_sample_scores(
+                model, index, index, log_prob=_as_is, only={f"policy.{name}" for name in self.names}
+            )
+        return {p: found[f"policy.{name}"] for name, p in self.named_parameters()}
+
+
+class _RowLogProb(nn.Module):
+    """From the number of a row to its log-probability, so that any observation space can be vectorised over."""
+
+    def __init__(self, actor: Actor, rows: Rows) -> None:
+        super().__init__()
+        self.policy, self.actor, self.rows = actor.policy, actor, rows
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.actor.log_prob(self.rows.take(index))
+
+
+def _as_is(output: Tensor, label: Tensor) -> Tensor:
+    return output
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """Without the argument checks of ``torch.distributions``, which branch on data and so cannot be vectorised."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def actions_for(space: spaces.Space[Any], actions: Tensor) -> Tensor:
+    """A rollout buffer's actions (floats) as the policy's distribution takes them."""
+    return actions.long().flatten() if isinstance(space, spaces.Discrete) else actions
+
+
+def _reached(output: Tensor, named: Mapping[str, Tensor]) -> list[str]:
+    """The parameters that ``output`` depends on."""
+    trainable = {name: p for name, p in named.items() if p.requires_grad}
+    found = torch.autograd.grad(output, list(trainable.values()), allow_unused=True)
+    return [name for name, gradient in zip(trainable, found, strict=True) if gradient is not None]

@@ -1,0 +1,113 @@
+"""One environment, several algorithms and seeds, each in a process of its own, into one run folder.
+
+Left out: the page (``heliostat.report.control``), and resuming: a run folder is written once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from heliostat.config import ConfigError, nearest
+from heliostat.control.contenders import arguments_of, setup_of
+from heliostat.control.lap import Lap, Row, run_lap
+from heliostat.control.runs import LAPS, MODELS, SETTINGS
+
+Settings = Mapping[str, Any]
+OnProgress = Callable[[str, int, Row], None]
+PACKAGES = ("heliostat", "torch", "gymnasium", "stable-baselines3", "sb3-contrib")
+
+
+def race(
+    env: str,
+    algos: Sequence[str],
+    num_steps: int,
+    num_seeds: int,
+    folder: Path,
+    settings: Settings | None = None,
+    num_processes: int | None = None,
+    on_progress: OnProgress = lambda algo, seed, row: None,
+) -> Path:
+    """Train every algorithm on every seed and write the run folder.
+
+    Args:
+        settings: over the known ones, for all algorithms; arguments of their classes, and of SMAC's direction.
+        num_processes: at a time; default: one per CPU of this machine.
+        on_progress: called with algorithm, seed and row at every evaluation.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: an environment or setting that does not exist, or a folder that is taken; nothing was started.
+    """
+    settings = settings or {}
+    _check(env, algos, settings, folder)
+    laps = [Lap(env, algo, seed, num_steps, settings) for seed in range(num_seeds) for algo in algos]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODELS).mkdir(exist_ok=True)
+    about = {
+        "env": env,
+        "algos": list(dict.fromkeys(algos)),
+        "num_seeds": num_seeds,
+        "num_steps": num_steps,
+        "settings": {algo: {**_written(setup_of(algo, env)), **settings} for algo in algos},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+    (folder / SETTINGS).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
+    context = get_context("spawn")  # forked processes inherit torch's threads in an unusable state
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(num_processes or os.cpu_count(), mp_context=context) as pool,
+        (folder / LAPS).open("a", encoding="utf-8") as file,
+    ):
+        rows = manager.Queue()
+        running = [pool.submit(_in_process, lap, rows, folder / MODELS / f"{lap.algo}-{lap.seed}") for lap in laps]
+        try:
+            while not all(one.done() for one in running) or not rows.empty():
+                try:
+                    algo, seed, row = rows.get(timeout=0.2)
+                except Empty:
+                    if any(one.done() and one.exception() for one in running):
+                        break
+                    continue
+                file.write(json.dumps({"algo": algo, "seed": seed, **row}) + "\n")
+                file.flush()
+                on_progress(algo, seed, row)
+            for one in as_completed(running):
+                one.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return folder
+
+
+def _in_process(lap: Lap, rows: Any, model: Path) -> None:
+    run_lap(replace(lap, model=model), lambda row: rows.put((lap.algo, lap.seed, row)))
+
+
+def _check(env: str, algos: Sequence[str], settings: Settings, folder: Path) -> None:
+    import gymnasium
+
+    if env not in gymnasium.registry:
+        raise ConfigError(f"gymnasium has no environment '{env}'{nearest(env, gymnasium.registry)}")
+    for algo in algos:
+        try:
+            arguments_of(algo, {**setup_of(algo, env).settings, **settings})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from None
+    if (folder / LAPS).exists():
+        raise ConfigError(f"{folder} holds a run already; choose another folder with --run")
+
+
+def _written(setup: Any) -> dict[str, Any]:
+    return {"num_envs": setup.num_envs, "normalize": setup.normalize, **setup.settings}

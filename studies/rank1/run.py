@@ -1,0 +1,93 @@
+"""The races of the study: a sweep on one seed, then the best value on others; resumable, one line per run.
+
+python studies/rank1/run.py                 the runs that are in results.jsonl
+python studies/rank1/run.py --full          the whole grid: ten seeds, 100k steps, MuJoCo (extra: mujoco)
+python studies/rank1/run.py --minutes 4     stop before a run that would begin later; the same line goes on
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from arms import ARMS, FULL, SHORT
+
+from heliostat.control.lap import Lap, run_lap
+
+HERE = Path(__file__).parent
+SWEEP_SEED = 100
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def score(run: dict[str, Any]) -> float:
+    """Mean return over the last quarter of the evaluations."""
+    returns = [row["return"] for row in run["rows"]]
+    return statistics.fmean(returns[-max(1, len(returns) // 4) :])
+
+
+def best_value(runs: list[dict[str, Any]], env: str, name: str) -> float | None:
+    """The swept value with the highest score; ``None`` while the sweep is not complete."""
+    swept = {r["value"]: score(r) for r in runs if r["env"] == env and r["arm"] == name and r["seed"] == SWEEP_SEED}
+    if set(swept) < set(ARMS[name].swept(env)):
+        return None
+    return max(swept, key=lambda value: swept[value])
+
+
+def next_run(
+    runs: list[dict[str, Any]], steps: dict[str, int], names: list[str], num_seeds: int
+) -> tuple[str, str, float, int] | None:
+    """The first run that is missing: our arms, then the peers; sweeps first, then a seed of every arm at a time."""
+    done = {(r["env"], r["arm"], r["value"], r["seed"]) for r in runs}
+    ours = [name for name in names if ARMS[name].algo == "smac"]
+    for env in steps:
+        for block in (ours, [name for name in names if name not in ours]):
+            for name in block:
+                for value in ARMS[name].swept(env):
+                    if (env, name, value, SWEEP_SEED) not in done:
+                        return env, name, value, SWEEP_SEED
+            for seed in range(num_seeds):
+                for name in block:
+                    value = best_value(runs, env, name)
+                    if value is not None and (env, name, value, seed) not in done:
+                        return env, name, value, seed
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--envs", nargs="+")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    arguments = parser.parse_args()
+    steps = FULL if arguments.full else SHORT
+    steps = {env: steps[env] for env in arguments.envs or steps}
+    num_seeds = arguments.seeds or (10 if arguments.full else 5)
+    path = HERE / ("results_full.jsonl" if arguments.full else "results.jsonl")
+    warnings.simplefilter("ignore")
+    began = time.monotonic()
+    while time.monotonic() - began < 60 * arguments.minutes:
+        job = next_run(read(path), steps, arguments.arms, num_seeds)
+        if job is None:
+            break
+        env, name, value, seed = job
+        arm = ARMS[name]
+        lap = Lap(env, arm.algo, seed, steps[env], {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5)
+        rows = [{key: round(number, 3) for key, number in row.items()} for row in run_lap(lap)]
+        run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": steps[env], "rows": rows}
+        with path.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        print(env, name, value, seed, round(score(run), 1), f"{rows[-1]['cpu_s']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
