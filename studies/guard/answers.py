@@ -128,7 +128,7 @@ def next_run(rows: list[dict]) -> tuple[str, int] | None:
 
 def table(rows: list[dict]) -> str:
     """Means over the seeds with bootstrap intervals, and differences to "off" seed by seed."""
-    head = ("arm", "reward", "coverage", "× off", "reward − off, points", "effective share", "pass@8",
+    head = ("arm", "seeds", "reward", "coverage", "× off", "reward − off, points", "effective share", "pass@8",
             "named pass@8")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     ends = {(row["arm"], row["seed"]): row["end"] for row in rows}
@@ -147,8 +147,8 @@ def table(rows: list[dict]) -> str:
         gaps = [100 * (ends[arm, s]["reward"] - ends["off", s]["reward"]) for s in seeds]
         gap = bootstrap(gaps)
         change = f"{mean(gaps):+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]"
-        cells = (arm, of("reward"), of("coverage"), f"{ratio:.2f}", change, of("effective"), of("pass@k"),
-                 of("named"))  # fmt: skip
+        cells = (arm, str(len(seeds)), of("reward"), of("coverage"), f"{ratio:.2f}", change, of("effective"),
+                 of("pass@k"), of("named"))  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     if starts:
         keys = ("reward", "coverage", "effective", "pass@k", "named")

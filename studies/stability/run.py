@@ -198,23 +198,22 @@ def at(row: dict, ce: float, key: str) -> float:
     return min(looks, key=lambda look: abs(look["ce_heldout"] - ce))[key]
 
 
-def level(rows: list[dict]) -> float:
-    """The held-out cross-entropy that every arm but D of one family, size and seed has reached."""
-    return max(min(look["ce_heldout"] for look in row["looks"]) for row in rows if not row["arm"].startswith("D"))
+Pair = tuple[dict[str, float], dict[str, float]]
 
 
-def matched(rows: list[dict]) -> dict[tuple[str, str, str, int], dict[str, float]]:
-    """Every run's statistics at its cell's common level; D at the end of its training."""
+def matched(rows: list[dict]) -> dict[tuple[str, str, str, int], Pair]:
+    """Every run's statistics and arm A's, at the lowest held-out cross-entropy that both have reached; D at its end."""
     found = {}
-    for family, size, seed in {(r["family"], r["size"], r["seed"]) for r in rows}:
-        cell = [r for r in rows if (r["family"], r["size"], r["seed"]) == (family, size, seed)]
-        if {r["arm"] for r in cell} != set(ARMS):
+    for row in rows:
+        place = (row["family"], row["size"], row["seed"])
+        plain = [r for r in rows if (r["family"], r["size"], r["seed"]) == place and r["arm"] == "A plain"]
+        if not plain:
             continue
-        ce = level(cell)
-        for row in cell:
-            last = row["looks"][-1]
-            values = last if row["arm"].startswith("D") else {key: at(row, ce, key) for key in last}
-            found[family, size, row["arm"], seed] = values
+        lowest = max(min(look["ce_heldout"] for look in r["looks"]) for r in (row, *plain))
+        keys = row["looks"][-1]
+        theirs = {key: at(plain[0], lowest, key) for key in keys}
+        ours = keys if row["arm"].startswith("D") else {key: at(row, lowest, key) for key in keys}
+        found[row["family"], row["size"], row["arm"], row["seed"]] = (ours, theirs)
     return found
 
 
@@ -243,14 +242,14 @@ def table(rows: list[dict]) -> str:
             lines += [f"**{family}, {num:,} parameters**, {len(seeds)} seeds", ""]
             lines += ["| arm | " + " | ".join(COLUMNS.values()) + " |", "| --- " * (1 + len(COLUMNS)) + "|"]
             for arm in ARMS:
-                cells = []
-                for key in COLUMNS:
-                    values = [found[family, size, arm, seed][key] for seed in seeds]
-                    cells.append(f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+                have = [found[family, size, arm, seed][0] for seed in seeds if (family, size, arm, seed) in found]
+                cells = [f"{mean(values[key] for values in have):.3f}" if have else "" for key in COLUMNS]
                 lines.append(f"| {arm} | " + " | ".join(cells) + " |")
             data = [r["looks"][-1] for r in rows if (r["family"], r["size"], r["arm"]) == (family, size, "A plain")]
             shown = [f"{mean(d[key] for d in data):.3f}" for key in ("data_rep", "data_distinct", "data_unigram_kl")]
             lines += ["| *the data* | | | | | " + " | ".join(shown) + " | | |", ""]
+    if not found:
+        return f"{len(rows)} runs, and no cell has all of its arms yet."
     lines += ["", "Against arm A, seed by seed over all cells (bootstrap intervals):", "",
               "| arm | H of own text, nats | gap on held-out text, nats | rep-8 at T=1 | distinct-8 at T=1 |",
               "| --- " * 5 + "|"]  # fmt: skip
@@ -259,13 +258,15 @@ def table(rows: list[dict]) -> str:
             continue
         cells = []
         for key in ("sampled_entropy", "gap_heldout", "sampled_rep", "sampled_distinct"):
-            gaps = [v[key] - found[f, s, "A plain", seed][key] for (f, s, a, seed), v in found.items() if a == arm]
+            gaps = [ours[key] - theirs[key] for (_, _, a, _), (ours, theirs) in found.items() if a == arm]
             if gaps:
                 interval = bootstrap(gaps)
-                cells.append(f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
+                cells.append(f"{mean(gaps):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     for family, size, seed in sorted({(f, s, seed) for f, s, _, seed in found}):
-        a, b = (found[family, size, arm, seed] for arm in ("A plain", "B stable"))
+        if (family, size, "B stable", seed) not in found:
+            continue
+        b, a = found[family, size, "B stable", seed]
         repeats = b["sampled_rep"] >= max(2 * a["sampled_rep"], b["data_rep"])
         collapsed = b["gap_heldout"] < -0.05 or repeats
         lines.append(f"\n{family} {size} seed {seed}: B gap {b['gap_heldout']:+.3f}, rep {b['sampled_rep']:.3f} (A "

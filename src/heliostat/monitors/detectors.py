@@ -8,7 +8,7 @@ r"""Detectors: a value in, a statistic and an alarm out. Each owns its state, wh
 
 A value is judged against the reference as it was before that value. On independent normal values a two-sided CUSUM with
 slack 0.5 and threshold 5 alarms once in about 465 steps; autocorrelated signals alarm more often, which is why the
-guard's own rules were calibrated on recorded runs (``studies/guard``).
+guard's own rules are counted on recorded healthy runs (``studies/guard``).
 
 Left out: which signals are watched (``rules``) and what follows (``guard``).
 

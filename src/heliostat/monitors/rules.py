@@ -7,7 +7,7 @@ Levels, mildest first:
     broken     there is nothing left to lose: the same, also in shadow mode
 
 Thresholds are multiples of the run's own early (or recent) level wherever a level does not carry over from one model to
-the next. They were calibrated on recorded healthy runs; ``studies/guard`` has the false alarms that remain.
+the next. ``studies/guard`` has the false alarms that remain on recorded healthy runs.
 
 Left out: the detectors (``detectors``), and what is done (``guard``).
 """
