@@ -82,7 +82,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_ranks_train_what_one_trains(alone, tmp_path, kind):
     whole, recipe = alone
-    done = run(recipe, tmp_path / "run", **{"--distributed.weights": kind})
+    done = run(recipe, tmp_path / "run", **{"--distributed.placement": kind})
     assert done.returncode == 0, done.stderr + done.stdout
     same_curves(whole, tmp_path / "run")
     assert float((weights(tmp_path / "run") - weights(whole)).abs().max()) < 1e-4
@@ -110,7 +110,7 @@ def ranks_of(launcher):
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_clearly_and_one_rank_continues_it(alone, tmp_path):
     whole, recipe = alone
-    command = torchrun(recipe, tmp_path / "run", **{"--distributed.weights": "sharded"})
+    command = torchrun(recipe, tmp_path / "run", **{"--distributed.placement": "sharded"})
     launcher = subprocess.Popen(
         command, env=environment(recipe), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -125,7 +125,7 @@ def test_a_killed_rank_ends_the_run_clearly_and_one_rank_continues_it(alone, tmp
     assert launcher.returncode != 0
     assert "another process of this run has ended" in output
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
-    done = run(recipe, tmp_path / "run", num_ranks=1, **{"--distributed.weights": "sharded"})
+    done = run(recipe, tmp_path / "run", num_ranks=1, **{"--distributed.placement": "sharded"})
     assert done.returncode == 0, done.stderr + done.stdout
     assert "from step 2" in done.stdout
     same_curves(whole, tmp_path / "run")
@@ -139,7 +139,7 @@ def test_two_ranks_continue_what_one_began(alone, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
     shutil.rmtree(tmp_path / "run" / "model")
     (tmp_path / "run" / "summary.json").unlink()
-    done = run(recipe, tmp_path / "run", **{"--distributed.weights": "sharded"})
+    done = run(recipe, tmp_path / "run", **{"--distributed.placement": "sharded"})
     assert done.returncode == 0, done.stderr + done.stdout
     assert "from step 2" in done.stdout
     same_curves(whole, tmp_path / "run")

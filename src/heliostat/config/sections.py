@@ -47,7 +47,7 @@ class RunSection(Section):
 class DistributedSection(Section):
     """How the processes that torchrun started share a run; one process ignores it, and a resumed run may change it."""
 
-    weights: Literal["replicated", "sharded"] = Field(
+    placement: Literal["replicated", "sharded"] = Field(
         "replicated", description="whole on every rank, gradients averaged; or cut over ranks, layer by layer (FSDP2)"
     )
     compute_dtype: Literal["stored", "bfloat16"] = Field(
@@ -57,9 +57,9 @@ class DistributedSection(Section):
 
     @model_validator(mode="after")
     def _type(self) -> Self:
-        if self.compute_dtype != "stored" and self.weights != "sharded":
+        if self.compute_dtype != "stored" and self.placement != "sharded":
             raise ValueError(
-                "distributed.compute_dtype is only used with distributed.weights = 'sharded'; the type of replicated "
+                "distributed.compute_dtype is only used with distributed.placement = 'sharded'; the type of replicated "
                 "weights is model.dtype"
             )
         return self
@@ -79,8 +79,8 @@ class LoraSection(Section):
     """Low-rank adapters (extra: lora), trained in place of the model's own weights."""
 
     rank: int = Field(0, ge=0, description="rank of every adapter; 0: train the whole model")
-    alpha: int = Field(16, gt=0, description="adapters count alpha / rank times")
-    targets: tuple[str, ...] = Field(
+    alpha: int = Field(16, ge=1, description="adapters count alpha / rank times")
+    layers: tuple[str, ...] = Field(
         (), strict=False, description="names of the linear layers that get one; empty: all but the head"
     )
 
@@ -278,7 +278,6 @@ class Recipe(Section):
     """Every setting of one run."""
 
     run: RunSection = RunSection()
-    distributed: DistributedSection = DistributedSection()
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
@@ -293,6 +292,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     guard: GuardSection = GuardSection()
     tracking: TrackingSection = TrackingSection()
+    distributed: DistributedSection = DistributedSection()
 
     @field_validator("task", mode="before")
     @classmethod

@@ -32,14 +32,14 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
     **Limits**: before the first update the model's outputs are what they were, exactly.
 
     Raises:
-        ConfigError: no layer has one of the names in ``lora.targets``.
+        ConfigError: no layer has one of the names in ``lora.layers``.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
-        target_modules=list(section.targets) or "all-linear",
+        target_modules=list(section.layers) or "all-linear",
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -51,7 +51,7 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
         except ValueError as error:
             names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
             raise ConfigError(
-                f"lora.targets = {list(section.targets)} names no layer of the model; its linear layers are: "
+                f"lora.layers = {list(section.layers)} names no layer of the model; its linear layers are: "
                 f"{', '.join(names)}"
             ) from error
 

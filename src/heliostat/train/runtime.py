@@ -243,7 +243,7 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=distributed.timeout_s))
-    return Runtime(device, rank, world_size, sharded=distributed.weights == "sharded")
+    return Runtime(device, rank, world_size, sharded=distributed.placement == "sharded")
 
 
 @contextmanager

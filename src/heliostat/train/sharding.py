@@ -48,7 +48,7 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
-            f"distributed.weights = 'sharded' cuts a model layer by layer, and {type(model).__name__} has no layers "
+            f"distributed.placement = 'sharded' cuts a model layer by layer, and {type(model).__name__} has no layers "
             "that can be told apart; use 'replicated'"
         )
     for layer in layers:

@@ -79,4 +79,4 @@ def test_peft_reads_the_adapter(tmp_path):
 
 def test_targets_that_are_not_there_are_refused_by_name():
     with pytest.raises(ConfigError, match=r"names no layer of the model; its linear layers are: .*q_proj"):
-        add_adapters(nano().model, LoraSection(rank=2, targets=("qkv",)), seed=0)
+        add_adapters(nano().model, LoraSection(rank=2, layers=("qkv",)), seed=0)
