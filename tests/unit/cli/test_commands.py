@@ -191,11 +191,11 @@ def test_sample_needs_something_to_complete(behind_api, capsys):
 
 
 def test_report_prints_the_page(room, tmp_path, capsys):
-    calls = room("heliostat.report", write_report=lambda runs, output: output)
+    calls = room("heliostat.report", write_report=lambda runs, output, by: output)
     (tmp_path / "a").mkdir()
     page = tmp_path / "page.html"
-    assert main(["report", str(tmp_path / "a"), str(tmp_path / "a"), "-o", str(page)]) == 0
-    assert calls[0].args == ([tmp_path / "a", tmp_path / "a"], page)
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "a"), "-o", str(page), "--by", "flops"]) == 0
+    assert calls[0].args == ([tmp_path / "a", tmp_path / "a"], page, "flops")
     assert capsys.readouterr().out == f"{page}\n"
     assert main(["report", str(tmp_path / "b")]) == 2
     assert capsys.readouterr().err == f"heliostat: there is no run folder {tmp_path / 'b'}\n"
