@@ -66,7 +66,7 @@ def one(fault: str, mode: str, seed: int, keep: Path | None = None) -> dict:
             keys = ["step", *dict.fromkeys(rule.key for rule in default_rules())]
             kept = {key: [None if key not in row else _short(row[key]) for row in metrics] for key in keys}
             with keep.open("a") as file:
-                file.write(json.dumps({"source": f"faults study, seed {seed}", **kept}) + "\n")
+                file.write(json.dumps({"seed": seed, **kept}) + "\n")
         events = list(read_metrics(result.folder / "events.jsonl"))
         return {
             "fault": fault, "mode": mode, "seed": seed, "status": result.status,
@@ -93,10 +93,10 @@ def false_alarms() -> str:
     """What today's rules say about the recorded healthy runs."""
     found, steps, logs = [], 0, stored(HEALTHY)
     for log in logs:
-        keys = [key for key in log if key != "source"]
+        keys = [key for key in log if key != "seed"]
         rows = [{key: log[key][i] for key in keys if log[key][i] is not None} for i in range(len(log["step"]))]
         steps += len(rows)
-        found += [f"{f.rule} ({f.level}; {log['source']}, step {f.step})" for f in replay(rows)]
+        found += [f"{f.rule} ({f.level}; seed {log['seed']}, step {f.step})" for f in replay(rows)]
     return f"{len(logs)} recorded healthy runs, {steps} steps, false alarms: {', '.join(found) or 'none'}."
 
 
@@ -111,11 +111,14 @@ def main() -> None:
     wanted = [(fault, mode, seed) for seed in range(args.seeds) for fault in FAULTS for mode in ("act", "off")]
     if args.healthy:
         wanted = [("none", "shadow", FIRST_HEALTHY_SEED + number) for number in range(args.healthy)]
+        done = {("none", "shadow", log["seed"]) for log in stored(HEALTHY)}
     until = time.monotonic() + 60 * args.minutes
     for fault, mode, seed in wanted:
         if args.table or (fault, mode, seed) in done or time.monotonic() > until:
             continue
         row = one(fault, mode, seed, HEALTHY if args.healthy else None)
+        if args.healthy:
+            continue
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
     print(table(stored()) + "\n\n" + false_alarms())

@@ -99,8 +99,8 @@ def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
+    engine = build_engine(loaded, limits, section)  # it may try the model, which leaves sharded weights gathered
     numerics = _shard(loaded, recipe, runtime)
-    engine = build_engine(loaded, limits, section)
     if runtime.sharded:
         engine = GatheredEngine(engine, loaded.model)
     return Bench(loaded, engine, recipe, numerics)

@@ -20,7 +20,9 @@ from heliostat.tracking import METRICS
 
 
 def finished(folder, status="finished", code=0, reason=""):
-    return SimpleNamespace(folder=folder, status=status, reason=reason, exit_code=code, before=None, after=None)
+    return SimpleNamespace(
+        folder=folder, status=status, reason=reason, exit_code=code, speaks=True, before=None, after=None
+    )
 
 
 @pytest.fixture

@@ -324,6 +324,7 @@ def test_valid_overrides_arrive_and_survive_writing(pairs, raw, mapping, tmp_pat
     assume("rollout.top_p" not in given_ and "rollout.top_k" not in given_)
     assume(given_.get("prefix.name", "none") == "none" or given_.get("traces.bank", ""))
     assume(given_.get("train.updates_per_step", 1) <= given_.get("rollout.prompts_per_step", 32))
+    assume("distributed.compute_dtype" not in given_ or given_.get("distributed.placement") == "sharded")
     if mapping:
         recipe = build_recipe({}, given_)
     else:

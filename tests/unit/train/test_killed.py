@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from heliostat.config import load_recipe
 from heliostat.rollout import DecodeLimits, TorchEngine
@@ -69,7 +70,7 @@ def test_sampling_survives_kills_at_any_instant(tmp_path):
     recipe = small.recipe(tmp_path, rollout__group_size=4, rollout__prompts_per_step=3)
     task: Task = load_task(recipe.task[0], 0)
     loaded = make_nano()
-    bench = Bench(loaded, TorchEngine(loaded, DecodeLimits(4)), recipe)
+    bench = Bench(loaded, TorchEngine(loaded, DecodeLimits(4)), recipe, torch.float32)
 
     def collect(path):
         with Bank.open(path) as bank:
