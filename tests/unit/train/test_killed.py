@@ -104,10 +104,12 @@ def test_a_killed_and_continued_run_has_each_rollout_once(tmp_path):
         name: load_recipe(str(tmp_path / "small.toml"), {**changes, "traces.bank": str(bank)})
         for name, bank in banks.items()
     }
+    began = time.monotonic()
     run_recipe(recipes["whole"], tmp_path / "whole" / "run")
+    whole_s = time.monotonic() - began  # a share of it hits the middle of a run on any machine
     randomness, kills = random.Random(1), 0
     while kills < 6:
-        seconds = 0.3 + randomness.random() * 2
+        seconds = whole_s * (0.1 + 0.4 * randomness.random())
         if killed_after(seconds, lambda: run_recipe(recipes["broken"], tmp_path / "broken" / "run")):
             break
         kills += 1
