@@ -135,7 +135,7 @@ class Arena(AbstractContextManager["Arena"]):
     def success(self, problems: tuple[Problem, ...]) -> float:
         """Mean probability of the right answer."""
         rows = [
-            replace(demonstration(self.bench.loaded, problem, "auto", ""), group=number)
+            replace(demonstration(self.bench.loaded, self.bench.prompt(problem), problem.solution or ""), group=number)
             for number, problem in enumerate(problems)
         ]
         policy, total = Policy(self.bench.loaded, temperature=1.0, shared_prompt=False), 0.0

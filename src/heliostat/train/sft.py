@@ -26,7 +26,15 @@ from heliostat.train.packing import Row, microbatches
 from heliostat.train.policy import Policy
 from heliostat.train.runtime import Runtime
 from heliostat.train.update import UpdateCounts
-from heliostat.types import Completion, Problem, StopReason
+from heliostat.types import Completion, Problem, Prompt, StopReason
+
+
+def demonstration(loaded: LoadedModel, prompt: Prompt, text: str) -> Row:
+    """A prompt with the text that should follow it, as a row to be scored."""
+    ids = encode_solution(loaded, prompt, text)
+    nothing = np.zeros(len(ids), dtype=np.float32)
+    completion = Completion(ids, nothing, nothing, StopReason.EOS, text)
+    return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +60,9 @@ class Demonstrations:
         text = self.tasks[problem.task].teacher(problem, rng, progress)
         if text is None:
             raise ValueError(f"problem {problem.problem_id} has no solution and no answer to learn from")
-        prompt = encode_problem(self.loaded, problem, self.model.chat, self.model.system)
-        ids = encode_solution(self.loaded, prompt, text)
-        nothing = np.zeros(len(ids), dtype=np.float32)
-        completion = Completion(ids, nothing, nothing, StopReason.EOS, text)
-        return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0)
+        return demonstration(
+            self.loaded, encode_problem(self.loaded, problem, self.model.chat, self.model.system), text
+        )
 
 
 @dataclass(slots=True)
