@@ -1,13 +1,21 @@
 """Fixtures that many rooms share: a model small enough to run in milliseconds, and problems for it."""
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
 
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, encode_problem, load_model
 from heliostat.types import Problem, Prompt
 
 torch.set_num_threads(1)
+
+# Continuous integration draws the same examples every time, so that a red run can be run again; elsewhere they vary.
+settings.register_profile("reproducible", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("reproducible")
 
 NANO = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
 
