@@ -12,7 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from arms import ARMS
-from run import HERE, SWEEP_SEED, best_value, read, score
+from run import HERE, SWEEP_SEED, best_value, beyond, read, score
 
 from heliostat.statistics import interquartile_estimate
 
@@ -61,6 +61,21 @@ def sweeps(runs: list[Run], env: str) -> str:
         if found:
             values = ", ".join(f"{r['value']:g}" for r in found)
             lines.append(f"| {name} | {arm.key} {values} | {', '.join(f'{score(r):.0f}' for r in found)} |")
+    return "\n".join(lines)
+
+
+def edges(runs: list[Run], env: str) -> str:
+    """One step beyond the sweep, for the arms whose best value was at its edge."""
+    lines = ["| arm | beyond the sweep | lr / damping | return [95 %] | seeds |", "|---|---|--:|---|--:|"]
+    for name, arm in ARMS.items():
+        value = beyond(runs, env, name)
+        found = [r for r in runs if (r["env"], r["arm"], r["value"]) == (env, name, value)]
+        if value is not None and found:
+            estimate = interquartile_estimate([score(r) for r in found])
+            lines.append(
+                f"| {name} | {arm.key} {value:g} | {effective(name, value)} "
+                f"| {estimate.value:.0f} [{estimate.low:.0f}, {estimate.high:.0f}] | {len(found)} |"
+            )
     return "\n".join(lines)
 
 
@@ -125,7 +140,7 @@ def main() -> None:
     parts = ["# Tables", "## Probe", probe_table(rows)]
     draw_probe(rows)
     for env in dict.fromkeys(r["env"] for r in runs):
-        parts += [f"## {env}", table(runs, env), "Sweeps:", sweeps(runs, env)]
+        parts += [f"## {env}", table(runs, env), "Sweeps:", sweeps(runs, env), "Beyond their edges:", edges(runs, env)]
         if any(confirmed(runs, env, name) for name in ARMS):
             draw_curves(runs, env)
     Path(HERE / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
