@@ -12,7 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from arms import ARMS
-from run import HERE, SWEEP_SEED, best_value, beyond, read, score
+from run import HERE, SWEEP_SEED, best_value, read, score
 
 from heliostat.statistics import interquartile_estimate
 
@@ -64,21 +64,6 @@ def sweeps(runs: list[Run], env: str) -> str:
     return "\n".join(lines)
 
 
-def edges(runs: list[Run], env: str) -> str:
-    """One step beyond the sweep, for the arms whose best value was at its edge."""
-    lines = ["| arm | beyond the sweep | lr / damping | return [95 %] | seeds |", "|---|---|--:|---|--:|"]
-    for name, arm in ARMS.items():
-        value = beyond(runs, env, name)
-        found = [r for r in runs if (r["env"], r["arm"], r["value"]) == (env, name, value)]
-        if value is not None and found:
-            estimate = interquartile_estimate([score(r) for r in found])
-            lines.append(
-                f"| {name} | {arm.key} {value:g} | {effective(name, value)} "
-                f"| {estimate.value:.0f} [{estimate.low:.0f}, {estimate.high:.0f}] | {len(found)} |"
-            )
-    return "\n".join(lines)
-
-
 def probe_table(rows: list[Run]) -> str:
     lines = [
         "| | step | damping | gradient | m = 1 | 4 | 16 | 64 | 256 | tr F | top direction |",
@@ -112,24 +97,25 @@ def draw_probe(rows: list[Run]) -> None:
 
 
 def draw_curves(runs: list[Run], env: str) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    """Our arms above, the peers below; against steps, and against CPU seconds."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex="col", sharey=True, layout="constrained")
     for number, name in enumerate(ARMS):
         chosen = confirmed(runs, env, name)
         if not chosen:
             continue
-        for axis, x in zip(axes, ("step", "cpu_s"), strict=True):
+        line = axes[0 if ARMS[name].algo == "smac" else 1]
+        for axis, x in zip(line, ("step", "cpu_s"), strict=True):
             points = list(zip(*(r["rows"] for r in chosen), strict=False))
             estimates = [interquartile_estimate([row["return"] for row in point]) for point in points]
             at = [np.median([row[x] for row in point]) for point in points]
-            style = {"color": f"C{number % 10}", "linestyle": "-" if ARMS[name].algo == "smac" else "--"}
-            axis.plot(at, [e.value for e in estimates], label=name, **style)
-            axis.fill_between(
-                at, [e.low for e in estimates], [e.high for e in estimates], alpha=0.1, color=style["color"]
-            )
-    axes[0].set_xlabel("environment steps")
-    axes[1].set_xlabel("CPU seconds")
-    axes[0].set_ylabel(f"return, {env}")
-    axes[0].legend(fontsize=7)
+            color = f"C{number % 10}"
+            axis.plot(at, [e.value for e in estimates], label=name, color=color)
+            axis.fill_between(at, [e.low for e in estimates], [e.high for e in estimates], alpha=0.08, color=color)
+    axes[1, 0].set_xlabel("environment steps")
+    axes[1, 1].set_xlabel("CPU seconds")
+    for line in axes:
+        line[0].set_ylabel(f"return, {env}")
+        line[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(PICTURES / f"{env}.svg", metadata={"Date": None})
 
 
@@ -140,7 +126,7 @@ def main() -> None:
     parts = ["# Tables", "## Probe", probe_table(rows)]
     draw_probe(rows)
     for env in dict.fromkeys(r["env"] for r in runs):
-        parts += [f"## {env}", table(runs, env), "Sweeps:", sweeps(runs, env), "Beyond their edges:", edges(runs, env)]
+        parts += [f"## {env}", table(runs, env), "Sweeps:", sweeps(runs, env)]
         if any(confirmed(runs, env, name) for name in ARMS):
             draw_curves(runs, env)
     Path(HERE / "tables.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 python studies/rank1/run.py                 the runs that are in results.jsonl
 python studies/rank1/run.py --full          the whole grid: ten seeds, 100k steps, MuJoCo (extra: mujoco)
 python studies/rank1/run.py --minutes 4     stop before a run that would begin later; the same line goes on
-python studies/rank1/run.py --beyond        one step beyond the sweep, for every arm whose best value is at its edge
 """
 
 from __future__ import annotations
@@ -62,33 +61,9 @@ def next_run(
     return None
 
 
-def beyond(runs: list[dict[str, Any]], env: str, name: str) -> float | None:
-    """The next value outwards, by the sweep's own outermost ratio; ``None`` if the best value is not at an edge."""
-    values, best = ARMS[name].swept(env), best_value(runs, env, name)
-    if best is None or best not in (values[0], values[-1]):
-        return None
-    inner = values[1] if best == values[0] else values[-2]
-    return float(f"{best * best / inner:.1g}")
-
-
-def next_beyond(
-    runs: list[dict[str, Any]], steps: dict[str, int], names: list[str], num_seeds: int
-) -> tuple[str, str, float, int] | None:
-    """The first run that is missing there; no sweep and no choice is made of these."""
-    done = {(r["env"], r["arm"], r["value"], r["seed"]) for r in runs}
-    for env in steps:
-        for seed in range(num_seeds):
-            for name in names:
-                value = beyond(runs, env, name)
-                if value is not None and (env, name, value, seed) not in done:
-                    return env, name, value, seed
-    return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--beyond", action="store_true")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--envs", nargs="+")
@@ -101,8 +76,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     began = time.monotonic()
     while time.monotonic() - began < 60 * arguments.minutes:
-        find = next_beyond if arguments.beyond else next_run
-        job = find(read(path), steps, arguments.arms, num_seeds)
+        job = next_run(read(path), steps, arguments.arms, num_seeds)
         if job is None:
             break
         env, name, value, seed = job
