@@ -97,24 +97,25 @@ def draw_probe(rows: list[Run]) -> None:
 
 
 def draw_curves(runs: list[Run], env: str) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    """Our arms above, the peers below; against steps, and against CPU seconds."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex="col", sharey=True, layout="constrained")
     for number, name in enumerate(ARMS):
         chosen = confirmed(runs, env, name)
         if not chosen:
             continue
-        for axis, x in zip(axes, ("step", "cpu_s"), strict=True):
+        line = axes[0 if ARMS[name].algo == "smac" else 1]
+        for axis, x in zip(line, ("step", "cpu_s"), strict=True):
             points = list(zip(*(r["rows"] for r in chosen), strict=False))
             estimates = [interquartile_estimate([row["return"] for row in point]) for point in points]
             at = [np.median([row[x] for row in point]) for point in points]
-            style = {"color": f"C{number % 10}", "linestyle": "-" if ARMS[name].algo == "smac" else "--"}
-            axis.plot(at, [e.value for e in estimates], label=name, **style)
-            axis.fill_between(
-                at, [e.low for e in estimates], [e.high for e in estimates], alpha=0.1, color=style["color"]
-            )
-    axes[0].set_xlabel("environment steps")
-    axes[1].set_xlabel("CPU seconds")
-    axes[0].set_ylabel(f"return, {env}")
-    axes[0].legend(fontsize=7)
+            color = f"C{number % 10}"
+            axis.plot(at, [e.value for e in estimates], label=name, color=color)
+            axis.fill_between(at, [e.low for e in estimates], [e.high for e in estimates], alpha=0.08, color=color)
+    axes[1, 0].set_xlabel("environment steps")
+    axes[1, 1].set_xlabel("CPU seconds")
+    for line in axes:
+        line[0].set_ylabel(f"return, {env}")
+        line[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(PICTURES / f"{env}.svg", metadata={"Date": None})
 
 
