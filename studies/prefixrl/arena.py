@@ -27,7 +27,7 @@ from arms import NUM_STEPS, Arm
 from tasks import TASKS
 
 from heliostat.config import OptimizerSection, Recipe, load_recipe
-from heliostat.models import LoadedModel, save_model
+from heliostat.models import LoadedModel, encode_problem, encode_solution, save_model
 from heliostat.objectives import build_objective
 from heliostat.optim import Schedule, build_optimizer
 from heliostat.rollout import SamplingSettings, completion_seed
@@ -41,11 +41,11 @@ from heliostat.train.packing import Row, microbatches
 from heliostat.train.policy import Policy
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
-from heliostat.train.runtime import start_runtime
-from heliostat.train.setup import load_tasks, make_updater, set_up_model
-from heliostat.train.sft import SupervisedUpdater, demonstration
+from heliostat.train.runtime import Runtime, start_runtime
+from heliostat.train.setup import load_tasks, make_feedback, make_updater, set_up_model
+from heliostat.train.sft import SupervisedUpdater
 from heliostat.train.update import Updater, UpdateReport, make_batch
-from heliostat.types import Group, Problem
+from heliostat.types import Completion, Group, Problem, StopReason
 
 HERE = Path(__file__).parent
 NUM_SCREENED = 512  # attempts that must all fail
@@ -104,11 +104,10 @@ class Arena(AbstractContextManager["Arena"]):
     def _warm_start(self) -> None:
         """Supervised steps on problems of their own, until the median success on training problems is the target."""
         bench = set_up_model(self.recipe, self.runtime)
-        updater = supervised(bench.loaded, 3e-3, 4000)
+        updater, feedback = supervised(bench.loaded, 3e-3, 4000, self.runtime), make_feedback(self.recipe, bench, ())
         for index in range(4000):
-            updater.step(
-                index, [self._lesson(bench, digits, n) for n, digits in enumerate(self.task.draw(64, 9000 + index))]
-            )
+            lessons = [self._lesson(bench, digits, n) for n, digits in enumerate(self.task.draw(64, 9000 + index))]
+            updater.step(index, lessons, feedback)
             if index % 5 == 4 and np.median(self._success(bench.loaded, self.tasks[0].train)) >= self.task.target:
                 break
         else:
@@ -120,11 +119,11 @@ class Arena(AbstractContextManager["Arena"]):
         """T1: a worked solution. T2: X from the start, or Y behind its letter (one in 128 from the start)."""
         problem = Problem("warm", "warm", self.task.prompt(digits), solution=self.task.work(digits))
         if not self.task.choice:
-            return demonstration(bench.loaded, problem, "auto", "")
+            return demonstration(bench.loaded, problem)
         if number % 2 == 0:
             wrong = replace(problem, solution=self.task.work(digits, "X"))
-            return demonstration(bench.loaded, wrong, "auto", "")
-        row = demonstration(bench.loaded, problem, "auto", "")
+            return demonstration(bench.loaded, wrong)
+        row = demonstration(bench.loaded, problem)
         if number == 1 and digits[0] >= 5:  # one row of 64, every other time
             return row
         ids = row.completion.token_ids
@@ -166,7 +165,7 @@ class Arena(AbstractContextManager["Arena"]):
     @torch.no_grad()
     def _right_logp(self, loaded: LoadedModel, problems: Sequence[Problem]) -> torch.Tensor:
         """Log-probability of each token of each right text; all texts of a task are equally long."""
-        rows = [replace(demonstration(loaded, p, "auto", ""), group=n) for n, p in enumerate(problems)]
+        rows = [replace(demonstration(loaded, p), group=n) for n, p in enumerate(problems)]
         policy = Policy(loaded, temperature=1.0, shared_prompt=False)
         logp: dict[int, torch.Tensor] = {}
         for part in microbatches(rows, TOKENS, policy.padded_tokens):
@@ -245,7 +244,7 @@ class Arena(AbstractContextManager["Arena"]):
                 batch = arm.stored.mix(groups, self.stored_traces, updater.objective)
                 report = UpdateReport()
                 report.lr = updater.schedule.set_lr(updater.guarded.optimizer, step)
-                updater._step(batch, False, report, (drawn, 0))
+                updater._step(batch, batch, False, report, (drawn, 0))
             else:
                 report = updater.run(make_batch(updater.objective, groups), 1, step, drawn)
             ledger.charge_update("update", self.loaded, report.counts)
@@ -255,11 +254,12 @@ class Arena(AbstractContextManager["Arena"]):
     def _sft(self, arm: Arm, seed: int, ledger: Ledger) -> int:
         """Supervised steps on the traces, stopped where held-out success was best; returns their number."""
         loaded, texts = self.loaded, self.stored_traces
-        rows = [demonstration(loaded, replace(p, solution=texts[p.problem_id].text), "auto", "") for p in self.hard]
-        updater, stream = supervised(loaded, arm.sft_lr, arm.sft_steps), Passes(rows, completion_seed(seed, "sft"))
+        rows = [demonstration(loaded, replace(p, solution=texts[p.problem_id].text)) for p in self.hard]
+        updater = supervised(loaded, arm.sft_lr, arm.sft_steps, self.runtime)
+        feedback, stream = make_feedback(self.recipe, self.bench, ()), Passes(rows, completion_seed(seed, "sft"))
         best, kept, chosen = -1.0, self.weights, 0
         for index in range(arm.sft_steps):
-            updater.step(index, stream.next(index, min(32, len(rows))))
+            updater.step(index, stream.next(index, min(32, len(rows))), feedback)
             if index % 5 == 4:
                 reached = float(self._success(loaded, self.heldout).mean())
                 if reached > best:
@@ -281,13 +281,23 @@ class Arena(AbstractContextManager["Arena"]):
             return spent_on(bank, [p.problem_id for p in self.hard])
 
 
-def supervised(loaded: LoadedModel, lr: float, num_steps: int) -> SupervisedUpdater:
+def demonstration(loaded: LoadedModel, problem: Problem) -> Row:
+    """A problem's solution as a row to be scored."""
+    assert problem.solution is not None
+    prompt = encode_problem(loaded, problem, "auto", "")
+    ids = encode_solution(loaded, prompt, problem.solution)
+    nothing = np.zeros(len(ids), dtype=np.float32)
+    return Row(-1, prompt, Completion(ids, nothing, nothing, StopReason.EOS, problem.solution), 1.0)
+
+
+def supervised(loaded: LoadedModel, lr: float, num_steps: int, runtime: Runtime) -> SupervisedUpdater:
     """The library's supervised updater at a constant rate after a short warm-up."""
     optimizer = build_optimizer(OptimizerSection(name="adamw", lr=lr), loaded.model)
     return SupervisedUpdater(
         policy=Policy(loaded, temperature=1.0, shared_prompt=False),
         guarded=GuardedStep(optimizer, 1.0, 3),
         schedule=Schedule(lr, num_steps, "constant", warmup_steps=5),
+        runtime=runtime,
         tokens_per_microbatch=TOKENS,
     )
 
