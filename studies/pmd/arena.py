@@ -158,7 +158,8 @@ def phase_lagged(updater: Updater, batch: Batch, num_updates: int, first_update:
     report = UpdateReport()
     for index, part in enumerate(batch.minibatches(num_updates, range(len(batch.groups)))):
         report.lr = updater.schedule.set_lr(updater.guarded.optimizer, first_update + index)
-        updater._step(updater._with_anchor(part, report), False, report, (seed, index))
+        anchored = updater._with_anchor(part, report)
+        updater._step(anchored, anchored, False, report, (seed, index))
     return report
 
 
