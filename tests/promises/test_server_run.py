@@ -37,7 +37,8 @@ def test_a_run_whose_server_dies_is_continued_and_the_key_is_nowhere(server, tmp
     state.faults["/pause"] = [*rehearsal_and_start, fake_vllm.dies]  # at the first weights that moved
     failed = run_recipe(recipe, folder)
     assert failed.status == "failed"
-    assert "rollout server" in failed.reason
+    assert "/pause" in failed.reason
+    assert "closed connection" in failed.reason
     assert "\n" not in failed.reason
 
     finished = run_recipe(recipe, folder)

@@ -130,10 +130,16 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class ManyAtOnce(ThreadingHTTPServer):
+    """Takes as many connections at once as a client may open: a queue of five resets the others on a busy machine."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def serving(state):
     """The server on a free port, as a URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ManyAtOnce(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.state = state
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
