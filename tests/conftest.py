@@ -1,6 +1,7 @@
 """Fixtures that many rooms share: a model small enough to run in milliseconds, and problems for it."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -43,3 +44,16 @@ def make_prompts(loaded: LoadedModel, num: int) -> list[Prompt]:
     texts = ["1 + 2 =", "10 + 25 - 3 =", "7 =", "123 + 456 - 789 + 12 =", "5 - 4 ="]
     problems = [Problem(f"p{i}", "sums", texts[i % len(texts)] + " 9" * (i // len(texts))) for i in range(num)]
     return [encode_problem(loaded, problem) for problem in problems]
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run ``work`` in a forked process and return its id; the child never comes back here."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return child

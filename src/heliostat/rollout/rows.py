@@ -21,16 +21,32 @@ from transformers.cache_utils import CacheLayerMixin
 from heliostat.models import LoadedModel
 
 
-class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
-    """One layer's keys and values, ``[row, head, column, feature]``, with room to grow to the right."""
+class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
+    """One layer's keys and values in buffers with room for more columns than are in use; subclasses lay them out."""
 
     is_sliding = False
     keys: Tensor
     values: Tensor
 
-    def __init__(self, keys: Float[Tensor, "row head column feature"], values: Tensor, capacity: int) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.length = keys.shape[2]
+        self.length = length
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffers are there from the beginning."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+class RowLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # as above
+    """One layer's keys and values, ``[row, head, column, feature]``, with room to grow to the right."""
+
+    def __init__(self, keys: Float[Tensor, "row head column feature"], values: Tensor, capacity: int) -> None:
+        super().__init__(keys.shape[2])
         self.keys = self._with_capacity(keys, capacity)
         self.values = self._with_capacity(values, capacity)
         self.is_initialized = True
@@ -42,9 +58,6 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformer
         buffer[:, :, :length] = states
         return buffer
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: a row layer is made from prefilled states."""
-
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
@@ -54,12 +67,6 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformer
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return int(self.length)
 
     def get_max_length(self) -> int:
         return int(self.keys.shape[2])

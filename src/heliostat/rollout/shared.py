@@ -22,13 +22,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heliostat.models import LoadedModel
 from heliostat.models.probes import probe_ids, probing
-from heliostat.rollout.rows import key_values
+from heliostat.rollout.rows import GrowingLayer, key_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,23 +45,15 @@ MAX_DEAD_GROUPS = 0.25
 """Prompts whose rows have all ended stay until they are this share: dropping them copies all others."""
 
 
-class ColumnLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
+class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformers is partly untyped
     """One layer's own keys and values, ``[column, row, head, feature]``, with room for more columns."""
 
-    is_sliding = False
-    keys: Tensor
-    values: Tensor
-
     def __init__(self, like: Float[Tensor, "group head column feature"], num_rows: int, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.length = 0
+        super().__init__(0)
         # Zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
         self.keys = like.new_zeros(capacity, num_rows, like.shape[1], like.shape[3])
         self.values = torch.zeros_like(self.keys)
         self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the buffers are there from the beginning."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -72,12 +63,6 @@ class ColumnLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transfor
         self.values[self.length] = value_states[:, :, 0]
         self.length += 1
         return self.keys[: self.length], self.values[: self.length]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
 
     def get_max_length(self) -> int:
         return int(self.keys.shape[0])

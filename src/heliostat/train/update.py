@@ -260,7 +260,7 @@ class Updater:
         parts = microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens)
         rows = rows_of(everyone)
         lockstep = Lockstep.over(self.runtime, self.guarded.parameters, rows, len(parts))
-        anchored = [self._backward(part, normalizer, at_anchor, report) for part in parts]
+        anchored = [self._backward(part, normalizer, lockstep.scale, at_anchor, report) for part in parts]
         lockstep.fill(self.policy)
         lockstep.synchronise()
         total = self.runtime.sum({"loss": float(sum(loss for _, loss in anchored))})["loss"]
@@ -277,7 +277,7 @@ class Updater:
         return norm > 0
 
     def _backward(
-        self, part: Sequence[Row], normalizer: float, at_anchor: bool, report: UpdateReport
+        self, part: Sequence[Row], normalizer: float, scale: int, at_anchor: bool, report: UpdateReport
     ) -> tuple[list[Row], float]:
         """The part's gradient; returns its rows with their anchor filled in, and its share of the loss."""
         with span("forward"):
@@ -291,7 +291,7 @@ class Updater:
             report.mismatch = merge([report.mismatch, compared])
         output = self._current.loss(logp_new, tokens, normalizer)
         with span("backward"):
-            (output.loss * self.runtime.world_size).backward()  # type: ignore[no-untyped-call]
+            (output.loss * scale).backward()  # type: ignore[no-untyped-call]
         for key, mean in output.metrics.items():
             report.add(key, mean)
         anchors = torch.split(tokens.logp_old, [row.num_tokens for row in part])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from heliostat.traces import Attempts, Bank, BankError, check_bank
+from tests.conftest import in_child
 from tests.unit.traces.made import SOURCE, make_trace, same
 
 
@@ -135,19 +136,6 @@ def test_a_newer_format_is_refused(path):
     database.close()
     with pytest.raises(BankError, match="format 99"):
         Bank.open(path)
-
-
-def in_child(work):
-    """Run ``work`` in a forked process and return its id; the child never comes back here."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
 
 
 def test_two_writers_at_once_lose_nothing(path):

@@ -18,7 +18,7 @@ from heliostat.train.collect import Collector, Quota
 from heliostat.train.progress import Display
 from heliostat.train.setup import Bench
 from heliostat.types import Verdict
-from tests.conftest import make_nano
+from tests.conftest import in_child, make_nano
 from tests.promises import small
 
 QUOTA = Quota(num_successes=3, max_attempts=40)
@@ -26,14 +26,7 @@ QUOTA = Quota(num_successes=3, max_attempts=40)
 
 def killed_after(seconds, work):
     """Run ``work`` in a forked process and kill it; returns whether it had ended by itself before that."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
+    child = in_child(work)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         pid, status = os.waitpid(child, os.WNOHANG)
