@@ -149,7 +149,9 @@ def test_rollouts_of_the_real_engine_lead_to_the_exact_step():
     updater, batch = update(loaded, group, 120, lr=0.03, tau=tau)
     numbers = {
         key: mean.value
-        for key, mean in mirror_means(*sequence_log_ratios(updater.policy, batch, 1, 100_000, updater.runtime), tau=tau).items()
+        for key, mean in mirror_means(
+            *sequence_log_ratios(updater.policy, batch, 1, 100_000, updater.runtime), tau=tau
+        ).items()
     }
     exact = theory.pmd_mean(None, REWARDS, tau, log_probs=old)
     right, wrong = float(exact.log_ratio.max()), float(exact.log_ratio.min())

@@ -5,7 +5,7 @@ Formulas and their validation are in docs/scaling.md. No torch, no weights, no G
 Left out: everything that is measured (``benchmarks/scaling``).
 """
 
-from heliostat.scaling.catalog import HARDWARE, MODELS
+from heliostat.scaling.catalog import H100, MODELS
 from heliostat.scaling.estimate import Estimate, estimate, job_of
 from heliostat.scaling.hardware import Hardware
 from heliostat.scaling.job import Job, Layout
@@ -16,7 +16,7 @@ from heliostat.scaling.staleness import Throughput, asynchronous_s, heavy_tailed
 from heliostat.scaling.traffic import Traffic, step_traffic
 
 __all__ = [
-    "HARDWARE",
+    "H100",
     "MODELS",
     "Estimate",
     "Hardware",

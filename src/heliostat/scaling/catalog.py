@@ -39,14 +39,12 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 
 MODELS: dict[str, ModelShape] = {name: shape_of(config, name) for name, config in _CONFIGS.items()}
 
-HARDWARE: dict[str, Hardware] = {
-    "h100": Hardware(
-        name="h100",
-        gpus_per_node=8,
-        memory_bytes=80e9,
-        flops_per_s=989.4e12,
-        memory_bytes_per_s=3.35e12,
-        node_bytes_per_s=450e9,  # the sheet's 900 GB/s count both directions
-        network_bytes_per_s=50e9,
-    ),
-}
+H100 = Hardware(
+    name="H100 SXM, eight to a node, 400 Gb/s each",
+    gpus_per_node=8,
+    memory_bytes=80e9,
+    flops_per_s=989.4e12,
+    memory_bytes_per_s=3.35e12,
+    node_bytes_per_s=450e9,  # the sheet's 900 GB/s count both directions
+    network_bytes_per_s=50e9,
+)

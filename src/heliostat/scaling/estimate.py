@@ -37,16 +37,22 @@ class Estimate:
 
     def _obstacles(self) -> Iterator[str]:
         room = MEMORY_SHARE * self.hardware.memory_bytes
-        if self.trainer.state > room:
-            way = "more trainers" if self.layout.sharded else "distributed.placement = 'sharded'"
-            yield f"weights, gradients and optimizer take {_gb(self.trainer.state)} of {_gb(room)}: {way}"
-        elif self.trainer.state + self.trainer.gathered > room:
-            yield f"a gathered layer takes {_gb(self.trainer.gathered)}: expert or tensor parallelism, which verl has"
-        elif self.trainer.peak > room:
+        trainer, layout = self.trainer, self.layout
+        if trainer.state > room:
+            way = "more trainers" if layout.sharded and layout.num_trainers > 1 else "distributed.placement = 'sharded'"
+            way = f"{way}, or [lora]" if layout.num_trainers > 1 else "more GPUs, or [lora]"
+            yield f"weights, gradients and optimizer take {_gb(trainer.state)} of {_gb(room)}; way out: {way}"
+            if not layout.num_samplers:
+                return
+        elif trainer.state + trainer.gathered > room:
+            way = "expert or tensor parallelism, as verl has"
+            yield f"layers gathered for a pass take {_gb(trainer.gathered)} of {_gb(room)}; way out: {way}"
+        elif trainer.peak > room:
             way = "a smaller train.tokens_per_microbatch" if self.job.recompute else "train.recompute = true"
-            yield f"with activations a trainer needs {_gb(self.trainer.peak)} of {_gb(room)}: {way}"
+            yield f"with activations a trainer needs {_gb(trainer.peak)} of {_gb(room)}; way out: {way}"
         if self.sampler.num_rows == 0:
-            yield f"weights of {_gb(self.sampler.weights)} leave a sampler no room for one completion: more sampler ways"
+            way = "more GPUs for one sampler (--ways)" if layout.num_samplers else "a vLLM server (--samplers, --ways)"
+            yield f"weights of {_gb(self.sampler.weights)} leave no room for a completion; way out: {way}"
 
     @property
     def tokens_per_gpu_s(self) -> float:

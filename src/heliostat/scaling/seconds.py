@@ -143,12 +143,9 @@ def _sampling(
     return prefill, decode, _decode_s(shape, job, hardware, ways, steady_steps, num_tokens)
 
 
-def _decode_s(
-    shape: ModelShape, job: Job, hardware: Hardware, ways: int, num_steps: float, num_tokens: float
-) -> float:
+def _decode_s(shape: ModelShape, job: Job, hardware: Hardware, ways: int, num_steps: float, num_tokens: float) -> float:
     """Seconds of ``num_steps`` forward passes that make ``num_tokens`` tokens together."""
     weights = 2.0 * shape.touched_parameters(num_tokens / num_steps) * num_steps
     caches = 2.0 * shape.cache_entries * job.decoded_context * num_tokens
     flops = shape.forward_flops(num_tokens, job.decoded_context)
     return max(hardware.read_s(weights + caches, ways), hardware.compute_s(flops, ways))
-
