@@ -1,4 +1,4 @@
-"""Count exactly what a run moves and holds: bytes handed to collectives, bytes stored on this rank, bytes kept for backward.
+"""Count what a run moves and holds: bytes handed to collectives, stored on this rank, kept for backward passes.
 
 Counted are the whole tensors of a collective: what an all-gather makes, what a reduce-scatter takes, what an all-reduce
 works on. What goes over the wire follows from the number of ranks and the algorithm, and is not seen from here.

@@ -1,4 +1,4 @@
-"""The sizes of a decoder that memory and time depend on, read from its Hugging Face configuration, and its weights counted.
+"""A decoder's sizes, read from its Hugging Face configuration, and its weights counted from them.
 
 Counting needs no weights and no torch, so that a trillion parameters can be planned for on a laptop. Tests hold the
 counts equal to those of transformers' own modules.
@@ -185,7 +185,7 @@ class ModelShape:
         """
         if self.experts is None:
             return float(self.num_parameters)
-        share = 1 - (1 - self.experts.num_used / self.experts.num) ** num_tokens
+        share: float = 1 - (1 - self.experts.num_used / self.experts.num) ** num_tokens
         return self.num_parameters - self.num_expert_parameters * (1 - share)
 
 

@@ -1,4 +1,4 @@
-"""Bytes between GPUs in one step: weights gathered, gradients reduced, completions exchanged, weights handed to samplers.
+"""Bytes between GPUs in one step: weights, gradients, completions, and what samplers are sent.
 
 Collectives are given as the whole tensor they work on, since that can be counted in a real run. In a ring of ``n``
 ranks each sends ``(n - 1) / n`` of a gathered or scattered tensor, and twice that of a reduced one.

@@ -59,13 +59,14 @@ def sequence_log_ratios(
     succeeded = [verdict.success for group in groups for verdict in group.group.verdicts]
     flag = {id(row): value for row, value in zip(rows, succeeded, strict=True)}
     parts = microbatches(rows, tokens_per_microbatch, policy.padded_tokens)
+    lockstep = Lockstep.over(runtime, [], rows_of(everyone), len(parts))
     for part in parts:
         logp = policy.log_probs(part).double().cpu()
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             log_ratio.append(float(piece.sum()) - float(row.completion.logp_gen.sum(dtype=np.float64)))
             advantage.append(row.advantage)
             success.append(flag[id(row)])
-    Lockstep.over(runtime, [], rows_of(everyone), len(parts)).fill(policy)
+    lockstep.fill(policy)
     log_ratios, advantages, successes = zip(*runtime.gather((log_ratio, advantage, success)), strict=True)
     return np.concatenate(log_ratios), np.concatenate(advantages), np.concatenate(successes).astype(bool)
 

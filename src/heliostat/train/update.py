@@ -226,13 +226,14 @@ class Updater:
         rows = rows_of(batch.groups)
         by_row: dict[int, Tensor] = {}
         parts = microbatches(rows, self.tokens_per_microbatch, policy.padded_tokens)
+        lockstep = Lockstep.over(self.runtime, [], self._rows, len(parts))
         for part in parts:
             with span("score"):
                 logp = policy.log_probs(part).cpu()
             report.scored.add(part, policy.shared_prompt)
             for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
                 by_row[id(row)] = piece
-        Lockstep.over(self.runtime, [], self._rows, len(parts)).fill(policy)
+        lockstep.fill(policy)
         pieces = iter(rows)
         return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in batch.groups]
 

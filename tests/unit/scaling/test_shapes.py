@@ -83,7 +83,7 @@ def test_a_shape_is_read_from_a_folder_or_a_file_and_what_is_none_is_refused(tmp
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model_type": "llama", **SMALL}))
     assert read_shape(str(tmp_path), {}).num_parameters == read_shape(str(config), {}).num_parameters
-    with pytest.raises(ConfigError, match="unknown model 'qwen2.5-7'.*'qwen2.5-7b'"):
+    with pytest.raises(ConfigError, match=r"unknown model 'qwen2\.5-7'.*'qwen2\.5-7b'"):
         read_shape("qwen2.5-7", MODELS)
     config.write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(ConfigError, match="'mamba' model"):

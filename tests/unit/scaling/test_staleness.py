@@ -1,5 +1,7 @@
 """The simulation agrees with the formulas where there are any, and never gains from waiting."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def test_without_staleness_times_add_up(durations, batch_size, num_slots, train_
 @given(DURATIONS, st.integers(1, 6), st.integers(1, 8), st.floats(0.0, 40.0))
 def test_more_staleness_is_never_slower_and_the_bound_holds(durations, batch_size, num_slots, train_s):
     runs = [simulate(durations, batch_size, num_slots, train_s, bound) for bound in (0, 1, 2, 4, 24, 100)]
-    for tighter, looser in zip(runs, runs[1:], strict=False):
+    for tighter, looser in pairwise(runs):
         assert looser.update_s <= tighter.update_s * (1 + 1e-12)
     for run, bound in zip(runs, (0, 1, 2, 4, 24, 100), strict=True):
         assert 0 <= run.mean_staleness <= bound

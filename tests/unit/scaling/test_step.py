@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_sharding_costs_half_as_much_again_for_one_micro_batch():
 
 def test_more_gpus_are_never_slower_and_tend_to_the_longest_completion():
     times = [step_seconds(SEVEN, JOB, Layout(num, True, num), H100) for num in (4, 8, 16, 64, 512)]
-    for fewer, more in zip(times, times[1:], strict=False):
+    for fewer, more in pairwise(times):
         assert more.sampling <= fewer.sampling
         assert more.compute < fewer.compute
     alone = dataclasses.replace(JOB, num_prompts=1, group_size=1)
