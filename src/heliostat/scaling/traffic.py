@@ -18,8 +18,8 @@ from heliostat.scaling.shapes import ModelShape
 NUM_DIAGNOSED = 8
 """Groups scored again after a step for its numbers, at most; an eighth of the step's (``train.trainer``)."""
 
-EXCHANGED_BYTES = 11.0
-"""Of one completion token between ranks: its id, log-probability and entropy, pickled. Measured."""
+TOKEN_BYTES, ROW_BYTES = 14.0, 150.0
+"""Of a completion between ranks, pickled: per token (id, log-probability, entropy, text) and besides. Measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def step_traffic(
     sync = 2.0 * shape.num_parameters if layout.num_samplers else 0.0
     if num == 1:
         return Traffic(sync=sync)
-    exchange = EXCHANGED_BYTES * job.num_rows * job.mean_tokens
+    exchange = job.num_rows * (TOKEN_BYTES * job.mean_tokens + ROW_BYTES)
     moved = shape.num_parameters - shape.num_expert_parameters * (1 - 1 / layout.expert_ways)
     if not layout.sharded:
         return Traffic(reduce=float(size * moved * job.num_updates), exchange=exchange, sync=sync)
