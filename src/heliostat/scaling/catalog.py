@@ -3,7 +3,7 @@
 Left out: whatever a data sheet does not say; what share of a ceiling is reached is an assumption (``Hardware``).
 
 References:
-    Models: ``config.json`` of Qwen/Qwen2.5-0.5B, Qwen/Qwen2.5-7B, Qwen/Qwen2.5-32B, Qwen/Qwen3-32B,
+    Models: ``config.json`` of Qwen/Qwen2.5-0.5B, -3B, -7B and -32B, Qwen/Qwen3-32B,
     meta-llama/Llama-3.1-8B, meta-llama/Llama-3.1-405B and moonshotai/Kimi-K2-Instruct on the Hugging Face hub.
     Machines: NVIDIA H100 Tensor Core GPU data sheet (SXM column; bfloat16 without sparsity is half of the printed
     number), NVIDIA DGX H100 user guide (eight ConnectX-7 adapters of 400 Gb/s, one for each GPU).
@@ -26,6 +26,7 @@ def _config(family: str, hidden: int, layers: int, heads: tuple[int, int], inner
 
 _CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _config("qwen2", 896, 24, (14, 2), 4864, 151936) | {"tie_word_embeddings": True},
+    "qwen2.5-3b": _config("qwen2", 2048, 36, (16, 2), 11008, 151936) | {"tie_word_embeddings": True},
     "qwen2.5-7b": _config("qwen2", 3584, 28, (28, 4), 18944, 152064),
     "qwen2.5-32b": _config("qwen2", 5120, 64, (40, 8), 27648, 152064),
     "qwen3-32b": _config("qwen3", 5120, 64, (64, 8), 25600, 151936) | {"head_dim": 128},
