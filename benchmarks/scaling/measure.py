@@ -82,7 +82,7 @@ mode = "off"
 """
 CASES = {
     "one rank": (1, {}),
-    "one rank, recompute": (1, {"train.recompute": "true"}),
+    "one rank, recompute": (1, {"train.recompute": True}),
     "two ranks, replicated": (2, {"distributed.placement": "replicated"}),
     "two ranks, sharded": (2, {"distributed.placement": "sharded"}),
     "two ranks, sharded, bfloat16": (
@@ -96,7 +96,7 @@ PROMPT_TOKENS = 6
 """Of every prompt of the task, as the tiny model's tokenizer cuts it."""
 
 
-def work(folder: Path, overrides: dict[str, str]) -> None:
+def work(folder: Path, overrides: dict[str, object]) -> None:
     """One rank of one case."""
     rows: list[dict] = []
     plain = Trainer._step
@@ -143,7 +143,7 @@ def work(folder: Path, overrides: dict[str, str]) -> None:
     (folder / f"rank{rank}.json").write_text(json.dumps(rows))
 
 
-def load_recipe_text(overrides: dict[str, str]) -> Recipe:
+def load_recipe_text(overrides: dict[str, object]) -> Recipe:
     """The recipe with a case's settings; its paths lead nowhere."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(RECIPE.format(folder="."))
@@ -151,7 +151,7 @@ def load_recipe_text(overrides: dict[str, str]) -> Recipe:
         return load_recipe(file.name, overrides)
 
 
-def measure(num_ranks: int, overrides: dict[str, str]) -> list[list[dict]]:
+def measure(num_ranks: int, overrides: dict[str, object]) -> list[list[dict]]:
     """What each rank of a case saw."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -203,7 +203,7 @@ def ceilings() -> dict[str, float]:
     }
 
 
-def predicted(ranks: list[list[dict]], num_ranks: int, overrides: dict[str, str], best: dict[str, float]) -> dict:
+def predicted(ranks: list[list[dict]], num_ranks: int, overrides: dict[str, object], best: dict[str, float]) -> dict:
     """The model's numbers for what a case was: its own mean lengths, and ceilings reached in full."""
     values = next(row for row in ranks[0] if row["step"] == COUNTED)["values"]
     recipe = load_recipe_text(overrides)
@@ -214,7 +214,7 @@ def predicted(ranks: list[list[dict]], num_ranks: int, overrides: dict[str, str]
         job = dataclasses.replace(job, scored_forwards=0.0)
     layout = Layout(num_ranks, sharded=recipe.distributed.placement == "sharded")
     traffic = step_traffic(shape, job, layout, "float32", "bfloat16" if bfloat16 else None)
-    held = training_memory(shape, job, layout, "float32")
+    held = training_memory(shape, job, layout, "float32", "bfloat16" if bfloat16 else None)
     machine = Hardware(
         "here", 1, 1e12, best["flops_per_s"], best["bytes_per_s"], best["link_bytes_per_s"], best["link_bytes_per_s"],
         compute_share=1.0, memory_share=1.0, link_share=1.0,

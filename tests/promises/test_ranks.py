@@ -50,8 +50,8 @@ def run(recipe, *args, preexec_fn=None, **options):
 
 
 def said(done):
-    """What the run itself says went wrong; torchrun's own report stands around it."""
-    return [line for line in done.stderr.splitlines() if line.startswith("heliostat: ")]
+    """What the run itself says went wrong, each rank the same; torchrun's own report stands around it."""
+    return {line for line in done.stderr.splitlines() if line.startswith("heliostat: ")}
 
 
 def weights(run_dir):

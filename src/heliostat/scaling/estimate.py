@@ -75,7 +75,7 @@ def estimate(
         job=job,
         layout=layout,
         hardware=hardware,
-        trainer=training_memory(shape, job, layout, stored),
+        trainer=training_memory(shape, job, layout, stored, computed),
         sampler=sampling_memory(shape, job, layout, hardware, stored),
         traffic=step_traffic(shape, job, layout, stored, computed),
         seconds=step_seconds(shape, job, layout, hardware, stored, computed, sync),

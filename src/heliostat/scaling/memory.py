@@ -56,28 +56,31 @@ class TrainingMemory:
         return self.state + max(self.gathered + self.activations, self.cast)
 
 
-def training_memory(shape: ModelShape, job: Job, layout: Layout, stored: str = "bfloat16") -> TrainingMemory:
+def training_memory(
+    shape: ModelShape, job: Job, layout: Layout, stored: str = "bfloat16", computed: str | None = None
+) -> TrainingMemory:
     """What a trainer holds.
 
     Args:
         stored: type of the weights; a key of ``STORED``.
+        computed: type of gathered weights and activations, where it is another.
 
     **Limits**: the parts of state over all sharded ranks add up to those of one rank. Equal to the storage of a real
     run's tensors on one and two ranks, where sizes divide.
     """
-    size = STORED[stored]
+    size, used = STORED[stored], STORED[computed or stored]
     experts, rest = shape.num_expert_parameters, shape.num_parameters - shape.num_expert_parameters
     held = rest + experts / layout.expert_ways
     gathered = 0.0
     if layout.sharded:
-        gathered = 2.0 * size * _one_layer(shape, layout) if layout.num_trainers > 1 else 0.0
+        gathered = 2.0 * used * _one_layer(shape, layout) if layout.num_trainers > 1 else 0.0
         held = rest / layout.num_trainers + experts / layout.num_trainers  # expert groups are cut again over the rest
     return TrainingMemory(
         weights=size * held,
         gradients=size * held,
         optimizer=(12 if size == 2 else 8) * held,
         gathered=gathered,
-        activations=activation_bytes(shape, job, size),
+        activations=activation_bytes(shape, job, used),
         cast=4.0 * held if size == 2 else 0.0,
     )
 
