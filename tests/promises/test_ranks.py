@@ -50,7 +50,7 @@ def run(recipe, *args, preexec_fn=None, **options):
 
 
 def said(done):
-    """What the run itself says went wrong, each rank the same; torchrun's own report stands around it."""
+    """What the ranks say went wrong, sentence by sentence; torchrun's own report stands around them."""
     return {line for line in done.stderr.splitlines() if line.startswith("heliostat: ")}
 
 
@@ -163,10 +163,11 @@ def test_a_full_disk_under_a_sharded_checkpoint_spares_the_last_one(alone, tmp_p
     sharded = {"--distributed.placement": "sharded"}
     done = run(recipe, tmp_path / "run", preexec_fn=full_disk, **sharded)
     assert done.returncode != 0
-    (sentence,) = said(done)
-    assert "could not write checkpoint" in sentence
-    assert "the checkpoint of step 2 is intact" in sentence
-    assert "Traceback" not in done.stderr.partition("torch.distributed.elastic")[0]
+    assert said(done), done.stderr
+    for sentence in said(done):  # the main rank's goes on about the report, for which there is no room either
+        assert "could not write checkpoint" in sentence
+        assert "the checkpoint of step 2 is intact" in sentence
+    assert "/heliostat/train/" not in done.stderr, "the only traceback is torchrun's own"
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_0*")] == ["step_000002"]
     again = run(recipe, tmp_path / "run", **sharded)
     assert again.returncode == 0, again.stderr + again.stdout
@@ -194,9 +195,10 @@ def test_bfloat16_follows_float32(alone, tmp_path):
     done = run(recipe, tmp_path / "run", **short)
     assert done.returncode == 0, done.stderr + done.stdout
     ours, theirs = small.metrics(tmp_path / "run"), small.metrics(whole)
-    supervised = [(mine["loss/sft"], other["loss/sft"]) for mine, other in zip(ours, theirs, strict=False)][:6]
-    assert supervised == [(pytest.approx(other, rel=5e-3), other) for _, other in supervised]
-    assert supervised != [(other, other) for _, other in supervised]
+    supervised, expected = ([row["loss/sft"] for row in rows if "loss/sft" in row] for rows in (ours, theirs))
+    assert len(supervised) == 6
+    assert supervised == pytest.approx(expected, rel=5e-3)
+    assert supervised != expected
     trained = [row for row in ours if row["step"] > 0]
     assert len(trained) == 2
     for mine, other in zip(trained, (row for row in theirs if row["step"] > 0), strict=False):
