@@ -5,9 +5,9 @@ Left out: a beginning that only some prompts share, and decoding against it (``r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -60,5 +60,5 @@ def num_common_tokens(contexts: Sequence[Sequence[int]]) -> int:
     """
     if not contexts:
         return 0
-    alike = len(os.path.commonprefix([list(context) for context in contexts]))
-    return min(alike, min(map(len, contexts)) - 1)
+    columns = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*contexts, strict=False))
+    return min(sum(1 for _ in columns), min(map(len, contexts)) - 1)

@@ -2,9 +2,9 @@
 
     x -> norm -> [q k v] -> rotate -> attend -> o, + x -> norm -> [gate up] -> silu, product -> down, + x    each layer
 
-Products of few rows run a quarter faster on weights that lie input by output, and those of one input are one product. So
-while rows are decoded the weights of the layers exist a second time, laid out like that, copied from the model's own
-before every batch of prompts.
+Products of few rows run up to a quarter faster on weights that lie input by output, and those of one input are one
+product. So the weights of the layers exist a second time, laid out like that, copied from the model's own before every
+batch of prompts.
 
 Left out: layers of any other shape, adapters among them: the model runs those itself. Embedding, rotary angles, norms
 and head are the model's own everywhere.
@@ -12,7 +12,6 @@ and head are the model's own everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,8 @@ class Product:
 
     def __init__(self, *linears: nn.Linear) -> None:
         self._linears = linears
-        self._weight, self._bias = torch.empty(0), None
+        self._weight = torch.empty(0)
+        self._bias: Tensor | None = None
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -42,10 +42,10 @@ class Product:
         widths = [linear.out_features for linear in self._linears]
         if not self._weight.numel():
             self._weight = self._linears[0].weight.new_empty(self._linears[0].in_features, sum(widths))
-        for part, linear in zip(self._weight.split(widths, dim=1), self._linears, strict=True):
+        for part, linear in zip(torch.split(self._weight, widths, dim=1), self._linears, strict=True):
             part.copy_(linear.weight.T)
         biases = [linear.bias for linear in self._linears if linear.bias is not None]
-        self._bias = torch.cat(biases) if biases else None
+        self._bias = torch.cat([*biases]) if biases else None
 
     def __call__(self, x: Float[Tensor, "row input"]) -> Float[Tensor, "row output"]:
         return x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
@@ -114,8 +114,8 @@ class FusedLayers:
             x = layer.o.onto(x, rows.attend(index, query, key, value).view(num_rows, -1))
             gate, up = layer.gate_up(layer.norms[1](x)).chunk(2, dim=-1)
             x = layer.down.onto(x, self._activation(gate).mul_(up))
-        states = self._backbone.norm(x)
-        return states.unsqueeze(1)
+        last: Tensor = self._backbone.norm(x)
+        return last.unsqueeze(1)
 
 
 def fused_layers(loaded: LoadedModel) -> FusedLayers | None:
@@ -137,7 +137,9 @@ def _has_shape(layer: Any) -> bool:
         return False
     q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
     products = [q, k, v, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    alike = len({part.bias is None for part in (q, k, v)}) == 1 and (mlp.gate_proj.bias is None) == (mlp.up_proj.bias is None)
+    alike = len({part.bias is None for part in (q, k, v)}) == 1 and (mlp.gate_proj.bias is None) == (
+        mlp.up_proj.bias is None
+    )
     return alike and all(type(product) is nn.Linear for product in products)
 
 

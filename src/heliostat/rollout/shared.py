@@ -47,9 +47,8 @@ class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformer
 
     def __init__(self, like: Float[Tensor, "group head column feature"], num_rows: int, capacity: int) -> None:
         super().__init__(0)
-        # Zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
-        self.keys = like.new_zeros(capacity, num_rows, like.shape[1], like.shape[3])
-        self.values = torch.zeros_like(self.keys)
+        self.keys = like.new_empty(capacity, num_rows, like.shape[1], like.shape[3])
+        self.values = torch.empty_like(self.keys)
         self.is_initialized = True
 
     def update(
@@ -65,11 +64,15 @@ class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformer
         return int(self.keys.shape[0])
 
     def keep(self, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> None:
-        """Keep only ``rows`` and the columns from ``first_column`` on; ``capacity`` is no more than there was."""
-        columns = slice(first_column, first_column + capacity)
-        self.keys = self.keys[columns].index_select(1, rows)
-        self.values = self.values[columns].index_select(1, rows)
+        """Keep only ``rows`` and the columns from ``first_column`` on."""
+        self.keys = self._kept(self.keys, rows, first_column, capacity)
+        self.values = self._kept(self.values, rows, first_column, capacity)
         self.length -= first_column
+
+    def _kept(self, states: Tensor, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> Tensor:
+        buffer = states.new_empty(capacity, len(rows), *states.shape[2:])
+        torch.index_select(states[first_column : self.length], 1, rows, out=buffer[: self.length - first_column])
+        return buffer
 
     def join(self, other: ColumnLayer, capacity: int) -> None:
         """Append the rows of ``other``, aligned at the last column; the gap before them is never attended to."""
@@ -83,7 +86,10 @@ class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformer
 
     @staticmethod
     def _resized(states: Tensor, length: int, capacity: int) -> Tensor:
-        """The same columns, ending at ``length``, in a buffer of ``capacity`` columns."""
+        """The same columns, ending at ``length``, in a buffer of ``capacity`` columns.
+
+        The gap is zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
+        """
         buffer = states.new_zeros(capacity, *states.shape[1:])
         buffer[length - states.shape[0] : length] = states
         return buffer
@@ -142,11 +148,15 @@ class SharedPrompts:
         ]
         self._place(torch.cat([self.group, other.group + len(self.start) - len(other.start)]))
 
-    def scores(self, layer: int, query: Float[Tensor, "row head share feature"]) -> Float[Tensor, "row head share column"]:
+    def scores(
+        self, layer: int, query: Float[Tensor, "row head share feature"]
+    ) -> Float[Tensor, "row head share column"]:
         """Products of each row's queries with its prompt's keys, ``share`` queries to every head of keys."""
         return self._of_groups(query, self.states[layer][0].transpose(2, 3))
 
-    def weighted(self, layer: int, weights: Float[Tensor, "row head share column"]) -> Float[Tensor, "row head share feature"]:
+    def weighted(
+        self, layer: int, weights: Float[Tensor, "row head share column"]
+    ) -> Float[Tensor, "row head share feature"]:
         """Sums of each row's prompt's values with these weights."""
         return self._of_groups(weights, self.states[layer][1])
 
@@ -251,14 +261,16 @@ class SharedRows:
         own = self._layers[layer]
         num_rows, num_heads, share, width = query.shape
         # One product per row and head: few and small, so what counts is that each is a single call.
-        keys, values = (each[: own.length].view(own.length, -1, width).transpose(0, 1) for each in (own.keys, own.values))
+        keys, values = (
+            each[: own.length].view(own.length, -1, width).transpose(0, 1) for each in (own.keys, own.values)
+        )
         shared = [self.prompts] if self._common is None else [self._common, self.prompts]
         parts = [prompts.scores(layer, query) for prompts in shared]
         parts.append(torch.bmm(query.reshape(-1, share, width), keys.mT).view(num_rows, num_heads, share, -1))
         scores = torch.cat(parts, dim=-1)
         if self._hidden is not None:
             scores.masked_fill_(self._hidden, -torch.inf)
-        *weights, own_weights = scores.softmax(dim=-1).split([part.shape[-1] for part in parts], dim=-1)
+        *weights, own_weights = torch.split(scores.softmax(dim=-1), [part.shape[-1] for part in parts], dim=-1)
         found = torch.bmm(own_weights.flatten(0, 1), values).view_as(query)
         for prompts, part in zip(shared, weights, strict=True):
             found += prompts.weighted(layer, part)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
 from heliostat.rollout import shared as shared_rows
