@@ -4,8 +4,8 @@
     python benchmarks/race_trl/learning.py --table
 
 The 5M model on short prompts, the same number of steps on both sides. A seed's result is its mean reward over all
-steps; seeds are independent on each side. **Equal within noise**: the 95% interval of the difference of the sides' means
-(Welch) contains 0 and lies within ``MARGIN`` on both sides. An interval that contains 0 and is wider decides nothing.
+steps; seeds are independent on each side. **Equal within noise**: the 95% interval of the difference of the sides'
+means (Welch) contains 0 and ends within ``MARGIN`` of it. One that contains 0 and is wider decides nothing.
 
 Left out: other models and workloads, and time (``race``).
 """
