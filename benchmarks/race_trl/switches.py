@@ -26,7 +26,7 @@ from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
 from heliostat.config import ModelSection
 from heliostat.models import BACKWARD_COST, LoadedModel, encode_problem, forward_flops, load_model
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
-from heliostat.train.ceilings import measure_ceilings
+from heliostat.train.ceilings import Ceilings
 from heliostat.train.packing import microbatches, rows_of
 from heliostat.train.policy import Policy
 from heliostat.train.profile import decode_floor
@@ -44,7 +44,7 @@ SWITCHES = {
 def measure(entry: Entry, loaded: LoadedModel, prompts: list[Prompt]) -> dict[str, float]:
     """CPU seconds by half and switch."""
     found: dict[str, float] = {}
-    ceilings = measure_ceilings(loaded.model.device, torch.float32)
+    ceilings = _ceilings()
     for name, switches in SWITCHES.items():
         whole, begun = (
             _cpu_seconds(partial(_sample, engine, prompts, entry))
@@ -77,6 +77,15 @@ def measure(entry: Entry, loaded: LoadedModel, prompts: list[Prompt]) -> dict[st
 
 def _sample(engine: TorchEngine, prompts: list[Prompt], entry: Entry) -> list[Group]:
     return engine.sample(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0)
+
+
+def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:
+    """As ``heliostat.train.ceilings``, in CPU seconds: the machine may be shared."""
+    left, right = torch.ones(2, size, size)
+    source = torch.zeros(copy_bytes, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    product_s = _cpu_seconds(lambda: torch.mm(left, right), num_tries=7)
+    return Ceilings(2 * size**3 / product_s, 2 * copy_bytes / _cpu_seconds(lambda: target.copy_(source), num_tries=7))
 
 
 def _cpu_seconds(work: Callable[[], object], num_tries: int = 3) -> float:
@@ -122,7 +131,9 @@ def main() -> None:
         loaded.model.eval()  # type: ignore[no-untyped-call]
         problems = [Problem(str(i), "t", json.loads(text)["prompt"]) for i, text in enumerate(texts)]
         prompts = [encode_problem(loaded, problem, chat=False) for problem in problems]
-        stored = [x for x in stored if (x["model"], x["workload"]) != (entry.model, entry.workload)]
+        stored = [
+            x for x in stored if "decode_floor_s" in x and (x["model"], x["workload"]) != (entry.model, entry.workload)
+        ]
         stored.append({"model": entry.model, "workload": entry.workload, **measure(entry, loaded, prompts)})
         RESULTS.write_text("".join(json.dumps(x) + "\n" for x in stored))
     print(table(stored))

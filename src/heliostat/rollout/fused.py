@@ -2,9 +2,9 @@
 
     x -> norm -> [q k v] -> rotate -> attend -> o, + x -> norm -> [gate up] -> silu, product -> down, + x    each layer
 
-Products of few rows run up to a quarter faster on weights that lie input by output, and those of one input are one
-product. So the weights of the layers exist a second time, laid out like that, copied from the model's own before every
-batch of prompts.
+Products of few rows run faster on small weights that lie input by output, and those of one input are one product. So
+small weights exist a second time, laid out like that, copied from the model's own before every batch of prompts. Large
+ones gain little or lose (``MAX_COPIED_BYTES``) and stay where they are.
 
 Left out: layers of any other shape, adapters among them: the model runs those itself. Embedding, rotary angles, norms
 and head are the model's own everywhere.
@@ -28,17 +28,25 @@ ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
+MAX_COPIED_BYTES = 2**21
+"""Larger products gain little on a copy, and some are slower (``docs/speed.md``); smaller ones fit a core's cache."""
+
+
 class Product:
-    """Several linear maps of one input as one product, ``x [W1 W2 ..] + [b1 b2 ..]``."""
+    """Several linear maps of one input as one, ``x [W1 W2 ..] + [b1 b2 ..]``."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         self._linears = linears
+        size = sum(linear.out_features * linear.in_features * linear.weight.element_size() for linear in linears)
+        self._copied = size <= MAX_COPIED_BYTES
         self._weight = torch.empty(0)
         self._bias: Tensor | None = None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the weights as they are now."""
+        if not self._copied:
+            return
         widths = [linear.out_features for linear in self._linears]
         if not self._weight.numel():
             self._weight = self._linears[0].weight.new_empty(self._linears[0].in_features, sum(widths))
@@ -48,11 +56,15 @@ class Product:
         self._bias = torch.cat([*biases]) if biases else None
 
     def __call__(self, x: Float[Tensor, "row input"]) -> Float[Tensor, "row output"]:
+        if not self._copied:
+            return torch.cat([linear(x) for linear in self._linears], dim=-1)
         return x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
 
     def onto(self, residual: Float[Tensor, "row output"], x: Float[Tensor, "row input"]) -> Tensor:
         """``residual + self(x)``."""
-        return torch.addmm(residual if self._bias is None else residual + self._bias, x, self._weight)
+        if not self._copied or self._bias is not None:
+            return residual + self(x)
+        return torch.addmm(residual, x, self._weight)
 
 
 @dataclass(frozen=True, slots=True)

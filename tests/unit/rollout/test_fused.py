@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine, fused
 from heliostat.rollout.fused import Product, fused_layers
 from tests.conftest import make_nano, make_prompts
 from tests.unit.models.conftest import load_float32, write_checkpoint
@@ -22,21 +22,23 @@ def completions(engine, prompts, group_size=4):
 def test_same_tokens_and_numbers_also_after_the_weights_have_moved(shape, limits):
     loaded = make_nano(**shape)
     prompts = make_prompts(loaded, 9)
-    fused, apart = (TorchEngine(loaded, limits, fused_layers=switch) for switch in (True, False))
-    assert fused.fused is not None
+    together, apart = (TorchEngine(loaded, limits, fused_layers=switch) for switch in (True, False))
+    assert together.fused is not None
     assert apart.fused is None
     for _ in range(2):
-        for one, two in zip(completions(fused, prompts), completions(apart, prompts), strict=True):
+        for one, two in zip(completions(together, prompts), completions(apart, prompts), strict=True):
             assert one.token_ids == two.token_ids
             np.testing.assert_allclose(one.logp_gen, two.logp_gen, atol=1e-5)
-        assert fused.take_counts() == apart.take_counts()
+        assert together.take_counts() == apart.take_counts()
         with torch.no_grad():
             for parameter in loaded.model.parameters():
                 parameter.data.mul_(1.05)  # in place, as an optimizer does
 
 
 @pytest.mark.parametrize("biases", [True, False])
-def test_one_product_is_several_linear_maps(biases):
+@pytest.mark.parametrize("max_bytes", [0, 2**21], ids=["in place", "copied"])
+def test_one_product_is_several_linear_maps(biases, max_bytes, monkeypatch):
+    monkeypatch.setattr(fused, "MAX_COPIED_BYTES", max_bytes)
     torch.manual_seed(0)
     linears = [torch.nn.Linear(5, width, bias=biases) for width in (3, 4)]
     product = Product(*linears)
