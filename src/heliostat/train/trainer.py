@@ -18,21 +18,20 @@ from typing import Any
 
 import torch
 
-from heliostat.config import OptimizerSection, Recipe
+from heliostat.config import Recipe
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
-from heliostat.optim import Schedule, build_optimizer, forget_moments
+from heliostat.optim import forget_moments
 from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker, read_metrics
 from heliostat.train.actuators import build_actuator
 from heliostat.train.checkpoint import Checkpoints
-from heliostat.train.curriculum import Curriculum, Passes
+from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation, evaluate
 from heliostat.train.export import export
 from heliostat.train.folder import RunFolder
-from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
@@ -44,8 +43,8 @@ from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
-from heliostat.train.sft import Demonstrations, SupervisedUpdater
 from heliostat.train.update import UpdateReport
+from heliostat.train.warm_start import WarmStart
 from heliostat.types import Batch, Group
 
 NUM_DIAGNOSTIC_GROUPS = 8
@@ -89,8 +88,6 @@ class Trainer:
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
         self.feedback = make_feedback(self.recipe, self.bench, self.tasks[-1].train)
-        shown = self.tasks[:-1] if self.recipe.feedback.mixes else self.tasks
-        self.demonstrated = [problem for task in shown for problem in task.train]
         self.heldout = [problem for task in self.tasks for problem in task.heldout]
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
         section = self.recipe.guard
@@ -351,30 +348,19 @@ class Trainer:
         section = self.recipe.warm_start
         if section.num_steps == 0:
             return
-        updater = self._supervised_updater()
+        warm = WarmStart(self.recipe, self.bench, self.tasks, self.feedback, self.ledger, self.runtime)
         done = 0
         if resumed is not None:
-            self._restore(resumed, updater.guarded.optimizer)
+            self._restore(resumed, warm.optimizer)
             done = resumed + section.num_steps
-        loaded, seed = self.bench.loaded, self.recipe.run.seed
-        tasks = {task.name: task for task in self.tasks}
-        shown = Demonstrations(loaded, self.recipe.model, tasks, section.num_steps, seed)
-        stream = Passes(self.demonstrated, completion_seed(seed, "warm start"))
         self.display.begin_phase("warm start", section.num_steps, done=done)
-        with self._saved_when_interrupted(updater.guarded.optimizer):
-            for index in range(done, section.num_steps):
-                with self.ledger.phase("warm_start"):
-                    batch = stream.next(index, section.batch_size)
-                    held = self.feedback.look(index, batch)
-                    rows = shown.rows(index, self.feedback.mixed(index, batch))
-                    values = held | updater.step(index, rows, self.feedback)
-                self.ledger.charge_update("warm_start", loaded, updater.take_counts())
-                self.ledger.charge_rollout("warm_start", loaded, self.bench.engine.take_counts())
-                self.step = index + 1 - section.num_steps
-                if self._good_enough(index + 1, values):
+        with self._saved_when_interrupted(warm.optimizer):
+            for num_done, values in warm.steps(done):
+                self.step = num_done - section.num_steps
+                if self._good_enough(num_done, values):
                     break
-                if (index + 1) % self.recipe.train.checkpoint_every == 0 and self.step < 0:
-                    self._save(updater.guarded.optimizer)
+                if num_done % self.recipe.train.checkpoint_every == 0 and self.step < 0:
+                    self._save(warm.optimizer)
                 self.interrupt.check()
         self.step = 0
         self.display.end_phase()
@@ -387,19 +373,6 @@ class Trainer:
             values = values | self._evaluate_some()
         self._log(self.step, values)
         return check and values["eval/pass@1"] >= section.stop_at
-
-    def _supervised_updater(self) -> SupervisedUpdater:
-        section, train = self.recipe.warm_start, self.recipe.train
-        optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
-        return SupervisedUpdater(
-            policy=self.feedback.policy,
-            guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
-            schedule=Schedule(
-                section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
-            ),
-            runtime=self.runtime,
-            tokens_per_microbatch=train.tokens_per_microbatch,
-        )
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
