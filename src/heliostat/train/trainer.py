@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, comp
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker, read_metrics
 from heliostat.train.actuators import build_actuator
+from heliostat.train.ahead import Ahead
 from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
@@ -41,6 +42,7 @@ from heliostat.train.panel import Panel
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
 from heliostat.train.records import eval_rows, transcript_rows
+from heliostat.train.rollouts import Order, Rollouts
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
 from heliostat.train.update import UpdateReport
@@ -92,6 +94,15 @@ class Trainer:
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
         section = self.recipe.guard
         actuator = build_actuator(section.actuator, self.updater, self.curriculum)
+        self.ahead = Ahead(
+            self.recipe,
+            self.bench,
+            self.pool,
+            self.runtime,
+            self.ledger,
+            self._order,
+            self.updater.anchor_from_sampler,
+        )
         self.guard = RunGuard(
             section, self.folder, self.display.note, self.runtime.is_main, actuator, self._make_panel()
         )
@@ -118,12 +129,15 @@ class Trainer:
     def _train(self) -> None:
         train = self.recipe.train
         self.display.begin_phase("train", train.num_steps, done=self.step)
-        with self._saved_when_interrupted(self.updater.guarded.optimizer):
+        with self.ahead, self._saved_when_interrupted(self.updater.guarded.optimizer):
             while self.step < train.num_steps:
                 step = self.step + 1
+                saves = step % train.checkpoint_every == 0 or step == train.num_steps
                 try:
                     with self.ledger.step():
                         values = self._step(step)
+                    if saves:
+                        self.ahead.settle(step)
                     values |= self.guard.act(step, values)
                     self.updater.lr_scale = self.guard.step_scale
                 except RESCUABLE as error:
@@ -138,40 +152,47 @@ class Trainer:
                 if self.guard.order:
                     self._go_back(step)
                     continue
-                if step % train.checkpoint_every == 0 or step == train.num_steps:
+                if saves:
                     self._save(self.updater.guarded.optimizer)
         self.display.end_phase()
 
     def _step(self, step: int) -> dict[str, float]:
         """One step: what every other part of the project serves."""
-        rollout, train = self.recipe.rollout, self.recipe.train
-        position = step + self.guard.skipped  # in the data: steps that were taken back are not made again
-        seed = completion_seed(self.recipe.run.seed, "step", position)
+        train = self.recipe.train
+        seed = completion_seed(self.recipe.run.seed, "step", step + self.guard.skipped)
         started = time.monotonic()
 
-        problems = self.curriculum.next(position - 1, rollout.prompts_per_step - self.prefixes.per_step)
-        prompts = [self.bench.prompt(problem) for problem in problems] + self.prefixes.next(position - 1)
-        mine = self.runtime.share(prompts)
-        with self.ledger.phase("rollout"), self.runtime.together():
-            settings = SamplingSettings(temperature=self.updater.policy.temperature)
-            judging = self.pool.begin()  # a group is judged while the others are still being sampled
-            groups = self.bench.engine.sample(
-                mine, rollout.group_size, settings, seed=seed, policy_step=step - 1, announce=judging.announce
-            )
-        with self.ledger.phase("verify"), self.runtime.together():
-            groups = judging.finish(groups)
-        groups = self.runtime.regroup(prompts, groups)  # from here on every rank knows them all
+        rollouts = self.ahead.next(step)  # sampled and judged as ordered, by all ranks; every rank knows them all
+        groups = rollouts.groups
         self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
         self.curriculum.learn(groups)
         self.prefixes.learn(groups)
-        self._keep(groups, step - 1)
-        batch = self.updater.make_batch(groups)
+        self._keep(rollouts)
+        anchors = rollouts.anchors(self.updater.version)
+        batch = self.updater.make_batch(groups, anchors)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
             report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)
+            if anchors is not None:  # sampler and trainer were compared while the policy still was the anchor
+                report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self._signals(batch, report)
         self._account(groups, report)
-        return self.runtime.from_main(signals | self._speed(groups, time.monotonic() - started))
+        return self.runtime.from_main(signals | self._speed(rollouts, time.monotonic() - started))
+
+    def _order(self, step: int) -> Order:
+        """What a step is to sample: with the weights of now, of problems that suit what is known now."""
+        position = step + self.guard.skipped  # in the data: steps that were taken back are not made again
+        problems = self.curriculum.next(position - 1, self.recipe.rollout.prompts_per_step - self.prefixes.per_step)
+        prompts = [self.bench.prompt(problem) for problem in problems] + self.prefixes.next(position - 1)
+        return Order(
+            step,
+            prompts,
+            SamplingSettings(temperature=self.updater.policy.temperature),
+            seed=completion_seed(self.recipe.run.seed, "step", position),
+            policy_step=self.step,
+            version=self.updater.version,
+            sources=self.traces.sources(self.step),
+        )
 
     def _signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         groups = [group.group for group in batch.groups]
@@ -219,11 +240,13 @@ class Trainer:
         if every and (step - 1) % every == 0:
             forget_moments(self.updater.guarded.optimizer)
 
-    def _keep(self, groups: list[Group], policy_step: int) -> None:
+    def _keep(self, rollouts: Rollouts) -> None:
         """Charge what sampling took, and put the rollouts into the bank."""
         before = self.ledger.flops["rollout"]
-        self.ledger.charge_sampling("rollout", self.bench.loaded, self.bench.engine, self.runtime)
-        self.traces.add(groups, self.traces.sources(policy_step), self.ledger.flops["rollout"] - before)
+        self.ledger.charge_rollout("rollout", self.bench.loaded, rollouts.counts)
+        self.ledger.charge_update("update", self.bench.loaded, rollouts.scored, with_gradient=False)
+        self.ledger.see_ahead(rollouts.seconds, rollouts.spans)
+        self.traces.add(rollouts.groups, rollouts.sources, self.ledger.flops["rollout"] - before)
 
     # -- accounting -------------------------------------------------------------------------------------------------
 
@@ -232,15 +255,17 @@ class Trainer:
         self.ledger.charge_update("update", self.bench.loaded, report.counts)
         self.ledger.charge_update("update", self.bench.loaded, report.scored, with_gradient=False)
 
-    def _speed(self, groups: list[Group], seconds: float) -> dict[str, float]:
-        tokens = sum(group.num_tokens for group in groups)
-        last = self.ledger.last_seconds
-        return {
+    def _speed(self, rollouts: Rollouts, seconds: float) -> dict[str, float]:
+        tokens = sum(group.num_tokens for group in rollouts.groups)
+        last, ahead = self.ledger.last_seconds, {}
+        if self.recipe.rollout.max_staleness:
+            ahead = {"time/ahead": rollouts.seconds, "policy/staleness_steps": float(self.step - rollouts.policy_step)}
+        return ahead | {
             "time/rollout": last["rollout"],
             "time/verify": last["verify"],
             "time/update": last["update"],
             "time/total": self.elapsed_s,
-            "speed/rollout_tokens": tokens / max(last["rollout"], 1e-9),
+            "speed/rollout_tokens": tokens / max(rollouts.seconds or last["rollout"], 1e-9),
             "speed/step_tokens": tokens / max(seconds, 1e-9),
             "compute/rollout_flops": self.ledger.flops["rollout"],
             "compute/update_flops": self.ledger.flops["update"],
@@ -283,10 +308,12 @@ class Trainer:
     def _go_back(self, step: int) -> None:
         """Continue from an earlier checkpoint with other data and half the step, as the guard ordered."""
         to = self.guard.destination(step, self.runtime.from_main(self.checkpoints.steps()))
+        self.ahead.drop()
         self.checkpoints.drop_after(to)
         optimizer = self.updater.guarded.optimizer
         state = self.checkpoints.load(to, self.bench.loaded.model, optimizer)
         self.curriculum.load_state_dict(state["curriculum"])
+        self.updater.version = state["version"]
         self.updater.guarded.num_bad_in_a_row = 0
         abandoned = [row for row in read_metrics(self.folder.metrics) if row["step"] > to]
         self.guard.went_back(step, to, state["guard"], abandoned)
@@ -318,8 +345,9 @@ class Trainer:
             "guard": self.guard.state_dict(self.step),
             "feedback": self.feedback.state_dict(),
             "prefixes": self.prefixes.policy.state_dict(),
+            "version": self.updater.version,
         }
-        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
+        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state, self.ahead.state_dict(self.step))
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint; ``None`` where there is none."""
@@ -340,6 +368,8 @@ class Trainer:
         self.feedback.load_state_dict(state["feedback"])
         self.updater.lr_scale = self.guard.step_scale
         self.prefixes.policy.load_state_dict(state["prefixes"])
+        self.updater.version = state["version"]
+        self.ahead.load_state_dict(state["rollouts"], self.curriculum.problems)
 
     # -- warm start -------------------------------------------------------------------------------------------------
 
