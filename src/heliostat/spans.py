@@ -50,11 +50,6 @@ def timed_spans() -> Iterator[dict[str, float]]:
         _TIMED.reset(token)
 
 
-def timing() -> bool:
-    """Whether this thread's spans are being timed."""
-    return _TIMED.get() is not None
-
-
 @contextmanager
 def shared_spans(num_threads: int) -> Iterator[None]:
     """In one of ``num_threads`` threads that run at once: their spans add up to wall seconds, not to thread seconds."""

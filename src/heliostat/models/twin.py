@@ -44,9 +44,9 @@ def holding(twin: LoadedModel, weights: Sequence[Tensor]) -> Iterator[None]:
     """
     moved = [parameter for parameter in twin.model.parameters() if parameter.moves]  # type: ignore[attr-defined]
     resting = [parameter.data for parameter in moved]
-    for parameter, weight in zip(moved, weights, strict=True):
-        parameter.data = weight
     try:
+        for parameter, weight in zip(moved, weights, strict=True):
+            parameter.data = weight
         yield
     finally:
         for parameter, weight in zip(moved, resting, strict=True):

@@ -18,7 +18,6 @@ Left out: what a step orders (``train.trainer``), and how its data look (``train
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +33,7 @@ from heliostat.config import Recipe
 from heliostat.models import LoadedModel, holding, trained_weights
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import Engine, RolloutCounts
-from heliostat.spans import timed_spans, timing
+from heliostat.spans import timed_spans
 from heliostat.tasks import VerifierPool
 from heliostat.tasks.pool import Judging
 from heliostat.train.ledger import Ledger
@@ -176,7 +175,7 @@ class Ahead:
                 self._weights = []  # let go first
                 self._version, self._weights = order.version, trained_weights(self.bench.loaded)
             work = partial(self._sample_with, self._weights, order, judging)
-            landing = self._thread.submit(contextvars.copy_context().run, work)
+            landing = self._thread.submit(work)
         self._known[step] = Flight(order, judging, landing)
 
     def _wait(self, step: int) -> None:
@@ -250,8 +249,8 @@ class Ahead:
         return Landed(groups, counts, scored, old, max_gap, mismatch, seconds, spans)
 
     def _timed(self, twin: LoadedModel | None) -> AbstractContextManager[dict[str, float]]:
-        """Spans of the thread, while spans are timed; here they are timed already."""
-        return timed_spans() if twin is not None and timing() else nullcontext({})
+        """Spans of the thread, where they are asked for; those of this one are timed with the step."""
+        return timed_spans() if twin is not None and self.ledger.times_spans else nullcontext({})
 
     def _score(self, twin: LoadedModel, order: Order, groups: list[Group], scored: UpdateCounts) -> list[Anchor]:
         """The trainer's numbers under the weights that sampled: of all groups if they are the anchor, else of a few."""

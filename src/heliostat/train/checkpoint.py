@@ -3,7 +3,8 @@
 A checkpoint is a folder ``step_000120`` with ``model.safetensors``, ``optimizer.pt`` (tensors and plain values only,
 read back weights-only), ``state.json``, and ``rollouts.pt`` where rollouts of coming steps exist (``train.rollouts``);
 a run with sharded weights has ``shards/`` in place of the first two. It is written beside its place and renamed
-into it, so that a killed process or a full disk leaves the previous one intact. Either kind is read by any number of ranks.
+into it, so that a killed process or a full disk leaves the previous one intact. Either kind is read by any
+number of ranks.
 
 Left out: the inside of ``shards/`` (``train.shards``), and random number state: every draw of a run is derived from its
 seed and step.

@@ -77,6 +77,11 @@ class Ledger:
             forward = forward_flops(loaded, tokens, attended / max(1, tokens), counts.completion_tokens)
             book[phase] += (1 + BACKWARD_COST * with_gradient) * forward
 
+    @property
+    def times_spans(self) -> bool:
+        """Whether spans of other threads are to be timed too."""
+        return False
+
     def see_ahead(self, seconds: float, spans: Mapping[str, float]) -> None:
         """Take note of sampling that took wall seconds of its own beside other work; a profiling ledger shows it."""
 

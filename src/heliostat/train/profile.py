@@ -95,6 +95,11 @@ class Profile(Ledger):
         _add(self.span_seconds, {name: self.last_seconds[name]})
         self.peaks[name] = max(self.peaks.get(name, 0), peak_bytes(self._device))
 
+    @property
+    def times_spans(self) -> bool:
+        """Those of sampling ahead, which began before the step that is watched."""
+        return True
+
     def see_ahead(self, seconds: float, spans: Mapping[str, float]) -> None:
         """Show sampling that a thread of its own did, in place of the step's."""
         if self._watching and spans:
