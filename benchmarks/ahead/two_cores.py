@@ -14,7 +14,8 @@ so ``ahead`` is 1.1 to 1.3 times faster than ``two`` and 1.6 to 1.9 times faster
 ``one`` within a tenth. 4 updates take as long as 1 (the same tokens). Held-out success after training is within noise
 (95% intervals overlap) in all arms, and the reward of the last ten steps within 0.03.
 
-Wall and CPU seconds are medians over the last 25 steps, of this process (verifiers are others). Left out: GPUs, servers.
+Wall and CPU seconds are medians over the last 25 steps, of this process (verifiers are others). Left out: GPUs, and
+servers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
@@ -51,7 +53,7 @@ class Clock(Display):
 
     def seconds(self, clock: int) -> float:
         times = [reading[clock] for reading in self.readings[NUM_FIRST - 1 :]]
-        return median(after - before for before, after in zip(times, times[1:], strict=False))
+        return median(after - before for before, after in pairwise(times))
 
 
 def measure(work: Path, model: Path, arm: str, num_updates: int, seed: int) -> dict[str, object]:

@@ -98,10 +98,10 @@ class Ahead:
         self.order, self.anchor_from_sampler = order, anchor_from_sampler
         self._known: dict[int, Flight | Rollouts] = {}
         self._version, self._weights = -1, list[Tensor]()
-        self._engine: Engine = bench.engine
+        self.engine: Engine = bench.engine
         self._thread: ThreadPoolExecutor | None = None
         if bench.twin is not None:
-            self._engine = bench.engine.beside(bench.twin)
+            self.engine = bench.engine.beside(bench.twin)
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
     def __enter__(self) -> Self:
@@ -132,7 +132,7 @@ class Ahead:
         self._abandon()
         self._known, self._weights = {}, []
         if self.bench.twin is not None:
-            self._engine = self.bench.engine.beside(self.bench.twin)
+            self.engine = self.bench.engine.beside(self.bench.twin)
 
     def settle(self, step: int) -> list[Rollouts]:
         """Wait for the rollouts of later steps whose weights are older than those that ``step`` left behind."""
@@ -220,7 +220,7 @@ class Ahead:
             return
         for landing in flights:
             landing.cancel()
-        self._engine.stop()
+        self.engine.stop()
         wait(flights)
 
     # -- in the thread ----------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class Ahead:
     def _sample(self, order: Order, judging: Judging, twin: LoadedModel | None = None) -> Landed:
         began = monotonic()
         with self._timed(twin) as spans:
-            groups = self._engine.sample(
+            groups = self.engine.sample(
                 self.runtime.share(order.prompts),
                 self.recipe.rollout.group_size,
                 order.settings,
@@ -241,7 +241,7 @@ class Ahead:
                 policy_step=order.policy_step,
                 announce=judging.announce,
             )
-        seconds, counts = monotonic() - began, self._engine.take_counts()
+        seconds, counts = monotonic() - began, self.engine.take_counts()
         scored, old = UpdateCounts(), list[Anchor]()
         if twin is not None and order.is_ahead:
             old = self._score(twin, order, groups, scored)

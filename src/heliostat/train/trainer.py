@@ -30,10 +30,11 @@ from heliostat.train.ahead import Ahead
 from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
-from heliostat.train.evaluate import Evaluation, evaluate
+from heliostat.train.evaluate import Evaluation
 from heliostat.train.export import export
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
+from heliostat.train.heldout import HeldOut
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
@@ -41,7 +42,6 @@ from heliostat.train.observe import make_monitor
 from heliostat.train.panel import Panel
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
-from heliostat.train.records import eval_rows, transcript_rows
 from heliostat.train.rollouts import Order, Rollouts
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
@@ -90,7 +90,16 @@ class Trainer:
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
         self.feedback = make_feedback(self.recipe, self.bench, self.tasks[-1].train)
-        self.heldout = [problem for task in self.tasks for problem in task.heldout]
+        self.heldout = HeldOut(
+            self.recipe,
+            self.folder,
+            self.bench,
+            self.pool,
+            self.runtime,
+            self.ledger,
+            self.display.note,
+            [problem for task in self.tasks for problem in task.heldout],
+        )
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
         section = self.recipe.guard
         actuator = build_actuator(section.actuator, self.updater, self.curriculum)
@@ -113,14 +122,14 @@ class Trainer:
         resumed = self._resume()
         if self.recipe.train.num_steps == 0:  # supervised training alone is compared with what came before it
             self.step = -self.recipe.warm_start.num_steps
-            self._evaluate_all("before")
+            self.heldout.measure(self.step, "before")
         if resumed is None or resumed < 0:
             self._warm_start(resumed)
             self._save(self.updater.guarded.optimizer)
-        before = self._evaluate_all("before")
+        before = self.heldout.measure(self.step, "before")
         self._freeze_reference()
         self._train()
-        after = self._evaluate_all("after")
+        after = self.heldout.measure(self.step, "after")
         export(self.bench.loaded, self.runtime, self.folder.model, self.folder.adapter)
         return before, after
 
@@ -147,7 +156,7 @@ class Trainer:
                     continue
                 self.step = step
                 if self.recipe.eval.every and step % self.recipe.eval.every == 0 and step < train.num_steps:
-                    values |= self._evaluate_some()
+                    values |= self.heldout.look(self.step)
                 self._log(step, values)
                 if self.guard.order:
                     self._go_back(step)
@@ -290,7 +299,7 @@ class Trainer:
     def _make_panel(self) -> Callable[[], dict[str, float]]:
         section = self.recipe.guard
         panel = Panel(
-            [self.bench.prompt(problem) for problem in self.heldout[: section.panel_problems]],
+            [self.bench.prompt(problem) for problem in self.heldout.problems[: section.panel_problems]],
             section.panel_samples,
             self.recipe.rollout.temperature,
             completion_seed(self.recipe.run.seed, "panel"),
@@ -400,41 +409,6 @@ class Trainer:
         section = self.recipe.warm_start
         check = section.stop_at < 1 and num_done % section.eval_every == 0 and num_done < section.num_steps
         if check:
-            values = values | self._evaluate_some()
+            values = values | self.heldout.look(self.step)
         self._log(self.step, values)
         return check and values["eval/pass@1"] >= section.stop_at
-
-    # -- evaluation -------------------------------------------------------------------------------------------------
-
-    def _evaluate(self, num_problems: int, num_samples: int, greedy: bool) -> tuple[Evaluation, list[Group]]:
-        prompts = [self.bench.prompt(problem) for problem in self.heldout[:num_problems]]
-        settings = SamplingSettings(temperature=self.recipe.rollout.temperature)
-        seed = completion_seed(self.recipe.run.seed, "evaluation")
-        with self.ledger.phase("eval"):
-            result = evaluate(
-                self.bench.engine, self.pool, prompts, num_samples, settings, self.runtime, seed=seed, greedy=greedy
-            )
-        self.ledger.charge_sampling("eval", self.bench.loaded, self.bench.engine, self.runtime)
-        return result
-
-    def _evaluate_some(self) -> dict[str, float]:
-        """The periodic check on the first held-out problems."""
-        section = self.recipe.eval
-        evaluation, groups = self._evaluate(section.num_problems, section.samples_per_problem, greedy=False)
-        self._record("during", evaluation, groups)
-        return evaluation.metrics() | {"time/eval": self.ledger.last_seconds["eval"]}
-
-    def _evaluate_all(self, phase: str) -> Evaluation:
-        """All held-out problems, several samples each; results of an earlier session are read back, not repeated."""
-        stored = self.folder.recorded(phase)
-        if stored is not None and len(stored.results) == len(self.heldout):
-            return stored
-        self.display.note(f"evaluating {phase} training on {len(self.heldout)} held-out problems")
-        evaluation, groups = self._evaluate(len(self.heldout), self.recipe.eval.final_samples, greedy=True)
-        self._record(phase, evaluation, groups)
-        return evaluation
-
-    def _record(self, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
-        self.folder.append(self.folder.evals, eval_rows(self.step, phase, evaluation))
-        shown = groups[: self.recipe.eval.num_transcripts]
-        self.folder.append(self.folder.transcripts, transcript_rows(self.step, phase, shown))
