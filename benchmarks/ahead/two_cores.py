@@ -9,6 +9,7 @@ updates per step:
     one       one thread samples and trains in turn
     two       two threads sample (two workers) and train (two torch threads) in turn, as the demo comes
     ahead     one thread trains while another samples, rollouts at most one step old
+    crowded   the same with two torch threads each: an arm that was added when the update took twice the rollout
 
 **Prediction, before running.** With R and U the seconds of one thread for rollouts and update, ``one`` takes R + U and
 ``ahead`` the larger of the two; ``two`` takes R / 1.3 + U / 1.5. R and U are within a factor of 1.5 of each other here,
@@ -43,6 +44,7 @@ ARMS: dict[str, dict[str, object]] = {
     "one": {"run.num_threads": 1, "rollout.num_workers": 1},
     "two": {"run.num_threads": 2, "rollout.num_workers": 2},
     "ahead": {"run.num_threads": 1, "rollout.num_workers": 1, "rollout.max_staleness": 1},
+    "crowded": {"run.num_threads": 2, "rollout.num_workers": 1, "rollout.max_staleness": 1},
 }
 
 

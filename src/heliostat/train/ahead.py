@@ -170,7 +170,7 @@ class Ahead:
             landing = Future()
             landing.set_result(self._sample(order, judging))
         else:
-            # Between two orders at the same weights one copy is enough; the last to be sampled lets go of it.
+            # Orders at the same weights share one copy of them.
             if order.version != self._version or not self._weights:
                 self._weights = []  # let go first
                 self._version, self._weights = order.version, trained_weights(self.bench.loaded)
@@ -189,8 +189,8 @@ class Ahead:
         with self.ledger.phase("verify"), self.runtime.together():
             if isinstance(entry, Rollouts):
                 return entry
-            landed = entry.landing.result()
-            groups = entry.judging.finish(landed.groups)
+            landed, judging = entry.landing.result(), entry.judging
+            groups = judging.finish(landed.groups)
         order, runtime = entry.order, self.runtime
         gaps = [gap for gap in runtime.gather(landed.max_gap) if gap is not None]
         settled = Rollouts(
