@@ -93,8 +93,8 @@ def test_two_ranks_train_what_one_trains(alone, tmp_path, kind):
 
 
 @pytest.mark.slow
-def test_two_ranks_that_sample_ahead_train_what_one_trains(alone, tmp_path):
-    _, recipe = alone
+def test_two_ranks_that_sample_ahead_train_what_one_trains(tmp_path):
+    recipe = write_recipe(tmp_path)
     ahead = {"--rollout.max_staleness": 2}
     for num_ranks in (1, 2):
         done = run(recipe, tmp_path / str(num_ranks), num_ranks=num_ranks, **ahead)

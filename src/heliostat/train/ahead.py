@@ -256,9 +256,11 @@ class Ahead:
         """The trainer's numbers under the weights that sampled: of all groups if they are the anchor, else of a few."""
         train = self.recipe.train
         policy = Policy(twin, order.settings.temperature, train.shared_prompt, recompute=train.recompute)
-        some = groups if self._is_scored(order) else groups[:NUM_COMPARED]
+        some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is in no account
+        if self._is_scored(order):
+            some, counts = groups, scored
         rows = [TrainingGroup(group, torch.zeros(len(group.completions))) for group in some]
-        return score(policy, rows, train.tokens_per_microbatch, scored.add)[0]
+        return score(policy, rows, train.tokens_per_microbatch, counts.add)[0]
 
 
 def _compared(groups: list[Group], old: list[Anchor]) -> tuple[float | None, dict[str, Mean]]:
