@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heliostat.config import RolloutSection
 from heliostat.models import LoadedModel
-from heliostat.rollout.drafts import Announce, DecodeLimits
+from heliostat.rollout.drafts import Announce, DecodeLimits, SamplingStopped
 from heliostat.rollout.engine import Engine, RolloutCounts, TorchEngine
 from heliostat.rollout.parity import PARITY_BOUNDS, ParityError
 from heliostat.rollout.plain import PlainEngine
@@ -26,6 +26,7 @@ __all__ = [
     "PlainEngine",
     "RolloutCounts",
     "SamplingSettings",
+    "SamplingStopped",
     "Server",
     "ServerError",
     "TorchEngine",
