@@ -201,7 +201,7 @@ class TorchEngine:
 
     def beside(self, loaded: LoadedModel) -> TorchEngine:
         """See ``Engine.beside``."""
-        return TorchEngine(loaded, self.limits, self.rows_kind is SharedRows, self.num_workers)
+        return TorchEngine(loaded, self.limits, self.rows_kind is SharedRows, self.num_workers, self.fused is not None)
 
     def stop(self) -> None:
         """See ``Engine.stop``; it ends at the next token."""
