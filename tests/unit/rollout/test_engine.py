@@ -1,5 +1,6 @@
 """The engine's promises: it samples the model's own distribution, whoever else is in the batch."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import stats
 
 from heliostat.config import RolloutSection
 from heliostat.models import decode
-from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, TorchEngine, build_engine
+from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, SamplingStopped, TorchEngine, build_engine
 from heliostat.train.packing import rows_of
 from heliostat.train.policy import Policy
 from heliostat.types import StopReason, TrainingGroup
@@ -161,3 +162,26 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name():
 
 def test_the_engine_is_chosen_by_the_models_memory(nano):
     assert isinstance(build_engine(nano, DecodeLimits(4), RolloutSection()), TorchEngine)
+
+
+def test_threads_that_a_model_cannot_use_are_mentioned(nano):
+    other = dataclasses.replace(nano, cache_kind="other")
+    with pytest.warns(UserWarning, match="rollout.num_workers = 2 has no effect: the memory of 'tiny'"):
+        assert isinstance(build_engine(other, DecodeLimits(4), RolloutSection(num_workers=2)), PlainEngine)
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, PlainEngine])
+def test_a_stopped_engine_ends_at_the_next_token(nano, monkeypatch, kind):
+    """Told from another thread; one beside it goes on."""
+    engine = kind(nano, DecodeLimits(8))
+    aside = engine.beside(nano)
+    record = engine.scribe.record
+
+    def stopped_at_the_first(*args):
+        record(*args)
+        engine.stop()
+
+    monkeypatch.setattr(engine.scribe, "record", stopped_at_the_first)
+    with pytest.raises(SamplingStopped):
+        sample(engine, make_prompts(nano, 2))
+    assert len(sample(aside, make_prompts(nano, 2))) == 2

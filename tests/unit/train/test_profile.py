@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from heliostat.models import forward_flops
 from heliostat.rollout import RolloutCounts
 from heliostat.spans import span
 from heliostat.train.ceilings import Ceilings, forget_peak, measure_ceilings, peak_bytes
@@ -71,7 +72,7 @@ def test_the_floor_of_decoding(shown):
     only_reading = profile.decode_floor(Ceilings(float("inf"), 1e9))
     assert only_reading == pytest.approx(moved / 1e9)
     only_products = profile.decode_floor(Ceilings(1e9, float("inf")))
-    assert only_products == pytest.approx(profile.step_flops["decode"] / 1e9)
+    assert only_products == pytest.approx(forward_flops(profile.loaded, 12, 100 / 12, 12) / 1e9)
 
 
 def test_the_table_names_every_phase_that_happened(shown):
@@ -82,6 +83,30 @@ def test_the_table_names_every_phase_that_happened(shown):
     for word in ("rollout", "decode", "update", "forward", "everything else", "GFLOP/s in a matrix product"):
         assert word in text
     assert "prefill" not in text
+
+
+def test_sampling_ahead_is_shown_beside_the_step_that_waits_for_it(monkeypatch):
+    monkeypatch.setattr("heliostat.train.profile.measure_ceilings", lambda *_: Ceilings(1e12, 1e11))
+    tables = []
+    profile = Profile(loaded=make_nano(), show=tables.append)
+    for _ in range(FIRST_STEP + NUM_STEPS):
+        with profile.step():
+            with profile.phase("rollout"):
+                pass
+            profile.charge_rollout("rollout", profile.loaded, COUNTS)
+            profile.see_ahead(1000.0, {"prefill": 250.0, "decode": 700.0, "score": 40.0})
+    plain = Ledger()
+    plain.charge_rollout("rollout", profile.loaded, COUNTS)
+    assert profile.step_flops["ahead"] == pytest.approx(NUM_STEPS * plain.flops["rollout"])
+    assert "rollout" not in profile.step_flops
+    console = Console(width=120, file=io.StringIO())
+    console.print(*tables)
+    lines = console.file.getvalue().splitlines()
+    (everything_else,) = (line for line in lines if "everything else" in line)
+    assert "-" not in everything_else  # a thousand seconds beside the step are none of its own
+    assert any("ahead" in line and "1000.000" in line for line in lines)
+    assert "sampling took 1000.000 s in its own thread" in console.file.getvalue()
+    assert not any("score" in line for line in lines)
 
 
 def test_ceilings_are_positive_and_memory_is_seen():
