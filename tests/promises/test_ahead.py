@@ -212,7 +212,7 @@ def test_a_server_samples_while_the_trainer_trains_on_the_exact_anchor(server, t
     twin = twin_of(load_model(ModelSection(path="tiny", settings=recipe().model.settings), 0))
     for batch, _, policy_step in seen[1:]:
         with holding(twin, seen[policy_step][1]):  # the weights at the start of step p + 1 are those that step p left
-            own, _ = score(Policy(twin, 1.0, shared_prompt=True), batch.groups, 8192, UpdateCounts().add)
+            own = score(Policy(twin, 1.0, shared_prompt=True), batch.groups, 8192, UpdateCounts().add)
         for group, logp in zip(batch.groups, own, strict=True):
             assert torch.allclose(torch.cat(group.logp_old), torch.cat(logp), atol=1e-5)
 

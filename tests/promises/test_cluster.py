@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from heliostat.config import load_recipe
+from heliostat.scaling import H100, MODELS, Layout, estimate, job_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "cluster"
@@ -47,6 +48,13 @@ def test_the_recipe_loads_with_the_scripts_options():
 def test_server_and_recipe_speak_of_the_same_model():
     model = load_recipe(str(EXAMPLES / "server.toml")).model.path
     assert arguments("server.sbatch", "vllm serve")[0] == model
+
+
+def test_the_model_fits_the_trainers_gpu():
+    recipe = load_recipe(str(EXAMPLES / "server.toml"))
+    shape = MODELS[Path(recipe.model.path).name.removesuffix("-Instruct").lower()]
+    layout = Layout(1, num_samplers=4, sampler_ways=4)
+    assert estimate(shape, job_of(recipe, prompt_tokens=512), layout, H100).obstacles == ()
 
 
 def test_vllm_knows_the_options():

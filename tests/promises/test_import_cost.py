@@ -48,7 +48,15 @@ def test_the_list_names_real_modules():
 
 
 @pytest.mark.parametrize(
-    "module", ["heliostat", "heliostat.config", "heliostat.tracking", "heliostat.cli", "heliostat.control"]
+    "module",
+    [
+        "heliostat",
+        "heliostat.config",
+        "heliostat.tracking",
+        "heliostat.cli",
+        "heliostat.control",
+        "heliostat.scaling",
+    ],
 )
 def test_importing_is_light(module):
     assert modules_after(f"import {module}") & set(HEAVY) == set()
@@ -68,6 +76,7 @@ def test_importing_the_package_loads_next_to_nothing():
         ["recipes"],
         ["recipes", "demo"],
         ["metrics"],
+        ["scale", "qwen2.5-0.5b"],
     ],
     ids=" ".join,
 )

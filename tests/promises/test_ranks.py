@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from heliostat.config import load_recipe
+from heliostat.train.folder import RunFolder
 from tests.promises import small
 
 SHORT = {
@@ -39,9 +42,16 @@ def environment(recipe):
     return {**small.environment(), "PYTHONPATH": os.pathsep.join([str(recipe.parent), *filter(None, sys.path)])}
 
 
-def run(recipe, *args, **options):
+def run(recipe, *args, preexec_fn=None, **options):
     command = torchrun(recipe, *args, **options)
-    return subprocess.run(command, env=environment(recipe), text=True, capture_output=True, timeout=240)
+    return subprocess.run(
+        command, env=environment(recipe), text=True, capture_output=True, timeout=240, preexec_fn=preexec_fn
+    )
+
+
+def said(done):
+    """What the ranks say went wrong, sentence by sentence; torchrun's own report stands around them."""
+    return {line for line in done.stderr.splitlines() if line.startswith("heliostat: ")}
 
 
 def weights(run_dir):
@@ -144,13 +154,91 @@ def test_a_killed_rank_ends_the_run_clearly_and_one_rank_continues_it(alone, tmp
     assert float((weights(tmp_path / "run") - weights(whole)).abs().max()) < 1e-4
 
 
+def begun(whole, folder):
+    """A copy of a finished run as it was after its second step."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_000004")
+    shutil.rmtree(folder / "model")
+    (folder / "summary.json").unlink()
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_a_sharded_checkpoint_spares_the_last_one(alone, tmp_path):
+    """The kernel refuses to let any file grow beyond a few KiB, as a full disk would, when both ranks write shards."""
+    whole, recipe = alone
+    begun(whole, tmp_path / "run")
+
+    def full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    sharded = {"--distributed.placement": "sharded"}
+    done = run(recipe, tmp_path / "run", preexec_fn=full_disk, **sharded)
+    assert done.returncode != 0
+    assert said(done), done.stderr
+    for sentence in said(done):  # the main rank's goes on about the report, for which there is no room either
+        assert "could not write checkpoint" in sentence
+        assert "the checkpoint of step 2 is intact" in sentence
+    assert "/heliostat/train/" not in done.stderr, "the only traceback is torchrun's own"
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_0*")] == ["step_000002"]
+    again = run(recipe, tmp_path / "run", **sharded)
+    assert again.returncode == 0, again.stderr + again.stdout
+    assert "from step 2" in again.stdout
+    same_curves(whole, tmp_path / "run")
+    assert float((weights(tmp_path / "run") - weights(whole)).abs().max()) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_second_job_of_several_ranks_on_the_folder_is_refused(alone, tmp_path):
+    _, recipe = alone
+    taken = RunFolder(tmp_path / "run", load_recipe(str(recipe), {}))
+    done = run(recipe, tmp_path / "run")
+    taken.close()
+    assert done.returncode != 0
+    (sentence,) = said(done)
+    assert f"in use by process {os.getpid()}" in sentence
+
+
+@pytest.mark.slow
+def test_bfloat16_follows_float32(alone, tmp_path):
+    """Weights gathered and used in bfloat16, stored and stepped in float32: the same losses to its three digits."""
+    whole, recipe = alone
+    short = {"--train.num_steps": 2, "--distributed.placement": "sharded", "--distributed.compute_dtype": "bfloat16"}
+    done = run(recipe, tmp_path / "run", **short)
+    assert done.returncode == 0, done.stderr + done.stdout
+    ours, theirs = small.metrics(tmp_path / "run"), small.metrics(whole)
+    supervised, expected = ([row["loss/sft"] for row in rows if "loss/sft" in row] for rows in (ours, theirs))
+    assert len(supervised) == 6
+    assert supervised == pytest.approx(expected, rel=5e-3)
+    assert supervised != expected
+    trained = [row for row in ours if row["step"] > 0]
+    assert len(trained) == 2
+    for mine, other in zip(trained, (row for row in theirs if row["step"] > 0), strict=False):
+        assert mine["policy/entropy"] == pytest.approx(other["policy/entropy"], rel=0.02)
+        assert 0 < mine["policy/sampler_gap"] < 0.2
+    stored = load_file(tmp_path / "run/model/model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_adapters_that_one_trains(alone, tmp_path):
+    _, recipe = alone
+    short = {"--lora.rank": 4, "--train.num_steps": 2, "--eval.every": 0, "--guard.panel_every": 0}
+    for name, num_ranks in (("one", 1), ("two", 2)):
+        done = run(recipe, tmp_path / name, num_ranks, **short, **{"--distributed.placement": "sharded"})
+        assert done.returncode == 0, done.stderr + done.stdout
+    same_curves(tmp_path / "one", tmp_path / "two")
+    assert float((weights(tmp_path / "two") - weights(tmp_path / "one")).abs().max()) < 1e-4
+    adapters = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two")]
+    assert adapters[0].keys() == adapters[1].keys()
+    for key, tensor in adapters[0].items():
+        assert torch.allclose(tensor, adapters[1][key], atol=1e-4), key
+
+
 @pytest.mark.slow
 def test_two_ranks_continue_what_one_began(alone, tmp_path):
     whole, recipe = alone
-    shutil.copytree(whole, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
-    shutil.rmtree(tmp_path / "run" / "model")
-    (tmp_path / "run" / "summary.json").unlink()
+    begun(whole, tmp_path / "run")
     done = run(recipe, tmp_path / "run", **{"--distributed.placement": "sharded"})
     assert done.returncode == 0, done.stderr + done.stdout
     assert "from step 2" in done.stdout

@@ -30,7 +30,7 @@ def server(tmp_path, monkeypatch):
         yield state, small.recipe(tmp_path, **changes)
 
 
-def test_a_run_whose_server_dies_is_continued_and_the_key_is_nowhere(server, tmp_path):
+def test_a_run_whose_server_dies_is_continued_and_the_key_is_nowhere(server, tmp_path, capfd):
     state, recipe = server
     folder = tmp_path / "run"
     rehearsal_and_start = [lambda handler, answer: answer()] * 2
@@ -47,5 +47,7 @@ def test_a_run_whose_server_dies_is_continued_and_the_key_is_nowhere(server, tmp
     assert steps == [1, 2, 3]
     assert max(line.get("policy/sampler_gap", 0.0) for line in small.metrics(folder)) < 1e-3
     assert {headers["Authorization"] for headers in state.headers} == {f"Bearer {KEY}"}
+    printed = capfd.readouterr()
+    assert KEY not in printed.out + printed.err
     for path in [*folder.rglob("*"), *(tmp_path / "sync").rglob("*")]:
         assert path.is_dir() or KEY.encode() not in path.read_bytes()

@@ -63,7 +63,7 @@ def solved(name="pmd-mean", tau=0.2):
     updater, batch = update(loaded, population(loaded, PROMPT), 200, lr=0.03, name=name, tau=tau)
     new = answer_logp(loaded).detach()
     often = Batch(batch.groups * 16)  # the same distribution; among 16 rollouts alone the gain would count as noise
-    numbers = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000), tau=tau)
+    numbers = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000, updater.runtime), tau=tau)
     return old, new, {key: mean.value for key, mean in numbers.items()}
 
 
@@ -149,7 +149,9 @@ def test_rollouts_of_the_real_engine_lead_to_the_exact_step():
     updater, batch = update(loaded, group, 120, lr=0.03, tau=tau)
     numbers = {
         key: mean.value
-        for key, mean in mirror_means(*sequence_log_ratios(updater.policy, batch, 1, 100_000), tau=tau).items()
+        for key, mean in mirror_means(
+            *sequence_log_ratios(updater.policy, batch, 1, 100_000, updater.runtime), tau=tau
+        ).items()
     }
     exact = theory.pmd_mean(None, REWARDS, tau, log_probs=old)
     right, wrong = float(exact.log_ratio.max()), float(exact.log_ratio.min())

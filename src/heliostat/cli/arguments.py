@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import commands, control, theory, traces
+from heliostat.cli import commands, control, scale, theory, traces
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), or path of a TOML file"
 _MODEL = "model folder, hub id, or the name of a bundled model"
@@ -110,6 +110,17 @@ def _control(parser: ArgumentParser) -> None:
     parser.add_argument("--processes", metavar="P", type=_count, help="at a time (default: one per CPU)")
     help_ = "an argument of the algorithms' classes, or of SMAC's direction: learning_rate=0.3 num_scores=16"
     parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", nargs="+", default=[], help=help_)
+
+
+def _scale(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="model folder, its config.json, or a name like qwen2.5-7b")
+    parser.add_argument("--recipe", metavar="RECIPE", help=f"whose step (default: the settings' defaults): {_RECIPE}")
+    parser.add_argument("--gpus", metavar="N", type=_count, default=1, help="that train (default: 1)")
+    parser.add_argument("--samplers", metavar="N", type=_count, default=0, help="that only sample (default: none)")
+    parser.add_argument("--ways", metavar="N", type=_count, default=1, help="GPUs of one sampler (default: 1)")
+    parser.add_argument("--prompt-tokens", metavar="N", type=_count, default=256, help="of a prompt (default: 256)")
+    help_ = "of a completion on average (default: half of rollout.max_new_tokens)"
+    parser.add_argument("--mean-tokens", metavar="N", type=_positive, help=help_)
 
 
 def _report(parser: ArgumentParser) -> None:
@@ -278,6 +289,13 @@ COMMANDS: dict[str, Command] = {
     "traces": Command("import, export, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
     "diagnose": Command("explain what went wrong with a run, from its folder alone", commands.diagnose, _diagnose),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
+    "scale": Command(
+        "memory, traffic and seconds of a step on H100 nodes, from formulas",
+        scale.scale,
+        _scale,
+        usage=f"MODEL [--gpus N] [--samplers N] [--ways N] [--recipe RECIPE] {_SETTINGS}",
+        sections=(ALL_SECTIONS,),
+    ),
     "theory": Command("the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),
     "metrics": Command("what every number in metrics.jsonl means", commands.metrics),

@@ -260,7 +260,7 @@ class Ahead:
         if self._is_scored(order):
             some, counts = groups, scored
         rows = [TrainingGroup(group, torch.zeros(len(group.completions))) for group in some]
-        return score(policy, rows, train.tokens_per_microbatch, counts.add)[0]
+        return score(policy, rows, train.tokens_per_microbatch, counts.add)
 
 
 def _compared(groups: list[Group], old: list[Anchor]) -> tuple[float | None, dict[str, Mean]]:

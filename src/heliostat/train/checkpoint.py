@@ -27,6 +27,9 @@ from torch import nn
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.shards import cut_like, cut_state, read_shards, write_shards
 
+PARTIAL = ".partial"
+"""Ending of a folder that is being written."""
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which and what is still good."""
@@ -39,12 +42,13 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self.runtime = runtime
-        for leftover in folder.glob("*.partial") if runtime.is_main else ():
+        for leftover in folder.glob(f"*{PARTIAL}") if runtime.is_main else ():
             shutil.rmtree(leftover)
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
-        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*") if path.is_dir())
+        """Steps of the complete checkpoints, oldest first; one that is being written is none."""
+        names = [path.name for path in self.folder.glob("step_*") if path.is_dir()]
+        return sorted(int(name.removeprefix("step_")) for name in names if not name.endswith(PARTIAL))
 
     @property
     def latest(self) -> int | None:
@@ -68,7 +72,7 @@ class Checkpoints:
             CheckpointError: the disk refused; earlier checkpoints are untouched.
         """
         final = self._path(step)
-        partial = final.with_name(final.name + ".partial")
+        partial = final.with_name(final.name + PARTIAL)
         try:
             with self.runtime.together():
                 if self.runtime.is_main:

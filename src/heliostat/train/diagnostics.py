@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from heliostat.train.lockstep import Lockstep
 from heliostat.train.packing import microbatches, rows_of
 from heliostat.train.policy import Policy
+from heliostat.train.runtime import Runtime
 from heliostat.types import Batch, Group, Mean
 
 
@@ -43,24 +45,30 @@ def _mean(values: Sequence[float]) -> Mean:
 
 @torch.no_grad()
 def sequence_log_ratios(
-    policy: Policy, batch: Batch, num_groups: int, tokens_per_microbatch: int
+    policy: Policy, batch: Batch, num_groups: int, tokens_per_microbatch: int, runtime: Runtime
 ) -> tuple[Float[np.ndarray, " sequence"], Float[np.ndarray, " sequence"], Bool[np.ndarray, " sequence"]]:
     """``s`` under the current weights for the batch's first ``num_groups`` groups, with advantage and success.
 
-    The anchor is the sampler's own log-probability, which the sampler-gap metric ties to the trainer's.
+    The anchor is the sampler's own log-probability, which the sampler-gap metric ties to the trainer's. Ranks score a
+    share of the groups each, and all get all numbers.
     """
-    groups = batch.groups[:num_groups]
+    everyone = batch.groups[:num_groups]
+    groups = runtime.split(everyone, [group.group.num_tokens for group in everyone])
     log_ratio, advantage, success = [], [], []
     rows = rows_of(groups)
     succeeded = [verdict.success for group in groups for verdict in group.group.verdicts]
     flag = {id(row): value for row, value in zip(rows, succeeded, strict=True)}
-    for part in microbatches(rows, tokens_per_microbatch, policy.padded_tokens):
+    parts = microbatches(rows, tokens_per_microbatch, policy.padded_tokens)
+    lockstep = Lockstep.over(runtime, [], rows_of(everyone), len(parts))
+    for part in parts:
         logp = policy.log_probs(part).double().cpu()
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             log_ratio.append(float(piece.sum()) - float(row.completion.logp_gen.sum(dtype=np.float64)))
             advantage.append(row.advantage)
             success.append(flag[id(row)])
-    return np.asarray(log_ratio), np.asarray(advantage), np.asarray(success, dtype=bool)
+    lockstep.fill(policy)
+    log_ratios, advantages, successes = zip(*runtime.gather((log_ratio, advantage, success)), strict=True)
+    return np.concatenate(log_ratios), np.concatenate(advantages), np.concatenate(successes).astype(bool)
 
 
 def mirror_means(

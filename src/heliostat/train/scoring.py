@@ -25,8 +25,8 @@ def score(
     groups: Sequence[TrainingGroup],
     tokens_per_microbatch: int,
     count: Callable[[Sequence[Row], bool], None],
-) -> tuple[list[Anchor], int]:
-    """Token log-probabilities of every completion under ``policy`` as it is now, by group; and the number of forwards.
+) -> list[Anchor]:
+    """Token log-probabilities of every completion under ``policy`` as it is now, by group.
 
     Args:
         count: told of every forward, for the ledger.
@@ -41,7 +41,7 @@ def score(
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             by_row[id(row)] = piece
     pieces = iter(rows)
-    return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in groups], len(parts)
+    return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in groups]
 
 
 def sampler_anchor(group: TrainingGroup) -> Anchor:

@@ -105,9 +105,9 @@ def gathered(model: nn.Module) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     cut: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    with torch.no_grad():
-        inside(model, lambda: None)  # tells torch which module is the root
     cut[0].set_reshard_after_forward(False)
+    with torch.no_grad():
+        inside(model, lambda: None)  # tells torch which module is the root, and gathers that one
     for module in cut:
         module.unshard()
     try:

@@ -207,7 +207,8 @@ class Trainer:
         groups = [group.group for group in batch.groups]
         sampler_gap = self._checked_sampler_gap(report)
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
-        scored = sequence_log_ratios(self.updater.policy, batch, num_groups, self.recipe.train.tokens_per_microbatch)
+        budget = self.recipe.train.tokens_per_microbatch
+        scored = sequence_log_ratios(self.updater.policy, batch, num_groups, budget, self.runtime)
         mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
         means = {**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror}
         self.num_bad_steps += report.bad_steps
@@ -360,7 +361,7 @@ class Trainer:
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint; ``None`` where there is none."""
-        step = self.checkpoints.latest
+        step = self.runtime.from_main(self.checkpoints.latest)  # the main rank may go on and save meanwhile
         if step is not None and step >= 0:
             self._restore(step, self.updater.guarded.optimizer)
             self.step = step

@@ -233,8 +233,10 @@ class Updater:
     @torch.no_grad()
     def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[Anchor]:
         """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
-        scored, num_parts = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
-        Lockstep.over(self.runtime, [], self._rows, num_parts).fill(policy)
+        parts = microbatches(rows_of(batch.groups), self.tokens_per_microbatch, policy.padded_tokens)
+        lockstep = Lockstep.over(self.runtime, [], self._rows, len(parts))  # ranks agree before the first pass
+        scored = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
+        lockstep.fill(policy)
         return scored
 
     def _step(self, batch: Batch, mine: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:

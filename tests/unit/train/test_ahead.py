@@ -177,8 +177,8 @@ def test_the_anchor_is_the_trainers_own_numbers_under_the_policy_that_sampled(tm
             twin = twin_of(run.loaded)
             groups = [TrainingGroup(group, torch.zeros(GROUP_SIZE)) for group in rollouts.groups]
             with holding(twin, run.weights[rollouts.policy_step]):
-                own, _ = score(Policy(twin, 1.0, shared_prompt=True), groups, 8192, UpdateCounts().add)
-            now, _ = score(Policy(run.loaded, 1.0, shared_prompt=True), groups, 8192, UpdateCounts().add)
+                own = score(Policy(twin, 1.0, shared_prompt=True), groups, 8192, UpdateCounts().add)
+            now = score(Policy(run.loaded, 1.0, shared_prompt=True), groups, 8192, UpdateCounts().add)
             anchors = rollouts.anchors(run.version)
             for anchor, under_then, under_now in zip(anchors, own, now, strict=True):
                 assert torch.equal(torch.cat(anchor), torch.cat(under_then))

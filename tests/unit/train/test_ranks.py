@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from heliostat.config import ConfigError, OptimizerSection, build_recipe
+from heliostat.config import ConfigError, LoraSection, OptimizerSection, build_recipe
+from heliostat.models.lora import add_adapters
 from heliostat.optim import build_optimizer
 from heliostat.optim.layers import LayerOptimizer
 from heliostat.train.runtime import Runtime
@@ -32,17 +33,19 @@ OPTIMIZERS = {
 NOT_SHARDED = ("eva", "ring")
 
 
-def trained(name, runtime):
-    """Weights after two updates of one phase (the second away from its anchor), by name."""
+def trained(name, runtime, num_prompts=4, sampler=True, rank=0):
+    """Weights after two updates of one phase (the second away from its anchor), by name; of adapters of some rank."""
     loaded = make_nano()
-    groups = graded(loaded, num_prompts=4)
+    if rank:
+        add_adapters(loaded.model, LoraSection(rank=rank), seed=1)
+    groups = graded(loaded, num_prompts=num_prompts)
     if runtime.sharded:
         shard(loaded.model, CPU, None)
     section = OptimizerSection(name=name, lr=0.05 if name == "sgd" else 1e-3, **OPTIMIZERS[name])
     optimizer = build_optimizer(section, loaded.model)
     if isinstance(optimizer, LayerOptimizer):
         optimizer.process_group = runtime.group
-    one = updater(loaded, lr=section.lr, tokens=80, optimizer=optimizer, tau=0.5)
+    one = updater(loaded, lr=section.lr, tokens=80, optimizer=optimizer, tau=0.5, sampler=sampler)
     one.runtime = runtime
     report = one.run(make_batch(one.objective, groups), num_updates=2, first_update=0, seed=3)
     tensors = whole_weights(loaded.model) or dict(loaded.model.named_parameters(remove_duplicate=False))
@@ -87,6 +90,11 @@ def worker(rank, port, folder):
             if not (sharded and name in NOT_SHARDED):
                 weights, report = trained(name, Runtime(CPU, rank, 2, sharded))
                 results[f"{name}/{sharded}"] = weights, report.means["loss/objective"].value
+    for sharded in (False, True):  # the second update has one group, which only one rank has an anchor to compute for
+        weights, report = trained("sgd", Runtime(CPU, rank, 2, sharded), num_prompts=2, sampler=False)
+        results[f"one group each/{sharded}"] = weights, report.means["loss/objective"].value
+        weights, report = trained("sgd", Runtime(CPU, rank, 2, sharded), rank=2)
+        results[f"adapters/{sharded}"] = weights, report.means["loss/objective"].value
     if rank == 0:
         torch.save(results, folder)
     dist.destroy_process_group()
@@ -102,9 +110,12 @@ def free_port():
 def test_every_optimizer_ends_where_one_process_ends(tmp_path):
     mp.spawn(worker, (free_port(), str(tmp_path / "found.pt")), nprocs=2)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
-    start = make_nano().model.state_dict()
-    for name in OPTIMIZERS:
-        expected, report = trained(name, Runtime(CPU))
+    start, adapted = make_nano().model.state_dict(), make_nano()
+    add_adapters(adapted.model, LoraSection(rank=2), seed=1)
+    start |= adapted.model.state_dict()
+    special = {"one group each": {"num_prompts": 2, "sampler": False}, "adapters": {"rank": 2}}
+    for name in (*OPTIMIZERS, *special):
+        expected, report = trained(name if name in OPTIMIZERS else "sgd", Runtime(CPU), **special.get(name, {}))
         moved = sum(float((expected[key] - start[key]).square().sum()) for key in expected) ** 0.5
         assert moved > 0
         for key in (key for key in found if key.startswith(f"{name}/")):

@@ -149,7 +149,7 @@ def test_the_anchor_stays_fixed_over_the_phase():
     one.run(batch, num_updates=60, first_update=0, seed=0)
     from heliostat.train.diagnostics import sequence_log_ratios
 
-    log_ratio, advantage, _ = sequence_log_ratios(one.policy, batch, 1, 10_000)
+    log_ratio, advantage, _ = sequence_log_ratios(one.policy, batch, 1, 10_000, one.runtime)
     assert abs(log_ratio - advantage).max() < 0.15
     assert abs(advantage).max() > 0.4
 

@@ -1,0 +1,78 @@
+"""What ``heliostat scale`` calls: memory, traffic and seconds of a step, before there is a machine to try it on.
+
+Left out: the formulas (``heliostat.scaling``).
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heliostat.scaling import Estimate
+
+
+def scale(args: Namespace) -> int:
+    """``heliostat scale``: one table; exit code 1 where something does not fit."""
+    from heliostat.config import build_recipe, load_recipe
+    from heliostat.scaling import H100, MODELS, Layout, estimate, job_of, read_shape
+
+    recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
+    shape = read_shape(args.model, MODELS)
+    compute = recipe.distributed.compute_dtype
+    found = estimate(
+        shape,
+        job_of(recipe, args.prompt_tokens, args.mean_tokens),
+        Layout(
+            num_trainers=args.gpus,
+            sharded=recipe.distributed.placement == "sharded",
+            num_samplers=args.samplers,
+            sampler_ways=args.ways,
+        ),
+        H100,
+        stored="bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype,
+        computed=None if compute == "stored" else compute,
+    )
+    _show(found)
+    return 1 if found.obstacles else 0
+
+
+def _show(found: Estimate) -> None:
+    from heliostat.cli.tables import Page, print_lines
+
+    shape, layout, trainer, sampler = found.shape, found.layout, found.trainer, found.sampler
+    seconds = found.seconds
+    beside = "traffic beside operations" if seconds.overlapped else "traffic after operations"
+    lines = {
+        "model": f"{shape.num_parameters / 1e9:.4g} billion weights, {shape.num_active / 1e9:.4g} used by a token",
+        "GPUs": f"{layout.num_trainers} train, {layout.num_samplers or 'the same'} sample; {found.hardware.name}",
+        "training, GB on each": _sum(
+            trainer.peak,
+            1e9,
+            weights=trainer.weights,
+            gradients=trainer.gradients,
+            optimizer=trainer.optimizer,
+            gathered=trainer.gathered,
+            activations=trainer.activations,
+        ),
+        "sampling, GB on each": _sum(sampler.weights + sampler.cache, 1e9, weights=sampler.weights, cache=sampler.cache)
+        + f"; {sampler.num_rows} completions at once",
+        "sent by a trainer, GB": f"{found.traffic.wire(layout.num_trainers) / 1e9:.3g}",
+        "sampling, s": _sum(seconds.sampling, 1, prompts=seconds.prefill, tokens=seconds.decode),
+        "training, s": _sum(
+            seconds.training, 1, operations=seconds.compute, traffic=seconds.traffic, optimizer=seconds.optimizer
+        )
+        + f"; {beside}" * (layout.num_trainers > 1),
+        "handing over weights, s": f"{seconds.sync:.3g}",
+        "whole step, s": f"{seconds.synchronous:.3g}; {found.tokens_per_gpu_s:.3g} tokens per second and GPU",
+    }
+    if layout.num_samplers:
+        lines["whole step if sampling never waited, s"] = f"{seconds.asynchronous:.3g}"
+    print_lines("one step", lines)
+    for obstacle in found.obstacles:
+        Page().print(f"does not fit: {obstacle}", markup=False, soft_wrap=True)
+
+
+def _sum(total: float, unit: float, **parts: float) -> str:
+    named = ", ".join(f"{name} {value / unit:.3g}" for name, value in parts.items() if value)
+    return f"{total / unit:.3g} ({named})"

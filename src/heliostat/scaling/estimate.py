@@ -1,0 +1,104 @@
+"""Everything about one model, job, layout and machine together, and in a sentence what does not fit.
+
+Left out: how it is printed (``cli.scale``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from heliostat.config import Recipe
+from heliostat.scaling.hardware import Hardware
+from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.memory import MEMORY_SHARE, SamplingMemory, TrainingMemory, sampling_memory, training_memory
+from heliostat.scaling.seconds import StepSeconds, step_seconds
+from heliostat.scaling.shapes import ModelShape
+from heliostat.scaling.traffic import Traffic, step_traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one way of training one model comes to."""
+
+    shape: ModelShape
+    job: Job
+    layout: Layout
+    hardware: Hardware
+    trainer: TrainingMemory
+    sampler: SamplingMemory
+    traffic: Traffic
+    seconds: StepSeconds
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """What does not fit, and the way out."""
+        return tuple(self._obstacles())
+
+    def _obstacles(self) -> Iterator[str]:
+        room = MEMORY_SHARE * self.hardware.memory_bytes
+        trainer, layout = self.trainer, self.layout
+        if trainer.state > room:
+            way = "more trainers" if layout.sharded and layout.num_trainers > 1 else "distributed.placement = 'sharded'"
+            way = f"{way}, or [lora]" if layout.num_trainers > 1 else "more GPUs, or [lora]"
+            yield f"weights, gradients and optimizer take {_gb(trainer.state)} of {_gb(room)}; way out: {way}"
+            if not layout.num_samplers:
+                return
+        elif trainer.state + trainer.gathered > room:
+            way = "expert or tensor parallelism, as verl has"
+            yield f"layers gathered for a pass take {_gb(trainer.gathered)} of {_gb(room)}; way out: {way}"
+        elif trainer.peak > room:
+            way = "a smaller train.tokens_per_microbatch" if self.job.recompute else "train.recompute = true"
+            yield f"with activations a trainer needs {_gb(trainer.peak)} of {_gb(room)}; way out: {way}"
+        if self.sampler.num_rows == 0:
+            way = "more GPUs for one sampler (--ways)" if layout.num_samplers else "a vLLM server (--samplers, --ways)"
+            yield f"weights of {_gb(self.sampler.weights)} leave no room for a completion; way out: {way}"
+
+    @property
+    def tokens_per_gpu_s(self) -> float:
+        """Tokens of completions and their shared prompts, per second and GPU, synchronous."""
+        return self.job.trained_tokens / self.seconds.synchronous / self.layout.num_gpus
+
+
+def estimate(
+    shape: ModelShape,
+    job: Job,
+    layout: Layout,
+    hardware: Hardware,
+    stored: str = "bfloat16",
+    computed: str | None = None,
+    sync: str = "folder",
+) -> Estimate:
+    """Memory, traffic and seconds of one step; arguments as of ``step_seconds``."""
+    return Estimate(
+        shape=shape,
+        job=job,
+        layout=layout,
+        hardware=hardware,
+        trainer=training_memory(shape, job, layout, stored, computed),
+        sampler=sampling_memory(shape, job, layout, hardware, stored),
+        traffic=step_traffic(shape, job, layout, stored, computed),
+        seconds=step_seconds(shape, job, layout, hardware, stored, computed, sync),
+    )
+
+
+def job_of(recipe: Recipe, prompt_tokens: int, mean_tokens: float | None = None) -> Job:
+    """The job of a recipe whose prompts and completions have these lengths on average; half the budget if not given."""
+    rollout, train = recipe.rollout, recipe.train
+    later = (train.updates_per_step - 1) / train.updates_per_step  # updates whose anchor must be computed
+    return Job(
+        num_prompts=rollout.prompts_per_step,
+        group_size=rollout.group_size,
+        prompt_tokens=prompt_tokens,
+        mean_tokens=rollout.max_new_tokens / 2 if mean_tokens is None else mean_tokens,
+        longest_tokens=rollout.max_new_tokens,
+        num_updates=train.updates_per_step,
+        microbatch_tokens=train.tokens_per_microbatch,
+        shared_prompt=train.shared_prompt,
+        recompute=train.recompute,
+        scored_forwards=later,
+    )
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"

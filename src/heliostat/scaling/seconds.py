@@ -1,0 +1,151 @@
+"""Seconds of one step's parts: each is the larger of its operations and its bytes, over what the machine reaches.
+
+    decode     max(bytes, operations):  steps x weights touched + rows' caches  |  2 N_active per token
+    prefill    operations: each prompt once
+    train      operations: a forward and twice that backward, once more if recomputed, and what is only scored
+    sharded traffic runs beside the computation, so the longer of the two counts; replicated gradients come after it
+
+Left out: latency, padding, verifiers, and the time in which ranks wait for the one with most to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from heliostat.scaling.hardware import Hardware
+from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.memory import STORED, sampling_memory
+from heliostat.scaling.shapes import ModelShape
+from heliostat.scaling.traffic import diagnosed_tokens, step_traffic
+
+BACKWARD = 2  # of one forward: a product for the inputs' gradient, and one for the weights'
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeconds:
+    """One synchronous step.
+
+    Attributes:
+        prefill, decode: sampling.
+        steady: what ``decode`` would be if no slot ever waited for others to end: sampling that never stops.
+        compute, traffic: training's operations, and its bytes between GPUs.
+        overlapped: whether the two run side by side.
+        optimizer: reading and writing weights and state.
+        sync: handing weights to the sampler.
+    """
+
+    prefill: float
+    decode: float
+    steady: float
+    compute: float
+    traffic: float
+    overlapped: bool
+    optimizer: float
+    sync: float
+
+    @property
+    def sampling(self) -> float:
+        """Prompts and completions."""
+        return self.prefill + self.decode
+
+    @property
+    def training(self) -> float:
+        """All updates of the step."""
+        moved = max(self.compute, self.traffic) if self.overlapped else self.compute + self.traffic
+        return moved + self.optimizer
+
+    @property
+    def synchronous(self) -> float:
+        """A step whose parts follow one another: no staleness."""
+        return self.sampling + self.training + self.sync
+
+    @property
+    def asynchronous(self) -> float:
+        """A step of samplers and trainers that never wait but for the slower: staleness without a bound."""
+        return max(self.prefill + self.steady, self.training + self.sync)
+
+
+def step_seconds(
+    shape: ModelShape,
+    job: Job,
+    layout: Layout,
+    hardware: Hardware,
+    stored: str = "bfloat16",
+    computed: str | None = None,
+    sync: str = "folder",
+) -> StepSeconds:
+    """Seconds of one step's parts.
+
+    Args:
+        sync: how weights reach samplers of their own: ``folder`` (written and read, as the vLLM client does) or
+            ``network`` (broadcast).
+
+    **Limits**: on one rank no traffic; with many ranks training tends to its traffic, and sampling to the longest
+    completion decoded alone.
+    """
+    num, size = layout.num_trainers, STORED[stored]
+    prefill, decode, steady = _sampling(shape, job, layout, hardware, stored)
+    moved = step_traffic(shape, job, layout, stored, computed)
+    held = shape.num_parameters / (num if layout.sharded else 1)
+    state = (3 * size + 2 * (12 if size == 2 else 8)) * held  # gradients and weights read, weights and state rewritten
+    handed = 0.0
+    if layout.num_samplers:
+        over_links = hardware.link_s(moved.sync, layout.num_gpus)
+        handed = over_links if sync == "network" else 2 * hardware.folder_s(moved.sync)
+    else:
+        handed = hardware.link_s(moved.sampling_gather * (num - 1) / num, num)
+    wire = moved.wire(num) - moved.sampling_gather * (num - 1) / num
+    return StepSeconds(
+        prefill=prefill,
+        decode=decode,
+        steady=steady,
+        compute=hardware.compute_s(training_flops(shape, job, num), num),
+        traffic=hardware.link_s(wire, num),
+        overlapped=layout.sharded,
+        optimizer=job.num_updates * hardware.read_s(state, 1),
+        sync=handed,
+    )
+
+
+def training_flops(shape: ModelShape, job: Job, num_ranks: int = 1) -> float:
+    """Operations of all updates of a step, if every rank did as much as the busiest: passes with and without gradient.
+
+    **Limits**: one rank, the ledger's count for a batch of equal prompts and completions.
+    """
+    logits = job.num_rows * job.mean_tokens
+    forward = shape.forward_flops(job.trained_tokens, job.trained_context, logits)
+    diagnosed = num_ranks * forward * diagnosed_tokens(job, num_ranks) / job.trained_tokens
+    return forward * (1 + BACKWARD + job.recompute + job.scored_forwards) + diagnosed
+
+
+def sampling_flops(shape: ModelShape, job: Job) -> float:
+    """Operations of a step's sampling: every prompt once, then token by token."""
+    prompts = shape.forward_flops(job.num_prompts * job.prompt_tokens, job.prompt_tokens / 2, job.num_prompts)
+    tokens = job.num_rows * job.mean_tokens
+    return prompts + shape.forward_flops(tokens, job.decoded_context)
+
+
+def _sampling(
+    shape: ModelShape, job: Job, layout: Layout, hardware: Hardware, stored: str
+) -> tuple[float, float, float]:
+    """Seconds of prefill, of decoding, and of decoding with slots that are never empty, of replicas side by side."""
+    ways, num = layout.sampler_ways, layout.num_replicas
+    prompts = shape.forward_flops(job.num_prompts * job.prompt_tokens, job.prompt_tokens / 2, job.num_prompts)
+    prefill = hardware.compute_s(prompts, ways * num)
+    slots = sampling_memory(shape, job, layout, hardware, stored).num_rows
+    if slots == 0:
+        return prefill, float("inf"), float("inf")
+    num_tokens = job.num_rows / num * job.mean_tokens
+    # Slots refill as rows end. Once the last rows have begun they run out, the longest alone.
+    steady_steps = max(num_tokens / slots, 1.0)
+    num_steps = max(0.0, steady_steps - job.mean_tokens) + job.longest_tokens
+    decode = _decode_s(shape, job, hardware, ways, num_steps, num_tokens)
+    return prefill, decode, _decode_s(shape, job, hardware, ways, steady_steps, num_tokens)
+
+
+def _decode_s(shape: ModelShape, job: Job, hardware: Hardware, ways: int, num_steps: float, num_tokens: float) -> float:
+    """Seconds of ``num_steps`` forward passes that make ``num_tokens`` tokens together."""
+    weights = 2.0 * shape.touched_parameters(num_tokens / num_steps) * num_steps
+    caches = 2.0 * shape.cache_entries * job.decoded_context * num_tokens
+    flops = shape.forward_flops(num_tokens, job.decoded_context)
+    return max(hardware.read_s(weights + caches, ways), hardware.compute_s(flops, ways))
