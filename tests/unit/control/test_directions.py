@@ -123,8 +123,8 @@ def test_blocks_are_solved_one_by_one(m):
 @pytest.mark.parametrize("kind", SPACES)
 @pytest.mark.parametrize("m", [1, SCORES_AT_ONCE])
 def test_a_score_is_the_gradient_of_log_pi_and_knows_no_advantage(kind, m, monkeypatch):
-    given, seen, take = [], [], ScoreBuffer.take
-    monkeypatch.setattr(ScoreBuffer, "take", lambda *args: seen.append(take(*args)) or seen[-1])
+    given, seen, take = [], [], ScoreBuffer.take_rows
+    monkeypatch.setattr(ScoreBuffer, "take_rows", lambda *args: seen.append(take(*args)) or seen[-1])
     for scale in (1.0, 1000.0):
         actor, rows = problem(kind)
         rows = Rows(rows.observations, rows.actions, scale * rows.advantages)
@@ -132,7 +132,7 @@ def test_a_score_is_the_gradient_of_log_pi_and_knows_no_advantage(kind, m, monke
         rule = Rank1(num_scores=m)
         optimizer = rule.build(actor, 0.0)
         rule.step(optimizer, actor, rows, np.random.default_rng(3))
-        given.append(torch.stack([flat([u[p] for p in actor.parameters]) for u in seen[-1]]))
+        given.append(torch.cat([seen[-1][1][p].flatten(1) for p in actor.parameters], 1))
         close(given[-1], dense_scores(actor, rows)[chosen(m)])
     assert torch.equal(given[0], given[1])
 
