@@ -57,7 +57,9 @@ class Direction(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Rank1:
-    """The rank-1 natural gradient; the defaults are the paper's method, one score of one drawn sample.
+    """The rank-1 natural gradient and its form with m scores; ``num_scores=1`` is the paper's method.
+
+    The defaults are what the races of studies/rank1 chose: one score gained nothing over the plain gradient there.
 
     Attributes:
         damping: what the Fisher matrix is away from the scores; the effective learning rate is lr / damping.
@@ -77,8 +79,8 @@ class Rank1:
     """
 
     name: ClassVar[str] = "rank1"
-    damping: float = 1.0
-    num_scores: int = 1
+    damping: float = 0.1
+    num_scores: int = 16
     u: Literal["score", "mean_score", "grad"] = "score"
     block: Literal["global", "param", "layer"] = "global"
     ema: float = 0.0

@@ -45,9 +45,9 @@ class SMAC(OnPolicyAlgorithm):
 
         g = grad [ mean(A log pi(a|s)) + ent_coef * entropy ],    theta <- theta + lr * d
 
-    ``d = (1/damping) [g - u (u'g) / (damping + |u|^2)]`` with ``u = grad log pi(a|s)`` of one sample drawn from the
-    rollout, or any other ``direction``. Actor and critic have separate networks, feature extractors included. Arguments
-    not listed here are Stable-Baselines3's.
+    ``d = (damping I + (1/m) sum_k u_k u_k')^-1 g`` with the scores ``u_k = grad log pi(a_k|s_k)`` of m = 16 samples
+    drawn from the rollout, or any other ``direction``; the paper's has one: ``Rank1(num_scores=1, damping=1.0)``. Actor and critic have separate networks, feature extractors included. Arguments not listed here are
+    Stable-Baselines3's.
 
     Args:
         learning_rate: of the actor, or its schedule; the effective one, ``lr / damping``, is logged.
@@ -81,7 +81,7 @@ class SMAC(OnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1.0,
+        learning_rate: float | Schedule = 0.3,
         n_steps: int = 512,
         batch_size: int = 128,
         gamma: float = 0.99,

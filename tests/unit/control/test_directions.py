@@ -120,6 +120,17 @@ def test_blocks_are_solved_one_by_one(m):
         close(torch.cat([found[i] for i in members]), expected)
 
 
+@pytest.mark.parametrize("direction", [Rank1(num_scores=1), Rank1(num_scores=3, u="mean_score")], ids=str)
+def test_scores_from_the_kept_graph_are_those_of_a_pass_of_their_own(direction):
+    actor, rows = problem()
+    fresh = moved(direction, actor, rows)
+    actor, rows = problem()
+    gradient(actor, rows)
+    optimizer, before = direction.build(actor, 0.5), flat(actor.parameters)
+    direction.step(optimizer, actor, rows, np.random.default_rng(3), actor.log_prob(rows))
+    close((flat(actor.parameters) - before) / 0.5, fresh)
+
+
 @pytest.mark.parametrize("kind", SPACES)
 @pytest.mark.parametrize("m", [1, SCORES_AT_ONCE])
 def test_a_score_is_the_gradient_of_log_pi_and_knows_no_advantage(kind, m, monkeypatch):
@@ -200,7 +211,7 @@ def test_max_kl_with_a_large_learning_rate_sets_the_step(direction):
 
 def test_averaged_scores_keep_a_mean_and_forget_by_their_weight():
     actor, rows = problem()
-    rule = Rank1(ema=0.75, damping=0.3)
+    rule = Rank1(num_scores=1, ema=0.75, damping=0.3)
     optimizer, mean = rule.build(actor, 0.1), None
     for seed in range(3):
         g, u = gradient(actor, rows), dense_scores(actor, rows)[chosen(1, seed)][0]
