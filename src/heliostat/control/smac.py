@@ -46,7 +46,8 @@ class SMAC(OnPolicyAlgorithm):
         g = grad [ mean(A log pi(a|s)) + ent_coef * entropy ],    theta <- theta + lr * d
 
     ``d = (damping I + (1/m) sum_k u_k u_k')^-1 g`` with the scores ``u_k = grad log pi(a_k|s_k)`` of m = 16 samples
-    drawn from the rollout, or any other ``direction``; the paper's has one: ``Rank1(num_scores=1, damping=1.0)``. Actor and critic have separate networks, feature extractors included. Arguments not listed here are
+    drawn from the rollout, or any other ``direction``; the paper's has one: ``Rank1(num_scores=1, damping=1.0)``.
+    Actor and critic have separate networks, feature extractors included. Arguments not listed here are
     Stable-Baselines3's.
 
     Args:
@@ -195,7 +196,7 @@ class SMAC(OnPolicyAlgorithm):
         losses = []
         for _ in range(self.n_critic_updates):
             order = torch.as_tensor(np.random.permutation(len(returns)), device=returns.device)  # noqa: NPY002
-            for part in order.split(self.batch_size):
+            for part in torch.split(order, self.batch_size):
                 values = self.policy.predict_values(taken(observations, part)).flatten()
                 loss = F.mse_loss(values, returns[part])
                 self.policy.optimizer.zero_grad()
