@@ -128,6 +128,16 @@ def arguments_of(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def described(algo: str, env: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an algorithm runs with, for people: the known settings, those given, and what sizes a step by default."""
+    setup = setup_of(algo, env)
+    arguments = arguments_of(algo, {**setup.settings, **settings})
+    arguments.setdefault("learning_rate", inspect.signature(algorithm_class(algo)).parameters["learning_rate"].default)
+    if "direction" in arguments:
+        arguments["direction"] = str(arguments["direction"])
+    return {"num_envs": setup.num_envs, "normalize": setup.normalize, **arguments}
+
+
 def _direction(name: str, settings: Mapping[str, Any]) -> tuple[Any, set[str]]:
     from heliostat.control.directions import DIRECTIONS, direction_of
 

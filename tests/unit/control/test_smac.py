@@ -114,6 +114,12 @@ def test_every_action_space_solves_the_identity(env, threshold, settings):
     assert evaluate_policy(model, model.get_env(), 5, warn=False)[0] >= threshold
 
 
+def test_the_plain_call_learns_cartpole():
+    """Seeds 0, 1 and 2 had 460 to 500 after these steps; one score with the same settings had 111."""
+    model = SMAC("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(15_000)
+    assert evaluate_policy(model, model.get_env(), 10, warn=False)[0] > 300
+
+
 def weights(model):
     return torch.cat([p.detach().reshape(-1) for p in model.policy.parameters()])
 
