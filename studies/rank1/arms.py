@@ -28,6 +28,12 @@ def plain(*values: float) -> dict[str, tuple[float, ...]]:
     return {"": values}
 
 
+def bounded(num_scores: int) -> Arm:
+    """Scores whose step is sized by its divergence, as the exact direction's is."""
+    settings = {"damping": 0.1, "num_scores": num_scores, "learning_rate": 1e3}
+    return Arm("smac", "max_kl", plain(0.003, 0.01, 0.03, 0.1), settings)
+
+
 # The effective learning rate, lr / damping, is 0.1 to 3 for the gradient and one score, and 0.3 to 10 for many scores.
 ARMS = {
     "policy gradient": Arm("smac", "learning_rate", plain(0.1, 0.3, 1.0, 3.0), {"direction": "sgd"}),
@@ -37,6 +43,9 @@ ARMS = {
     ),
     "SMAC, 16 scores": Arm("smac", "learning_rate", plain(0.03, 0.1, 0.3, 1.0), {"damping": 0.1, "num_scores": 16}),
     "SMAC, 64 scores": Arm("smac", "learning_rate", plain(0.03, 0.1, 0.3, 1.0), {"damping": 0.1, "num_scores": 64}),
+    "SMAC, max_kl": bounded(1),
+    "SMAC, 16 scores, max_kl": bounded(16),
+    "SMAC, 64 scores, max_kl": bounded(64),
     "normalised gradient": Arm(
         "smac", "learning_rate", plain(0.01, 0.03, 0.1, 0.3), {"u": "grad", "num_scores": 1, "damping": 1e-4}
     ),
@@ -68,7 +77,7 @@ class Race:
 SHORT = {
     "CartPole-v1": Race(20_000, 10),
     "Pendulum-v1": Race(60_000, 5, FEWER),
-    "Acrobot-v1": Race(60_000, 5, FEWER),
+    "Acrobot-v1": Race(60_000, 5, FEWEST),
     "HalfCheetah-v5": Race(50_000, 3, FEWEST),
     "MountainCarContinuous-v0": Race(20_000, 3, FEWEST),
     "Hopper-v5": Race(50_000, 3, FEWEST),
