@@ -12,6 +12,7 @@ Left out: wall-clock time, and what the updates achieve (studies/rank1).
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -35,11 +36,14 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def interleaved(sides: dict[str, Callable[[], object]], num_rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every side in every round; the first round is not counted."""
+def interleaved(
+    sides: dict[str, Callable[[], object]], num_rounds: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """CPU seconds of every side in every round, after an untimed ``before``; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(num_rounds + 1):
         for name in sides if number % 2 else reversed(sides):
+            before()
             took = cpu_seconds(sides[name])
             if number:
                 seconds[name].append(took)
@@ -72,13 +76,19 @@ def updates(num_rounds: int) -> dict[str, float]:
         for name, direction in steps.items()
     }
     models["TRPO"] = filled(TRPO("MlpPolicy", make_vec_env(ENV, 8, seed=0), **shared))
-    whole = interleaved({name: model.train for name, model in models.items()}, num_rounds)
+    start = {name: copy.deepcopy(model.policy.state_dict()) for name, model in models.items()}
+
+    def restart() -> None:  # TRPO's line search is longer on a batch that it has learned from already
+        for name, model in models.items():
+            model.policy.load_state_dict(start[name])
+
+    whole = interleaved({name: model.train for name, model in models.items()}, num_rounds, restart)
     for model in models.values():
         model.n_critic_updates = 0
     actor_only = {name: model.train for name, model in models.items() if name != "TRPO"}
     models["TRPO"].n_critic_updates = 1  # it averages over its critic's losses and needs one
     models["TRPO"].batch_size = 2048
-    actor = interleaved(actor_only | {"TRPO": models["TRPO"].train}, num_rounds)
+    actor = interleaved(actor_only | {"TRPO": models["TRPO"].train}, num_rounds, restart)
     critic = {
         name: [all_of_it - alone for all_of_it, alone in zip(whole[name], actor[name], strict=True)]
         for name in ("SMAC", "TRPO")
