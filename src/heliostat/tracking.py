@@ -66,6 +66,9 @@ METRICS: dict[str, Metric] = {
         "nats", "minus the covariance of token log-probability and advantage: where the batch pushes entropy"
     ),
     "policy/sampler_gap": Metric("nats", "largest |logp_gen - logp_old| over tokens: sampler against trainer"),
+    "policy/staleness_steps": Metric(
+        "steps", "steps made since the weights that sampled this step's rollouts; at most rollout.max_staleness"
+    ),
     "mismatch/k1": Metric("nats/token", "mean of logp_gen - logp_train: KL of sampler to trainer, unbiased"),
     "mismatch/k3": Metric(
         "nats/token", "mean of e^d - d - 1 with d = logp_train - logp_gen: the same KL, never negative"
@@ -122,12 +125,13 @@ METRICS: dict[str, Metric] = {
     "guard/entropy_target": Metric("nats/token", "what the guard holds entropy at"),
     "guard/output": Metric("fraction", "how far the guard's controller has pushed its actuator"),
     "guard/setting": Metric("value", "value of the actuated setting in the next step"),
-    "time/rollout": Metric("seconds", "wall time of sampling"),
+    "time/rollout": Metric("seconds", "wall time of sampling; of waiting for it, where it goes on beside training"),
+    "time/ahead": Metric("seconds", "wall time that sampling this step's rollouts took in its own thread"),
     "time/verify": Metric("seconds", "wall time of verification beyond what ran during sampling"),
     "time/update": Metric("seconds", "wall time of forward, backward and optimizer"),
     "time/eval": Metric("seconds", "wall time of evaluation"),
     "time/total": Metric("seconds", "wall time since the run started, earlier sessions included"),
-    "speed/rollout_tokens": Metric("tokens/second", "sampled tokens per second of rollout"),
+    "speed/rollout_tokens": Metric("tokens/second", "sampled tokens per second of sampling"),
     "speed/step_tokens": Metric("tokens/second", "sampled tokens per second of the whole step"),
     "compute/rollout_flops": Metric("FLOP", "floating-point operations of sampling so far"),
     "compute/update_flops": Metric("FLOP", "floating-point operations of training so far"),

@@ -40,9 +40,10 @@ def test_generated_pages_leave_nothing_out():
 
 
 def test_the_step_that_is_shown_is_the_step_that_runs():
-    """Every statement of the page's loop stands in the trainer's, in the same order."""
+    """Every statement of the page's loop stands in the trainer's, in the same order: order, sampling, step."""
     import inspect
 
+    from heliostat.train.ahead import Ahead
     from heliostat.train.trainer import Trainer
 
     def bare(code):
@@ -51,7 +52,9 @@ def test_the_step_that_is_shown_is_the_step_that_runs():
     page = (ROOT / "docs" / "how-it-works.md").read_text()
     shown = ast.parse(page.partition("```python\n")[2].partition("```")[0]).body
     assert len(shown) > 5
-    source, position = bare(ast.unparse(ast.parse(inspect.cleandoc("\n" + inspect.getsource(Trainer._step))))), 0
+    parts = (Trainer._order, Ahead._sample, Ahead._settled, Trainer._step)
+    source = "".join(bare(ast.unparse(ast.parse(inspect.cleandoc("\n" + inspect.getsource(part))))) for part in parts)
+    position = 0
     for statement in shown:
         found = source.find(bare(ast.unparse(statement)), position)
         assert found >= 0, ast.unparse(statement)

@@ -156,9 +156,10 @@ def test_acting_goes_back_skips_the_data_and_halves_the_step(unguarded, tmp_path
     assert lines[to + 1]["optim/lr"] == pytest.approx(0.5e-3)
 
 
-@pytest.mark.parametrize("killed_at", [5, 7])
-def test_a_run_that_went_back_still_continues_bit_for_bit(tmp_path, alarming, monkeypatch, killed_at):
-    whole = train(tmp_path, "whole", guard__mode="act")
+@pytest.mark.parametrize(("killed_at", "staleness"), [(5, 0), (7, 0), (5, 2), (7, 2)])
+def test_a_run_that_went_back_still_continues_bit_for_bit(tmp_path, alarming, monkeypatch, killed_at, staleness):
+    settings = {"guard__mode": "act", "rollout__max_staleness": staleness}
+    whole = train(tmp_path, "whole", **settings)
     log = Trainer._log
     state = {"left": killed_at}
 
@@ -171,9 +172,9 @@ def test_a_run_that_went_back_still_continues_bit_for_bit(tmp_path, alarming, mo
 
     monkeypatch.setattr(Trainer, "_log", dies)
     with pytest.raises(MemoryError):
-        train(tmp_path, "again", guard__mode="act")
+        train(tmp_path, "again", **settings)
     monkeypatch.setattr(Trainer, "_log", log)
-    again = train(tmp_path, "again", guard__mode="act")
+    again = train(tmp_path, "again", **settings)
     for name in ("events.jsonl", "evals.jsonl"):
         assert (again.folder / name).read_text() == (whole.folder / name).read_text()
     assert small.metrics(again.folder) == small.metrics(whole.folder)

@@ -92,6 +92,18 @@ def test_two_ranks_train_what_one_trains(alone, tmp_path, kind):
     )
 
 
+@pytest.mark.slow
+def test_two_ranks_that_sample_ahead_train_what_one_trains(tmp_path):
+    recipe = write_recipe(tmp_path)
+    ahead = {"--rollout.max_staleness": 2}
+    for num_ranks in (1, 2):
+        done = run(recipe, tmp_path / str(num_ranks), num_ranks=num_ranks, **ahead)
+        assert done.returncode == 0, done.stderr + done.stdout
+    same_curves(tmp_path / "1", tmp_path / "2")
+    assert [row["policy/staleness_steps"] for row in small.metrics(tmp_path / "2") if row["step"] > 0] == [0, 1, 2, 2]
+    assert float((weights(tmp_path / "1") - weights(tmp_path / "2")).abs().max()) < 1e-4
+
+
 def ranks_of(launcher):
     """Process ids of the ranks that a torchrun started, in rank order."""
     found = {}

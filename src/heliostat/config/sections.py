@@ -149,6 +149,9 @@ class RolloutSection(Section):
     server_timeout_s: float = Field(600.0, gt=0, description="seconds for one answer of the server")
     server_retries: int = Field(3, ge=0, description="further attempts after an answer that failed")
     server_requests: int = Field(64, ge=1, description="prompts that the server works on at once")
+    max_staleness: int = Field(
+        0, ge=0, description="steps that rollouts may be older than what they train; above 0: sampled meanwhile"
+    )
     max_parity_gap: float = Field(0.0, ge=0, description="largest |logp_gen - logp_new| in nats; 0: by precision")
 
     @model_validator(mode="after")
@@ -314,6 +317,16 @@ class Recipe(Section):
             raise ValueError(
                 f"prefix.name = '{self.prefix.name}' cuts stored solutions and needs traces.bank; fill one with "
                 "heliostat sample MODEL --recipe RECIPE --bank FILE"
+            )
+        if self.rollout.max_staleness and self.guard.actuator == "temperature":
+            raise ValueError(
+                "guard.actuator = 'temperature' turns the temperature of sampling and training together, which needs "
+                "rollout.max_staleness = 0: rollouts that wait were sampled at the one before"
+            )
+        if self.rollout.max_staleness and self.rollout.num_workers > 1 and self.run.num_threads != 1:
+            raise ValueError(
+                "rollout.num_workers above 1 with rollout.max_staleness above 0 needs run.num_threads = 1: torch's "
+                "number of threads is the whole process's and would change under an update"
             )
         if self.rollout.top_p < 1 or self.rollout.top_k > 0:
             raise ValueError(

@@ -15,6 +15,7 @@ from heliostat.models.loaded import LoadedModel
 from heliostat.models.probes import cache_kind
 from heliostat.models.saving import model_fingerprint, save_model, tokenizer_fingerprint
 from heliostat.models.tiny import TinyShape
+from heliostat.models.twin import holding, trained_weights, twin_of
 
 __all__ = [
     "BACKWARD_COST",
@@ -27,8 +28,11 @@ __all__ = [
     "encode_problem",
     "encode_solution",
     "forward_flops",
+    "holding",
     "load_model",
     "model_fingerprint",
     "save_model",
     "tokenizer_fingerprint",
+    "trained_weights",
+    "twin_of",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from heliostat.config import RolloutSection
 from heliostat.models import LoadedModel
-from heliostat.rollout.drafts import Announce, DecodeLimits
+from heliostat.rollout.drafts import Announce, DecodeLimits, SamplingStopped
 from heliostat.rollout.engine import Engine, RolloutCounts, TorchEngine
 from heliostat.rollout.parity import PARITY_BOUNDS, ParityError
 from heliostat.rollout.plain import PlainEngine
@@ -25,6 +25,7 @@ __all__ = [
     "PlainEngine",
     "RolloutCounts",
     "SamplingSettings",
+    "SamplingStopped",
     "Server",
     "ServerError",
     "TorchEngine",

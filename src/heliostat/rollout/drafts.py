@@ -5,6 +5,7 @@ Left out: where the logits come from (the engines).
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,12 +53,21 @@ class DecodeLimits:
     """Finished rows wait until this share of the batch has ended: copying the cache costs more than a few idle rows."""
 
 
+class SamplingStopped(Exception):
+    """Sampling was told, from another thread, that nobody wants its result any more."""
+
+
 class Scribe:
-    """Begins, extends and finishes drafts for one model under one set of limits."""
+    """Begins, extends and finishes drafts for one model under one set of limits.
+
+    Attributes:
+        stopped: set from any thread, it ends all writing at the next token.
+    """
 
     def __init__(self, loaded: LoadedModel, limits: DecodeLimits) -> None:
         self.loaded = loaded
         self.limits = limits
+        self.stopped = threading.Event()
 
     def begin(self, prompts: Sequence[Prompt], group_size: int, seed: int) -> list[list[Draft]]:
         """Fresh drafts for every prompt's group; a prompt that comes twice gets different random streams.
@@ -86,7 +96,13 @@ class Scribe:
         return Draft(uniforms(own_seed, budget), own_seed, out_of_room, prompt.prefix_ids)
 
     def record(self, drafts: Sequence[Draft], drawn: Draw) -> None:
-        """Append one token to every draft that has not ended."""
+        """Append one token to every draft that has not ended.
+
+        Raises:
+            SamplingStopped: ``stopped`` is set.
+        """
+        if self.stopped.is_set():
+            raise SamplingStopped
         tokens, logps, entropies = drawn.token.tolist(), drawn.logp.tolist(), drawn.entropy.tolist()
         for draft, token, logp, entropy in zip(drafts, tokens, logps, entropies, strict=True):
             if draft.stop_reason is not None:

@@ -90,6 +90,14 @@ class Engine(Protocol):
         """What was computed since the last call."""
         ...
 
+    def beside(self, loaded: LoadedModel) -> Engine:
+        """The same engine on a twin of its model, for another thread to use at the same time."""
+        ...
+
+    def stop(self) -> None:
+        """For good: a sample that another thread has begun raises ``SamplingStopped`` soon."""
+        ...
+
 
 class TorchEngine:
     """Decode with a Hugging Face causal LM in this process.
@@ -155,6 +163,14 @@ class TorchEngine:
         """What was computed since the last call."""
         counts, self._counted = self.counts, []
         return counts
+
+    def beside(self, loaded: LoadedModel) -> TorchEngine:
+        """See ``Engine.beside``."""
+        return TorchEngine(loaded, self.limits, self.rows_kind is SharedRows, self.num_workers)
+
+    def stop(self) -> None:
+        """See ``Engine.stop``; it ends at the next token."""
+        self.scribe.stopped.set()
 
 
 @dataclass(slots=True)

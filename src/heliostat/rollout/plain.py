@@ -57,6 +57,14 @@ class PlainEngine:
         counts, self.counts = self.counts, RolloutCounts()
         return counts
 
+    def beside(self, loaded: LoadedModel) -> PlainEngine:
+        """See ``Engine.beside``."""
+        return PlainEngine(loaded, self.limits)
+
+    def stop(self) -> None:
+        """See ``Engine.stop``; it ends at the next token."""
+        self.scribe.stopped.set()
+
     def _batches(self, work: list[tuple[Prompt, Draft]]) -> Iterator[list[tuple[Prompt, Draft]]]:
         """Rows of equal context length, at most ``max_rows`` at once."""
         by_length: dict[int, list[tuple[Prompt, Draft]]] = {}

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+from heliostat.rollout.drafts import SamplingStopped
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be different next time."""
@@ -45,6 +50,15 @@ class Server:
     num_retries: int = 3
     api_key: str = field(default="", repr=False)
     first_pause_s: float = 0.5
+    _aborted: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
+    _open: set[socket.socket] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def abort(self) -> None:
+        """Break off every request, from any thread and for good; what waits for an answer gets ``SamplingStopped``."""
+        self._aborted.set()
+        for sock in list(self._open):
+            with suppress(OSError):  # it may have ended by itself just now
+                sock.shutdown(socket.SHUT_RDWR)
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET; see ``post``."""
@@ -55,17 +69,22 @@ class Server:
 
         Raises:
             ServerError: no usable answer after all attempts, or one that says the request is wrong.
+            SamplingStopped: the requests were broken off.
         """
         return self._ask("POST", path, body)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         for attempt in range(self.num_retries + 1):
+            if self._aborted.is_set():
+                raise SamplingStopped
             try:
                 return self._attempt(method, path, body)
             except (_Transient, OSError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
                 if attempt < self.num_retries:
-                    time.sleep(min(10.0, self.first_pause_s * 2**attempt))
+                    self._aborted.wait(min(10.0, self.first_pause_s * 2**attempt))
+        if self._aborted.is_set():
+            raise SamplingStopped
         raise ServerError(
             f"rollout server {self.url}{path} failed {self.num_retries + 1} times, last: {self._hidden(reason)}; see "
             "whether it runs and what it logs, then continue the run"
@@ -81,10 +100,22 @@ class Server:
             headers["Authorization"] = f"Bearer {self.api_key}"
         try:
             payload = None if body is None else json.dumps(body)
-            connection.request(method, parts.path.rstrip("/") + path, payload, headers)
-            return self._answer(connection, path, deadline)
+            connection.connect()
+            with self._abortable(connection.sock):
+                connection.request(method, parts.path.rstrip("/") + path, payload, headers)
+                return self._answer(connection, path, deadline)
         finally:
             connection.close()
+
+    @contextmanager
+    def _abortable(self, sock: socket.socket) -> Iterator[None]:
+        self._open.add(sock)
+        try:
+            if self._aborted.is_set():
+                raise SamplingStopped
+            yield
+        finally:
+            self._open.discard(sock)
 
     def _answer(self, connection: http.client.HTTPConnection, path: str, deadline: float) -> Any:
         sock = connection.sock  # the response may take it away from the connection

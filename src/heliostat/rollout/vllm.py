@@ -3,9 +3,10 @@
     weights changed? --save--> folder --reload--> server --probe--> trainer
     prompt ids --/v1/completions, n = group size--> token ids, log-probs, why each ended
 
-What is sampled always comes from the trainer's current weights: before a sample whose weights differ from those sent
-last, the model is saved in a folder that both sides see, the server loads it and forgets its prefix cache, and a few
-sampled tokens are compared with the trainer's own forward. The very first hand-over is rehearsed with a changed output
+What is sampled always comes from the engine's own model: before a sample whose weights differ from those sent last, the
+model is saved in a folder that both sides see, the server loads it and forgets its prefix cache, and a few sampled
+tokens are compared with the trainer's own forward. Engines on twins of the model (``beside``) take turns: one has the
+server from the hand-over to the last completion. The very first hand-over is rehearsed with a changed output
 projection, since a server that keeps a stale head (seen with tied embeddings) cannot be told from a good one before
 the weights have moved far.
 
@@ -13,17 +14,18 @@ The server is started with VLLM_SERVER_DEV_MODE=1 and ``--logprobs-mode processe
 are those at the sampling temperature; prefix caching is on by default. Written for vLLM 0.32, whose routes were read
 from its sources.
 
-Left out: sampling while training goes on, weights over NCCL, and exact entropies, which the server does not tell: the
+Left out: weights over NCCL, and exact entropies, which the server does not tell: the
 entropy of a token's distribution is estimated by that token's ``-log p``, whose mean is the entropy.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,21 @@ class _Completions(BaseModel):
     choices: list[_Choice]
 
 
+@dataclass(slots=True)
+class Held:
+    """What the server holds; shared by the engines that use it.
+
+    Attributes:
+        turn: whose turn it is: one engine's, from its hand-over to its last completion.
+        name: what the server calls its model; empty before the first hand-over.
+        mark: of the weights that it has (``weights_mark``); ``None`` where that is not certain.
+    """
+
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    name: str = ""
+    mark: tuple[float, ...] | None = None
+
+
 class VllmEngine:
     """A client of one vLLM server that serves the model being trained.
 
@@ -65,6 +82,7 @@ class VllmEngine:
         sync_dir: folder that trainer and server see under the same path.
         num_requests: prompts in flight at once.
         max_gap: largest gap in nats that the probe accepts.
+        held: what the server holds, where other engines use it too.
 
     **Limits**: the tokens' log-probabilities are the trainer's within ``max_gap``, or sampling raises ``ParityError``.
     """
@@ -77,6 +95,7 @@ class VllmEngine:
         sync_dir: Path,
         num_requests: int,
         max_gap: float,
+        held: Held | None = None,
     ) -> None:
         self.loaded = loaded
         self.limits = limits
@@ -86,8 +105,7 @@ class VllmEngine:
         self.num_requests = num_requests
         self.max_gap = max_gap
         self.counts = RolloutCounts()
-        self._sent: tuple[float, ...] | None = None
-        self._name = ""
+        self.held = held or Held()
 
     def sample(
         self,
@@ -107,10 +125,11 @@ class VllmEngine:
         """
         drafts = self.scribe.begin(prompts, group_size, seed)
         harvest = Harvest(self.scribe, prompts, drafts, policy_step, announce)
-        self._hand_over(prompts[:NUM_PROBES], settings)
-        with ThreadPoolExecutor(self.num_requests) as pool:
-            for _ in pool.map(self._complete, prompts, drafts, repeat(settings)):
-                harvest.gather()
+        with self.held.turn:
+            self._hand_over(prompts[:NUM_PROBES], settings)
+            with ThreadPoolExecutor(self.num_requests) as pool:
+                for _ in pool.map(self._complete, prompts, drafts, repeat(settings)):
+                    harvest.gather()
         for prompt, group in zip(prompts, drafts, strict=True):
             self._count(prompt, group)
         return harvest.groups()
@@ -120,12 +139,21 @@ class VllmEngine:
         counts, self.counts = self.counts, RolloutCounts()
         return counts
 
+    def beside(self, loaded: LoadedModel) -> VllmEngine:
+        """See ``Engine.beside``; the server is the same."""
+        server = replace(self.server)  # connections of its own
+        return VllmEngine(loaded, self.limits, server, self.sync_dir, self.num_requests, self.max_gap, held=self.held)
+
+    def stop(self) -> None:
+        """See ``Engine.stop``; its requests are broken off, which a server takes as a wish to end them."""
+        self.server.abort()
+
     # -- completions ------------------------------------------------------------------------------------------------
 
     def _complete(self, prompt: Prompt, drafts: Sequence[Draft], settings: SamplingSettings) -> None:
         """Fill in one prompt's drafts."""
         body = {
-            "model": self._name,
+            "model": self.held.name,
             "prompt": list(prompt.context_ids),
             "n": len(drafts),
             "seed": drafts[0].seed,
@@ -194,28 +222,30 @@ class VllmEngine:
     # -- weights ----------------------------------------------------------------------------------------------------
 
     def _hand_over(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
-        """Give the server the trainer's weights, if they are not those it has."""
+        """Give the server this engine's weights, if they are not those it has."""
         current = weights_mark(self.loaded.model)
-        if current == self._sent or not prompts:
+        if current == self.held.mark or not prompts:
             return
-        if self._sent is None:
-            self._name = self._served_model()
+        self.held.mark = None  # until it is known again: a hand-over may break off anywhere
+        if not self.held.name:
+            self.held.name = self._served_model()
             self._rehearse(prompts, settings)
         self._send()
         self._probe(prompts, settings, "after its weights were updated")
-        self._sent = current
+        self.held.mark = current
 
     def _rehearse(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
-        """Hand over a changed output projection. Doubling is exact in floating point, so it is undone exactly."""
+        """Hand over a changed output projection: a copy, since a frozen one is the trained model's as well."""
         weight = self.loaded.head.projection.weight
         assert isinstance(weight, torch.Tensor)
-        with torch.no_grad():
-            weight[::2] *= 2.0
-            try:
-                self._send()
-                self._probe(prompts, settings, "after a rehearsal with a changed output projection")
-            finally:
-                weight[::2] /= 2.0
+        kept = weight.data
+        weight.data = kept.clone()
+        weight.data[::2] *= 2.0
+        try:
+            self._send()
+            self._probe(prompts, settings, "after a rehearsal with a changed output projection")
+        finally:
+            weight.data = kept
 
     def _served_model(self) -> str:
         answer = self.server.get("/v1/models")

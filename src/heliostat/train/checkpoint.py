@@ -1,9 +1,10 @@
 """Checkpoints: complete or absent, never half; the newest few are kept.
 
 A checkpoint is a folder ``step_000120`` with ``model.safetensors``, ``optimizer.pt`` (tensors and plain values only,
-read back weights-only) and ``state.json``; a run with sharded weights has ``shards/`` in place of the first two. It is
-written beside its place and renamed into it, so that a killed process or a full disk leaves the previous one intact.
-Either kind is read by any number of ranks.
+read back weights-only), ``state.json``, and ``rollouts.pt`` where rollouts of coming steps exist (``train.rollouts``);
+a run with sharded weights has ``shards/`` in place of the first two. It is written beside its place and renamed
+into it, so that a killed process or a full disk leaves the previous one intact. Either kind is read by any
+number of ranks.
 
 Left out: the inside of ``shards/`` (``train.shards``), and random number state: every draw of a run is derived from its
 seed and step.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,18 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return max(self.steps(), default=None)
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        rollouts: Sequence[dict[str, Any]] = (),
+    ) -> Path:
         """Write a checkpoint, then drop the oldest beyond ``keep``.
+
+        Args:
+            rollouts: of coming steps, as tensors and plain values.
 
         Raises:
             CheckpointError: the disk refused; earlier checkpoints are untouched.
@@ -70,6 +82,8 @@ class Checkpoints:
                     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
             with self.runtime.together():
                 if self.runtime.is_main:
+                    if rollouts:
+                        torch.save(list(rollouts), partial / "rollouts.pt")
                     _publish(partial, final, state | {"step": step})
         except RankLost:
             raise
@@ -83,7 +97,7 @@ class Checkpoints:
         return final
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put a checkpoint's weights and optimizer state into place and return its ``state``."""
+        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``."""
         folder = self._path(step)
         try:
             if (folder / "shards").is_dir():
@@ -92,6 +106,8 @@ class Checkpoints:
                 tensors = load_file(folder / "model.safetensors")
                 optimizer_state = torch.load(folder / "optimizer.pt", weights_only=True)
             state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            coming = folder / "rollouts.pt"
+            state["rollouts"] = torch.load(coming, weights_only=True) if coming.exists() else []
         except RankLost:
             raise
         except Exception as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from heliostat.models import LoadedModel
 from heliostat.rollout import Announce, Engine, RolloutCounts, SamplingSettings
 from heliostat.train.sharding import gathered
 from heliostat.types import Group, Prompt
@@ -42,3 +43,11 @@ class GatheredEngine:
     def take_counts(self) -> RolloutCounts:
         """What was computed since the last call."""
         return self.engine.take_counts()
+
+    def beside(self, loaded: LoadedModel) -> Engine:
+        """See ``Engine.beside``; a twin holds whole weights."""
+        return self.engine.beside(loaded)
+
+    def stop(self) -> None:
+        """See ``Engine.stop``."""
+        self.engine.stop()

@@ -5,7 +5,7 @@ Left out: the bank itself (``traces``), and which groups are worth keeping (the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -18,7 +18,7 @@ from heliostat.train.judging import verifier_names
 from heliostat.types import Group
 
 
-def traces_of(groups: Sequence[Group], sources: dict[str, Source], flops: float) -> list[Trace]:
+def traces_of(groups: Sequence[Group], sources: Mapping[str, Source], flops: float) -> list[Trace]:
     """Every completion of verified groups as a trace.
 
     Args:
@@ -83,7 +83,7 @@ class TraceLog:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add(self, groups: Sequence[Group], sources: dict[str, Source], flops: float) -> None:
+    def add(self, groups: Sequence[Group], sources: Mapping[str, Source], flops: float) -> None:
         """Store a step's groups; those of a step that is made again after a restart are known already."""
         if self._bank is None:
             return

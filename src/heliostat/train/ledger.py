@@ -9,7 +9,7 @@ Left out: element-wise work (norms, activations, softmax, the optimizer), which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from time import monotonic
@@ -76,6 +76,14 @@ class Ledger:
             attended = prompt_attended + counts.completion_attended
             forward = forward_flops(loaded, tokens, attended / max(1, tokens), counts.completion_tokens)
             book[phase] += (1 + BACKWARD_COST * with_gradient) * forward
+
+    @property
+    def times_spans(self) -> bool:
+        """Whether spans of other threads are to be timed too."""
+        return False
+
+    def see_ahead(self, seconds: float, spans: Mapping[str, float]) -> None:
+        """Take note of sampling that took wall seconds of its own beside other work; a profiling ledger shows it."""
 
     def charge(self, phase: str, flops: float) -> None:
         """Work that was done and counted elsewhere, like the collection of traces."""

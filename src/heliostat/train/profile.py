@@ -11,7 +11,7 @@ Left out: single kernels (open a trace with torch's own profiler), and time on o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 FIRST_STEP, NUM_STEPS = 2, 3
 """Steps of this process that are profiled: the first one pays for allocations that the others reuse."""
 
+SAMPLING = ("prefill", "decode", "draw")
 SPANS = {
-    "rollout": ("prefill", "decode", "draw"),
+    "rollout": SAMPLING,
     "verify": (),
     "update": ("score", "forward", "backward", "optimizer"),
 }
 """Phases of a step and the spans inside them (``heliostat.spans``), in order."""
+SPANS_AHEAD = SPANS | {"rollout": (), "ahead": SAMPLING}
+"""The same where sampling goes on in its own thread: the step only waits for it, and ``ahead`` is beside the step."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +95,17 @@ class Profile(Ledger):
         _add(self.span_seconds, {name: self.last_seconds[name]})
         self.peaks[name] = max(self.peaks.get(name, 0), peak_bytes(self._device))
 
+    @property
+    def times_spans(self) -> bool:
+        """Those of sampling ahead, which began before the step that is watched."""
+        return True
+
+    def see_ahead(self, seconds: float, spans: Mapping[str, float]) -> None:
+        """Show sampling that a thread of its own did, in place of the step's."""
+        if self._watching and spans:
+            _add(self.span_seconds, {"ahead": seconds, **{name: spans.get(name, 0.0) for name in SAMPLING}})
+            _add(self.step_flops, {"ahead": self.step_flops.pop("rollout", 0.0)})
+
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
         """Charge sampling; prompts and decoded tokens apart while watching."""
         if self._watching and phase == "rollout":
@@ -130,14 +144,18 @@ class Profile(Ledger):
         for column in ("phase", "seconds", "share", "GFLOP", "GFLOP/s", "of ceiling", "peak MiB"):
             table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=True)
         accounted = 0.0
-        for phase, spans in SPANS.items():
-            accounted += self.span_seconds.get(phase, 0.0) / NUM_STEPS
+        for phase, spans in (SPANS_AHEAD if self._sampled_ahead else SPANS).items():
+            accounted += self.span_seconds.get(phase, 0.0) / NUM_STEPS * (phase != "ahead")
             for name in (phase, *spans):
                 if name in self.span_seconds:
                     table.add_row(*self._cells(name, name != phase, seconds, ceilings))
         table.add_row("everything else", f"{seconds - accounted:.3f}", f"{1 - accounted / seconds:.1%}", "", "", "", "")
         table.caption = "\n".join(self._caption(ceilings))
         return table
+
+    @property
+    def _sampled_ahead(self) -> bool:
+        return "ahead" in self.span_seconds
 
     def _cells(self, name: str, inside: bool, step_s: float, ceilings: Ceilings) -> list[str]:
         seconds = self.span_seconds[name] / NUM_STEPS
@@ -153,6 +171,11 @@ class Profile(Ledger):
             f"ceilings here ({threads}): {ceilings.flops_per_s / 1e9:.3g} GFLOP/s in a matrix product, "
             f"{ceilings.bytes_per_s / 1e9:.3g} GB/s in a copy"
         ]
+        if self._sampled_ahead:
+            took, waited = (self.span_seconds[name] / NUM_STEPS for name in ("ahead", "rollout"))
+            lines.append(
+                f"sampling took {took:.3f} s in its own thread (ahead), of which a step waited {waited:.3f} s (rollout)"
+            )
         floor = self.decode_floor(ceilings)
         taken = self.span_seconds.get("decode", 0.0)
         if floor and taken:

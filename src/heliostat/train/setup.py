@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from heliostat.config import ConfigError, Recipe
-from heliostat.models import LoadedModel, encode_problem, load_model
+from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
 from heliostat.models.lora import add_adapters
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import Schedule, build_optimizer, optimizer_settings
@@ -52,6 +52,11 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
             "rollout.engine = 'vllm' serves one trainer process; start it without torchrun, or sample with engine "
             "'torch'"
         )
+    if runtime.sharded and recipe.rollout.max_staleness:
+        raise ConfigError(
+            "rollout.max_staleness above 0 needs a whole copy of the weights on every rank, which sharding avoids; "
+            "set distributed.placement = 'replicated', or rollout.max_staleness = 0"
+        )
     name, settings = recipe.optimizer.name, recipe.optimizer.settings
     why = ""
     if name == "reng" and settings.get("mode") == "double-backward":
@@ -79,12 +84,14 @@ class Bench:
 
     Attributes:
         numerics: the type that log-probabilities are computed in.
+        twin: what samples ahead, where the recipe asks for it.
     """
 
     loaded: LoadedModel
     engine: Engine
     recipe: Recipe
     numerics: torch.dtype
+    twin: LoadedModel | None = None
 
     def prompt(self, problem: Problem) -> Prompt:
         """A problem in this model's tokens."""
@@ -100,10 +107,11 @@ def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
     engine = build_engine(loaded, limits, section)  # it may try the model, which leaves sharded weights gathered
+    twin = twin_of(loaded) if section.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     if runtime.sharded:
         engine = GatheredEngine(engine, loaded.model)
-    return Bench(loaded, engine, recipe, numerics)
+    return Bench(loaded, engine, recipe, numerics, twin)
 
 
 def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:

@@ -13,27 +13,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from heliostat.config import OptimizerSection, Recipe
+from heliostat.config import Recipe
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
-from heliostat.optim import Schedule, build_optimizer, forget_moments
+from heliostat.optim import forget_moments
 from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker, read_metrics
 from heliostat.train.actuators import build_actuator
+from heliostat.train.ahead import Ahead
 from heliostat.train.checkpoint import Checkpoints
-from heliostat.train.curriculum import Curriculum, Passes
+from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
-from heliostat.train.evaluate import Evaluation, evaluate
+from heliostat.train.evaluate import Evaluation
 from heliostat.train.export import export
 from heliostat.train.folder import RunFolder
-from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
+from heliostat.train.heldout import HeldOut
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
@@ -41,11 +42,11 @@ from heliostat.train.observe import make_monitor
 from heliostat.train.panel import Panel
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
-from heliostat.train.records import eval_rows, transcript_rows
+from heliostat.train.rollouts import Order, Rollouts
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
-from heliostat.train.sft import Demonstrations, SupervisedUpdater
 from heliostat.train.update import UpdateReport
+from heliostat.train.warm_start import WarmStart
 from heliostat.types import Batch, Group
 
 NUM_DIAGNOSTIC_GROUPS = 8
@@ -89,12 +90,28 @@ class Trainer:
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
         self.feedback = make_feedback(self.recipe, self.bench, self.tasks[-1].train)
-        shown = self.tasks[:-1] if self.recipe.feedback.mixes else self.tasks
-        self.demonstrated = [problem for task in shown for problem in task.train]
-        self.heldout = [problem for task in self.tasks for problem in task.heldout]
+        self.heldout = HeldOut(
+            self.recipe,
+            self.folder,
+            self.bench,
+            self.pool,
+            self.runtime,
+            self.ledger,
+            self.display.note,
+            [problem for task in self.tasks for problem in task.heldout],
+        )
         self.monitor = make_monitor(self.tasks, self.bench.loaded)
         section = self.recipe.guard
         actuator = build_actuator(section.actuator, self.updater, self.curriculum)
+        self.ahead = Ahead(
+            self.recipe,
+            self.bench,
+            self.pool,
+            self.runtime,
+            self.ledger,
+            self._order,
+            self.updater.anchor_from_sampler,
+        )
         self.guard = RunGuard(
             section, self.folder, self.display.note, self.runtime.is_main, actuator, self._make_panel()
         )
@@ -105,14 +122,14 @@ class Trainer:
         resumed = self._resume()
         if self.recipe.train.num_steps == 0:  # supervised training alone is compared with what came before it
             self.step = -self.recipe.warm_start.num_steps
-            self._evaluate_all("before")
+            self.heldout.measure(self.step, "before")
         if resumed is None or resumed < 0:
             self._warm_start(resumed)
             self._save(self.updater.guarded.optimizer)
-        before = self._evaluate_all("before")
+        before = self.heldout.measure(self.step, "before")
         self._freeze_reference()
         self._train()
-        after = self._evaluate_all("after")
+        after = self.heldout.measure(self.step, "after")
         export(self.bench.loaded, self.runtime, self.folder.model, self.folder.adapter)
         return before, after
 
@@ -121,12 +138,15 @@ class Trainer:
     def _train(self) -> None:
         train = self.recipe.train
         self.display.begin_phase("train", train.num_steps, done=self.step)
-        with self._saved_when_interrupted(self.updater.guarded.optimizer):
+        with self.ahead, self._saved_when_interrupted(self.updater.guarded.optimizer):
             while self.step < train.num_steps:
                 step = self.step + 1
+                saves = step % train.checkpoint_every == 0 or step == train.num_steps
                 try:
                     with self.ledger.step():
                         values = self._step(step)
+                    if saves:
+                        self.ahead.settle(step)
                     values |= self.guard.act(step, values)
                     self.updater.lr_scale = self.guard.step_scale
                 except RESCUABLE as error:
@@ -136,45 +156,52 @@ class Trainer:
                     continue
                 self.step = step
                 if self.recipe.eval.every and step % self.recipe.eval.every == 0 and step < train.num_steps:
-                    values |= self._evaluate_some()
+                    values |= self.heldout.look(self.step)
                 self._log(step, values)
                 if self.guard.order:
                     self._go_back(step)
                     continue
-                if step % train.checkpoint_every == 0 or step == train.num_steps:
+                if saves:
                     self._save(self.updater.guarded.optimizer)
         self.display.end_phase()
 
     def _step(self, step: int) -> dict[str, float]:
         """One step: what every other part of the project serves."""
-        rollout, train = self.recipe.rollout, self.recipe.train
-        position = step + self.guard.skipped  # in the data: steps that were taken back are not made again
-        seed = completion_seed(self.recipe.run.seed, "step", position)
+        train = self.recipe.train
+        seed = completion_seed(self.recipe.run.seed, "step", step + self.guard.skipped)
         started = time.monotonic()
 
-        problems = self.curriculum.next(position - 1, rollout.prompts_per_step - self.prefixes.per_step)
-        prompts = [self.bench.prompt(problem) for problem in problems] + self.prefixes.next(position - 1)
-        mine = self.runtime.share(prompts)
-        with self.ledger.phase("rollout"), self.runtime.together():
-            settings = SamplingSettings(temperature=self.updater.policy.temperature)
-            judging = self.pool.begin()  # a group is judged while the others are still being sampled
-            groups = self.bench.engine.sample(
-                mine, rollout.group_size, settings, seed=seed, policy_step=step - 1, announce=judging.announce
-            )
-        with self.ledger.phase("verify"), self.runtime.together():
-            groups = judging.finish(groups)
-        groups = self.runtime.regroup(prompts, groups)  # from here on every rank knows them all
+        rollouts = self.ahead.next(step)  # sampled and judged as ordered, by all ranks; every rank knows them all
+        groups = rollouts.groups
         self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
         self.curriculum.learn(groups)
         self.prefixes.learn(groups)
-        self._keep(groups, step - 1)
-        batch = self.updater.make_batch(groups)
+        self._keep(rollouts)
+        anchors = rollouts.anchors(self.updater.version)
+        batch = self.updater.make_batch(groups, anchors)
         with self.ledger.phase("update"):
             self._forget_optimizer(step)
             report = self.updater.run(batch, train.updates_per_step, (step - 1) * train.updates_per_step, seed)
+            if anchors is not None:  # sampler and trainer were compared while the policy still was the anchor
+                report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self._signals(batch, report)
         self._account(groups, report)
-        return self.runtime.from_main(signals | self._speed(groups, time.monotonic() - started))
+        return self.runtime.from_main(signals | self._speed(rollouts, time.monotonic() - started))
+
+    def _order(self, step: int) -> Order:
+        """What a step is to sample: with the weights of now, of problems that suit what is known now."""
+        position = step + self.guard.skipped  # in the data: steps that were taken back are not made again
+        problems = self.curriculum.next(position - 1, self.recipe.rollout.prompts_per_step - self.prefixes.per_step)
+        prompts = [self.bench.prompt(problem) for problem in problems] + self.prefixes.next(position - 1)
+        return Order(
+            step,
+            prompts,
+            SamplingSettings(temperature=self.updater.policy.temperature),
+            seed=completion_seed(self.recipe.run.seed, "step", position),
+            policy_step=self.step,
+            version=self.updater.version,
+            sources=self.traces.sources(self.step),
+        )
 
     def _signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         groups = [group.group for group in batch.groups]
@@ -222,11 +249,13 @@ class Trainer:
         if every and (step - 1) % every == 0:
             forget_moments(self.updater.guarded.optimizer)
 
-    def _keep(self, groups: list[Group], policy_step: int) -> None:
+    def _keep(self, rollouts: Rollouts) -> None:
         """Charge what sampling took, and put the rollouts into the bank."""
         before = self.ledger.flops["rollout"]
-        self.ledger.charge_sampling("rollout", self.bench.loaded, self.bench.engine, self.runtime)
-        self.traces.add(groups, self.traces.sources(policy_step), self.ledger.flops["rollout"] - before)
+        self.ledger.charge_rollout("rollout", self.bench.loaded, rollouts.counts)
+        self.ledger.charge_update("update", self.bench.loaded, rollouts.scored, with_gradient=False)
+        self.ledger.see_ahead(rollouts.seconds, rollouts.spans)
+        self.traces.add(rollouts.groups, rollouts.sources, self.ledger.flops["rollout"] - before)
 
     # -- accounting -------------------------------------------------------------------------------------------------
 
@@ -235,15 +264,17 @@ class Trainer:
         self.ledger.charge_update("update", self.bench.loaded, report.counts)
         self.ledger.charge_update("update", self.bench.loaded, report.scored, with_gradient=False)
 
-    def _speed(self, groups: list[Group], seconds: float) -> dict[str, float]:
-        tokens = sum(group.num_tokens for group in groups)
-        last = self.ledger.last_seconds
-        return {
+    def _speed(self, rollouts: Rollouts, seconds: float) -> dict[str, float]:
+        tokens = sum(group.num_tokens for group in rollouts.groups)
+        last, ahead = self.ledger.last_seconds, {}
+        if self.recipe.rollout.max_staleness:
+            ahead = {"time/ahead": rollouts.seconds, "policy/staleness_steps": float(self.step - rollouts.policy_step)}
+        return ahead | {
             "time/rollout": last["rollout"],
             "time/verify": last["verify"],
             "time/update": last["update"],
             "time/total": self.elapsed_s,
-            "speed/rollout_tokens": tokens / max(last["rollout"], 1e-9),
+            "speed/rollout_tokens": tokens / max(rollouts.seconds or last["rollout"], 1e-9),
             "speed/step_tokens": tokens / max(seconds, 1e-9),
             "compute/rollout_flops": self.ledger.flops["rollout"],
             "compute/update_flops": self.ledger.flops["update"],
@@ -268,7 +299,7 @@ class Trainer:
     def _make_panel(self) -> Callable[[], dict[str, float]]:
         section = self.recipe.guard
         panel = Panel(
-            [self.bench.prompt(problem) for problem in self.heldout[: section.panel_problems]],
+            [self.bench.prompt(problem) for problem in self.heldout.problems[: section.panel_problems]],
             section.panel_samples,
             self.recipe.rollout.temperature,
             completion_seed(self.recipe.run.seed, "panel"),
@@ -286,10 +317,12 @@ class Trainer:
     def _go_back(self, step: int) -> None:
         """Continue from an earlier checkpoint with other data and half the step, as the guard ordered."""
         to = self.guard.destination(step, self.runtime.from_main(self.checkpoints.steps()))
+        self.ahead.drop()
         self.checkpoints.drop_after(to)
         optimizer = self.updater.guarded.optimizer
         state = self.checkpoints.load(to, self.bench.loaded.model, optimizer)
         self.curriculum.load_state_dict(state["curriculum"])
+        self.updater.version = state["version"]
         self.updater.guarded.num_bad_in_a_row = 0
         abandoned = [row for row in read_metrics(self.folder.metrics) if row["step"] > to]
         self.guard.went_back(step, to, state["guard"], abandoned)
@@ -321,8 +354,9 @@ class Trainer:
             "guard": self.guard.state_dict(self.step),
             "feedback": self.feedback.state_dict(),
             "prefixes": self.prefixes.policy.state_dict(),
+            "version": self.updater.version,
         }
-        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state)
+        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state, self.ahead.state_dict(self.step))
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint; ``None`` where there is none."""
@@ -343,6 +377,8 @@ class Trainer:
         self.feedback.load_state_dict(state["feedback"])
         self.updater.lr_scale = self.guard.step_scale
         self.prefixes.policy.load_state_dict(state["prefixes"])
+        self.updater.version = state["version"]
+        self.ahead.load_state_dict(state["rollouts"], self.curriculum.problems)
 
     # -- warm start -------------------------------------------------------------------------------------------------
 
@@ -351,30 +387,19 @@ class Trainer:
         section = self.recipe.warm_start
         if section.num_steps == 0:
             return
-        updater = self._supervised_updater()
+        warm = WarmStart(self.recipe, self.bench, self.tasks, self.feedback, self.ledger, self.runtime)
         done = 0
         if resumed is not None:
-            self._restore(resumed, updater.guarded.optimizer)
+            self._restore(resumed, warm.optimizer)
             done = resumed + section.num_steps
-        loaded, seed = self.bench.loaded, self.recipe.run.seed
-        tasks = {task.name: task for task in self.tasks}
-        shown = Demonstrations(loaded, self.recipe.model, tasks, section.num_steps, seed)
-        stream = Passes(self.demonstrated, completion_seed(seed, "warm start"))
         self.display.begin_phase("warm start", section.num_steps, done=done)
-        with self._saved_when_interrupted(updater.guarded.optimizer):
-            for index in range(done, section.num_steps):
-                with self.ledger.phase("warm_start"):
-                    batch = stream.next(index, section.batch_size)
-                    held = self.feedback.look(index, batch)
-                    rows = shown.rows(index, self.feedback.mixed(index, batch))
-                    values = held | updater.step(index, rows, self.feedback)
-                self.ledger.charge_update("warm_start", loaded, updater.take_counts())
-                self.ledger.charge_rollout("warm_start", loaded, self.bench.engine.take_counts())
-                self.step = index + 1 - section.num_steps
-                if self._good_enough(index + 1, values):
+        with self._saved_when_interrupted(warm.optimizer):
+            for num_done, values in warm.steps(done):
+                self.step = num_done - section.num_steps
+                if self._good_enough(num_done, values):
                     break
-                if (index + 1) % self.recipe.train.checkpoint_every == 0 and self.step < 0:
-                    self._save(updater.guarded.optimizer)
+                if num_done % self.recipe.train.checkpoint_every == 0 and self.step < 0:
+                    self._save(warm.optimizer)
                 self.interrupt.check()
         self.step = 0
         self.display.end_phase()
@@ -384,54 +409,6 @@ class Trainer:
         section = self.recipe.warm_start
         check = section.stop_at < 1 and num_done % section.eval_every == 0 and num_done < section.num_steps
         if check:
-            values = values | self._evaluate_some()
+            values = values | self.heldout.look(self.step)
         self._log(self.step, values)
         return check and values["eval/pass@1"] >= section.stop_at
-
-    def _supervised_updater(self) -> SupervisedUpdater:
-        section, train = self.recipe.warm_start, self.recipe.train
-        optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
-        return SupervisedUpdater(
-            policy=self.feedback.policy,
-            guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
-            schedule=Schedule(
-                section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
-            ),
-            runtime=self.runtime,
-            tokens_per_microbatch=train.tokens_per_microbatch,
-        )
-
-    # -- evaluation -------------------------------------------------------------------------------------------------
-
-    def _evaluate(self, num_problems: int, num_samples: int, greedy: bool) -> tuple[Evaluation, list[Group]]:
-        prompts = [self.bench.prompt(problem) for problem in self.heldout[:num_problems]]
-        settings = SamplingSettings(temperature=self.recipe.rollout.temperature)
-        seed = completion_seed(self.recipe.run.seed, "evaluation")
-        with self.ledger.phase("eval"):
-            result = evaluate(
-                self.bench.engine, self.pool, prompts, num_samples, settings, self.runtime, seed=seed, greedy=greedy
-            )
-        self.ledger.charge_sampling("eval", self.bench.loaded, self.bench.engine, self.runtime)
-        return result
-
-    def _evaluate_some(self) -> dict[str, float]:
-        """The periodic check on the first held-out problems."""
-        section = self.recipe.eval
-        evaluation, groups = self._evaluate(section.num_problems, section.samples_per_problem, greedy=False)
-        self._record("during", evaluation, groups)
-        return evaluation.metrics() | {"time/eval": self.ledger.last_seconds["eval"]}
-
-    def _evaluate_all(self, phase: str) -> Evaluation:
-        """All held-out problems, several samples each; results of an earlier session are read back, not repeated."""
-        stored = self.folder.recorded(phase)
-        if stored is not None and len(stored.results) == len(self.heldout):
-            return stored
-        self.display.note(f"evaluating {phase} training on {len(self.heldout)} held-out problems")
-        evaluation, groups = self._evaluate(len(self.heldout), self.recipe.eval.final_samples, greedy=True)
-        self._record(phase, evaluation, groups)
-        return evaluation
-
-    def _record(self, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
-        self.folder.append(self.folder.evals, eval_rows(self.step, phase, evaluation))
-        shown = groups[: self.recipe.eval.num_transcripts]
-        self.folder.append(self.folder.transcripts, transcript_rows(self.step, phase, shown))

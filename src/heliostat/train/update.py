@@ -2,7 +2,8 @@
 
     groups -> advantages -> minibatches -> (log-probs -> loss -> backward) per micro-batch -> clip -> optimizer step
 
-The anchor ``logp_old`` stays fixed over all updates of the phase. Normalisation is global over each optimizer step.
+The anchor ``logp_old`` stays fixed over all updates of the phase: the policy at its start, or where the batch brings
+its own anchor, the earlier policy that sampled it. Normalisation is global over each optimizer step.
 A step whose loss or gradient is not finite is skipped and counted; nothing of it reaches the weights.
 
 Left out: where the groups came from, and what is logged about them (``train.diagnostics``).
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
@@ -31,6 +31,7 @@ from heliostat.train.lockstep import Lockstep
 from heliostat.train.packing import Row, microbatches, rows_of, token_batch
 from heliostat.train.policy import Policy
 from heliostat.train.runtime import Runtime
+from heliostat.train.scoring import Anchor, sampler_anchor, score
 from heliostat.types import Batch, Group, Mean, TrainingGroup
 
 
@@ -142,6 +143,7 @@ class Updater:
         lr_scale: factor on the schedule; the guard lowers it when it takes steps back.
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
         entropy_bonus, variety_bonus: see ``make_batch``; for the batches that are made for this updater.
+        version: steps that have moved the weights; equal where they are the same weights.
     """
 
     policy: Policy
@@ -157,6 +159,7 @@ class Updater:
     covariance_share: float = 0.0
     entropy_bonus: float = 0.0
     variety_bonus: float = 0.0
+    version: int = 0
     probe: WeightProbe = field(init=False)
     _current: Objective = field(init=False)
     _rows: list[Row] = field(init=False, default_factory=list)
@@ -165,9 +168,16 @@ class Updater:
         self.probe = WeightProbe(self.guarded.parameters)
         self._current = self.objective
 
-    def make_batch(self, groups: Sequence[Group]) -> Batch:
-        """Verified groups with the targets of this updater's objective and its bonuses."""
-        return make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
+    def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
+        """Verified groups with the targets of this updater's objective and its bonuses.
+
+        Args:
+            anchors: by group, ``logp_old`` of the policy that sampled it, where the weights have moved since.
+        """
+        batch = make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
+        if anchors is None:
+            return batch
+        return Batch(tuple(dataclasses.replace(g, logp_old=a) for g, a in zip(batch.groups, anchors, strict=True)))
 
     def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
         """Make ``num_updates`` optimizer steps on one batch of rollouts.
@@ -188,14 +198,17 @@ class Updater:
         order = np.random.default_rng(seed).permutation(len(batch.groups))
         minibatches = batch.minibatches(num_updates, [int(index) for index in order])
         shares = [self._share(minibatch) for minibatch in minibatches]
-        # Until the first step the anchor is the policy itself; later updates need the numbers from before it.
-        shares[1:] = [self._with_anchor(later, report) for later in shares[1:]]
-        at_anchor = True
+        at_anchor = all(group.logp_old is None for group in batch.groups)
+        if at_anchor:
+            # Until the first step the anchor is the policy itself; later updates need the numbers from before it.
+            shares[1:] = [self._with_anchor(later, report) for later in shares[1:]]
         for index, (minibatch, mine) in enumerate(zip(minibatches, shares, strict=True)):
             if self.reference is not None:
                 mine = self._with_reference(mine, self.reference, report)
             report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index, self.lr_scale)
-            at_anchor = not self._step(minibatch, mine, at_anchor, report, (seed, index)) and at_anchor
+            moved = self._step(minibatch, mine, at_anchor, report, (seed, index))
+            self.version += moved
+            at_anchor = at_anchor and not moved
         report.moved = self.probe.measure()
         return report.over_ranks(self.runtime)
 
@@ -207,13 +220,10 @@ class Updater:
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
         """Fill in ``logp_old``: the sampler's own numbers where they are the trainer's, else one forward pass."""
         if self.anchor_from_sampler:
-            olds = [
-                tuple(torch.from_numpy(completion.logp_gen) for completion in group.group.completions)
-                for group in batch.groups
-            ]
-            return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, olds, strict=True)))
-        scored = self._scored(batch, self.policy, report)
-        return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, scored, strict=True)))
+            olds = [sampler_anchor(group) for group in batch.groups]
+        else:
+            olds = self._scored(batch, self.policy, report)
+        return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, olds, strict=True)))
 
     def _with_reference(self, batch: Batch, reference: Policy, report: UpdateReport) -> Batch:
         """Fill in ``logp_ref``."""
@@ -221,20 +231,11 @@ class Updater:
         return Batch(tuple(dataclasses.replace(g, logp_ref=r) for g, r in zip(batch.groups, scored, strict=True)))
 
     @torch.no_grad()
-    def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[tuple[Tensor, ...]]:
+    def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[Anchor]:
         """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
-        rows = rows_of(batch.groups)
-        by_row: dict[int, Tensor] = {}
-        parts = microbatches(rows, self.tokens_per_microbatch, policy.padded_tokens)
-        for part in parts:
-            with span("score"):
-                logp = policy.log_probs(part).cpu()
-            report.scored.add(part, policy.shared_prompt)
-            for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
-                by_row[id(row)] = piece
-        Lockstep.over(self.runtime, [], self._rows, len(parts)).fill(policy)
-        pieces = iter(rows)
-        return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in batch.groups]
+        scored, num_parts = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
+        Lockstep.over(self.runtime, [], self._rows, num_parts).fill(policy)
+        return scored
 
     def _step(self, batch: Batch, mine: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
         """One optimizer step, or a counted skip; returns whether the weights moved.

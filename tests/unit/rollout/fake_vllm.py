@@ -4,6 +4,7 @@ Routes, parameters and answers are those of vLLM 0.32 (its entrypoints' sources)
 """
 
 import json
+import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -134,6 +135,11 @@ class ManyAtOnce(ThreadingHTTPServer):
     """Takes as many connections at once as a client may open: a queue of five resets the others on a busy machine."""
 
     request_queue_size = 128
+
+    def handle_error(self, request, client_address):
+        """A client that has left is no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextmanager

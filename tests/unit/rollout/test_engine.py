@@ -9,7 +9,7 @@ from scipy import stats
 
 from heliostat.config import RolloutSection
 from heliostat.models import decode
-from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, TorchEngine, build_engine
+from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, SamplingStopped, TorchEngine, build_engine
 from heliostat.train.packing import rows_of
 from heliostat.train.policy import Policy
 from heliostat.types import StopReason, TrainingGroup
@@ -161,3 +161,20 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name():
 
 def test_the_engine_is_chosen_by_the_models_memory(nano):
     assert isinstance(build_engine(nano, DecodeLimits(4), RolloutSection()), TorchEngine)
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, PlainEngine])
+def test_a_stopped_engine_ends_at_the_next_token(nano, monkeypatch, kind):
+    """Told from another thread; one beside it goes on."""
+    engine = kind(nano, DecodeLimits(8))
+    aside = engine.beside(nano)
+    record = engine.scribe.record
+
+    def stopped_at_the_first(*args):
+        record(*args)
+        engine.stop()
+
+    monkeypatch.setattr(engine.scribe, "record", stopped_at_the_first)
+    with pytest.raises(SamplingStopped):
+        sample(engine, make_prompts(nano, 2))
+    assert len(sample(aside, make_prompts(nano, 2))) == 2

@@ -1,11 +1,24 @@
 """The vLLM engine against a server with a real model behind it: what it samples, and what it refuses."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
 from heliostat.config import ConfigError, RolloutSection, build_recipe
-from heliostat.rollout import DecodeLimits, ParityError, SamplingSettings, Server, ServerError, VllmEngine, build_engine
+from heliostat.models import holding, trained_weights, twin_of
+from heliostat.rollout import (
+    DecodeLimits,
+    ParityError,
+    SamplingSettings,
+    SamplingStopped,
+    Server,
+    ServerError,
+    VllmEngine,
+    build_engine,
+)
 from heliostat.rollout.vllm import weights_mark
 from heliostat.types import StopReason
 from tests.conftest import make_nano, make_prompts
@@ -250,3 +263,64 @@ def test_the_recipe_chooses_the_engine_and_the_environment_holds_the_key(nano, m
     assert engine.server.api_key == "sk-1"
     assert engine.server.url == "http://host:8000"
     assert "sk-1" not in section.model_dump_json()
+
+
+def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, nano):
+    engine = make()
+    twin, kept = twin_of(nano), trained_weights(nano)
+    aside = engine.beside(twin)
+    with holding(twin, kept):
+        then = sample(aside)
+    move(nano)
+    now = sample(engine)
+    with holding(twin, kept):
+        again = sample(aside)
+    assert state.calls["/collective_rpc"] == 4  # rehearsed once; then theirs, ours, theirs
+    for old, new, other in zip(then, again, now, strict=True):
+        assert [c.token_ids for c in old.completions] == [c.token_ids for c in new.completions]
+        assert [c.token_ids for c in old.completions] != [c.token_ids for c in other.completions]
+
+
+def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano):
+    nano.model.requires_grad_(False)
+    twin = twin_of(nano)
+    before = nano.head.projection.weight.detach().clone()
+    seen = []
+    engine = make().beside(twin)
+    save = engine._send
+    engine._send = lambda: (seen.append(nano.head.projection.weight.detach().clone()), save())
+    sample(engine)
+    assert len(seen) == 2
+    assert all(torch.equal(weight, before) for weight in seen)
+
+
+def test_a_hand_over_that_broke_off_is_made_again(make, state, nano):
+    """The server may have the new weights although the trainer has gone back to the old ones."""
+    engine = make(num_retries=0)
+    sample(engine)
+    kept = trained_weights(nano)
+    move(nano)
+    state.faults[COMPLETIONS] = [fake_vllm.dies]  # the probe of the new weights
+    with pytest.raises(ServerError):
+        sample(engine)
+    for parameter, weight in zip(nano.model.parameters(), kept, strict=True):
+        parameter.data.copy_(weight)
+    before = state.calls["/collective_rpc"]
+    sample(engine)
+    assert state.calls["/collective_rpc"] == before + 1
+
+
+def test_a_stopped_engine_ends_without_waiting_for_the_server(make, state):
+    engine = make()
+    sample(engine)
+    arrived = threading.Event()
+    state.always[COMPLETIONS] = lambda handler, answer: (arrived.set(), fake_vllm.hangs(handler, answer))[1]
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(sample, engine)
+        assert arrived.wait(10)
+        engine.stop()
+        with pytest.raises(SamplingStopped):
+            ended.result(timeout=10)
+    assert not state.released.is_set()
+    with pytest.raises(SamplingStopped):
+        sample(engine)

@@ -84,6 +84,30 @@ def test_the_table_names_every_phase_that_happened(shown):
     assert "prefill" not in text
 
 
+def test_sampling_ahead_is_shown_beside_the_step_that_waits_for_it(monkeypatch):
+    monkeypatch.setattr("heliostat.train.profile.measure_ceilings", lambda *_: Ceilings(1e12, 1e11))
+    tables = []
+    profile = Profile(loaded=make_nano(), show=tables.append)
+    for _ in range(FIRST_STEP + NUM_STEPS):
+        with profile.step():
+            with profile.phase("rollout"):
+                pass
+            profile.charge_rollout("rollout", profile.loaded, COUNTS)
+            profile.see_ahead(1000.0, {"prefill": 250.0, "decode": 700.0, "score": 40.0})
+    plain = Ledger()
+    plain.charge_rollout("rollout", profile.loaded, COUNTS)
+    assert profile.step_flops["ahead"] == pytest.approx(NUM_STEPS * plain.flops["rollout"])
+    assert "rollout" not in profile.step_flops
+    console = Console(width=120, file=io.StringIO())
+    console.print(*tables)
+    lines = console.file.getvalue().splitlines()
+    (everything_else,) = (line for line in lines if "everything else" in line)
+    assert "-" not in everything_else  # a thousand seconds beside the step are none of its own
+    assert any("ahead" in line and "1000.000" in line for line in lines)
+    assert "sampling took 1000.000 s in its own thread" in console.file.getvalue()
+    assert not any("score" in line for line in lines)
+
+
 def test_ceilings_are_positive_and_memory_is_seen():
     ceilings = measure_ceilings(torch.device("cpu"), torch.float32, size=64, copy_bytes=2**16)
     assert ceilings.flops_per_s > 0

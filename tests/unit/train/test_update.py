@@ -105,6 +105,40 @@ def test_sampler_anchor_and_recomputed_anchor_agree():
     assert float((moved[0] - moved[1]).norm() / (moved[0] - weights(make_nano())).norm()) < 1e-3
 
 
+def test_a_batch_that_brings_its_anchor_is_measured_from_it(monkeypatch):
+    """From anchor to policy and on: the first update's gradient is that of a second update with the same anchor."""
+    loaded = make_nano()
+    groups = graded(loaded)
+    one = updater(loaded, lr=0.05, tau=0.5)
+    batch = one.make_batch(groups)
+    anchors = [tuple(torch.from_numpy(c.logp_gen) for c in group.completions) for group in groups]
+    one.run(batch, num_updates=1, first_update=0, seed=0)
+    report = one.run(one.make_batch(groups, anchors), num_updates=1, first_update=0, seed=0)
+    stale = gradient(loaded)
+    assert report.max_sampler_gap is None  # nothing can be compared: the policy is not the anchor
+    assert report.counts.dropped_groups == 0  # groups without signal pull back to it
+
+    twice = make_nano()
+    two = updater(twice, lr=0.05, tau=0.5)
+    both = Batch(two.make_batch(groups).groups * 2)
+    cut = Batch.minibatches
+    in_order = list(range(2 * len(groups)))
+    monkeypatch.setattr(Batch, "minibatches", lambda self, num, _order: cut(self, num, in_order))
+    two.run(both, num_updates=2, first_update=0, seed=0)
+    assert torch.allclose(stale, gradient(twice), atol=1e-5 * float(stale.norm()))
+    assert torch.allclose(weights(loaded), weights(twice), atol=1e-6)
+
+
+def test_the_version_counts_steps_that_moved_the_weights(nano):
+    groups = graded(nano)
+    even = [dataclasses.replace(group, verdicts=tuple(Verdict(1.0, True) for _ in group.verdicts)) for group in groups]
+    one = updater(nano, lr=0.01)
+    one.run(one.make_batch(even), num_updates=2, first_update=0, seed=0)
+    assert one.version == 0
+    one.run(one.make_batch(groups), num_updates=2, first_update=0, seed=0)
+    assert one.version == 2
+
+
 def test_the_anchor_stays_fixed_over_the_phase():
     """With the anchor fixed, repeated full-batch steps converge to A = tau s; with a moving one they would not stop."""
     loaded = make_nano(eos_bias=0.0)

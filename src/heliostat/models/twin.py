@@ -1,0 +1,53 @@
+"""A second model of the same architecture that can be given the weights of an earlier moment.
+
+    twin = twin_of(loaded)          no memory of its own yet: every weight is the trained model's
+    kept = trained_weights(loaded)  a copy of what training moves
+    with holding(twin, kept): ...   the twin computes with the copy
+
+Frozen weights (those below adapters) are never copied. Tied weights stay tied, hooks and the tokenizer are copied, so
+that nothing of a twin that is used in another thread is touched by the trained model.
+
+Left out: weights cut over ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from heliostat.models.loaded import LoadedModel
+
+
+def twin_of(loaded: LoadedModel) -> LoadedModel:
+    """A copy of everything but the weights' memory."""
+    shared: dict[int, object] = {}
+    for parameter in loaded.model.parameters():
+        twin = nn.Parameter(parameter.detach(), requires_grad=False)
+        twin.moves = parameter.requires_grad  # type: ignore[attr-defined]
+        shared[id(parameter)] = twin
+    return copy.deepcopy(loaded, shared)
+
+
+def trained_weights(loaded: LoadedModel) -> list[Tensor]:
+    """Copies of the weights that training moves, as they are now."""
+    return [parameter.detach().clone() for parameter in loaded.model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def holding(twin: LoadedModel, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, a twin has these weights (from ``trained_weights`` of its model); nothing is copied.
+
+    **Limits**: with the weights of now, the twin's outputs are the model's, bit for bit.
+    """
+    moved = [parameter for parameter in twin.model.parameters() if parameter.moves]  # type: ignore[attr-defined]
+    resting = [parameter.data for parameter in moved]
+    try:
+        for parameter, weight in zip(moved, weights, strict=True):
+            parameter.data = weight
+        yield
+    finally:
+        for parameter, weight in zip(moved, resting, strict=True):
+            parameter.data = weight
