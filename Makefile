@@ -43,6 +43,7 @@ race: setup
 	$(RACE_VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(RACE_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[peers]'
 	$(BIN)/python benchmarks/race_trl/race.py --trl-python $(RACE_VENV)/bin/python
+	$(BIN)/python benchmarks/race_trl/learning.py --trl-python $(RACE_VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) site build dist

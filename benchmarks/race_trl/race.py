@@ -1,26 +1,28 @@
 """The race against TRL's GRPOTrainer: same model files, prompts, group size, token budget, objective and precision.
 
-    python benchmarks/race_trl/race.py --trl-python PYTHON        # an interpreter that has TRL; default: this one
+    python benchmarks/race_trl/race.py --trl-python PYTHON --minutes 60     # an interpreter that has TRL; again goes on
     python benchmarks/race_trl/race.py --models 5M --workloads short --rounds 1
+    python benchmarks/race_trl/race.py --table
 
-Runs alternate between the sides in one process tree. A round of an entry is one run of each contender; of every run the
-first step warms up, and the others' medians are compared. Seconds of CPU are the measure where the machine is shared,
-wall seconds where it is not: both are kept. The rewards of the first steps are kept too, since sides that do not learn
-the same have not run the same race.
+A round is one run of each contender on each entry, the sides taking turns in one process tree. Of every run the first
+step warms up. What is compared is the median of CPU seconds per sampled token; wall seconds are kept beside it. A run
+is stored when it ends, and not made again; runs of other code than today's are thrown away first, so the two never mix.
 
-Left out: vLLM-backed TRL, and several devices.
+Left out: whether both sides learn the same (``learning``), vLLM-backed TRL, and several devices.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from sides import WARM_UP_STEPS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+LAPS = RESULTS / "laps.jsonl"
 Lap = dict[str, Any]
 
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,19 +42,27 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> side and its settings; ``--try-micro-batches`` shows that 32 rows was TRL's best here of 8, 16, 32 and 64."""
 
+ONCE = ("trl as it comes",)
+"""Contenders of the first round alone."""
+
+NUM_STEPS = {"5M": 6, "25M": 3, "smollm2-135m": 2}
+"""Timed steps a run."""
+
 ENTRIES = [
-    Entry("5M", "short"),
-    Entry("5M", "long"),
-    Entry("5M", "prefix"),
-    Entry("25M", "short"),
-    Entry("25M", "long"),
-    Entry("25M", "prefix"),
-    Entry("smollm2-135m", "short", num_prompts=2),
+    Entry(model, workload, num_prompts=2 if model == "smollm2-135m" else 8)
+    for model in NUM_STEPS
+    for workload in ("short", "long", "prefix")
 ]
 
 
+def code() -> str:
+    """What a time depends on: a fingerprint of the library's sources and of how both sides are set up."""
+    files = [HERE / "sides.py", HERE / "entries.py", *sorted((HERE.parents[1] / "src").rglob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def run_side(
-    contender: str, entry: Entry, folder: Path, num_steps: int, args: argparse.Namespace, seed: int
+    contender: str, entry: Entry, folder: Path, num_steps: int, seed: int, args: argparse.Namespace
 ) -> list[Lap]:
     """One run of one contender; returns its laps."""
     side, settings = CONTENDERS[contender]
@@ -87,68 +98,114 @@ def run_side(
     return laps
 
 
-def race(entry: Entry, contenders: Sequence[str], folder: Path, args: argparse.Namespace) -> list[Lap]:
-    """All rounds of one entry, contenders taking turns."""
-    laps = []
-    for number in range(args.rounds):
-        for contender in contenders:
-            for lap in run_side(contender, entry, folder, args.steps + WARM_UP_STEPS, args, seed=number):
-                laps.append({**dataclasses.asdict(entry), "contender": contender, "round": number, **lap})
-            print(f"{entry.model} {entry.workload} round {number}: {contender} {_summary(laps, contender)}", flush=True)
-    return laps
+def fresh(path: Path) -> list[Lap]:
+    """What is stored of today's code; the rest is thrown away."""
+    stored = read(path)
+    kept = [lap for lap in stored if lap.get("code") == code()]
+    if len(kept) < len(stored):
+        path.write_text("".join(json.dumps(lap) + "\n" for lap in kept))
+    return kept
 
 
-def _summary(laps: Iterable[Lap], contender: str) -> str:
-    mine = [lap for lap in laps if lap["contender"] == contender and lap["step"] > WARM_UP_STEPS]
-    return f"{statistics.median(lap['cpu_s'] for lap in mine):.2f} CPU s a step"
+def read(path: Path) -> list[Lap]:
+    """Everything stored."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keep(path: Path, laps: Iterable[Lap]) -> None:
+    """Store a finished run: at once, so that a killed race loses no other."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        file.write("".join(json.dumps({**lap, "code": code()}) + "\n" for lap in laps))
+
+
+def race(chosen: Sequence[Entry], args: argparse.Namespace) -> None:
+    """All runs that are missing, round by round, until the time is up."""
+    done = {(lap["model"], lap["workload"], lap["contender"], lap["round"]) for lap in fresh(args.store)}
+    runs = [
+        (number, entry, contender)
+        for number in range(args.rounds)
+        for entry in chosen
+        for contender in (args.contenders if number % 2 == 0 else args.contenders[::-1])
+        if number == 0 or contender not in ONCE
+        if (entry.model, entry.workload, contender, number) not in done
+    ]
+    deadline = time.monotonic() + 60 * args.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (number, entry, contender) in enumerate(runs):
+            if time.monotonic() > deadline:
+                print(f"time is up: {len(runs) - index} of {len(runs)} runs are left; the same command goes on")
+                return
+            num_steps = (args.steps or NUM_STEPS[entry.model]) + WARM_UP_STEPS
+            about = {**dataclasses.asdict(entry), "contender": contender, "round": number}
+            laps = [{**about, **lap} for lap in run_side(contender, entry, Path(folder), num_steps, number, args)]
+            keep(args.store, laps)
+            median = statistics.median(lap["cpu_s"] for lap in laps if lap["step"] > WARM_UP_STEPS)
+            print(f"round {number}: {entry.model} {entry.workload}, {contender}: {median:.2f} CPU s a step", flush=True)
 
 
 def table(laps: Sequence[Lap]) -> str:
-    """Medians per step as Markdown, with CPU seconds per sampled token as a ratio to Heliostat's median."""
+    """A line for every contender on every entry, as Markdown."""
     lines = [
-        "| model | prompts | contender | CPU s/step | x Heliostat [middle half] | wall s/step | tokens/CPU s "
-        "| peak MiB | reward, first to last |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+        "| model | prompts | contender | CPU s/step | x Heliostat [rounds] | wall s/step | tokens/CPU s | peak MiB |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
     ]
-    entries = dict.fromkeys((lap["model"], lap["workload"]) for lap in laps)
-    for model, workload in entries:
-        here = [lap for lap in laps if (lap["model"], lap["workload"]) == (model, workload)]
-        timed = [lap for lap in here if lap["step"] > WARM_UP_STEPS]
-        ours = statistics.median(_per_token(lap) for lap in timed if lap["contender"] == "heliostat")
+    timed = [lap for lap in laps if lap["step"] > WARM_UP_STEPS]
+    for entry in ENTRIES:
+        here = [lap for lap in timed if (lap["model"], lap["workload"]) == (entry.model, entry.workload)]
+        ours = [lap for lap in here if lap["contender"] == "heliostat"]
         for contender in dict.fromkeys(lap["contender"] for lap in here):
-            mine = [lap for lap in timed if lap["contender"] == contender]
+            mine = [lap for lap in here if lap["contender"] == contender]
+            peak = max(lap["peak_mib"] for lap in laps if lap["contender"] == contender and _same(lap, entry))
+            median = {key: statistics.median(lap[key] for lap in mine) for key in ("cpu_s", "wall_s")}
             lines.append(
-                _line(model, workload, contender, mine, [x for x in here if x["contender"] == contender], ours)
+                f"| {entry.model} | {entry.workload} | {contender} | {median['cpu_s']:.2f} | {_ratio(mine, ours)} "
+                f"| {median['wall_s']:.2f} | {1 / _per_token(mine):.0f} | {peak:.0f} |"
             )
     return "\n".join(lines)
 
 
-def _per_token(lap: Mapping[str, Any]) -> float:
+def _same(lap: Mapping[str, Any], entry: Entry) -> bool:
+    return (lap["model"], lap["workload"]) == (entry.model, entry.workload)
+
+
+def _ratio(mine: Sequence[Lap], ours: Sequence[Lap]) -> str:
+    """Ratio of the medians over all rounds, then the least and the greatest of one round."""
+    if not ours:
+        return "–"
+    rounds = sorted({lap["round"] for lap in mine} & {lap["round"] for lap in ours})
+    of_round = [
+        _per_token([lap for lap in mine if lap["round"] == number])
+        / _per_token([lap for lap in ours if lap["round"] == number])
+        for number in rounds
+    ]
+    spread = f" [{min(of_round):.2f}, {max(of_round):.2f}]" if len(of_round) > 1 else ""
+    return f"{_per_token(mine) / _per_token(ours):.2f}{spread}"
+
+
+def _per_token(laps: Iterable[Lap]) -> float:
     """CPU seconds per sampled token: sides draw different lengths, so steps are compared by what they produced."""
-    return float(lap["cpu_s"]) / max(1.0, float(lap["tokens"]))
+    return statistics.median(float(lap["cpu_s"]) / max(1.0, float(lap["tokens"])) for lap in laps)
 
 
-def _line(model: str, workload: str, contender: str, timed: list[Lap], laps: list[Lap], ours: float) -> str:
-    ratios = sorted(_per_token(lap) / ours for lap in timed)
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-    median = {key: statistics.median(lap[key] for lap in timed) for key in ("cpu_s", "wall_s", "tokens")}
-    rewards = [statistics.mean(lap["reward"] for lap in laps if lap["step"] == step) for step in (1, laps[-1]["step"])]
-    return (
-        f"| {model} | {workload} | {contender} | {median['cpu_s']:.2f} | {statistics.median(ratios):.2f} "
-        f"[{low:.2f}, {high:.2f}] | {median['wall_s']:.2f} | {median['tokens'] / median['cpu_s']:.0f} "
-        f"| {max(lap['peak_mib'] for lap in laps):.0f} | {rewards[0]:.2f} to {rewards[1]:.2f} |"
-    )
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What both races are told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl-python", default=sys.executable, help="interpreter that has TRL")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600.0, help="begin no run later than this")
+    parser.add_argument("--table", action="store_true", help="only print what is stored")
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trl-python", default=sys.executable, help="interpreter that has TRL")
-    parser.add_argument("--models", nargs="*", default=[], help="only these")
-    parser.add_argument("--workloads", nargs="*", default=[], help="only these")
+    parser = arguments(__doc__)
+    parser.add_argument("--models", nargs="*", default=list(NUM_STEPS), help="only these")
+    parser.add_argument("--workloads", nargs="*", default=["short", "long", "prefix"], help="only these")
     parser.add_argument("--contenders", nargs="*", default=list(CONTENDERS), help="only these")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=6, help="timed steps a run")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=0, help="timed steps a run; 0: by model")
+    parser.add_argument("--store", type=Path, default=LAPS, help="where laps are kept")
     parser.add_argument("--try-micro-batches", action="store_true", help="time tuned TRL at 8, 16, 32 and 64 rows")
     args = parser.parse_args()
     if args.try_micro_batches:
@@ -156,23 +213,9 @@ def main() -> None:
             {f"trl tuned, {rows} rows": ("trl", {"tuned": True, "micro_batch": rows}) for rows in (8, 16, 64)}
         )
         args.contenders = ["heliostat", *(name for name in CONTENDERS if name.startswith("trl tuned"))]
-    chosen = [
-        entry
-        for entry in ENTRIES
-        if (not args.models or entry.model in args.models) and (not args.workloads or entry.workload in args.workloads)
-    ]
-    RESULTS.mkdir(exist_ok=True)
-    stored = RESULTS / "laps.jsonl"
-    with tempfile.TemporaryDirectory() as folder:
-        for entry in chosen:
-            laps = race(entry, args.contenders, Path(folder), args)
-            kept = [x for x in _read(stored) if (x["model"], x["workload"]) != (entry.model, entry.workload)]
-            stored.write_text("".join(json.dumps(lap) + "\n" for lap in [*kept, *laps]))
-    print(table(_read(stored)))
-
-
-def _read(path: Path) -> list[Lap]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not args.table:
+        race([entry for entry in ENTRIES if entry.model in args.models and entry.workload in args.workloads], args)
+    print(table(read(args.store)))
 
 
 if __name__ == "__main__":

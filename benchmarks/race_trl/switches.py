@@ -2,8 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/race_trl/switches.py --model 5M --workload prefix
 
-Sampling with ``rollout.shared_prompt`` on and off; one gradient with ``train.shared_prompt`` on and off, its useful
-operations (the ledger's count, padding left out) per second against a matrix product timed on the spot. Best of two.
+Sampling with ``rollout.fused_layers`` and ``rollout.shared_prompt`` on and off, and decoding's floor: weights and cache
+read once a pass at the speed of a copy, plus the products at their ceiling. What decoding took is a whole rollout less
+one of a single token. One gradient with ``train.shared_prompt`` on and off, its useful
+operations (the ledger's count, padding left out) per second against a matrix product timed on the spot. Best of three.
 
 Left out: wall seconds, several threads, and TRL.
 """
@@ -15,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,25 +26,34 @@ from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
 from heliostat.config import ModelSection
 from heliostat.models import BACKWARD_COST, LoadedModel, encode_problem, forward_flops, load_model
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.train.ceilings import Ceilings
 from heliostat.train.packing import microbatches, rows_of
 from heliostat.train.policy import Policy
+from heliostat.train.profile import decode_floor
 from heliostat.train.update import UpdateCounts
-from heliostat.types import Problem, Prompt, TrainingGroup
+from heliostat.types import Group, Problem, Prompt, TrainingGroup
 
 RESULTS = Path(__file__).resolve().parent / "results" / "switches.jsonl"
+SWITCHES = {
+    "copied": {"shared_prompt": False, "fused_layers": False},
+    "shared": {"shared_prompt": True, "fused_layers": False},
+    "fused": {"shared_prompt": True, "fused_layers": True},
+}
 
 
 def measure(entry: Entry, loaded: LoadedModel, prompts: list[Prompt]) -> dict[str, float]:
     """CPU seconds by half and switch."""
     found: dict[str, float] = {}
-    groups = []
-    for shared in (True, False):
-        engine = TorchEngine(loaded, DecodeLimits(MAX_ANSWER_TOKENS), shared_prompt=shared)
-
-        def sample(engine: TorchEngine = engine) -> None:
-            groups[:] = engine.sample(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0)
-
-        found[f"rollout_{'shared' if shared else 'copied'}_s"] = _cpu_seconds(sample)
+    ceilings = _ceilings()
+    for name, switches in SWITCHES.items():
+        whole, begun = (
+            _cpu_seconds(partial(_sample, engine, prompts, entry))
+            for engine in (TorchEngine(loaded, DecodeLimits(num), **switches) for num in (MAX_ANSWER_TOKENS, 1))
+        )
+        found[f"rollout_{name}_s"], found[f"decode_{name}_s"] = whole, whole - begun
+    engine = TorchEngine(loaded, DecodeLimits(MAX_ANSWER_TOKENS))
+    groups = _sample(engine, prompts, entry)
+    found["decode_floor_s"] = decode_floor(loaded, engine.take_counts(), ceilings)
     rows = rows_of([TrainingGroup(group, torch.ones(entry.group_size)) for group in groups])
     for shared in (True, False):
         policy = Policy(loaded, 1.0, shared_prompt=shared)
@@ -59,12 +71,24 @@ def measure(entry: Entry, loaded: LoadedModel, prompts: list[Prompt]) -> dict[st
         attended = (counts.prompt_attended + counts.completion_attended) / tokens
         useful = (1 + BACKWARD_COST) * forward_flops(loaded, tokens, attended, counts.completion_tokens)
         found[f"update_{'shared' if shared else 'plain'}_flops_per_s"] = useful / seconds
-    square = torch.ones(1024, 1024)
-    found["ceiling_flops_per_s"] = 2 * 1024**3 / _cpu_seconds(lambda: torch.mm(square, square), num_tries=7)
+    found["ceiling_flops_per_s"], found["ceiling_bytes_per_s"] = ceilings.flops_per_s, ceilings.bytes_per_s
     return found
 
 
-def _cpu_seconds(work: Callable[[], object], num_tries: int = 2) -> float:
+def _sample(engine: TorchEngine, prompts: list[Prompt], entry: Entry) -> list[Group]:
+    return engine.sample(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0)
+
+
+def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:
+    """As ``heliostat.train.ceilings``, in CPU seconds: the machine may be shared."""
+    left, right = torch.ones(2, size, size)
+    source = torch.zeros(copy_bytes, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    product_s = _cpu_seconds(lambda: torch.mm(left, right), num_tries=7)
+    return Ceilings(2 * size**3 / product_s, 2 * copy_bytes / _cpu_seconds(lambda: target.copy_(source), num_tries=7))
+
+
+def _cpu_seconds(work: Callable[[], object], num_tries: int = 3) -> float:
     def once() -> float:
         began = time.process_time()
         work()
@@ -76,13 +100,14 @@ def _cpu_seconds(work: Callable[[], object], num_tries: int = 2) -> float:
 def table(points: list[dict[str, float]]) -> str:
     """One line a workload."""
     lines = [
-        "| model | prompts | rollout: copied | shared | update: plain | shared | GFLOP/s | of ceiling |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| model | prompts | rollout: copied | shared | fused | decoding x floor | update: plain | shared | GFLOP/s "
+        "| of ceiling |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for x in points:
-        cells = [
-            f"{x[key]:.2f}" for key in ("rollout_copied_s", "rollout_shared_s", "update_plain_s", "update_shared_s")
-        ]
+        cells = [f"{x[key]:.2f}" for key in ("rollout_copied_s", "rollout_shared_s", "rollout_fused_s")]
+        cells.append(f"{x['decode_fused_s'] / x['decode_floor_s']:.1f}")
+        cells += [f"{x[key]:.2f}" for key in ("update_plain_s", "update_shared_s")]
         rate = x["update_shared_flops_per_s"]
         share = f"{rate / x['ceiling_flops_per_s']:.0%}"
         lines.append(f"| {x['model']} | {x['workload']} | {' | '.join(cells)} | {rate / 1e9:.0f} | {share} |")
@@ -106,7 +131,9 @@ def main() -> None:
         loaded.model.eval()  # type: ignore[no-untyped-call]
         problems = [Problem(str(i), "t", json.loads(text)["prompt"]) for i, text in enumerate(texts)]
         prompts = [encode_problem(loaded, problem, chat=False) for problem in problems]
-        stored = [x for x in stored if (x["model"], x["workload"]) != (entry.model, entry.workload)]
+        stored = [
+            x for x in stored if "decode_floor_s" in x and (x["model"], x["workload"]) != (entry.model, entry.workload)
+        ]
         stored.append({"model": entry.model, "workload": entry.workload, **measure(entry, loaded, prompts)})
         RESULTS.write_text("".join(json.dumps(x) + "\n" for x in stored))
     print(table(stored))

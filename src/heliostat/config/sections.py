@@ -142,6 +142,9 @@ class RolloutSection(Section):
     stop: tuple[str, ...] = Field((), strict=False, description="strings that end a completion")
     max_rows: int = Field(512, ge=1, description="sequences decoded at once; more are refilled as rows finish")
     shared_prompt: bool = Field(True, description="decode against one copy of each prompt (on a CPU, where exact)")
+    fused_layers: bool = Field(
+        True, description="with shared prompts, decode through fused layers where the shape fits"
+    )
     num_workers: int = Field(1, ge=1, description="threads that decode a share of the prompts each, in this process")
     engine: Literal["torch", "vllm"] = Field("torch", description="sample in this process, or on a vLLM server")
     server_url: str = Field("", description="the vLLM server, like http://host:8000; its key: VLLM_API_KEY")

@@ -1,6 +1,7 @@
 """Rollout: prompts in, ragged token ids with the sampler's own log-probabilities out."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,8 +45,14 @@ def build_engine(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSect
 def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
     """The one that suits the model's cache."""
     if loaded.cache_kind != "kv":
+        if section.num_workers > 1:
+            warnings.warn(
+                f"rollout.num_workers = {section.num_workers} has no effect: the memory of '{loaded.name}' is not "
+                f"plain keys and values, so it is decoded in one thread",
+                stacklevel=2,
+            )
         return PlainEngine(loaded, limits)
-    return TorchEngine(loaded, limits, section.shared_prompt, section.num_workers)
+    return TorchEngine(loaded, limits, section.shared_prompt, section.num_workers, section.fused_layers)
 
 
 def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,7 +25,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from heliostat.models import LoadedModel
+from heliostat.rollout.common import Common
 from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
+from heliostat.rollout.fused import FusedLayers
+from heliostat.rollout.fused import fused_layers as fuse
 from heliostat.rollout.rows import LiveRows, Rows
 from heliostat.rollout.sampling import SamplingSettings, draw
 from heliostat.rollout.shared import SharedRows, attending, shares_prompts
@@ -39,7 +43,8 @@ class RolloutCounts:
 
     Attributes:
         prefills: prompts run (once per group).
-        prompt_tokens, prompt_attended: their tokens, and the positions those attended to.
+        prompt_tokens, prompt_attended: their tokens, and the positions those attended to; a beginning that all
+            prompts share counts once.
         decode_steps, decoded_rows: forward passes over live rows, and rows in them.
         decoded_attended: positions the decoded tokens attended to.
         unshared_prefills, unshared_tokens, unshared_attended: the prompts if every completion had run its own.
@@ -59,15 +64,24 @@ class RolloutCounts:
         names = (field.name for field in dataclasses.fields(self))
         return RolloutCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
-    def add_prompts(self, lengths: Sequence[int], group_size: int) -> None:
-        """Count one prefill of prompts, each of which goes on to ``group_size`` completions."""
+    def add_prompts(self, lengths: Sequence[int], group_size: int, num_common: int = 0) -> None:
+        """Count one prefill of prompts, each of which goes on to ``group_size`` completions.
+
+        Args:
+            lengths: whole, with the ``num_common`` tokens that had been prefilled before (``add_common``).
+        """
         attended = sum(length * (length + 1) // 2 for length in lengths)
         self.prefills += len(lengths)
-        self.prompt_tokens += sum(lengths)
-        self.prompt_attended += attended
+        self.prompt_tokens += sum(lengths) - num_common * len(lengths)
+        self.prompt_attended += attended - num_common * (num_common + 1) // 2 * len(lengths)
         self.unshared_prefills += group_size * len(lengths)
         self.unshared_tokens += group_size * sum(lengths)
         self.unshared_attended += group_size * attended
+
+    def add_common(self, length: int) -> None:
+        """Count the one prefill of what all prompts begin with."""
+        self.prompt_tokens += length
+        self.prompt_attended += length * (length + 1) // 2
 
 
 class Engine(Protocol):
@@ -103,23 +117,33 @@ class TorchEngine:
     """Decode with a Hugging Face causal LM in this process.
 
     Args:
-        shared_prompt: decode against one copy of each prompt, where the model can (``rollout.shared``).
+        shared_prompt: decode against one copy of each prompt, where the model can (``rollout.shared``), and prefill
+            what all prompts of a call begin with once.
+        fused_layers: with shared prompts, decode through fused layers where the model's have the shape
+            (``rollout.fused``).
         num_workers: threads that decode apart, each a share of the prompts with its share of torch's own threads.
 
     Limits:
-        ``group_size=1`` equals sampling each prompt alone; any ``max_rows``, ``num_workers`` and ``shared_prompt`` give
-        the same completions (to float accuracy of the logits), since every completion has its own random stream.
+        ``group_size=1`` equals sampling each prompt alone; any ``max_rows``, ``num_workers``, ``shared_prompt`` and
+        ``fused_layers`` give the same completions (to float accuracy of the logits), since every completion has its
+        own random stream.
     """
 
     def __init__(
-        self, loaded: LoadedModel, limits: DecodeLimits, shared_prompt: bool = True, num_workers: int = 1
+        self,
+        loaded: LoadedModel,
+        limits: DecodeLimits,
+        shared_prompt: bool = True,
+        num_workers: int = 1,
+        fused_layers: bool = True,
     ) -> None:
         self.loaded = loaded
         self.limits = limits
         self.num_workers = num_workers
         self.scribe = Scribe(loaded, limits)
         self._counted: list[RolloutCounts] = []
-        self.rows_kind: type[LiveRows] = SharedRows if shared_prompt and shares_prompts(loaded) else Rows
+        self.rows_kind: type[Rows | SharedRows] = SharedRows if shared_prompt and shares_prompts(loaded) else Rows
+        self.fused = fuse(loaded) if fused_layers and self.rows_kind is SharedRows else None
 
     def sample(
         self,
@@ -144,15 +168,26 @@ class TorchEngine:
             mine = [prompts[index] for index in share], [drafts[index] for index in share]
             harvest = Harvest(self.scribe, *mine, policy_step, tell)
             self._counted.append(RolloutCounts())
-            return _Lane(self.loaded, limits, self.rows_kind, settings, harvest, self._counted[-1]).run
+            return _Lane(self.loaded, limits, common, self.fused, settings, harvest, self._counted[-1]).run
 
         # Prompts of similar length share a prefill; what is sampled does not depend on the order.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
         num_lanes = max(1, min(self.num_workers, len(prompts)))
         limits = dataclasses.replace(self.limits, max_rows=max(1, self.limits.max_rows // num_lanes))
+        if self.fused is not None:
+            self.fused.refresh()
         with attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
+            common = self._common(prompts) if self.rows_kind is SharedRows else None
             side_by_side([lane(order[first::num_lanes], limits) for first in range(num_lanes)])
         return [groups[index] for index in range(len(prompts))]
+
+    def _common(self, prompts: Sequence[Prompt]) -> Common:
+        """What all prompts begin with, prefilled."""
+        with span("prefill"):
+            common = Common.of(self.loaded, [prompt.context_ids for prompt in prompts])
+        self._counted.append(RolloutCounts())
+        self._counted[-1].add_common(common.length)
+        return common
 
     @property
     def counts(self) -> RolloutCounts:
@@ -166,7 +201,7 @@ class TorchEngine:
 
     def beside(self, loaded: LoadedModel) -> TorchEngine:
         """See ``Engine.beside``."""
-        return TorchEngine(loaded, self.limits, self.rows_kind is SharedRows, self.num_workers)
+        return TorchEngine(loaded, self.limits, self.rows_kind is SharedRows, self.num_workers, self.fused is not None)
 
     def stop(self) -> None:
         """See ``Engine.stop``; it ends at the next token."""
@@ -178,12 +213,15 @@ class _Lane:
     """One thread's decoding: a share of the prompts, continued to their ends.
 
     Attributes:
+        common: what all prompts begin with; ``None`` where each row is to have a copy of its whole prompt.
+        fused: what to decode with instead of the model's own forward.
         harvest: the prompts, their drafts, and who is told of finished groups.
     """
 
     loaded: LoadedModel
     limits: DecodeLimits
-    rows_kind: type[LiveRows]
+    common: Common | None
+    fused: FusedLayers | None
     settings: SamplingSettings
     harvest: Harvest
     counts: RolloutCounts
@@ -217,26 +255,29 @@ class _Lane:
     def _prefill(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Draft]]) -> _State:
         """Run each prompt once; every member of its group goes on from there."""
         group_size = len(groups[0])
-        lengths = torch.tensor([len(prompt.context_ids) for prompt in prompts])
+        num_common = self.common.length if self.common else 0
+        lengths = torch.tensor([len(prompt.context_ids) - num_common for prompt in prompts])
         longest = int(lengths.max())
         ids = torch.full((len(prompts), longest), self.loaded.pad_id)
         for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt.context_ids) :] = torch.tensor(prompt.context_ids)
+            rest = prompt.context_ids[num_common:]
+            ids[row, longest - len(rest) :] = torch.tensor(rest)
         start = longest - lengths
         positions = torch.arange(longest)[None] - start[:, None]
-        cache = DynamicCache(config=self.loaded.model.config)
+        attended = torch.nn.functional.pad((positions >= 0).long(), (num_common, 0), value=1)
+        cache = self.common.cache(len(prompts)) if self.common else DynamicCache(config=self.loaded.model.config)
         hidden = self.loaded.head.hidden(
             input_ids=ids.to(self.device),
-            attention_mask=(positions >= 0).long().to(self.device),
-            position_ids=positions.clamp(min=0).to(self.device),
+            attention_mask=attended.to(self.device),
+            position_ids=(num_common + positions.clamp(min=0)).to(self.device),
             past_key_values=cache,
             use_cache=True,
         )
-        self.counts.add_prompts(lengths.tolist(), group_size)
+        self.counts.add_prompts((lengths + num_common).tolist(), group_size, num_common)
         logits = self.loaded.head.logits(hidden[:, -1]).repeat_interleave(group_size, dim=0)
         drafts = [draft for group in groups for draft in group]
-        rows = self.rows_kind(cache, start.to(self.device), group_size, _room(drafts))
-        return _State(rows, logits, drafts)
+        as_rows = Rows if self.common is None else partial(SharedRows, num_common=num_common)
+        return _State(as_rows(cache, start.to(self.device), group_size, _room(drafts)), logits, drafts)
 
     def _decode(self, state: _State) -> _State | None:
         """Decode until enough rows have ended to be worth removing; return what is still alive, ready to go on."""
@@ -267,7 +308,11 @@ class _Lane:
         self.counts.decode_steps += 1
         self.counts.decoded_rows += rows.num_rows
         self.counts.decoded_attended += rows.num_attended
-        hidden = rows.hidden(self.loaded, token.unsqueeze(1))
+        fed = token.unsqueeze(1)
+        if self.fused is not None and isinstance(rows, SharedRows):
+            hidden = self.fused.hidden(rows, fed)
+        else:
+            hidden = rows.hidden(self.loaded, fed)
         return self.loaded.head.logits(hidden[:, -1])
 
 

@@ -107,8 +107,6 @@ class LiveRows(Protocol):
 
     start: Int[Tensor, " row"]
 
-    def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " group"], group_size: int, room: int) -> None: ...
-
     @property
     def num_rows(self) -> int: ...
 

@@ -1,11 +1,12 @@
 """Decoding against one copy of each prompt: the group's rows attend to it together, and to their own tokens apart.
 
-    softmax over [prompt | own]  =  two softmaxes, merged by their normalisers
+    softmax over [common | prompt | own]: scores are made part by part, normalised once, and spent part by part
 
 A decoding step is bound by reading keys and values. Here a prompt's are read once per group and never copied, so a step
-reads ``P + G T`` positions for a group of ``G`` instead of ``G (P + T)``. Own tokens lie column by column, every row's
-token ``t`` next to the others', which makes writing and reading them one stream. The arithmetic is the model's own to
-rounding; models take it through transformers' attention interface.
+reads ``P + G T`` positions for a group of ``G`` instead of ``G (P + T)``; and what all prompts begin with (a system
+prompt, worked examples) is there once for all. Own tokens lie column by column, every row's token ``t`` next to the
+others', which makes writing them one stream. The arithmetic is the model's own to rounding; models take it through
+transformers' attention interface, or are run layer by layer (``rollout.fused``).
 
 Left out: models that do not use that interface (``rollout.rows`` copies prompts for those), and GPUs, whose fused
 kernels are better served by one row each.
@@ -13,13 +14,12 @@ kernels are better served by one row each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -38,9 +38,6 @@ ATTENTION = "heliostat_shared_prompt"
 USUAL = "sdpa"
 """The attention it stands in for."""
 
-CHUNK_ELEMENTS = 2**18
-"""Products alive at once while own tokens are scored (1 MiB in float32: stays in a core's cache)."""
-
 MAX_DEAD_GROUPS = 0.25
 """Prompts whose rows have all ended stay until they are this share: dropping them copies all others."""
 
@@ -50,9 +47,8 @@ class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformer
 
     def __init__(self, like: Float[Tensor, "group head column feature"], num_rows: int, capacity: int) -> None:
         super().__init__(0)
-        # Zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
-        self.keys = like.new_zeros(capacity, num_rows, like.shape[1], like.shape[3])
-        self.values = torch.zeros_like(self.keys)
+        self.keys = like.new_empty(capacity, num_rows, like.shape[1], like.shape[3])
+        self.values = torch.empty_like(self.keys)
         self.is_initialized = True
 
     def update(
@@ -69,10 +65,14 @@ class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformer
 
     def keep(self, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> None:
         """Keep only ``rows`` and the columns from ``first_column`` on."""
-        columns = slice(first_column, self.length)
+        self.keys = self._kept(self.keys, rows, first_column, capacity)
+        self.values = self._kept(self.values, rows, first_column, capacity)
         self.length -= first_column
-        self.keys = self._resized(self.keys[columns, rows], self.length, capacity)
-        self.values = self._resized(self.values[columns, rows], self.length, capacity)
+
+    def _kept(self, states: Tensor, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> Tensor:
+        buffer = states.new_empty(capacity, len(rows), *states.shape[2:])
+        torch.index_select(states[first_column : self.length], 1, rows, out=buffer[: self.length - first_column])
+        return buffer
 
     def join(self, other: ColumnLayer, capacity: int) -> None:
         """Append the rows of ``other``, aligned at the last column; the gap before them is never attended to."""
@@ -86,7 +86,10 @@ class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformer
 
     @staticmethod
     def _resized(states: Tensor, length: int, capacity: int) -> Tensor:
-        """The same columns, ending at ``length``, in a buffer of ``capacity`` columns."""
+        """The same columns, ending at ``length``, in a buffer of ``capacity`` columns.
+
+        The gap is zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
+        """
         buffer = states.new_zeros(capacity, *states.shape[1:])
         buffer[length - states.shape[0] : length] = states
         return buffer
@@ -128,10 +131,8 @@ class SharedPrompts:
             counts = counts[alive]
         self.group = group
         self.num_slots = int(counts.max())
-        member = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
-        self._slot = None if len(group) == len(counts) * self.num_slots else group * self.num_slots + member
-        columns = torch.arange(self.length, device=group.device)
-        self._hidden = (columns < self.start[:, None])[:, None, None] if bool((self.start > 0).any()) else None
+        self._member = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
+        self._full = len(group) == len(counts) * self.num_slots
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all other rows."""
@@ -147,93 +148,64 @@ class SharedPrompts:
         ]
         self._place(torch.cat([self.group, other.group + len(self.start) - len(other.start)]))
 
-    def attend(self, layer: int, query: Float[Tensor, "row head share feature"]) -> Partial:
-        """Each row's queries over its prompt, ``share`` of them to every head of keys."""
-        keys, values = self.states[layer]
-        _, num_heads, share, width = query.shape
-        grouped = self._spread(query).transpose(1, 2).reshape(len(keys), num_heads, -1, width)
-        scores = grouped @ keys.transpose(2, 3)
-        if self._hidden is not None:
-            scores.masked_fill_(self._hidden, -torch.inf)
-        top = scores.amax(dim=-1, keepdim=True)
-        weights = scores.sub_(top).exp_()
-        parts = (top, weights.sum(dim=-1, keepdim=True), weights @ values)
-        return Partial(
-            *(self._gathered(part.reshape(len(keys), num_heads, self.num_slots, share, -1)) for part in parts)
-        )
+    def scores(
+        self, layer: int, query: Float[Tensor, "row head share feature"]
+    ) -> Float[Tensor, "row head share column"]:
+        """Products of each row's queries with its prompt's keys, ``share`` queries to every head of keys."""
+        return self._of_groups(query, self.states[layer][0].transpose(2, 3))
 
-    def _spread(self, query: Tensor) -> Float[Tensor, "group slot head share feature"]:
-        shape = (len(self.start), self.num_slots, *query.shape[1:])
-        if self._slot is None:
-            return query.view(shape)
-        return query.new_zeros(shape[0] * shape[1], *shape[2:]).index_copy_(0, self._slot, query).view(shape)
+    def weighted(
+        self, layer: int, weights: Float[Tensor, "row head share column"]
+    ) -> Float[Tensor, "row head share feature"]:
+        """Sums of each row's prompt's values with these weights."""
+        return self._of_groups(weights, self.states[layer][1])
 
-    def _gathered(self, part: Float[Tensor, "group head slot share any"]) -> Float[Tensor, "row head share any"]:
-        flat = part.transpose(1, 2).flatten(0, 1)
-        return flat if self._slot is None else flat[self._slot]
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """Attention over a part of the positions: its largest score, and the sums that a softmax would divide.
-
-    Attributes:
-        top: ``max score``.
-        total: ``sum exp(score - top)``.
-        weighted: ``sum exp(score - top) value``.
-    """
-
-    top: Float[Tensor, "row head share 1"]
-    total: Float[Tensor, "row head share 1"]
-    weighted: Float[Tensor, "row head share feature"]
-
-    def merged(self, other: Partial) -> Float[Tensor, "row head share feature"]:
-        """The softmax over both parts."""
-        top = torch.maximum(self.top, other.top)
-        mine, theirs = (self.top - top).exp_(), (other.top - top).exp_()
-        total = self.total * mine + other.total * theirs
-        return (self.weighted * mine).add_(other.weighted * theirs).div_(total)
-
-
-def attend_to_columns(
-    query: Float[Tensor, "row head share feature"],
-    keys: Float[Tensor, "column row head feature"],
-    values: Float[Tensor, "column row head feature"],
-    hidden: Bool[Tensor, "column row"] | None,
-) -> Partial:
-    """Each row's queries over its own columns, as streams of products: one query per row leaves nothing to multiply."""
-    num_columns = max(1, CHUNK_ELEMENTS // query.numel())
-    queries = query.unsqueeze(0)
-    scores = torch.cat([(queries * part.unsqueeze(3)).sum(-1, keepdim=True) for part in torch.split(keys, num_columns)])
-    if hidden is not None:
-        scores.masked_fill_(hidden[:, :, None, None, None], -torch.inf)
-    top = scores.amax(dim=0)
-    weights = scores.sub_(top).exp_()
-    weighted = query.new_zeros(*query.shape[:-1], values.shape[-1])
-    for weight, part in zip(torch.split(weights, num_columns), torch.split(values, num_columns), strict=True):
-        if num_columns == 1:
-            weighted.addcmul_(weight[0], part[0].unsqueeze(2))
+    def _of_groups(self, rows: Float[Tensor, "row head share n"], matrix: Float[Tensor, "group head n m"]) -> Tensor:
+        """One product per group and head, of all its rows together: ``[row, head, share, m]``."""
+        _, num_heads, share, width = rows.shape
+        shape = (len(self.start), num_heads, self.num_slots, share)
+        if self._full:
+            grid = rows.view(shape[0], self.num_slots, num_heads, share, width).transpose(1, 2)
         else:
-            weighted += (weight * part.unsqueeze(3)).sum(0)
-    return Partial(top, weights.sum(0), weighted)
+            grid = rows.new_zeros(*shape, width)
+            grid[self.group, :, self._member] = rows
+        product = (grid.reshape(*shape[:2], -1, width) @ matrix).view(*shape, -1)
+        return product.transpose(1, 2).flatten(0, 1) if self._full else product[self.group, :, self._member]
 
 
 class SharedRows:
-    """All live rows: their prompts once per group, and their own tokens.
+    """All live rows: what all have in common once, their prompts once per group, and their own tokens.
+
+    Args:
+        prefilled: the prompts' cache, ``num_common`` columns that are the same in all, then the rest of each.
+        start: first column of each rest that holds a token.
 
     Attributes:
         start: first own column of each row.
         cache: what to pass to the model as ``past_key_values``.
     """
 
-    def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " group"], group_size: int, room: int) -> None:
+    def __init__(
+        self,
+        prefilled: DynamicCache,
+        start: Int[Tensor, " group"],
+        group_size: int,
+        room: int,
+        num_common: int = 0,
+    ) -> None:
         states = [key_values(layer) for layer in prefilled.layers]
-        num_rows = len(start) * group_size
         group = torch.arange(len(start), device=start.device).repeat_interleave(group_size)
+        self._num_common = num_common
+        self._common = None
+        if num_common:
+            common = [(keys[:1, :, :num_common].clone(), values[:1, :, :num_common].clone()) for keys, values in states]
+            self._common = SharedPrompts(common, start.new_zeros(1), torch.zeros_like(group))
+            states = [(keys[:, :, num_common:].clone(), values[:, :, num_common:].clone()) for keys, values in states]
         self.prompts = SharedPrompts(states, start, group)
         self.start = torch.zeros_like(group)
-        self._layers = [ColumnLayer(keys, num_rows, room) for keys, _ in states]
+        self._layers = [ColumnLayer(keys, len(group), room) for keys, _ in states]
         self.cache = Cache(layers=list(self._layers))
+        self._hidden: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -252,20 +224,57 @@ class SharedRows:
     @property
     def positions(self) -> Int[Tensor, "row 1"]:
         """Position of the token each row is about to be fed."""
-        return (self.prompts.row_lengths + self.length - self.start).unsqueeze(1)
+        return (self._num_common + self.prompts.row_lengths + self.length - self.start).unsqueeze(1)
 
     def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
         """Feed every row its next token, inside ``attending``; the hidden states behind them."""
-        columns = torch.arange(self.length + 1, device=self.start.device)[:, None]
+        self.hide_padding()
         return loaded.head.hidden(
             input_ids=token,
             attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),  # given whole, so none is made
             position_ids=self.positions,
             past_key_values=self.cache,
             use_cache=True,
-            shared_prompts=self.prompts,
-            hidden_columns=columns < self.start if bool((self.start > 0).any()) else None,
+            shared_rows=self,
         )
+
+    def hide_padding(self) -> None:
+        """Before a pass: mark the columns that hold no token of a row, in its prompt or before its own first."""
+        if not (bool(self.start.any()) or bool(self.prompts.start.any())):
+            self._hidden = None
+            return
+        columns = torch.arange(max(self.prompts.length, self.length + 1), device=self.start.device)
+        none = columns.new_zeros(self.num_rows, self._num_common, dtype=torch.bool)
+        prompt = columns[: self.prompts.length] < self.prompts.start[self.prompts.group][:, None]
+        own = columns[: self.length + 1] < self.start[:, None]
+        self._hidden = torch.cat([none, prompt, own], dim=1)[:, None, None]
+
+    def attend(
+        self, layer: int, query: Float[Tensor, "row head share feature"], key: Tensor, value: Tensor
+    ) -> Float[Tensor, "row head share feature"]:
+        """Write one more column ``[row, head, 1, feature]`` and attend to all; queries are scaled already."""
+        self._layers[layer].update(key, value)
+        return self.attended(layer, query)
+
+    def attended(self, layer: int, query: Float[Tensor, "row head share feature"]) -> Tensor:
+        """Attention over what all have in common, each row's prompt, and its own columns so far."""
+        own = self._layers[layer]
+        num_rows, num_heads, share, width = query.shape
+        # One product per row and head: few and small, so what counts is that each is a single call.
+        keys, values = (
+            each[: own.length].view(own.length, -1, width).transpose(0, 1) for each in (own.keys, own.values)
+        )
+        shared = [self.prompts] if self._common is None else [self._common, self.prompts]
+        parts = [prompts.scores(layer, query) for prompts in shared]
+        parts.append(torch.bmm(query.reshape(-1, share, width), keys.mT).view(num_rows, num_heads, share, -1))
+        scores = torch.cat(parts, dim=-1)
+        if self._hidden is not None:
+            scores.masked_fill_(self._hidden, -torch.inf)
+        *weights, own_weights = torch.split(scores.softmax(dim=-1), [part.shape[-1] for part in parts], dim=-1)
+        found = torch.bmm(own_weights.flatten(0, 1), values).view_as(query)
+        for prompts, part in zip(shared, weights, strict=True):
+            found += prompts.weighted(layer, part)
+        return found
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
         """Drop all other rows, and the own columns that no remaining row uses; make room for ``room`` more."""
@@ -273,28 +282,38 @@ class SharedRows:
         first = int(self.start.min())
         capacity = self.length - first + room
         self.prompts.keep(rows)
+        if self._common is not None:
+            self._common.keep(rows)
         for layer in self._layers:
             layer.keep(rows, first, capacity)
         self.start = self.start - first
 
     def join(self, other: SharedRows, room: int) -> None:
-        """Take over the rows of ``other`` (a fresh prefill) behind our own."""
+        """Take over the rows of ``other`` (a fresh prefill) behind our own; both have the same in common."""
         length = max(self.length, other.length)
         self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
         self.prompts.join(other.prompts)
+        if self._common is not None:
+            self._common = SharedPrompts(self._common.states, self._common.start, torch.zeros_like(self.start))
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
             layer.join(other_layer, length + room)
 
 
 def shares_prompts(loaded: LoadedModel) -> bool:
-    """Whether this model on this device decodes against shared prompts: declared by its class, then tried.
-
-    Two members of a group are fed two tokens, and their logits compared with the model's own on the whole text.
-    """
-    model, head = loaded.model, loaded.head
+    """Whether this model on this device decodes against shared prompts: declared by its class, then tried."""
+    model = loaded.model
     plain = model.config.get_text_config()._attn_implementation == USUAL
     if model.device.type != "cpu" or model.dtype != torch.float32 or not (plain and model._supports_attention_backend):
         return False
+    return agrees(loaded, lambda rows, token: rows.hidden(loaded, token))
+
+
+def agrees(loaded: LoadedModel, hidden: Callable[[SharedRows, Tensor], Tensor]) -> bool:
+    """Whether a way to feed rows their next token gives the model's own logits.
+
+    Two members of a group are fed two tokens, and their logits compared with those of the model on the whole text.
+    """
+    model, head = loaded.model, loaded.head
     ids = probe_ids(model)
     context = ids.shape[1] - 2
     with probing(model), attending(model):
@@ -305,7 +324,7 @@ def shares_prompts(loaded: LoadedModel) -> bool:
         worst = 0.0
         for column in (context, context + 1):
             token = ids[:, [column]].expand(2, 1)
-            gap = head.logits(rows.hidden(loaded, token)[:, -1]) - expected[:, column]
+            gap = head.logits(hidden(rows, token)[:, -1]) - expected[:, column]
             worst = max(worst, float(gap.abs().max()))
     return bool(worst <= torch.finfo(torch.float32).eps ** 0.5 * float(expected.abs().max()))
 
@@ -318,22 +337,22 @@ def _stacked(one: Float[Tensor, "group head column feature"], two: Tensor, lengt
 def _attention(
     module: Any,
     query: Float[Tensor, "row head 1 feature"],
-    key: Float[Tensor, "column row shared_head feature"],
-    value: Float[Tensor, "column row shared_head feature"],
+    key: Tensor,
+    value: Tensor,
     attention_mask: Tensor | None,
     *,
-    shared_prompts: SharedPrompts | None = None,
-    hidden_columns: Bool[Tensor, "column row"] | None = None,
+    shared_rows: SharedRows | None = None,
     **usual: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer; returns ``[row, 1, head, feature]``. A prefill attends as usual."""
-    if shared_prompts is None:
+    """What transformers calls in every layer; returns ``[row, 1, head, feature]``. A prefill attends as usual.
+
+    ``key`` and ``value`` are the rows' columns, written by transformers a moment ago.
+    """
+    if shared_rows is None:
         return ALL_ATTENTION_FUNCTIONS[USUAL](module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
     num_rows, num_heads, _one, width = query.shape
     scaled = (query * usual["scaling"]).view(num_rows, key.shape[2], -1, width)
-    own = attend_to_columns(scaled, key, value, hidden_columns)
-    merged = shared_prompts.attend(module.layer_idx, scaled).merged(own)
-    return merged.reshape(num_rows, 1, num_heads, -1), None
+    return shared_rows.attended(module.layer_idx, scaled).reshape(num_rows, 1, num_heads, -1), None
 
 
 AttentionInterface.register(ATTENTION, _attention)

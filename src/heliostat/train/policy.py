@@ -41,7 +41,8 @@ def completion_log_probs(
     """
 
     def of_chunk(chunk: Tensor, target: Tensor) -> Tensor:
-        logits = head.logits(chunk).float() / temperature
+        logits = head.logits(chunk).float()
+        logits = logits if temperature == 1 else logits / temperature  # two passes over the largest tensor there is
         return torch.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
 
     chunk_size = max(1, MAX_LOGITS // vocab_size)

@@ -112,12 +112,7 @@ class Profile(Ledger):
             prompts = forward_flops(
                 loaded, counts.prompt_tokens, counts.prompt_attended / max(1, counts.prompt_tokens), counts.prefills
             )
-            decoding = forward_flops(
-                loaded,
-                counts.decoded_rows,
-                counts.decoded_attended / max(1, counts.decoded_rows),
-                counts.decoded_rows,
-            )
+            decoding = decoding_flops(loaded, counts)
             _add(self.step_flops, {"rollout": prompts + decoding, "prefill": prompts, "decode": decoding})
             self.decoded.decode_steps += counts.decode_steps
             self.decoded.decoded_rows += counts.decoded_rows
@@ -186,22 +181,8 @@ class Profile(Ledger):
         return lines
 
     def decode_floor(self, ceilings: Ceilings) -> float:
-        r"""Least seconds that the watched decoding could take, a sum over passes in closed form.
-
-        ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``
-        """
-        parameters = list(self._model.parameters())
-        item = parameters[0].element_size()
-        weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-        moved = self.decoded.decode_steps * weight_bytes + self.decoded.decoded_attended * self._cache_bytes(item)
-        return moved / ceilings.bytes_per_s + self.step_flops.get("decode", 0.0) / ceilings.flops_per_s
-
-    def _cache_bytes(self, item: int) -> int:
-        """Keys and values of one position over all layers."""
-        config = self._model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * heads * width * config.num_hidden_layers * item)
+        """Least seconds that the watched decoding could take."""
+        return decode_floor(self.loaded, self.decoded, ceilings)
 
     @property
     def _model(self) -> PreTrainedModel:
@@ -210,6 +191,32 @@ class Profile(Ledger):
     @property
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
+
+
+def decoding_flops(loaded: LoadedModel, counts: RolloutCounts) -> float:
+    """Operations of the decoded tokens, prompts apart."""
+    attended = counts.decoded_attended / max(1, counts.decoded_rows)
+    return forward_flops(loaded, counts.decoded_rows, attended, counts.decoded_rows)
+
+
+def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: Ceilings) -> float:
+    r"""Least seconds that decoding could take, a sum over passes in closed form.
+
+    ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``
+    """
+    parameters = list(loaded.model.parameters())
+    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    position_bytes = _cache_bytes(loaded.model, parameters[0].element_size())
+    moved = counts.decode_steps * weight_bytes + counts.decoded_attended * position_bytes
+    return moved / ceilings.bytes_per_s + decoding_flops(loaded, counts) / ceilings.flops_per_s
+
+
+def _cache_bytes(model: PreTrainedModel, item: int) -> int:
+    """Keys and values of one position over all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * width * config.num_hidden_layers * item)
 
 
 def _add(totals: dict[str, float], more: dict[str, float]) -> None:

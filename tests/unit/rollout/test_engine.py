@@ -1,5 +1,6 @@
 """The engine's promises: it samples the model's own distribution, whoever else is in the batch."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -161,6 +162,12 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name():
 
 def test_the_engine_is_chosen_by_the_models_memory(nano):
     assert isinstance(build_engine(nano, DecodeLimits(4), RolloutSection()), TorchEngine)
+
+
+def test_threads_that_a_model_cannot_use_are_mentioned(nano):
+    other = dataclasses.replace(nano, cache_kind="other")
+    with pytest.warns(UserWarning, match="rollout.num_workers = 2 has no effect: the memory of 'tiny'"):
+        assert isinstance(build_engine(other, DecodeLimits(4), RolloutSection(num_workers=2)), PlainEngine)
 
 
 @pytest.mark.parametrize("kind", [TorchEngine, PlainEngine])

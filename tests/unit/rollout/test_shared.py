@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
 from heliostat.rollout import shared as shared_rows
 from heliostat.rollout.rows import Rows
-from heliostat.rollout.shared import SharedRows, attend_to_columns, shares_prompts
+from heliostat.rollout.shared import SharedRows, shares_prompts
 from tests.conftest import make_nano, make_prompts
 
 LIMITS = [
@@ -49,20 +48,6 @@ def test_prompts_whose_rows_ended_make_room(monkeypatch):
         assert [c.token_ids for c in actual] == [c.token_ids for c in expected]
 
 
-@pytest.mark.parametrize("chunk", [1, 2**4, 2**30])
-def test_own_columns_equal_the_dense_softmax(monkeypatch, chunk):
-    monkeypatch.setattr(shared_rows, "CHUNK_ELEMENTS", chunk)
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(3, 2, 2, 4, generator=generator)
-    keys, values = torch.randn(2, 5, 3, 2, 4, generator=generator)
-    start = torch.tensor([0, 2, 4])
-    hidden = torch.arange(5)[:, None] < start
-    part = attend_to_columns(query, keys, values, hidden)
-    scores = torch.einsum("rhsf,crhf->rhsc", query, keys).masked_fill(hidden.T[:, None, None], -torch.inf)
-    expected = torch.einsum("rhsc,crhf->rhsf", scores.softmax(-1), values)
-    torch.testing.assert_close(part.weighted / part.total, expected)
-
-
 def test_a_model_that_attends_in_its_own_way_keeps_its_copies(monkeypatch):
     """Tried, not assumed: where the two ways disagree, or the class does not declare the interface, rows are copied."""
     loaded = make_nano()
@@ -72,11 +57,8 @@ def test_a_model_that_attends_in_its_own_way_keeps_its_copies(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(loaded.model.model.layers[0].self_attn, "scaling", 0.1)
     assert shares_prompts(loaded)  # both ways know of the scale
-    monkeypatch.setattr(
-        shared_rows,
-        "attend_to_columns",
-        lambda query, keys, values, hidden: attend_to_columns(query, keys * 0, values, hidden),
-    )
+    attended = SharedRows.attended
+    monkeypatch.setattr(SharedRows, "attended", lambda rows, layer, query: 1.1 * attended(rows, layer, query))
     assert not shares_prompts(loaded)
 
 
