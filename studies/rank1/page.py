@@ -35,8 +35,8 @@ def effective(name: str, value: float) -> str:
 
 def table(runs: list[Run], env: str) -> str:
     lines = [
-        "| arm | best of the sweep | lr / damping | return [95 %] | seeds | CPU s | ms per update |",
-        "|---|---|--:|---|--:|--:|--:|",
+        "| arm | best of the sweep | lr / damping | return [95 %] | seeds | CPU s | update, ms | update, µs per step |",
+        "|---|---|--:|---|--:|--:|--:|--:|",
     ]
     for name, arm in ARMS.items():
         chosen = confirmed(runs, env, name)
@@ -44,12 +44,14 @@ def table(runs: list[Run], env: str) -> str:
             continue
         estimate = interquartile_estimate([score(r) for r in chosen])
         lasts = [r["rows"][-1] for r in chosen]
-        cost = 1e3 * sum(row["update_s"] for row in lasts) / sum(row["num_updates"] for row in lasts)
+        update_s = sum(row["update_s"] for row in lasts)
+        cost = 1e3 * update_s / sum(row["num_updates"] for row in lasts)
+        per_step = 1e6 * update_s / sum(row["step"] for row in lasts)
         cpu = np.mean([row["cpu_s"] for row in lasts])
         lines.append(
             f"| {name} | {arm.key} {chosen[0]['value']:g} | {effective(name, chosen[0]['value'])} "
             f"| {estimate.value:.0f} [{estimate.low:.0f}, {estimate.high:.0f}] | {len(chosen)} "
-            f"| {cpu:.1f} | {cost:.1f} |"
+            f"| {cpu:.1f} | {cost:.1f} | {per_step:.0f} |"
         )
     return "\n".join(lines)
 

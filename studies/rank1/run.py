@@ -1,7 +1,7 @@
 """The races of the study: a sweep on one seed, then the best value on others; resumable, one line per run.
 
-python studies/rank1/run.py                 the runs that are in results.jsonl
-python studies/rank1/run.py --full          the whole grid: ten seeds, 100k steps, MuJoCo (extra: mujoco)
+python studies/rank1/run.py                 the runs that are in results.jsonl (MuJoCo: extra mujoco)
+python studies/rank1/run.py --full          the whole grid: all arms, ten seeds, 100k steps; MuJoCo five, 300k
 python studies/rank1/run.py --minutes 4     stop before a run that would begin later; the same line goes on
 """
 
@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, FULL, SHORT
+from arms import ARMS, FULL, SHORT, Race
 
 from heliostat.control.lap import Lap, run_lap
 
@@ -42,22 +42,20 @@ def best_value(runs: list[dict[str, Any]], env: str, name: str) -> float | None:
 
 
 def next_run(
-    runs: list[dict[str, Any]], steps: dict[str, int], names: list[str], num_seeds: int
+    runs: list[dict[str, Any]], races: dict[str, Race], num_seeds: int | None
 ) -> tuple[str, str, float, int] | None:
-    """The first run that is missing: our arms, then the peers; sweeps first, then a seed of every arm at a time."""
+    """The first run that is missing: every arm's sweep, then a seed of every arm at a time."""
     done = {(r["env"], r["arm"], r["value"], r["seed"]) for r in runs}
-    ours = [name for name in names if ARMS[name].algo == "smac"]
-    for env in steps:
-        for block in (ours, [name for name in names if name not in ours]):
-            for name in block:
-                for value in ARMS[name].swept(env):
-                    if (env, name, value, SWEEP_SEED) not in done:
-                        return env, name, value, SWEEP_SEED
-            for seed in range(num_seeds):
-                for name in block:
-                    value = best_value(runs, env, name)
-                    if value is not None and (env, name, value, seed) not in done:
-                        return env, name, value, seed
+    for env, race in races.items():
+        for name in race.arms:
+            for value in ARMS[name].swept(env):
+                if (env, name, value, SWEEP_SEED) not in done:
+                    return env, name, value, SWEEP_SEED
+        for seed in range(num_seeds or race.num_seeds):
+            for name in race.arms:
+                value = best_value(runs, env, name)
+                if value is not None and (env, name, value, seed) not in done:
+                    return env, name, value, seed
     return None
 
 
@@ -65,25 +63,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--seeds", type=int, help="of every arm; default: as planned in arms.py")
     parser.add_argument("--envs", nargs="+")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
     arguments = parser.parse_args()
-    steps = FULL if arguments.full else SHORT
-    steps = {env: steps[env] for env in arguments.envs or steps}
-    num_seeds = arguments.seeds or (10 if arguments.full else 5)
+    races = FULL if arguments.full else SHORT
+    races = {env: races[env] for env in arguments.envs or races}
     path = HERE / ("results_full.jsonl" if arguments.full else "results.jsonl")
     warnings.simplefilter("ignore")
     began = time.monotonic()
     while time.monotonic() - began < 60 * arguments.minutes:
-        job = next_run(read(path), steps, arguments.arms, num_seeds)
+        job = next_run(read(path), races, arguments.seeds)
         if job is None:
             break
         env, name, value, seed = job
-        arm = ARMS[name]
-        lap = Lap(env, arm.algo, seed, steps[env], {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5)
+        arm, num_steps = ARMS[name], races[env].num_steps
+        lap = Lap(env, arm.algo, seed, num_steps, {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5)
         rows = [{key: round(number, 3) for key, number in row.items()} for row in run_lap(lap)]
-        run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": steps[env], "rows": rows}
+        run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": num_steps, "rows": rows}
         with path.open("a") as file:
             file.write(json.dumps(run) + "\n")
         print(env, name, value, seed, round(score(run), 1), f"{rows[-1]['cpu_s']:.1f} s", flush=True)

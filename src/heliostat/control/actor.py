@@ -110,9 +110,10 @@ class Actor:
 
     def log_prob_and_entropy(self, rows: Rows) -> tuple[Float[Tensor, " row"], Float[Tensor, ""]]:
         """``log pi(a|s)`` of each row and the mean entropy; where that has no closed form, minus the mean log pi."""
-        distribution = self.policy.get_distribution(rows.observations)
-        log_prob = distribution.log_prob(rows.actions)
-        entropy = distribution.entropy()
+        with unvalidated():  # what is not finite is found in the gradient
+            distribution = self.policy.get_distribution(rows.observations)
+            log_prob = distribution.log_prob(rows.actions)
+            entropy = distribution.entropy()
         return log_prob, -log_prob.mean() if entropy is None else entropy.mean()
 
     def scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:

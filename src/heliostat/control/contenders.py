@@ -2,6 +2,8 @@
 
 Peers come from stable_baselines3 and sb3_contrib themselves. Their settings are those of rl-baselines3-zoo where an
 environment is listed here, and the libraries' defaults elsewhere; the budgets they were tuned for are often larger.
+MuJoCo is the exception: the zoo tunes it for a million steps and more, and here everybody has the defaults and
+normalised observations and rewards.
 
 Left out: tuning; every setting can be overridden by name.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from heliostat.config import nearest
@@ -80,6 +82,7 @@ _KNOWN = {
         settings={"n_steps": 1024, "gamma": 0.9, "n_critic_updates": 15, "use_sde": True, "sde_sample_freq": 4},
     ),
 }
+_MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5")
 
 
 def setup_of(algo: str, env: str) -> Setup:
@@ -90,7 +93,8 @@ def setup_of(algo: str, env: str) -> Setup:
     """
     if algo not in ALGORITHMS:
         raise ValueError(f"unknown algorithm '{algo}'{nearest(algo, ALGORITHMS)}; known: {', '.join(ALGORITHMS)}")
-    return _KNOWN.get((algo, env), _DEFAULTS[algo])
+    known = _KNOWN.get((algo, env), _DEFAULTS[algo])
+    return replace(known, normalize=True) if env in _MUJOCO else known
 
 
 def algorithm_class(algo: str) -> type[BaseAlgorithm]:
@@ -122,6 +126,16 @@ def arguments_of(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(rest) - known):
         raise ValueError(f"{algo} has no setting '{unknown[0]}'{nearest(unknown[0], known)}")
     return arguments
+
+
+def described(algo: str, env: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an algorithm runs with, for people: the known settings, those given, and what sizes a step by default."""
+    setup = setup_of(algo, env)
+    arguments = arguments_of(algo, {**setup.settings, **settings})
+    arguments.setdefault("learning_rate", inspect.signature(algorithm_class(algo)).parameters["learning_rate"].default)
+    if "direction" in arguments:
+        arguments["direction"] = str(arguments["direction"])
+    return {"num_envs": setup.num_envs, "normalize": setup.normalize, **arguments}
 
 
 def _direction(name: str, settings: Mapping[str, Any]) -> tuple[Any, set[str]]:

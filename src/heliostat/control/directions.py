@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from heliostat.config import nearest
@@ -25,6 +25,7 @@ from heliostat.control.actor import Actor, Rows, unvalidated
 from heliostat.control.sample_space import SampleSpaceNaturalGradient
 from heliostat.optim import Eva, Rank1NaturalGradient
 
+LogProb = Float[Tensor, " row"]
 SCORES_AT_ONCE = 8
 """From this many scores on, one vectorised pass is quicker than as many backward passes."""
 
@@ -44,13 +45,21 @@ class Direction(Protocol):
     def build(self, actor: Actor, lr: float) -> torch.optim.Optimizer:
         """The optimizer of the actor's parameters."""
 
-    def step(self, optimizer: Any, actor: Actor, rows: Rows, draws: np.random.Generator) -> None:
-        """One step on the gradients in place (of minus the objective)."""
+    def step(
+        self, optimizer: Any, actor: Actor, rows: Rows, draws: np.random.Generator, kept: LogProb | None = None
+    ) -> None:
+        """One step on the gradients in place (of minus the objective).
+
+        Args:
+            kept: log-probabilities of the rows with their graph, if it was kept; spares the scores' forward pass.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank1:
-    """The rank-1 natural gradient; the defaults are the paper's method, one score of one drawn sample.
+    """The rank-1 natural gradient and its form with m scores; ``num_scores=1`` is the paper's method.
+
+    The defaults are what the races of studies/rank1 chose: one score gained nothing over the plain gradient there.
 
     Attributes:
         damping: what the Fisher matrix is away from the scores; the effective learning rate is lr / damping.
@@ -70,8 +79,8 @@ class Rank1:
     """
 
     name: ClassVar[str] = "rank1"
-    damping: float = 1.0
-    num_scores: int = 1
+    damping: float = 0.1
+    num_scores: int = 16
     u: Literal["score", "mean_score", "grad"] = "score"
     block: Literal["global", "param", "layer"] = "global"
     ema: float = 0.0
@@ -91,37 +100,59 @@ class Rank1:
         settings["source"] = "gradient" if self.u == "grad" else "scores"
         return Rank1NaturalGradient(actor.named_parameters(), lr=lr, **settings)
 
-    def step(self, optimizer: Rank1NaturalGradient, actor: Actor, rows: Rows, draws: np.random.Generator) -> None:
-        _SUPPLY[self.u](self, optimizer, actor, rows, draws)
+    def step(
+        self,
+        optimizer: Rank1NaturalGradient,
+        actor: Actor,
+        rows: Rows,
+        draws: np.random.Generator,
+        kept: LogProb | None = None,
+    ) -> None:
+        _SUPPLY[self.u](self, optimizer, actor, rows, draws, kept)
 
-    def drawn(self, rows: Rows, draws: np.random.Generator) -> Rows:
-        """``num_scores`` of the rows, every one once if there are no more."""
+    def drawn(self, rows: Rows, draws: np.random.Generator) -> Int[Tensor, " sample"]:
+        """The numbers of ``num_scores`` of the rows, every one once if there are no more."""
         if self.num_scores >= len(rows):
-            return rows
+            return torch.arange(len(rows), device=rows.actions.device)
         index = draws.choice(len(rows), self.num_scores, replace=False)
-        return rows.take(torch.as_tensor(index, device=rows.actions.device))
+        return torch.as_tensor(index, device=rows.actions.device)
 
 
 def _by_scores(
-    rule: Rank1, optimizer: Rank1NaturalGradient, actor: Actor, rows: Rows, draws: np.random.Generator
+    rule: Rank1,
+    optimizer: Rank1NaturalGradient,
+    actor: Actor,
+    rows: Rows,
+    draws: np.random.Generator,
+    kept: LogProb | None,
 ) -> None:
     sample = rule.drawn(rows, draws)
     optimizer.num_scores = len(sample)
     if len(sample) < SCORES_AT_ONCE:
-        optimizer.step(score_closure=lambda: _quick_log_prob(actor, sample))
+        optimizer.step(score_closure=lambda: _log_prob(actor, rows, sample, kept))
     else:
-        optimizer.step(scores=actor.scores(sample))
+        optimizer.step(scores=actor.scores(rows.take(sample)))
 
 
 def _by_mean_score(
-    rule: Rank1, optimizer: Rank1NaturalGradient, actor: Actor, rows: Rows, draws: np.random.Generator
+    rule: Rank1,
+    optimizer: Rank1NaturalGradient,
+    actor: Actor,
+    rows: Rows,
+    draws: np.random.Generator,
+    kept: LogProb | None,
 ) -> None:
     sample = rule.drawn(rows, draws)
-    optimizer.step(score_closure=lambda: _quick_log_prob(actor, sample).mean())
+    optimizer.step(score_closure=lambda: _log_prob(actor, rows, sample, kept).mean())
 
 
 def _by_gradient(
-    rule: Rank1, optimizer: Rank1NaturalGradient, actor: Actor, rows: Rows, draws: np.random.Generator
+    rule: Rank1,
+    optimizer: Rank1NaturalGradient,
+    actor: Actor,
+    rows: Rows,
+    draws: np.random.Generator,
+    kept: LogProb | None,
 ) -> None:
     optimizer.step()
 
@@ -129,9 +160,11 @@ def _by_gradient(
 _SUPPLY = {"score": _by_scores, "mean_score": _by_mean_score, "grad": _by_gradient}
 
 
-def _quick_log_prob(actor: Actor, rows: Rows) -> Float[Tensor, " row"]:
-    with unvalidated():  # the whole batch has just been through the checks
-        return actor.log_prob(rows)
+def _log_prob(actor: Actor, rows: Rows, sample: Int[Tensor, " sample"], kept: LogProb | None) -> LogProb:
+    if kept is not None:
+        return kept[sample]
+    with unvalidated():  # the whole batch has just been through a forward pass
+        return actor.log_prob(rows.take(sample))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +194,9 @@ class EvaLayers:
     def build(self, actor: Actor, lr: float) -> Eva:
         return Eva(actor.layers(), lr=lr, **asdict(self))
 
-    def step(self, optimizer: Eva, actor: Actor, rows: Rows, draws: np.random.Generator) -> None:
+    def step(
+        self, optimizer: Eva, actor: Actor, rows: Rows, draws: np.random.Generator, kept: LogProb | None = None
+    ) -> None:
         optimizer.step()
 
 
@@ -187,7 +222,14 @@ class SampleSpace:
     def build(self, actor: Actor, lr: float) -> SampleSpaceNaturalGradient:
         return SampleSpaceNaturalGradient(actor.parameters, lr=lr, **asdict(self))
 
-    def step(self, optimizer: SampleSpaceNaturalGradient, actor: Actor, rows: Rows, draws: np.random.Generator) -> None:
+    def step(
+        self,
+        optimizer: SampleSpaceNaturalGradient,
+        actor: Actor,
+        rows: Rows,
+        draws: np.random.Generator,
+        kept: LogProb | None = None,
+    ) -> None:
         optimizer.step(scores=actor.scores(rows), advantages=rows.advantages)
 
 
@@ -202,7 +244,14 @@ class Gradient:
     def build(self, actor: Actor, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(actor.parameters, lr=lr, momentum=self.momentum)
 
-    def step(self, optimizer: torch.optim.Optimizer, actor: Actor, rows: Rows, draws: np.random.Generator) -> None:
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        actor: Actor,
+        rows: Rows,
+        draws: np.random.Generator,
+        kept: LogProb | None = None,
+    ) -> None:
         optimizer.step()
 
 
@@ -218,7 +267,14 @@ class AdamGradient:
     def build(self, actor: Actor, lr: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(actor.parameters, lr=lr, betas=self.betas, eps=self.eps)
 
-    def step(self, optimizer: torch.optim.Optimizer, actor: Actor, rows: Rows, draws: np.random.Generator) -> None:
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        actor: Actor,
+        rows: Rows,
+        draws: np.random.Generator,
+        kept: LogProb | None = None,
+    ) -> None:
         optimizer.step()
 
 

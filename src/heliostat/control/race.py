@@ -18,7 +18,7 @@ from queue import Empty
 from typing import Any
 
 from heliostat.config import ConfigError, nearest
-from heliostat.control.contenders import arguments_of, setup_of
+from heliostat.control.contenders import arguments_of, described, setup_of
 from heliostat.control.lap import Lap, Row, run_lap
 from heliostat.control.runs import LAPS, MODELS, SETTINGS
 
@@ -60,7 +60,7 @@ def race(
         "algos": list(dict.fromkeys(algos)),
         "num_seeds": num_seeds,
         "num_steps": num_steps,
-        "settings": {algo: {**_written(setup_of(algo, env)), **settings} for algo in algos},
+        "settings": {algo: described(algo, env, settings) for algo in algos},
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
     (folder / SETTINGS).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
@@ -107,7 +107,3 @@ def _check(env: str, algos: Sequence[str], settings: Settings, folder: Path) -> 
             raise ConfigError(str(error)) from None
     if (folder / LAPS).exists():
         raise ConfigError(f"{folder} holds a run already; choose another folder with --run")
-
-
-def _written(setup: Any) -> dict[str, Any]:
-    return {"num_envs": setup.num_envs, "normalize": setup.normalize, **setup.settings}

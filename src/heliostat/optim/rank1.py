@@ -11,7 +11,7 @@ Left out: choosing the samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isfinite
@@ -21,11 +21,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from heliostat.optim.finite import ExtraPass, FiniteStep
-from heliostat.optim.reductions import all_finite, dot, inner, wide
-from heliostat.optim.scores import Score, ScoreBuffer
+from heliostat.optim.reductions import all_finite, dot, local, summed_over_shards, wide
+from heliostat.optim.scores import Rows, ScoreBuffer
 
 Block = Literal["global", "param", "layer"]
 Source = Literal["scores", "gradient"]
@@ -47,20 +46,11 @@ class Rank1Report:
 
 
 @dataclass(slots=True)
-class _Products:
-    """One tensor's inner products: ``U'U``, ``U'g``, and which scores reach the tensor."""
-
-    gram: Tensor
-    cross: Tensor
-    present: list[int]
-
-
-@dataclass(slots=True)
 class _Solved:
     """One block's coefficients: ``d = D^-1 (g - sum_k weights_k u_k)``, and ``g' d``."""
 
     parameters: list[Tensor]
-    weights: list[float]
+    weights: np.ndarray
     decrement: float
 
 
@@ -186,46 +176,47 @@ class Rank1NaturalGradient(FiniteStep):
         if scores is not None:
             self._scores.add(scores)
         groups = {p: group for group in self.param_groups for p in self.with_gradient(group)}
-        used = self._take()
+        num_scores, rows = self._take()
         if not groups:
             return loss
-        products = _inner_products(used, list(groups))
-        squares = sum(float(part.gram.diagonal().sum()) for part in products.values()) / len(used)
-        if not self._is_finite(products, squares):
+        products = _inner_products(num_scores, rows, list(groups))
+        squares = float(products.sum(0)[:, 1:].trace()) / num_scores
+        if not (isfinite(squares) and np.isfinite(products).all() and all_finite(_unscored(groups, rows))):
             self.skip("the gradient or a score")
             return loss
         if self.ema:
-            used = [self._remember(index, score) for index, score in enumerate(used)]
-            products = _inner_products(used, list(groups))
-        solved = [self._solve(parameters, len(used), products, groups) for parameters in self._blocks(groups)]
+            rows = self._remember(num_scores, rows)
+            products = _inner_products(num_scores, rows, list(groups))
+        solved = self._solve(products, groups)
         kl, scale = self._trust_region(solved)
         for block in solved:
             for parameter in block.parameters:
-                given = [(w, u[parameter]) for w, u in zip(block.weights, used, strict=True) if parameter in u]
-                self._move(parameter, groups[parameter], given, scale)
+                self._move(parameter, groups[parameter], rows.get(parameter), block, scale)
         self.num_steps += 1
         self.report = Rank1Report(squares, kl, scale)
         return loss
 
-    def _take(self) -> list[Score]:
+    def _take(self) -> tuple[int, Rows]:
+        """How many scores there are, and this process's part of them."""
         if self.source == "gradient":
-            return [{p: p.grad for p in self.parameters() if p.grad is not None}]
-        return self._scores.take(self.num_scores, self.parameters(), self.process_group)
+            return 1, {p: local(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
+        return self._scores.take_rows(self.num_scores, self.parameters(), self.process_group)
 
-    def _is_finite(self, products: Mapping[Tensor, _Products], squares: float) -> bool:
-        """A number in g that is not finite makes ``u'g`` so too (0 times it is NaN); g is read only where no u is."""
-        alone = [_gradient(parameter) for parameter, part in products.items() if not part.present]
-        along = sum(float(part.cross.sum()) for part in products.values())
-        return isfinite(squares) and isfinite(along) and all_finite(alone)
-
-    def _remember(self, index: int, score: Score) -> Score:
-        """The running mean of the score in place ``index``."""
-        means: Score = {}
+    def _remember(self, num_scores: int, rows: Rows) -> Rows:
+        """The running mean of the score in every place."""
+        means: Rows = {}
         for parameter in self.parameters():
-            state, key = self.state[parameter], f"score_mean_{index}"
-            new = wide(score[parameter]) if parameter in score else torch.zeros_like(wide(parameter))
-            state[key] = state[key].mul_(self.ema).add_(new, alpha=1 - self.ema) if key in state else new.clone()
-            means[parameter] = state[key]
+            state = self.state[parameter]
+            new = wide(rows[parameter]) if parameter in rows else None
+            for index in range(num_scores):
+                key = f"score_mean_{index}"
+                known = key in state
+                if not known:
+                    state[key] = torch.zeros_like(wide(parameter))
+                mean = local(state[key], parameter).mul_(self.ema)
+                if new is not None:
+                    mean.add_(new[index], alpha=1 - self.ema if known else 1.0)
+            means[parameter] = torch.stack([local(state[f"score_mean_{k}"], parameter) for k in range(num_scores)])
         return means
 
     def _blocks(self, groups: dict[Tensor, dict[str, Any]]) -> list[list[Tensor]]:
@@ -243,27 +234,22 @@ class Rank1NaturalGradient(FiniteStep):
             layers.setdefault(names[parameter].rpartition(".")[0], []).append(parameter)
         return list(layers.values())
 
-    def _solve(
-        self,
-        block: list[Tensor],
-        m: int,
-        products: Mapping[Tensor, _Products],
-        groups: Mapping[Tensor, dict[str, Any]],
-    ) -> _Solved:
-        """The coefficients of the scores in ``d``, from an m x m system in float64."""
-        gram, cross, own = torch.eye(m, dtype=torch.float64) * m, torch.zeros(m, dtype=torch.float64), 0.0
-        for parameter in block:
-            part, damping = products[parameter], groups[parameter]["damping"]
-            if len(part.present) == m:
-                gram.add_(part.gram, alpha=1 / damping)
-                cross.add_(part.cross, alpha=1 / damping)
-            elif part.present:
-                gram[np.ix_(part.present, part.present)] += part.gram / damping
-                cross[part.present] += part.cross / damping
+    def _solve(self, products: np.ndarray, groups: dict[Tensor, dict[str, Any]]) -> list[_Solved]:
+        """Every block's coefficients of the scores in ``d``, from an m x m system in float64."""
+        place = {parameter: index for index, parameter in enumerate(groups)}
+        damping = np.array([group["damping"] for group in groups.values()])[:, None, None]
+        weighted, num_scores = products / damping, products.shape[1]
+        solved = []
+        for block in self._blocks(groups):
+            total = weighted[[place[parameter] for parameter in block]].sum(0)
+            cross, gram = total[:, 0], total[:, 1:]
+            system = gram + num_scores * np.eye(num_scores)
+            weights = cross / system[0] if num_scores == 1 else np.linalg.solve(system, cross)
+            own = 0.0
             if self.max_kl is not None:
-                own += dot([_gradient(parameter)], [_gradient(parameter)]) / damping
-        weights = cross / gram[0] if m == 1 else torch.linalg.solve(gram, cross)
-        return _Solved(block, weights.tolist(), own - float(cross @ weights))
+                own = sum(dot([_gradient(p)], [_gradient(p)]) / groups[p]["damping"] for p in block)
+            solved.append(_Solved(block, weights, own - float(cross @ weights)))
+        return solved
 
     def _trust_region(self, solved: list[_Solved]) -> tuple[float, float]:
         """The step's divergence at the largest group's learning rate, and what shortens it to ``max_kl``."""
@@ -274,28 +260,35 @@ class Rank1NaturalGradient(FiniteStep):
         scale = min(1.0, (self.max_kl / kl) ** 0.5) if kl > 0 else 1.0
         return kl * scale**2, scale
 
-    def _move(self, parameter: Tensor, group: dict[str, Any], given: list[tuple[float, Tensor]], scale: float) -> None:
-        """``w <- (1 - lr wd) w - lr d``, without a temporary where there is no momentum and the type is wide."""
-        lr, momentum = group["lr"], group["momentum"]
-        factor = scale / group["damping"]
-        target = wide(parameter)
+    def _move(
+        self, parameter: Tensor, group: dict[str, Any], rows: Tensor | None, block: _Solved, scale: float
+    ) -> None:
+        """``w <- (1 - lr wd) w - lr d``, without a temporary where there is no momentum and the type is wide.
+
+        Gradient and score are added one after the other, while the weights they are added to are in the cache.
+        """
+        lr, momentum, factor = group["lr"], group["momentum"], scale / group["damping"]
+        part = local(parameter, parameter)
+        target = wide(part)
         if group["weight_decay"]:
             target.mul_(1 - lr * group["weight_decay"])
-        rate = -lr
-        if momentum:
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(target)
-            receiver, rate = state["momentum_buffer"].mul_(momentum), 1.0
-        else:
-            receiver = target
-        receiver.add_(wide(_gradient(parameter)), alpha=rate * factor)
-        for weight, score in given:
-            receiver.add_(wide(score), alpha=-rate * factor * weight)
+        receiver, rate = (self._buffer(parameter).mul_(momentum), 1.0) if momentum else (target, -lr)
+        receiver.add_(wide(local(_gradient(parameter), parameter)), alpha=rate * factor)
+        if rows is not None and len(block.weights) == 1:
+            receiver.add_(wide(rows)[0], alpha=-rate * factor * float(block.weights[0]))
+        elif rows is not None:
+            weights = torch.as_tensor(-rate * factor * block.weights).to(receiver)
+            receiver.add_((weights @ wide(rows).flatten(1)).view(receiver.shape))
         if momentum:
             target.add_(receiver, alpha=-lr)
-        if target is not parameter:
-            parameter.copy_(target)
+        if target is not part:
+            part.copy_(target)
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(wide(parameter))
+        return local(state["momentum_buffer"], parameter)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -303,33 +296,25 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _inner_products(scores: list[Score], parameters: list[Tensor]) -> dict[Tensor, _Products]:
-    """``U'U`` and ``U'g`` of every tensor, in float64 on the CPU."""
-    if len(scores) == 1:
-        return _of_one_score(scores[0], parameters)
-    return {parameter: _of_many(scores, parameter) for parameter in parameters}
+def _unscored(groups: Iterable[Tensor], rows: Rows) -> list[Tensor]:
+    """Gradients that no score meets. A number in another that is not finite makes ``u'g`` so too: 0 times it is NaN."""
+    return [_gradient(parameter) for parameter in groups if parameter not in rows]
 
 
-def _of_one_score(score: Score, parameters: list[Tensor]) -> dict[Tensor, _Products]:
-    """Two numbers a tensor, all read at once."""
-    reached = [parameter for parameter in parameters if parameter in score]
-    pairs = [inner(score[p], other) for p in reached for other in (score[p], _gradient(p))]
-    numbers = torch.stack(pairs).double().cpu().reshape(-1, 2, 1) if pairs else torch.zeros(0, 2, 1)
-    found = {p: _Products(row[:1], row[1], [0]) for p, row in zip(reached, numbers, strict=True)}
-    nothing = _Products(torch.zeros(0, 0), torch.zeros(0), [])
-    return {parameter: found.get(parameter, nothing) for parameter in parameters}
-
-
-def _of_many(scores: list[Score], parameter: Tensor) -> _Products:
-    """Several plain scores in one matrix product; sharded ones pair by pair."""
-    present = [index for index, score in enumerate(scores) if parameter in score]
-    gradient, given = _gradient(parameter), [scores[index][parameter] for index in present]
-    if not given:
-        return _Products(torch.zeros(0, 0), torch.zeros(0), [])
-    if isinstance(gradient, DTensor):
-        gram = torch.stack([inner(a, b) for a in given for b in given]).reshape(len(given), -1)
-        cross = torch.stack([inner(a, gradient) for a in given])
-    else:
-        rows = wide(torch.stack(given)).flatten(1)
-        gram, cross = rows @ rows.T, rows @ wide(gradient).reshape(-1)
-    return _Products(gram.double().cpu(), cross.double().cpu(), present)
+def _inner_products(num_scores: int, rows: Rows, parameters: list[Tensor]) -> np.ndarray:
+    """``[U'g, U'U]`` of every tensor, [tensor, m, 1 + m] in float64 on the CPU; zero where no score is."""
+    products = np.zeros((len(parameters), num_scores, 1 + num_scores))
+    reached = [index for index, parameter in enumerate(parameters) if parameter in rows]
+    parts: list[Tensor] = []
+    for parameter in (parameters[index] for index in reached):
+        scores, gradient = wide(rows[parameter]), wide(local(_gradient(parameter), parameter)).reshape(-1)
+        if num_scores == 1:  # two calls less than the matrix products, for as small a tensor as a bias
+            alone = scores.reshape(-1)
+            parts += [torch.dot(alone, gradient), torch.dot(alone, alone)]
+        else:
+            flat = scores.flatten(1)
+            parts.append(torch.cat(((flat @ gradient)[:, None], flat @ flat.T), 1))
+    if parts:
+        summed = summed_over_shards(parts, [parameters[index] for index in reached])
+        products[reached] = summed.reshape(-1, num_scores, 1 + num_scores)
+    return products

@@ -6,10 +6,12 @@ Left out: reductions over data-parallel ranks, whose gradients are equal already
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
@@ -35,12 +37,42 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def local(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this process holds of a tensor cut as ``like`` is; a plain tensor is held whole."""
+    if not isinstance(like, DTensor):
+        return tensor
+    assert isinstance(tensor, DTensor)
+    part: Tensor = tensor.redistribute(placements=like.placements).to_local()
+    return part
+
+
+def summed_over_shards(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:
+    """Products over this process's part of each parameter, summed over parts; float64, [product, ...].
+
+    As many products for every parameter, in the parameters' order. One read and, for each way in which parameters are
+    cut, one collective.
+    """
+    stacked = torch.stack(list(parts)).double()
+    each = len(parts) // len(parameters)
+    ways: dict[Any, list[int]] = {}
+    for index, parameter in enumerate(parameters):
+        if isinstance(parameter, DTensor):
+            own = range(index * each, (index + 1) * each)
+            ways.setdefault((parameter.device_mesh, parameter.placements), []).extend(own)
+    for (mesh, placements), indices in ways.items():
+        over = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
+        stacked[indices] = DTensor.from_local(stacked[indices], mesh, over).full_tensor()
+    return stacked.cpu().numpy()
+
+
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no entry is NaN or infinite, read once: any such entry makes the sum so too.
 
     Limits:
         Finite entries whose sum overflows count as not finite: a step with them would be lost as well.
     """
+    if not tensors:
+        return True
     total = torch.zeros((), dtype=torch.float64)
     for tensor in tensors:
         part = wide(tensor).sum()

@@ -14,15 +14,26 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.optim.reductions import local
+
 Score = dict[Tensor, Tensor]
 """The gradient of one sample's log-probability, by parameter; parameters it does not reach are absent."""
+
+Rows = dict[Tensor, Tensor]
+"""Several scores by parameter, one a row: this process's part of ``[m, *parameter.shape]``."""
 
 
 @dataclass(slots=True)
 class ScoreBuffer:
-    """Scores collected since the last step."""
+    """Scores collected since the last step.
+
+    Attributes:
+        pending: one by one.
+        ready: given all at once, as rows.
+    """
 
     pending: list[Score] = field(default_factory=list)
+    ready: Rows = field(default_factory=dict)
 
     @contextmanager
     def backward_inside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
@@ -54,7 +65,9 @@ class ScoreBuffer:
         num_scores = {len(rows) for rows in scores.values()}
         if len(num_scores) != 1:
             raise RuntimeError(f"scores must hold as many samples for every parameter, got {sorted(num_scores)}")
-        self.pending += [{p: rows[index] for p, rows in scores.items()} for index in range(num_scores.pop())]
+        if self.pending or self.ready:
+            raise RuntimeError("a step takes scores one by one or all at once, not both")
+        self.ready = dict(scores)
 
     def take(self, num_scores: int, parameters: Sequence[Tensor], ranks: dist.ProcessGroup | None) -> list[Score]:
         """Empty the buffer; with a process group, every rank's scores, in the same order on each.
@@ -62,13 +75,41 @@ class ScoreBuffer:
         Raises:
             RuntimeError: this process does not have exactly ``num_scores``.
         """
-        scores, self.pending = self.pending, []
-        if len(scores) != num_scores:
-            raise RuntimeError(
-                f"a step takes {num_scores} scores and got {len(scores)}: run 'with optimizer.score(): "
-                "log_prob.backward()' for each sample, or pass score_closure"
-            )
+        scores, self.pending, self.ready = self.pending or _singly(self.ready), [], {}
+        _check(len(scores), num_scores)
         return scores if ranks is None else [one for score in scores for one in _everywhere(score, parameters, ranks)]
+
+    def take_rows(
+        self, num_scores: int, parameters: Sequence[Tensor], ranks: dist.ProcessGroup | None
+    ) -> tuple[int, Rows]:
+        """As ``take``, in rows: how many, and this process's part of them. A score's row is zero where it is absent."""
+        if self.ready and ranks is None:
+            rows, self.ready = self.ready, {}
+            _check(len(next(iter(rows.values()))), num_scores)
+            return num_scores, rows
+        scores = self.take(num_scores, parameters, ranks)
+        reached = [parameter for parameter in parameters if any(parameter in score for score in scores)]
+        return len(scores), {parameter: _stacked(scores, parameter) for parameter in reached}
+
+
+def _check(got: int, wanted: int) -> None:
+    if got != wanted:
+        raise RuntimeError(
+            f"a step takes {wanted} scores and got {got}: run 'with optimizer.score(): "
+            "log_prob.backward()' for each sample, or pass score_closure"
+        )
+
+
+def _singly(rows: Rows) -> list[Score]:
+    num_scores = len(next(iter(rows.values()))) if rows else 0
+    return [{p: part[index] for p, part in rows.items()} for index in range(num_scores)]
+
+
+def _stacked(scores: Sequence[Score], parameter: Tensor) -> Tensor:
+    parts = [local(score[parameter], parameter) if parameter in score else None for score in scores]
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0][None]
+    return torch.stack([torch.zeros_like(local(parameter, parameter)) if part is None else part for part in parts])
 
 
 def _everywhere(score: Score, parameters: Sequence[Tensor], ranks: dist.ProcessGroup) -> list[Score]:

@@ -56,7 +56,9 @@ def test_a_run_folder_holds_every_algorithm_and_seed(folder):
         assert rows[-1]["step"] >= 600
         assert [row["cpu_s"] for row in rows] == sorted(row["cpu_s"] for row in rows)
         assert 0 < rows[-1]["update_s"] < rows[-1]["cpu_s"]
-    assert run.about["settings"]["smac"]["gamma"] == 0.9
+    settings = run.about["settings"]["smac"]
+    assert (settings["gamma"], settings["learning_rate"]) == (0.9, 0.3)
+    assert "num_scores=16" in settings["direction"]
     low, middle, high = (getattr(run.final("smac"), end) for end in ("low", "value", "high"))
     assert low <= middle <= high
     assert {path.name for path in (folder / "models").iterdir()} == {f"{a}-{s}.zip" for a in run.algos for s in (0, 1)}

@@ -86,7 +86,7 @@ def test_a_truncated_episode_is_bootstrapped_and_a_terminated_one_is_not():
 
 
 @pytest.mark.parametrize(
-    "direction", ["rank1", Rank1(num_scores=16, damping=0.1), "eva", "sample-space", "sgd", "adam"], ids=str
+    "direction", ["rank1", Rank1(num_scores=1, damping=1.0), "eva", "sample-space", "sgd", "adam"], ids=str
 )
 def test_every_direction_solves_the_identity(direction):
     lr = {"adam": 0.02, "eva": 0.05}.get(direction, 1.0)
@@ -103,7 +103,7 @@ def test_every_direction_solves_the_identity(direction):
         (
             lambda: IdentityEnvBox(eps=0.5, ep_length=20),
             17,
-            {"learning_rate": 1e3, "gamma": 0.0, "direction": Rank1(max_kl=0.02)},
+            {"learning_rate": 1e3, "gamma": 0.0, "direction": Rank1(num_scores=1, damping=1.0, max_kl=0.02)},
         ),
     ],
     ids=["multi-discrete", "multi-binary", "box"],
@@ -112,6 +112,12 @@ def test_every_action_space_solves_the_identity(env, threshold, settings):
     model = small(DummyVecEnv([env]), **{"n_steps": 64, "gamma": 0.5, "learning_rate": 1.0, **settings})
     model.learn(4_000)
     assert evaluate_policy(model, model.get_env(), 5, warn=False)[0] >= threshold
+
+
+def test_the_plain_call_learns_cartpole():
+    """Seeds 0, 1 and 2 had 460 to 500 after these steps; one score with the same settings had 111."""
+    model = SMAC("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(15_000)
+    assert evaluate_policy(model, model.get_env(), 10, warn=False)[0] > 300
 
 
 def weights(model):
@@ -124,7 +130,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     assert not torch.equal(weights(first), weights(other))
 
 
-@pytest.mark.parametrize("direction", [Rank1(ema=0.5, momentum=0.5), Gradient(momentum=0.9), "eva"], ids=str)
+@pytest.mark.parametrize(
+    "direction", [Rank1(num_scores=2, ema=0.5, momentum=0.5), Gradient(momentum=0.9), "eva"], ids=str
+)
 def test_a_saved_model_continues_exactly(direction, tmp_path):
     made = small("CartPole-v1", n_steps=32, direction=direction, learning_rate=0.1).learn(96)
     made.save(tmp_path / "smac")
@@ -197,8 +205,9 @@ def test_a_gradient_of_the_critic_that_is_not_finite_leaves_its_weights():
     assert all(torch.equal(p, b) for p, b in zip(model.actor.critic_parameters, before, strict=True))
 
 
-def test_an_exploding_score_is_skipped_counted_and_logged():
-    model = small("Pendulum-v1", n_steps=16, learning_rate=0.01)
+@pytest.mark.parametrize("num_scores", [1, 16])
+def test_an_exploding_score_is_skipped_counted_and_logged(num_scores):
+    model = small("Pendulum-v1", n_steps=16, learning_rate=0.01, direction=Rank1(num_scores=num_scores))
     model.learn(16)
     with torch.no_grad():
         model.policy.log_std.fill_(-45.0)  # |u|^2 is of order e^180

@@ -226,6 +226,32 @@ def test_the_number_of_scores_is_checked():
         optimizer.step()
 
 
+def test_scores_come_one_by_one_or_all_at_once():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = Rank1NaturalGradient([weight], lr=0.1, num_scores=2)
+    with optimizer.score():
+        weight.sum().backward()
+    with pytest.raises(RuntimeError, match="not both"):
+        optimizer.step(scores={weight: torch.ones(1, 2)})
+
+
+def test_a_tensor_that_some_scores_do_not_reach_counts_as_zero_there():
+    weights = [torch.nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64)) for _ in range(3)]
+    optimizer = Rank1NaturalGradient(weights, lr=0.1, num_scores=2, damping=0.5)
+    with optimizer.score():
+        (weights[0] ** 2).sum().backward()
+    with optimizer.score():
+        (weights[0].sum() * weights[1][0] + weights[1].sum() * 3.0).backward()
+    before = flat(weights)
+    for index, weight in enumerate(weights):
+        weight.grad = torch.tensor([1.0, 2.0 + index], dtype=torch.float64)
+    gradient = flat([weight.grad for weight in weights])
+    scores = torch.tensor([[2.0, -2.0, 0, 0, 0, 0], [1.0, 1.0, 3.0, 3.0, 0, 0]], dtype=torch.float64).T
+    optimizer.step()
+    expected = dense_direction(gradient, scores, torch.full_like(gradient, 0.5))
+    torch.testing.assert_close((before - flat(weights)) / 0.1, expected)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
