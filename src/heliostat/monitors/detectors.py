@@ -52,8 +52,12 @@ class Detector(ABC):
     """Something that reads one value at a time."""
 
     @abstractmethod
-    def update(self, value: float) -> Reading | None:
-        """Judge a finite value and remember it; ``None`` while there is nothing to compare with."""
+    def update(self, value: float, learns: bool = True) -> Reading | None:
+        """Judge a finite value; ``None`` while there is nothing to compare with.
+
+        Args:
+            learns: whether the value counts as one of the run's own from now on.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Limit(Detector):
     hold: int = 1
     beyond: int = 0
 
-    def update(self, value: float) -> Reading:
+    def update(self, value: float, learns: bool = True) -> Reading:
         out = value > self.threshold if self.side == "high" else value < self.threshold
         self.beyond = self.beyond + 1 if out else 0
         alarm = self.beyond >= self.hold
@@ -96,10 +100,11 @@ class Referenced(Detector):
 
     reference: Reference
 
-    def update(self, value: float) -> Reading | None:
+    def update(self, value: float, learns: bool = True) -> Reading | None:
         centre = self.reference.centre()
         reading = None if centre is None else self.judge(value, centre)
-        self.reference.add(value)
+        if learns:
+            self.reference.add(value)
         return reading
 
     @abstractmethod
