@@ -116,12 +116,15 @@ METRICS: dict[str, Metric] = {
     "panel/pass@k": Metric("fraction", "chance that one of the panel's k samples succeeds, unbiased"),
     "panel/greedy": Metric("fraction", "success rate of greedy decoding on the guard's panel"),
     "panel/reward": Metric("reward", "mean reward of sampled completions on the guard's panel"),
-    "panel/gap": Metric("reward", "training reward minus the panel's reward: what held-out problems do not confirm"),
+    "panel/gap": Metric(
+        "reward", "training reward since the last panel minus the panel's: what held-out problems do not confirm"
+    ),
     "feedback/statistic": Metric("value", "the statistic of the model's own text that supervised steps hold"),
     "feedback/target": Metric("value", "what it is held at"),
     "feedback/output": Metric("fraction", "how far the feedback's controller has pushed its actuator"),
     "guard/alarms": Metric("count", "rules of the guard whose alarm is up"),
     "guard/rollbacks": Metric("count", "times the run has gone back to a checkpoint so far"),
+    "guard/step_scale": Metric("fraction", "what the guard left of this step's learning rate"),
     "guard/entropy_target": Metric("nats/token", "what the guard holds entropy at"),
     "guard/output": Metric("fraction", "how far the guard's controller has pushed its actuator"),
     "guard/setting": Metric("value", "value of the actuated setting in the next step"),

@@ -4,7 +4,7 @@
     python studies/guard/answers.py --table                         the tables of the page
 
 "Write a pair of digits that sums to n": five to nine answers are right, and the reward does not care which is given.
-No arm was tuned: every value was fixed beforehand.
+Every arm is tuned with the same number of trials on seeds of their own; what is reported are five other seeds.
 
 Left out: larger models and longer answers.
 """
@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
@@ -37,6 +38,9 @@ NUM_SAMPLES = 64
 KEPT = 0.05
 """An answer counts as covered if it is at least this share of the right samples; uniform shares are 0.11 to 0.2."""
 SEEDS = (0, 1, 2, 3, 4)
+TUNING_SEEDS = (20, 21)
+MOST_LOST = 0.01
+"""The goal's share of reward: tuning takes the most coverage among settings that lose no more, else the least loss."""
 K = 8
 
 BASE = {
@@ -53,15 +57,20 @@ BASE = {
 WARM_START = {"warm_start.num_steps": 1000, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
               "warm_start.stop_at": 0.75, "warm_start.eval_every": 50, "train.num_steps": 0,
               "eval.num_problems": 40, "eval.samples_per_problem": 4}  # fmt: skip
-VARIETY = {"guard.actuator": "variety-bonus", "guard.entropy_target": 1.0}
-ARMS: dict[str, dict[str, object]] = {
-    "off": {"guard.mode": "off"},
-    "PI": VARIETY,
-    "bang-bang": {**VARIETY, "guard.controller": "bang-bang"},
-    "clip-higher": {"guard.mode": "off", "objective.clip_high": 0.28},
-    "KL": {"guard.mode": "off", "objective.kl_ref": 0.05},
+VARIETY = {"guard.actuator": "variety-bonus"}
+ARMS: dict[str, tuple[dict[str, object], str, tuple[float, ...]]] = {
+    "off": ({"guard.mode": "off"}, "", ()),
+    "PI": (VARIETY, "guard.entropy_target", (0.6, 0.8, 1.0)),
+    "bang-bang": ({**VARIETY, "guard.controller": "bang-bang"}, "guard.entropy_target", (0.6, 0.8, 1.0)),
+    "clip-higher": ({"guard.mode": "off"}, "objective.clip_high", (0.24, 0.28, 0.4)),
+    "KL": ({"guard.mode": "off"}, "objective.kl_ref", (0.01, 0.02, 0.05)),
 }
-"""What each arm sets."""
+"""What each arm sets, and the setting it is tuned in with its trials."""
+
+
+def settings_of(arm: str, value: float | None) -> dict[str, object]:
+    fixed, key, _ = ARMS[arm]
+    return fixed if value is None else {**fixed, key: value}
 
 
 def make(work: Path, seed: int, settings: dict[str, object]) -> Recipe:
@@ -70,19 +79,19 @@ def make(work: Path, seed: int, settings: dict[str, object]) -> Recipe:
     return build_recipe({"task": [task]}, {**BASE, "run.seed": seed, **settings})
 
 
-def one(work: Path, arm: str, seed: int) -> dict:
+def one(work: Path, arm: str, value: float | None, seed: int) -> dict:
     """One run, as a row of results."""
     start = work / f"start-{seed}"
     if not (start / "model").exists():
         run_sft(make(work, seed, WARM_START), run_dir=start)
-    recipe = make(work, seed, {**ARMS[arm], "model.path": str(start / "model"), "model.settings": {}})
+    recipe = make(work, seed, {**settings_of(arm, value), "model.path": str(start / "model"), "model.settings": {}})
     began = time.process_time()
-    name = f"{arm}-{seed}"
+    name = f"{arm}-{value}-{seed}"
     result = run_recipe(recipe, work / name)
     log = [row for row in read_metrics(result.folder / "metrics.jsonl") if row["step"] > 0]
     keys = ("reward/mean", "policy/entropy", "guard/output")
     curves = {key: [round(row[key], 4) for row in log[9::10]] for key in keys if key in log[-1]}
-    return {"arm": arm, "seed": seed, "status": result.status,
+    return {"arm": arm, "value": value, "seed": seed, "status": result.status,
             "start": measure(make(work, seed, {"model.path": str(start / "model"), "model.settings": {}})),
             "end": measure(make(work, seed, {"model.path": str(work / name / "model"), "model.settings": {}})),
             "curves": curves, "cpu_s": round(time.process_time() - began, 1)}  # fmt: skip
@@ -119,11 +128,52 @@ def stored() -> list[dict]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def next_run(rows: list[dict]) -> tuple[str, int] | None:
-    """The first run of the plan that is missing: the two arms that the goal compares, then the others."""
-    done = {(row["arm"], row["seed"]) for row in rows}
-    first = [(arm, seed) for seed in SEEDS for arm in ("off", "PI")]
-    return next((run for run in [*first, *((arm, seed) for seed in SEEDS for arm in ARMS)] if run not in done), None)
+Run = tuple[str, float | None, int]
+
+
+def plan(rows: list[dict]) -> Iterator[Run]:
+    """Trials of every arm, then the seeds that count, all arms equally far at any time."""
+    for seed in TUNING_SEEDS:
+        for arm, (_, _, values) in ARMS.items():
+            yield from ((arm, value, seed) for value in values or (None,))
+    for seed in SEEDS:
+        yield from ((arm, chosen(rows, arm), seed) for arm in ARMS)
+
+
+def next_run(rows: list[dict]) -> Run | None:
+    """The first run of the plan that is missing."""
+    done = {(row["arm"], row["value"], row["seed"]) for row in rows}
+    return next((run for run in plan(rows) if run not in done), None)
+
+
+def chosen(rows: list[dict], arm: str) -> float | None:
+    """The tuned setting: the most coverage at no more than ``MOST_LOST`` of the reward, else the least loss."""
+    ends = {(row["arm"], row["value"], row["seed"]): row["end"] for row in rows}
+
+    def told(value: float | None, key: str, arm: str = arm) -> float:
+        return mean(ends[arm, value, seed][key] for seed in TUNING_SEEDS)
+
+    values = ARMS[arm][2]
+    if not values:
+        return None
+    baseline = mean(ends["off", None, seed]["reward"] for seed in TUNING_SEEDS)
+    cheap = [value for value in values if told(value, "reward") >= (1 - MOST_LOST) * baseline]
+    if cheap:
+        return max(cheap, key=lambda value: told(value, "coverage"))
+    return max(values, key=lambda value: told(value, "reward"))
+
+
+def trials(rows: list[dict]) -> str:
+    """Every trial of the tuning seeds."""
+    lines = ["| arm | setting | reward | coverage | |", "| --- | --- | --- | --- | --- |"]
+    for arm, (_, key, values) in ARMS.items():
+        for value in values or (None,):
+            found = [row["end"] for row in rows if (row["arm"], row["value"]) == (arm, value)
+                     and row["seed"] in TUNING_SEEDS]  # fmt: skip
+            mark = "chosen" if value is not None and value == chosen(rows, arm) else ""
+            numbers = " | ".join(f"{mean(end[name] for end in found):.3f}" for name in ("reward", "coverage"))
+            lines.append(f"| {arm} | {key or '–'} {'' if value is None else value} | {numbers} | {mark} |")
+    return "\n".join(lines)
 
 
 def table(rows: list[dict]) -> str:
@@ -131,8 +181,10 @@ def table(rows: list[dict]) -> str:
     head = ("arm", "seeds", "reward", "coverage", "× off", "reward − off, points", "effective share", "pass@8",
             "named pass@8")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    ends = {(row["arm"], row["seed"]): row["end"] for row in rows}
-    starts = [row["start"] for row in rows if row["arm"] == "off"]
+    tuned = {arm: chosen(rows, arm) for arm in ARMS}
+    counted = [row for row in rows if row["seed"] in SEEDS and row["value"] == tuned[row["arm"]]]
+    ends = {(row["arm"], row["seed"]): row["end"] for row in counted}
+    starts = [row["start"] for row in counted if row["arm"] == "off"]
     for arm in ARMS:
         seeds = [seed for seed in SEEDS if (arm, seed) in ends and ("off", seed) in ends]
         if not seeds:
@@ -173,7 +225,9 @@ def main() -> None:
         while time.monotonic() < until and (run := next_run(stored())) is not None:
             with RESULTS.open("a") as file:
                 file.write(json.dumps(one(args.work, *run)) + "\n")
-    print(table(stored()))
+    rows = stored()
+    if any(row["seed"] in SEEDS for row in rows):
+        print(trials(rows) + "\n\n" + table(rows))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from heliostat.train import run_recipe
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 HEALTHY = HERE / "healthy.jsonl"
-FIRST_HEALTHY_SEED = 10
+FIRST_HEALTHY_SEED = 30
 NUM_STEPS = 140
 SEEN = ("note", "freeze controllers", "rollback")
 SETTINGS = {
@@ -41,7 +41,7 @@ SETTINGS = {
     "train.num_steps": NUM_STEPS, "train.updates_per_step": 2, "train.checkpoint_every": 10,
     "train.keep_checkpoints": 4,
     "eval.every": 0, "eval.final_samples": 8, "eval.num_transcripts": 4,
-    "guard.panel_every": 20, "guard.panel_problems": 20, "guard.panel_samples": 4,
+    "guard.panel_every": 10, "guard.panel_problems": 30, "guard.panel_samples": 8,
 }  # fmt: skip
 
 

@@ -52,8 +52,12 @@ class Detector(ABC):
     """Something that reads one value at a time."""
 
     @abstractmethod
-    def update(self, value: float) -> Reading | None:
-        """Judge a finite value and remember it; ``None`` while there is nothing to compare with."""
+    def update(self, value: float, learns: bool = True) -> Reading | None:
+        """Judge a finite value; ``None`` while there is nothing to compare with.
+
+        Args:
+            learns: whether the value counts as one of the run's own from now on.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Limit(Detector):
     hold: int = 1
     beyond: int = 0
 
-    def update(self, value: float) -> Reading:
+    def update(self, value: float, learns: bool = True) -> Reading:
         out = value > self.threshold if self.side == "high" else value < self.threshold
         self.beyond = self.beyond + 1 if out else 0
         alarm = self.beyond >= self.hold
@@ -96,10 +100,11 @@ class Referenced(Detector):
 
     reference: Reference
 
-    def update(self, value: float) -> Reading | None:
+    def update(self, value: float, learns: bool = True) -> Reading | None:
         centre = self.reference.centre()
         reading = None if centre is None else self.judge(value, centre)
-        self.reference.add(value)
+        if learns:
+            self.reference.add(value)
         return reading
 
     @abstractmethod
@@ -118,31 +123,22 @@ class Referenced(Detector):
 
 
 @dataclass(slots=True)
-class Multiple(Referenced):
-    """The value over the reference's median, for quantities that scale: norms, divergences, lengths.
+class Held(Referenced):
+    """A detector whose alarm needs several values in a row beyond its threshold.
 
     Args:
-        floor: values below this are never high (nor, for ``side = "low"``, is a reference below it): a divergence of
-            1e-12 is rounding, and so is ten times that.
-        hold: values in a row that must be beyond.
+        hold: how many.
     """
 
     threshold: float
-    side: Side = "high"
-    floor: float = 0.0
     hold: int = 1
     beyond: int = 0
 
-    def judge(self, value: float, normal: float) -> Reading:
-        nothing = float("inf") if value > self.floor > 0 else 1.0  # without a floor, a level of 0 is no level
-        ratio = value / normal if normal > 0 else nothing
-        if self.side == "high":
-            out = ratio > self.threshold and value > self.floor
-        else:
-            out = ratio < self.threshold and normal > self.floor
+    def held(self, name: str, statistic: float, out: bool, normal: float) -> Reading:
+        """The reading, once this value has been counted."""
         self.beyond = self.beyond + 1 if out else 0
         onset = max(0, self.beyond - 1)
-        return Reading("multiple of its own level", ratio, self.threshold, self.beyond >= self.hold, normal, onset)
+        return Reading(name, statistic, self.threshold, self.beyond >= self.hold, normal, onset)
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self.reference.state_dict(), "beyond": self.beyond}
@@ -153,25 +149,34 @@ class Multiple(Referenced):
 
 
 @dataclass(slots=True)
-class Offset(Referenced):
-    """The value minus the reference's median, for shares."""
+class Multiple(Held):
+    """The value over the reference's median, for quantities that scale: norms, divergences, lengths.
 
-    threshold: float
-    hold: int = 1
-    beyond: int = 0
+    Args:
+        floor: values below this are never high (nor, for ``side = "low"``, is a reference below it): a divergence of
+            1e-12 is rounding, and so is ten times that.
+    """
+
+    side: Side = "high"
+    floor: float = 0.0
+
+    def judge(self, value: float, normal: float) -> Reading:
+        nothing = float("inf") if value > self.floor > 0 else 1.0  # without a floor, a level of 0 is no level
+        ratio = value / normal if normal > 0 else nothing
+        if self.side == "high":
+            out = ratio > self.threshold and value > self.floor
+        else:
+            out = ratio < self.threshold and normal > self.floor
+        return self.held("multiple of its own level", ratio, out, normal)
+
+
+@dataclass(slots=True)
+class Offset(Held):
+    """The value minus the reference's median, for shares."""
 
     def judge(self, value: float, normal: float) -> Reading:
         gap = value - normal
-        self.beyond = self.beyond + 1 if gap > self.threshold else 0
-        onset = max(0, self.beyond - 1)
-        return Reading("rise above its own level", gap, self.threshold, self.beyond >= self.hold, normal, onset)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"reference": self.reference.state_dict(), "beyond": self.beyond}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.reference.load_state_dict(state["reference"])
-        self.beyond = int(state["beyond"])
+        return self.held("rise above its own level", gap, gap > self.threshold, normal)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,8 @@ MUST_BE_FINITE = (
     *("loss", "grad_norm"),  # what transformers' Trainer logs
 )
 """Numbers that are finite unless something is broken; ratios may overflow in an honest run."""
+SCALED = frozenset({"optim/update_ratio"})
+"""Signals that scale with the learning rate: while the guard holds it down, they are judged and not learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,13 @@ class Finding:
             f"{self.statistic:.3g}, threshold {self.threshold:g})"
         )
 
+    @property
+    def excess(self) -> float:
+        """How many times too long the step was; 1 where the finding is about something else, or does not say."""
+        if self.key not in SCALED or self.value is None or not self.normal:
+            return 1.0
+        return max(1.0, self.value / self.normal)
+
     def to_row(self) -> dict[str, Any]:
         """For a JSON line."""
         return asdict(self)
@@ -86,11 +95,12 @@ class Guard:
             signals: metrics by key; ``None`` is a number that was not finite when it was logged.
         """
         findings = list(self._broken(step, signals))
+        held_down = (signals.get("guard/step_scale") or 1.0) < 1.0
         for rule in self.rules:
             value = signals.get(rule.key)
             if value is None or not math.isfinite(value):
                 continue
-            reading = self._detectors[rule.name].update(float(value))
+            reading = self._detectors[rule.name].update(float(value), learns=not (held_down and rule.key in SCALED))
             if reading is not None and self._begins(rule.name, reading.alarm, step):
                 findings.append(_finding(rule, step, value, reading))
         return findings

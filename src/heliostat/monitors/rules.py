@@ -125,7 +125,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "reward-falls",
             "reward/mean",
-            lambda: Cusum(long(), slack=1.0, threshold=10.0, side="low"),
+            lambda: Cusum(long(), slack=1.0, threshold=20.0, side="low"),
             "rollback",
             "the reward keeps falling below its recent level",
             "the last steps did damage: lower optimizer.lr, raise objective.tau, or check the verifier",
@@ -141,7 +141,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "unconfirmed",
             "panel/gap",
-            lambda: Offset(Reference(1), 0.3),
+            lambda: Offset(Reference(3), 0.15, hold=2),
             "note",
             "reward has risen in training and not on held-out problems",
             "read transcripts for a shortcut past the verifier; with few problems they may be learned by heart",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from heliostat.config import GuardSection
@@ -34,8 +35,9 @@ NUMERIC_FAILURES = (TrainingDiverged, NonFiniteLogits)
 MARGIN = 5
 """A rollback goes at least this many steps behind the onset of what caused it, if a checkpoint is left there."""
 STEP_CUT = 0.5
+"""What a rollback leaves of the step, or less where its finding says that the step was more than twice too long."""
 RECOVERY_STEPS = 20
-"""A step that was halved is doubled again after so many steps without another alarm of that kind."""
+"""A step that was cut is doubled again after so many steps without another alarm of that kind."""
 MISMATCH_CUT = 0.1
 """What is left of the step, in mode ``act``, while sampler and trainer disagree: the batch shows their difference."""
 
@@ -55,6 +57,7 @@ class RunGuard:
         skipped: steps that were taken back so far; the run's position in its data is ``step + skipped``.
         lr_scale: what rollbacks have left of the learning rate.
         num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
+        rewards: of the steps since the panel was last looked at, whose mean it is compared with.
         disabled: empty, or why the guard switched itself off.
     """
 
@@ -69,6 +72,7 @@ class RunGuard:
     num_rollbacks: int = 0
     lr_scale: float = 1.0
     num_quiet: int = 0
+    rewards: list[float] = field(default_factory=list)
     disabled: str = ""
     guard: Guard = field(init=False)
     controller: Controller = field(init=False)
@@ -122,18 +126,23 @@ class RunGuard:
         return True
 
     def _act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
-        every = self.section.panel_every
-        looked = dict(self.panel()) if self.panel is not None and every and step % every == 0 else {}
+        every, scale = self.section.panel_every, self.step_scale  # what this step was made with
+        looked = {}
+        if self.panel is not None and every:
+            self.rewards.append(signals["reward/mean"])
+            looked = dict(self.panel()) if step % every == 0 else {}
         if "panel/reward" in looked:
-            looked["panel/gap"] = signals["reward/mean"] - looked["panel/reward"]
-        for finding in self.guard.read(step, {**signals, **looked}):
+            looked["panel/gap"] = fmean(self.rewards) - looked["panel/reward"]
+            self.rewards.clear()
+        numbers = {"guard/step_scale": scale}
+        for finding in self.guard.read(step, {**signals, **looked, **numbers}):
             if finding.level in ("rollback", "broken"):
                 self._ask(finding)
             else:
                 action = "freeze controllers" if finding.level == "mismatch" else "note"
                 self._event(step, action, True, finding.sentence(), finding.to_row())
         self._recover()
-        numbers = {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
+        numbers |= {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
         return looked | numbers | self._control(step, signals)
 
     def _recover(self) -> None:
@@ -206,7 +215,7 @@ class RunGuard:
         self._load_judgement(state)
         self.num_rollbacks += 1
         self.skipped += step - to
-        self.lr_scale *= STEP_CUT
+        self.lr_scale *= min(STEP_CUT, 1.0 / order.excess)
         self.num_quiet = 0
         text = (
             f"step {step}: back to the checkpoint of step {to}, other data, learning rate times {self.lr_scale:g} "
@@ -224,6 +233,7 @@ class RunGuard:
             "num_rollbacks": self.num_rollbacks,
             "lr_scale": self.lr_scale,
             "num_quiet": self.num_quiet,
+            "rewards": list(self.rewards),
             "disabled": self.disabled,
             "guard": self.guard.state_dict(),
             "controller": self.controller.state_dict(),
@@ -243,6 +253,7 @@ class RunGuard:
         self.guard.load_state_dict(state["guard"])
         self.controller.load_state_dict(state["controller"])
         self.early_entropy.load_state_dict(state["early_entropy"])
+        self.rewards = list(state["rewards"])
         if self.actuator is not None:
             self.actuator.set(state["output"])
 

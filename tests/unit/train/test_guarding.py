@@ -54,6 +54,35 @@ def test_a_mismatch_makes_steps_small_while_it_lasts_and_only_where_the_guard_ma
     assert scales == [1.0, cut, cut, 1.0, 1.0, 1.0]
 
 
+def long_step(guard, step, ratio):
+    return guard.act(step, FINE | {"optim/update_ratio": ratio})
+
+
+def test_a_step_is_cut_by_as_much_as_it_was_too_long():
+    guard = make(baseline_start=0, baseline_steps=5)
+    for step in range(1, 21):
+        long_step(guard, step, 0.001)
+    long_step(guard, 21, 0.010)
+    assert guard.order.excess == pytest.approx(10.0)
+    guard.went_back(21, 10, guard.state_dict(10), [])
+    assert guard.step_scale == pytest.approx(0.1)
+
+
+def test_steps_that_the_guard_itself_shortened_do_not_become_normal():
+    guard = make(baseline_start=0, baseline_steps=5)
+    for step in range(1, 21):
+        long_step(guard, step, 0.001)
+    went_back(guard, 21, 10)
+    guard.lr_scale = 0.125
+    for step in range(11, 11 + 3 * RECOVERY_STEPS):
+        assert long_step(guard, step, 0.001 * guard.step_scale)["guard/step_scale"] < 1.0
+    assert guard.step_scale == 1.0
+    long_step(guard, 80, 0.001)
+    assert guard.order is None, "back at its own rate, a step of the usual length is no alarm"
+    long_step(guard, 81, 0.0041)
+    assert guard.order is not None
+
+
 def test_a_guard_that_failed_leaves_steps_alone():
     guard = make()
     guard.act(1, FINE | {"mismatch/ess": 0.2})
@@ -77,8 +106,22 @@ def test_waiting_continues_from_a_checkpoint():
 
 def test_reward_that_held_out_problems_do_not_confirm():
     guard = make("shadow")
-    guard.section = GuardSection(panel_every=1)
+    guard.section = GuardSection(panel_every=2)
     guard.panel = lambda: {"panel/pass@1": 0.4, "panel/reward": 0.4}
-    looks = [guard.act(step, FINE | {"reward/mean": reward}) for step, reward in enumerate((0.5, 0.6, 0.85), start=1)]
-    assert [look["panel/gap"] for look in looks] == pytest.approx([0.1, 0.2, 0.45])
+    rewards = (0.4, 0.6, 0.4, 0.6, 0.5, 0.5, 0.6, 0.8, 0.7, 0.9)
+    looks = [guard.act(step, FINE | {"reward/mean": reward}) for step, reward in enumerate(rewards, start=1)]
+    gaps = [look["panel/gap"] for look in looks if "panel/gap" in look]
+    assert gaps == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.4]), "each panel against all steps since the last"
     assert set(guard.guard.alarmed) == {"unconfirmed"}
+
+
+def test_rewards_since_the_last_panel_are_in_the_checkpoint():
+    guard, again = make("shadow"), make("shadow")
+    for one in (guard, again):
+        one.section = GuardSection(panel_every=4)
+        one.panel = lambda: {"panel/reward": 0.0}
+    for step, reward in enumerate((0.2, 0.4), start=1):
+        guard.act(step, FINE | {"reward/mean": reward})
+    again.load_state_dict(json.loads(json.dumps(guard.state_dict(2))))
+    again.act(3, FINE | {"reward/mean": 0.6})
+    assert again.act(4, FINE | {"reward/mean": 0.8})["panel/gap"] == pytest.approx(0.5)
