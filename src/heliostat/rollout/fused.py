@@ -47,9 +47,9 @@ class Product:
         """Copy the weights as they are now."""
         if not self._copied:
             return
-        widths = [linear.out_features for linear in self._linears]
-        if not self._weight.numel():
-            self._weight = self._linears[0].weight.new_empty(self._linears[0].in_features, sum(widths))
+        widths, weight = [linear.out_features for linear in self._linears], self._linears[0].weight
+        if not self._weight.numel() or self._weight.dtype != weight.dtype:  # gathered weights may have another type
+            self._weight = weight.new_empty(self._linears[0].in_features, sum(widths))
         for part, linear in zip(torch.split(self._weight, widths, dim=1), self._linears, strict=True):
             part.copy_(linear.weight.T)
         biases = [linear.bias for linear in self._linears if linear.bias is not None]

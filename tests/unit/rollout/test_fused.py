@@ -50,6 +50,16 @@ def test_one_product_is_several_linear_maps(biases, max_bytes, monkeypatch):
     torch.testing.assert_close(product.onto(residual, x), residual + expected)
 
 
+def test_weights_may_come_back_in_another_type():
+    linear = torch.nn.Linear(5, 3, bias=False)
+    product = Product(linear)
+    product.refresh()
+    linear.bfloat16()  # as gathered weights of mixed precision are
+    product.refresh()
+    x = torch.randn(2, 5).bfloat16()
+    torch.testing.assert_close(product(x), linear(x))
+
+
 @pytest.mark.parametrize(("family", "fits"), [("llama", True), ("qwen2", True), ("gpt2", False), ("gemma2", False)])
 def test_families(family, fits, tmp_path):
     loaded = load_float32(write_checkpoint(tmp_path, family))
