@@ -40,7 +40,9 @@ def test_the_extraction_finds_what_stands_there():
 
 def test_the_recipe_loads_with_the_scripts_options():
     path, *words = arguments("server.sbatch", "heliostat train")
-    recipe = load_recipe(str(EXAMPLES / path), dict(zip((w.lstrip("-") for w in words[::2]), words[1::2], strict=True)))
+    options = dict(zip((word.lstrip("-") for word in words[::2]), words[1::2], strict=True))
+    assert options.pop("run").startswith("/shared/"), "a folder that all ranks see"
+    recipe = load_recipe(str(EXAMPLES / path), options)
     assert recipe.rollout.engine == "vllm"
     assert recipe.rollout.server_url == "http://X:8000"
 
@@ -50,10 +52,19 @@ def test_server_and_recipe_speak_of_the_same_model():
     assert arguments("server.sbatch", "vllm serve")[0] == model
 
 
-def test_the_model_fits_the_trainers_gpu():
+def test_torchrun_joins_the_trainers_of_a_server():
+    from torch.distributed.run import get_args_parser
+
+    parsed = get_args_parser().parse_args(arguments("server.sbatch", "torchrun"))
+    assert (parsed.nnodes, parsed.nproc_per_node) == ("2", "8")
+    words = parsed.training_script_args
+    assert (parsed.training_script, words[0]) == ("heliostat", "train")
+
+
+def test_the_model_fits_the_trainers_gpus():
     recipe = load_recipe(str(EXAMPLES / "server.toml"))
     shape = MODELS[Path(recipe.model.path).name.removesuffix("-Instruct").lower()]
-    layout = Layout(1, num_samplers=4, sampler_ways=4)
+    layout = Layout(16, recipe.distributed.placement == "sharded", num_samplers=4, sampler_ways=4)
     assert estimate(shape, job_of(recipe, prompt_tokens=512), layout, H100).obstacles == ()
 
 

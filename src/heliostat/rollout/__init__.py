@@ -14,7 +14,7 @@ from heliostat.rollout.plain import PlainEngine
 from heliostat.rollout.rows import key_values
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
 from heliostat.rollout.server import Server, ServerError
-from heliostat.rollout.vllm import VllmEngine
+from heliostat.rollout.vllm import Lead, VllmEngine, alone
 
 __all__ = [
     "PARITY_BOUNDS",
@@ -37,12 +37,16 @@ __all__ = [
 ]
 
 
-def build_engine(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
-    """The engine that a recipe names."""
-    return ENGINES[section.engine](loaded, limits, section)
+def build_engine(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead = alone) -> Engine:
+    """The engine that a recipe names.
+
+    Args:
+        lead: which of the processes that share the model speaks for all to a server.
+    """
+    return ENGINES[section.engine](loaded, limits, section, lead)
 
 
-def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
+def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead) -> Engine:
     """The one that suits the model's cache."""
     if loaded.cache_kind != "kv":
         if section.num_workers > 1:
@@ -55,15 +59,15 @@ def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSecti
     return TorchEngine(loaded, limits, section.shared_prompt, section.num_workers, section.fused_layers)
 
 
-def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> Engine:
+def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead) -> Engine:
     server = Server(
         section.server_url.rstrip("/"), section.server_timeout_s, section.server_retries, os.environ.get(API_KEY, "")
     )
     max_gap = section.max_parity_gap or PARITY_BOUNDS[loaded.model.dtype]
-    return VllmEngine(loaded, limits, server, Path(section.sync_dir), section.server_requests, max_gap)
+    return VllmEngine(loaded, limits, server, Path(section.sync_dir), section.server_requests, max_gap, lead=lead)
 
 
-ENGINES: dict[str, Callable[[LoadedModel, DecodeLimits, RolloutSection], Engine]] = {
+ENGINES: dict[str, Callable[[LoadedModel, DecodeLimits, RolloutSection, Lead], Engine]] = {
     "torch": _in_process,
     "vllm": _on_server,
 }

@@ -8,7 +8,7 @@ model is saved in a folder that both sides see, the server loads it and forgets 
 tokens are compared with the trainer's own forward. Engines on twins of the model (``beside``) take turns: one has the
 server from the hand-over to the last completion. The very first hand-over is rehearsed with a changed output
 projection, since a server that keeps a stale head (seen with tied embeddings) cannot be told from a good one before
-the weights have moved far.
+the weights have moved far. Where several processes train one model, one of them hands over and the others wait.
 
 The server is started with VLLM_SERVER_DEV_MODE=1 and ``--logprobs-mode processed_logprobs``, so that log-probabilities
 are those at the sampling temperature; prefix caching is on by default. Written for vLLM 0.32, whose routes were read
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -60,6 +60,15 @@ class _Completions(BaseModel):
     choices: list[_Choice]
 
 
+Lead = Callable[[Callable[[], str]], str]
+"""Calls a function in one of the processes that share a model, and returns its result in all of them."""
+
+
+def alone(make: Callable[[], str]) -> str:
+    """The lead of a process that has its model to itself."""
+    return make()
+
+
 @dataclass(slots=True)
 class Held:
     """What the server holds; shared by the engines that use it.
@@ -83,6 +92,7 @@ class VllmEngine:
         num_requests: prompts in flight at once.
         max_gap: largest gap in nats that the probe accepts.
         held: what the server holds, where other engines use it too.
+        lead: in which process weights are handed over, where several sample together, each its own prompts.
 
     **Limits**: the tokens' log-probabilities are the trainer's within ``max_gap``, or sampling raises ``ParityError``.
     """
@@ -96,6 +106,7 @@ class VllmEngine:
         num_requests: int,
         max_gap: float,
         held: Held | None = None,
+        lead: Lead = alone,
     ) -> None:
         self.loaded = loaded
         self.limits = limits
@@ -106,6 +117,7 @@ class VllmEngine:
         self.max_gap = max_gap
         self.counts = RolloutCounts()
         self.held = held or Held()
+        self.lead = lead
 
     def sample(
         self,
@@ -142,7 +154,8 @@ class VllmEngine:
     def beside(self, loaded: LoadedModel) -> VllmEngine:
         """See ``Engine.beside``; the server is the same."""
         server = replace(self.server)  # connections of its own
-        return VllmEngine(loaded, self.limits, server, self.sync_dir, self.num_requests, self.max_gap, held=self.held)
+        settings = (self.limits, server, self.sync_dir, self.num_requests, self.max_gap)
+        return VllmEngine(loaded, *settings, held=self.held, lead=self.lead)
 
     def stop(self) -> None:
         """See ``Engine.stop``; its requests are broken off, which a server takes as a wish to end them."""
@@ -224,15 +237,23 @@ class VllmEngine:
     def _hand_over(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Give the server this engine's weights, if they are not those it has."""
         current = weights_mark(self.loaded.model)
-        if current == self.held.mark or not prompts:
+        if current == self.held.mark:
             return
         self.held.mark = None  # until it is known again: a hand-over may break off anywhere
+        name = self.lead(lambda: self._give(prompts, settings))
+        if name:
+            self.held.name, self.held.mark = name, current
+
+    def _give(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> str:
+        """Send the weights and compare; returns what the server calls its model, or nothing if nothing is asked."""
+        if not prompts:
+            return ""
         if not self.held.name:
             self.held.name = self._served_model()
             self._rehearse(prompts, settings)
         self._send()
         self._probe(prompts, settings, "after its weights were updated")
-        self.held.mark = current
+        return self.held.name
 
     def _rehearse(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Hand over a changed output projection: a copy, since a frozen one is the trained model's as well."""
@@ -256,7 +277,7 @@ class VllmEngine:
 
     def _send(self) -> None:
         folder = (self.sync_dir / "weights").resolve()
-        save_model(self.loaded, folder)
+        save_model(self.loaded, folder, tensors_of(self.loaded.model))
         self._control("/pause?mode=wait")
         try:
             arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
@@ -292,6 +313,16 @@ class VllmEngine:
                 f"bound of {self.max_gap:g} (rollout.max_parity_gap): it kept old weights (a tied output projection is "
                 "the usual one), computes in another precision, or lacks --logprobs-mode processed_logprobs"
             )
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What ``model.state_dict()`` holds, without its hooks: those of cut weights would cut them again on one rank."""
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                tensors[f"{prefix}.{name}" if prefix else name] = buffer
+    return tensors
 
 
 def weights_mark(model: torch.nn.Module) -> tuple[float, ...]:

@@ -13,11 +13,11 @@ Left out: weights cut over ranks (``train.sharding``).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -131,6 +131,14 @@ class Runtime:
         failures = [one for one in self.gather(failure) if one is not None] if self.world_size > 1 else []
         if failures:
             raise failure or failures[0]
+
+    def led(self, make: Callable[[], T]) -> T:
+        """What the main rank makes, on every rank; an error there is everybody's."""
+        if self.world_size == 1:
+            return make()
+        with self.together():
+            made = make() if self.is_main else None
+        return cast(T, self.from_main(made))
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

@@ -47,10 +47,10 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
     """
     if runtime.world_size == 1:
         return
-    if recipe.rollout.engine == "vllm":
+    if recipe.rollout.engine == "vllm" and recipe.rollout.max_staleness:
         raise ConfigError(
-            "rollout.engine = 'vllm' serves one trainer process; start it without torchrun, or sample with engine "
-            "'torch'"
+            "rollout.max_staleness above 0 on a rollout server works for one trainer process: ranks hand weights over "
+            "together, and not from a thread each; start it without torchrun, or set rollout.max_staleness = 0"
         )
     if runtime.sharded and recipe.rollout.max_staleness:
         raise ConfigError(
@@ -106,7 +106,8 @@ def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
-    engine = build_engine(loaded, limits, section)  # it may try the model, which leaves sharded weights gathered
+    # Built before weights are cut: it may try the model, which would leave them gathered.
+    engine = build_engine(loaded, limits, section, runtime.led)
     twin = twin_of(loaded) if section.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     if runtime.sharded:

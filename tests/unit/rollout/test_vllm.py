@@ -19,7 +19,7 @@ from heliostat.rollout import (
     VllmEngine,
     build_engine,
 )
-from heliostat.rollout.vllm import weights_mark
+from heliostat.rollout.vllm import tensors_of, weights_mark
 from heliostat.types import StopReason
 from tests.conftest import make_nano, make_prompts
 from tests.unit.rollout import fake_vllm
@@ -324,3 +324,12 @@ def test_a_stopped_engine_ends_without_waiting_for_the_server(make, state):
     assert not state.released.is_set()
     with pytest.raises(SamplingStopped):
         sample(engine)
+
+
+def test_what_is_sent_is_what_the_models_state_holds():
+    model = make_nano().model
+    model.register_buffer("kept", torch.ones(2))
+    model.register_buffer("derived", torch.ones(2), persistent=False)
+    ours, theirs = tensors_of(model), model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in theirs)
