@@ -20,7 +20,7 @@ from heliostat.train.trainer import Trainer
 from heliostat.train.update import UpdateCounts, Updater
 from tests.promises import small
 from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, serving
+from tests.unit.rollout.fake_vllm import FakeVllm, serving_tiny
 
 QUICK = {"warm_start__num_steps": 40, "eval__every": 3, "train__num_steps": 7}
 
@@ -155,9 +155,7 @@ def test_what_cannot_be_had_together_is_refused_with_the_way_out(tmp_path):
 def server(tmp_path):
     (tmp_path / "recipe").mkdir()
     recipe = small.recipe(tmp_path / "recipe")
-    state = FakeVllm(load_model(ModelSection(path="tiny", settings=recipe.model.settings), 0))
-    state.loaded.model.eval()
-    with serving(state) as url:
+    with serving_tiny(recipe.model.settings) as (state, url):
         changes = {
             "rollout__engine": "vllm",
             "rollout__server_url": url,

@@ -2,11 +2,9 @@
 
 import pytest
 
-from heliostat.config import ModelSection
-from heliostat.models import load_model
 from tests.promises import small
 from tests.promises.test_ranks import run, said, same_curves, write_recipe
-from tests.unit.rollout.fake_vllm import FakeVllm, serving, unavailable
+from tests.unit.rollout.fake_vllm import serving_tiny, unavailable
 
 
 @pytest.fixture
@@ -27,9 +25,7 @@ def with_server(url, folder, **more):
 
 @pytest.fixture
 def server(tmp_path):
-    state = FakeVllm(load_model(ModelSection(path="tiny", settings=small.recipe(tmp_path).model.settings), 0))
-    state.loaded.model.eval()
-    with serving(state) as url:
+    with serving_tiny(small.recipe(tmp_path).model.settings) as (state, url):
         yield state, url
 
 

@@ -2,12 +2,10 @@
 
 import pytest
 
-from heliostat.config import ModelSection
-from heliostat.models import load_model
 from heliostat.train import run_recipe
 from tests.promises import small
 from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, serving
+from tests.unit.rollout.fake_vllm import serving_tiny
 
 KEY = "sk-never-written"
 
@@ -16,9 +14,7 @@ KEY = "sk-never-written"
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
     recipe = small.recipe(tmp_path)
-    state = FakeVllm(load_model(ModelSection(path="tiny", settings=recipe.model.settings), 0))
-    state.loaded.model.eval()
-    with serving(state) as url:
+    with serving_tiny(recipe.model.settings) as (state, url):
         changes = {
             "rollout.engine": "vllm",
             "rollout.server_url": url,

@@ -167,8 +167,22 @@ def _log_prob(actor: Actor, rows: Rows, sample: Int[Tensor, " sample"], kept: Lo
         return actor.log_prob(rows.take(sample))
 
 
+class _FromGradients:
+    """A direction whose optimizer needs nothing but the gradients in place."""
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        actor: Actor,
+        rows: Rows,
+        draws: np.random.Generator,
+        kept: LogProb | None = None,
+    ) -> None:
+        optimizer.step()
+
+
 @dataclass(frozen=True, kw_only=True)
-class EvaLayers:
+class EvaLayers(_FromGradients):
     """Eva: per layer, a rank-one curvature from the means of inputs and output gradients of the loss itself.
 
     Those means carry the advantages: this curvature is that of the loss's gradient, not of scores. Parameters outside
@@ -193,11 +207,6 @@ class EvaLayers:
 
     def build(self, actor: Actor, lr: float) -> Eva:
         return Eva(actor.layers(), lr=lr, **asdict(self))
-
-    def step(
-        self, optimizer: Eva, actor: Actor, rows: Rows, draws: np.random.Generator, kept: LogProb | None = None
-    ) -> None:
-        optimizer.step()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +243,7 @@ class SampleSpace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradient:
+class Gradient(_FromGradients):
     """The plain policy gradient: ``theta <- theta + lr * g``, with optional momentum."""
 
     name: ClassVar[str] = "sgd"
@@ -244,19 +253,9 @@ class Gradient:
     def build(self, actor: Actor, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(actor.parameters, lr=lr, momentum=self.momentum)
 
-    def step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        actor: Actor,
-        rows: Rows,
-        draws: np.random.Generator,
-        kept: LogProb | None = None,
-    ) -> None:
-        optimizer.step()
-
 
 @dataclass(frozen=True, kw_only=True)
-class AdamGradient:
+class AdamGradient(_FromGradients):
     """Adam on the policy gradient."""
 
     name: ClassVar[str] = "adam"
@@ -266,16 +265,6 @@ class AdamGradient:
 
     def build(self, actor: Actor, lr: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(actor.parameters, lr=lr, betas=self.betas, eps=self.eps)
-
-    def step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        actor: Actor,
-        rows: Rows,
-        draws: np.random.Generator,
-        kept: LogProb | None = None,
-    ) -> None:
-        optimizer.step()
 
 
 DIRECTIONS: dict[str, type[Any]] = {

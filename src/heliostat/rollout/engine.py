@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from heliostat.models import LoadedModel
-from heliostat.rollout.common import Common
+from heliostat.rollout.common_prefix import Common
 from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
 from heliostat.rollout.fused import FusedLayers
 from heliostat.rollout.fused import fused_layers as fuse

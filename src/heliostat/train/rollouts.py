@@ -16,7 +16,7 @@ from torch import Tensor
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import RolloutCounts, SamplingSettings
 from heliostat.traces import Source
-from heliostat.train.scoring import Anchor
+from heliostat.train.scoring import Anchor, sampler_anchor
 from heliostat.train.update import UpdateCounts
 from heliostat.types import Completion, Group, Mean, Problem, Prompt, StopReason, Verdict
 
@@ -78,9 +78,7 @@ class Rollouts:
         """
         if version == self.version:
             return None
-        return self.logp_old or [
-            tuple(torch.from_numpy(c.logp_gen) for c in group.completions) for group in self.groups
-        ]
+        return self.logp_old or [sampler_anchor(group) for group in self.groups]
 
     # -- in a checkpoint --------------------------------------------------------------------------------------------
 

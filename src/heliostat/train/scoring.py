@@ -13,7 +13,7 @@ from torch import Tensor
 from heliostat.spans import span
 from heliostat.train.packing import Row, microbatches, rows_of
 from heliostat.train.policy import Policy
-from heliostat.types import TrainingGroup
+from heliostat.types import Group, TrainingGroup
 
 Anchor = tuple[Tensor, ...]
 """Token log-probabilities of each completion of a group."""
@@ -44,6 +44,6 @@ def score(
     return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in groups]
 
 
-def sampler_anchor(group: TrainingGroup) -> Anchor:
+def sampler_anchor(group: Group) -> Anchor:
     """The sampler's own log-probabilities, as an anchor."""
-    return tuple(torch.from_numpy(completion.logp_gen) for completion in group.group.completions)
+    return tuple(torch.from_numpy(completion.logp_gen) for completion in group.completions)

@@ -220,7 +220,7 @@ class Updater:
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
         """Fill in ``logp_old``: the sampler's own numbers where they are the trainer's, else one forward pass."""
         if self.anchor_from_sampler:
-            olds = [sampler_anchor(group) for group in batch.groups]
+            olds = [sampler_anchor(group.group) for group in batch.groups]
         else:
             olds = self._scored(batch, self.policy, report)
         return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, olds, strict=True)))

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
+from heliostat.config import ModelSection
+from heliostat.models import load_model
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
 from heliostat.types import Problem, Prompt, StopReason
 
@@ -157,6 +159,15 @@ def serving(state):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving_tiny(settings):
+    """A server of the built-in tiny model, fresh: its state and its URL."""
+    state = FakeVllm(load_model(ModelSection(path="tiny", settings=settings), 0))
+    state.loaded.model.eval()
+    with serving(state) as url:
+        yield state, url
 
 
 # -- faults: of the handler, and a function that gives the right answer ------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
-from heliostat.rollout.common import MIN_TOKENS, num_common_tokens
+from heliostat.rollout.common_prefix import MIN_TOKENS, num_common_tokens
 from heliostat.types import Problem, Prompt
 from tests.conftest import make_nano
 
