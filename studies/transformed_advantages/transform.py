@@ -4,7 +4,7 @@ r"""Advantages for which a plain policy gradient is a natural gradient, in the s
     so the plain gradient of A' = damping (damping I + S S^T / B)^{-1} A is damping times it
 
 Only the Gram matrix ``S S^T`` is needed. That of the output projection's scores factors over tokens,
-``K_ij = sum_{t in i, s in j} (e_t . e_s)(h_t . h_s)`` with ``e_t = onehot(y_t) - pi_t`` and ``h_t`` the hidden state: one
+``K_ij = sum_{t in i, s in j} (e_t . e_s)(h_t . h_s)`` with ``e_t = onehot(y_t) - pi_t`` and ``h_t`` the state: one
 forward pass and no backward. That of all parameters takes each sequence's own gradient.
 
 **Limits** damping to infinity: ``A' = A``. The Gram matrix from tokens is that of the scores themselves.
