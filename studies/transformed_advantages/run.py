@@ -37,7 +37,7 @@ from heliostat.train.setup import make_updater  # noqa: E402
 from heliostat.train.update import make_batch  # noqa: E402
 
 RESULTS = HERE / "results.jsonl"
-RATES = {"SGD": (0.03, 0.1, 0.3, 1.0, 3.0), "AdamW": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
+RATES = {"SGD": (0.001, 0.003, 0.01, 0.03, 0.1), "AdamW": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 SCREEN, FRESH = (0, 1), (10, 11, 12, 13, 14)
 UNCLIPPED = 1e9
 """Clipping the gradient's norm would hide what the transformation does to it."""
