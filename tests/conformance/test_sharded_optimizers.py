@@ -10,7 +10,16 @@ from optimizer_rows import ROWS, Classifier, batch, train_step, weights
 
 from tests.conformance.test_distributed_optimizers import NUM_STEPS, free_port
 
-SHARDED = ["rank1", "rank1-four", "rank1-averaged", "rank1-layer", "reng-difference", "rkalman", "kronecker-sum"]
+SHARDED = [
+    "rank1",
+    "rank1-four",
+    "rank1-averaged",
+    "rank1-layer",
+    "reng-difference",
+    "rkalman",
+    "kronecker-sum",
+    "kronecker-sum-blocks",
+]
 REFUSED = ["eva", "ring"]
 BY_NAME = {row.name: row for row in ROWS}
 

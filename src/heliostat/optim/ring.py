@@ -28,7 +28,8 @@ class RING(LayerOptimizer):
     ``A`` and ``B`` are running second moments of the layer's inputs (1 for the bias) and of its output gradients under
     labels sampled from the model. ``damping_form="factored"`` inverts ``A + pi sqrt(gamma) I`` and
     ``B + sqrt(gamma)/pi I``, with ``pi^2 = (tr A / size) / (tr B / size)``, by Newton's iteration from the last
-    inverses; ``"exact"`` damps the product itself in eigenbases, as a reference.
+    inverses where those are near (``|I - A X|_F < 1``) and by Cholesky where not; ``"exact"`` damps the product itself
+    in eigenbases, as a reference.
 
     Args:
         model: its linear layers are covered; everything else goes to AdamW. Hooks stay on it (``recorder.close``).
