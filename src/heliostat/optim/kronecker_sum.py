@@ -18,13 +18,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from heliostat.linalg import ConvergenceError, kronecker_sum_from_marginals
 from heliostat.linalg.gram import add_lower_gram_
 from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep
-from heliostat.optim.reductions import all_finite, wide
+from heliostat.optim.reductions import all_finite, cut, whole, wide
 
 MATRICES = "kronecker-sum"
 RELATIVE_DAMPING = 1e-4
@@ -134,9 +133,9 @@ class KroneckerSum(FiniteStep):
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """The preconditioned mean gradient. Sharded parameters are gathered for it, and the result is cut again."""
-        whole = wide(parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else _gradient(parameter))
-        num_parts = tuple(_num_parts(side, self.block_size) for side in whole.shape)
-        gradient = _cut(whole, *num_parts)
+        full = wide(whole(_gradient(parameter)))
+        num_parts = tuple(_num_parts(side, self.block_size) for side in full.shape)
+        gradient = _cut(full, *num_parts)
         state = self.state[parameter]
         num, p, q = gradient.shape
         if "left_statistic" not in state:
@@ -163,10 +162,7 @@ class KroneckerSum(FiniteStep):
             move.mul_(length / move.norm().clamp(min=1e-30))
         else:
             move.div_(correction)
-        joined = _joined(move, *num_parts)
-        if isinstance(parameter, DTensor):
-            return distribute_tensor(joined, parameter.device_mesh, parameter.placements)
-        return joined
+        return cut(_joined(move, *num_parts), parameter)
 
     def _renew(self, state: dict[str, Any]) -> None:
         """New eigenbases and l, r of every block; the old ones stay where the statistics carry nothing."""

@@ -45,7 +45,7 @@ class RING(LayerOptimizer):
         max_kl: shortens the step (before momentum) so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: sums the factors over its ranks.
+        process_group: sums the factors over its ranks; needed where the weights are sharded.
         skip_unscored: rows with a zero output gradient (padding) do not count.
 
     Raises:
@@ -64,6 +64,10 @@ class RING(LayerOptimizer):
     """
 
     extra_pass: ClassVar[ExtraPass] = "statistics"
+    whole_state: ClassVar[frozenset[str]] = frozenset(
+        {"momentum_buffer"}
+        | {f"{side}_{what}" for side in ("input", "output") for what in ("factor", "inverse", "basis", "values")}
+    )
 
     def __init__(
         self,
