@@ -194,13 +194,17 @@ def _num_parts(side: int, block_size: int | None) -> int:
 
 def _cut(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
     """Equal blocks of a matrix [p, q], row by row, as [block, p / num_down, q / num_across]."""
+    if num_down == num_across == 1:
+        return matrix.unsqueeze(0)
     p, q = matrix.shape
     return matrix.reshape(num_down, p // num_down, num_across, q // num_across).transpose(1, 2).flatten(0, 1)
 
 
 def _joined(blocks: Tensor, num_down: int, num_across: int) -> Tensor:
     """What ``_cut`` cut."""
-    _, p, q = blocks.shape
+    num, p, q = blocks.shape
+    if num == 1:
+        return blocks[0]
     return blocks.reshape(num_down, num_across, p, q).transpose(1, 2).reshape(num_down * p, num_across * q)
 
 

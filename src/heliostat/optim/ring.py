@@ -14,12 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
-from heliostat.linalg.newton_inverse import newton_inverse
+from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
 from heliostat.optim.finite import ExtraPass
 from heliostat.optim.layers import LAYERS, LayerOptimizer
 from heliostat.optim.reductions import dot
 
 DampingForm = Literal["factored", "exact"]
+NEWTON_UP_TO = 128
+"""Rows up to which a CPU inverts by Newton's iteration: one step of it costs as much as three direct inverses there."""
 
 
 class RING(LayerOptimizer):
@@ -28,8 +30,7 @@ class RING(LayerOptimizer):
     ``A`` and ``B`` are running second moments of the layer's inputs (1 for the bias) and of its output gradients under
     labels sampled from the model. ``damping_form="factored"`` inverts ``A + pi sqrt(gamma) I`` and
     ``B + sqrt(gamma)/pi I``, with ``pi^2 = (tr A / size) / (tr B / size)``, by Newton's iteration from the last
-    inverses where those are near (``|I - A X|_F < 1``) and by Cholesky where not; ``"exact"`` damps the product itself
-    in eigenbases, as a reference.
+    inverses, on a CPU above 128 rows by Cholesky; ``"exact"`` damps the product itself in eigenbases, as a reference.
 
     Args:
         model: its linear layers are covered; everything else goes to AdamW. Hooks stay on it (``recorder.close``).
@@ -212,8 +213,14 @@ def _factored(state: dict[str, Tensor], gradient: Tensor, gamma: float, refresh:
         root = gamma**0.5
         for side, factor, shift in (("input", a, balance * root), ("output", b, root / balance)):
             damped = factor + shift * torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-            state[f"{side}_inverse"] = newton_inverse(damped, state.get(f"{side}_inverse")).inverse
+            state[f"{side}_inverse"] = _inverse(damped, state.get(f"{side}_inverse"))
     return state["output_inverse"] @ gradient @ state["input_inverse"]
+
+
+def _inverse(damped: Tensor, earlier: Tensor | None) -> Tensor:
+    if damped.device.type == "cpu" and len(damped) > NEWTON_UP_TO:
+        return direct_inverse(damped)
+    return newton_inverse(damped, earlier).inverse
 
 
 def _exact(state: dict[str, Tensor], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:

@@ -22,7 +22,7 @@ from heliostat.linalg.logdet.newton import LogDet, minimize, solve_hessian
 from heliostat.linalg.logdet.result import ConvergenceError
 
 UNEQUAL_SUMS = 1e-3  # relative difference of Σλ and Σμ that is still averaged away (float32 statistics differ by 1e-6)
-COARSENING, COARSEST = 4, 16  # size of the problem that gives a start, and where there is no smaller one
+COARSENING, COARSEST = 4, 128**2  # how much smaller a problem gives a start, and entries up to which none does
 START_MISMATCH = 1e-3
 
 
@@ -170,7 +170,7 @@ class _MarginalProblem:
         """
         cold, sides = self.cold_start(), (self.rows, self.cols)
         num = [side.shape[-1] // COARSENING for side in sides]
-        if min(num) < COARSEST:
+        if self.p * sides[1].shape[-1] <= COARSEST or min(num) < COARSENING:
             return cold
         means = [torch.nn.functional.adaptive_avg_pool1d(s.sort(-1).values, n) for s, n in zip(sides, num, strict=True)]
         small = _MarginalProblem(*(m * (num[0] * num[1] / m.sum(-1, keepdim=True)) for m in means))
