@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.curvature import sampled_log_likelihood
+from heliostat.linalg.newton_inverse import direct_inverse
 from heliostat.optim import RENG, RING, Eva, KroneckerSum, Rank1NaturalGradient, RKalman
 
 WIDTH, LAYERS, VOCAB, LENGTH = 320, 8, 512, 64
@@ -189,7 +190,6 @@ def table(contenders: dict[str, Contender], seconds: dict[str, Times], num_token
 def race(num_rounds: int, batch_size: int, out: Path | None, only: list[str] | None) -> dict[str, Any]:
     makers = OURS | (PEERS if importlib.util.find_spec("pytorch_optimizer") else {})
     chosen = [name for name in makers if name == "AdamW (fused)" or only is None or name in only]
-    earlier = json.loads(out.read_text())["rows"] if out and out.exists() and only else {}
     contenders = {}
     for name in chosen:
         model = Transformer()
@@ -203,6 +203,7 @@ def race(num_rounds: int, batch_size: int, out: Path | None, only: list[str] | N
             seconds[name].append(contender.step(tokens))
         if number >= 2:
             result = table(contenders, seconds, batch_size * LENGTH)
+            earlier = json.loads(out.read_text())["rows"] if only and out and out.exists() else {}
             rows = earlier | result["rows"]
             result["rows"] = {name: rows[name] for name in [*OURS, *PEERS] if name in rows}
             if out:
@@ -211,14 +212,38 @@ def race(num_rounds: int, batch_size: int, out: Path | None, only: list[str] | N
     return result
 
 
+def ceilings(size: int = 4 * WIDTH) -> dict[str, float]:
+    """CPU seconds of what the optimizers are made of, the least of three: a product of n x n matrices, and so on."""
+    matrix = torch.randn(size, 2 * size)
+    matrix = matrix @ matrix.T / size
+    parts: dict[str, Callable[[], Any]] = {
+        "product_s": lambda: matrix @ matrix,
+        "eigenvectors_s": lambda: torch.linalg.eigh(matrix),
+        "direct_inverse_s": lambda: direct_inverse(matrix),
+    }
+    seconds = {}
+    for name, part in parts.items():
+        taken = []
+        for _ in range(3):
+            began = time.process_time()
+            part()
+            taken.append(time.process_time() - began)
+        seconds[name] = min(taken)
+    return {"size": float(size), **seconds, "product_gflop_per_s": 2e-9 * size**3 / seconds["product_s"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="counted steps per contender; one more is not counted")
     parser.add_argument("--batch-size", type=int, default=32, help=f"sequences of {LENGTH} tokens per step")
     parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], help="these beside AdamW; default: all")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--ceilings", action="store_true", help="time single products, eigenvectors, inverses instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.ceilings:
+        print(ceilings())
+        return
     result = race(max(2, arguments.rounds), arguments.batch_size, arguments.out, arguments.only)
     for name, row in result["rows"].items():
         print(name, {key: round(value, 3) for key, value in row.items()})

@@ -6,7 +6,7 @@
 with ``(l_i + r_j)^(1/2)``. No second moment of all p x q entries is stored for it.
 
 A step multiplies each p x q gradient by its bases and back and forms ``GG'`` and ``G'G``: about ``5 p q (p + q)``
-multiplications, whatever the batch. Cutting long sides into blocks, as Shampoo's libraries do, makes it less.
+operations, whatever the batch. Cutting long sides into blocks, as Shampoo's libraries do, makes it less.
 
 Left out: tensors of more than two axes (they go to AdamW).
 """
