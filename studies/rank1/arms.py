@@ -67,20 +67,25 @@ FEWEST = ("policy gradient", "SMAC", "SMAC, 16 scores", "PPO", "TRPO")
 
 @dataclass(frozen=True)
 class Race:
-    """How far and how often one environment is raced."""
+    """How far and how often one environment is raced.
+
+    Attributes:
+        sweep_steps: of a run of the sweep; 0: as many as of the others.
+    """
 
     num_steps: int
     num_seeds: int
     arms: tuple[str, ...] = tuple(ARMS)
+    sweep_steps: int = 0
 
 
 SHORT = {
     "CartPole-v1": Race(20_000, 10),
-    "Pendulum-v1": Race(60_000, 5, FEWER),
-    "Acrobot-v1": Race(60_000, 5, FEWEST),
-    "HalfCheetah-v5": Race(50_000, 3, FEWEST),
-    "MountainCarContinuous-v0": Race(20_000, 3, FEWEST),
-    "Hopper-v5": Race(50_000, 3, FEWEST),
+    "Acrobot-v1": Race(60_000, 10, FEWER),
+    "Pendulum-v1": Race(60_000, 10, FEWER),
+    "MountainCarContinuous-v0": Race(50_000, 10, FEWEST),
+    "HalfCheetah-v5": Race(200_000, 3, FEWEST, sweep_steps=50_000),
+    "Hopper-v5": Race(200_000, 3, FEWEST, sweep_steps=50_000),
 }
 FULL = {
     **dict.fromkeys(("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"), Race(100_000, 10)),
