@@ -84,8 +84,8 @@ SHORT = {
     "Acrobot-v1": Race(60_000, 10, FEWER),
     "Pendulum-v1": Race(60_000, 10, FEWER),
     "MountainCarContinuous-v0": Race(50_000, 10, FEWEST),
-    "HalfCheetah-v5": Race(200_000, 3, FEWEST, sweep_steps=50_000),
-    "Hopper-v5": Race(200_000, 3, FEWEST, sweep_steps=50_000),
+    "HalfCheetah-v5": Race(100_000, 3, FEWEST, sweep_steps=50_000),
+    "Hopper-v5": Race(100_000, 3, FEWEST, sweep_steps=50_000),
 }
 FULL = {
     **dict.fromkeys(("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"), Race(100_000, 10)),
