@@ -81,9 +81,9 @@ class Race:
 
 SHORT = {
     "CartPole-v1": Race(20_000, 10),
-    "Acrobot-v1": Race(60_000, 10, FEWER),
-    "Pendulum-v1": Race(60_000, 10, FEWER),
-    "MountainCarContinuous-v0": Race(50_000, 10, FEWEST),
+    "Acrobot-v1": Race(60_000, 5, FEWER),
+    "Pendulum-v1": Race(60_000, 5, FEWER),
+    "MountainCarContinuous-v0": Race(50_000, 5, FEWEST),
     "HalfCheetah-v5": Race(100_000, 3, FEWEST, sweep_steps=50_000),
     "Hopper-v5": Race(100_000, 3, FEWEST, sweep_steps=50_000),
 }
