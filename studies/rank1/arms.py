@@ -67,16 +67,11 @@ FEWEST = ("policy gradient", "SMAC", "SMAC, 16 scores", "PPO", "TRPO")
 
 @dataclass(frozen=True)
 class Race:
-    """How far and how often one environment is raced.
-
-    Attributes:
-        sweep_steps: of a run of the sweep; 0: as many as of the others.
-    """
+    """How far and how often one environment is raced."""
 
     num_steps: int
     num_seeds: int
     arms: tuple[str, ...] = tuple(ARMS)
-    sweep_steps: int = 0
 
 
 SHORT = {
@@ -84,8 +79,8 @@ SHORT = {
     "Acrobot-v1": Race(60_000, 5, FEWER),
     "Pendulum-v1": Race(60_000, 5, FEWER),
     "MountainCarContinuous-v0": Race(50_000, 5, FEWEST),
-    "HalfCheetah-v5": Race(100_000, 3, FEWEST, sweep_steps=50_000),
-    "Hopper-v5": Race(100_000, 3, FEWEST, sweep_steps=50_000),
+    "HalfCheetah-v5": Race(50_000, 3, FEWEST),
+    "Hopper-v5": Race(50_000, 3, FEWEST),
 }
 FULL = {
     **dict.fromkeys(("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"), Race(100_000, 10)),

@@ -76,8 +76,7 @@ def main() -> None:
         if job is None:
             break
         env, name, value, seed = job
-        arm, race = ARMS[name], races[env]
-        num_steps = race.sweep_steps or race.num_steps if seed == SWEEP_SEED else race.num_steps
+        arm, num_steps = ARMS[name], races[env].num_steps
         lap = Lap(env, arm.algo, seed, num_steps, {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5)
         rows = [{key: round(number, 3) for key, number in row.items()} for row in run_lap(lap)]
         run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": num_steps, "rows": rows}
