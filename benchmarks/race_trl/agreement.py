@@ -1,17 +1,18 @@
-"""Do both sides turn the same rollouts into the same weights? Then what they learn differs by their random numbers only.
+"""Do both sides turn the same rollouts into the same weights? Then only random numbers tell them apart.
 
     OMP_NUM_THREADS=1 python benchmarks/race_trl/agreement.py --trl-python PYTHON
 
 TRL trains the 5M model on short prompts for a few steps and writes down what it sampled, the rewards, and its weights
 before and after each step. Our side starts from the same files, is given those rollouts and makes the same steps.
 Printed for each: how far the weights lie apart, as a share of how far TRL's have moved since the start; and whether TRL
-samples from the model as it is: the mean over sampled tokens of surprise minus entropy, which is then 0 within its error.
+samples from the model as it is: the mean over sampled tokens of surprise minus entropy, then 0 within its error.
 
 Left out: the samplers' random streams (``learning`` compares what comes of both, with them).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -75,7 +76,7 @@ def replay(job: Mapping[str, Any], recorded: Path) -> list[dict[str, float]]:
     steps = [torch.load(recorded / f"{step}.pt") for step in range(job["num_steps"] + 1)]
     start: Weights = steps[0]["weights"]
     lines = []
-    for index, (step, following) in enumerate(zip(steps, steps[1:], strict=False)):
+    for index, (step, following) in enumerate(itertools.pairwise(steps)):
         excess, error = surprise_minus_entropy(bench.loaded.model, step)
         updater.run(updater.make_batch(groups_of(step, job["group_size"])), 1, index, seed=index)
         moved, apart = distance(following["weights"], start), distance(following["weights"], ours)
