@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arms import ARMS, TRIAL_SEED
+
 Row = Mapping[str, Any]
 ORDER = ("rl-8", "rl-64", "prefix", "prefix-only", "shortest", "sft-rl", "importance", "luffy", "unrelated-only")
 FRACTIONS = tuple(number / 10 for number in range(10))
@@ -24,8 +26,26 @@ def draw_all(rows: Sequence[Row], tables: Path, images: Path) -> None:
     plot_fractions(tasks, rows, images / "success-by-fraction.svg")
 
 
-def runs_of(rows: Sequence[Row], task: str, arm: str, lr: float = 1e-3) -> list[Row]:
-    return [row for row in rows if row["task"] == task and row.get("arm") == arm and row["lr"] == lr]
+def trials_of(rows: Sequence[Row], task: str, arm: str) -> dict[float, float]:
+    """Final hard pass@1 of the trial seed by rate."""
+    trials = [row for row in rows if (row["task"], row.get("arm"), row.get("seed")) == (task, arm, TRIAL_SEED)]
+    return {row["lr"]: row["curve"][-1]["train"] for row in trials}
+
+
+def best_rate(rows: Sequence[Row], task: str, arm: str) -> float:
+    """The rate whose trial ended best; the first of the equals."""
+    trials = trials_of(rows, task, arm)
+    return max(trials, key=lambda rate: trials[rate])
+
+
+def runs_of(rows: Sequence[Row], task: str, arm: str) -> list[Row]:
+    """Runs of all seeds but the trial's, at the rate that its trials chose."""
+    trials = trials_of(rows, task, ARMS[arm].rate_of or arm)
+    if not trials:
+        return []
+    chosen = max(trials, key=lambda rate: trials[rate])
+    named = [row for row in rows if row["task"] == task and row.get("arm") == arm and row["lr"] == chosen]
+    return [row for row in named if row["seed"] != TRIAL_SEED]
 
 
 def of_task(task: str, rows: Sequence[Row]) -> list[str]:
