@@ -105,9 +105,10 @@ class Arena(AbstractContextManager["Arena"]):
         for index in range(4000):
             lessons = [self._lesson(bench, digits, n) for n, digits in enumerate(self.task.draw(64, 9000 + index))]
             updater.step(index, lessons, feedback)
-            if index % self.task.look_every == self.task.look_every - 1:
-                if np.median(self.success(bench.loaded, self.tasks[0].train)) >= self.task.target:
-                    break
+            if (index + 1) % self.task.look_every:
+                continue
+            if np.median(self.success(bench.loaded, self.tasks[0].train)) >= self.task.target:
+                break
         else:
             raise SystemExit(f"{self.task_name}: the warm start did not reach its target")
         print(f"{self.task_name}: warm start of {index + 1} steps", file=sys.stderr)

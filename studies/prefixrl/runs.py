@@ -1,7 +1,7 @@
 """One run of an arm from the start that all arms of a task share.
 
-The library's own parts do the work: engine, verifiers, prefixes, objectives, update phase, ledger. The trainer's loop is
-not used because many arms share one start in memory, and because success is measured without sampling (``arena``).
+The library's own parts do the work: engine, verifiers, prefixes, objectives, update phase, ledger. The trainer's loop
+is not used because many arms share one start in memory, and because success is measured without sampling (``arena``).
 
 Left out: which arms there are (``arms``), and what is put into groups or trained against the library's rule
 (``offpolicy``).

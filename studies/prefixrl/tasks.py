@@ -32,7 +32,8 @@ class Chain:
     Attributes:
         num_steps: K.
         choice: whether the working begins with the letter of a procedure.
-        target: median success that the warm start stops at, ``start_lr`` its rate, ``look_every`` its steps between looks.
+        target: median success that the warm start stops at.
+        start_lr, look_every: the warm start's rate, and its steps from look to look at that success.
         restated: whether the working begins with the value that the question gives.
         recipe: what differs from ``recipe.toml``.
     """
