@@ -75,6 +75,8 @@ ARMS = {
         Arm("rl-8-long", length=4, rate_of="rl-8"),
         Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix"),
         Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest"),
+        Arm("annealed-long", prefix={"name": "annealed", "num_steps": 240}, length=4, rate_of="annealed"),
+        Arm("prefix-only-long", prefix=ONLY, length=4, rate_of="prefix-only"),
     )
 }
 SMALL = tuple(ARMS)
