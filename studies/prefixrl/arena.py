@@ -63,7 +63,8 @@ class Arena(AbstractContextManager["Arena"]):
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # for verifiers
         self.task = TASKS[self.task_name]
         self.work.mkdir(parents=True, exist_ok=True)
-        self.task.write(self.work / "problems.jsonl", 700, seed=1)
+        if not (self.work / "problems.jsonl").exists():
+            self.task.write(self.work / "problems.jsonl", 700, seed=1)
         self.recipe = load_recipe(
             str(HERE / "recipe.toml"),
             {

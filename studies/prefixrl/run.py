@@ -30,12 +30,12 @@ def read() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def next_run(done: Sequence[Row], tasks: Sequence[str]) -> tuple[str, str, float, int] | None:
+def next_run(done: Sequence[Row], tasks: Sequence[str], named: Sequence[str]) -> tuple[str, str, float, int] | None:
     """Task, arm, rate and seed of the first run that is missing: trials of all rates, then the seeds, arm by arm."""
     from arms import ARMS, OF_TASK, RATES, SEEDS, TRIAL_SEED
 
     for task in tasks:
-        arms = [ARMS[name] for name in OF_TASK[task]]
+        arms = [ARMS[name] for name in OF_TASK[task] if name in named or not named]
         tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES for arm in arms if not arm.rate_of]
         missing = next((run for run in tried if find(done, *run) is None), None)
         if missing is not None:
@@ -53,7 +53,7 @@ def find(done: Sequence[Row], task: str, arm: str, lr: float, seed: int) -> Row 
     return next((row for row in done if all(row.get(key) == value for key, value in wanted.items())), None)
 
 
-def carry_on(work: Path, tasks: Sequence[str], minutes: float) -> None:
+def carry_on(work: Path, tasks: Sequence[str], arms: Sequence[str], minutes: float) -> None:
     """Make the missing runs in the order of the plan, for at most this long."""
     from arena import Arena
     from arms import ARMS
@@ -63,8 +63,8 @@ def carry_on(work: Path, tasks: Sequence[str], minutes: float) -> None:
     with ExitStack() as stack:
         arenas: dict[str, Arena] = {}
         while time.monotonic() < until:
-            done = read()  # another process may be at another task
-            wanted = next_run(done, tasks)
+            done = read()  # another process may be at other tasks or arms
+            wanted = next_run(done, tasks, arms)
             if wanted is None:
                 break
             task, arm, lr, seed = wanted
@@ -100,6 +100,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder for problems, start models and trace banks")
     parser.add_argument("--tasks", nargs="*", default=["T1", "T2", "T3", "T4"])
+    parser.add_argument("--arms", nargs="*", default=[], help="only these; several processes can share a task so")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this many")
     parser.add_argument("--only-draw", action="store_true", help="tables and plots again, from results.jsonl")
     options = parser.parse_args()
@@ -108,4 +109,4 @@ if __name__ == "__main__":
     elif options.work is None:
         parser.error("--work is needed: a folder outside the repository for problems, start models and banks")
     else:
-        carry_on(options.work, options.tasks, options.minutes)
+        carry_on(options.work, options.tasks, options.arms, options.minutes)
