@@ -1,9 +1,9 @@
-"""SmolLM2-135M on sums it solves less than once in 64 attempts: collect with a cap, then RL with and without prefixes.
+"""SmolLM2-135M on sums it hardly ever solves: collect with a cap, then RL with and without prefixes.
 
     OMP_NUM_THREADS=1 python studies/prefixrl/smollm2.py --work /tmp/smollm2    # killed at any time, it goes on
 
-Problems are reasoning-gym's. A problem is hard if its first round of attempts all failed and a later one did not. What
-came of it is in smollm2.json. Left out: tuning, other arms, and more than one seed.
+Problems are reasoning-gym's; training is on those that were solved before the cap. What came of it is in smollm2.json.
+Left out: tuning, other arms, and more than one seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heliostat.train import run_eval, run_recipe
 from heliostat.train.collect import Quota, run_collect
 
 HERE = Path(__file__).resolve().parent
-ROUND, CAP = 64, 192
+ROUND, CAP = 64, 128
 NUM_SAMPLES = 64
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "rl-8": {},
@@ -52,22 +52,24 @@ def write_problems() -> None:
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_hard() -> dict[str, Any]:
-    """``hard.jsonl``; returns what the collection came to."""
+def write_solved() -> dict[str, Any]:
+    """``solved.jsonl``; returns what the collection came to."""
     with Bank.open(Path("sums.bank"), create=False) as bank:
-        book = bank.query("SELECT problem_id, round, num, num_success, flops FROM attempts")
-    first = {row[0]: row[3] for row in book if row[1] == 0}
-    hard = {row[0] for row in book if row[3]} - {key for key, num in first.items() if num}
-    chosen = [problem for problem in load_task(recipe({}).task[0], 0).train if problem.problem_id in hard]
+        book = bank.query("SELECT problem, round, num, num_success, flops FROM attempts")
+        texts = [trace.text for trace in bank]
+    first = [row[3] for row in book if row[1] == 0]
+    solved = {row[0] for row in book if row[3]}
+    chosen = [problem for problem in load_task(recipe({}).task[0], 0).train if problem.problem_id in solved]
     rows = [{"prompt": problem.prompt, "answer": problem.answer} for problem in chosen]
-    Path("hard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("solved.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "num_candidates": len(first),
-        "num_solved_in_first_round": sum(num > 0 for num in first.values()),
-        "num_hard": len(hard),
+        "num_solved_in_first_round": sum(num > 0 for num in first),
+        "num_solved": len(solved),
         "attempts": sum(row[2] for row in book),
         "flops": sum(row[4] for row in book),
-        "flops_on_hard": sum(row[4] for row in book if row[0] in hard),
+        "flops_on_solved": sum(row[4] for row in book if row[0] in solved),
+        "traces": texts,
     }
 
 
@@ -76,10 +78,10 @@ def steps_of(run: Path) -> list[dict[str, float]]:
     return [{key: row[key] for key in (*KEPT, "compute/total_flops") if key in row} for row in rows]
 
 
-def measure(model: str, num_hard: int) -> dict[str, Any]:
-    """Fresh samples of the hard problems, no prefix."""
-    files = {"task.path": "spare.jsonl", "task.heldout_path": "hard.jsonl"}
-    sizes = {"task.num_train": 1, "task.num_heldout": num_hard}
+def measure(model: str, num_solved: int) -> dict[str, Any]:
+    """Fresh samples of the solved problems, no prefix."""
+    files = {"task.path": "spare.jsonl", "task.heldout_path": "solved.jsonl"}
+    sizes = {"task.num_train": 1, "task.num_heldout": num_solved}
     evaluation = run_eval([model], recipe(files | sizes), num_samples=NUM_SAMPLES, greedy=False).evaluations[0]
     return {"pass_at_1": evaluation.pass_at_1, "ci95": evaluation.ci95, "pass_at_64": evaluation.pass_at(NUM_SAMPLES)}
 
@@ -94,13 +96,13 @@ def main() -> None:
     if not Path("sums.jsonl").exists():
         write_problems()
     run_collect("smollm2-135m", recipe({"rollout.group_size": ROUND}), Path("sums.bank"), Quota(1, CAP))
-    results = json.loads(store.read_text()) if store.exists() else {"collection": write_hard()}
-    num_hard = results["collection"]["num_hard"]
+    results = json.loads(store.read_text()) if store.exists() else {"collection": write_solved()}
+    num_solved = results["collection"]["num_solved"]
     for arm, changes in ARMS.items():
-        run_recipe(recipe({"task.path": "hard.jsonl", "task.num_train": num_hard, **changes}), Path(arm))
+        run_recipe(recipe({"task.path": "solved.jsonl", "task.num_train": num_solved, **changes}), Path(arm))
     for name, model in {"start": "smollm2-135m", **{arm: f"{arm}/model" for arm in ARMS}}.items():
         if name not in results:
-            results[name] = measure(model, num_hard)
+            results[name] = measure(model, num_solved)
             if name in ARMS:
                 results[name]["steps"] = steps_of(Path(name))
             store.write_text(json.dumps(results, indent=1) + "\n")
