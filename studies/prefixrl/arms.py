@@ -15,7 +15,7 @@ from offpolicy import Luffy, Stored
 from heliostat.objectives import Objective
 from heliostat.objectives.policy_gradient import Cispo
 
-RATES = (1e-3, 3e-4, 3e-3)
+RATES = {"T1": (1e-3, 3e-4, 3e-3), "T2": (1e-3, 3e-4, 3e-3), "T3": (3e-4, 1e-4), "T4": (3e-4, 1e-4)}
 TRIAL_SEED = 0
 SEEDS = (1, 2, 3)
 
@@ -83,6 +83,6 @@ SMALL = tuple(ARMS)
 OF_TASK = {
     "T1": SMALL,
     "T2": SMALL,
-    "T3": ("rl-8", "prefix", "prefix-only", "shortest", "targeted", "sft-rl"),
+    "T3": ("rl-8", "prefix", "prefix-only", "shortest", "sft-rl"),
     "T4": ("rl-8", "prefix", "sft-rl"),
 }

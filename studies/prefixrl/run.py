@@ -36,7 +36,7 @@ def next_run(done: Sequence[Row], tasks: Sequence[str], named: Sequence[str]) ->
 
     for task in tasks:
         arms = [ARMS[name] for name in OF_TASK[task] if name in named or not named]
-        tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES for arm in arms if not arm.rate_of]
+        tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES[task] for arm in arms if not arm.rate_of]
         missing = next((run for run in tried if find(done, *run) is None), None)
         if missing is not None:
             return missing
