@@ -83,7 +83,9 @@ def trials(task: str, rows: Sequence[Row]) -> list[str]:
     for arm, of_arm in tried.items():
         if of_arm:
             best = best_rate(rows, task, arm)
-            cells = [f"**{of_arm[rate]:.4f}**" if rate == best else f"{of_arm[rate]:.4f}" for rate in rates]
+            shown = {rate: f"{value:.4f}" for rate, value in of_arm.items()}
+            shown[best] = f"**{shown[best]}**"
+            cells = [shown.get(rate, "") for rate in rates]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
     return lines
 
