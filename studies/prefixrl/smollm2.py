@@ -99,7 +99,9 @@ def main() -> None:
     results = json.loads(store.read_text()) if store.exists() else {"collection": write_solved()}
     num_solved = results["collection"]["num_solved"]
     for arm, changes in ARMS.items():
-        run_recipe(recipe({"task.path": "solved.jsonl", "task.num_train": num_solved, **changes}), Path(arm))
+        run = run_recipe(recipe({"task.path": "solved.jsonl", "task.num_train": num_solved, **changes}), Path(arm))
+        if run.status != "finished":
+            raise SystemExit(f"{arm} was stopped; the same command goes on")
     for name, model in {"start": "smollm2-135m", **{arm: f"{arm}/model" for arm in ARMS}}.items():
         if name not in results:
             results[name] = measure(model, num_solved)
