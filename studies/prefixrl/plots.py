@@ -81,7 +81,7 @@ def fractions(tasks: Sequence[str], rows: Sequence[Row], path: Path) -> None:
             runs = runs_of(rows, task, arm)
             if not runs:
                 continue
-            axis.plot(FRACTIONS, runs[0]["curve"][0]["by_fraction"], color="0.6")
+            axis.plot(FRACTIONS, runs[0]["curve"][0]["by_fraction"], color="black", lw=0.8)
             for point, style in ((len(runs[0]["curve"]) // 2, ":"), (-1, "-")):
                 columns = zip(*(run["curve"][point]["by_fraction"] for run in runs), strict=True)
                 means = [statistics.mean(values) for values in columns]
