@@ -123,13 +123,13 @@ def tuned(rows: list[dict[str, Any]], name: str) -> float:
     return min(tried, key=lambda row: row["checks"][-1][1])["lr"]
 
 
-def plan(rows: list[dict[str, Any]], num_rates: int) -> Iterator[tuple[str, float, int, int]]:
+def plan(rows: list[dict[str, Any]], names: list[str], num_rates: int) -> Iterator[tuple[str, float, int, int]]:
     """All short runs, then seed by seed."""
     for number in range(num_rates):
-        for name, (_, rates) in ARMS.items():
-            yield name, rates[number], TUNING_SEED, NUM_TUNING_STEPS
+        for name in names:
+            yield name, ARMS[name][1][number], TUNING_SEED, NUM_TUNING_STEPS
     for seed in SEEDS:
-        for name in ARMS:
+        for name in names:
             yield name, tuned(rows, name), seed, NUM_STEPS
 
 
@@ -137,11 +137,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1e9, help="no run is started that would last longer")
     parser.add_argument("--num-rates", type=int, default=3, help="learning rates tried per arm")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     began, task, rows = time.process_time(), problem(), stored()
-    for name, lr, seed, num_steps in plan(rows, arguments.num_rates):
+    for name, lr, seed, num_steps in plan(rows, arguments.arms, arguments.num_rates):
         if any((row["arm"], row["lr"], row["seed"], row["num_steps"]) == (name, lr, seed, num_steps) for row in rows):
             continue
         left_s = 60 * arguments.minutes - (time.process_time() - began)
