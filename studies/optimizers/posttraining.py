@@ -34,15 +34,16 @@ RESULTS = HERE / "posttraining.jsonl"
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
 TOKENS = 16384  # of one forward
 
+ADAM, SGD = (1e-3, 3e-4, 3e-3, 1e-4), (0.03, 0.01, 0.1, 0.003)
 ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "adamw": ({}, (1e-3, 3e-3, 3e-4, 1e-2)),
-    "kronecker-sum": ({}, (1e-3, 3e-3, 3e-4, 1e-2)),
-    "reng": ({"rho": 0.01}, (1e-3, 3e-3, 3e-4, 1e-2)),
-    "sgd": ({"momentum": 0.9}, (0.1, 0.3, 0.03, 1.0)),
-    "rank1": ({"damping": 1.0}, (0.1, 0.3, 0.03, 1.0)),
-    "eva": ({"damping": 0.3, "adamw_lr": 1e-3}, (0.03, 0.1, 0.01, 0.3)),
+    "adamw": ({}, ADAM),
+    "kronecker-sum": ({}, ADAM),
+    "reng": ({"rho": 0.01}, ADAM),
+    "sgd": ({"momentum": 0.9}, SGD),
+    "rank1": ({"damping": 1.0}, SGD),
+    "rkalman": ({"covariance": 1.0, "forgetting": 0.99}, SGD),
+    "eva": ({"damping": 0.3, "adamw_lr": 1e-3}, (0.01, 0.003, 0.03, 0.001)),
     "ring": ({"damping": 0.01, "rho": 0.1, "adamw_lr": 1e-3}, (3e-3, 1e-2, 1e-3, 3e-2)),
-    "rkalman": ({"covariance": 1.0, "forgetting": 0.99}, (0.1, 0.3, 0.03, 1.0)),
 }
 """Settings beside the defaults, and learning rates in the order in which they are tried."""
 
@@ -68,7 +69,7 @@ def arm_recipe(recipe: Recipe, warm: Path, name: str, lr: float, seed: int) -> R
 
 @torch.no_grad()
 def success(recipe: Recipe, model: Path) -> tuple[float, float]:
-    """Mean probability of the right answer on the held-out problems, and the share at which greedy decoding gives it."""
+    """Mean probability of the right answer to the held-out problems, and the share that greedy decoding solves."""
     section = recipe.model.model_copy(update={"path": str(model), "settings": {}})
     recipe = recipe.model_copy(update={"model": section})
     bench = set_up_model(recipe, start_runtime(recipe.run))
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for problems, start model and runs")
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU minutes of this call")
-    parser.add_argument("--num-rates", type=int, default=3, help="learning rates tried per optimizer")
+    parser.add_argument("--num-rates", type=int, default=4, help="learning rates tried per optimizer")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipe, rows = start_recipe(arguments.work), stored()
