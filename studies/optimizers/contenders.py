@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rivals import Muon, Split
+from rivals import Split, muon
 from tasks import loss_of
 from torch import nn
 
@@ -32,10 +32,10 @@ def peer(name: str, **settings: Any) -> Maker:
     return make
 
 
-def muon(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+def muon_and_adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Muon for every matrix but the last layer's, AdamW for that one, convolutions, biases and norms."""
     matrices = [p for p in model.parameters() if p.ndim == 2][:-1]
-    return Split(model, lr, matrices, Muon, betas=(0.9, 0.999))
+    return Split(model, lr, matrices, muon, betas=(0.9, 0.999))
 
 
 def sophia(model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -60,10 +60,10 @@ CONTENDERS: dict[str, tuple[float, Maker]] = {
     "Kronecker-sum": (3e-3, lambda m, lr: KroneckerSum(m.named_parameters(), lr=lr)),
     "SOAP": (3e-3, peer("SOAP", precondition_frequency=10)),
     "Shampoo": (3e-3, peer("ScalableShampoo", preconditioning_compute_steps=10, start_preconditioning_step=5)),
-    "Muon": (3e-3, muon),
+    "Muon": (3e-3, muon_and_adamw),
     "Sophia": (0.3, sophia),
 }
-PEERS = ("SOAP", "Shampoo", "Muon", "Sophia")
+PEERS = ("SOAP", "Shampoo", "Sophia")
 """Those that need `pytorch_optimizer`."""
 
 

@@ -1,8 +1,7 @@
 """Rivals that no library at hand has in the form needed here, and one rule for matrices beside AdamW for the rest.
 
 KL-Shampoo's two formulas are the paper's (Lin et al., 2025, arXiv 2509.03378); everything else about ours (start,
-damping, exact eigenbases every ten steps) is our own, so it is a KL-Shampoo-*like* baseline. Muon takes its iteration
-from `pytorch_optimizer` in float32 where torch's own goes through bfloat16, which some processors multiply very slowly.
+damping, exact eigenbases every ten steps) is our own, so it is a KL-Shampoo-*like* baseline.
 
 Left out: weight decay, tensors of more than two axes.
 """
@@ -16,23 +15,9 @@ import torch
 from torch import Tensor, nn
 
 
-class Muon(torch.optim.Optimizer):
-    """``W <- W - lr * 0.2 * sqrt(max(p, q)) * polar(nesterov momentum)``: a step as long as Adam's, like torch's
-    ``Muon(adjust_lr_fn="match_rms_adamw", weight_decay=0)`` but for the number format of the iteration."""
-
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
-
-        for group in self.param_groups:
-            for p in group["params"]:
-                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
-                mean.lerp_(p.grad, 1 - group["momentum"])
-                direction = zero_power_via_newton_schulz_5(p.grad.lerp(mean, group["momentum"]), dtype=torch.float32)
-                p.add_(direction, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+def muon(matrices: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    """torch's own, with steps as long as Adam's; its iteration runs in bfloat16, slow where a processor lacks that."""
+    return torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
 
 
 class KLShampooLike(torch.optim.Optimizer):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from contenders import Maker, train_step
 from language import large, windows
-from rivals import KLShampooLike, Muon, Split
+from rivals import KLShampooLike, Split, muon
 from tasks import Task
 from torch import Tensor, nn
 
@@ -78,7 +78,7 @@ ARMS: dict[str, tuple[Maker, tuple[float, ...]]] = {
     "SOAP": (on_matrices(soap), ADAM_RATES),
     "KL-Shampoo-like": (on_matrices(lambda ps, lr: KLShampooLike(ps, lr, BETAS)), ADAM_RATES),
     "Shampoo": (on_matrices(shampoo), ADAM_RATES),
-    "Muon": (on_matrices(Muon), ADAM_RATES),
+    "Muon": (on_matrices(muon), ADAM_RATES),
     "Eva": (lambda m, lr: Eva(m, lr=lr, damping=0.3, adamw_lr=1e-3, adamw_betas=BETAS), EVA_RATES),
 }
 
