@@ -31,7 +31,7 @@ from heliostat.optim.schedule import Schedule
 RESULTS = Path(__file__).with_name("transformer.jsonl")
 BETAS = (0.9, 0.95)
 """Running means of gradients and of squares, alike in all that have them: runs are too short for 0.999."""
-NUM_STEPS, NUM_TUNING_STEPS, BATCH_SIZE, CHECKS = 80, 30, 8, 4
+NUM_STEPS, NUM_TUNING_STEPS, BATCH_SIZE, CHECKS = 64, 24, 8, 4
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
 STEP_S = {"AdamW": 0.5, "Eva": 0.6}
 """CPU seconds of a step, roughly (others: 2): no run is started that would outlast the call."""
@@ -84,8 +84,8 @@ ARMS: dict[str, tuple[Maker, tuple[float, ...]]] = {
 
 
 def problem() -> Task:
-    """Six hundred thousand letters; 128 windows are held out."""
-    train, test, vocab_size = windows(600_000, 128)
+    """Six hundred thousand letters; 96 windows are held out."""
+    train, test, vocab_size = windows(600_000, 96)
     return Task("plays-10M", train, test, lambda: large(vocab_size), NUM_STEPS, BATCH_SIZE)
 
 
@@ -93,7 +93,7 @@ def run(task: Task, name: str, lr: float, seed: int, num_steps: int) -> dict[str
     model = task.model(seed)
     optimizer = ARMS[name][0](model, lr)
     first = [group["lr"] for group in optimizer.param_groups]
-    schedule = Schedule(1.0, num_steps, "cosine", warmup_steps=num_steps // 10)
+    schedule = Schedule(1.0, num_steps, "cosine", warmup_steps=num_steps // 8)
     losses: list[float] = []
     seconds: list[float] = []
     checks: list[list[float]] = []
