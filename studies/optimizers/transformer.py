@@ -31,7 +31,7 @@ from heliostat.optim.schedule import Schedule
 RESULTS = Path(__file__).with_name("transformer.jsonl")
 BETAS = (0.9, 0.95)
 """Running means of gradients and of squares, alike in all that have them: runs are too short for 0.999."""
-NUM_STEPS, NUM_TUNING_STEPS, BATCH_SIZE, CHECKS = 64, 24, 8, 4
+NUM_STEPS, NUM_TUNING_STEPS, BATCH_SIZE, CHECKS = 48, 20, 8, 4
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
 STEP_S = {"AdamW": 0.5, "Eva": 0.6}
 """CPU seconds of a step, roughly (others: 2): no run is started that would outlast the call."""
@@ -66,8 +66,8 @@ def kronecker_sum(matrices: list[Tensor], lr: float) -> torch.optim.Optimizer:
     return KroneckerSum(matrices, lr=lr, betas=BETAS, statistics_ema=BETAS[1])
 
 
-ADAM_RATES, EVA_RATES = (1e-3, 3e-3, 3e-4, 1e-2), (0.1, 0.3, 0.03, 1.0)
-"""In the order in which they are tried; the first three, and the fourth for all if one is best at its upper edge."""
+ADAM_RATES, EVA_RATES = (3e-3, 1e-3, 1e-2, 3e-4), (0.1, 0.03, 0.3, 0.01)
+"""In the order in which they are tried; the first three, and the fourth for all if one is best at its lower edge."""
 
 ARMS: dict[str, tuple[Maker, tuple[float, ...]]] = {
     "AdamW": (

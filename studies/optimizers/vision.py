@@ -67,12 +67,12 @@ def conv1d() -> nn.Module:
     )
 
 
-def _digits(name: str, make: Callable[[], nn.Module]) -> Task:
+def _digits(name: str, make: Callable[[], nn.Module], num_steps: int = 200) -> Task:
     from sklearn.datasets import load_digits
 
     found = load_digits()
     train, test = split(found.data / 16.0 - 0.3, found.target, 500)
-    return Task(name, train, test, make, num_steps=200, batch_size=128)
+    return Task(name, train, test, make, num_steps, batch_size=128)
 
 
 def digits() -> Task:
@@ -85,7 +85,7 @@ def digits_cnn() -> Task:
 
 
 def digits_vit() -> Task:
-    return _digits("digits-vit", ViT)
+    return _digits("digits-vit", ViT, num_steps=120)
 
 
 def mnist1d() -> Task:
