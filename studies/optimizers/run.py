@@ -31,6 +31,8 @@ FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Learning rates tried, as multiples of each optimizer's centre."""
 LATER_FACTORS = (3.0, 1.0, 10.0, 0.3, 30.0, 0.1, 100.0)
 """The same on the tasks of the second part, in the order in which they are tried: the best ones before were 1 to 30."""
+SHIFT = {"Shampoo": 10.0}
+"""Its learning rates are in units of SGD's step, and the best one before was at the grid's upper edge."""
 TUNING_SEED = 0
 TASKS: Mapping[str, Callable[[], Task]] = {
     **{"digits": digits, "curves": curves, "plays": plays},
@@ -83,17 +85,18 @@ def best_factor(rows: list[dict[str, Any]], task: str, name: str) -> float:
     return min(finished, key=lambda row: row["test_loss"])["factor"] if finished else FACTORS[0]
 
 
-def factors(task: str, num_rates: int) -> list[float]:
-    """The learning rates of a task in the order in which they are tried."""
-    central = sorted(FACTORS, key=lambda factor: abs(math.log(factor)))
-    return list(central if task in FIRST_PART else LATER_FACTORS)[:num_rates]
+def factors(task: str, name: str) -> list[float]:
+    """The learning rates of an optimizer on a task in the order in which they are tried."""
+    if task in FIRST_PART:
+        return sorted(FACTORS, key=lambda factor: abs(math.log(factor)))
+    return [factor * SHIFT.get(name, 1.0) for factor in LATER_FACTORS]
 
 
 def plan(tasks: list[str], names: list[str], num_rates: int) -> Iterator[tuple[str, str, float | None, int]]:
     """All tuning runs, then all seeds (factor ``None``: the best), tasks and optimizers interleaved."""
     for number in range(num_rates):
         for task in tasks:
-            yield from ((task, name, factors(task, num_rates)[number], TUNING_SEED) for name in names)
+            yield from ((task, name, factors(task, name)[number], TUNING_SEED) for name in names)
     for number in range(5):
         for task in tasks:
             if number < len(SEEDS[task]):
