@@ -34,7 +34,7 @@ RESULTS = HERE / "posttraining.jsonl"
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
 TOKENS = 16384  # of one forward
 
-ADAM, SGD = (1e-3, 3e-4, 3e-3, 1e-4), (0.03, 0.01, 0.1, 0.003)
+ADAM, SGD = (1e-3, 3e-4, 3e-3, 1e-4, 3e-5), (0.03, 0.01, 0.1, 0.003, 0.001)
 ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "adamw": ({}, ADAM),
     "kronecker-sum": ({}, ADAM),
@@ -42,8 +42,8 @@ ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "sgd": ({"momentum": 0.9}, SGD),
     "rank1": ({"damping": 1.0}, SGD),
     "rkalman": ({"covariance": 1.0, "forgetting": 0.99}, SGD),
-    "eva": ({"damping": 0.3, "adamw_lr": 1e-3}, (0.01, 0.003, 0.03, 0.001)),
-    "ring": ({"damping": 0.01, "rho": 0.1, "adamw_lr": 1e-3}, (3e-3, 1e-2, 1e-3, 3e-2)),
+    "eva": ({"damping": 0.3, "adamw_lr": 1e-3}, (0.01, 0.003, 0.03, 0.001, 3e-4)),
+    "ring": ({"damping": 0.01, "rho": 0.1, "adamw_lr": 1e-3}, (3e-3, 1e-2, 1e-3, 3e-2, 3e-4)),
 }
 """Settings beside the defaults, and learning rates in the order in which they are tried."""
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for problems, start model and runs")
     parser.add_argument("--minutes", type=float, default=20.0, help="CPU minutes of this call")
-    parser.add_argument("--num-rates", type=int, default=4, help="learning rates tried per optimizer")
+    parser.add_argument("--num-rates", type=int, default=5, help="learning rates tried per optimizer")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipe, rows = start_recipe(arguments.work), stored()
