@@ -1,4 +1,4 @@
-"""Tables and plots from the stored runs.
+"""Tables from the stored runs, and the plots beside them.
 
     python studies/optimizers/page.py    # writes tables.md and docs/images/optimizer-study
 
@@ -7,33 +7,16 @@ Left out: running anything, and what the numbers mean (README.md).
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 import posttraining
 import run
 import transformer
 from contenders import CONTENDERS
-from flops import RESULTS as FLOPS
-
-from heliostat.statistics import bootstrap
+from transformer_page import draw, interval, of_equal_cost, of_transformer, of_tuning
 
 HERE = Path(__file__).parent
-IMAGES = HERE.parents[1] / "docs" / "images" / "optimizer-study"
-T_QUANTILE = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's 97.5 % quantile for so many pairs."""
-WINDOW = 8
-"""Steps over which training losses are averaged for comparisons and plots."""
-
-Row = dict[str, Any]
-
-
-def interval(values: list[float], digits: int = 3) -> str:
-    found = bootstrap(values)
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def of_small_task(task: str) -> list[str]:
@@ -69,86 +52,6 @@ def of_small_task(task: str) -> list[str]:
     return lines
 
 
-def seeds_of(rows: list[Row], name: str) -> list[Row]:
-    """The full-length runs of an arm, by seed."""
-    if not any(row["arm"] == name and row["seed"] == transformer.TUNING_SEED for row in rows):
-        return []
-    best = transformer.tuned(rows, name)
-    found = [row for row in rows if (row["arm"], row["lr"], row["num_steps"]) == (name, best, transformer.NUM_STEPS)]
-    return sorted((row for row in found if row["seed"] in transformer.SEEDS), key=lambda row: row["seed"])
-
-
-def final(row: Row) -> float:
-    return float(row["checks"][-1][1])
-
-
-def of_transformer() -> list[str]:
-    """Final held-out loss with its cost, and the differences the rule asks for."""
-    rows, flops = transformer.stored(), json.loads(FLOPS.read_text())
-    lines = [
-        "| optimizer | learning rate | test loss, three seeds | accuracy | CPU s per step | GFLOPs per step | "
-        "Kronecker-sum minus it, per seed | mean, 95 % t-interval |",
-        "|---|--:|---|---|--:|--:|---|---|",
-    ]
-    ours = seeds_of(rows, "Kronecker-sum")
-    for name in transformer.ARMS:
-        own = seeds_of(rows, name)
-        if not own:
-            continue
-        pairs = [final(a) - final(b) for a in ours for b in own if a["seed"] == b["seed"]]
-        cells = [
-            *(name, f"{own[0]['lr']:g}", interval([final(row) for row in own])),
-            f"{statistics.mean(row['checks'][-1][2] for row in own):.3f}",
-            f"{statistics.mean(row['cpu_s'][-1] / len(row['cpu_s']) for row in own):.2f}",
-            f"{(flops['model'] + flops[name]) / 1e9:.0f}",
-            *(("", "") if name == "Kronecker-sum" else (", ".join(f"{p:+.3f}" for p in pairs), t_interval(pairs))),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def t_interval(pairs: list[float]) -> str:
-    if len(pairs) < 2:
-        return ""
-    mean = statistics.mean(pairs)
-    half = T_QUANTILE[len(pairs)] * statistics.stdev(pairs) / math.sqrt(len(pairs))
-    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
-
-
-def tuning_of_transformer() -> list[str]:
-    rows = [row for row in transformer.stored() if row["seed"] == transformer.TUNING_SEED]
-    lines = ["| optimizer | test loss after the short run, by learning rate |", "|---|---|"]
-    for name in transformer.ARMS:
-        own = sorted((row for row in rows if row["arm"] == name), key=lambda row: row["lr"])
-        lines.append(f"| {name} | " + ", ".join(f"{row['lr']:g}: {final(row):.3f}" for row in own) + " |")
-    return lines
-
-
-def smooth(losses: list[float]) -> list[float]:
-    """Means of the last ``WINDOW`` values."""
-    return [statistics.mean(losses[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(losses))]
-
-
-def of_equal_cost() -> list[str]:
-    """Training loss (mean of the last steps) when an arm has used the CPU time, or FLOPs, of a run of AdamW."""
-    rows, flops = transformer.stored(), json.loads(FLOPS.read_text())
-    adamw = seeds_of(rows, "AdamW")
-    seconds = statistics.mean(row["cpu_s"][-1] for row in adamw) if adamw else 0.0
-    work = transformer.NUM_STEPS * (flops["model"] + flops["AdamW"])
-    lines = ["| optimizer | steps, loss at AdamW's CPU time | steps, loss at AdamW's FLOPs |", "|---|---|---|"]
-    for name in transformer.ARMS:
-        own = seeds_of(rows, name)
-        if not own:
-            continue
-        by_time = [sum(s <= seconds * 1.001 for s in row["cpu_s"]) for row in own]
-        by_work = min(transformer.NUM_STEPS, int(work / (flops["model"] + flops[name])))
-        curves = [smooth(row["losses"]) for row in own]
-        at_time = statistics.mean(curve[n - 1] for curve, n in zip(curves, by_time, strict=True))
-        at_work = statistics.mean(curve[by_work - 1] for curve in curves)
-        lines.append(f"| {name} | {statistics.mean(by_time):.0f}: {at_time:.3f} | {by_work}: {at_work:.3f} |")
-    return lines
-
-
 def of_posttraining() -> list[str]:
     rows = posttraining.stored()
     lines = [
@@ -174,51 +77,35 @@ def of_posttraining() -> list[str]:
     return lines
 
 
-def draw() -> None:
-    """Training loss of the large transformer against steps, CPU seconds and FLOPs, means of seeds."""
-    import matplotlib
+def cell(task: str, name: str) -> str:
+    """Held-out loss of an optimizer on a small task."""
+    rows = run.stored()
+    best = run.best_factor(rows, task, name)
+    key = (task, name, best)
+    losses = [
+        row["test_loss"]
+        for row in rows
+        if (row["task"], row["optimizer"], row["factor"]) == key and row["seed"] != run.TUNING_SEED
+    ]
+    finished = [loss for loss in losses if loss is not None]
+    return interval(finished, 2 if task == "digits-vit" else 3) if finished else ""
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "heliostat"
-    from matplotlib import pyplot
 
-    rows, flops = transformer.stored(), json.loads(FLOPS.read_text())
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
-    for name in transformer.ARMS:
-        own = seeds_of(rows, name)
-        if not own:
-            continue
-        mean = [statistics.mean(values) for values in zip(*(smooth(row["losses"]) for row in own), strict=True)]
-        seconds = [statistics.mean(values) for values in zip(*(row["cpu_s"] for row in own), strict=True)]
-        steps = range(1, len(mean) + 1)
-        work = [step * (flops["model"] + flops[name]) / 1e12 for step in steps]
-        for axis, xs in zip(axes, (steps, seconds, work), strict=True):
-            axis.plot(xs, mean, label=name, linewidth=1.5)
-    for axis, label in zip(axes, ("steps of 512 letters", "CPU seconds", "TFLOPs"), strict=True):
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"training loss, mean of {WINDOW} steps")
-    axes[2].legend()
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGES / "transformer.svg", metadata={"Date": None})
+def summary() -> list[str]:
+    """Held-out losses of every small task side by side."""
+    tasks = [name for name in run.TASKS if any(row["task"] == name for row in run.stored())]
+    lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    return lines + ["| " + " | ".join([name, *(cell(task, name) for task in tasks)]) + " |" for name in CONTENDERS]
 
 
 def main() -> None:
     text = ["Written by `python studies/optimizers/page.py` from the stored runs.", ""]
+    text += ["## Held-out losses", "", *summary(), ""]
     for task in run.TASKS:
         if any(row["task"] == task for row in run.stored()):
             text += [f"## {task}", "", *of_small_task(task), ""]
     if transformer.stored():
-        text += [
-            "## Ten million weights",
-            "",
-            *of_transformer(),
-            "",
-            *of_equal_cost(),
-            "",
-            *tuning_of_transformer(),
-            "",
-        ]
+        text += ["## Ten million weights", "", *of_transformer(), "", *of_equal_cost(), "", *of_tuning(), ""]
         draw()
     if posttraining.stored():
         text += ["## Post-training", "", *of_posttraining(), ""]
