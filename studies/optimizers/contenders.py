@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rivals import Split, muon
+from rivals import KLShampooLike, Split, muon
 from tasks import loss_of
 from torch import nn
 
@@ -38,6 +38,12 @@ def muon_and_adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return Split(model, lr, matrices, muon, betas=(0.9, 0.999))
 
 
+def kl_shampoo_like(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Every matrix under it, everything else under AdamW."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    return Split(model, lr, matrices, KLShampooLike, betas=(0.9, 0.999))
+
+
 def sophia(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     optimizer = peer("SophiaH")(model, lr)
     optimizer.extra_pass = "hessian"  # every tenth gradient must be differentiable
@@ -60,6 +66,7 @@ CONTENDERS: dict[str, tuple[float, Maker]] = {
     "Kronecker-sum": (3e-3, lambda m, lr: KroneckerSum(m.named_parameters(), lr=lr)),
     "SOAP": (3e-3, peer("SOAP", precondition_frequency=10)),
     "Shampoo": (3e-3, peer("ScalableShampoo", preconditioning_compute_steps=10, start_preconditioning_step=5)),
+    "KL-Shampoo-like": (3e-3, kl_shampoo_like),
     "Muon": (3e-3, muon_and_adamw),
     "Sophia": (0.3, sophia),
 }
