@@ -95,7 +95,8 @@ def summary() -> list[str]:
     """Held-out losses of every small task side by side."""
     tasks = [name for name in run.TASKS if any(row["task"] == name for row in run.stored())]
     lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
-    return lines + ["| " + " | ".join([name, *(cell(task, name) for task in tasks)]) + " |" for name in CONTENDERS]
+    found = {name: [cell(task, name) for task in tasks] for name in CONTENDERS}
+    return lines + ["| " + " | ".join([name, *cells]) + " |" for name, cells in found.items() if any(cells)]
 
 
 def main() -> None:
