@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.curvature import sampled_log_likelihood
+from heliostat.linalg.newton_inverse import direct_inverse
 from heliostat.optim import RENG, RING, Eva, KroneckerSum, Rank1NaturalGradient, RKalman
 
 WIDTH, LAYERS, VOCAB, LENGTH = 320, 8, 512, 64
@@ -138,15 +139,18 @@ OURS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "AdamW (fused)": fused_adamw,
     "rank-1": lambda m: Rank1NaturalGradient(m.parameters(), lr=1e-3),
     "Eva": lambda m: Eva(m, lr=1e-3, damping=1.0),
-    "RING": lambda m: RING(m, lr=1e-3, rho=0.1, statistics_every=2, inverse_every=2),
+    "RING": lambda m: RING(m, lr=1e-3, rho=0.1, ema=0.6, statistics_every=2, inverse_every=2),
     "RENG (finite difference)": lambda m: RENG(fused_adamw(m), rho=0.01),
     "R-Kalman (diagonal)": lambda m: RKalman(m.parameters(), lr=1e-3),
     "Kronecker-sum": lambda m: KroneckerSum(m.named_parameters(), lr=1e-3, precondition_every=2),
-}
-PEERS = {
-    "Shampoo (pytorch_optimizer)": peer(
-        "ScalableShampoo", preconditioning_compute_steps=2, start_preconditioning_step=1
+    "Kronecker-sum, blocks of 512": lambda m: KroneckerSum(
+        m.named_parameters(), lr=1e-3, precondition_every=2, block_size=512
     ),
+}
+SHAMPOO: dict[str, Any] = {"preconditioning_compute_steps": 2, "start_preconditioning_step": 1}
+PEERS = {
+    "Shampoo (pytorch_optimizer), whole": peer("ScalableShampoo", **SHAMPOO, block_size=2048),
+    "Shampoo (pytorch_optimizer), blocks of 512": peer("ScalableShampoo", **SHAMPOO),
     "SOAP (pytorch_optimizer)": peer("SOAP", precondition_frequency=2),
 }
 PERIOD = 10
@@ -173,22 +177,23 @@ def table(contenders: dict[str, Contender], seconds: dict[str, Times], num_token
             "own": (amortised(times, whole=False) if renews else plain) / base,
             "whole": (amortised(times, whole=True) if renews else full) / base,
             "state_bytes_per_parameter": contenders[name].state_bytes,
+            "rounds": len(times) - 1,
+            "adamw_cpu_seconds": base,
         }
     return {
         "parameters": sum(p.numel() for p in contenders["AdamW (fused)"].model.parameters()),
         "tokens_per_step": num_tokens,
-        "rounds": len(seconds["AdamW (fused)"]) - 1,
-        "adamw_cpu_seconds": base,
         "rows": rows,
     }
 
 
-def race(num_rounds: int, batch_size: int, out: Path | None) -> dict[str, Any]:
+def race(num_rounds: int, batch_size: int, out: Path | None, only: list[str] | None) -> dict[str, Any]:
     makers = OURS | (PEERS if importlib.util.find_spec("pytorch_optimizer") else {})
+    chosen = [name for name in makers if name == "AdamW (fused)" or only is None or name in only]
     contenders = {}
-    for name, make in makers.items():
+    for name in chosen:
         model = Transformer()
-        contenders[name] = Contender(model, make(model))
+        contenders[name] = Contender(model, makers[name](model))
     generator = torch.Generator().manual_seed(1)
     seconds: dict[str, Times] = {name: [] for name in contenders}
     result: dict[str, Any] = {}
@@ -198,20 +203,49 @@ def race(num_rounds: int, batch_size: int, out: Path | None) -> dict[str, Any]:
             seconds[name].append(contender.step(tokens))
         if number >= 2:
             result = table(contenders, seconds, batch_size * LENGTH)
+            earlier = json.loads(out.read_text())["rows"] if only and out and out.exists() else {}
+            rows = earlier | result["rows"]
+            result["rows"] = {name: rows[name] for name in [*OURS, *PEERS] if name in rows}
             if out:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
+def ceilings(size: int = 4 * WIDTH) -> dict[str, float]:
+    """CPU seconds of what the optimizers are made of, the least of three: a product of n x n matrices, and so on."""
+    matrix = torch.randn(size, 2 * size)
+    matrix = matrix @ matrix.T / size
+    parts: dict[str, Callable[[], Any]] = {
+        "product_s": lambda: matrix @ matrix,
+        "eigenvectors_s": lambda: torch.linalg.eigh(matrix),
+        "direct_inverse_s": lambda: direct_inverse(matrix),
+    }
+    seconds = {}
+    for name, part in parts.items():
+        taken = []
+        for _ in range(3):
+            began = time.process_time()
+            part()
+            taken.append(time.process_time() - began)
+        seconds[name] = min(taken)
+    return {"size": float(size), **seconds, "product_gflop_per_s": 2e-9 * size**3 / seconds["product_s"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, help="counted steps per contender; one more is not counted")
     parser.add_argument("--batch-size", type=int, default=32, help=f"sequences of {LENGTH} tokens per step")
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *PEERS], help="these beside AdamW; default: all")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--ceilings", action="store_true", help="time single products, eigenvectors, inverses instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name, row in race(max(2, arguments.rounds), arguments.batch_size, arguments.out)["rows"].items():
+    if arguments.ceilings:
+        print(ceilings())
+        return
+    result = race(max(2, arguments.rounds), arguments.batch_size, arguments.out, arguments.only)
+    for name, row in result["rows"].items():
         print(name, {key: round(value, 3) for key, value in row.items()})
 
 

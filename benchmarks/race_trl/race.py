@@ -61,10 +61,10 @@ def code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def run_side(
-    contender: str, entry: Entry, folder: Path, num_steps: int, seed: int, args: argparse.Namespace
-) -> list[Lap]:
-    """One run of one contender; returns its laps."""
+def job_of(
+    contender: str, entry: Entry, folder: Path, num_steps: int, seed: int, num_threads: int
+) -> tuple[str, dict[str, Any]]:
+    """The side that runs a contender, and all that it is told; writes model and prompts into ``folder``."""
     side, settings = CONTENDERS[contender]
     model = write_model(entry.model, folder)
     job = {
@@ -74,24 +74,33 @@ def run_side(
         "model": str(model),
         "prompts": str(write_prompts(entry, model, folder)),
         "num_steps": num_steps,
-        "num_threads": args.threads,
+        "num_threads": num_threads,
         "seed": seed,
         "settings": {"run.seed": seed},
     }
-    job["micro_batch"] = min(job.get("micro_batch", 8), entry.num_rows)
-    path = folder / "job.json"
-    path.write_text(json.dumps(job))
-    python = args.trl_python if side == "trl" else sys.executable
+    return side, job | {"micro_batch": min(job.get("micro_batch", 8), entry.num_rows)}
+
+
+def run_python(python: str, script: Path, *words: str, job: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """A script of this folder in a process of its own, with the job's threads."""
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": str(args.threads),
-        "MKL_NUM_THREADS": str(args.threads),
+        "OMP_NUM_THREADS": str(job["num_threads"]),
+        "MKL_NUM_THREADS": str(job["num_threads"]),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
     }
-    done = subprocess.run(
-        [python, str(HERE / "sides.py"), side, str(path)], env=environment, text=True, capture_output=True, check=False
-    )
+    return subprocess.run([python, str(script), *words], env=environment, text=True, capture_output=True, check=False)
+
+
+def run_side(
+    contender: str, entry: Entry, folder: Path, num_steps: int, seed: int, args: argparse.Namespace
+) -> list[Lap]:
+    """One run of one contender; returns its laps."""
+    side, job = job_of(contender, entry, folder, num_steps, seed, args.threads)
+    path = folder / "job.json"
+    path.write_text(json.dumps(job))
+    done = run_python(args.trl_python if side == "trl" else sys.executable, HERE / "sides.py", side, str(path), job=job)
     laps = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("LAP ")]
     if done.returncode or not laps:
         raise SystemExit(f"{contender} on {entry.model}/{entry.workload} failed:\n{done.stderr[-3000:]}")

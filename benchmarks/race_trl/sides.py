@@ -18,9 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entries import MAX_ANSWER_TOKENS, has_digit
+
+if TYPE_CHECKING:
+    from heliostat.config import Recipe
 
 WARM_UP_STEPS = 1
 
@@ -46,26 +49,11 @@ class Clock:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
 
-def heliostat_side(job: Mapping[str, Any]) -> None:
-    """Through the public entry, with a display that only keeps time."""
+def heliostat_recipe(job: Mapping[str, Any]) -> Recipe:
+    """What our side is told."""
     from heliostat.config import build_recipe
-    from heliostat.train import Display, run_recipe
 
-    class Timed(Display):
-        clock: Clock
-
-        def begin_phase(self, name: str, total: int, done: int = 0) -> None:
-            self.clock = Clock()
-
-        def step(self, index: int, values: Mapping[str, float]) -> None:
-            keys = ("time/rollout", "time/update", "reward/zero_signal")
-            more = {key: values[key] for key in keys}
-            self.clock.lap(index, values["length/mean"] * job["num_rows"], values["reward/mean"], **more)
-
-        def note(self, text: str) -> None:
-            pass
-
-    recipe = build_recipe(
+    return build_recipe(
         {
             "run.num_threads": job["num_threads"],
             "model.path": job["model"],
@@ -90,8 +78,28 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
             **job.get("settings", {}),
         }
     )
+
+
+def heliostat_side(job: Mapping[str, Any]) -> None:
+    """Through the public entry, with a display that only keeps time."""
+    from heliostat.train import Display, run_recipe
+
+    class Timed(Display):
+        clock: Clock
+
+        def begin_phase(self, name: str, total: int, done: int = 0) -> None:
+            self.clock = Clock()
+
+        def step(self, index: int, values: Mapping[str, float]) -> None:
+            keys = ("time/rollout", "time/update", "reward/zero_signal")
+            more = {key: values[key] for key in keys}
+            self.clock.lap(index, values["length/mean"] * job["num_rows"], values["reward/mean"], **more)
+
+        def note(self, text: str) -> None:
+            pass
+
     with tempfile.TemporaryDirectory() as folder:
-        run_recipe(recipe, Path(folder) / "run", "race", Timed())
+        run_recipe(heliostat_recipe(job), Path(folder) / "run", "race", Timed())
 
 
 def trl_side(job: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The arms: what differs between runs. Nothing here trains.
 
-Every arm makes 80 updates on 64 completions each from the same start, at the same learning rate.
+Every arm makes the same number of updates on 64 completions each from the same start, unless its ``length`` says
+otherwise. Each tries every rate on a seed of its own, and makes its other seeds at the rate that ended best.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from offpolicy import Luffy, Stored
 from heliostat.objectives import Objective
 from heliostat.objectives.policy_gradient import Cispo
 
-NUM_STEPS = 80
-RATES = (1e-3,)
+RATES = {"T1": (1e-3, 3e-4, 3e-3), "T2": (1e-3, 3e-4, 3e-3), "T3": (3e-4, 1e-4), "T4": (3e-4, 1e-4)}
+TRIAL_SEED = 0
 SEEDS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to use 80 updates.
+    """One way to use the updates.
 
     Attributes:
         rollout, prefix: keys of those sections of the recipe.
         stored: puts a trace into every group.
         objective: in place of the recipe's REINFORCE.
         sft_lr, sft_steps: supervised steps on the traces before anything else; rate 0: none.
+        trains_prefix: prefix tokens are trained on as if they had been sampled.
+        length: times the task's number of updates.
+        rate_of: the arm whose best rate this one takes; empty: its own trials.
     """
 
     name: str
@@ -37,6 +41,9 @@ class Arm:
     objective: Objective | None = None
     sft_lr: float = 0.0
     sft_steps: int = 100
+    trains_prefix: bool = False
+    length: int = 1
+    rate_of: str = ""
 
     @property
     def uses_traces(self) -> bool:
@@ -45,18 +52,37 @@ class Arm:
 
 
 CAPPED = Cispo(length_normalization="token", baseline="mean")
+BAND = {"name": "band"}
+ONLY = {"name": "band", "share": 1.0}
+SHORTEST = {"name": "backtracking", "target": 0.125}
 
 ARMS = {
     arm.name: arm
     for arm in (
         Arm("rl-8"),
-        Arm("prefix", prefix={"name": "band"}),
-        Arm("prefix-only", prefix={"name": "band", "share": 1.0}),
+        Arm("prefix", prefix=BAND),
+        Arm("prefix-only", prefix=ONLY),
         Arm("rl-64", {"prompts_per_step": 1, "group_size": 64}),
         Arm("sft-rl", sft_lr=1e-3),
         Arm("importance", stored=Stored("recorded"), objective=CAPPED),
         Arm("luffy", stored=Stored("certain"), objective=Luffy(length_normalization="token")),
-        Arm("shortest", prefix={"name": "backtracking", "target": 0.125}),
-        Arm("unrelated-only", prefix={"name": "band", "share": 1.0, "deliver": "unrelated"}),
+        Arm("shortest", prefix=SHORTEST),
+        Arm("unrelated-only", prefix={**ONLY, "deliver": "unrelated"}),
+        Arm("targeted", prefix={"name": "targeted"}),
+        Arm("annealed", prefix={"name": "annealed", "num_steps": 60}),
+        Arm("hint", prefix={**BAND, "deliver": "hint"}),
+        Arm("trained-prefix", prefix=BAND, trains_prefix=True),
+        Arm("rl-8-long", length=4, rate_of="rl-8"),
+        Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix"),
+        Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest"),
+        Arm("annealed-long", prefix={"name": "annealed", "num_steps": 240}, length=4, rate_of="annealed"),
+        Arm("prefix-only-long", prefix=ONLY, length=4, rate_of="prefix-only"),
     )
+}
+SMALL = tuple(ARMS)
+OF_TASK = {
+    "T1": SMALL,
+    "T2": SMALL,
+    "T3": ("rl-8", "prefix", "prefix-only", "shortest", "sft-rl"),
+    "T4": ("rl-8", "prefix", "sft-rl"),
 }

@@ -1,10 +1,11 @@
-"""Stored completions inside groups: one of the group's samples is a trace, and the objective says what it is worth.
+"""What a group may hold besides fresh samples: a trace among them, or prefixes that count as sampled.
 
     importance    weight min(pi_new / pi_gen, cap) on every token, pi_gen as the bank recorded it
     LUFFY         weight f'(pi_new) pi_new with f(x) = x / (x + gamma), the sampler taken as certain (pi_gen = 1)
 
 Fresh samples are on-policy in both, ratio 1. Everything else (advantages over the whole group, update phase, counting)
-is the library's.
+is the library's. ``with_trained_prefix`` is a known bug as a control: a prefix that was prompt when sampled and is
+completion when trained.
 
 Left out: LUFFY's removal of the clip and its regularised variants (reconstruction: only the shaping is taken).
 
@@ -51,6 +52,22 @@ class Stored:
         )
         old = tuple(torch.from_numpy(completion.logp_gen) for completion in mixed.completions)
         return TrainingGroup(mixed, objective.advantages(torch.tensor(mixed.rewards)), old)
+
+
+def with_trained_prefix(group: Group) -> Group:
+    """The group as if its prefix had been sampled: scored, weighted and counted with the continuation."""
+    prefix = group.prompt.prefix_ids
+    unknown = np.zeros(len(prefix), dtype=np.float32)
+    whole = tuple(
+        replace(
+            completion,
+            token_ids=prefix + completion.token_ids,
+            logp_gen=np.concatenate([unknown, completion.logp_gen]),
+            entropy=np.concatenate([unknown, completion.entropy]),
+        )
+        for completion in group.completions
+    )
+    return replace(group, prompt=replace(group.prompt, prefix_ids=()), completions=whole)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@
     python studies/prefixrl/run.py --only-draw                                 # tables and plots from results.jsonl
 
 Can be stopped at any time: each finished run is one line of results.jsonl, and the next call goes on from there. Tasks
-are in tasks.py, arms in arms.py, one run in arena.py, tables and plots in analysis.py.
+are in tasks.py, arms in arms.py, a task's start in arena.py, one run in runs.py, tables and plots in analysis.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from analysis import best_rate, draw_all
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -28,11 +30,22 @@ def read() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
-def plan(tasks: Sequence[str]) -> Iterator[tuple[str, str, float, int]]:
-    """Task, arm, rate and seed of every run, seed by seed so that all arms are equally far at any time."""
-    from arms import ARMS, RATES, SEEDS
+def next_run(done: Sequence[Row], tasks: Sequence[str], named: Sequence[str]) -> tuple[str, str, float, int] | None:
+    """Task, arm, rate and seed of the first run that is missing: trials of all rates, then the seeds, arm by arm."""
+    from arms import ARMS, OF_TASK, RATES, SEEDS, TRIAL_SEED
 
-    yield from ((task, arm, lr, seed) for lr in RATES for seed in SEEDS for task in tasks for arm in ARMS)
+    for task in tasks:
+        arms = [ARMS[name] for name in OF_TASK[task] if name in named or not named]
+        tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES[task] for arm in arms if not arm.rate_of]
+        missing = next((run for run in tried if find(done, *run) is None), None)
+        if missing is not None:
+            return missing
+        best = {arm.name: best_rate(done, task, arm.rate_of or arm.name) for arm in arms}
+        wanted = [(task, arm.name, best[arm.name], seed) for seed in SEEDS for arm in arms]
+        missing = next((run for run in wanted if find(done, *run) is None), None)
+        if missing is not None:
+            return missing
+    return None
 
 
 def find(done: Sequence[Row], task: str, arm: str, lr: float, seed: int) -> Row | None:
@@ -40,17 +53,18 @@ def find(done: Sequence[Row], task: str, arm: str, lr: float, seed: int) -> Row 
     return next((row for row in done if all(row.get(key) == value for key, value in wanted.items())), None)
 
 
-def carry_on(work: Path, tasks: Sequence[str], minutes: float) -> None:
+def carry_on(work: Path, tasks: Sequence[str], arms: Sequence[str], minutes: float) -> None:
     """Make the missing runs in the order of the plan, for at most this long."""
     from arena import Arena
     from arms import ARMS
+    from runs import Run
 
     until = time.monotonic() + 60 * minutes
     with ExitStack() as stack:
         arenas: dict[str, Arena] = {}
         while time.monotonic() < until:
-            done = read()  # another process may be at the other task
-            wanted = next((run for run in plan(tasks) if find(done, *run) is None), None)
+            done = read()  # another process may be at other tasks or arms
+            wanted = next_run(done, tasks, arms)
             if wanted is None:
                 break
             task, arm, lr, seed = wanted
@@ -59,7 +73,7 @@ def carry_on(work: Path, tasks: Sequence[str], minutes: float) -> None:
                 if not any(row.get("task") == task and "num_hard" in row for row in done):
                     write(arenas[task].start)
             began = time.process_time()
-            row = arenas[task].carry_out(ARMS[arm], lr, seed)
+            row = Run(arenas[task], ARMS[arm], lr, seed).carry_out()
             write(row)
             print(
                 f"{task} {arm} lr={lr:g} seed={seed}: {row['curve'][-1]['train']:.3f} in "
@@ -85,15 +99,14 @@ def rounded(value: Any) -> Any:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder for problems, start models and trace banks")
-    parser.add_argument("--tasks", nargs="*", default=["T1", "T2"])
+    parser.add_argument("--tasks", nargs="*", default=["T1", "T2", "T3", "T4"])
+    parser.add_argument("--arms", nargs="*", default=[], help="only these; several processes can share a task so")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after this many")
     parser.add_argument("--only-draw", action="store_true", help="tables and plots again, from results.jsonl")
     options = parser.parse_args()
     if options.only_draw:
-        from analysis import draw_all
-
         draw_all(read(), HERE / "tables.md", IMAGES)
     elif options.work is None:
         parser.error("--work is needed: a folder outside the repository for problems, start models and banks")
     else:
-        carry_on(options.work, options.tasks, options.minutes)
+        carry_on(options.work, options.tasks, options.arms, options.minutes)

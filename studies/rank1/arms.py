@@ -76,10 +76,10 @@ class Race:
 
 SHORT = {
     "CartPole-v1": Race(20_000, 10),
+    "Acrobot-v1": Race(60_000, 5, FEWER),
     "Pendulum-v1": Race(60_000, 5, FEWER),
-    "Acrobot-v1": Race(60_000, 5, FEWEST),
+    "MountainCarContinuous-v0": Race(50_000, 5, FEWEST),
     "HalfCheetah-v5": Race(50_000, 3, FEWEST),
-    "MountainCarContinuous-v0": Race(20_000, 3, FEWEST),
     "Hopper-v5": Race(50_000, 3, FEWEST),
 }
 FULL = {

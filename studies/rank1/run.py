@@ -17,6 +17,7 @@ from typing import Any
 
 from arms import ARMS, FULL, SHORT, Race
 
+from heliostat.control import PolicyDiverged
 from heliostat.control.lap import Lap, run_lap
 
 HERE = Path(__file__).parent
@@ -28,8 +29,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def score(run: dict[str, Any]) -> float:
-    """Mean return over the last quarter of the evaluations."""
+    """Mean return over the last quarter of the evaluations; of a run that diverged, the lowest return it had."""
     returns = [row["return"] for row in run["rows"]]
+    if run.get("diverged"):
+        return min(returns)
     return statistics.fmean(returns[-max(1, len(returns) // 4) :])
 
 
@@ -78,8 +81,14 @@ def main() -> None:
         env, name, value, seed = job
         arm, num_steps = ARMS[name], races[env].num_steps
         lap = Lap(env, arm.algo, seed, num_steps, {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5)
-        rows = [{key: round(number, 3) for key, number in row.items()} for row in run_lap(lap)]
+        rows: list[dict[str, float]] = []
+        diverged = False
+        try:
+            run_lap(lap, lambda row, rows=rows: rows.append({key: round(number, 3) for key, number in row.items()}))
+        except PolicyDiverged:
+            diverged = True
         run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": num_steps, "rows": rows}
+        run |= {"diverged": True} if diverged else {}
         with path.open("a") as file:
             file.write(json.dumps(run) + "\n")
         print(env, name, value, seed, round(score(run), 1), f"{rows[-1]['cpu_s']:.1f} s", flush=True)

@@ -1,4 +1,4 @@
-"""Weights sharded over two processes (FSDP2) end where one process with the whole batch ends, or are refused."""
+"""Weights sharded over two processes (FSDP2) end where one process with the whole batch ends."""
 
 import os
 
@@ -10,13 +10,16 @@ from optimizer_rows import ROWS, Classifier, batch, train_step, weights
 
 from tests.conformance.test_distributed_optimizers import NUM_STEPS, free_port
 
-SHARDED = ["rank1", "rank1-four", "rank1-averaged", "rank1-layer", "reng-difference", "rkalman", "kronecker-sum"]
-REFUSED = ["eva", "ring"]
+SHARDED = [
+    *("rank1", "rank1-four", "rank1-averaged", "rank1-layer", "eva", "ring", "ring-exact", "ring-empirical"),
+    *("reng-difference", "rkalman", "kronecker-sum", "kronecker-sum-blocks"),
+]
+BY_LAYERS = [name for name in SHARDED if name.startswith(("eva", "ring"))]
 BY_NAME = {row.name: row for row in ROWS}
 
 
-def train(row, model, share=slice(None)):
-    optimizer = row.make(model)
+def train(row, model, share=slice(None), **settings):
+    optimizer = row.make(model, **settings)
     for step in range(NUM_STEPS):
         inputs, labels = batch(seed=step)
         # Scores are of the first samples on every process: their gradients are averaged over equal ones.
@@ -28,6 +31,9 @@ def train(row, model, share=slice(None)):
             with optimizer.score():
                 torch.nn.functional.cross_entropy(model(inputs[k : k + 1]), labels[k : k + 1]).backward()
         torch.nn.functional.cross_entropy(model(inputs[share]), labels[share]).backward()
+        if optimizer.extra_pass == "statistics" and optimizer.wants_statistics and not optimizer.empirical:
+            with optimizer.statistics():
+                torch.nn.functional.cross_entropy(model(inputs[share]), labels[share], reduction="sum").backward()
         optimizer.step()
 
 
@@ -43,13 +49,15 @@ def worker(rank, port, folder):
     for name in SHARDED:
         model = Classifier()
         fully_shard(model, mesh=mesh)
-        train(BY_NAME[name], model, slice(6 * rank, 6 * rank + 6))
+        row = BY_NAME[name]
+        group = {"process_group": dist.group.WORLD} if name in BY_LAYERS else {}
+        train(row, model, slice(6 * rank, 6 * rank + 6), **group)
         results[name] = torch.cat([p.full_tensor().detach().reshape(-1) for p in model.parameters()])
-    for name in REFUSED:
+    for name in BY_LAYERS:
         model = Classifier()
         fully_shard(model, mesh=mesh)
-        with pytest.raises(ValueError, match="sharded"):
-            BY_NAME[name].make(model)
+        with pytest.raises(ValueError, match="process_group"):
+            train(BY_NAME[name], model)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -96,6 +96,7 @@ ROWS = [
         convex_gain=1.0,
     ),
     Row("kronecker-sum", kronecker_sum),
+    Row("kronecker-sum-blocks", lambda m, **s: kronecker_sum(m, block_size=3, **s)),
 ]
 
 

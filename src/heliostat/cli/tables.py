@@ -80,6 +80,11 @@ def print_evaluations(report: EvalReport) -> None:
             f"[{low:+.1%}, {high:+.1%}]: " + ("they differ" if pair.significant else "no difference shown"),
             markup=False,
         )
+        page.print(
+            f"solved in some sample by the second alone: {pair.num_only_second} problems; by the first alone: "
+            f"{pair.num_only_first}",
+            markup=False,
+        )
 
 
 def _cells(evaluation: Evaluation, k: int) -> list[str]:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliostat.control.directions import AdamGradient, EvaLayers, Gradient, Rank1, SampleSpace
-    from heliostat.control.smac import SMAC
+    from heliostat.control.smac import SMAC, PolicyDiverged
 
-__all__ = ["SMAC", "AdamGradient", "EvaLayers", "Gradient", "Rank1", "SampleSpace"]
+__all__ = ["SMAC", "AdamGradient", "EvaLayers", "Gradient", "PolicyDiverged", "Rank1", "SampleSpace"]
+IN_SMAC = ("SMAC", "PolicyDiverged")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'heliostat.control' has no attribute '{name}'")
-    return getattr(import_module(f"heliostat.control.{'smac' if name == 'SMAC' else 'directions'}"), name)
+    return getattr(import_module(f"heliostat.control.{'smac' if name in IN_SMAC else 'directions'}"), name)

@@ -40,6 +40,10 @@ KEPT_ROWS = 128
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
+class PolicyDiverged(ValueError):
+    """The policy is no distribution any more: its steps were too long."""
+
+
 class SMAC(OnPolicyAlgorithm):
     r"""Actor-critic with the rank-1 natural policy gradient.
 
@@ -63,6 +67,7 @@ class SMAC(OnPolicyAlgorithm):
     Raises:
         ValueError: a setting out of range; networks that share parameters; an observation or reward that is NaN or
             infinite, naming the environment.
+        PolicyDiverged: steps were so long that the policy is no distribution any more.
 
     Limits:
         see ``Rank1``; with ``direction="sgd"`` this is the policy gradient with a critic.
@@ -213,7 +218,8 @@ class SMAC(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """As in Stable-Baselines3; a broken observation is named, where torch would complain of its consequences."""
+        """As in Stable-Baselines3; what is broken is named, where torch would complain of its consequences."""
+        self._refuse_a_policy_without_distribution()
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except (ValueError, RuntimeError) as error:
@@ -224,6 +230,18 @@ class SMAC(OnPolicyAlgorithm):
                 f"environment {broken} gave an observation that is NaN or infinite after {self.num_timesteps} steps; "
                 "nothing was learned from it"
             ) from error
+
+    def _refuse_a_policy_without_distribution(self) -> None:
+        """Weights stay finite whatever happens; the deviation is a weight's exponential, and may not."""
+        if not hasattr(self.policy, "log_std"):
+            return
+        std = self.policy.log_std.detach().exp()
+        if not bool((torch.isfinite(std) & (std > 0)).all()):
+            raise PolicyDiverged(
+                f"after {self.num_timesteps} steps the policy's standard deviation is out of range, its steps are too "
+                f"long (learning_rate {self.actor_optimizer.param_groups[0]['lr']:g}); use a smaller learning_rate, or "
+                "bound the step with direction=Rank1(max_kl=0.01)"
+            )
 
     def _refuse_what_is_not_finite(self) -> None:
         seen = self.rollout_buffer.observations

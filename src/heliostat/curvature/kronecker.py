@@ -14,6 +14,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.gram import gram
+
 
 @dataclass(frozen=True, slots=True)
 class KroneckerFactors:
@@ -85,7 +87,7 @@ class FactorSums(_Sums):
 
     def add(self, layer: str, inputs: Float[Tensor, "row in"], output_grads: Float[Tensor, "row out"]) -> None:
         """Take one pass's rows."""
-        self._accumulate(layer, inputs.T @ inputs, output_grads.T @ output_grads, len(inputs))
+        self._accumulate(layer, gram(inputs), gram(output_grads), len(inputs))
 
     def _of_rank_losses(self, num_ranks: int) -> float:
         return num_ranks**-2 if self.of_mean_loss else 1.0

@@ -77,8 +77,17 @@ def newton_inverse(
         best, best_size = x, size
     if best_size <= bound:
         return NewtonInverse(best, best_size, num_steps, restarted, False)
+    direct = direct_inverse(matrix)
+    return NewtonInverse(direct, float((identity - matrix @ direct).norm()), num_steps, restarted, True)
+
+
+def direct_inverse(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """``A^-1`` of a symmetric positive definite A by Cholesky's factorisation; about n^3 multiplications.
+
+    Raises:
+        ValueError: A is not positive definite or not finite.
+    """
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed) or not bool(torch.isfinite(factor).all()):
         raise ValueError("the matrix to invert is not positive definite; raise the damping")
-    direct = torch.cholesky_inverse(factor)
-    return NewtonInverse(direct, float((identity - matrix @ direct).norm()), num_steps, restarted, True)
+    return torch.cholesky_inverse(factor)

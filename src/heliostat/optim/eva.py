@@ -33,7 +33,7 @@ class Eva(LayerOptimizer):
         max_kl: shortens the step so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: averages the means over its ranks.
+        process_group: averages the means over its ranks; needed where the weights are sharded.
         skip_unscored: rows with a zero output gradient (padding) do not count as inputs.
 
     Raises:
@@ -51,6 +51,7 @@ class Eva(LayerOptimizer):
     """
 
     extra_pass: ClassVar[ExtraPass] = "none"
+    whole_state: ClassVar[frozenset[str]] = frozenset({"input_mean", "output_mean", "momentum_buffer"})
 
     def __init__(
         self,

@@ -5,7 +5,10 @@
 ``1/(l_i + r_j)`` models the second moment of entry (i, j) of ``U' G V``; Adam's division by its root becomes a product
 with ``(l_i + r_j)^(1/2)``. No second moment of all p x q entries is stored for it.
 
-Left out: tensors of more than two axes (they go to AdamW), and factors split into blocks.
+A step multiplies each p x q gradient by its bases and back and forms ``GG'`` and ``G'G``: about ``5 p q (p + q)``
+operations, whatever the batch. Cutting long sides into blocks, as Shampoo's libraries do, makes it less.
+
+Left out: tensors of more than two axes (they go to AdamW).
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from heliostat.linalg import ConvergenceError, kronecker_sum_from_marginals
+from heliostat.linalg.gram import add_lower_gram_
 from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep
-from heliostat.optim.reductions import all_finite, wide
+from heliostat.optim.reductions import all_finite, cut, whole, wide
 
 MATRICES = "kronecker-sum"
 RELATIVE_DAMPING = 1e-4
@@ -43,6 +46,8 @@ class KroneckerSum(FiniteStep):
         graft: give each step Adam's length; costs one more number per weight.
         weight_decay: decoupled, for matrices.
         max_size: matrices with a longer side go to AdamW.
+        block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
+            block bases of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
 
     Raises:
         ValueError: a setting out of range.
@@ -51,6 +56,7 @@ class KroneckerSum(FiniteStep):
         1 x q or p x 1 matrices in their eigenbasis, and any G whose second moments are constant: Adam's scaling by the
         root of the second moment.
         no matrices: AdamW.
+        a matrix in blocks: each block as a matrix of its own, but for the length that grafting gives them together.
 
     References:
         The projection is this project's own, from "A = B^-1 + C" (arXiv 2601.18662, reconstruction) with A the second
@@ -59,7 +65,8 @@ class KroneckerSum(FiniteStep):
     """
 
     whole_state: ClassVar[frozenset[str]] = frozenset(
-        {"mean", "second_moment", "left_statistic", "right_statistic", "left_basis", "right_basis"}
+        {"mean", "second_moment"}
+        | {f"{side}_{what}" for side in ("left", "right") for what in ("statistic", "basis", "values")}
     )
 
     def __init__(
@@ -72,6 +79,7 @@ class KroneckerSum(FiniteStep):
         graft: bool = True,
         weight_decay: float = 0.0,
         max_size: int = 2048,
+        block_size: int | None = None,
     ) -> None:
         if lr < 0 or weight_decay < 0:
             raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
@@ -79,6 +87,9 @@ class KroneckerSum(FiniteStep):
             raise ValueError("betas and statistics_ema must be in [0, 1)")
         if precondition_every < 1:
             raise ValueError(f"precondition_every must be at least 1, got {precondition_every}")
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
+        self.block_size = block_size
         self.precondition_every, self.statistics_ema, self.graft = precondition_every, statistics_ema, graft
         given: list[Any] = list(params)
         trainable = [item for item in given if _tensor(item).requires_grad]
@@ -111,64 +122,90 @@ class KroneckerSum(FiniteStep):
                 continue
             for parameter in parameters:
                 move = self._direction(parameter, group)
-                target = wide(parameter).mul(1 - group["lr"] * group["weight_decay"])
-                parameter.copy_(target.add_(move, alpha=-group["lr"]))
+                target = wide(parameter)
+                if group["weight_decay"]:
+                    target.mul_(1 - group["lr"] * group["weight_decay"])
+                target.add_(move, alpha=-group["lr"])
+                if target is not parameter:
+                    parameter.copy_(target)
         self.num_steps += 1
         return loss
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """The preconditioned mean gradient. Sharded parameters are gathered for it, and the result is cut again."""
-        gradient = wide(parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else _gradient(parameter))
+        full = wide(whole(_gradient(parameter)))
+        num_parts = tuple(_num_parts(side, self.block_size) for side in full.shape)
+        gradient = _cut(full, *num_parts)
         state = self.state[parameter]
-        p, q = gradient.shape
+        num, p, q = gradient.shape
         if "left_statistic" not in state:
             state["steps"] = 0
             state["mean"] = torch.zeros_like(gradient)
-            state["left_statistic"], state["right_statistic"] = gradient.new_zeros(p, p), gradient.new_zeros(q, q)
+            state["left_statistic"], state["right_statistic"] = (gradient.new_zeros(num, n, n) for n in (p, q))
             if self.graft:
                 state["second_moment"] = torch.zeros_like(gradient)
         state["steps"] += 1
         beta1, beta2 = group["betas"]
         state["mean"].lerp_(gradient, 1 - beta1)
-        state["left_statistic"].lerp_(gradient @ gradient.T, 1 - self.statistics_ema)
-        state["right_statistic"].lerp_(gradient.T @ gradient, 1 - self.statistics_ema)
+        for side, rows in (("left", gradient.mT), ("right", gradient)):
+            add_lower_gram_(state[f"{side}_statistic"], rows, self.statistics_ema, 1 - self.statistics_ema)
         if (state["steps"] - 1) % self.precondition_every == 0:
             self._renew(state)
-        mean = state["mean"] / (1 - beta1 ** state["steps"])
         left, right = state["left_basis"], state["right_basis"]
-        scale = (state["left_values"][:, None] + state["right_values"]).sqrt_()
-        move: Tensor = left @ ((left.T @ mean @ right).mul_(scale)) @ right.T
+        scale = (state["left_values"][:, :, None] + state["right_values"][:, None, :]).sqrt_()
+        move = left @ (left.mT @ state["mean"] @ right).mul_(scale) @ right.mT
+        correction = 1 - beta1 ** state["steps"]
         if self.graft:
             state["second_moment"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            root = (state["second_moment"] / (1 - beta2 ** state["steps"])).sqrt_().add_(group["eps"])
-            move.mul_((mean / root).norm() / move.norm().clamp(min=1e-30))
-        if isinstance(parameter, DTensor):
-            return distribute_tensor(move, parameter.device_mesh, parameter.placements)
-        return move
+            root = state["second_moment"].sqrt().div_((1 - beta2 ** state["steps"]) ** 0.5).add_(group["eps"])
+            length = torch.div(state["mean"], root, out=root).norm() / correction
+            move.mul_(length / move.norm().clamp(min=1e-30))
+        else:
+            move.div_(correction)
+        return cut(_joined(move, *num_parts), parameter)
 
     def _renew(self, state: dict[str, Any]) -> None:
-        """New eigenbases and l, r; the old ones stay where the statistics carry nothing."""
+        """New eigenbases and l, r of every block; the old ones stay where the statistics carry nothing."""
+        left, right = (torch.linalg.eigh(state[f"{side}_statistic"]) for side in ("left", "right"))
         correction = 1 - self.statistics_ema ** state["steps"]
-        bases, marginals = [], []
-        for side in ("left", "right"):
-            values, basis = torch.linalg.eigh(state[f"{side}_statistic"] / correction)
-            bases.append(basis)
-            marginals.append(values.double().clamp(min=0))
-        trace = float(marginals[0].sum())
-        if trace > 0:
-            damped = [m + RELATIVE_DAMPING * trace / len(m) for m in marginals]
-            damped = [m * (trace / m.sum()) for m in damped]
-            try:
-                solved = kronecker_sum_from_marginals(damped[0], damped[1], tolerance=1e-6)
-            except ConvergenceError as error:
-                solved = error.best
-            values = (solved.left.to(bases[0]), solved.right.to(bases[1]))
-        elif "left_basis" in state:
+        marginals = [found.eigenvalues.double().clamp(min=0) / correction for found in (left, right)]
+        trace = marginals[0].sum(-1, keepdim=True)
+        if not bool((trace > 0).any()) and "left_basis" in state:
             return
-        else:  # no gradient yet: any basis and any finite scale give a step of 0
-            values = tuple(torch.ones(len(basis), dtype=basis.dtype, device=basis.device) for basis in bases)
-        state["left_basis"], state["right_basis"] = bases
-        state["left_values"], state["right_values"] = values
+        # A block without a gradient steps by 0 with any finite scale: this one has l_i + r_j = 2.
+        total = torch.where(trace > 0, trace, marginals[0].shape[-1] * marginals[1].shape[-1] / 2)
+        damped = [torch.where(trace > 0, m, total / m.shape[-1]) for m in marginals]
+        damped = [m + RELATIVE_DAMPING * total / m.shape[-1] for m in damped]
+        damped = [m * (total / m.sum(-1, keepdim=True)) for m in damped]
+        try:
+            solved = kronecker_sum_from_marginals(damped[0], damped[1], tolerance=1e-6, polish=False)
+        except ConvergenceError as error:
+            solved = error.best
+        for side, found, values in (("left", left, solved.left), ("right", right, solved.right)):
+            state[f"{side}_basis"], state[f"{side}_values"] = found.eigenvectors, values.to(found.eigenvectors)
+
+
+def _num_parts(side: int, block_size: int | None) -> int:
+    if block_size is None or side <= block_size:
+        return 1
+    fitting = (n for n in range(-(-side // block_size), 2 * side // block_size + 1) if side % n == 0)
+    return next(fitting, 1)
+
+
+def _cut(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
+    """Equal blocks of a matrix [p, q], row by row, as [block, p / num_down, q / num_across]."""
+    if num_down == num_across == 1:
+        return matrix.unsqueeze(0)
+    p, q = matrix.shape
+    return matrix.reshape(num_down, p // num_down, num_across, q // num_across).transpose(1, 2).flatten(0, 1)
+
+
+def _joined(blocks: Tensor, num_down: int, num_across: int) -> Tensor:
+    """What ``_cut`` cut."""
+    num, p, q = blocks.shape
+    if num == 1:
+        return blocks[0]
+    return blocks.reshape(num_down, num_across, p, q).transpose(1, 2).reshape(num_down * p, num_across * q)
 
 
 def _tensor(item: Any) -> Tensor:

@@ -1,6 +1,9 @@
 """Optimizers of a model's linear layers: which weights are theirs, and a layer's weight and bias as one matrix.
 
-Left out: the update of that matrix (``eva``, ``ring``).
+Weights may be sharded over ranks (FSDP2): every rank then gathers each gradient, computes the whole move, and keeps its
+part of it. What is known of a layer is whole on every rank.
+
+Left out: the update of that matrix (``eva``, ``ring``); sharing layers out over ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, has_trainable_bias
 from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep
-from heliostat.optim.reductions import dot, wide
+from heliostat.optim.reductions import cut, dot, whole, wide
 
 LAYERS = "layers"
 
@@ -54,10 +57,6 @@ class LayerOptimizer(FiniteStep):
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if max_kl is not None and not max_kl > 0:
             raise ValueError(f"max_kl must be positive or None, got {max_kl}")
-        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-            raise ValueError(
-                f"{type(self).__name__} needs whole matrices and got sharded ones; use DistributedDataParallel instead"
-            )
         self.layers = covered_layers(model, max_size)
         self.recorder = Recorder(self.layers, statistic, skip_unscored)
         self.max_kl, self.process_group = max_kl, process_group
@@ -88,6 +87,11 @@ class LayerOptimizer(FiniteStep):
 
     def _move_all(self, direction: Callable[[str, Tensor], Tensor]) -> None:
         """Every covered layer along ``direction(name, gradient)``, shortened to ``max_kl``; the rest by AdamW."""
+        if self.process_group is None and any(isinstance(layer.weight, DTensor) for layer in self.layers.values()):
+            raise ValueError(
+                f"{type(self).__name__}'s weights are sharded, and each rank has seen its own rows only: give it their "
+                "process_group"
+            )
         group_of = {p: group for group in self.param_groups for p in self.with_gradient(group)}
         active = {name: layer for name, layer in self.layers.items() if layer.weight in group_of}
         gradients = {name: joined(layer, _gradients(layer)) for name, layer in active.items()}
@@ -110,7 +114,7 @@ class LayerOptimizer(FiniteStep):
                 state["momentum_buffer"] = torch.zeros_like(move)
             move = state["momentum_buffer"].mul_(momentum).add_(move, alpha=scale)
             scale = 1.0
-        for parameter, part in _parts(layer, move):
+        for parameter, part in ((parameter, cut(part, parameter)) for parameter, part in _parts(layer, move)):
             group = group_of.get(parameter)
             if group is None:
                 continue
@@ -123,9 +127,10 @@ class LayerOptimizer(FiniteStep):
 
 
 def joined(layer: nn.Linear, parts: tuple[Tensor, Tensor | None]) -> Tensor:
-    """Weight-shaped and bias-shaped parts as one matrix [out, in (+ 1)], in float32 or wider."""
-    weight, bias = parts
-    return wide(weight) if bias is None else torch.cat([wide(weight), wide(bias).unsqueeze(1)], 1)
+    """Weight-shaped and bias-shaped parts as one whole matrix [out, in (+ 1)], in float32 or wider."""
+    weight, bias = (part if part is None else wide(whole(part)) for part in parts)
+    assert weight is not None
+    return weight if bias is None else torch.cat([weight, bias.unsqueeze(1)], 1)
 
 
 def _gradients(layer: nn.Linear) -> tuple[Tensor, Tensor | None]:

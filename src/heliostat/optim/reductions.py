@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
@@ -44,6 +44,21 @@ def local(tensor: Tensor, like: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     part: Tensor = tensor.redistribute(placements=like.placements).to_local()
     return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be cut over ranks; a collective if it is."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()
+    return full
+
+
+def cut(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every rank has, cut as ``like`` is; no collective."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def summed_over_shards(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:

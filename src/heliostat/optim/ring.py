@@ -14,12 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
-from heliostat.linalg.newton_inverse import newton_inverse
+from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
 from heliostat.optim.finite import ExtraPass
 from heliostat.optim.layers import LAYERS, LayerOptimizer
 from heliostat.optim.reductions import dot
 
 DampingForm = Literal["factored", "exact"]
+NEWTON_UP_TO = 128
+"""Rows up to which a CPU inverts by Newton's iteration: one step of it costs as much as three direct inverses there."""
 
 
 class RING(LayerOptimizer):
@@ -28,7 +30,7 @@ class RING(LayerOptimizer):
     ``A`` and ``B`` are running second moments of the layer's inputs (1 for the bias) and of its output gradients under
     labels sampled from the model. ``damping_form="factored"`` inverts ``A + pi sqrt(gamma) I`` and
     ``B + sqrt(gamma)/pi I``, with ``pi^2 = (tr A / size) / (tr B / size)``, by Newton's iteration from the last
-    inverses; ``"exact"`` damps the product itself in eigenbases, as a reference.
+    inverses, on a CPU above 128 rows by Cholesky; ``"exact"`` damps the product itself in eigenbases, as a reference.
 
     Args:
         model: its linear layers are covered; everything else goes to AdamW. Hooks stay on it (``recorder.close``).
@@ -44,7 +46,7 @@ class RING(LayerOptimizer):
         max_kl: shortens the step (before momentum) so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: sums the factors over its ranks.
+        process_group: sums the factors over its ranks; needed where the weights are sharded.
         skip_unscored: rows with a zero output gradient (padding) do not count.
 
     Raises:
@@ -63,6 +65,10 @@ class RING(LayerOptimizer):
     """
 
     extra_pass: ClassVar[ExtraPass] = "statistics"
+    whole_state: ClassVar[frozenset[str]] = frozenset(
+        {"momentum_buffer"}
+        | {f"{side}_{what}" for side in ("input", "output") for what in ("factor", "inverse", "basis", "values")}
+    )
 
     def __init__(
         self,
@@ -207,8 +213,14 @@ def _factored(state: dict[str, Tensor], gradient: Tensor, gamma: float, refresh:
         root = gamma**0.5
         for side, factor, shift in (("input", a, balance * root), ("output", b, root / balance)):
             damped = factor + shift * torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-            state[f"{side}_inverse"] = newton_inverse(damped, state.get(f"{side}_inverse")).inverse
+            state[f"{side}_inverse"] = _inverse(damped, state.get(f"{side}_inverse"))
     return state["output_inverse"] @ gradient @ state["input_inverse"]
+
+
+def _inverse(damped: Tensor, earlier: Tensor | None) -> Tensor:
+    if damped.device.type == "cpu" and len(damped) > NEWTON_UP_TO:
+        return direct_inverse(damped)
+    return newton_inverse(damped, earlier).inverse
 
 
 def _exact(state: dict[str, Tensor], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:

@@ -192,6 +192,7 @@ class KroneckerSumSettings:
         precondition_every: steps between eigenbases.
         graft: give each matrix's step Adam's length.
         max_size: matrices with a longer side go to AdamW.
+        block_size: cut longer sides into equal blocks of at most this, each with eigenbases of its own; none: whole.
     """
 
     name: ClassVar[str] = "kronecker-sum"
@@ -201,6 +202,7 @@ class KroneckerSumSettings:
     graft: bool = True
     weight_decay: float = 0.0
     max_size: int = 2048
+    block_size: int | None = None
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         return KroneckerSum(model.named_parameters(), lr=lr, **asdict(self))

@@ -110,11 +110,17 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Second model minus first, on the same problems."""
+    """Second model minus first, on the same problems.
+
+    Attributes:
+        num_only_first, num_only_second: problems that one of the models solved in some sample, and the other in none.
+    """
 
     difference: float
     ci95: tuple[float, float]
     num_problems: int
+    num_only_first: int
+    num_only_second: int
 
     @property
     def significant(self) -> bool:
@@ -123,7 +129,7 @@ class Comparison:
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """Paired difference of pass@1, with a bootstrap interval over the shared problems.
+    """Paired difference of pass@1, with a bootstrap interval over the shared problems, and what one alone solved.
 
     Raises:
         ValueError: the two share no problem.
@@ -134,7 +140,9 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         raise ValueError("the two evaluations share no problem, so they cannot be compared in pairs")
     differences = np.asarray([after - before for before, after in pairs])
     estimate = bootstrap(differences)
-    return Comparison(estimate.value, (estimate.low, estimate.high), len(pairs))
+    only_first = sum(before > 0 == after for before, after in pairs)
+    only_second = sum(after > 0 == before for before, after in pairs)
+    return Comparison(estimate.value, (estimate.low, estimate.high), len(pairs), only_first, only_second)
 
 
 def evaluate(

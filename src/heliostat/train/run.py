@@ -212,6 +212,8 @@ class EvalReport:
                 "difference": self.comparison.difference,
                 "ci95": list(self.comparison.ci95),
                 "num_problems": self.comparison.num_problems,
+                "num_only_first": self.comparison.num_only_first,
+                "num_only_second": self.comparison.num_only_second,
                 "significant": self.comparison.significant,
             },
         }

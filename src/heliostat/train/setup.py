@@ -61,8 +61,6 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
     why = ""
     if name == "reng" and settings.get("mode") == "double-backward":
         why = "its double backward sees one rank's rows only; set optimizer.mode = 'finite-difference'"
-    elif runtime.sharded and name in ("eva", "ring"):
-        why = "it needs whole matrices; set distributed.placement = 'replicated'"
     elif runtime.sharded and name == "rkalman" and settings.get("form") == "low-rank":
         why = "its low-rank rows are not cut over ranks; set optimizer.form = 'diagonal'"
     if why:

@@ -17,6 +17,7 @@ from heliostat.config import ConfigError, build_recipe, load_recipe
 from heliostat.rollout import SamplingSettings
 from heliostat.theory import MeasuredStep
 from heliostat.tracking import METRICS
+from heliostat.train.evaluate import Comparison
 
 
 def finished(folder, status="finished", code=0, reason=""):
@@ -115,7 +116,7 @@ def evaluation_part(rate):
 
 
 def test_eval_prints_intervals_and_the_paired_difference(behind_api, tmp_path, capsys):
-    pair = SimpleNamespace(difference=0.3, ci95=(0.2, 0.4), num_problems=50, significant=True)
+    pair = Comparison(0.3, (0.2, 0.4), num_problems=50, num_only_first=2, num_only_second=17)
     report = SimpleNamespace(
         models=("a", "b"), evaluations=(evaluation(0.2), evaluation(0.5)), comparison=pair, to_json=lambda: '{"x": 1}'
     )
@@ -137,6 +138,7 @@ def test_eval_prints_intervals_and_the_paired_difference(behind_api, tmp_path, c
     assert "24.0%" in printed
     assert "[a]" in printed
     assert "+30.0% pass@1, 95% interval [+20.0%, +40.0%]: they differ" in printed
+    assert "by the second alone: 17 problems; by the first alone: 2" in printed
     assert json.loads(out.read_text()) == {"x": 1}
 
 

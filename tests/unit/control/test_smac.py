@@ -16,7 +16,7 @@ from stable_baselines3.common.envs import (
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from heliostat.control import SMAC, Gradient, Rank1
+from heliostat.control import SMAC, Gradient, PolicyDiverged, Rank1
 
 
 class Scripted(gymnasium.Env):
@@ -203,6 +203,16 @@ def test_a_gradient_of_the_critic_that_is_not_finite_leaves_its_weights():
         model.train()
     assert model.num_skipped == 1
     assert all(torch.equal(p, b) for p, b in zip(model.actor.critic_parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("log_std", [200.0, -200.0])
+def test_a_policy_that_is_no_distribution_any_more_says_that_its_steps_are_too_long(log_std):
+    model = small("Pendulum-v1", n_steps=16, learning_rate=0.5)
+    model.learn(16)
+    with torch.no_grad():
+        model.policy.log_std.fill_(log_std)
+    with pytest.raises(PolicyDiverged, match=r"learning_rate 0\.5.*smaller"):
+        model.learn(16, reset_num_timesteps=False)
 
 
 @pytest.mark.parametrize("num_scores", [1, 16])

@@ -110,7 +110,37 @@ def test_eigenbases_are_kept_between_renewals():
     assert torch.equal(bases[3], bases[4])
 
 
-@pytest.mark.parametrize("settings", [{"lr": -1.0}, {"betas": (1.0, 0.9)}, {"precondition_every": 0}])
+def test_blocks_are_matrices_of_their_own():
+    weight = torch.nn.Parameter(torch.zeros(4, 9, dtype=torch.float64))
+    parts = [torch.nn.Parameter(torch.zeros(4, 3, dtype=torch.float64)) for _ in range(3)]
+    together = KroneckerSum([weight], lr=0.1, graft=False, block_size=4, precondition_every=2)
+    apart = KroneckerSum(parts, lr=0.1, graft=False, precondition_every=2)
+    for k, value in enumerate(gradients(5, (4, 9))):
+        if k < 2:
+            value[:, 3:6] = 0.0  # a block without any gradient yet stays where it is
+        weight.grad = value.clone()
+        for part, piece in zip(parts, value.split(3, dim=1), strict=True):
+            part.grad = piece.clone()
+        together.step()
+        apart.step()
+    torch.testing.assert_close(weight.detach(), torch.cat([part.detach() for part in parts], 1))
+    assert together.state[weight]["right_basis"].shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("side", "block_size", "length"),
+    [(12, None, 12), (12, 12, 12), (12, 5, 4), (11, 5, 11), (8, 7, 4), (1280, 512, 320)],
+)
+def test_sides_are_cut_into_the_fewest_equal_parts(side, block_size, length):
+    weight = torch.nn.Parameter(torch.zeros(side, 2))
+    optimizer = KroneckerSum([weight], lr=0.1, block_size=block_size)
+    feed(optimizer, weight, [torch.ones(side, 2)])
+    assert optimizer.state[weight]["left_statistic"].shape == (side // length, length, length)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"block_size": 0}, {"lr": -1.0}, {"betas": (1.0, 0.9)}, {"precondition_every": 0}]
+)
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         KroneckerSum([torch.nn.Parameter(torch.zeros(2, 2))], **settings)

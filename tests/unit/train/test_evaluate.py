@@ -20,6 +20,13 @@ def test_paired_comparison_is_sharper_than_two_intervals():
     assert not compare(first, first).significant
 
 
+def test_what_one_model_alone_solved_is_counted():
+    first, second = results([0.0, 0.25, 1.0, 0.0]), results([0.5, 0.0, 0.25, 0.25])
+    assert (compare(first, second).num_only_first, compare(first, second).num_only_second) == (1, 2)
+    assert (compare(second, first).num_only_first, compare(second, first).num_only_second) == (2, 1)
+    assert compare(first, first).num_only_first == compare(first, first).num_only_second == 0
+
+
 def test_models_without_common_problems_cannot_be_compared():
     other = Evaluation((ProblemResult("t", "elsewhere", 1, 1, 1.0),))
     with pytest.raises(ValueError, match="share no problem"):

@@ -228,6 +228,27 @@ def test_no_prefix_token_is_pushed(prefix, completion, shared):
     assert sum(int(np.prod(shape[:-1])) for shape in head_inputs) == len(completion)
 
 
+def pushed(prompt, completions, advantages):
+    """The gradient of REINFORCE's sum over tokens."""
+    nothing = [np.zeros(len(ids), dtype=np.float32) for ids in completions]
+    sampled = [Completion(ids, n, n, StopReason.EOS, "") for ids, n in zip(completions, nothing, strict=True)]
+    group = Group(prompt, tuple(sampled), tuple(Verdict(0.0, False) for _ in sampled))
+    logp = Policy(NANO, temperature=1.0, shared_prompt=True).log_probs(rows_of([TrainingGroup(group, advantages)]))
+    weights = torch.repeat_interleave(advantages, torch.tensor([len(ids) for ids in completions]))
+    parameters = [p for p in NANO.model.parameters() if p.requires_grad]
+    return torch.cat([g.flatten() for g in torch.autograd.grad((weights * logp).sum(), parameters)])
+
+
+def test_a_prefix_trained_by_mistake_cancels_where_advantages_sum_to_zero():
+    """All of a group share the prefix, so it is pushed by the sum of their advantages; any other sum pushes it."""
+    bare = encode_problem(NANO, Problem("p", "sums", "1 + 2 ="))
+    prefix, completions = (7, 9, 30), [(11, 2), (40, 41, 2), (12, 2)]
+    whole = [prefix + ids for ids in completions]
+    for advantages, same in ((torch.tensor([1.0, -0.75, -0.25]), True), (torch.tensor([1.0, 0.0, 0.0]), False)):
+        masked = pushed(replace(bare, prefix_ids=prefix, cut="x"), completions, advantages)
+        assert torch.allclose(masked, pushed(bare, whole, advantages), atol=1e-5) == same
+
+
 def test_verifiers_see_the_whole_turn_and_ids_are_never_tokenised_again(nano):
     given_ids = tuple(nano.tokenizer.encode("so 7", add_special_tokens=False))
     prompt = replace(encode_problem(nano, Problem("p", "sums", "1 + 2 =")), prefix_ids=given_ids, cut="prefix:2")

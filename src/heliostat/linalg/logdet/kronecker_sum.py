@@ -17,10 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.gram import gram
 from heliostat.linalg.logdet.newton import LogDet, minimize, solve_hessian
 from heliostat.linalg.logdet.result import ConvergenceError
 
 UNEQUAL_SUMS = 1e-3  # relative difference of Σλ and Σμ that is still averaged away (float32 statistics differ by 1e-6)
+COARSENING, COARSEST = 4, 128**2  # how much smaller a problem gives a start, and entries up to which none does
+START_MISMATCH = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ def kronecker_sum_from_marginals(
     *,
     tolerance: float = 1e-10,
     max_steps: int = 100,
+    polish: bool = True,
 ) -> KroneckerSumEigenvalues:
     """Solve Σ_j 1/(l_i + r_j) = λ_i and Σ_i 1/(l_i + r_j) = μ_j for l and r.
 
@@ -54,6 +58,7 @@ def kronecker_sum_from_marginals(
         warm_start: an earlier solution, in the same order of rows and columns; ignored where it is not feasible.
         tolerance: largest accepted relative mismatch of a marginal (of the float64 solution).
         max_steps: Newton steps before giving up.
+        polish: go on to rounding; otherwise each member of the batch stops as soon as it meets ``tolerance``.
 
     Returns:
         l and r in the dtype of ``lambda_``, with the residual that was reached.
@@ -72,12 +77,13 @@ def kronecker_sum_from_marginals(
     rows, cols = rows * total / rows.sum(-1, keepdim=True), cols * total / cols.sum(-1, keepdim=True)
     scale = total / (rows.shape[-1] * cols.shape[-1])  # unit mean entry, so that thresholds mean the same for every A
     problem = _MarginalProblem(rows / scale, cols / scale)
-    start = problem.cold_start()
+    start = problem.start()
     if warm_start is not None:
         left, right = warm_start if isinstance(warm_start, tuple) else (warm_start.left, warm_start.right)
         start = problem.choose(torch.cat([left, right], -1).to(rows).reshape(len(rows), -1) * scale, start)
-    found = minimize(problem, start, problem.direction, max_steps)
-    residual = problem.residual(found.point)
+    is_done = None if polish else lambda gradient: problem.mismatch(gradient) <= tolerance
+    found = minimize(problem, start, problem.direction, max_steps, is_done=is_done)
+    residual = float(problem.mismatch(problem.gradient(found.point)).max())
     left, right = problem.balanced(found.x)
     solution = KroneckerSumEigenvalues(
         (left / scale).reshape(*shape, -1).to(lambda_.dtype),
@@ -120,16 +126,18 @@ class _MarginalProblem:
         return x[:, : self.p, None] + x[:, None, self.p :]
 
     def evaluate(self, x: Tensor) -> LogDet:
-        sums = self._sums(x)
-        value = -sums.clamp(min=1e-300).log().sum((-2, -1)) + (self.linear * x).sum(-1)
-        return LogDet(x, torch.where((sums > 0).all(-1).all(-1), value, torch.inf), sums)
+        """The point, with the matrix of all 1/(l_i + r_j) as its factor."""
+        entries = self._sums(x).reciprocal_()
+        smallest = entries.amin((-2, -1))
+        value = entries.clamp(min=1e-300).log_().sum((-2, -1)) + (self.linear * x).sum(-1)
+        return LogDet(x, torch.where(smallest > 0, value, torch.inf), entries)
 
     def gradient(self, point: LogDet) -> Tensor:
-        entries = 1 / point.factor
-        return self.linear - torch.cat([entries.sum(-1), entries.sum(-2)], -1)
+        return self.linear - torch.cat([point.factor.sum(-1), point.factor.sum(-2)], -1)
 
-    def residual(self, point: LogDet) -> float:
-        return float((self.gradient(point) / self.linear).abs().max())
+    def mismatch(self, gradient: Tensor) -> Tensor:
+        """Largest relative mismatch of a marginal, per member of the batch."""
+        return (gradient / self.linear).abs().amax(-1)
 
     def direction(self, point: LogDet, gradient: Tensor, forcing: Tensor) -> Tensor:
         """Newton by the Schur complement onto the shorter side, which is the Laplacian of a weighted graph.
@@ -138,22 +146,39 @@ class _MarginalProblem:
         still: a gauge that moved it together with the largest would cost it all their digits.
         """
         del forcing
-        curvature, split = point.factor**-2, self.p
+        curvature, split = point.factor**2, self.p
         g_long, g_short = gradient[:, :split], gradient[:, split:]
         flipped = split < gradient.shape[-1] - split
         if flipped:
             curvature, g_long, g_short = curvature.mT, g_short, g_long
         degree = curvature.sum(-1)
-        weighted = curvature / degree[:, :, None]
-        edges = curvature.mT @ weighted
-        edges = edges - torch.diag_embed(edges.diagonal(dim1=-2, dim2=-1))
+        edges = gram(curvature / degree.sqrt()[:, :, None])
+        edges.diagonal(dim1=-2, dim2=-1).zero_()
         laplacian = torch.diag_embed(edges.sum(-1)) - edges
         ground = torch.nn.functional.one_hot((self.rows if flipped else self.cols).argmax(-1), edges.shape[-1])
         lift = ground * torch.where(edges.sum(-1) > 0, edges.sum(-1), 1.0)
-        rhs = torch.einsum("bij,bi->bj", weighted, g_long) - g_short
+        rhs = torch.einsum("bij,bi->bj", curvature, g_long / degree) - g_short
         short = solve_hessian(laplacian + torch.diag_embed(lift), rhs)
         long = -(g_long + torch.einsum("bij,bj->bi", curvature, short)) / degree
         return torch.cat([short, long] if flipped else [long, short], -1)
+
+    def start(self) -> Tensor:
+        """The solution of a problem of a fourth of the rows and columns, if this one is large; else ``cold_start``.
+
+        l_i depends on i through λ_i alone, and smoothly: it is solved for on means of neighbouring marginals and
+        interpolated, log l over log λ. A few Newton steps of the small problem replace as many of the large.
+        """
+        cold, sides = self.cold_start(), (self.rows, self.cols)
+        num = [side.shape[-1] // COARSENING for side in sides]
+        if self.p * sides[1].shape[-1] <= COARSEST or min(num) < COARSENING:
+            return cold
+        means = [torch.nn.functional.adaptive_avg_pool1d(s.sort(-1).values, n) for s, n in zip(sides, num, strict=True)]
+        small = _MarginalProblem(*(m * (num[0] * num[1] / m.sum(-1, keepdim=True)) for m in means))
+        found = minimize(small, small.start(), small.direction, is_done=lambda g: small.mismatch(g) < START_MISMATCH)
+        solved = small.balanced(found.x)
+        fine = [_interpolated(s.log(), m.log(), x.log()) for s, m, x in zip(sides, means, solved, strict=True)]
+        positive = torch.cat(fine, -1).exp()
+        return torch.where(positive.isfinite().all(-1, keepdim=True), self._scaled(positive), cold)
 
     def cold_start(self) -> Tensor:
         """l_i = q/(2λ_i), r_j = p/(2μ_j): exact for constant marginals."""
@@ -176,3 +201,12 @@ class _MarginalProblem:
         left, right = x[:, : self.p], x[:, self.p :]
         shift = (right.amin(-1, keepdim=True) - left.amin(-1, keepdim=True)) / 2
         return left + shift, right - shift
+
+
+def _interpolated(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear in ``at``; beyond the outer knots as between the last two. Knots ascend, batched alike."""
+    left = (torch.searchsorted(knots, at.contiguous()) - 1).clamp(0, knots.shape[-1] - 2)
+    x0, x1, y0, y1 = (side.gather(-1, index) for side in (knots, values) for index in (left, left + 1))
+    gap = x1 - x0
+    share = torch.where(gap > 0, (at - x0) / torch.where(gap > 0, gap, 1.0), 0.0)
+    return y0 + share * (y1 - y0)

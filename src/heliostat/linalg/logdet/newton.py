@@ -156,6 +156,7 @@ def minimize(
     direction_of: Direction,
     max_steps: int = 200,
     watch: Callable[[LogDet], None] | None = None,
+    is_done: Callable[[Tensor], Tensor] | None = None,
 ) -> Minimum:
     """Damped Newton from a feasible start until rounding, every iterate feasible and no worse than the one before.
 
@@ -163,6 +164,7 @@ def minimize(
         direction_of: turns (point, gradient, forcing) into a descent direction; ``forcing`` is the relative accuracy
             that keeps the outer convergence superlinear.
         watch: called with every accepted point; may raise to stop.
+        is_done: from the gradient, which members of the batch are good enough and stand still from here on.
 
     Raises:
         ValueError: the start is not feasible.
@@ -177,6 +179,11 @@ def minimize(
     while steps < max_steps and bool(active.any()):
         forcing = decrement.clamp(1e-8, LOOSEST_FORCING)
         gradient = problem.gradient(point)
+        if is_done is not None:
+            met = active & is_done(gradient)
+            settled, active = settled | met, active & ~met
+            if not bool(active.any()):
+                break
         direction = direction_of(point, gradient, forcing)
         earlier, before = torch.maximum(before, decrement), decrement
         decrement = (-(gradient * direction).sum(-1)).clamp(min=0).sqrt()

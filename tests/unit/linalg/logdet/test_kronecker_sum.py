@@ -101,6 +101,38 @@ class TestWarmStart:
         assert mismatch(solution, rows, cols) < 1e-12
 
 
+class TestLargeProblems:
+    """They start from the solution of a smaller one."""
+
+    @pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+    def test_few_steps_reach_rounding(self, spread):
+        rows, cols = marginals(90, 270, spread=spread)
+        order = torch.randperm(270, generator=torch.Generator().manual_seed(0))
+        solution = kronecker_sum_from_marginals(rows, cols[order])
+        assert mismatch(solution, rows, cols[order]) < 1e-12
+        assert solution.num_steps <= 6
+
+    def test_equal_and_outlying_marginals(self):
+        rows, cols = torch.ones(320, dtype=torch.float64), torch.ones(64, dtype=torch.float64)
+        rows[3], cols[60:] = 1e7, 1e-5
+        cols[5] += rows.sum() - cols.sum()
+        assert mismatch(kronecker_sum_from_marginals(rows, cols), rows, cols) < 1e-12
+
+    def test_a_batch_is_its_members(self):
+        pairs = [marginals(130, 140, seed, spread=1 + seed) for seed in range(3)]
+        together = kronecker_sum_from_marginals(*(torch.stack(side) for side in zip(*pairs, strict=True)))
+        for k, pair in enumerate(pairs):
+            torch.testing.assert_close(together.left[k], kronecker_sum_from_marginals(*pair).left, rtol=1e-9, atol=0)
+
+    def test_without_polish_it_stops_at_the_tolerance(self):
+        rows, cols = marginals(130, 140)
+        exact, rough = (
+            kronecker_sum_from_marginals(rows, cols, tolerance=1e-2, polish=polish) for polish in (True, False)
+        )
+        assert exact.residual < 1e-12 < rough.residual <= 1e-2
+        assert rough.num_steps < exact.num_steps
+
+
 class TestFloat32:
     @pytest.mark.parametrize("spread", [1.0, 4.0])
     def test_float32_in_and_out(self, spread):
