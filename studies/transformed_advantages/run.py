@@ -118,7 +118,7 @@ def missing(rows: list[dict[str, Any]]) -> Iterator[tuple[Arm, float, int]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| optimizer | scores | damping | learning rate (of 5) | held-out success [95 %] | seeds | CPU s | transforming |",
+        "| optimizer | scores | damping | rate (of 5) | held-out success [95 %] | seeds | CPU s | transforming |",
         "|---|---|--:|--:|---|--:|--:|--:|",
     ]
     for arm in ARMS:
