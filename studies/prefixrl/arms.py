@@ -32,6 +32,7 @@ class Arm:
         trains_prefix: prefix tokens are trained on as if they had been sampled.
         length: times the task's number of updates.
         rate_of: the arm whose best rate this one takes; empty: its own trials.
+        tried_on: tasks on which it has trials of its own nevertheless.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Arm:
     trains_prefix: bool = False
     length: int = 1
     rate_of: str = ""
+    tried_on: tuple[str, ...] = ()
+
+    def trials(self, task: str) -> str:
+        """The arm whose trials choose this one's rate."""
+        return self.name if task in self.tried_on else self.rate_of or self.name
 
     @property
     def uses_traces(self) -> bool:
@@ -72,9 +78,9 @@ ARMS = {
         Arm("annealed", prefix={"name": "annealed", "num_steps": 60}),
         Arm("hint", prefix={**BAND, "deliver": "hint"}),
         Arm("trained-prefix", prefix=BAND, trains_prefix=True),
-        Arm("rl-8-long", length=4, rate_of="rl-8"),
-        Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix"),
-        Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest"),
+        Arm("rl-8-long", length=4, rate_of="rl-8", tried_on=("T1",)),
+        Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix", tried_on=("T1",)),
+        Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest", tried_on=("T1",)),
         Arm("annealed-long", prefix={"name": "annealed", "num_steps": 240}, length=4, rate_of="annealed"),
         Arm("prefix-only-long", prefix=ONLY, length=4, rate_of="prefix-only"),
     )

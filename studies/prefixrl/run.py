@@ -36,11 +36,11 @@ def next_run(done: Sequence[Row], tasks: Sequence[str], named: Sequence[str]) ->
 
     for task in tasks:
         arms = [ARMS[name] for name in OF_TASK[task] if name in named or not named]
-        tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES[task] for arm in arms if not arm.rate_of]
+        tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES[task] for arm in arms if arm.trials(task) == arm.name]
         missing = next((run for run in tried if find(done, *run) is None), None)
         if missing is not None:
             return missing
-        best = {arm.name: best_rate(done, task, arm.rate_of or arm.name) for arm in arms}
+        best = {arm.name: best_rate(done, task, arm.trials(task)) for arm in arms}
         wanted = [(task, arm.name, best[arm.name], seed) for seed in SEEDS for arm in arms]
         missing = next((run for run in wanted if find(done, *run) is None), None)
         if missing is not None:
