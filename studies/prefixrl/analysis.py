@@ -38,7 +38,7 @@ def best_rate(rows: Sequence[Row], task: str, arm: str) -> float:
 
 def runs_of(rows: Sequence[Row], task: str, arm: str) -> list[Row]:
     """Runs of all seeds but the trial's, at the rate that its trials chose."""
-    trials = trials_of(rows, task, ARMS[arm].rate_of or arm)
+    trials = trials_of(rows, task, ARMS[arm].trials(task))
     if not trials:
         return []
     chosen = max(trials, key=lambda rate: trials[rate])

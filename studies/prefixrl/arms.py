@@ -18,6 +18,13 @@ from heliostat.objectives.policy_gradient import Cispo
 RATES = {"T1": (1e-3, 3e-4, 3e-3), "T2": (1e-3, 3e-4, 3e-3), "T3": (3e-4, 1e-4), "T4": (3e-4, 1e-4)}
 TRIAL_SEED = 0
 SEEDS = (1, 2, 3)
+MORE_SEEDS = {("T1", "rl-8-long-slow"): 8, ("T1", "prefix-long"): 8}
+"""Where three seeds lie too far apart to be compared."""
+
+
+def seeds_of(task: str, arm: str) -> tuple[int, ...]:
+    """Seeds of an arm at its best rate."""
+    return tuple(range(1, 1 + MORE_SEEDS.get((task, arm), len(SEEDS))))
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Arm:
         trains_prefix: prefix tokens are trained on as if they had been sampled.
         length: times the task's number of updates.
         rate_of: the arm whose best rate this one takes; empty: its own trials.
+        tried_on: tasks on which it has trials of its own nevertheless.
     """
 
     name: str
@@ -44,6 +52,11 @@ class Arm:
     trains_prefix: bool = False
     length: int = 1
     rate_of: str = ""
+    tried_on: tuple[str, ...] = ()
+
+    def trials(self, task: str) -> str:
+        """The arm whose trials choose this one's rate."""
+        return self.name if task in self.tried_on else self.rate_of or self.name
 
     @property
     def uses_traces(self) -> bool:
@@ -72,9 +85,10 @@ ARMS = {
         Arm("annealed", prefix={"name": "annealed", "num_steps": 60}),
         Arm("hint", prefix={**BAND, "deliver": "hint"}),
         Arm("trained-prefix", prefix=BAND, trains_prefix=True),
-        Arm("rl-8-long", length=4, rate_of="rl-8"),
-        Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix"),
-        Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest"),
+        Arm("rl-8-long", length=4, rate_of="rl-8", tried_on=("T1",)),
+        Arm("rl-8-long-slow", length=4, rate_of="prefix"),  # plain RL at the rate that suits prefixes
+        Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix", tried_on=("T1",)),
+        Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest", tried_on=("T1",)),
         Arm("annealed-long", prefix={"name": "annealed", "num_steps": 240}, length=4, rate_of="annealed"),
         Arm("prefix-only-long", prefix=ONLY, length=4, rate_of="prefix-only"),
     )

@@ -32,16 +32,17 @@ def read() -> list[dict[str, Any]]:
 
 def next_run(done: Sequence[Row], tasks: Sequence[str], named: Sequence[str]) -> tuple[str, str, float, int] | None:
     """Task, arm, rate and seed of the first run that is missing: trials of all rates, then the seeds, arm by arm."""
-    from arms import ARMS, OF_TASK, RATES, SEEDS, TRIAL_SEED
+    from arms import ARMS, OF_TASK, RATES, TRIAL_SEED, seeds_of
 
     for task in tasks:
         arms = [ARMS[name] for name in OF_TASK[task] if name in named or not named]
-        tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES[task] for arm in arms if not arm.rate_of]
+        tried = [(task, arm.name, lr, TRIAL_SEED) for lr in RATES[task] for arm in arms if arm.trials(task) == arm.name]
         missing = next((run for run in tried if find(done, *run) is None), None)
         if missing is not None:
             return missing
-        best = {arm.name: best_rate(done, task, arm.rate_of or arm.name) for arm in arms}
-        wanted = [(task, arm.name, best[arm.name], seed) for seed in SEEDS for arm in arms]
+        best = {arm.name: best_rate(done, task, arm.trials(task)) for arm in arms}
+        wanted = [(task, arm.name, best[arm.name], seed) for arm in arms for seed in seeds_of(task, arm.name)]
+        wanted.sort(key=lambda run: run[3])
         missing = next((run for run in wanted if find(done, *run) is None), None)
         if missing is not None:
             return missing
