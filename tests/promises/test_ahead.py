@@ -20,7 +20,7 @@ from heliostat.train.trainer import Trainer
 from heliostat.train.update import UpdateCounts, Updater
 from tests.promises import small
 from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, serving_tiny
+from tests.unit.rollout.fake_vllm import FakeVllm, served_from, serving_tiny
 
 QUICK = {"warm_start__num_steps": 40, "eval__every": 3, "train__num_steps": 7}
 
@@ -35,22 +35,6 @@ def same_runs(one, two):
         assert (one / name).read_text() == (two / name).read_text()
     model = "model/model.safetensors"
     assert (one / model).read_bytes() == (two / model).read_bytes()
-
-
-@pytest.fixture
-def dying(monkeypatch):
-    """Stands for the death of the process after as many steps as ``left`` says."""
-    log, state = Trainer._log, {"left": 0}
-
-    def dies(self, step, values):
-        log(self, step, values)
-        if step > 0:
-            state["left"] -= 1
-            if state["left"] == 0:
-                raise MemoryError("killed")
-
-    monkeypatch.setattr(Trainer, "_log", dies)
-    return state
 
 
 @pytest.mark.parametrize("bound", [1, 2])
@@ -157,10 +141,7 @@ def server(tmp_path):
     recipe = small.recipe(tmp_path / "recipe")
     with serving_tiny(recipe.model.settings) as (state, url):
         changes = {
-            "rollout__engine": "vllm",
-            "rollout__server_url": url,
-            "rollout__sync_dir": str(tmp_path / "sync"),
-            "rollout__server_retries": 0,
+            **served_from(url, tmp_path),
             "train__num_steps": 5,
             "train__checkpoint_every": 1,
             "eval__every": 2,

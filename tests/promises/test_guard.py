@@ -10,7 +10,6 @@ from heliostat.monitors import default_rules
 from heliostat.monitors.guard import Guard
 from heliostat.train import run_recipe
 from heliostat.train.guarding import RunGuard
-from heliostat.train.trainer import Trainer
 from heliostat.train.update import Updater
 from tests.promises import small
 
@@ -157,23 +156,12 @@ def test_acting_goes_back_skips_the_data_and_halves_the_step(unguarded, tmp_path
 
 
 @pytest.mark.parametrize(("killed_at", "staleness"), [(5, 0), (7, 0), (5, 2), (7, 2)])
-def test_a_run_that_went_back_still_continues_bit_for_bit(tmp_path, alarming, monkeypatch, killed_at, staleness):
+def test_a_run_that_went_back_still_continues_bit_for_bit(tmp_path, alarming, dying, killed_at, staleness):
     settings = {"guard__mode": "act", "rollout__max_staleness": staleness}
     whole = train(tmp_path, "whole", **settings)
-    log = Trainer._log
-    state = {"left": killed_at}
-
-    def dies(self, step, values):
-        log(self, step, values)
-        if step > 0:
-            state["left"] -= 1
-            if state["left"] == 0:
-                raise MemoryError("killed")
-
-    monkeypatch.setattr(Trainer, "_log", dies)
+    dying["left"] = killed_at
     with pytest.raises(MemoryError):
         train(tmp_path, "again", **settings)
-    monkeypatch.setattr(Trainer, "_log", log)
     again = train(tmp_path, "again", **settings)
     for name in ("events.jsonl", "evals.jsonl"):
         assert (again.folder / name).read_text() == (whole.folder / name).read_text()

@@ -5,7 +5,7 @@ import pytest
 from heliostat.train import run_recipe
 from tests.promises import small
 from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import serving_tiny
+from tests.unit.rollout.fake_vllm import served_from, serving_tiny
 
 KEY = "sk-never-written"
 
@@ -16,10 +16,7 @@ def server(tmp_path, monkeypatch):
     recipe = small.recipe(tmp_path)
     with serving_tiny(recipe.model.settings) as (state, url):
         changes = {
-            "rollout.engine": "vllm",
-            "rollout.server_url": url,
-            "rollout.sync_dir": str(tmp_path / "sync"),
-            "rollout.server_retries": 0,
+            **served_from(url, tmp_path),
             "train.num_steps": 3,
             "train.checkpoint_every": 1,
         }

@@ -135,7 +135,7 @@ class KroneckerSum(FiniteStep):
         """The preconditioned mean gradient. Sharded parameters are gathered for it, and the result is cut again."""
         full = wide(whole(_gradient(parameter)))
         num_parts = tuple(_num_parts(side, self.block_size) for side in full.shape)
-        gradient = _cut(full, *num_parts)
+        gradient = _blocks_of(full, *num_parts)
         state = self.state[parameter]
         num, p, q = gradient.shape
         if "left_statistic" not in state:
@@ -192,7 +192,7 @@ def _num_parts(side: int, block_size: int | None) -> int:
     return next(fitting, 1)
 
 
-def _cut(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
+def _blocks_of(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
     """Equal blocks of a matrix [p, q], row by row, as [block, p / num_down, q / num_across]."""
     if num_down == num_across == 1:
         return matrix.unsqueeze(0)
@@ -201,7 +201,7 @@ def _cut(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
 
 
 def _joined(blocks: Tensor, num_down: int, num_across: int) -> Tensor:
-    """What ``_cut`` cut."""
+    """The matrix of these blocks (``_blocks_of``)."""
     num, p, q = blocks.shape
     if num == 1:
         return blocks[0]

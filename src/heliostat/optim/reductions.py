@@ -91,5 +91,5 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     total = torch.zeros((), dtype=torch.float64)
     for tensor in tensors:
         part = wide(tensor).sum()
-        total = total + (part.full_tensor() if isinstance(part, DTensor) else part).double().cpu()
+        total = total + whole(part).double().cpu()
     return bool(torch.isfinite(total))

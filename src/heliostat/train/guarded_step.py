@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heliostat.train.runtime import whole
+from heliostat.optim.reductions import whole
 
 
 class TrainingDiverged(RuntimeError):

@@ -22,7 +22,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from heliostat.config import ConfigError, DistributedSection, RunSection
 from heliostat.types import Mean, Prompt
@@ -262,9 +261,3 @@ def running(run: RunSection, distributed: DistributedSection) -> Iterator[Runtim
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which this rank may hold a part only, gathered; all ranks ask together."""
-    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return gathered

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from heliostat.train.runtime import whole
+from heliostat.optim.reductions import whole
 
 T = TypeVar("T")
 _INSIDE = "heliostat_inside"

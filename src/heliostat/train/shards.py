@@ -19,7 +19,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor, zeros
+from torch.distributed.tensor import DTensor, Shard, zeros
+
+from heliostat.optim.reductions import cut
 
 SKELETON = "skeleton.pt"
 
@@ -89,7 +91,7 @@ def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """A whole tensor that every rank has, cut as ``weight`` is; itself where that is not cut or has another shape."""
     if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
         return tensor
-    return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    return cut(tensor.to(weight.device), weight)
 
 
 def cut_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:

@@ -170,6 +170,16 @@ def serving_tiny(settings):
         yield state, url
 
 
+def served_from(url, folder):
+    """The settings of a recipe whose rollouts come from a server, with a folder for weights."""
+    return {
+        "rollout.engine": "vllm",
+        "rollout.server_url": url,
+        "rollout.sync_dir": str(folder / "sync"),
+        "rollout.server_retries": 0,
+    }
+
+
 # -- faults: of the handler, and a function that gives the right answer ------------------------------------------------
 
 
