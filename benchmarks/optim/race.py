@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from heliostat.curvature import sampled_log_likelihood
 from heliostat.linalg.newton_inverse import direct_inverse
-from heliostat.optim import RENG, RING, Eva, KroneckerSum, Rank1NaturalGradient, RKalman
+from heliostat.optim import RENG, RING, Eva, KroneckerProduct, KroneckerSum, Rank1NaturalGradient, RKalman
 
 WIDTH, LAYERS, VOCAB, LENGTH = 320, 8, 512, 64
 
@@ -144,6 +144,10 @@ OURS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "R-Kalman (diagonal)": lambda m: RKalman(m.parameters(), lr=1e-3),
     "Kronecker-sum": lambda m: KroneckerSum(m.named_parameters(), lr=1e-3, precondition_every=2),
     "Kronecker-sum, blocks of 512": lambda m: KroneckerSum(
+        m.named_parameters(), lr=1e-3, precondition_every=2, block_size=512
+    ),
+    "Kronecker-product": lambda m: KroneckerProduct(m.named_parameters(), lr=1e-3, precondition_every=2),
+    "Kronecker-product, blocks of 512": lambda m: KroneckerProduct(
         m.named_parameters(), lr=1e-3, precondition_every=2, block_size=512
     ),
 }

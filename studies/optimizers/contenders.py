@@ -14,7 +14,7 @@ from tasks import loss_of
 from torch import nn
 
 from heliostat.curvature import sampled_log_likelihood
-from heliostat.optim import RENG, RING, Eva, KroneckerSum, Rank1NaturalGradient, RKalman
+from heliostat.optim import RENG, RING, Eva, KroneckerProduct, KroneckerSum, Rank1NaturalGradient, RKalman
 
 Maker = Callable[[nn.Module, float], torch.optim.Optimizer]
 
@@ -64,6 +64,7 @@ CONTENDERS: dict[str, tuple[float, Maker]] = {
     "RENG (AdamW)": (3e-3, lambda m, lr: RENG(adamw(m, lr), rho=0.03)),
     "R-Kalman": (0.1, lambda m, lr: RKalman(m.parameters(), lr=lr, covariance=1.0, forgetting=0.99, num_scores=4)),
     "Kronecker-sum": (3e-3, lambda m, lr: KroneckerSum(m.named_parameters(), lr=lr)),
+    "Kronecker-product": (3e-3, lambda m, lr: KroneckerProduct(m.named_parameters(), lr=lr)),
     "SOAP": (3e-3, peer("SOAP", precondition_frequency=10)),
     "Shampoo": (3e-3, peer("ScalableShampoo", preconditioning_compute_steps=10, start_preconditioning_step=5)),
     "KL-Shampoo-like": (3e-3, kl_shampoo_like),

@@ -18,7 +18,7 @@ import torch
 from contenders import train_step
 from language import LENGTH, CharacterModel
 from torch.utils.flop_counter import FlopCounterMode
-from transformer import ARMS, BATCH_SIZE
+from transformer import BATCH_SIZE, COMPARISON
 
 RESULTS = Path(__file__).with_name("flops.json")
 NUM_LAYERS, VOCAB = 12, 67
@@ -62,7 +62,7 @@ def of_training_step(num_layers: int) -> int:
 def of_optimizer(name: str) -> float:
     """A step of the optimizer on one layer, the renewal shared out over ten."""
     model, tokens = model_and_batch(1)
-    optimizer = ARMS[name][0](model, 1e-5)
+    optimizer = COMPARISON.arms[name][0](model, 1e-5)
     counts: list[int] = []
     plain = optimizer.step
 
@@ -79,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(1)
     one, two = of_training_step(1), of_training_step(2)
     found = {"model": one + (NUM_LAYERS - 1) * (two - one)}
-    found |= {name: round(NUM_LAYERS * of_optimizer(name)) for name in ARMS}
+    found |= {name: round(NUM_LAYERS * of_optimizer(name)) for name in COMPARISON.arms}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     print(found)
 

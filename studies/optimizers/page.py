@@ -12,9 +12,10 @@ from pathlib import Path
 
 import posttraining
 import run
-import transformer
 from contenders import CONTENDERS
-from transformer_page import draw, interval, of_equal_cost, of_transformer, of_tuning
+from finetuning import COMPARISONS
+from transformer import COMPARISON
+from transformer_page import draw, interval, of_equal_cost, of_finetuning, of_transformer, of_tuning
 
 HERE = Path(__file__).parent
 
@@ -105,9 +106,13 @@ def main() -> None:
     for task in run.TASKS:
         if any(row["task"] == task for row in run.stored()):
             text += [f"## {task}", "", *of_small_task(task), ""]
-    if transformer.stored():
-        text += ["## Ten million weights", "", *of_transformer(), "", *of_equal_cost(), "", *of_tuning(), ""]
+    if COMPARISON.stored():
+        text += ["## Ten million weights", "", *of_transformer(), "", *of_equal_cost(), "", *of_tuning(COMPARISON), ""]
         draw()
+    for weights, comparison in COMPARISONS.items():
+        if comparison.stored():
+            title = f"## SmolLM2-135M, {weights} weights" if weights == "whole" else "## SmolLM2-135M, LoRA"
+            text += [title, "", *of_finetuning(comparison), "", *of_tuning(comparison), ""]
     if posttraining.stored():
         text += ["## Post-training", "", *of_posttraining(), ""]
     (HERE / "tables.md").write_text("\n".join(text))

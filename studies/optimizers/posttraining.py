@@ -38,6 +38,7 @@ ADAM, SGD = (1e-3, 3e-4, 3e-3, 1e-4, 3e-5), (0.03, 0.01, 0.1, 0.003, 0.001)
 ARMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "adamw": ({}, ADAM),
     "kronecker-sum": ({}, ADAM),
+    "kronecker-product": ({}, ADAM),
     "reng": ({"rho": 0.01}, ADAM),
     "sgd": ({"momentum": 0.9}, SGD),
     "rank1": ({"damping": 1.0}, SGD),

@@ -9,10 +9,10 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
-import transformer
+from equal_tokens import TUNING_SEED, Comparison, final
 from flops import RESULTS as FLOPS
+from transformer import COMPARISON
 
 from heliostat.statistics import bootstrap
 
@@ -22,8 +22,6 @@ T_QUANTILE = {2: 12.71, 3: 4.303}
 WINDOW = 8
 """Steps over which training losses are averaged for comparisons and plots."""
 
-Row = dict[str, Any]
-
 
 def interval(values: list[float], digits: int = 3) -> str:
     """A mean with its 95 % bootstrap interval."""
@@ -31,30 +29,17 @@ def interval(values: list[float], digits: int = 3) -> str:
     return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
-def seeds_of(rows: list[Row], name: str) -> list[Row]:
-    """The full-length runs of an arm, by seed."""
-    if not any(row["arm"] == name and row["seed"] == transformer.TUNING_SEED for row in rows):
-        return []
-    best = transformer.tuned(rows, name)
-    found = [row for row in rows if (row["arm"], row["lr"], row["num_steps"]) == (name, best, transformer.NUM_STEPS)]
-    return sorted((row for row in found if row["seed"] in transformer.SEEDS), key=lambda row: row["seed"])
-
-
-def final(row: Row) -> float:
-    return float(row["checks"][-1][1])
-
-
 def of_transformer() -> list[str]:
     """Final held-out loss with its cost, and the differences the rule asks for."""
-    rows, flops = transformer.stored(), json.loads(FLOPS.read_text())
+    rows, flops = COMPARISON.stored(), json.loads(FLOPS.read_text())
     lines = [
         "| optimizer | learning rate | test loss, three seeds | accuracy | CPU s per step | GFLOPs per step | "
         "Kronecker-sum minus it, per seed | mean, 95 % t-interval |",
         "|---|--:|---|---|--:|--:|---|---|",
     ]
-    ours = seeds_of(rows, "Kronecker-sum")
-    for name in transformer.ARMS:
-        own = seeds_of(rows, name)
+    ours = COMPARISON.seeds_of(rows, "Kronecker-sum")
+    for name in COMPARISON.arms:
+        own = COMPARISON.seeds_of(rows, name)
         if not own:
             continue
         pairs = [final(a) - final(b) for a in ours for b in own if a["seed"] == b["seed"]]
@@ -77,12 +62,31 @@ def t_interval(pairs: list[float]) -> str:
     return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
 
 
-def of_tuning() -> list[str]:
-    rows = [row for row in transformer.stored() if row["seed"] == transformer.TUNING_SEED]
-    lines = ["| optimizer | test loss after the short run, by learning rate |", "|---|---|"]
-    for name in transformer.ARMS:
-        own = sorted((row for row in rows if row["arm"] == name), key=lambda row: row["lr"])
-        lines.append(f"| {name} | " + ", ".join(f"{row['lr']:g}: {final(row):.3f}" for row in own) + " |")
+def of_tuning(comparison: Comparison) -> list[str]:
+    rows = [row for row in comparison.stored() if row["seed"] == TUNING_SEED]
+    lines = ["| optimizer | test loss on the tuning seed, by learning rate |", "|---|---|"]
+    for name in comparison.arms:
+        own = sorted((row for row in rows if row["arm"] == name), key=lambda row: float(row["lr"]))
+        if own:
+            lines.append(f"| {name} | " + ", ".join(f"{row['lr']:g}: {final(row):.3f}" for row in own) + " |")
+    return lines
+
+
+def of_finetuning(comparison: Comparison) -> list[str]:
+    """Held-out loss at the end by seed, and what a step costs."""
+    rows = comparison.stored()
+    lines = ["| optimizer | learning rate | test loss, by seed | accuracy | CPU s per step |", "|---|--:|---|--:|--:|"]
+    for name in comparison.arms:
+        own = comparison.seeds_of(rows, name)
+        if own:
+            cells = [
+                name,
+                f"{own[0]['lr']:g}",
+                ", ".join(f"{final(row):.4f}" for row in own),
+                f"{statistics.mean(row['checks'][-1][2] for row in own):.4f}",
+                f"{statistics.mean(row['cpu_s'][-1] / len(row['cpu_s']) for row in own):.1f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -93,17 +97,17 @@ def smooth(losses: list[float]) -> list[float]:
 
 def of_equal_cost() -> list[str]:
     """Training loss (mean of the last steps) when an arm has used the CPU time, or FLOPs, of a run of AdamW."""
-    rows, flops = transformer.stored(), json.loads(FLOPS.read_text())
-    adamw = seeds_of(rows, "AdamW")
+    rows, flops = COMPARISON.stored(), json.loads(FLOPS.read_text())
+    adamw = COMPARISON.seeds_of(rows, "AdamW")
     seconds = statistics.mean(row["cpu_s"][-1] for row in adamw) if adamw else 0.0
-    work = transformer.NUM_STEPS * (flops["model"] + flops["AdamW"])
+    work = COMPARISON.num_steps * (flops["model"] + flops["AdamW"])
     lines = ["| optimizer | steps, loss at AdamW's CPU time | steps, loss at AdamW's FLOPs |", "|---|---|---|"]
-    for name in transformer.ARMS:
-        own = seeds_of(rows, name)
+    for name in COMPARISON.arms:
+        own = COMPARISON.seeds_of(rows, name)
         if not own:
             continue
         by_time = [sum(s <= seconds * 1.001 for s in row["cpu_s"]) for row in own]
-        by_work = min(transformer.NUM_STEPS, int(work / (flops["model"] + flops[name])))
+        by_work = min(COMPARISON.num_steps, int(work / (flops["model"] + flops[name])))
         curves = [smooth(row["losses"]) for row in own]
         at_time = statistics.mean(curve[n - 1] for curve, n in zip(curves, by_time, strict=True))
         at_work = statistics.mean(curve[by_work - 1] for curve in curves)
@@ -119,10 +123,10 @@ def draw() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "heliostat"
     from matplotlib import pyplot
 
-    rows, flops = transformer.stored(), json.loads(FLOPS.read_text())
+    rows, flops = COMPARISON.stored(), json.loads(FLOPS.read_text())
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
-    for name in transformer.ARMS:
-        own = seeds_of(rows, name)
+    for name in COMPARISON.arms:
+        own = COMPARISON.seeds_of(rows, name)
         if not own:
             continue
         mean = [statistics.mean(values) for values in zip(*(smooth(row["losses"]) for row in own), strict=True)]

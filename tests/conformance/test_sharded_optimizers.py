@@ -13,6 +13,7 @@ from tests.conformance.test_distributed_optimizers import NUM_STEPS, free_port
 SHARDED = [
     *("rank1", "rank1-four", "rank1-averaged", "rank1-layer", "eva", "ring", "ring-exact", "ring-empirical"),
     *("reng-difference", "rkalman", "kronecker-sum", "kronecker-sum-blocks"),
+    *("kronecker-product", "kronecker-product-blocks"),
 ]
 BY_LAYERS = [name for name in SHARDED if name.startswith(("eva", "ring"))]
 BY_NAME = {row.name: row for row in ROWS}

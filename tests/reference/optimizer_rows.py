@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heliostat.optim import RENG, RING, Eva, KroneckerSum, Rank1NaturalGradient, RKalman
+from heliostat.optim import RENG, RING, Eva, KroneckerProduct, KroneckerSum, Rank1NaturalGradient, RKalman
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ def kronecker_sum(model, **settings):
     return KroneckerSum(model.named_parameters(), **{"lr": 0.05, **settings})
 
 
+def kronecker_product(model, **settings):
+    return KroneckerProduct(model.named_parameters(), **{"lr": 0.05, **settings})
+
+
 ROWS = [
     Row("rank1", rank1, takes_groups=True, process_group=True),
     Row("rank1-four", lambda p, **s: rank1(p, num_scores=4, momentum=0.5, **s), takes_groups=True, process_group=True),
@@ -97,6 +101,8 @@ ROWS = [
     ),
     Row("kronecker-sum", kronecker_sum),
     Row("kronecker-sum-blocks", lambda m, **s: kronecker_sum(m, block_size=3, **s)),
+    Row("kronecker-product", kronecker_product),
+    Row("kronecker-product-blocks", lambda m, **s: kronecker_product(m, block_size=3, **s)),
 ]
 
 

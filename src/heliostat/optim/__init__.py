@@ -2,6 +2,7 @@
 
 from heliostat.optim.eva import Eva
 from heliostat.optim.finite import FiniteStep, SkippedStepWarning
+from heliostat.optim.kronecker_product import KroneckerProduct
 from heliostat.optim.kronecker_sum import KroneckerSum
 from heliostat.optim.rank1 import Rank1NaturalGradient
 from heliostat.optim.registry import build_optimizer, forget_moments, optimizer_names, optimizer_settings
@@ -15,6 +16,7 @@ __all__ = [
     "RING",
     "Eva",
     "FiniteStep",
+    "KroneckerProduct",
     "KroneckerSum",
     "RKalman",
     "Rank1NaturalGradient",

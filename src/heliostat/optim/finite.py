@@ -69,5 +69,5 @@ class FiniteStep(torch.optim.Optimizer):
         saved_ids = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, parameter in zip(saved_ids, self.parameters(), strict=True):
             for key, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and value.is_floating_point():
+                if isinstance(value, Tensor):
                     self.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -8,29 +8,26 @@ with ``(l_i + r_j)^(1/2)``. No second moment of all p x q entries is stored for 
 A step multiplies each p x q gradient by its bases and back and forms ``GG'`` and ``G'G``: about ``5 p q (p + q)``
 operations, whatever the batch. Cutting long sides into blocks, as Shampoo's libraries do, makes it less.
 
-Left out: tensors of more than two axes (they go to AdamW).
+Left out: what is not a matrix, blocks and sharded weights (``matrices``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.linalg import ConvergenceError, kronecker_sum_from_marginals
 from heliostat.linalg.gram import add_lower_gram_
-from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
-from heliostat.optim.finite import FiniteStep
-from heliostat.optim.reductions import all_finite, cut, whole, wide
+from heliostat.optim.matrices import MatrixStep, Params
 
-MATRICES = "kronecker-sum"
 RELATIVE_DAMPING = 1e-4
 """Share of the mean eigenvalue that is added to every marginal: early statistics are rank-deficient."""
 
 
-class KroneckerSum(FiniteStep):
+class KroneckerSum(MatrixStep):
     r"""``W <- W - lr * U [(U' M V) * (l_i + r_j)^(1/2)] V'`` for matrices; AdamW for the rest.
 
     ``M`` is the running mean of gradients; eigenbases and l, r are those of running ``E[GG']`` and ``E[G'G]``,
@@ -64,6 +61,7 @@ class KroneckerSum(FiniteStep):
         Singer, 2018; Anil et al., 2020).
     """
 
+    rule: ClassVar[str] = "kronecker-sum"
     whole_state: ClassVar[frozenset[str]] = frozenset(
         {"mean", "second_moment"}
         | {f"{side}_{what}" for side in ("left", "right") for what in ("statistic", "basis", "values")}
@@ -71,7 +69,7 @@ class KroneckerSum(FiniteStep):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         statistics_ema: float = 0.95,
@@ -81,70 +79,19 @@ class KroneckerSum(FiniteStep):
         max_size: int = 2048,
         block_size: int | None = None,
     ) -> None:
-        if lr < 0 or weight_decay < 0:
-            raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
-        if not all(0 <= beta < 1 for beta in (*betas, statistics_ema)):
-            raise ValueError("betas and statistics_ema must be in [0, 1)")
-        if precondition_every < 1:
-            raise ValueError(f"precondition_every must be at least 1, got {precondition_every}")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
-        self.block_size = block_size
-        self.precondition_every, self.statistics_ema, self.graft = precondition_every, statistics_ema, graft
-        given: list[Any] = list(params)
-        trainable = [item for item in given if _tensor(item).requires_grad]
-        mine = [item for item in trainable if _tensor(item).ndim == 2 and max(_tensor(item).shape) <= max_size]
-        ids = {id(_tensor(item)) for item in mine}
-        groups: list[dict[str, Any]] = (
-            [{"params": mine, "rule": MATRICES, "weight_decay": weight_decay}] if mine else []
-        )
-        rest = [item for item in trainable if id(_tensor(item)) not in ids]
-        named = [item if isinstance(item, tuple) else ("", item) for item in rest]
-        others = adamw_group(named, lr, lr, weight_decay, betas)
-        if rest and not isinstance(rest[0], tuple):
-            others = [{**group, "params": [pair[1] for pair in group["params"]]} for group in others]
-        super().__init__([*groups, *others], {"lr": lr, "betas": betas, "eps": 1e-8})
+        super().__init__(params, lr, betas, statistics_ema, precondition_every, weight_decay, max_size, block_size)
+        self.graft = graft
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on the gradients in place."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        groups = [(group, self.with_gradient(group)) for group in self.param_groups]
-        if not all_finite([p.grad for _, parameters in groups for p in parameters if p.grad is not None]):
-            self.skip("the gradient")
-            return loss
-        for group, parameters in groups:
-            if group["rule"] == ADAMW:
-                adamw_step(group, parameters, self.state)
-                continue
-            for parameter in parameters:
-                move = self._direction(parameter, group)
-                target = wide(parameter)
-                if group["weight_decay"]:
-                    target.mul_(1 - group["lr"] * group["weight_decay"])
-                target.add_(move, alpha=-group["lr"])
-                if target is not parameter:
-                    parameter.copy_(target)
-        self.num_steps += 1
-        return loss
-
-    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """The preconditioned mean gradient. Sharded parameters are gathered for it, and the result is cut again."""
-        full = wide(whole(_gradient(parameter)))
-        num_parts = tuple(_num_parts(side, self.block_size) for side in full.shape)
-        gradient = _blocks_of(full, *num_parts)
-        state = self.state[parameter]
+    def preconditioned(
+        self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
+    ) -> Float[Tensor, "block p q"]:
+        """``U [(U' M V) * (l_i + r_j)^(1/2)] V'``, as long as Adam's step where grafted."""
         num, p, q = gradient.shape
-        if "left_statistic" not in state:
-            state["steps"] = 0
+        if "mean" not in state:
             state["mean"] = torch.zeros_like(gradient)
             state["left_statistic"], state["right_statistic"] = (gradient.new_zeros(num, n, n) for n in (p, q))
             if self.graft:
                 state["second_moment"] = torch.zeros_like(gradient)
-        state["steps"] += 1
         beta1, beta2 = group["betas"]
         state["mean"].lerp_(gradient, 1 - beta1)
         for side, rows in (("left", gradient.mT), ("right", gradient)):
@@ -153,16 +100,14 @@ class KroneckerSum(FiniteStep):
             self._renew(state)
         left, right = state["left_basis"], state["right_basis"]
         scale = (state["left_values"][:, :, None] + state["right_values"][:, None, :]).sqrt_()
-        move = left @ (left.mT @ state["mean"] @ right).mul_(scale) @ right.mT
+        move: Tensor = left @ (left.mT @ state["mean"] @ right).mul_(scale) @ right.mT
         correction = 1 - beta1 ** state["steps"]
-        if self.graft:
-            state["second_moment"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            root = state["second_moment"].sqrt().div_((1 - beta2 ** state["steps"]) ** 0.5).add_(group["eps"])
-            length = torch.div(state["mean"], root, out=root).norm() / correction
-            move.mul_(length / move.norm().clamp(min=1e-30))
-        else:
-            move.div_(correction)
-        return cut(_joined(move, *num_parts), parameter)
+        if not self.graft:
+            return move.div_(correction)
+        state["second_moment"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = state["second_moment"].sqrt().div_((1 - beta2 ** state["steps"]) ** 0.5).add_(group["eps"])
+        length = torch.div(state["mean"], root, out=root).norm() / correction
+        return move.mul_(length / move.norm().clamp(min=1e-30))
 
     def _renew(self, state: dict[str, Any]) -> None:
         """New eigenbases and l, r of every block; the old ones stay where the statistics carry nothing."""
@@ -183,36 +128,3 @@ class KroneckerSum(FiniteStep):
             solved = error.best
         for side, found, values in (("left", left, solved.left), ("right", right, solved.right)):
             state[f"{side}_basis"], state[f"{side}_values"] = found.eigenvectors, values.to(found.eigenvectors)
-
-
-def _num_parts(side: int, block_size: int | None) -> int:
-    if block_size is None or side <= block_size:
-        return 1
-    fitting = (n for n in range(-(-side // block_size), 2 * side // block_size + 1) if side % n == 0)
-    return next(fitting, 1)
-
-
-def _blocks_of(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
-    """Equal blocks of a matrix [p, q], row by row, as [block, p / num_down, q / num_across]."""
-    if num_down == num_across == 1:
-        return matrix.unsqueeze(0)
-    p, q = matrix.shape
-    return matrix.reshape(num_down, p // num_down, num_across, q // num_across).transpose(1, 2).flatten(0, 1)
-
-
-def _joined(blocks: Tensor, num_down: int, num_across: int) -> Tensor:
-    """The matrix of these blocks (``_blocks_of``)."""
-    num, p, q = blocks.shape
-    if num == 1:
-        return blocks[0]
-    return blocks.reshape(num_down, num_across, p, q).transpose(1, 2).reshape(num_down * p, num_across * q)
-
-
-def _tensor(item: Any) -> Tensor:
-    tensor: Tensor = item[1] if isinstance(item, tuple) else item
-    return tensor
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad

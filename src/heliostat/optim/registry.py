@@ -15,6 +15,7 @@ from heliostat.config import ConfigError, OptimizerSection, build_checked, neare
 from heliostat.optim.masters import Groups, MasterWeights
 from heliostat.optim.settings import (
     EvaSettings,
+    KroneckerProductSettings,
     KroneckerSumSettings,
     Rank1,
     RengSettings,
@@ -87,7 +88,8 @@ class SGD:
 
 _SHIPPED: tuple[type[OverGroups] | type[OverModel], ...] = (
     *(AdamW, SGD),
-    *(Rank1, EvaSettings, RingSettings, RengSettings, RKalmanSettings, KroneckerSumSettings),
+    *(Rank1, EvaSettings, RingSettings, RengSettings, RKalmanSettings),
+    *(KroneckerSumSettings, KroneckerProductSettings),
 )
 
 REGISTRY: dict[str, type[OverGroups] | type[OverModel]] = {settings.name: settings for settings in _SHIPPED}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.optim.eva import Eva
+from heliostat.optim.kronecker_product import KroneckerProduct
 from heliostat.optim.kronecker_sum import KroneckerSum
 from heliostat.optim.rank1 import Rank1NaturalGradient
 from heliostat.optim.reng import RENG
@@ -206,3 +207,26 @@ class KroneckerSumSettings:
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         return KroneckerSum(model.named_parameters(), lr=lr, **asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KroneckerProductSettings:
+    """Each matrix's second moment as a Kronecker product, closest in divergence (KL-Shampoo); the rest by AdamW.
+
+    Attributes:
+        statistics_ema: weight of the old second moments of rows and columns.
+        precondition_every: steps between eigenbases.
+        max_size: matrices with a longer side go to AdamW.
+        block_size: cut longer sides into equal blocks of at most this, each with factors of its own; none: whole.
+    """
+
+    name: ClassVar[str] = "kronecker-product"
+    betas: tuple[float, float] = (0.9, 0.999)
+    statistics_ema: float = 0.95
+    precondition_every: int = 10
+    weight_decay: float = 0.0
+    max_size: int = 2048
+    block_size: int | None = None
+
+    def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return KroneckerProduct(model.named_parameters(), lr=lr, **asdict(self))

@@ -19,6 +19,7 @@ OURS = {
     "reng": {"rho": 0.05},
     "rkalman": {"num_scores": 2},
     "kronecker-sum": {},
+    "kronecker-product": {},
 }
 
 

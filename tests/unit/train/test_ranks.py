@@ -29,6 +29,7 @@ OPTIMIZERS = {
     "reng": {"base": "sgd", "rho": 0.05, "radius": 1.0},
     "rkalman": {"num_scores": 2},
     "kronecker-sum": {},
+    "kronecker-product": {},
 }
 
 

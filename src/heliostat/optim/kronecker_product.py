@@ -1,0 +1,174 @@
+"""Kronecker-product preconditioning: the second moment's log-det projection on products, found by alternation.
+
+    A <- E[G B^-1 G'] / q,    B <- E[G' A^-1 G] / p,    step A^(-1/2) M B^(-1/2)
+
+``A (x) B`` is the covariance of the matrix-normal distribution closest to the gradients in Kullback-Leibler
+divergence, the nonlinear twin of the Kronecker sum (``kronecker_sum``); running means stand for the expectations.
+
+Everything but the bases is kept in the bases' own coordinates: with ``A = U a U'`` and ``B = V b V'``, one rotated
+gradient ``U' G V`` serves both factors and the mean, and inverses are divisions by the factors' diagonals. A step is
+about ``5 p q (p + q)`` operations, whatever the batch.
+
+Left out: what is not a matrix, blocks and sharded weights (``matrices``); grafting, since the step has a length of its
+own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heliostat.linalg.gram import add_lower_gram_, gram
+from heliostat.optim.matrices import MatrixStep, Params
+
+RELATIVE_DAMPING = 1e-3
+"""Least eigenvalue of a factor, as a share of the mean one: early gradients are rank-deficient, and where they are zero
+float32 holds rounding alone, which ten times less would raise to a hundredth of a step."""
+NUM_ALTERNATIONS = 3
+"""Of the two formulas on the first gradient alone."""
+STRAIGHTEN_EVERY = 50
+"""Renewals between two corrections of the bases' rounding."""
+
+
+class KroneckerProduct(MatrixStep):
+    r"""``W <- W - lr * A^(-1/2) M B^(-1/2)`` for matrices; AdamW for the rest.
+
+    ``M`` is the running mean of gradients; ``A`` and ``B`` are those of ``G B^-1 G' / q`` and ``G' A^-1 G / p``, each
+    with the other's last value. Their eigenbases are renewed every ``precondition_every`` steps (the first so many:
+    every step); between renewals the diagonals in the bases at hand stand for the eigenvalues.
+
+    Args:
+        params: parameters or named parameters. Two axes and both sides at most ``max_size``: this rule
+            (``rule="kronecker-product"`` in the groups); everything else: AdamW.
+        lr: learning rate of both, in Adam's units.
+        betas: of the mean, and of AdamW's second moment.
+        statistics_ema: weight of the old ``A`` and ``B``.
+        precondition_every: steps between eigenbases.
+        weight_decay: decoupled, for matrices.
+        max_size: matrices with a longer side go to AdamW.
+        block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
+            block factors of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
+
+    Raises:
+        ValueError: a setting out of range.
+
+    Limits:
+        ``precondition_every=1``: the two formulas with exact inverses, written out.
+        one gradient over and over: a step along it with all singular values equal, as Muon's.
+        gradients times c: the same step. Rotated gradients: the rotated step.
+        no matrices: AdamW.
+        a matrix in blocks: each block as a matrix of its own.
+
+    References:
+        KL-Shampoo (Lin et al., 2025, arXiv 2509.03378), whose two formulas these are; the start on the first gradient,
+        the damping, and coordinates that make inverses unnecessary are ours.
+    """
+
+    rule: ClassVar[str] = "kronecker-product"
+    whole_state: ClassVar[frozenset[str]] = frozenset(
+        {"mean", "started", "left_factor", "right_factor", "left_basis", "right_basis"}
+    )
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        statistics_ema: float = 0.95,
+        precondition_every: int = 10,
+        weight_decay: float = 0.0,
+        max_size: int = 2048,
+        block_size: int | None = None,
+    ) -> None:
+        super().__init__(params, lr, betas, statistics_ema, precondition_every, weight_decay, max_size, block_size)
+
+    def preconditioned(
+        self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
+    ) -> Float[Tensor, "block p q"]:
+        """``U [(U' M V) / (a_i b_j)^(1/2)] V'``."""
+        if "mean" not in state:
+            _begin(gradient, state)
+        # A block whose gradient is all zero says nothing of its second moment: its factors stay as they are.
+        counted = state["started"] & (gradient != 0).any(-1).any(-1)
+        if state["num_waiting"]:
+            self._start(gradient, state)
+        beta1 = group["betas"][0]
+        turned = state["left_basis"].mT @ gradient @ state["right_basis"]
+        state["mean"].lerp_(turned, 1 - beta1)
+        self._update(turned, counted[:, None, None], state)
+        # Bases from one gradient are arbitrary where it is zero; until more have come, every step renews them.
+        if state["steps"] < state["young_until"] or (state["steps"] - 1) % self.precondition_every == 0:
+            _renew(state)
+        if state["steps"] % (STRAIGHTEN_EVERY * self.precondition_every) == 0:
+            _straighten(state)
+        scale = _root(state["left_factor"])[:, :, None] * _root(state["right_factor"])[:, None, :]
+        scale.mul_(state["mean"]).div_(1 - beta1 ** state["steps"])
+        move: Tensor = state["left_basis"] @ scale @ state["right_basis"].mT
+        return move
+
+    def _start(self, gradient: Tensor, state: dict[str, Any]) -> None:
+        """Bases and factors of the blocks whose first gradient this is, from it alone; the others wait."""
+        fresh = ~state["started"] & (gradient.square().sum((1, 2)) > 0)
+        if not bool(fresh.any()):
+            return
+        own = gradient[fresh]
+        left, right = (torch.linalg.eigh(gram(rows)).eigenvectors for rows in (own.mT, own))
+        squares = (left.mT @ own @ right).square()
+        b = squares.mean((1, 2))[:, None].expand(-1, own.shape[-1])
+        for _ in range(NUM_ALTERNATIONS):
+            a = _damped((squares / b[:, None, :]).mean(2))
+            b = _damped((squares / a[:, :, None]).mean(1))
+        for side, basis, values in (("left", left, a), ("right", right, b)):
+            state[f"{side}_basis"][fresh], state[f"{side}_factor"][fresh] = basis, torch.diag_embed(values)
+        state["started"] |= fresh
+        state["num_waiting"] = int((~state["started"]).sum())
+        state["young_until"] = state["steps"] + self.precondition_every
+
+    def _update(self, turned: Tensor, counted: Tensor, state: dict[str, Any]) -> None:
+        """Both factors by one gradient in their bases, each divided by the other's values before this step."""
+        turned = turned * counted
+        over_right = (turned * _root(state["right_factor"])[:, None, :]).mT
+        over_left = turned * _root(state["left_factor"])[:, :, None]
+        for side, rows in (("left", over_right), ("right", over_left)):
+            state[f"{side}_factor"].mul_(torch.where(counted, self.statistics_ema, 1.0))
+            add_lower_gram_(state[f"{side}_factor"], rows, 1.0, (1 - self.statistics_ema) / rows.shape[-2])
+
+
+def _begin(gradient: Tensor, state: dict[str, Any]) -> None:
+    """Identities, and a zero mean."""
+    num, p, q = gradient.shape
+    state["mean"], state["num_waiting"], state["young_until"] = torch.zeros_like(gradient), num, 0
+    state["started"] = torch.zeros(num, dtype=torch.bool, device=gradient.device)
+    for side, n in (("left", p), ("right", q)):
+        for what in ("factor", "basis"):
+            state[f"{side}_{what}"] = torch.eye(n, dtype=gradient.dtype, device=gradient.device).repeat(num, 1, 1)
+
+
+def _damped(values: Tensor) -> Tensor:
+    return values + RELATIVE_DAMPING * values.mean(-1, keepdim=True)
+
+
+def _root(factor: Float[Tensor, "block n n"]) -> Float[Tensor, "block n"]:
+    """One over the root of the diagonal, which is nowhere taken to be below a share of its mean."""
+    values = factor.diagonal(dim1=-2, dim2=-1)
+    return values.clamp(min=RELATIVE_DAMPING * values.mean(-1, keepdim=True)).rsqrt_()
+
+
+def _renew(state: dict[str, Any]) -> None:
+    """Turn bases, factors and mean to the factors' eigenvectors."""
+    turns = []
+    for side in ("left", "right"):
+        found = torch.linalg.eigh(state[f"{side}_factor"])  # reads what is on and below the diagonal
+        state[f"{side}_factor"] = torch.diag_embed(found.eigenvalues)
+        state[f"{side}_basis"] = state[f"{side}_basis"] @ found.eigenvectors
+        turns.append(found.eigenvectors)
+    state["mean"] = turns[0].mT @ state["mean"] @ turns[1]
+
+
+def _straighten(state: dict[str, Any]) -> None:
+    """One Newton step of each basis to the nearest orthogonal matrix: turns add up their rounding."""
+    for key in ("left_basis", "right_basis"):
+        state[key] = torch.baddbmm(state[key], state[key], gram(state[key]), beta=1.5, alpha=-0.5)
