@@ -15,7 +15,9 @@ from offpolicy import Luffy, Stored
 from heliostat.objectives import Objective
 from heliostat.objectives.policy_gradient import Cispo
 
-RATES = {"T1": (1e-3, 3e-4, 3e-3), "T2": (1e-3, 3e-4, 3e-3), "T3": (3e-4, 1e-4, 3e-5), "T4": (1e-4, 3e-5)}
+RATES = {"T1": (1e-3, 3e-4, 3e-3), "T2": (1e-3, 3e-4, 3e-3), "T3": (3e-4, 1e-4, 3e-5), "T4": ()}
+RATES_FROM = {"T4": "T3"}
+"""Tasks that are run once, without trials: their arms take the rates that did best on another."""
 TRIAL_SEED = 0
 NUM_SEEDS = {"T1": 3, "T2": 3, "T3": 3, "T4": 1}
 MORE_SEEDS = {("T1", "rl-8-long-slow"): 8, ("T1", "prefix-long"): 8}
@@ -101,5 +103,5 @@ OF_TASK = {
         *("rl-8", "prefix", "prefix-only", "shortest", "sft-rl"),
         *("rl-8-long", "prefix-long", "shortest-long", "prefix-only-long"),
     ),
-    "T4": ("rl-8", "prefix", "sft-rl"),
+    "T4": ("rl-8", "prefix", "shortest", "sft-rl"),
 }
