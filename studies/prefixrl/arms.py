@@ -88,6 +88,7 @@ ARMS = {
         Arm("hint", prefix={**BAND, "deliver": "hint"}),
         Arm("trained-prefix", prefix=BAND, trains_prefix=True),
         Arm("rl-8-long", length=4, rate_of="rl-8", tried_on=("T1", "T3")),
+        Arm("rl-8-longest", length=12, rate_of="rl-8-long"),  # for what the long arms with prefixes cost, collection included
         Arm("rl-8-long-slow", length=4, rate_of="prefix"),  # plain RL at the rate that suits prefixes
         Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix", tried_on=("T1", "T3")),
         Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest", tried_on=("T1", "T3")),
@@ -95,13 +96,13 @@ ARMS = {
         Arm("prefix-only-long", prefix=ONLY, length=4, rate_of="prefix-only", tried_on=("T3",)),
     )
 }
-SMALL = tuple(ARMS)
+SMALL = tuple(name for name in ARMS if name != "rl-8-longest")
 OF_TASK = {
     "T1": SMALL,
     "T2": SMALL,
     "T3": (
         *("rl-8", "prefix", "prefix-only", "shortest", "sft-rl"),
-        *("rl-8-long", "prefix-long", "shortest-long", "prefix-only-long"),
+        *("rl-8-long", "prefix-long", "shortest-long", "prefix-only-long", "rl-8-longest"),
     ),
     "T4": ("rl-8", "prefix", "shortest", "sft-rl"),
 }
