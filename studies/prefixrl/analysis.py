@@ -69,7 +69,8 @@ def of_task(task: str, rows: Sequence[Row]) -> list[str]:
             f"{first['before_cut']:.4f}, were every later step certain.",
             "",
         ]
-        lines += [*trials(task, rows), "", *ending(task, arms, rows), "", *behaviour(task, arms, rows), ""]
+        tried = [*trials(task, rows), ""] if task not in RATES_FROM else []
+        lines += [*tried, *ending(task, arms, rows), "", *behaviour(task, arms, rows), ""]
     return lines
 
 

@@ -88,7 +88,7 @@ ARMS = {
         Arm("hint", prefix={**BAND, "deliver": "hint"}),
         Arm("trained-prefix", prefix=BAND, trains_prefix=True),
         Arm("rl-8-long", length=4, rate_of="rl-8", tried_on=("T1", "T3")),
-        Arm("rl-8-longest", length=12, rate_of="rl-8-long"),  # for what the long arms with prefixes cost, collection included
+        Arm("rl-8-longest", length=12, rate_of="rl-8-long"),  # at the cost of shortest-long
         Arm("rl-8-long-slow", length=4, rate_of="prefix"),  # plain RL at the rate that suits prefixes
         Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix", tried_on=("T1", "T3")),
         Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest", tried_on=("T1", "T3")),
