@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, TRIAL_SEED
+from arms import ARMS, RATES_FROM, TRIAL_SEED
 
 Row = Mapping[str, Any]
 
@@ -26,6 +26,7 @@ def draw_all(rows: Sequence[Row], tables: Path, images: Path) -> None:
 
 def trials_of(rows: Sequence[Row], task: str, arm: str) -> dict[float, float]:
     """Final hard pass@1 of the trial seed by rate."""
+    task = RATES_FROM.get(task, task)
     trials = [row for row in rows if (row["task"], row.get("arm"), row.get("seed")) == (task, arm, TRIAL_SEED)]
     return {row["lr"]: row["curve"][-1]["train"] for row in trials}
 
@@ -68,7 +69,8 @@ def of_task(task: str, rows: Sequence[Row]) -> list[str]:
             f"{first['before_cut']:.4f}, were every later step certain.",
             "",
         ]
-        lines += [*trials(task, rows), "", *ending(task, arms, rows), "", *behaviour(task, arms, rows), ""]
+        tried = [*trials(task, rows), ""] if task not in RATES_FROM else []
+        lines += [*tried, *ending(task, arms, rows), "", *behaviour(task, arms, rows), ""]
     return lines
 
 

@@ -15,16 +15,18 @@ from offpolicy import Luffy, Stored
 from heliostat.objectives import Objective
 from heliostat.objectives.policy_gradient import Cispo
 
-RATES = {"T1": (1e-3, 3e-4, 3e-3), "T2": (1e-3, 3e-4, 3e-3), "T3": (3e-4, 1e-4), "T4": (3e-4, 1e-4)}
+RATES = {"T1": (1e-3, 3e-4, 3e-3), "T2": (1e-3, 3e-4, 3e-3), "T3": (3e-4, 1e-4, 3e-5), "T4": ()}
+RATES_FROM = {"T4": "T3"}
+"""Tasks that are run once, without trials: their arms take the rates that did best on another."""
 TRIAL_SEED = 0
-SEEDS = (1, 2, 3)
+NUM_SEEDS = {"T1": 3, "T2": 3, "T3": 3, "T4": 1}
 MORE_SEEDS = {("T1", "rl-8-long-slow"): 8, ("T1", "prefix-long"): 8}
 """Where three seeds lie too far apart to be compared."""
 
 
 def seeds_of(task: str, arm: str) -> tuple[int, ...]:
     """Seeds of an arm at its best rate."""
-    return tuple(range(1, 1 + MORE_SEEDS.get((task, arm), len(SEEDS))))
+    return tuple(range(1, 1 + MORE_SEEDS.get((task, arm), NUM_SEEDS[task])))
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,22 @@ ARMS = {
         Arm("annealed", prefix={"name": "annealed", "num_steps": 60}),
         Arm("hint", prefix={**BAND, "deliver": "hint"}),
         Arm("trained-prefix", prefix=BAND, trains_prefix=True),
-        Arm("rl-8-long", length=4, rate_of="rl-8", tried_on=("T1",)),
+        Arm("rl-8-long", length=4, rate_of="rl-8", tried_on=("T1", "T3")),
+        Arm("rl-8-longest", length=12, rate_of="rl-8-long"),  # at the cost of shortest-long
         Arm("rl-8-long-slow", length=4, rate_of="prefix"),  # plain RL at the rate that suits prefixes
-        Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix", tried_on=("T1",)),
-        Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest", tried_on=("T1",)),
+        Arm("prefix-long", prefix=BAND, length=4, rate_of="prefix", tried_on=("T1", "T3")),
+        Arm("shortest-long", prefix=SHORTEST, length=4, rate_of="shortest", tried_on=("T1", "T3")),
         Arm("annealed-long", prefix={"name": "annealed", "num_steps": 240}, length=4, rate_of="annealed"),
-        Arm("prefix-only-long", prefix=ONLY, length=4, rate_of="prefix-only"),
+        Arm("prefix-only-long", prefix=ONLY, length=4, rate_of="prefix-only", tried_on=("T3",)),
     )
 }
-SMALL = tuple(ARMS)
+SMALL = tuple(name for name in ARMS if name != "rl-8-longest")
 OF_TASK = {
     "T1": SMALL,
     "T2": SMALL,
-    "T3": ("rl-8", "prefix", "prefix-only", "shortest", "sft-rl"),
-    "T4": ("rl-8", "prefix", "sft-rl"),
+    "T3": (
+        *("rl-8", "prefix", "prefix-only", "shortest", "sft-rl"),
+        *("rl-8-long", "prefix-long", "shortest-long", "prefix-only-long", "rl-8-longest"),
+    ),
+    "T4": ("rl-8", "prefix", "shortest", "sft-rl"),
 }

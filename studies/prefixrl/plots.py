@@ -10,7 +10,10 @@ from typing import Any
 from analysis import Row, runs_of
 
 FRACTIONS = tuple(number / 10 for number in range(10))
-LONG = ("rl-8", "rl-8-long", "rl-8-long-slow", "prefix-long", "shortest-long", "annealed-long", "sft-rl", "importance")
+LONG = (
+    *("rl-8", "rl-8-long", "rl-8-long-slow", "rl-8-longest"),
+    *("prefix-long", "shortest-long", "annealed-long", "sft-rl", "importance"),
+)
 SHORT = ("rl-8", "prefix", "shortest", "targeted", "sft-rl")
 
 
@@ -97,6 +100,8 @@ def color(arm: str) -> str:
     """The same for an arm and its long form, but for plain RL, which is drawn in both."""
     names = ("rl-8-long", "prefix", "shortest", "annealed", "sft-rl", "importance", "targeted", "prefix-only", "rl-8")
     names += ("rl-8-long-slow",)
+    if arm == "rl-8-longest":
+        return "black"
     return f"C{names.index(arm if arm in names else arm.removesuffix('-long'))}"
 
 

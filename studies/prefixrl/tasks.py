@@ -4,7 +4,7 @@
     T2  the same after a letter that names the procedure: Y is asked for; X is v_k = (v_{k-1} + 7 d_k) mod 10
     T3  T1 with v0 written before the working, so that all steps are alike: the value stands last, the letter at a fixed
         distance. A larger model, more problems and more updates
-    T4  T3 with a model of ten million parameters, once, with fewer problems and updates
+    T4  T3 with a model of ten million parameters, once, with fewer problems
 
 The d lie between 0 and 3 and are written as letters, so that a very small model can tell them from values.
 
@@ -96,7 +96,7 @@ TASKS = {
         Chain(
             "T4",
             16,
-            recipe={"model.settings": larger(384, 6), "task.num_train": 24, "train.num_steps": 48},
+            recipe={"model.settings": larger(384, 6), "task.num_train": 24, "train.num_steps": 160},
             **ALIKE,
         ),
     )
