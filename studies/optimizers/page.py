@@ -18,6 +18,7 @@ from transformer import COMPARISON
 from transformer_page import draw, interval, of_equal_cost, of_finetuning, of_transformer, of_tuning
 
 HERE = Path(__file__).parent
+TITLES = {"whole": "whole weights", "lora": "LoRA"}
 
 
 def of_small_task(task: str) -> list[str]:
@@ -111,8 +112,14 @@ def main() -> None:
         draw()
     for weights, comparison in COMPARISONS.items():
         if comparison.stored():
-            title = f"## SmolLM2-135M, {weights} weights" if weights == "whole" else "## SmolLM2-135M, LoRA"
-            text += [title, "", *of_finetuning(comparison), "", *of_tuning(comparison), ""]
+            text += [
+                f"## SmolLM2-135M, {TITLES[weights]}",
+                "",
+                *of_finetuning(comparison),
+                "",
+                *of_tuning(comparison),
+                "",
+            ]
     if posttraining.stored():
         text += ["## Post-training", "", *of_posttraining(), ""]
     (HERE / "tables.md").write_text("\n".join(text))

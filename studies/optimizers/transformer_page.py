@@ -114,10 +114,8 @@ def of_equal_cost() -> list[str]:
         lines.append(f"| {name} | {statistics.mean(by_time):.0f}: {at_time:.3f} | {by_work}: {at_work:.3f} |")
     longer = COMPARISON.seeds_of(rows, "AdamW", times=3)
     if longer:
-        losses, cost = (
-            ", ".join(f"{final(row):.3f}" for row in longer),
-            statistics.mean(row["cpu_s"][-1] for row in longer),
-        )
+        losses = ", ".join(f"{final(row):.3f}" for row in longer)
+        cost = statistics.mean(row["cpu_s"][-1] for row in longer)
         lines += ["", f"AdamW with three times the steps, {cost:.0f} CPU s: test loss {losses} (by seed)."]
     return lines
 

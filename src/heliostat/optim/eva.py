@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import MeanSums
-from heliostat.optim.finite import ExtraPass
+from heliostat.optim.finite import ExtraPass, evaluated
 from heliostat.optim.layers import LayerOptimizer
 from heliostat.optim.reductions import all_finite
 
@@ -93,10 +93,7 @@ class Eva(LayerOptimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients in place and the rows seen since the last step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         if self.process_group is not None:
             self._sums.over_ranks(self.process_group)
         means = self._sums.take()

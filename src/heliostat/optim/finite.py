@@ -1,7 +1,7 @@
 """What every optimizer written here shares: a step that is not finite is skipped, counted and warned of.
 
-Also: counters and groups under AdamW beside the optimizer's own; state keeps its own type through ``load_state_dict``
-(torch would round float32 statistics to bfloat16 weights).
+Also: a step's closure, counters, and groups under AdamW beside the optimizer's own; state keeps its own type through
+``load_state_dict`` (torch would round float32 statistics to bfloat16 weights).
 
 Left out: any update rule, and stopping after too many skips (the training loop's).
 """
@@ -9,6 +9,7 @@ Left out: any update rule, and stopping after too many skips (the training loop'
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,14 @@ ExtraPass = Literal["none", "scores", "statistics", "reevaluation"]
 
 class SkippedStepWarning(UserWarning):
     """An optimizer step was left out because a number in it was not finite."""
+
+
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """What a step's closure returns, run with gradients; ``None`` without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class FiniteStep(torch.optim.Optimizer):

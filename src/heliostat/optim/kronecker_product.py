@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.linalg.gram import add_lower_gram_, gram
-from heliostat.optim.matrices import MatrixStep, Params
+from heliostat.optim.matrices import MatrixStep
 
 RELATIVE_DAMPING = 1e-3
 """Least eigenvalue of a factor, as a share of the mean one: early gradients are rank-deficient, and where they are zero
@@ -71,19 +71,6 @@ class KroneckerProduct(MatrixStep):
     whole_state: ClassVar[frozenset[str]] = frozenset(
         {"mean", "started", "left_factor", "right_factor", "left_basis", "right_basis"}
     )
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        statistics_ema: float = 0.95,
-        precondition_every: int = 10,
-        weight_decay: float = 0.0,
-        max_size: int = 2048,
-        block_size: int | None = None,
-    ) -> None:
-        super().__init__(params, lr, betas, statistics_ema, precondition_every, weight_decay, max_size, block_size)
 
     def preconditioned(
         self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
-from heliostat.optim.finite import FiniteStep
+from heliostat.optim.finite import FiniteStep, evaluated
 from heliostat.optim.reductions import all_finite, cut, whole, wide
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
@@ -35,13 +35,13 @@ class MatrixStep(FiniteStep):
     def __init__(
         self,
         params: Params,
-        lr: float,
-        betas: tuple[float, float],
-        statistics_ema: float,
-        precondition_every: int,
-        weight_decay: float,
-        max_size: int,
-        block_size: int | None,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        statistics_ema: float = 0.95,
+        precondition_every: int = 10,
+        weight_decay: float = 0.0,
+        max_size: int = 2048,
+        block_size: int | None = None,
     ) -> None:
         if lr < 0 or weight_decay < 0:
             raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
@@ -75,10 +75,7 @@ class MatrixStep(FiniteStep):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients in place."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         groups = [(group, self.with_gradient(group)) for group in self.param_groups]
         if not all_finite([p.grad for _, parameters in groups for p in parameters if p.grad is not None]):
             self.skip("the gradient")

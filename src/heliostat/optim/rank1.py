@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.optim.finite import ExtraPass, FiniteStep
+from heliostat.optim.finite import ExtraPass, FiniteStep, evaluated
 from heliostat.optim.reductions import all_finite, dot, local, summed_over_shards, wide
 from heliostat.optim.scores import Rows, ScoreBuffer
 
@@ -166,10 +166,7 @@ class Rank1NaturalGradient(FiniteStep):
         Raises:
             RuntimeError: not as many scores as ``num_scores``.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         if score_closure is not None:
             with torch.enable_grad():
                 self._scores.differentiate(score_closure(), self.parameters())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
 from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
-from heliostat.optim.finite import ExtraPass
+from heliostat.optim.finite import ExtraPass, evaluated
 from heliostat.optim.layers import LAYERS, LayerOptimizer
 from heliostat.optim.reductions import dot
 
@@ -150,13 +150,10 @@ class RING(LayerOptimizer):
         Raises:
             RuntimeError: there never were statistics of a layer that has a gradient.
         """
-        loss = None
-        with torch.enable_grad():
-            if closure is not None:
-                loss = closure()
-            if statistics_closure is not None and self.wants_statistics:
-                with self.statistics():
-                    statistics_closure().backward()  # type: ignore[no-untyped-call]
+        loss = evaluated(closure)
+        if statistics_closure is not None and self.wants_statistics:
+            with torch.enable_grad(), self.statistics():
+                statistics_closure().backward()  # type: ignore[no-untyped-call]
         factors = self._take_statistics()
         gradients = [p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         square = dot(gradients, gradients)

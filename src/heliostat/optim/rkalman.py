@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from heliostat.optim.covariance import FORMS, Covariance, CovarianceForm, Rows
-from heliostat.optim.finite import ExtraPass, FiniteStep
+from heliostat.optim.finite import ExtraPass, FiniteStep, evaluated
 from heliostat.optim.reductions import all_finite, dot
 from heliostat.optim.scores import ScoreBuffer
 
@@ -125,11 +125,9 @@ class RKalman(FiniteStep):
         Raises:
             RuntimeError: scores are missing, and no other measurement was given.
         """
-        returned = None
-        with torch.enable_grad():
-            if closure is not None:
-                returned = closure()
-            if score_closure is not None:
+        returned = evaluated(closure)
+        if score_closure is not None:
+            with torch.enable_grad():
                 self._scores.differentiate(score_closure(), self.parameters())
         if measurement is not None:
             found = self._of_outputs(measurement)

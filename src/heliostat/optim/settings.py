@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from heliostat.optim.eva import Eva
 from heliostat.optim.kronecker_product import KroneckerProduct
 from heliostat.optim.kronecker_sum import KroneckerSum
+from heliostat.optim.matrices import MatrixStep
 from heliostat.optim.rank1 import Rank1NaturalGradient
 from heliostat.optim.reng import RENG
 from heliostat.optim.ring import RING
@@ -185,48 +186,44 @@ class RKalmanSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KroneckerSumSettings:
-    """Shampoo's statistics with the Kronecker-sum model of second moments, and Adam's step length; the rest by AdamW.
+class _MatrixSettings:
+    """What the rules of whole matrices share.
 
     Attributes:
         statistics_ema: weight of the old second moments of rows and columns.
         precondition_every: steps between eigenbases.
-        graft: give each matrix's step Adam's length.
         max_size: matrices with a longer side go to AdamW.
         block_size: cut longer sides into equal blocks of at most this, each with eigenbases of its own; none: whole.
     """
 
-    name: ClassVar[str] = "kronecker-sum"
+    optimizer: ClassVar[type[MatrixStep]]
     betas: tuple[float, float] = (0.9, 0.999)
     statistics_ema: float = 0.95
     precondition_every: int = 10
-    graft: bool = True
     weight_decay: float = 0.0
     max_size: int = 2048
     block_size: int | None = None
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return KroneckerSum(model.named_parameters(), lr=lr, **asdict(self))
+        return self.optimizer(model.named_parameters(), lr=lr, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
-class KroneckerProductSettings:
-    """Each matrix's second moment as a Kronecker product, closest in divergence (KL-Shampoo); the rest by AdamW.
+class KroneckerSumSettings(_MatrixSettings):
+    """Shampoo's statistics with the Kronecker-sum model of second moments, and Adam's step length; the rest by AdamW.
 
     Attributes:
-        statistics_ema: weight of the old second moments of rows and columns.
-        precondition_every: steps between eigenbases.
-        max_size: matrices with a longer side go to AdamW.
-        block_size: cut longer sides into equal blocks of at most this, each with factors of its own; none: whole.
+        graft: give each matrix's step Adam's length.
     """
 
-    name: ClassVar[str] = "kronecker-product"
-    betas: tuple[float, float] = (0.9, 0.999)
-    statistics_ema: float = 0.95
-    precondition_every: int = 10
-    weight_decay: float = 0.0
-    max_size: int = 2048
-    block_size: int | None = None
+    name: ClassVar[str] = "kronecker-sum"
+    optimizer: ClassVar[type[MatrixStep]] = KroneckerSum
+    graft: bool = True
 
-    def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return KroneckerProduct(model.named_parameters(), lr=lr, **asdict(self))
+
+@dataclass(frozen=True, kw_only=True)
+class KroneckerProductSettings(_MatrixSettings):
+    """Each matrix's second moment as a Kronecker product, closest in divergence (KL-Shampoo); the rest by AdamW."""
+
+    name: ClassVar[str] = "kronecker-product"
+    optimizer: ClassVar[type[MatrixStep]] = KroneckerProduct
