@@ -56,8 +56,17 @@ class Head:
     rules: tuple[tuple[Rule, float], ...]
     exact_split: bool = True
 
-    def hidden(self, **inputs: Any) -> Float[Tensor, "batch token width"]:
-        """Hidden states of every position. ``inputs`` are the model's own; a cache passed in is filled in place."""
+    def hidden(self, memory: Any = None, **inputs: Any) -> Float[Tensor, "batch token width"]:
+        """Hidden states of every position.
+
+        Args:
+            memory: a cache of earlier tokens, filled in place.
+            inputs: the model's own.
+        """
+        if memory is not None:
+            from heliostat.models.internals import memory_argument
+
+            inputs[memory_argument(self.backbone) or "past_key_values"] = memory
         output = self.backbone(**inputs)
         states: Tensor = output.last_hidden_state if self.exact_split else output.logits
         return states

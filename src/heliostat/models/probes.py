@@ -81,10 +81,12 @@ def cache_kind(model: PreTrainedModel) -> CacheKind:
         ``kv``: keys and values of every position, layer by layer, which may be replicated, cut and evicted freely.
         ``other``: anything else (sliding windows, recurrent states, shared or missing layers).
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+    from transformers import DynamicCache
+
+    from heliostat.models.internals import DynamicLayer, memory_of
 
     with probing(model):
-        cache: Any = getattr(model(input_ids=probe_ids(model), use_cache=True), "past_key_values", None)
+        cache: Any = memory_of(model(input_ids=probe_ids(model), use_cache=True))
     if not isinstance(cache, DynamicCache) or len(cache) != model.config.get_text_config().num_hidden_layers:
         return "other"
     return "kv" if all(type(layer) is DynamicLayer for layer in cache.layers) else "other"

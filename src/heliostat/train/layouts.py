@@ -151,7 +151,7 @@ class Cached:
             input_ids=ids,
             attention_mask=(columns >= start).long(),
             position_ids=(columns - start).clamp(min=0),
-            past_key_values=cache,
+            memory=cache,
             use_cache=True,
         )
         hidden = prompt_hidden[:, -1][prompt_of_row].unsqueeze(1)
@@ -184,7 +184,7 @@ class Cached:
             input_ids=ids,
             attention_mask=(after_padding & causal)[:, None],
             position_ids=width - start + steps[None],
-            past_key_values=cache,
+            memory=cache,
             use_cache=True,
         )
 
