@@ -25,6 +25,7 @@ from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tracking import open_trackers
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
+from heliostat.train.exact import exact_layouts
 from heliostat.train.folder import RunFolder, default_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.guarding import GuardStopped
@@ -100,6 +101,7 @@ def run_recipe(
         pool = stack.enter_context(VerifierPool(tasks))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
+        shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         with runtime.main_first():
             folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
@@ -152,6 +154,8 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
             "reason": reason,
             "recipe": recipe_name,
             "steps": trainer.step,
+            "sampled_with": trainer.bench.engine.way,
+            "scored_with": exact_layouts(trainer.bench.loaded).way,
             "before": before.summary() if before else None,
             "after": after.summary() if after else None,
             "seconds": {**trainer.ledger.seconds, "total": trainer.elapsed_s},
