@@ -1,11 +1,12 @@
 """What a fast way of computing a model is compared with before it is used: the model's own forward, one text at a time.
 
     truth    log softmax(model(text) / T), one row, no cache, no mask, no positions given
-    T        the spread of the model's logits, so that a random model's differences count as much as a trained one's
+    T        a part of the largest of the model's logits, so that differences count alike in any model
     bound    what rounding explains: several times how much the truth itself moves when a text is cut short
 
-A wrong mask moves a random model's logits by less than bfloat16 resolves. So the comparison is made on a float32 copy
-of the weights wherever memory holds one: there rounding is a thousand times smaller than any real mistake.
+A wrong mask or position moves a random model's logits by less than bfloat16 resolves. So the comparison is made on a
+float32 copy of the weights wherever memory holds one, and where a model hardly notices the order of its tokens (a
+random one attends to all alike) its matrices are multiplied first: what is tried is the computation, not the weights.
 
 Left out: who is compared (``rollout.ways``, ``train.exact``).
 """
@@ -13,13 +14,13 @@ Left out: who is compared (``rollout.ways``, ``train.exact``).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from heliostat.models.loaded import LoadedModel
 from heliostat.models.probes import num_embedded_ids, probing
@@ -30,7 +31,7 @@ LENGTHS = (9, 2, 14)
 NUM_COMMON = 18
 """Tokens that a second set of prompts has in common: enough to be prefilled once for all."""
 
-NUM_NEW = 5
+NUM_NEW = 6
 """Tokens written behind every prompt."""
 
 MAX_WINDOW_WORK = 5e10
@@ -38,6 +39,12 @@ MAX_WINDOW_WORK = 5e10
 
 NOISE, ULPS, MAX_BOUND = 32, 64, 0.02
 """The bound: so many times the measured noise, at least so many units in the last place, at most so many nats."""
+
+GAINS, MIN_REACTION = (1.0, 4.0, 12.0), 300
+"""Factors of the matrices, tried until the order of early tokens moves the last answer by so many times the bound."""
+
+MAX_NATS = 4.0
+"""How far the furthest logit lies from the mean at the temperature compared at."""
 
 WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size")
 """How configurations call the number of positions a token sees."""
@@ -50,10 +57,12 @@ class Yardstick:
     Attributes:
         temperature: divides the logits before log-probabilities are compared.
         bound: the largest difference that rounding explains, in nats.
+        gain: multiplies the model's matrices while it is compared (``comparing``).
     """
 
     temperature: float
     bound: float
+    gain: float
 
 
 def num_tried(loaded: LoadedModel) -> int:
@@ -121,41 +130,85 @@ def true_log_probs(
 
 
 def yardstick(loaded: LoadedModel) -> Yardstick:
-    """Measure a model's spread of logits and its rounding noise; inside ``probing`` and in the type compared in."""
+    """Measure a model as it is and, where it hardly notices the order of its tokens, with larger matrices."""
+    best: tuple[float, Yardstick] | None = None
+    for gain in GAINS:
+        with comparing(loaded, gain):
+            found = _measured(loaded, gain)
+        if best is None or found[0] > best[0]:
+            best = found
+        if found[0] >= MIN_REACTION:
+            break
+    assert best is not None
+    return best[1]
+
+
+def _measured(loaded: LoadedModel, gain: float) -> tuple[float, Yardstick]:
+    """How many times the bound a model's answer moves when two early tokens change places; and its yardstick."""
+
+    def logits(ids: Tensor) -> Tensor:
+        found: Tensor = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
+        return found
+
     text = max(mixed_contexts(loaded), key=len)
     ids = torch.tensor([text], device=loaded.model.device)
-    whole = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
-    spread = max(float(whole.std(dim=-1).max()), torch.finfo(torch.float32).tiny)
+    whole = logits(ids)
+    # By the furthest logit, not their deviation: a token that is certain at this temperature would show no difference.
+    furthest = float((whole - whole.mean(dim=-1, keepdim=True)).abs().max())
+    spread = max(furthest / MAX_NATS, torch.finfo(torch.float32).tiny)
     noise = 0.0
     for length in {max(1, len(text) // 3), max(1, len(text) - 1)}:
-        part = loaded.model(input_ids=ids[:, :length], use_cache=False).logits[0].float()
-        noise = max(noise, float((part - whole[:length]).abs().max()) / spread)
+        noise = max(noise, float((logits(ids[:, :length]) - whole[:length]).abs().max()) / spread)
     ulp = torch.finfo(loaded.model.dtype).eps * max(1.0, float(whole.abs().max()) / spread)
-    return Yardstick(spread, min(MAX_BOUND, max(NOISE * noise, ULPS * ulp)))
+    bound = min(MAX_BOUND, max(NOISE * noise, ULPS * ulp))
+    order = torch.arange(len(text))
+    order[: len(text) // 2] = order[: len(text) // 2].flip(0)
+    moved = float((logits(ids[:, order])[-1] - whole[-1]).abs().max()) / spread
+    return moved / bound, Yardstick(spread, bound, gain)
 
 
 @contextmanager
-def comparing(loaded: LoadedModel) -> Iterator[None]:
-    """Inside, the model computes as comparisons need it: no gradient, no dropout, float32 where memory allows."""
-    with probing(loaded.model), _in_float32(loaded):
+def comparing(loaded: LoadedModel, gain: float = 1.0) -> Iterator[None]:
+    """Inside, a model computes as comparisons need it: no gradient, no dropout, in float32 where memory allows.
+
+    Args:
+        gain: multiplies the matrices between embedding and head.
+    """
+    with probing(loaded.model), _in_float32(loaded), _amplified(loaded, gain):
         yield
 
 
 @contextmanager
 def _in_float32(loaded: LoadedModel) -> Iterator[None]:
-    """Inside, every weight is a float32 copy; the very same tensors are back afterwards."""
     tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
     narrow = [each for each in tensors if each.is_floating_point() and each.dtype.itemsize < 4]
-    if not narrow or 4 * sum(each.numel() for each in narrow) > _spare_bytes(loaded.model.device):
+    fits = 4 * sum(each.numel() for each in narrow) <= _spare_bytes(loaded.model.device)
+    with _replaced(narrow if fits else [], lambda each: each.float()):
         yield
-        return
-    stored = [each.data for each in narrow]
+
+
+@contextmanager
+def _amplified(loaded: LoadedModel, gain: float) -> Iterator[None]:
+    from heliostat.models.internals import Conv1D
+
+    ends = (loaded.model.get_input_embeddings(), loaded.model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    kept = {id(weight) for module in ends if module is not None for weight in module.parameters()}
+    products = [module.weight for module in loaded.model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    own = {id(weight): weight for weight in products if id(weight) not in kept}
+    with _replaced(list(own.values()) if gain != 1 else [], lambda each: gain * each):
+        yield
+
+
+@contextmanager
+def _replaced(tensors: Sequence[Tensor], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, tensors hold something made from what they hold; the very same memory is back afterwards."""
+    stored = [each.data for each in tensors]
     try:
-        for each in narrow:
-            each.data = each.data.float()
+        for each in tensors:
+            each.data = change(each.data)
         yield
     finally:
-        for each, before in zip(narrow, stored, strict=True):
+        for each, before in zip(tensors, stored, strict=True):
             each.data = before
 
 

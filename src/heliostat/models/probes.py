@@ -62,10 +62,12 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     with probing(model):
         try:
             before, after = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, changed))
-        except RuntimeError as error:
+        except Exception as error:  # whatever a model's code raises
+            plain = all(weight.dtype == torch.float32 for weight in model.parameters())
+            way_out = "" if plain else "; try model.dtype = 'float32'"
             raise ConfigError(
                 f"model '{name}' cannot run in {str(model.dtype).removeprefix('torch.')} on {model.device} "
-                f"({str(error).splitlines()[0]}); try model.dtype = 'float32'"
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}){way_out}"
             ) from error
     # Routed experts batch their tokens, so rounding may leak from a later token; the root of the precision is far
     # above that and far below what a bidirectional model does.

@@ -322,8 +322,18 @@ def shares_prompts(loaded: LoadedModel) -> bool:
 def agrees(loaded: LoadedModel, hidden: Callable[[SharedRows, Tensor], Tensor]) -> bool:
     """Whether a way to feed rows their next token gives the model's own logits.
 
-    Two members of a group are fed two tokens, and their logits compared with those of the model on the whole text.
+    Two members of a group are fed two tokens, and their logits compared with those of the model on the whole text. A
+    model that fails when fed like this (some keep in their cache what only they can read) disagrees.
     """
+    try:
+        return _gives_the_same(loaded, hidden)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def _gives_the_same(loaded: LoadedModel, hidden: Callable[[SharedRows, Tensor], Tensor]) -> bool:
     model, head = loaded.model, loaded.head
     ids = probe_ids(model)
     context = ids.shape[1] - 2

@@ -48,7 +48,7 @@ InProcess = TorchEngine | PlainEngine
 GROUP_SIZE, MAX_ROWS = 2, 4
 """Members of a trial's groups, and rows at once: fewer than there are, so that some come while others are under way."""
 
-MEAN_LENGTH = 4
+MEAN_LENGTH = 3
 """One id of so many ends a trial's completion, so that rows end at different times."""
 
 
@@ -106,7 +106,7 @@ def fastest_right_way(loaded: LoadedModel, limits: DecodeLimits, section: Rollou
     passed_over: list[str] = []
     for way in ways_of(loaded, section):
         try:
-            engine = trial.engine(way, loaded, limits)
+            engine = trial.engine(way, limits)
         except WrongWay as error:
             passed_over.append(str(error))
             continue
@@ -128,7 +128,7 @@ def fastest_right_way(loaded: LoadedModel, limits: DecodeLimits, section: Rollou
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model, with other ids that end a completion, and how far from the truth a way may be."""
+    """A model, and how far from the truth a way of decoding it may be."""
 
     loaded: LoadedModel
     measure: Yardstick
@@ -136,26 +136,22 @@ class Trial:
     @classmethod
     def of(cls, loaded: LoadedModel) -> Trial:
         """Measure the model."""
-        ends = frozenset(range(0, num_embedded_ids(loaded.model), MEAN_LENGTH))
-        with comparing(loaded):
-            return cls(dataclasses.replace(loaded, eos_ids=ends), yardstick(loaded))
+        return cls(loaded, yardstick(loaded))
 
-    def engine(self, way: Way, loaded: LoadedModel, limits: DecodeLimits) -> InProcess | None:
+    def engine(self, way: Way, limits: DecodeLimits) -> InProcess | None:
         """An engine that was tried and found right; ``None`` where the model has no such way.
 
         Raises:
             WrongWay: it has, and it fails or its numbers are not those of the model's own forward.
         """
-        own = DecodeLimits(num_tried(loaded), max_rows=MAX_ROWS, min_freed=0.0)
         try:
-            engine = way.build(loaded, limits)
+            engine = way.build(self.loaded, limits)
             if engine is None:
                 return None
-            with _borrowed(engine, self.loaded, own):
-                with comparing(self.loaded):
-                    gap = max(self._gap(group) for group in self._sample(engine))
-                if self.loaded.model.dtype != torch.float32:
-                    self._sample(engine)  # what fails in the stored type alone
+            with comparing(self.loaded, self.measure.gain):
+                gap = float(np.max([self._gap(group) for group in self._sample(engine)]))
+            if self.loaded.model.dtype != torch.float32:
+                self._sample(engine)  # what fails in the stored type alone
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
@@ -168,13 +164,22 @@ class Trial:
         return engine
 
     def _sample(self, engine: InProcess) -> list[Group]:
+        """All prompts side by side to the last token; then with rows that end and others that take their place."""
         settings = SamplingSettings(temperature=self.measure.temperature)
-        mixed = _prompts(mixed_contexts(self.loaded))
-        groups = engine.sample(mixed, GROUP_SIZE, settings, seed=0, policy_step=0)
-        if isinstance(engine, TorchEngine) and engine.rows_kind is SharedRows:
-            common = _prompts(common_contexts(self.loaded))
-            groups += engine.sample(common, 1, settings, seed=1, policy_step=0)
-        return groups
+        mixed, num = _prompts(mixed_contexts(self.loaded)), num_tried(self.loaded)
+        endless = dataclasses.replace(self.loaded, eos_ids=frozenset())
+        if isinstance(engine, PlainEngine):  # decodes rows of one length together, to the end
+            with _borrowed(engine, endless, DecodeLimits(num)):
+                return engine.sample(mixed, GROUP_SIZE, settings, seed=0, policy_step=0)
+        with _borrowed(engine, endless, DecodeLimits(num)):
+            groups = engine.sample(mixed, 1, settings, seed=0, policy_step=0)
+            if engine.rows_kind is SharedRows:
+                common = _prompts(common_contexts(self.loaded))
+                groups += engine.sample(common, 1, settings, seed=1, policy_step=0)
+        ends = frozenset(range(0, num_embedded_ids(self.loaded.model), MEAN_LENGTH))
+        ending = dataclasses.replace(self.loaded, eos_ids=ends)
+        with _borrowed(engine, ending, DecodeLimits(num, max_rows=MAX_ROWS, min_freed=0.0)):
+            return groups + engine.sample(mixed, GROUP_SIZE, settings, seed=2, policy_step=0)
 
     def _gap(self, group: Group) -> float:
         """Largest difference from the truth in a group's log-probabilities."""

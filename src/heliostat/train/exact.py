@@ -82,8 +82,8 @@ def exact_layouts(loaded: LoadedModel) -> Exact:
 
 def _tried(loaded: LoadedModel) -> Exact:
     rows = _rows(loaded)
-    with comparing(loaded):
-        measure = yardstick(loaded)
+    measure = yardstick(loaded)
+    with comparing(loaded, measure.gain):
         truth = torch.cat(
             [
                 true_log_probs(loaded, row.prompt.context_ids, row.completion.token_ids, measure.temperature)

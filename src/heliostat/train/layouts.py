@@ -9,8 +9,8 @@ In a tree nothing is padded inside a group, but every token is compared with eve
 uneven length. The cache pads completions to the longest, but compares only what belongs together: best for long ones.
 All give the hidden state before every completion token, in row order; nobody above this file can tell them apart.
 
-Left out: which give a model's own numbers (``train.exact``), which one is chosen (``train.policy``), and cutting a batch
-into micro-batches (``train.packing``).
+Left out: which give a model's own numbers (``train.exact``), which one is chosen (``train.policy``), and cutting a
+batch into micro-batches (``train.packing``).
 """
 
 from __future__ import annotations
