@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from check import checked
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "families.json"
-LIMIT_S = 400
+LIMIT_S, MAX_BYTES = 300, 6 * 2**30
 
 
 def families() -> list[str]:
@@ -35,7 +36,12 @@ def row_of(family: str) -> dict[str, Any]:
     """A family's row, from a forked process: a crash or an endless loop in one ends that one alone."""
     fork = multiprocessing.get_context("fork")
     receiving, sending = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: sending.send(checked(family)), daemon=False)
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+        sending.send(checked(family))
+
+    process = fork.Process(target=work)
     process.start()
     sending.close()
     try:

@@ -78,7 +78,7 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
             f"model '{name}': the tokenizer has {len(tokenizer)} tokens but the model only {num_embeddings} "
             f"embeddings; the folder mixes files of two models"
         )
-    declared = _as_ids(model.generation_config.eos_token_id) or _as_ids(config.eos_token_id)
+    declared = _as_ids(model.generation_config.eos_token_id) or _as_ids(getattr(config, "eos_token_id", None))
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(declared), None)
     if eos_id is None:
         raise ConfigError(f"model '{name}' names no end-of-sequence token; set eos_token in its tokenizer_config.json")

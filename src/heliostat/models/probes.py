@@ -81,14 +81,21 @@ def cache_kind(model: PreTrainedModel) -> CacheKind:
 
     Returns:
         ``kv``: keys and values of every position, layer by layer, which may be replicated, cut and evicted freely.
-        ``other``: anything else (sliding windows, recurrent states, shared or missing layers).
+        ``other``: anything else (sliding windows, recurrent states, shared or missing layers, a cache that fails).
+
+    This says what may be tried; what is used has been tried (``rollout.ways``, ``train.exact``).
     """
     from transformers import DynamicCache
 
     from heliostat.models.internals import DynamicLayer, memory_of
 
-    with probing(model):
-        cache: Any = memory_of(model(input_ids=probe_ids(model), use_cache=True))
+    try:
+        with probing(model):
+            cache: Any = memory_of(model(input_ids=probe_ids(model), use_cache=True))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # some models run without their cache alone
+        return "other"
     if not isinstance(cache, DynamicCache) or len(cache) != model.config.get_text_config().num_hidden_layers:
         return "other"
     return "kv" if all(type(layer) is DynamicLayer for layer in cache.layers) else "other"
