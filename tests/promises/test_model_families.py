@@ -45,7 +45,7 @@ def continuation(loaded, text):
 @pytest.mark.parametrize("family", ["mpt", "gpt_neo", "gptj", "xglm", "bloom", "deepseek_v3", "mamba", "gemma3_text"])
 def test_eval_finds_a_model_right_about_itself(family, tmp_path):
     loaded = load_small(family, tmp_path)
-    texts = [f"{index} {WORDS[index % 5]} say {index * 7} =" for index in range(14)]
+    texts = [f"{index} {WORDS[index % 5]} say {index * 7} =" for index in range(40)]
     rows = [{"prompt": text, "answer": continuation(loaded, text)} for text in texts]
     rows = [row for row in rows if row["answer"].strip()]
     assert len(rows) >= 12
