@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heliostat.config import Recipe, build_recipe, load_recipe
+from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
 from heliostat.traces import BankSummary
@@ -140,7 +140,7 @@ def _with_page(result: RunResult) -> RunResult:
         return result
     try:
         write_report([result.folder])
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         unwritten = f"the report could not be written ({error}); heliostat report {result.folder} makes it again"
         reason = "; ".join(filter(None, (result.reason, unwritten)))
         return replace(result, reason=reason)
