@@ -67,8 +67,8 @@ def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lam
     if others and not is_older(folder):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ConfigError(
-            f"{folder} is not empty, and no run of Heliostat made it (it holds '{others[0]}'{more}); choose a new or an "
-            "empty folder with --run"
+            f"{folder} is not empty, and no run of Heliostat made it (it holds '{others[0]}'{more}); choose a new or "
+            "an empty folder with --run"
         )
     partial.write_text(json.dumps({"kind": kind}) + "\n", encoding="utf-8")
     partial.replace(marker)

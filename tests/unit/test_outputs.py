@@ -28,7 +28,9 @@ def test_a_folder_that_is_not_there_or_empty_is_claimed_and_known_again(tmp_path
         assert (again.made, again.fresh) == (False, False)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", ".hidden", "model/config.json", "checkpoints/best/w.bin", "run.lock"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", ".hidden", "model/config.json", "checkpoints/best/w.bin", "run.lock"]
+)
 def test_a_folder_with_anything_in_it_is_refused_and_left_as_it_was(tmp_path, name):
     path = tmp_path / "mine" / name
     path.parent.mkdir(parents=True)

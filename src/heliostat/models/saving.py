@@ -17,7 +17,6 @@ import torch
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged
 
-
 _SAVED = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "*.model", "*.py"),
@@ -80,7 +79,9 @@ def _swap_in(partial: Path, folder: Path) -> None:
     if foreign := [entry.name for entry in old.iterdir() if not _may_be_saved(entry)]:
         kept = Path(tempfile.mkdtemp(prefix=f"{folder.name}-before-", dir=folder.parent))
         old.replace(kept)
-        warnings.warn(f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=4)
+        warnings.warn(
+            f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=4
+        )
         return
     shutil.rmtree(old)
 

@@ -55,9 +55,7 @@ def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, A
         element("button", "Theme", id="theme", type="button", hidden=True),
         class_="top",
     )
-    foot = element(
-        "footer", f"{MARK} {heliostat.__version__}. This page is one file and makes no requests."
-    )
+    foot = element("footer", f"{MARK} {heliostat.__version__}. This page is one file and makes no requests.")
     body = element("body", top, main, foot, data_script("figures", hover), element("script", script))
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 

@@ -1,7 +1,8 @@
 """The run folder: one owner at a time, every file in a known place, nothing half-written.
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
-    events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)  adapter/ (LoRA)
+    events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
+    one)  adapter/ (LoRA)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -27,7 +28,6 @@ from heliostat.outputs import claim_folder, release_folder
 from heliostat.tracking import read_metrics, rewind
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.records import evaluation_from_rows
-
 
 _STARTING = ("checkpoints", "prefixes.json", "versions.json", "recipe.toml", "run.lock")
 """What a run writes before anything is refused."""

@@ -22,6 +22,7 @@ from rich.console import Console
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
+from heliostat.tasks.nesting import refuse_nested
 from heliostat.tracking import open_trackers
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
@@ -82,6 +83,7 @@ def run_recipe(
         ConfigError: the recipe cannot be carried out.
         RunLocked: another process works in the folder.
     """
+    refuse_nested("a run")
     objective = check_recipe(recipe)
     tasks = load_tasks(recipe)
     with ExitStack() as stack:
@@ -230,6 +232,7 @@ def run_eval(
     settings: SamplingSettings | None = None,
 ) -> EvalReport:
     """Evaluate one or two models on the recipe's held-out problems, with the same random streams for both."""
+    refuse_nested("an evaluation")
     runtime = start_runtime(recipe.run)
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
@@ -261,6 +264,7 @@ def run_sample(
     settings: SamplingSettings | None = None,
 ) -> list[Group]:
     """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
+    refuse_nested("a model")
     runtime = start_runtime(recipe.run)
     bench = set_up_model(_with_model(recipe, model), runtime)
     if prompt is not None:
