@@ -85,17 +85,18 @@ def _kind(marker: Path) -> str:
 def release_folder(folder: Path, names: Iterable[str], made: bool) -> None:
     """Remove the files and empty folders that claiming and starting a run wrote, and the folder if it was made.
 
-    **Limits** Whatever else is in the folder stays, and the folder with it.
+    **Limits** Whatever else is in the folder stays, and with it the folder and its marker.
     """
-    for name in (*names, MARKER):
+    for name in names:
         path = folder / name
         with suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
             else:
                 path.unlink()
-    if made:
-        with suppress(OSError):
+    if [entry.name for entry in folder.iterdir()] == [MARKER]:
+        (folder / MARKER).unlink()
+        if made:
             folder.rmdir()
 
 

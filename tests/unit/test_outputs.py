@@ -87,7 +87,7 @@ def test_releasing_removes_what_was_written_and_nothing_else(tmp_path):
     (folder / "checkpoints" / "mine").mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
     release_folder(folder, ("recipe.toml", "checkpoints", "run.lock"), claim.made)
-    assert sorted(contents(folder)) == ["checkpoints", "checkpoints/mine", "notes.txt"]
+    assert sorted(contents(folder)) == ["checkpoints", "checkpoints/mine", MARKER, "notes.txt"]
 
 
 def test_a_folder_that_was_there_stays_when_its_run_is_refused(tmp_path):

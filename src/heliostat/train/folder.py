@@ -29,7 +29,7 @@ from heliostat.tracking import read_metrics, rewind
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.records import evaluation_from_rows
 
-_STARTING = ("checkpoints", "prefixes.json", "versions.json", "recipe.toml", "run.lock")
+_STARTING = ("checkpoints", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
 """What a run writes before anything is refused."""
 
 
@@ -182,7 +182,8 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.close()
         if self._claim.fresh and not self.metrics.exists():
-            release_folder(self.path, _STARTING, self._claim.made)
+            events = [str(path.relative_to(self.path)) for path in self.path.glob("tensorboard/events.out.tfevents.*")]
+            release_folder(self.path, [*events, "tensorboard", *_STARTING], self._claim.made)
 
 
 def _is_older_run(path: Path) -> bool:

@@ -23,7 +23,8 @@ from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tasks.nesting import refuse_nested
-from heliostat.tracking import open_trackers
+from heliostat.trackers import open_services
+from heliostat.tracking import JsonlTracker, Tracker
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.folder import RunFolder, default_run_dir
@@ -99,16 +100,21 @@ def run_recipe(
             shown.note("this run is finished already; nothing to do")
             results = (folder.recorded("before"), folder.recorded("after"))
             return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
+        with runtime.together():  # what is missing for a tracker is said before the model loads
+            settings = recipe.model_dump(mode="json")
+            services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
+        for service in services:
+            stack.callback(service.close)
         pool = stack.enter_context(VerifierPool(tasks))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         with runtime.main_first():
             folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
-        settings = recipe.model_dump(mode="json")
-        trackers = open_trackers(recipe.tracking, folder.path, settings) if runtime.is_main else []
-        for tracker in trackers:
-            stack.callback(tracker.close)
+        trackers: list[Tracker] = [*services]
+        if runtime.is_main:
+            trackers.insert(0, JsonlTracker(folder.metrics))
+            stack.callback(trackers[0].close)
         interrupt = stack.enter_context(InterruptGuard(shown.note, runtime.any))
         ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
         traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name, keeps=runtime.is_main))

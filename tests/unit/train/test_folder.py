@@ -58,7 +58,7 @@ def test_what_somebody_puts_into_a_run_that_never_began_stays(tmp_path):
     folder = RunFolder(tmp_path / "run", RECIPE)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     folder.close()
-    assert names(tmp_path / "run") == ["notes.txt"]
+    assert names(tmp_path / "run") == [MARKER, "notes.txt"]
 
 
 def test_folders_beside_the_checkpoints_are_not_taken_for_ours(tmp_path):
