@@ -75,7 +75,7 @@ class Actor:
         self.policy = policy
         self._built_on = _trainability(policy)
         named = dict(policy.named_parameters())
-        with evaluation_mode(policy):  # one observation has no batch statistics
+        with evaluation_mode(policy), distribution_kept(policy):  # one observation has no batch statistics
             seen = policy.obs_to_tensor(policy.observation_space.sample())[0]
             distribution = policy.get_distribution(seen)
             reached = _reached(distribution.log_prob(distribution.mode()).sum(), named)
@@ -188,6 +188,18 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
         yield
     finally:
         policy.set_training_mode(training)
+
+
+@contextmanager
+def distribution_kept(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Afterwards the policy's distribution is as it was: a graph or a vectorised tensor in it cannot be copied."""
+    distribution = policy.action_dist
+    before = dict(vars(distribution))
+    try:
+        yield
+    finally:
+        vars(distribution).clear()
+        vars(distribution).update(before)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from heliostat.control.actor import Actor, Observations, Rows, actions_for, taken
+from heliostat.control.actor import Actor, Observations, Rows, actions_for, distribution_kept, taken
 from heliostat.control.directions import Direction, Rank1, direction_of
 from heliostat.control.optimizer_state import carry_state, fits, fused_where_possible, let_go, take_settings
 from heliostat.control.policies import (
@@ -226,6 +226,10 @@ class SMAC(OnPolicyAlgorithm):
         self._refuse_what_is_not_finite()
         self._follow_the_policy()
         self.policy.set_training_mode(True)
+        with distribution_kept(self.policy):
+            self._update()
+
+    def _update(self) -> None:
         update_learning_rate(self.actor_optimizer, self.lr_schedule(self._current_progress_remaining))
 
         rows, returns = self._rows()
