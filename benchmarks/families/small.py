@@ -116,6 +116,7 @@ OWN: dict[str, dict[str, Any]] = {
     "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 16},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
     "openai-gpt": {},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "recurrent_gemma": {
         "num_hidden_layers": 3,
         "lru_width": WIDTH,
