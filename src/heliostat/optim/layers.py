@@ -61,7 +61,9 @@ class LayerOptimizer(FiniteStep):
         self.max_kl, self.process_group = max_kl, process_group
         self._rest = {"lr": adamw_lr, "lr_scale": float(adamw_lr / lr) if lr else 1.0, "betas": adamw_betas}
         own = {id(p) for layer in self.layers.values() for p in layer.parameters(recurse=False)}
-        named: list[tuple[str, Tensor]] = list(model.named_parameters())
+        named: list[tuple[str, Tensor]] = [
+            (name, p) for name, p in model.named_parameters() if p.requires_grad or p.is_floating_point()
+        ]
         mine = [pair for pair in named if id(pair[1]) in own]
         groups: list[dict[str, Any]] = [
             {"params": [pair for pair in mine if pair[1].ndim >= 2], "weight_decay": weight_decay},
@@ -86,6 +88,10 @@ class LayerOptimizer(FiniteStep):
         if isinstance(param_group, dict) and hasattr(self, "recorder") and param_group["rule"] != ADAMW:
             raise ValueError(f"{type(self).__name__} finds its layers when it is made: make another over the model")
         super().add_param_group(param_group)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return True  # to refuse it: what was recorded is of the scaled loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and what was recorded of passes since the last step."""
