@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import MeanSums
 from heliostat.optim.finite import ExtraPass, evaluated
 from heliostat.optim.layers import LayerOptimizer
 from heliostat.optim.reductions import all_finite
+from heliostat.optim.replicas import Group
 
 
 class Eva(LayerOptimizer):
@@ -33,7 +33,7 @@ class Eva(LayerOptimizer):
         max_kl: shortens the step so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: averages the means over its ranks; needed where the weights are sharded.
+        process_group: averages the means over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count as inputs.
 
     Raises:
@@ -65,7 +65,7 @@ class Eva(LayerOptimizer):
         max_size: int = 1 << 20,
         adamw_lr: float = 1e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
         skip_unscored: bool = False,
     ) -> None:
         if not damping > 0:
@@ -94,8 +94,9 @@ class Eva(LayerOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients in place and the rows seen since the last step."""
         loss = evaluated(closure)
-        if self.process_group is not None:
-            self._sums.over_ranks(self.process_group)
+        ranks = self.agreed_ranks()
+        if ranks is not None:
+            self._sums.over_ranks(ranks, self.layers)
         means = self._sums.take()
         gradients = [p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         seen = [vector for mean in means.values() for vector in (mean.inputs, mean.outputs)]

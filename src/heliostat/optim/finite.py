@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from heliostat.optim.replicas import Group, check_replicas, is_due, ranks_of
 
 ExtraPass = Literal["none", "scores", "statistics", "reevaluation"]
 
@@ -39,12 +42,29 @@ class FiniteStep(torch.optim.Optimizer):
         whole_state: entries of the state that every rank keeps whole although the weights are cut over ranks.
         num_skipped: steps left out so far; saved with the state.
         num_steps: steps taken so far; saved with the state.
+        process_group: the ranks that hold copies of the weights; ``None``: the default group, where
+            ``torch.distributed`` is initialised; ``"alone"``: this rank has none to agree with.
     """
 
     extra_pass: ClassVar[ExtraPass] = "none"
     whole_state: ClassVar[frozenset[str]] = frozenset()
     num_skipped: int = 0
     num_steps: int = 0
+    process_group: Group = None
+    _num_calls: int = 0
+
+    def agreed_ranks(self) -> dist.ProcessGroup | None:
+        """The ranks this step is taken with; at the first step and now and then they are compared. A collective.
+
+        Raises:
+            ReplicasDisagree: weights or gradients differ between ranks.
+        """
+        ranks = ranks_of(self.process_group)
+        if ranks is not None:
+            self._num_calls += 1
+            if is_due(self._num_calls):
+                check_replicas(type(self).__name__, self.parameters(), ranks)
+        return ranks
 
     def skip(self, what: str) -> None:
         """Count and warn of a step that is left out; weights and state stay as they are."""

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -20,6 +19,7 @@ from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, ha
 from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep
 from heliostat.optim.reductions import cut, dot, whole, wide
+from heliostat.optim.replicas import ALONE, Group
 
 LAYERS = "layers"
 
@@ -47,7 +47,7 @@ class LayerOptimizer(FiniteStep):
         max_kl: float | None,
         adamw_lr: float,
         adamw_betas: tuple[float, float],
-        process_group: dist.ProcessGroup | None,
+        process_group: Group,
         skip_unscored: bool,
         **defaults: float,
     ) -> None:
@@ -87,10 +87,10 @@ class LayerOptimizer(FiniteStep):
 
     def _move_all(self, direction: Callable[[str, Tensor], Tensor]) -> None:
         """Every covered layer along ``direction(name, gradient)``, shortened to ``max_kl``; the rest by AdamW."""
-        if self.process_group is None and any(isinstance(layer.weight, DTensor) for layer in self.layers.values()):
+        if self.process_group == ALONE and any(isinstance(layer.weight, DTensor) for layer in self.layers.values()):
             raise ValueError(
-                f"{type(self).__name__}'s weights are sharded, and each rank has seen its own rows only: give it their "
-                "process_group"
+                f"{type(self).__name__}'s weights are sharded, and each rank has seen its own rows only: leave "
+                "process_group out, or give it their group"
             )
         group_of = {p: group for group in self.param_groups for p in self.with_gradient(group)}
         active = {name: layer for name, layer in self.layers.items() if layer.weight in group_of}

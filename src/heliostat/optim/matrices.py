@@ -19,6 +19,7 @@ from torch import Tensor
 from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep, evaluated
 from heliostat.optim.reductions import all_finite, cut, whole, wide
+from heliostat.optim.replicas import Group
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -42,6 +43,7 @@ class MatrixStep(FiniteStep):
         weight_decay: float = 0.0,
         max_size: int = 2048,
         block_size: int | None = None,
+        process_group: Group = None,
     ) -> None:
         if lr < 0 or weight_decay < 0:
             raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
@@ -52,6 +54,7 @@ class MatrixStep(FiniteStep):
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
         self.statistics_ema, self.precondition_every, self.block_size = statistics_ema, precondition_every, block_size
+        self.process_group = process_group
         given: list[Any] = list(params)
         trainable = [item for item in given if _tensor(item).requires_grad]
         mine = [item for item in trainable if _tensor(item).ndim == 2 and max(_tensor(item).shape) <= max_size]
@@ -76,6 +79,7 @@ class MatrixStep(FiniteStep):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients in place."""
         loss = evaluated(closure)
+        self.agreed_ranks()
         groups = [(group, self.with_gradient(group)) for group in self.param_groups]
         if not all_finite([p.grad for _, parameters in groups for p in parameters if p.grad is not None]):
             self.skip("the gradient")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from heliostat.optim.finite import ExtraPass, FiniteStep, evaluated
 from heliostat.optim.reductions import all_finite, dot, local, summed_over_shards, wide
+from heliostat.optim.replicas import Group, without_gradient_averaging
 from heliostat.optim.scores import Rows, ScoreBuffer
 
 Block = Literal["global", "param", "layer"]
@@ -72,8 +73,10 @@ class Rank1NaturalGradient(FiniteStep):
         momentum: of the natural gradient: ``b <- momentum * b + d``.
         weight_decay: decoupled: ``w <- w - lr * weight_decay * w``.
         max_kl: shortens the step (before momentum) so that ``lr^2 g'd / 2``, its divergence in F, is at most this.
-        process_group: scores of all its ranks are gathered: with R ranks F has R * m of them. Each rank takes its
-            own score without gradient synchronisation (``no_sync``).
+        process_group: scores of all its ranks are gathered: with R ranks F has R * m of them. ``None``: the default
+            group, ``"alone"``: no others. Each rank takes scores of samples of its own, from a forward pass that begins
+            inside ``score()``, where DDP averages nothing. Of weights sharded over ranks a score is that of all ranks'
+            rows: let each run the same sample.
 
     Raises:
         ValueError: a setting out of range, or ``block="layer"`` without names.
@@ -106,7 +109,7 @@ class Rank1NaturalGradient(FiniteStep):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         max_kl: float | None = None,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
         if lr < 0 or weight_decay < 0:
             raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
@@ -168,12 +171,13 @@ class Rank1NaturalGradient(FiniteStep):
         """
         loss = evaluated(closure)
         if score_closure is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
         if scores is not None:
             self._scores.add(scores)
         groups = {p: group for group in self.param_groups for p in self.with_gradient(group)}
-        num_scores, rows = self._take()
+        ranks = self.agreed_ranks()
+        num_scores, rows = self._take(ranks)
         if not groups:
             return loss
         products = _inner_products(num_scores, rows, list(groups))
@@ -193,11 +197,11 @@ class Rank1NaturalGradient(FiniteStep):
         self.report = Rank1Report(squares, kl, scale)
         return loss
 
-    def _take(self) -> tuple[int, Rows]:
+    def _take(self, ranks: dist.ProcessGroup | None) -> tuple[int, Rows]:
         """How many scores there are, and this process's part of them."""
         if self.source == "gradient":
             return 1, {p: local(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
-        return self._scores.take_rows(self.num_scores, self.parameters(), self.process_group)
+        return self._scores.take_rows(self.num_scores, self.parameters(), ranks)
 
     def _remember(self, num_scores: int, rows: Rows) -> Rows:
         """The running mean of the score in every place."""

@@ -5,12 +5,11 @@ Left out: convolutions, factors split over ranks, layers whose sides are too lon
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
@@ -18,6 +17,7 @@ from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
 from heliostat.optim.finite import ExtraPass, evaluated
 from heliostat.optim.layers import LAYERS, LayerOptimizer
 from heliostat.optim.reductions import dot
+from heliostat.optim.replicas import Group, without_gradient_averaging
 
 DampingForm = Literal["factored", "exact"]
 NEWTON_UP_TO = 128
@@ -46,7 +46,7 @@ class RING(LayerOptimizer):
         max_kl: shortens the step (before momentum) so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: sums the factors over its ranks; needed where the weights are sharded.
+        process_group: sums the factors over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count.
 
     Raises:
@@ -87,7 +87,7 @@ class RING(LayerOptimizer):
         max_size: int = 4096,
         adamw_lr: float = 1e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
         skip_unscored: bool = False,
     ) -> None:
         if rho < 0 or not damping > 0:
@@ -125,13 +125,15 @@ class RING(LayerOptimizer):
             "input_factor" not in self.state.get(layer.weight, {}) for layer in self.layers.values()
         )
 
-    def statistics(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def statistics(self) -> Iterator[None]:
         """Forward and backward passes inside become statistics; gradients are as before when the context ends.
 
         The quantity to differentiate is the sum of log-probabilities of labels drawn from the model
         (``curvature.sampled_log_likelihood``).
         """
-        return self.recorder.recording(self.parameters())
+        with without_gradient_averaging(), self.recorder.recording(self.parameters()):
+            yield
 
     @torch.no_grad()
     def step(
@@ -180,8 +182,9 @@ class RING(LayerOptimizer):
         self._record_if_due()
 
     def _take_statistics(self) -> dict[str, KroneckerFactors]:
-        if self.process_group is not None and self._sums.num_rows:
-            self._sums.over_ranks(self.process_group)
+        ranks = self.agreed_ranks()
+        if ranks is not None:
+            self._sums.over_ranks(ranks, self.layers)
         return self._sums.take()
 
     def _average(self, name: str, fresh: KroneckerFactors) -> None:
