@@ -21,18 +21,22 @@ PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
 BY_NAME = {row.name: row for row in ROWS}
 
 
-def on_two_ranks(function, folder):
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory):
+    """What every function of ``FUNCTIONS`` returns, by name, from each of two processes; started once for all."""
+    folder = tmp_path_factory.mktemp("ranks")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mp.spawn(_worker, (function, free_port(), str(folder)), nprocs=2)
-    return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in (0, 1)]
+        mp.spawn(_worker, (free_port(), str(folder)), nprocs=2)
+    both = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return {name: [one[name] for one in both] for name in both[0]}
 
 
-def _worker(rank, function, port, folder):
+def _worker(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.save(function(rank), f"{folder}/{rank}.pt")
+    torch.save({function.__name__: function(rank) for function in FUNCTIONS}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -93,8 +97,8 @@ def train_as_documented(rank):
     return found
 
 
-def test_the_documented_loops_keep_ranks_equal_and_equal_one_process(tmp_path):
-    ranks = on_two_ranks(train_as_documented, tmp_path)
+def test_the_documented_loops_keep_ranks_equal_and_equal_one_process(on_two_ranks):
+    ranks = on_two_ranks["train_as_documented"]
     assert {name for name in ranks[0] if "-" not in name} == {
         *("Rank1NaturalGradient", "Eva", "RING", "RENG", "RKalman", "KroneckerProduct", "KroneckerSum")
     }
@@ -178,8 +182,8 @@ def joint_steps(name):
     return weights(model)
 
 
-def test_ranks_stay_equal_whatever_each_of_them_sees(tmp_path):
-    ranks = on_two_ranks(train_with_ragged_ranks, tmp_path)
+def test_ranks_stay_equal_whatever_each_of_them_sees(on_two_ranks):
+    ranks = on_two_ranks["train_with_ragged_ranks"]
     assert len(ranks[0]) == 4 * len(STATISTICAL)
     assert [name for name in ranks[0] if not torch.equal(ranks[0][name], ranks[1][name])] == []
     for name in STATISTICAL:
@@ -213,8 +217,8 @@ def kalman_on_two(rank):
     return {"weights": kalman_steps(DistributedDataParallel(Classifier()), slice(6 * rank, 6 * rank + 6))}
 
 
-def test_outputs_and_losses_of_all_ranks_are_one_measurement(tmp_path):
-    ranks = on_two_ranks(kalman_on_two, tmp_path)
+def test_outputs_and_losses_of_all_ranks_are_one_measurement(on_two_ranks):
+    ranks = on_two_ranks["kalman_on_two"]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
     assert torch.allclose(ranks[0]["weights"], kalman_steps(Classifier()), atol=1e-9)
 
@@ -246,8 +250,8 @@ def one_alone(name, rank):
     return weights(model)
 
 
-def test_a_rank_may_train_a_model_of_its_own(tmp_path):
-    for rank, found in enumerate(on_two_ranks(alone_and_in_subgroups, tmp_path)):
+def test_a_rank_may_train_a_model_of_its_own(on_two_ranks):
+    for rank, found in enumerate(on_two_ranks["alone_and_in_subgroups"]):
         for name in STATISTICAL:
             for kind in ("alone", "own"):
                 assert torch.equal(found[f"{name}-{kind}"], one_alone(name, rank)), (name, kind)
@@ -274,7 +278,7 @@ def refusals(rank):
             train_step(optimizer, model, *(part[6 * rank : 6 * rank + 6] for part in batch()))
         assert NOT_COPIES[what] in str(caught.value), name
         assert torch.equal(weights(model), before), name
-    return {}
+    return "refused"
 
 
 def late_refusal(rank):
@@ -288,7 +292,7 @@ def late_refusal(rank):
     train_step(optimizer, parallel, *batch(seed=2))
     with pytest.raises(ReplicasDisagree, match="weights"):
         train_step(optimizer, parallel, *batch(seed=3))
-    return {}
+    return "refused"
 
 
 def lonely_score(rank):
@@ -303,12 +307,13 @@ def lonely_score(rank):
             mean_loss(model, inputs[:1], labels[:1]).backward()
     with pytest.raises(RuntimeError, match="got 1, 0 on the ranks"):
         optimizer.step()
-    return {}
+    return "refused"
 
 
-@pytest.mark.parametrize("function", [refusals, late_refusal, lonely_score], ids=lambda function: function.__name__)
-def test_ranks_that_hold_no_copies_are_refused(tmp_path, function):
-    on_two_ranks(function, tmp_path)
+def test_ranks_that_hold_no_copies_are_refused(on_two_ranks):
+    """Each function asserts it on its own rank; an error in one would have ended the processes."""
+    for function in (refusals, late_refusal, lonely_score):
+        assert on_two_ranks[function.__name__] == ["refused", "refused"]
 
 
 def test_copies_are_compared_at_first_and_then_ever_less_often():
@@ -354,8 +359,8 @@ def hybrid(rank):
     return found
 
 
-def test_copies_of_sharded_weights_equal_one_process(tmp_path):
-    ranks = on_two_ranks(hybrid, tmp_path)
+def test_copies_of_sharded_weights_equal_one_process(on_two_ranks):
+    ranks = on_two_ranks["hybrid"]
     for name, found in ranks[0].items():
         assert torch.equal(found, ranks[1][name]), name
         model = Classifier()
@@ -363,3 +368,9 @@ def test_copies_of_sharded_weights_equal_one_process(tmp_path):
         for step in range(3):
             train_step(optimizer, model, *batch(seed=step), scored=[0])
         assert torch.allclose(found, weights(model), atol=1e-9), name
+
+
+FUNCTIONS = [
+    *(train_as_documented, train_with_ragged_ranks, kalman_on_two, alone_and_in_subgroups),
+    *(refusals, late_refusal, lonely_score, hybrid),
+]

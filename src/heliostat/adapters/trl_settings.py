@@ -77,8 +77,9 @@ def refuse_changes(settings: Any, defaults: Mapping[str, Any], names: tuple[str,
         ConfigError: one of ``names`` differs.
     """
     for name in names:
-        if getattr(settings, name) != defaults[name]:
-            raise ConfigError(f"{name} = {getattr(settings, name)!r} {reason}; leave it at {defaults[name]!r}")
+        value = getattr(settings, name)
+        if value != defaults[name]:
+            raise ConfigError(f"{name} = {getattr(value, 'value', value)!r} {reason}; leave it at {defaults[name]!r}")
 
 
 def check_generation(given: Mapping[str, Any] | None, temperature: float) -> None:
