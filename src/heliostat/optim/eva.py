@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import LayerMeans, MeanSums
@@ -17,6 +16,7 @@ from heliostat.optim.finite import ExtraPass, in_own_precision
 from heliostat.optim.layers import LayerOptimizer
 from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite
+from heliostat.optim.replicas import Group
 
 
 class Eva(LayerOptimizer):
@@ -34,7 +34,7 @@ class Eva(LayerOptimizer):
         max_kl: shortens the step so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: averages the means over its ranks; needed where the weights are sharded.
+        process_group: averages the means over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count as inputs.
 
     Raises:
@@ -67,7 +67,7 @@ class Eva(LayerOptimizer):
         max_size: int = 1 << 20,
         adamw_lr: float = 1e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
         skip_unscored: bool = False,
     ) -> None:
         check_settings({"ema": ema})
@@ -97,8 +97,9 @@ class Eva(LayerOptimizer):
             RuntimeError: a layer has a gradient, but no pass through it was seen.
         """
         loss = self.evaluated(closure)
-        if self.process_group is not None:
-            self._sums.over_ranks(self.process_group)
+        ranks = self.agreed_ranks()
+        if ranks is not None:
+            self._sums.over_ranks(ranks, self.layers)
         means = self._sums.take()
         if self.would_move_nothing():
             self._begin_all()

@@ -20,12 +20,14 @@ from typing import Any, ClassVar, Concatenate, Generic, Literal, ParamSpec, Type
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from heliostat.linalg.newton_inverse import NotPositiveDefinite
 from heliostat.optim.ranges import check_group
 from heliostat.optim.reductions import whole
+from heliostat.optim.replicas import Group, check_replicas, is_due, ranks_of
 from heliostat.optim.snapshot import Snapshot, stays_finite
 
 ExtraPass = Literal["none", "scores", "statistics", "reevaluation"]
@@ -101,6 +103,8 @@ class FiniteStep(torch.optim.Optimizer):
         carried: names of numbers that belong to no weight; saved in the groups, and beside them.
         num_skipped: steps left out so far; saved with the state.
         num_steps: steps taken so far; saved with the state.
+        process_group: the ranks that hold copies of the weights; ``None``: the default group, where
+            ``torch.distributed`` is initialised; ``"alone"``: this rank has none to agree with.
     """
 
     extra_pass: ClassVar[ExtraPass] = "none"
@@ -108,6 +112,8 @@ class FiniteStep(torch.optim.Optimizer):
     carried: ClassVar[tuple[str, ...]] = ("num_skipped", "num_steps")
     num_skipped = Carried(0)
     num_steps = Carried(0)
+    process_group: Group = None
+    _num_calls: int = 0
     _outside: list[tuple[str, torch.dtype, bool]] = []  # noqa: RUF012  # only ever replaced
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -178,6 +184,19 @@ class FiniteStep(torch.optim.Optimizer):
         else:
             update()
             self.num_steps += 1
+
+    def agreed_ranks(self) -> dist.ProcessGroup | None:
+        """The ranks this step is taken with; at the first step and now and then they are compared. A collective.
+
+        Raises:
+            ReplicasDisagree: weights or gradients differ between ranks.
+        """
+        ranks = ranks_of(self.process_group)
+        if ranks is not None:
+            self._num_calls += 1
+            if is_due(self._num_calls):
+                check_replicas(type(self).__name__, self.parameters(), ranks)
+        return ranks
 
     def skip(self, what: str) -> None:
         """Count and warn of a step that is left out; weights and state stay as they are."""

@@ -52,6 +52,7 @@ class KroneckerProduct(MatrixStep):
         max_size: matrices with a longer side go to AdamW.
         block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
             block factors of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
+        process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
 
     Raises:
         ValueError: a setting out of range.

@@ -23,6 +23,7 @@ from heliostat.linalg import ConvergenceError, kronecker_sum_from_marginals
 from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.gram import add_lower_gram_
 from heliostat.optim.matrices import MatrixStep, Params
+from heliostat.optim.replicas import Group
 
 RELATIVE_DAMPING = 1e-4
 """Share of the mean eigenvalue that is added to every marginal: early statistics are rank-deficient."""
@@ -46,6 +47,7 @@ class KroneckerSum(MatrixStep):
         max_size: matrices with a longer side go to AdamW.
         block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
             block bases of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
+        process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
 
     Raises:
         ValueError: a setting out of range.
@@ -80,8 +82,19 @@ class KroneckerSum(MatrixStep):
         weight_decay: float = 0.0,
         max_size: int = 2048,
         block_size: int | None = None,
+        process_group: Group = None,
     ) -> None:
-        super().__init__(params, lr, betas, statistics_ema, precondition_every, weight_decay, max_size, block_size)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            statistics_ema,
+            precondition_every,
+            weight_decay,
+            max_size,
+            block_size,
+            process_group,
+        )
         self.graft = graft
 
     def preconditioned(

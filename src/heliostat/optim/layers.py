@@ -13,15 +13,15 @@ from math import isfinite
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, trainable_parts
+from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, num_columns, trainable_parts
 from heliostat.optim.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep, NotFinite
 from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import cut, dot, whole, wide
+from heliostat.optim.replicas import ALONE, Group
 
 LAYERS = "layers"
 
@@ -51,7 +51,7 @@ class LayerOptimizer(FiniteStep):
         max_kl: float | None,
         adamw_lr: float,
         adamw_betas: tuple[float, float],
-        process_group: dist.ProcessGroup | None,
+        process_group: Group,
         skip_unscored: bool,
         **defaults: float,
     ) -> None:
@@ -135,7 +135,7 @@ class LayerOptimizer(FiniteStep):
         """State for every trainable parameter, before any step."""
         for layer in self.layers.values():
             if trainable_parts(layer):
-                width = sum(part.shape[1] if part.ndim > 1 else 1 for part in trainable_parts(layer))
+                width = num_columns(layer)
                 like = torch.zeros((), dtype=wide(layer.weight).dtype, device=layer.weight.device)
                 state = self.state_of(layer, width, like)
                 if any(group["momentum"] for group in self.param_groups if group["rule"] == LAYERS):
@@ -148,10 +148,10 @@ class LayerOptimizer(FiniteStep):
 
     def _move_all(self, direction: Callable[[str, Tensor], Tensor]) -> None:
         """Every covered layer along ``direction(name, gradient)``, shortened to ``max_kl``; the rest by AdamW."""
-        if self.process_group is None and any(isinstance(layer.weight, DTensor) for layer in self.layers.values()):
+        if self.process_group == ALONE and any(isinstance(layer.weight, DTensor) for layer in self.layers.values()):
             raise ValueError(
-                f"{type(self).__name__}'s weights are sharded, and each rank has seen its own rows only: give it their "
-                "process_group"
+                f"{type(self).__name__}'s weights are sharded, and each rank has seen its own rows only: leave "
+                "process_group out, or give it their group"
             )
         group_of = {p: group for group in self.param_groups for p in self.with_gradient(group)}
         active = {

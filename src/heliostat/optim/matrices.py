@@ -19,6 +19,7 @@ from heliostat.optim.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep, in_own_precision
 from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite, cut, whole, wide
+from heliostat.optim.replicas import Group
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -46,6 +47,7 @@ class MatrixStep(FiniteStep):
         weight_decay: float = 0.0,
         max_size: int = 2048,
         block_size: int | None = None,
+        process_group: Group = None,
     ) -> None:
         check_settings({"lr": lr, "betas": betas, "weight_decay": weight_decay, "statistics_ema": statistics_ema})
         if precondition_every < 1:
@@ -54,6 +56,7 @@ class MatrixStep(FiniteStep):
             raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
         self.statistics_ema, self.precondition_every = statistics_ema, precondition_every
         self.max_size, self.block_size = max_size, block_size
+        self.process_group = process_group
         groups: Any = params
         if not isinstance(params, Tensor):
             groups = list(params)
@@ -97,6 +100,7 @@ class MatrixStep(FiniteStep):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients in place."""
         loss = self.evaluated(closure)
+        self.agreed_ranks()
         groups = [(group, self.with_gradient(group)) for group in self.param_groups]
         if self.would_move_nothing():
             self._step_groups(groups, begin_only=True)

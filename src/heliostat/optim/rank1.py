@@ -25,6 +25,7 @@ from torch import Tensor
 from heliostat.optim.finite import ExtraPass, FiniteStep, NotFinite, in_own_precision
 from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite, dot, local, summed_over_shards, wide
+from heliostat.optim.replicas import Group, without_gradient_averaging
 from heliostat.optim.scores import Rows, ScoreBuffer
 
 Block = Literal["global", "param", "layer"]
@@ -73,8 +74,10 @@ class Rank1NaturalGradient(FiniteStep):
         momentum: of the natural gradient: ``b <- momentum * b + d``.
         weight_decay: decoupled: ``w <- w - lr * weight_decay * w``.
         max_kl: shortens the step (before momentum) so that ``lr^2 g'd / 2``, its divergence in F, is at most this.
-        process_group: scores of all its ranks are gathered: with R ranks F has R * m of them. Each rank takes its
-            own score without gradient synchronisation (``no_sync``).
+        process_group: scores of all its ranks are gathered: with R ranks F has R * m of them. ``None``: the default
+            group, ``"alone"``: no others. Each rank takes scores of samples of its own, from a forward pass that begins
+            inside ``score()``, where DDP averages nothing. Of weights sharded over ranks a score is that of all ranks'
+            rows: let each run the same sample.
 
     Raises:
         ValueError: a setting out of range, or ``block="layer"`` without names.
@@ -107,7 +110,7 @@ class Rank1NaturalGradient(FiniteStep):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         max_kl: float | None = None,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
         check_settings({"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay})
         check_settings({"ema": ema, "max_kl": max_kl})
@@ -170,7 +173,7 @@ class Rank1NaturalGradient(FiniteStep):
         """
         loss = self.evaluated(closure)
         if score_closure is not None:
-            with self.callers_mode():
+            with self.callers_mode(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
         if scores is not None:
             self._scores.add(scores, self.parameters())
@@ -178,7 +181,8 @@ class Rank1NaturalGradient(FiniteStep):
             self._begin_all()
             return loss
         groups = {p: group for group in self.param_groups for p in self.with_gradient(group)}
-        num_scores, rows = self._take()
+        ranks = self.agreed_ranks()
+        num_scores, rows = self._take(ranks)
         if not groups:
             return loss
         products = _inner_products(num_scores, rows, list(groups))
@@ -211,11 +215,11 @@ class Rank1NaturalGradient(FiniteStep):
                 for index in range(self.num_scores if self.ema else 0):
                     self._mean(parameter, index)
 
-    def _take(self) -> tuple[int, Rows]:
+    def _take(self, ranks: dist.ProcessGroup | None) -> tuple[int, Rows]:
         """How many scores there are, and this process's part of them."""
         if self.source == "gradient":
             return 1, {p: local(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
-        return self._scores.take_rows(self.num_scores, self.parameters(), self.process_group)
+        return self._scores.take_rows(self.num_scores, self.parameters(), ranks)
 
     def _remember(self, num_scores: int, rows: Rows) -> Rows:
         """The running mean of the score in every place."""

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heliostat.optim.finite import ExtraPass, FiniteStep, in_own_precision
 from heliostat.optim.ranges import check_group, check_settings
 from heliostat.optim.reductions import all_finite, dot, whole
+from heliostat.optim.replicas import Group, average, is_sharded, without_gradient_averaging
 
 Mode = Literal["finite-difference", "double-backward"]
 Losses = Callable[[], Tensor | Iterable[Tensor]]
@@ -34,9 +36,11 @@ class RENG(FiniteStep):
         rho: weight of the penalty ``(rho/2) |g|^2``, in units of 1/curvature.
         mode: how ``H g`` is computed.
         radius: distance of the second point, in weight space.
+        process_group: averages ``H g`` over its ranks in ``double-backward``, where no DDP does. ``None``: the default
+            group, ``"alone"``: no others.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting out of range; ``double-backward`` over sharded weights, which it cannot differentiate.
 
     Limits:
         rho = 0: ``base``, bit for bit, without a second pass. Learning rates 0 and a zero gradient: the same.
@@ -58,6 +62,7 @@ class RENG(FiniteStep):
         rho: float,
         mode: Mode = "finite-difference",
         radius: float = 0.01,
+        process_group: Group = None,
     ) -> None:
         check_settings({"rho": rho})
         if mode not in ("finite-difference", "double-backward"):
@@ -65,6 +70,7 @@ class RENG(FiniteStep):
         if not radius > 0:
             raise ValueError(f"radius must be positive, got {radius}")
         self.base, self.rho, self.mode, self.radius = base, rho, mode, radius
+        self.process_group = process_group
         super().__init__([{"params": group["params"]} for group in base.param_groups], {})
         self._share()
 
@@ -117,12 +123,13 @@ class RENG(FiniteStep):
             )
         pairs = [(p, p.grad) for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         gradients = [gradient for _, gradient in pairs]
+        ranks = self.agreed_ranks()
         if not all_finite(gradients):
             self.skip("the gradient")
             return total
         if self.rho and again is not None:
             norm = _norm(gradients)
-            if norm > 0 and not self._regularise(pairs, norm, again, state):
+            if norm > 0 and not self._regularise(pairs, norm, again, state, ranks):
                 for parameter, gradient in pairs:
                     parameter.grad = gradient
                 self.skip("the gradient of the second pass")
@@ -130,13 +137,23 @@ class RENG(FiniteStep):
         self.commit_step_of(self.base)
         return total
 
-    def _regularise(self, pairs: list[tuple[Tensor, Tensor]], norm: float, again: Losses, state: Any) -> bool:
+    def _regularise(
+        self,
+        pairs: list[tuple[Tensor, Tensor]],
+        norm: float,
+        again: Losses,
+        state: Any,
+        ranks: dist.ProcessGroup | None,
+    ) -> bool:
         """Put ``g + rho H g`` in place; returns whether it is finite."""
         with torch.random.fork_rng(devices=_devices()), self.callers_mode():
             _set_random_state(state)
-            curved = (
-                self._difference(pairs, norm, again) if self.mode == "finite-difference" else _product(pairs, again)
-            )
+            if self.mode == "finite-difference":
+                curved = self._difference(pairs, norm, again)
+            else:
+                curved = _product(pairs, again)
+                if ranks is not None:
+                    average(curved, ranks)
         if not all_finite(curved):
             return False
         for (parameter, gradient), change in zip(pairs, curved, strict=True):
@@ -180,8 +197,10 @@ def _accumulate(losses: Losses) -> float:
 def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
     """``H g``, micro-batch by micro-batch."""
     parameters, along = [p for p, _ in pairs], [g.detach() for _, g in pairs]
+    if is_sharded(parameters):
+        raise ValueError("RENG's mode 'double-backward' cannot differentiate sharded weights: use 'finite-difference'")
     total = [torch.zeros_like(gradient) for gradient in along]
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), without_gradient_averaging():
         for loss in _pieces(again):
             with torch.enable_grad():
                 first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)

@@ -5,23 +5,23 @@ Left out: convolutions, factors split over ranks, layers whose sides are too lon
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
-from heliostat.curvature.recorder import trainable_parts
+from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
 from heliostat.optim.finite import ExtraPass, NotFinite, in_own_precision
 from heliostat.optim.layers import LAYERS, LayerOptimizer
 from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import dot
+from heliostat.optim.replicas import Group, without_gradient_averaging
 
 DampingForm = Literal["factored", "exact"]
 NEWTON_TOLERANCE = 1e-3
@@ -50,7 +50,7 @@ class RING(LayerOptimizer):
         max_kl: shortens the step (before momentum) so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: sums the factors over its ranks; needed where the weights are sharded.
+        process_group: sums the factors over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count.
 
     Raises:
@@ -92,7 +92,7 @@ class RING(LayerOptimizer):
         max_size: int = 4096,
         adamw_lr: float = 1e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
         skip_unscored: bool = False,
     ) -> None:
         check_settings({"rho": rho, "damping": damping, "ema": ema})
@@ -127,17 +127,18 @@ class RING(LayerOptimizer):
 
     def _is_known(self, layer: nn.Linear) -> bool:
         """Whether there ever were statistics of a layer's matrix as it is now; a frozen one needs none."""
-        state, parts = self.state.get(layer.weight, {}), trainable_parts(layer)
-        width = sum(part.shape[1] if part.ndim > 1 else 1 for part in parts)
-        return not parts or (state.get("num_statistics", 0) > 0 and state["num_columns"] == width)
+        state, width = self.state.get(layer.weight, {}), num_columns(layer)
+        return not width or (state.get("num_statistics", 0) > 0 and state["num_columns"] == width)
 
-    def statistics(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def statistics(self) -> Iterator[None]:
         """Forward and backward passes inside become statistics; gradients are as before when the context ends.
 
         The quantity to differentiate is the sum of log-probabilities of labels drawn from the model
         (``curvature.sampled_log_likelihood``).
         """
-        return self.recorder.recording(self.parameters())
+        with without_gradient_averaging(), self.recorder.recording(self.parameters()):
+            yield
 
     @in_own_precision
     def step(
@@ -207,8 +208,9 @@ class RING(LayerOptimizer):
         self._record_if_due()
 
     def _take_statistics(self) -> dict[str, KroneckerFactors]:
-        if self.process_group is not None and self._sums.num_rows:
-            self._sums.over_ranks(self.process_group)
+        ranks = self.agreed_ranks()
+        if ranks is not None:
+            self._sums.over_ranks(ranks, self.layers)
         return self._sums.take()
 
     def _average(self, name: str, fresh: KroneckerFactors) -> None:

@@ -23,6 +23,7 @@ from heliostat.optim.covariance import FORMS, Covariance, CovarianceForm, Rows
 from heliostat.optim.finite import Carried, ExtraPass, FiniteStep, NotFinite, in_own_precision
 from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite, dot
+from heliostat.optim.replicas import Group, average, gather_rows, is_sharded, without_gradient_averaging
 from heliostat.optim.scores import ScoreBuffer
 
 Measurement = Callable[[], tuple[Tensor, Tensor]]
@@ -55,7 +56,8 @@ class RKalman(FiniteStep):
         rank: rows kept by the low-rank form, whose remainder is kept as a diagonal.
         num_scores: scores a step takes in the third kind.
         weight_decay: decoupled.
-        process_group: scores of all its ranks are gathered, in the third kind.
+        process_group: outputs or scores of all its ranks are gathered, and losses averaged. ``None``: the default
+            group, ``"alone"``: no others.
 
     Raises:
         ValueError: a setting out of range.
@@ -90,7 +92,7 @@ class RKalman(FiniteStep):
         rank: int = 16,
         num_scores: int = 1,
         weight_decay: float = 0.0,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
         check_settings({"lr": lr, "rho": rho, "process_noise": process_noise, "weight_decay": weight_decay})
         if not (covariance > 0 and noise > 0):
@@ -137,17 +139,18 @@ class RKalman(FiniteStep):
         """
         returned = self.evaluated(closure)
         if score_closure is not None:
-            with self.callers_mode():
+            with self.callers_mode(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
         if measurement is None and loss is None and self._scores.is_empty and self.would_move_nothing():
             self.covariance.begin([p for group in self.param_groups for p in self.with_gradient(group)])
             return returned
+        ranks = self.agreed_ranks()
         if measurement is not None:
-            found = self._of_outputs(measurement)
+            found = self._of_outputs(measurement, ranks)
         elif loss is not None:
-            found = self._of_loss(float(loss))
+            found = self._of_loss(float(loss), ranks)
         else:
-            found = self._of_scores()
+            found = self._of_scores(ranks)
         rows, noise, gradient, innovation = found
         if not all_finite([*gradient.values(), *(u for row in rows for u in row.values()), noise]):
             self.skip("the gradient, a score or an innovation")
@@ -167,13 +170,19 @@ class RKalman(FiniteStep):
 
     # -- the three kinds of measurement: rows, noise, gradient, mean squared innovation -----------------------------
 
-    def _of_outputs(self, measurement: Measurement) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
-        with self.callers_mode():
+    def _of_outputs(
+        self, measurement: Measurement, ranks: dist.ProcessGroup | None
+    ) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+        with self.callers_mode(), without_gradient_averaging():
             outputs, targets = measurement()
             buffer = ScoreBuffer()
             buffer.differentiate(outputs, self.parameters())
-        rows = buffer.pending
-        innovations = (targets - outputs).detach().reshape(-1).double().cpu()
+        innovations = (targets - outputs).detach().reshape(-1).double()
+        rows = buffer.take(len(innovations), self.parameters(), ranks)
+        if ranks is not None and not is_sharded(self.parameters()):
+            # One score after another, each of every rank, is how the rows come.
+            innovations = gather_rows(innovations[None], ranks).T.reshape(-1)
+        innovations = innovations.cpu()
         noise = torch.full_like(innovations, self.noise)
         gradient: dict[Tensor, Tensor] = {}
         for row, innovation in zip(rows, innovations.tolist(), strict=True):
@@ -183,13 +192,19 @@ class RKalman(FiniteStep):
                 gradient[parameter] = part if before is None else before + part
         return rows, noise, gradient, float((innovations**2).mean())
 
-    def _of_loss(self, loss: float) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+    def _of_loss(
+        self, loss: float, ranks: dist.ProcessGroup | None
+    ) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
         row = self._gradient()
+        if ranks is not None:
+            mean = torch.tensor([loss], dtype=torch.float64, device=self.parameters()[0].device)
+            average([mean], ranks)
+            loss = float(mean)
         noise = torch.tensor([self.noise], dtype=torch.float64)
         return [row], noise + 0.0 * loss, {p: g * (loss / self.noise) for p, g in row.items()}, loss**2
 
-    def _of_scores(self) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
-        scores = self._scores.take(self.num_scores, self.parameters(), self.process_group)
+    def _of_scores(self, ranks: dist.ProcessGroup | None) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+        scores = self._scores.take(self.num_scores, self.parameters(), ranks)
         gradient = self._gradient()
         rows = [{p: u for p, u in score.items() if p in gradient} for score in scores]
         noise = torch.full((len(rows),), float(len(rows)), dtype=torch.float64)
