@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from heliostat.train.precision import NAMES, stored_dtype, trained_dtype
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.shards import cut_like, cut_state, read_shards, write_shards
 
@@ -103,8 +104,13 @@ class Checkpoints:
         return final
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``."""
+        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another model, or of weights of another type.
+        """
         folder = self._path(step)
+        self._check_dtype(folder, model)
         try:
             if (folder / "shards").is_dir():
                 optimizer_state = read_shards(folder / "shards", model)
@@ -130,6 +136,18 @@ class Checkpoints:
                 optimizer_state = cut_state(optimizer_state, parameters, whole)
         optimizer.load_state_dict(optimizer_state)
         return state
+
+    def stored_dtype(self, step: int | None) -> torch.dtype | None:
+        """The type of the weights in a checkpoint; ``None`` without one, or where that cannot be told."""
+        return None if step is None else stored_dtype(self._path(step))
+
+    def _check_dtype(self, folder: Path, model: nn.Module) -> None:
+        stored, here = stored_dtype(folder), trained_dtype(model)
+        if stored in NAMES and here in NAMES and stored != here:
+            raise CheckpointError(
+                f"checkpoint {folder} holds {NAMES[stored]} weights, and this model's are {NAMES[here]}; continue it "
+                f"with model.dtype = '{NAMES[stored]}', or begin another run in another folder"
+            )
 
     def drop_after(self, step: int) -> None:
         """Remove every checkpoint newer than ``step``."""

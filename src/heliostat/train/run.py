@@ -33,6 +33,7 @@ from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
+from heliostat.train.precision import begun_in
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
 from heliostat.train.runtime import RankLost, running, spoken_transport, start_runtime
@@ -106,9 +107,10 @@ def run_recipe(
         for service in services:
             stack.callback(service.close)
         pool = stack.enter_context(VerifierPool(tasks))
+        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
+        recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(checkpoints.latest)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
-        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         with runtime.main_first():
             folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
         trackers: list[Tracker] = [*services]

@@ -23,6 +23,7 @@ from heliostat.train.feedback import Feedback
 from heliostat.train.gathered_engine import GatheredEngine
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.policy import Policy
+from heliostat.train.precision import NAMES
 from heliostat.train.runtime import Runtime
 from heliostat.train.sharding import shard
 from heliostat.train.update import Updater
@@ -140,9 +141,13 @@ def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype
     return numerics
 
 
-def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
-    """The frozen policy saved in ``folder``, on the run's device."""
-    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}})
+def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.dtype) -> Policy:
+    """The frozen policy saved in ``folder``, on the run's device, in the type of the policy that it is compared with.
+
+    Args:
+        dtype: of the policy's weights; ``auto`` may mean another for a folder than for the model the run began from.
+    """
+    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
     loaded = load_model(section, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
     _shard(loaded, recipe, runtime)
