@@ -69,7 +69,11 @@ class Weights:
     def into(self, recipe: str) -> str:
         """The text of a recipe, with them."""
         changed = recipe.replace("[model]\n", f'[model]\ndtype = "{self.dtype}"\n')
-        return changed + (f"\n[lora]\nrank = {self.lora_rank}\nalpha = 32\n" if self.lora_rank else "")
+        if not self.lora_rank:
+            return changed
+        # Adapters leave the embedding and its tied head alone, which must be large enough for a certain token.
+        changed = changed.replace("settings = {", "settings = {init_std = 0.2, ")
+        return changed + f"\n[lora]\nrank = {self.lora_rank}\nalpha = 32\n"
 
 
 EVERY_WEIGHTS = tuple(Weights(dtype, rank) for rank in (0, 4) for dtype in ("float32", "bfloat16"))

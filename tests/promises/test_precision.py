@@ -43,7 +43,9 @@ def shaped(folder, **overrides):
 
 
 def stored(run_dir, step):
-    return load_file(run_dir / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
+    """What a checkpoint keeps of the weights that are trained."""
+    tensors = load_file(run_dir / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if ".lora_" in name or not small.weights.lora_rank}
 
 
 def optimizer_state(run_dir, step):
@@ -228,11 +230,25 @@ def test_the_reference_is_the_policy_that_training_starts_from(weights, tmp_path
 def test_supervised_training_alone_learns_and_saves(weights, tmp_path):
     result = run_sft(small.recipe(tmp_path), None, tmp_path / "sft")
     losses = [line["loss/sft"] for line in small.metrics(result.folder)]
-    assert losses[-1] < (0.95 if weights.lora_rank else 0.6) * losses[0]
+    assert losses[-1] < (0.8 if weights.lora_rank else 0.6) * losses[0]
     assert result.before != result.after
     assert {tensor.dtype for tensor in load_file(result.folder / "model" / "model.safetensors").values()} == {
         getattr(torch, weights.dtype)
     }
+
+
+def test_training_improves(weights, tmp_path):
+    recipe = shaped(
+        tmp_path,
+        warm_start__num_steps=0,
+        train__num_steps=20,
+        eval__every=0,
+        optimizer__lr=1e-2,
+        optimizer__schedule="constant",
+    )
+    result = run_recipe(recipe, tmp_path / "run", "small")
+    rewards = [line["reward/mean"] for line in small.metrics(result.folder) if line["step"] > 0]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
 
 
 # -- a machine that chooses another type -------------------------------------------------------------------------------
