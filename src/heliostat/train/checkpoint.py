@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,14 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self.runtime = runtime
-        for leftover in folder.glob(f"*{PARTIAL}") if runtime.is_main else ():
-            shutil.rmtree(leftover)
+        for leftover in folder.glob(f"step_*{PARTIAL}") if runtime.is_main else ():
+            if _step_of(leftover.name.removesuffix(PARTIAL)) is not None:
+                shutil.rmtree(leftover)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first; one that is being written is none."""
-        names = [path.name for path in self.folder.glob("step_*") if path.is_dir()]
-        return sorted(int(name.removeprefix("step_")) for name in names if not name.endswith(PARTIAL))
+        found = [_step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir()]
+        return sorted(step for step in found if step is not None)
 
     @property
     def latest(self) -> int | None:
@@ -153,7 +155,19 @@ class Checkpoints:
             shutil.rmtree(self._path(newer))
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step_{step:06d}"
+        return self.folder / _name(step)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def _step_of(name: str) -> int | None:
+    """The step that a folder's name says, or ``None`` for a name that ``_name`` does not write."""
+    with suppress(ValueError):
+        step = int(name.removeprefix("step_"))
+        return step if name == _name(step) else None
+    return None
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

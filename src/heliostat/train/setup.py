@@ -34,10 +34,27 @@ def check_recipe(recipe: Recipe) -> Objective:
     """Everything about a recipe that can be refused without data or weights.
 
     Raises:
-        ConfigError: unknown objective, optimizer or setting.
+        ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
     """
     optimizer_settings(recipe.optimizer)
-    return build_objective(recipe.objective)
+    objective = build_objective(recipe.objective)
+    if recipe.train.num_steps > 0:
+        _check_group_size(recipe, objective)
+    return objective
+
+
+def _check_group_size(recipe: Recipe, objective: Objective) -> None:
+    """Refuse groups in which every advantage is 0 whatever the rewards; the objective itself is asked."""
+    size = recipe.rollout.group_size
+    try:
+        learns = bool((objective.advantages(torch.arange(size, dtype=torch.float64)) != 0).any())
+    except ValueError:  # the baseline leaves the completion out, and nothing is left
+        learns = False
+    if not learns:
+        raise ConfigError(
+            f"rollout.group_size = {size} leaves nothing to learn from: objective '{recipe.objective.name}' compares "
+            "each reward with those of its own group; set rollout.group_size to 2 or more (8 is the default)"
+        )
 
 
 def check_ranks(recipe: Recipe, runtime: Runtime) -> None:

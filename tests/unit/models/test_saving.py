@@ -129,3 +129,14 @@ def test_tokenizer_fingerprint_sees_rules_and_template_but_not_the_last_call(nan
     assert changed != before
     nano_model.tokenizer.add_tokens(["<think>"])
     assert tokenizer_fingerprint(nano_model) not in (before, changed)
+
+
+def test_a_file_that_no_save_writes_is_kept_when_the_model_is_replaced(tmp_path, tiny):
+    save_model(tiny, tmp_path / "model")
+    (tmp_path / "model" / "thesis.md").write_text("mine")
+    with pytest.warns(UserWarning, match=r"held 'thesis.md', which no save wrote"):
+        save_model(tiny, tmp_path / "model")
+    assert not (tmp_path / "model" / "thesis.md").exists()
+    assert [path.read_text() for path in tmp_path.glob("model-before-*/thesis.md")] == ["mine"]
+    save_model(tiny, tmp_path / "model")
+    assert len(list(tmp_path.iterdir())) == 2
