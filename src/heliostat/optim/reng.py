@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from heliostat.optim.finite import ExtraPass, FiniteStep
-from heliostat.optim.reductions import all_finite, dot
+from heliostat.optim.finite import ExtraPass, FiniteStep, in_own_precision
+from heliostat.optim.ranges import check_group, check_settings
+from heliostat.optim.reductions import all_finite, dot, whole
 from heliostat.optim.replicas import Group, average, is_sharded, without_gradient_averaging
 
 Mode = Literal["finite-difference", "double-backward"]
@@ -42,7 +43,7 @@ class RENG(FiniteStep):
         ValueError: a setting out of range; ``double-backward`` over sharded weights, which it cannot differentiate.
 
     Limits:
-        rho = 0: ``base``, bit for bit, without a second pass.
+        rho = 0: ``base``, bit for bit, without a second pass. Learning rates 0 and a zero gradient: the same.
         radius -> 0: the finite difference tends to the double backward.
         a quadratic loss: both are ``(I + rho H) g`` exactly (up to rounding).
         g = 0: ``base`` with ``g = 0``.
@@ -63,8 +64,7 @@ class RENG(FiniteStep):
         radius: float = 0.01,
         process_group: Group = None,
     ) -> None:
-        if rho < 0:
-            raise ValueError(f"rho must not be negative, got {rho}")
+        check_settings({"rho": rho})
         if mode not in ("finite-difference", "double-backward"):
             raise ValueError(f"mode must be 'finite-difference' or 'double-backward', got '{mode}'")
         if not radius > 0:
@@ -75,30 +75,52 @@ class RENG(FiniteStep):
         self._share()
 
     def _share(self) -> None:
-        """Groups and state are the base optimizer's own objects."""
-        self.param_groups, self.state = self.base.param_groups, self.base.state
+        """Defaults, groups and state are the base optimizer's own objects."""
+        self.defaults, self.param_groups, self.state = self.base.defaults, self.base.param_groups, self.base.state
+        for group in self.param_groups:
+            for name in self.carried:
+                group.setdefault(name, getattr(self, name))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Torch puts loaded state and groups here; the base steps them."""
+        super().__setstate__(state)
+        self.base.state, self.base.param_groups = self.state, self.param_groups
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Hand further parameters to the base."""
+        if self.param_groups is not getattr(self.base, "param_groups", None):  # the base has them already
+            super().add_param_group(param_group)
+            return
+        check_group(param_group, type(self).__name__)
+        self.base.add_param_group(param_group)
+
+    @in_own_precision
     def step(  # type: ignore[override]
-        self, losses: Losses | None = None, *, again: Losses | None = None
+        self, closure: Losses | None = None, *, again: Losses | None = None
     ) -> Any:
         """One step of the base optimizer on the regularised gradient.
 
         Args:
-            losses: returns the minibatch's loss, or one loss per micro-batch, with graph and without backward; called
+            closure: returns the minibatch's loss, or one loss per micro-batch, with graph and without backward; called
                 once at the weights and once beside them.
             again: the same, where the gradients at the weights are already in place.
 
         Returns:
-            The loss at the weights where ``losses`` was given.
+            The loss at the weights where ``closure`` was given.
         """
         total = None
         state = _random_state()
-        if losses is not None:
+        if closure is not None:
             self.zero_grad()
-            total = _accumulate(losses)
-            again = losses
-        if again is None and self.rho:
-            raise RuntimeError("RENG needs the loss a second time: step(losses), or step(again=losses) after backward")
+            with self.callers_mode():
+                total = _accumulate(closure)
+            again = closure
+        if again is None and self.rho and not self.would_move_nothing():
+            raise RuntimeError(
+                "RENG needs the loss a second time: step(closure), where closure returns it and does not differentiate "
+                "it, or step(again=closure) after backward"
+            )
         pairs = [(p, p.grad) for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         gradients = [gradient for _, gradient in pairs]
         ranks = self.agreed_ranks()
@@ -106,14 +128,13 @@ class RENG(FiniteStep):
             self.skip("the gradient")
             return total
         if self.rho and again is not None:
-            norm = dot(gradients, gradients) ** 0.5
+            norm = _norm(gradients)
             if norm > 0 and not self._regularise(pairs, norm, again, state, ranks):
                 for parameter, gradient in pairs:
                     parameter.grad = gradient
                 self.skip("the gradient of the second pass")
                 return total
-        self.base.step()
-        self.num_steps += 1
+        self.commit_step_of(self.base)
         return total
 
     def _regularise(
@@ -125,7 +146,7 @@ class RENG(FiniteStep):
         ranks: dist.ProcessGroup | None,
     ) -> bool:
         """Put ``g + rho H g`` in place; returns whether it is finite."""
-        with torch.random.fork_rng(devices=_devices()):
+        with torch.random.fork_rng(devices=_devices()), self.callers_mode():
             _set_random_state(state)
             if self.mode == "finite-difference":
                 curved = self._difference(pairs, norm, again)
@@ -154,15 +175,9 @@ class RENG(FiniteStep):
                     parameter.copy_(old)
         return [(new - old) * (norm / self.radius) for new, (_, old) in zip(here, pairs, strict=True)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state, and our counters."""
-        return {"base": self.base.state_dict(), "num_skipped": self.num_skipped, "num_steps": self.num_steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` saved."""
-        self.base.load_state_dict(state_dict["base"])
-        self.num_skipped, self.num_steps = state_dict["num_skipped"], state_dict["num_steps"]
-        self._share()
+    def __repr__(self) -> str:
+        """Our settings, and the base with its groups."""
+        return f"RENG (rho: {self.rho}, mode: {self.mode}, radius: {self.radius}, base: {self.base!r})"
 
 
 def _pieces(losses: Losses) -> Iterable[Tensor]:
@@ -194,6 +209,16 @@ def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
                     second = torch.autograd.grad(slope, parameters, allow_unused=True)
                     total = [t if h is None else t + h for t, h in zip(total, second, strict=True)]
     return total
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    """``|g|``, also where the squares of g are too small for its type."""
+    square = dot(gradients, gradients)
+    if square > 1e-30:
+        return float(square**0.5)
+    largest = max((float(whole(gradient.abs().max())) for gradient in gradients if gradient.numel()), default=0.0)
+    scaled = [gradient / largest for gradient in gradients] if largest else []
+    return float(largest * dot(scaled, scaled) ** 0.5)
 
 
 def _devices() -> list[int]:

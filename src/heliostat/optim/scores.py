@@ -36,6 +36,15 @@ class ScoreBuffer:
     pending: list[Score] = field(default_factory=list)
     ready: Rows = field(default_factory=dict)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no score is waiting for a step."""
+        return not self.pending and not self.ready
+
+    def clear(self) -> None:
+        """Forget the scores that no step has taken."""
+        self.pending, self.ready = [], {}
+
     @contextmanager
     def backward_inside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
         """Make the backward pass inside one score, and put the gradients back as they were.
@@ -50,23 +59,50 @@ class ScoreBuffer:
                 yield
             score = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
             if not score:
-                raise RuntimeError("score() saw no backward pass: call log_prob.backward() inside it")
+                raise RuntimeError(
+                    "score() saw no backward pass through the optimizer's parameters: call log_prob.backward() inside "
+                    "it, of the model that is trained"
+                )
             self.pending.append(score)
         finally:
             for parameter, gradient in zip(parameters, kept, strict=True):
                 parameter.grad = gradient
 
     def differentiate(self, log_probs: Float[Tensor, ...], parameters: Sequence[Tensor]) -> None:
-        """Make each entry of ``log_probs`` one score; gradients in place are not touched."""
+        """Make each entry of ``log_probs`` one score; gradients in place are not touched.
+
+        Raises:
+            RuntimeError: an entry depends on none of the parameters.
+        """
         wanted = [parameter for parameter in parameters if parameter.requires_grad]
         entries = log_probs.reshape(-1)
         for index, log_prob in enumerate(entries):
             last = index == len(entries) - 1
             found = torch.autograd.grad(log_prob, wanted, retain_graph=not last, allow_unused=True)
-            self.pending.append({p: u for p, u in zip(wanted, found, strict=True) if u is not None})
+            score = {p: u for p, u in zip(wanted, found, strict=True) if u is not None}
+            if not score:
+                raise RuntimeError(
+                    "a score reaches none of the optimizer's parameters: differentiate the model that is trained, and "
+                    "with reentrant checkpointing use 'with optimizer.score(): log_prob.backward()', or use_reentrant="
+                    "False"
+                )
+            self.pending.append(score)
 
-    def add(self, scores: Mapping[Tensor, Tensor]) -> None:
-        """Take scores as they are: per parameter one tensor, a score per first index."""
+    def add(self, scores: Mapping[Tensor, Tensor], parameters: Sequence[Tensor]) -> None:
+        """Take scores as they are: per parameter one tensor, a score per first index.
+
+        Raises:
+            RuntimeError: not as many for every parameter, of other shapes, or of a tensor that is none of them.
+        """
+        known = set(parameters)
+        for parameter, rows in scores.items():
+            if parameter not in known:
+                raise RuntimeError("scores must be of the optimizer's own parameters, by parameter")
+            if rows.shape[1:] != parameter.shape:
+                raise RuntimeError(
+                    f"the scores of a parameter of shape {tuple(parameter.shape)} must have shape [sample, "
+                    f"*parameter.shape], got {tuple(rows.shape)}"
+                )
         num_scores = {len(rows) for rows in scores.values()}
         if len(num_scores) != 1:
             raise RuntimeError(f"scores must hold as many samples for every parameter, got {sorted(num_scores)}")
@@ -109,7 +145,7 @@ def _check(got: Sequence[int], wanted: int) -> None:
         found = str(got[0]) if len(got) == 1 else f"{', '.join(map(str, got))} on the ranks of its process group"
         raise RuntimeError(
             f"a step takes {wanted} scores and got {found}: run 'with optimizer.score(): "
-            "log_prob.backward()' for each sample, or pass score_closure"
+            "log_prob.backward()' for each sample, after zero_grad(), or pass score_closure"
         )
 
 
