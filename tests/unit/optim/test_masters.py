@@ -146,7 +146,7 @@ def test_what_is_saved_belongs_to_the_weights_that_are_saved():
     optimizer = build_optimizer(OptimizerSection(name="adamw", lr=1e-3), short)
     train(short, optimizer, 2)
     short.weight.data.mul_(2.0)
-    assert torch.equal(optimizer.state_dict()["masters"][0], short.weight.detach().float())
+    assert torch.equal(optimizer.state_dict()["state"][0]["master"], short.weight.detach().float())
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
