@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from heliostat.curvature.recorder import trainable_parts
+from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.gram import gram
 
 BUCKET = 1 << 20
@@ -152,8 +152,7 @@ class MeanSums(_Sums):
 def _zeros(layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """One input row and one output row of a layer, in the type that statistics have."""
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    width = sum(part.shape[1] if part.ndim > 1 else 1 for part in trainable_parts(layer))
-    sizes = (width, layer.out_features)
+    sizes = (num_columns(layer), layer.out_features)
     inputs, outputs = (torch.zeros(size, dtype=dtype, device=layer.weight.device) for size in sizes)
     return inputs, outputs
 

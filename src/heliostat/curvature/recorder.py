@@ -55,6 +55,11 @@ def trainable_parts(layer: nn.Linear) -> tuple[nn.Parameter, ...]:
     return tuple(part for part in layer.parameters(recurse=False) if part.requires_grad)
 
 
+def num_columns(layer: nn.Linear) -> int:
+    """Columns of the layer's matrix as it is now: those of its trainable parameters."""
+    return sum(part.shape[1] if part.ndim > 1 else 1 for part in trainable_parts(layer))
+
+
 def _num_inputs(layer: nn.Linear, with_frozen: bool) -> int:
     has_bias = layer.bias is not None and (layer.bias.requires_grad or with_frozen)
     return layer.in_features + has_bias

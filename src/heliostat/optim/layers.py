@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, trainable_parts
+from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, num_columns, trainable_parts
 from heliostat.optim.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
 from heliostat.optim.finite import FiniteStep, NotFinite
 from heliostat.optim.ranges import check_settings
@@ -61,7 +61,9 @@ class LayerOptimizer(FiniteStep):
         self.max_kl, self.process_group = max_kl, process_group
         self._rest = {"lr": adamw_lr, "lr_scale": float(adamw_lr / lr) if lr else 1.0, "betas": adamw_betas}
         own = {id(p) for layer in self.layers.values() for p in layer.parameters(recurse=False)}
-        named: list[tuple[str, Tensor]] = list(model.named_parameters())
+        named: list[tuple[str, Tensor]] = [
+            (name, p) for name, p in model.named_parameters() if p.requires_grad or p.is_floating_point()
+        ]
         mine = [pair for pair in named if id(pair[1]) in own]
         groups: list[dict[str, Any]] = [
             {"params": [pair for pair in mine if pair[1].ndim >= 2], "weight_decay": weight_decay},
@@ -86,6 +88,10 @@ class LayerOptimizer(FiniteStep):
         if isinstance(param_group, dict) and hasattr(self, "recorder") and param_group["rule"] != ADAMW:
             raise ValueError(f"{type(self).__name__} finds its layers when it is made: make another over the model")
         super().add_param_group(param_group)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return True  # to refuse it: what was recorded is of the scaled loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and what was recorded of passes since the last step."""
@@ -129,7 +135,7 @@ class LayerOptimizer(FiniteStep):
         """State for every trainable parameter, before any step."""
         for layer in self.layers.values():
             if trainable_parts(layer):
-                width = sum(part.shape[1] if part.ndim > 1 else 1 for part in trainable_parts(layer))
+                width = num_columns(layer)
                 like = torch.zeros((), dtype=wide(layer.weight).dtype, device=layer.weight.device)
                 state = self.state_of(layer, width, like)
                 if any(group["momentum"] for group in self.param_groups if group["rule"] == LAYERS):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
-from heliostat.curvature.recorder import trainable_parts
+from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
 from heliostat.optim.finite import ExtraPass, NotFinite, in_own_precision
@@ -127,9 +127,8 @@ class RING(LayerOptimizer):
 
     def _is_known(self, layer: nn.Linear) -> bool:
         """Whether there ever were statistics of a layer's matrix as it is now; a frozen one needs none."""
-        state, parts = self.state.get(layer.weight, {}), trainable_parts(layer)
-        width = sum(part.shape[1] if part.ndim > 1 else 1 for part in parts)
-        return not parts or (state.get("num_statistics", 0) > 0 and state["num_columns"] == width)
+        state, width = self.state.get(layer.weight, {}), num_columns(layer)
+        return not width or (state.get("num_statistics", 0) > 0 and state["num_columns"] == width)
 
     @contextmanager
     def statistics(self) -> Iterator[None]:
