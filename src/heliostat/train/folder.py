@@ -80,6 +80,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.prefixes = path / "prefixes.json"
         self.reference = path / "reference"
+        self.trial = path / "trial"
 
     def _take_lock(self) -> TextIO:
         lock = (self.path / "run.lock").open("a+", encoding="utf-8")
