@@ -12,6 +12,7 @@ References: Hu et al., 2021, arXiv:2106.09685.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,19 +45,20 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = split_targets(model, section.layers)
     whole = trained_whole(model, section)
+    targets = split_targets(model, section.layers, whole)
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
-        modules_to_save=whole or None,
         **targets,
     )
     unknown = unmatched(model, section.layers)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # saving unties them
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         torch.manual_seed(seed)
         try:
             inject_adapter_in_model(config, model, adapter_name=NAME)
@@ -69,8 +71,9 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
         if name in (config.target_modules or ()):
             raise no_such_layer(model, section.layers, name)
     _leave_out_skipped(model, config, section)
-    for name in whole:
+    for name in whole:  # in place: PEFT's own way trains a copy, which unties what is tied
         model.get_submodule(name).requires_grad_(True)
+    config.modules_to_save = whole or None
 
 
 def _leave_out_skipped(model: PreTrainedModel, config: Any, section: LoraSection) -> None:

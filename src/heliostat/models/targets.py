@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 BYPASSED = {name: ["out_proj", "conv1d"] for name in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")}
 
 
-def split_targets(model: PreTrainedModel, names: Sequence[str]) -> dict[str, Any]:
+def split_targets(model: PreTrainedModel, names: Sequence[str], whole: Sequence[str]) -> dict[str, Any]:
     """The part of PEFT's configuration that says what gets an adapter.
+
+    Args:
+        whole: paths of the modules that are to have none.
 
     Raises:
         ConfigError: a name fits a module that can have no adapter.
     """
     if not names:
-        return {"target_modules": "all-linear", "exclude_modules": BYPASSED.get(model.config.model_type)}
+        left_out = [*BYPASSED.get(model.config.model_type, ()), *whole]
+        return {"target_modules": "all-linear", "exclude_modules": left_out or None}
     parameters = [name for name in names if not _modules(model, name) and _has_weight(model, name)]
     for name in names:
         for path, module in _modules(model, name):

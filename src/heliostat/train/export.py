@@ -1,4 +1,4 @@
-"""A run's model as folders that plain transformers and PEFT load, from any number of ranks, and read back before trusted.
+"""A run's model as folders that plain transformers and PEFT load, from any number of ranks, read back before trusted.
 
     try_export   of the model before training, adapters stirred: what could be lost is lost now
     export       of the model after training
@@ -70,13 +70,12 @@ def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Seq
     except RankLost:
         raise
     except Exception as error:  # as above
-        way_out = (
-            "leave layers out of lora.layers, or set lora.rank = 0" if is_adapted(loaded.model) else "try another model"
-        )
+        way_out = "leave layers out of lora.layers" if is_adapted(loaded.model) else "try another model"
+        if isinstance(error, OSError):
+            way_out = "make room"
         raise ConfigError(
             f"nothing was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
-            f"{way_out if not isinstance(error, OSError) else 'make room'}, or set train.try_export = false to train all "
-            "the same"
+            f"{way_out}, or set train.try_export = false to train all the same"
         ) from error
     finally:
         if runtime.is_main:
