@@ -37,7 +37,7 @@ MAX_TOKENS = 128
 """How much of a prompt is read."""
 NUM_POSITIONS = 16
 """Of how many tokens at its end logits are compared."""
-QUIET = {torch.float32: 1e-3, torch.bfloat16: 0.02, torch.float16: 0.005}
+QUIET = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 """Differences that rounding explains in any model, as a share, by the type of the weights."""
 NUM_NOISES, LOUD = 4.0, 0.7
 """A difference may be this many times what one unit in every weight makes, and no more than this share."""
