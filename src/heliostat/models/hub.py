@@ -187,7 +187,7 @@ def _read_weights(location: str, is_local: bool, name: str, options: dict[str, A
         with without_progress_bars():
             loading: Any = AutoModelForCausalLM.from_pretrained  # its annotation misses the second result
             model, report = loading(location, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if not is_local and isinstance(error, OSError):
             raise _unreachable(name, error) from error
         raise ConfigError(f"model '{name}': its weights cannot be read: {_first_line(error)}") from error

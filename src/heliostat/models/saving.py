@@ -92,8 +92,16 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
     generation = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
     )
-    with without_progress_bars(), _as_tied(loaded.model, weights):
-        loaded.model.save_pretrained(folder, state_dict=dict(weights))  # which deletes from what it is given
+    model = loaded.model
+    own, model.generation_config = model.generation_config, generation  # transformers refuses to write some of its own
+    code = vars(model.config).pop("auto_map", None)  # names files of code that was not run and is not copied
+    try:
+        with without_progress_bars(), _as_tied(model, weights):
+            model.save_pretrained(folder, state_dict=dict(weights))  # which deletes from what it is given
+    finally:
+        model.generation_config = own
+        if code is not None:
+            model.config.auto_map = code
     loaded.tokenizer.save_pretrained(folder)
     generation.save_pretrained(folder)
 

@@ -42,10 +42,8 @@ def split_targets(model: PreTrainedModel, names: Sequence[str], whole: Sequence[
                     f"lora.layers names '{name}', and {path} is a {type(module).__name__}: adapters go on linear "
                     f"layers and embeddings; {_there_are(model)}"
                 )
-    return {
-        "target_modules": [name for name in names if name not in parameters],
-        "target_parameters": parameters or None,
-    }
+    modules = {"target_modules": [name for name in names if name not in parameters]}
+    return modules | ({"target_parameters": parameters} if parameters else {})
 
 
 def unmatched(model: nn.Module, names: Sequence[str]) -> list[str]:

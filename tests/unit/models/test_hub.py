@@ -268,3 +268,9 @@ class TestWhatElseLiesInTheFolder:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             load_float32(folder)
+
+
+def test_a_generation_config_that_transformers_refuses(folder: Path):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": -3}))
+    assert "cannot be read: `max_new_tokens` must be greater than 0" in refusal(folder)
