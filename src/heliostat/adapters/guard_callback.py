@@ -11,6 +11,7 @@ would go back, this one stops the training (mode ``act``), or says that it would
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -66,15 +67,21 @@ class GuardCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget what was written after the checkpoint that training continues from."""
+        """Forget what was written after the checkpoint that training continues from.
+
+        **Limits** Of a training that begins anew, and of lines that are not of this form, nothing is removed: the files
+        of an earlier one are kept under another name.
+        """
         if not state.is_world_process_zero:
             return
         for name in ("events.jsonl", "metrics.jsonl"):
             path = Path(str(args.output_dir)) / name
-            if path.exists():
-                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= state.global_step]
-                path.write_text("".join(kept), encoding="utf-8")
+            if path.exists() and state.global_step == 0:
+                others = (path.with_name(f"{name}.before-{number}") for number in itertools.count(1))
+                path.rename(next(other for other in others if not other.exists()))
+            elif path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                path.write_text("".join(line for line in lines if _step(line) <= state.global_step), encoding="utf-8")
 
     def on_log(
         self,
@@ -136,6 +143,14 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of a line of ours; of any other, one that lies before every checkpoint."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1.0
 
 
 def _number(value: Any) -> float | None:

@@ -89,13 +89,6 @@ class LoraSection(Section):
         (), strict=False, description="names of modules trained and saved whole beside the adapters, like lm_head"
     )
 
-    @model_validator(mode="after")
-    def _used(self) -> Self:
-        ignored = [key for key in ("layers", "modules_to_save") if getattr(self, key)]
-        if ignored and not self.rank:
-            raise ValueError(f"lora.{ignored[0]} is only used with lora.rank above 0 (now 0)")
-        return self
-
 
 class TaskSection(NamedSection):
     """Problems and their verifier; further keys belong to the named task, like --task.settings.max_terms 3.

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,13 @@ from heliostat.models.lora import is_adapted, merged, plain_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_SAVED = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "*.model", "*.py"),
+    *("adapter_config.json", "adapter_model.safetensors"),
+)
+"""Names of what transformers writes when it saves a model and a tokenizer."""
 
 
 Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
@@ -39,6 +47,9 @@ def save_model(
     Args:
         weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
         check: raises where what was written is not good; then ``folder`` is left as it was.
+
+    **Limits** A file that no save writes is never removed: where one is found, the earlier folder is kept beside the
+    new one under another name, with a warning.
 
     Raises:
         ValueError: ``folder`` exists and holds something other than a saved model.
@@ -75,7 +86,19 @@ def _swap_in(partial: Path, folder: Path) -> None:
     old = Path(tempfile.mkdtemp(prefix=f".old-{folder.name}-", dir=folder.parent))
     folder.replace(old)  # onto an empty folder, which the system allows
     partial.rename(folder)
+    if foreign := [entry.name for entry in old.iterdir() if not _may_be_saved(entry)]:
+        kept = Path(tempfile.mkdtemp(prefix=f"{folder.name}-before-", dir=folder.parent))
+        old.replace(kept)
+        warnings.warn(
+            f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=4
+        )
+        return
     shutil.rmtree(old)
+
+
+def _may_be_saved(entry: Path) -> bool:
+    """Whether a saved model has a file of such a name, whichever version of transformers wrote it."""
+    return entry.is_file() and any(entry.match(pattern) for pattern in _SAVED)
 
 
 def plain_state(model: nn.Module, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:

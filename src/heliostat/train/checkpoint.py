@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from heliostat.train.precision import NAMES, stored_dtype, trained_dtype
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.shards import cut_like, cut_state, read_shards, write_shards
 
@@ -42,13 +44,14 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self.runtime = runtime
-        for leftover in folder.glob(f"*{PARTIAL}") if runtime.is_main else ():
-            shutil.rmtree(leftover)
+        for leftover in folder.glob(f"step_*{PARTIAL}") if runtime.is_main else ():
+            if _step_of(leftover.name.removesuffix(PARTIAL)) is not None:
+                shutil.rmtree(leftover)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first; one that is being written is none."""
-        names = [path.name for path in self.folder.glob("step_*") if path.is_dir()]
-        return sorted(int(name.removeprefix("step_")) for name in names if not name.endswith(PARTIAL))
+        found = [_step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir()]
+        return sorted(step for step in found if step is not None)
 
     @property
     def latest(self) -> int | None:
@@ -101,8 +104,13 @@ class Checkpoints:
         return final
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``."""
+        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another model, or of weights of another type.
+        """
         folder = self._path(step)
+        self._check_dtype(folder, model)
         try:
             if (folder / "shards").is_dir():
                 optimizer_state = read_shards(folder / "shards", model)
@@ -129,13 +137,37 @@ class Checkpoints:
         optimizer.load_state_dict(optimizer_state)
         return state
 
+    def stored_dtype(self, step: int | None) -> torch.dtype | None:
+        """The type of the weights in a checkpoint; ``None`` without one, or where that cannot be told."""
+        return None if step is None else stored_dtype(self._path(step))
+
+    def _check_dtype(self, folder: Path, model: nn.Module) -> None:
+        stored, here = stored_dtype(folder), trained_dtype(model)
+        if stored in NAMES and here in NAMES and stored != here:
+            raise CheckpointError(
+                f"checkpoint {folder} holds {NAMES[stored]} weights, and this model's are {NAMES[here]}; continue it "
+                f"with model.dtype = '{NAMES[stored]}', or begin another run in another folder"
+            )
+
     def drop_after(self, step: int) -> None:
         """Remove every checkpoint newer than ``step``."""
         for newer in [other for other in self.steps() if other > step] if self.runtime.is_main else []:
             shutil.rmtree(self._path(newer))
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step_{step:06d}"
+        return self.folder / _name(step)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def _step_of(name: str) -> int | None:
+    """The step that a folder's name says, or ``None`` for a name that ``_name`` does not write."""
+    with suppress(ValueError):
+        step = int(name.removeprefix("step_"))
+        return step if name == _name(step) else None
+    return None
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ Left out: what is in such a folder (``models.saving``, ``models.lora``) and how 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,16 +58,17 @@ def export(
 
 
 def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt]) -> None:
-    """Go the whole way of ``export`` with the model as it is before training, in a folder that is removed again.
+    """Go the whole way of ``export`` with the model as it is before training, in a folder below ``folder`` that is removed.
 
     **Limits**: the model is afterwards what it was, bit for bit.
 
     Raises:
         ConfigError: this model, with these adapters, in this place, cannot be saved as what it is.
     """
+    trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=folder)) if runtime.is_main else folder
     try:
         with stirred(loaded.model, seed=runtime.rank if runtime.sharded else 0):
-            _export(loaded, runtime, folder / "model", prompts, folder / "adapter")
+            _export(loaded, runtime, trial / "model", prompts, trial / "adapter")
     except RankLost:
         raise
     except Exception as error:  # as above
@@ -79,7 +81,7 @@ def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Seq
         ) from error
     finally:
         if runtime.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(trial, ignore_errors=True)
 
 
 def _export(

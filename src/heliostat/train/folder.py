@@ -1,7 +1,8 @@
 """The run folder: one owner at a time, every file in a known place, nothing half-written.
 
-    recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  events.jsonl  abandoned.jsonl
-    checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)  adapter/ (LoRA)
+    heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
+    events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
+    one)  adapter/ (LoRA)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -9,10 +10,11 @@ Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (`
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import platform
-import shutil
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from importlib.metadata import version
@@ -22,9 +24,13 @@ from typing import Any, TextIO
 import torch
 
 from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
+from heliostat.outputs import claim_folder, release_folder
 from heliostat.tracking import read_metrics, rewind
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.records import evaluation_from_rows
+
+_STARTING = ("checkpoints", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
+"""What a run writes before anything is refused."""
 
 
 class RunLocked(RuntimeError):
@@ -45,8 +51,9 @@ def default_run_dir(section: RunSection, recipe_name: str) -> Path:
     """``root/name``, or a dated name that is not taken yet."""
     if section.name:
         return Path(section.root) / section.name
-    stem = f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}"
-    return Path(section.root) / stem
+    dated = Path(section.root) / f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = (dated.with_name(f"{dated.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([dated], others) if not path.exists())
 
 
 class RunFolder:
@@ -57,7 +64,7 @@ class RunFolder:
 
     Raises:
         RunLocked: another process holds it.
-        ConfigError: it holds a run of a different recipe.
+        ConfigError: it holds a run of a different recipe, or anything that no run of ours put there.
     """
 
     def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
@@ -65,8 +72,7 @@ class RunFolder:
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         if writes:
-            self._is_new = not path.exists()
-            path.mkdir(parents=True, exist_ok=True)
+            self._claim = claim_folder(path, "heliostat train", _is_older_run)
             self._lock = self._take_lock()
             self._check_recipe(recipe)
             self.checkpoints.mkdir(exist_ok=True)
@@ -80,7 +86,6 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.prefixes = path / "prefixes.json"
         self.reference = path / "reference"
-        self.trial = path / "trial"
 
     def _take_lock(self) -> TextIO:
         lock = (self.path / "run.lock").open("a+", encoding="utf-8")
@@ -171,13 +176,25 @@ class RunFolder:
         write_atomically(self.summary, json.dumps(summary, indent=1) + "\n")
 
     def close(self) -> None:
-        """Let the next process have the folder; a run that was refused before it began leaves none behind."""
+        """Release the lock; a run that was refused before it began leaves nothing of its own behind."""
         if not self.writes:
             return
         self._lock.truncate(0)
         self._lock.close()
-        if self._is_new and not self.metrics.exists():
-            shutil.rmtree(self.path)
+        if self._claim.fresh and not self.metrics.exists():
+            events = [str(path.relative_to(self.path)) for path in self.path.glob("tensorboard/events.out.tfevents.*")]
+            release_folder(self.path, [*events, "tensorboard", *_STARTING], self._claim.made)
+
+
+def _is_older_run(path: Path) -> bool:
+    """Whether a folder without marker holds a run of an earlier version: its recipe, and what it was made with."""
+    try:
+        recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        made_with = json.loads((path / "versions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    of_a_run = {"run", "model", "task", "train"} <= recipe.keys()
+    return of_a_run and isinstance(made_with, dict) and {"heliostat", "torch"} <= made_with.keys()
 
 
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

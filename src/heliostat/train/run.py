@@ -22,7 +22,9 @@ from rich.console import Console
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.tasks import VerifierError, VerifierPool
-from heliostat.tracking import open_trackers
+from heliostat.tasks.nesting import refuse_nested
+from heliostat.trackers import open_services
+from heliostat.tracking import JsonlTracker, Tracker
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
@@ -32,6 +34,7 @@ from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
+from heliostat.train.precision import begun_in
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
 from heliostat.train.runtime import RankLost, running, spoken_transport, start_runtime
@@ -83,6 +86,7 @@ def run_recipe(
         ConfigError: the recipe cannot be carried out.
         RunLocked: another process works in the folder.
     """
+    refuse_nested("a run")
     objective = check_recipe(recipe)
     tasks = load_tasks(recipe)
     with ExitStack() as stack:
@@ -98,19 +102,25 @@ def run_recipe(
             shown.note("this run is finished already; nothing to do")
             results = (folder.recorded("before"), folder.recorded("after"))
             return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
+        with runtime.together():  # what is missing for a tracker is said before the model loads
+            settings = recipe.model_dump(mode="json")
+            services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
+        for service in services:
+            stack.callback(service.close)
         pool = stack.enter_context(VerifierPool(tasks))
+        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
+        recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(checkpoints.latest)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
-        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         if recipe.train.try_export and runtime.from_main(checkpoints.latest) is None:
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
-            try_export(bench.loaded, runtime, folder.trial, [bench.prompt(problem) for problem in problems])
+            try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
         with runtime.main_first():
             folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
-        settings = recipe.model_dump(mode="json")
-        trackers = open_trackers(recipe.tracking, folder.path, settings) if runtime.is_main else []
-        for tracker in trackers:
-            stack.callback(tracker.close)
+        trackers: list[Tracker] = [*services]
+        if runtime.is_main:
+            trackers.insert(0, JsonlTracker(folder.metrics))
+            stack.callback(trackers[0].close)
         interrupt = stack.enter_context(InterruptGuard(shown.note, runtime.any))
         ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
         traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name, keeps=runtime.is_main))
@@ -234,6 +244,7 @@ def run_eval(
     settings: SamplingSettings | None = None,
 ) -> EvalReport:
     """Evaluate one or two models on the recipe's held-out problems, with the same random streams for both."""
+    refuse_nested("an evaluation")
     runtime = start_runtime(recipe.run)
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
@@ -265,6 +276,7 @@ def run_sample(
     settings: SamplingSettings | None = None,
 ) -> list[Group]:
     """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
+    refuse_nested("a model")
     runtime = start_runtime(recipe.run)
     bench = set_up_model(_with_model(recipe, model), runtime)
     if prompt is not None:

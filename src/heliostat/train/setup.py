@@ -23,6 +23,7 @@ from heliostat.train.feedback import Feedback
 from heliostat.train.gathered_engine import GatheredEngine
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.policy import Policy
+from heliostat.train.precision import NAMES
 from heliostat.train.runtime import Runtime
 from heliostat.train.sharding import shard
 from heliostat.train.update import Updater
@@ -33,10 +34,27 @@ def check_recipe(recipe: Recipe) -> Objective:
     """Everything about a recipe that can be refused without data or weights.
 
     Raises:
-        ConfigError: unknown objective, optimizer or setting.
+        ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
     """
     optimizer_settings(recipe.optimizer)
-    return build_objective(recipe.objective)
+    objective = build_objective(recipe.objective)
+    if recipe.train.num_steps > 0:
+        _check_group_size(recipe, objective)
+    return objective
+
+
+def _check_group_size(recipe: Recipe, objective: Objective) -> None:
+    """Refuse groups in which every advantage is 0 whatever the rewards; the objective itself is asked."""
+    size = recipe.rollout.group_size
+    try:
+        learns = bool((objective.advantages(torch.arange(size, dtype=torch.float64)) != 0).any())
+    except ValueError:  # the baseline leaves the completion out, and nothing is left
+        learns = False
+    if not learns:
+        raise ConfigError(
+            f"rollout.group_size = {size} leaves nothing to learn from: objective '{recipe.objective.name}' compares "
+            "each reward with those of its own group; set rollout.group_size to 2 or more (8 is the default)"
+        )
 
 
 def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
@@ -123,9 +141,13 @@ def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype
     return numerics
 
 
-def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
-    """The frozen policy saved in ``folder``, on the run's device."""
-    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}})
+def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.dtype) -> Policy:
+    """The frozen policy saved in ``folder``, on the run's device, in the type of the policy that it is compared with.
+
+    Args:
+        dtype: of the policy's weights; ``auto`` may mean another for a folder than for the model the run began from.
+    """
+    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
     loaded = load_model(section, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
     _shard(loaded, recipe, runtime)

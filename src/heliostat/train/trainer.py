@@ -243,7 +243,8 @@ class Trainer:
             return
         if not self.runtime.from_main(self.folder.reference.exists()):  # a resumed run has it already
             export(self.bench.loaded, self.runtime, self.folder.reference, self._shown_prompts())
-        self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime)
+        dtype = self.bench.loaded.model.dtype
+        self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime, dtype)
 
     def _shown_prompts(self) -> list[Prompt]:
         """Prompts on which a saved model is compared with the one in memory."""

@@ -163,3 +163,14 @@ def test_what_a_check_refuses_does_not_take_its_place(nano_model: LoadedModel, t
         save_model(other, folder, check=refuse)
     assert names(tmp_path) == ["final"]
     assert model_fingerprint(load_float32(folder)) == model_fingerprint(nano_model)
+
+
+def test_a_file_that_no_save_writes_is_kept_when_the_model_is_replaced(tmp_path, tiny):
+    save_model(tiny, tmp_path / "model")
+    (tmp_path / "model" / "thesis.md").write_text("mine")
+    with pytest.warns(UserWarning, match=r"held 'thesis.md', which no save wrote"):
+        save_model(tiny, tmp_path / "model")
+    assert not (tmp_path / "model" / "thesis.md").exists()
+    assert [path.read_text() for path in tmp_path.glob("model-before-*/thesis.md")] == ["mine"]
+    save_model(tiny, tmp_path / "model")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -39,7 +39,7 @@ def half_merged(monkeypatch, name):
 
 def test_a_trial_leaves_the_model_and_the_folder_as_they_were(loaded, tmp_path):
     before = model_fingerprint(loaded)
-    try_export(loaded, ALONE, tmp_path / "trial", PROMPTS)
+    try_export(loaded, ALONE, tmp_path, PROMPTS)
     assert model_fingerprint(loaded) == before
     assert list(tmp_path.iterdir()) == []
 
@@ -47,10 +47,10 @@ def test_a_trial_leaves_the_model_and_the_folder_as_they_were(loaded, tmp_path):
 def test_what_a_merge_forgets_shows_before_training(loaded, tmp_path, monkeypatch):
     half_merged(monkeypatch, "model.embed_tokens")
     if not lora.is_adapted(loaded.model):
-        try_export(loaded, ALONE, tmp_path / "trial", PROMPTS)
+        try_export(loaded, ALONE, tmp_path, PROMPTS)
         return
     with pytest.raises(ConfigError) as caught:
-        try_export(loaded, ALONE, tmp_path / "trial", PROMPTS)
+        try_export(loaded, ALONE, tmp_path, PROMPTS)
     message = str(caught.value)
     assert message.startswith("nothing was trained, since the model of this run could not be saved as what it is: ")
     assert "logits differ from the trainer's by" in message
@@ -83,7 +83,7 @@ def test_a_full_disk_is_said_with_its_way_out(loaded, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(loaded.model), "save_pretrained", full)
     with pytest.raises(ConfigError, match=r"No space left on device; make room, or set train\.try_export = false"):
-        try_export(loaded, ALONE, tmp_path / "trial", PROMPTS)
+        try_export(loaded, ALONE, tmp_path, PROMPTS)
     with pytest.raises(ExportError, match=r"OSError: .*No space left"):
         export(loaded, ALONE, tmp_path / "model", PROMPTS)
 
@@ -101,4 +101,4 @@ def test_families_pass_with_adapters_wherever_they_can_be(family, layers, dtype,
             "mamba": ("in_proj", "embeddings", "lm_head"),
         }[family]
     add_adapters(loaded.model, LoraSection(rank=2, layers=layers), seed=0)
-    try_export(loaded, ALONE, tmp_path / "trial", PROMPTS)
+    try_export(loaded, ALONE, tmp_path, PROMPTS)
