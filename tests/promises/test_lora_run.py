@@ -99,6 +99,12 @@ def test_a_run_whose_model_does_not_come_back_is_not_finished_and_loses_nothing(
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+def test_modules_to_save_without_adapters_are_refused(tmp_path):
+    recipe = load_recipe(str(small.write_recipe(tmp_path)), {"lora.modules_to_save": ["lm_head"]})
+    with pytest.raises(ConfigError, match=r"only used with lora\.rank above 0"):
+        run_recipe(recipe, tmp_path / "run", "small")
+
+
 def test_a_model_that_could_not_be_saved_is_refused_before_anything_is_sampled(tmp_path):
     recipe = load_recipe(str(small.write_recipe(tmp_path)), SHORT)
     with pytest.MonkeyPatch.context() as patch:

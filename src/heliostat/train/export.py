@@ -58,7 +58,7 @@ def export(
 
 
 def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt]) -> None:
-    """Go the whole way of ``export`` with the model as it is before training, in a folder below ``folder`` that is removed.
+    """Go the whole way of ``export`` with the model as it is before training, in a place below ``folder``.
 
     **Limits**: the model is afterwards what it was, bit for bit.
 
