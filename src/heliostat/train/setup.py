@@ -36,6 +36,8 @@ def check_recipe(recipe: Recipe) -> Objective:
     Raises:
         ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
     """
+    if recipe.lora.modules_to_save and not recipe.lora.rank:
+        raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
     optimizer_settings(recipe.optimizer)
     objective = build_objective(recipe.objective)
     if recipe.train.num_steps > 0:

@@ -30,7 +30,7 @@ from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation
-from heliostat.train.export import export
+from heliostat.train.export import NUM_PROMPTS, export
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
 from heliostat.train.heldout import HeldOut
@@ -47,7 +47,7 @@ from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
 from heliostat.train.update import UpdateReport
 from heliostat.train.warm_start import WarmStart
-from heliostat.types import Batch, Group
+from heliostat.types import Batch, Group, Prompt
 
 NUM_DIAGNOSTIC_GROUPS = 8
 """Groups re-scored after each phase for the mirror-step numbers."""
@@ -131,7 +131,7 @@ class Trainer:
         self._freeze_reference()
         self._train()
         after = self.heldout.measure(self.step, "after")
-        export(self.bench.loaded, self.runtime, self.folder.model, self.folder.adapter)
+        export(self.bench.loaded, self.runtime, self.folder.model, self._shown_prompts(), self.folder.adapter)
         return before, after
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -243,9 +243,13 @@ class Trainer:
         if not self.objective.needs_reference:
             return
         if not self.runtime.from_main(self.folder.reference.exists()):  # a resumed run has it already
-            export(self.bench.loaded, self.runtime, self.folder.reference)
+            export(self.bench.loaded, self.runtime, self.folder.reference, self._shown_prompts())
         dtype = self.bench.loaded.model.dtype
         self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime, dtype)
+
+    def _shown_prompts(self) -> list[Prompt]:
+        """Prompts on which a saved model is compared with the one in memory."""
+        return [self.bench.prompt(problem) for problem in self.heldout.problems[:NUM_PROMPTS]]
 
     def _forget_optimizer(self, step: int) -> None:
         every = self.recipe.optimizer.reset_every
