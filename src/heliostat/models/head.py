@@ -68,8 +68,17 @@ class Head:
         projection: nn.Module = self.model.get_output_embeddings() if self.exact_split else nn.Identity()  # type: ignore[no-untyped-call]
         return projection
 
-    def hidden(self, **inputs: Any) -> Float[Tensor, "batch token width"]:
-        """Hidden states of every position. ``inputs`` are the model's own; a cache passed in is filled in place."""
+    def hidden(self, memory: Any = None, **inputs: Any) -> Float[Tensor, "batch token width"]:
+        """Hidden states of every position.
+
+        Args:
+            memory: a cache of earlier tokens, filled in place.
+            inputs: the model's own.
+        """
+        if memory is not None:
+            from heliostat.models.internals import memory_argument
+
+            inputs[memory_argument(self.backbone) or "past_key_values"] = memory
         output = self.backbone(**inputs)
         states: Tensor = output.last_hidden_state if self.exact_split else output.logits
         return states
