@@ -112,9 +112,23 @@ class FiniteStep(torch.optim.Optimizer):
     carried: ClassVar[tuple[str, ...]] = ("num_skipped", "num_steps")
     num_skipped = Carried(0)
     num_steps = Carried(0)
+    _outside: list[tuple[str, torch.dtype, bool]] = []  # noqa: RUF012  # only ever replaced
+
     process_group: Group = None
     _num_calls: int = 0
-    _outside: list[tuple[str, torch.dtype, bool]] = []  # noqa: RUF012  # only ever replaced
+
+    def agreed_ranks(self) -> dist.ProcessGroup | None:
+        """The ranks this step is taken with; at the first step and now and then they are compared. A collective.
+
+        Raises:
+            ReplicasDisagree: weights or gradients differ between ranks.
+        """
+        ranks = ranks_of(self.process_group)
+        if ranks is not None:
+            self._num_calls += 1
+            if is_due(self._num_calls):
+                check_replicas(type(self).__name__, self.parameters(), ranks)
+        return ranks
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -184,19 +198,6 @@ class FiniteStep(torch.optim.Optimizer):
         else:
             update()
             self.num_steps += 1
-
-    def agreed_ranks(self) -> dist.ProcessGroup | None:
-        """The ranks this step is taken with; at the first step and now and then they are compared. A collective.
-
-        Raises:
-            ReplicasDisagree: weights or gradients differ between ranks.
-        """
-        ranks = ranks_of(self.process_group)
-        if ranks is not None:
-            self._num_calls += 1
-            if is_due(self._num_calls):
-                check_replicas(type(self).__name__, self.parameters(), ranks)
-        return ranks
 
     def skip(self, what: str) -> None:
         """Count and warn of a step that is left out; weights and state stay as they are."""

@@ -119,6 +119,7 @@ class VllmEngine:
         self.counts = RolloutCounts()
         self.held = held or Held()
         self.lead = lead
+        self.way = f"the rollout server at {server.url}"
 
     def sample(
         self,

@@ -19,9 +19,11 @@ from heliostat.optim import FiniteStep, Schedule, build_optimizer, optimizer_set
 from heliostat.optim.replicas import ALONE
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
+from heliostat.train.exact import exact_layouts
 from heliostat.train.feedback import Feedback
 from heliostat.train.gathered_engine import GatheredEngine
 from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.layouts import Alone
 from heliostat.train.policy import Policy
 from heliostat.train.precision import NAMES
 from heliostat.train.runtime import Runtime
@@ -36,6 +38,8 @@ def check_recipe(recipe: Recipe) -> Objective:
     Raises:
         ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
     """
+    if recipe.lora.modules_to_save and not recipe.lora.rank:
+        raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
     optimizer_settings(recipe.optimizer)
     objective = build_objective(recipe.objective)
     if recipe.train.num_steps > 0:
@@ -122,13 +126,27 @@ def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
-    # Built before weights are cut: it may try the model, which would leave them gathered.
+    # Tried before weights are cut: that would leave them gathered.
     engine = build_engine(loaded, limits, section, runtime.led)
+    _try_layouts(loaded, runtime)
     twin = twin_of(loaded) if section.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     if runtime.sharded:
         engine = GatheredEngine(engine, loaded.model)
     return Bench(loaded, engine, recipe, numerics, twin)
+
+
+def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
+    """Find the layouts that are right for a model, while its weights are whole.
+
+    Raises:
+        ConfigError: rows must be run one by one, and weights are to be cut over ranks.
+    """
+    if isinstance(exact_layouts(loaded).single, Alone) and runtime.sharded:
+        raise ConfigError(
+            f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
+            f"step; set distributed.placement = 'replicated'"
+        )
 
 
 def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:
@@ -150,6 +168,7 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.
     section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
     loaded = load_model(section, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
+    _try_layouts(loaded, runtime)
     _shard(loaded, recipe, runtime)
     return Policy(loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
 

@@ -174,6 +174,15 @@ def test_every_optimizer_that_needs_no_further_pass_moves_the_weights(tmp_path, 
         assert torch.allclose(final_weights(made), final_weights(kept), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", WITHOUT_FURTHER_PASSES)
+def test_every_optimizer_works_in_trls_default_precision(tmp_path, name):
+    made = train(tmp_path, optimizer=name, optimizer_settings=WITHOUT_FURTHER_PASSES[name], bf16=True)
+    moved = final_weights(made) - torch.cat([p.flatten() for p in make_nano().model.parameters()])
+    assert torch.isfinite(moved).all()
+    assert moved.abs().max() > 1e-4
+    assert getattr(made.optimizer.optimizer, "num_skipped", 0) == 0
+
+
 def two_ranks(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
