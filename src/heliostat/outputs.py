@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from heliostat.config import ConfigError
@@ -24,25 +23,15 @@ MARKER = "heliostat-run.json"
 _HEAD = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """How a folder became a run's.
-
-    Attributes:
-        made: it did not exist before.
-        fresh: it bore no marker before.
-    """
-
-    made: bool
-    fresh: bool
-
-
-def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lambda folder: False) -> Claim:
+def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lambda folder: False) -> bool:
     """Mark ``folder`` as a run's own, making it where it is missing.
 
     Args:
         kind: of run, as the marker says it.
         is_older: whether a folder without marker was made by a version of this package that wrote none.
+
+    Returns:
+        Whether the folder was made.
 
     Raises:
         ConfigError: it is a file, belongs to a run of another kind, or holds something that no run of ours put there.
@@ -62,7 +51,7 @@ def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lam
     if MARKER in names:
         if (owner := _kind(marker)) != kind:
             raise ConfigError(f"{folder} belongs to {owner}, not to {kind}; choose another folder with --run")
-        return Claim(made, fresh=False)
+        return made
     others = [name for name in names if name != partial.name]
     if others and not is_older(folder):
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -72,7 +61,7 @@ def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lam
         )
     partial.write_text(json.dumps({"kind": kind}) + "\n", encoding="utf-8")
     partial.replace(marker)
-    return Claim(made, fresh=not others)
+    return made
 
 
 def _kind(marker: Path) -> str:
@@ -82,8 +71,8 @@ def _kind(marker: Path) -> str:
         return f"nobody we know ({MARKER} is damaged)"
 
 
-def release_folder(folder: Path, names: Iterable[str], made: bool) -> None:
-    """Remove the files and empty folders that claiming and starting a run wrote, and the folder if it was made.
+def release_folder(folder: Path, names: Iterable[str]) -> None:
+    """Remove a folder that was made for a run, with the files and empty folders that claiming and starting it wrote.
 
     **Limits** Whatever else is in the folder stays, and with it the folder and its marker.
     """
@@ -96,8 +85,7 @@ def release_folder(folder: Path, names: Iterable[str], made: bool) -> None:
                 path.unlink()
     if [entry.name for entry in folder.iterdir()] == [MARKER]:
         (folder / MARKER).unlink()
-        if made:
-            folder.rmdir()
+        folder.rmdir()
 
 
 def check_replaceable(path: Path, mark: str, what: str) -> None:

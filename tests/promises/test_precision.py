@@ -43,11 +43,23 @@ def shaped(folder, **overrides):
 
 
 def stored(run_dir, step):
-    return load_file(run_dir / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
+    """What a checkpoint keeps of the weights that are trained."""
+    tensors = load_file(run_dir / "checkpoints" / f"step_{step:06d}" / "model.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if ".lora_" in name or not small.weights.lora_rank}
 
 
 def optimizer_state(run_dir, step):
     return torch.load(run_dir / "checkpoints" / f"step_{step:06d}" / "optimizer.pt", weights_only=True)
+
+
+def float32_copies(state):
+    """Of an optimizer's saved state, in the order of its parameters."""
+    return state["masters"] if "masters" in state else [entry["master"] for entry in state["state"].values()]
+
+
+def all_entries(tensors, dtype):
+    """Sorted, since an optimizer numbers its parameters otherwise than a model names them."""
+    return torch.cat([tensor.to(dtype).flatten() for tensor in tensors]).sort().values
 
 
 def distance(one, other):
@@ -122,16 +134,16 @@ def test_weights_have_their_type_and_everything_the_optimizer_keeps_is_float32(f
         assert {tensor.dtype for tensor in model.values()} == {dtype}
         assert {tensor.dtype for tensor in all_tensors(optimizer)} <= {torch.float32}
         if dtype == torch.bfloat16:
-            assert len(optimizer["masters"]) == len(model)
-            rounded = sorted(copy.to(dtype).flatten().tolist() for copy in optimizer["masters"])
-            assert rounded == sorted(tensor.flatten().tolist() for tensor in model.values())
+            copies = float32_copies(optimizer)
+            assert len(copies) == len(model)
+            assert torch.equal(all_entries(copies, dtype), all_entries(model.values(), dtype))
     assert {tensor.dtype for tensor in load_file(result.folder / "model" / "model.safetensors").values()} == {dtype}
 
 
 def test_small_steps_add_up_beyond_the_rounding_of_the_weights(finished, weights):
     result, _, _ = finished
     if weights.dtype == "bfloat16":
-        copies = optimizer_state(result.folder, 4)["masters"]
+        copies = float32_copies(optimizer_state(result.folder, 4))
         assert any(not torch.equal(copy, copy.bfloat16().float()) for copy in copies)
 
 
@@ -228,11 +240,25 @@ def test_the_reference_is_the_policy_that_training_starts_from(weights, tmp_path
 def test_supervised_training_alone_learns_and_saves(weights, tmp_path):
     result = run_sft(small.recipe(tmp_path), None, tmp_path / "sft")
     losses = [line["loss/sft"] for line in small.metrics(result.folder)]
-    assert losses[-1] < (0.95 if weights.lora_rank else 0.6) * losses[0]
+    assert losses[-1] < (0.8 if weights.lora_rank else 0.6) * losses[0]
     assert result.before != result.after
     assert {tensor.dtype for tensor in load_file(result.folder / "model" / "model.safetensors").values()} == {
         getattr(torch, weights.dtype)
     }
+
+
+def test_training_improves(weights, tmp_path):
+    recipe = shaped(
+        tmp_path,
+        warm_start__num_steps=0,
+        train__num_steps=20,
+        eval__every=0,
+        optimizer__lr=1e-2,
+        optimizer__schedule="constant",
+    )
+    result = run_recipe(recipe, tmp_path / "run", "small")
+    rewards = [line["reward/mean"] for line in small.metrics(result.folder) if line["step"] > 0]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
 
 
 # -- a machine that chooses another type -------------------------------------------------------------------------------
@@ -327,9 +353,9 @@ def test_two_ranks_train_in_bfloat16_from_one_warm_start(weights, placement, tmp
     alone = run_recipe(recipe, tmp_path / "alone", "small").folder
     together = two_ranks(tmp_path / "small.toml", tmp_path / "together", placement)
     for mine, other in zip(small.metrics(together), small.metrics(alone), strict=True):
-        for key in ("loss/sft", "policy/entropy"):
+        for key, slack in (("loss/sft", 0.03), ("policy/entropy", 0.1)):  # they sample other tokens now and then
             assert (key in mine) == (key in other)
-            assert mine.get(key, 0.0) == pytest.approx(other.get(key, 0.0), rel=0.03), (mine["step"], key)
+            assert mine.get(key, 0.0) == pytest.approx(other.get(key, 0.0), rel=slack), (mine["step"], key)
     if placement == "replicated":
         marks = [(tmp_path / f"together.{rank}").read_text() for rank in (0, 1)]
         assert marks[0] == marks[1]
@@ -347,8 +373,7 @@ def test_two_ranks_train_in_bfloat16_from_one_warm_start(weights, placement, tmp
     assert {tensor.dtype for tensor in final[0].values()} == {torch.bfloat16}
     assert run_recipe(recipe, tmp_path / "one", "small").status == "finished"
     whole, one = small.metrics(together)[-1], small.metrics(tmp_path / "one")[-1]
-    assert one["policy/entropy"] == pytest.approx(whole["policy/entropy"], rel=0.03)
-    state = optimizer_state(tmp_path / "one", 4)
+    assert one["policy/entropy"] == pytest.approx(whole["policy/entropy"], rel=0.1)
+    copies = float32_copies(optimizer_state(tmp_path / "one", 4))
     model = stored(tmp_path / "one", 4)
-    rounded = sorted(copy.bfloat16().flatten().tolist() for copy in state["masters"])
-    assert rounded == sorted(tensor.flatten().tolist() for tensor in model.values())
+    assert torch.equal(all_entries(copies, torch.bfloat16), all_entries(model.values(), torch.bfloat16))

@@ -21,11 +21,9 @@ def test_a_folder_that_is_not_there_or_empty_is_claimed_and_known_again(tmp_path
     (tmp_path / "empty").mkdir()
     for name, made in (("new", True), ("deep/er", True), ("empty", False)):
         folder = tmp_path / name
-        claim = claim_folder(folder, KIND)
-        assert (claim.made, claim.fresh) == (made, True)
+        assert claim_folder(folder, KIND) is made
         (folder / "metrics.jsonl").write_text("{}\n")
-        again = claim_folder(folder, KIND)
-        assert (again.made, again.fresh) == (False, False)
+        assert claim_folder(folder, KIND) is False
 
 
 @pytest.mark.parametrize(
@@ -72,29 +70,23 @@ def test_a_run_of_another_kind_and_a_damaged_marker_are_refused(tmp_path):
 
 def test_a_process_killed_while_claiming_leaves_a_folder_that_can_be_claimed(tmp_path):
     (tmp_path / f"{MARKER}.partial").write_text('{"ki')
-    assert claim_folder(tmp_path, KIND).fresh
+    claim_folder(tmp_path, KIND)
+    assert [path.name for path in tmp_path.iterdir()] == [MARKER]
 
 
 def test_releasing_removes_what_was_written_and_nothing_else(tmp_path):
     folder = tmp_path / "run"
-    claim = claim_folder(folder, KIND)
+    claim_folder(folder, KIND)
     (folder / "recipe.toml").write_text("")
     (folder / "checkpoints").mkdir()
-    release_folder(folder, ("recipe.toml", "checkpoints", "run.lock"), claim.made)
+    release_folder(folder, ("recipe.toml", "checkpoints", "run.lock"))
     assert not folder.exists()
 
-    claim = claim_folder(folder, KIND)
+    claim_folder(folder, KIND)
     (folder / "checkpoints" / "mine").mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
-    release_folder(folder, ("recipe.toml", "checkpoints", "run.lock"), claim.made)
+    release_folder(folder, ("recipe.toml", "checkpoints", "run.lock"))
     assert sorted(contents(folder)) == ["checkpoints", "checkpoints/mine", MARKER, "notes.txt"]
-
-
-def test_a_folder_that_was_there_stays_when_its_run_is_refused(tmp_path):
-    claim = claim_folder(tmp_path, KIND)
-    release_folder(tmp_path, (), claim.made)
-    assert tmp_path.is_dir()
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_is_replaced_only_if_it_bears_our_mark(tmp_path):

@@ -24,8 +24,9 @@ def fits(saved: Mapping[str, Any], optimizer: Optimizer) -> bool:
 
 def take_settings(optimizer: Optimizer, fresh: Optimizer) -> None:
     """Overwrite the settings of every group by those of an optimizer that was just built."""
+    kept = {*NOT_SETTINGS, *getattr(optimizer, "carried", ())}
     for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
-        group.update({key: value for key, value in new.items() if key not in NOT_SETTINGS})
+        group.update({key: value for key, value in new.items() if key not in kept})
 
 
 def carry_state(old: Optimizer, new: Optimizer) -> None:
@@ -34,8 +35,8 @@ def carry_state(old: Optimizer, new: Optimizer) -> None:
         for parameter in group["params"]:
             if parameter in old.state:
                 new.state[parameter] = old.state[parameter]
-    for count in ("num_steps", "num_skipped"):
-        if hasattr(old, count) and hasattr(new, count):
+    for count in getattr(new, "carried", ()):
+        if hasattr(old, count):
             setattr(new, count, getattr(old, count))
 
 

@@ -10,21 +10,35 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from heliostat.models.loaded import LoadedModel, without_progress_bars
-from heliostat.models.lora import is_adapted, merged
+from heliostat.models.lora import is_adapted, merged, plain_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SAVED = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "*.model", "*.py"),
+    *("adapter_config.json", "adapter_model.safetensors"),
 )
 """Names of what transformers writes when it saves a model and a tokenizer."""
 
 
-def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
+"""Looks at a folder before it takes its place, and at the tensors that were written to it."""
+
+
+def save_model(
+    loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None, check: Check | None = None
+) -> None:
     """Write weights (in the dtype they have), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
     The folder is written beside its final place and renamed into it, so a killed process leaves the earlier save, or
@@ -32,6 +46,7 @@ def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tenso
 
     Args:
         weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
+        check: raises where what was written is not good; then ``folder`` is left as it was.
 
     **Limits** A file that no save writes is never removed: where one is found, the earlier folder is kept beside the
     new one under another name, with a warning.
@@ -42,31 +57,26 @@ def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tenso
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise ValueError(f"will not replace '{folder}': it exists and holds no model")
+    with replacing(folder) as partial:
+        written = plain_state(loaded.model, weights)
+        _write(loaded, partial, written)
+        if check is not None:
+            check(partial, written)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to be filled, which takes the place of ``folder`` if nothing is raised."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(loaded, partial, weights)
+        yield partial
         partial.chmod(0o755)  # mkdtemp makes private folders, safetensors private files
         for file in partial.iterdir():
             file.chmod(0o644)
         _swap_in(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
-    from transformers import GenerationConfig
-
-    if is_adapted(loaded.model):
-        weights = merged(loaded.model, loaded.model.state_dict() if weights is None else weights)
-    with without_progress_bars():
-        loaded.model.save_pretrained(folder, state_dict=weights)
-    loaded.tokenizer.save_pretrained(folder)
-    # Sampling habits that came with the original weights (top-p, penalties) describe another policy than the trained
-    # one; what stays true is which ids begin, end and pad.
-    GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
-    ).save_pretrained(folder)
 
 
 def _swap_in(partial: Path, folder: Path) -> None:
@@ -89,6 +99,55 @@ def _swap_in(partial: Path, folder: Path) -> None:
 def _may_be_saved(entry: Path) -> bool:
     """Whether a saved model has a file of such a name, whichever version of transformers wrote it."""
     return entry.is_file() and any(entry.match(pattern) for pattern in _SAVED)
+
+
+def plain_state(model: nn.Module, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """What is written of a model: every tensor of its state under the plain names, adapters merged."""
+    weights = model.state_dict() if weights is None else weights
+    return merged(model, weights) if is_adapted(model) else dict(weights)
+
+
+def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    from transformers import GenerationConfig
+
+    # Sampling habits that came with the original weights (top-p, penalties) describe another policy than the trained
+    # one; what stays true is which ids begin, end and pad.
+    generation = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
+    )
+    model = loaded.model
+    own, model.generation_config = model.generation_config, generation  # transformers refuses to write some of its own
+    code = vars(model.config).pop("auto_map", None)  # names files of code that was not run and is not copied
+    try:
+        with without_progress_bars(), _as_tied(model, weights):
+            model.save_pretrained(folder, state_dict=dict(weights))  # which deletes from what it is given
+    finally:
+        model.generation_config = own
+        if code is not None:
+            model.config.auto_map = code
+    loaded.tokenizer.save_pretrained(folder)
+    generation.save_pretrained(folder)
+
+
+@contextmanager
+def _as_tied(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, the configuration says that head and embedding are one weight only if they are among ``weights``.
+
+    An adapter on one of two tied layers makes them two weights; who reads a folder that says otherwise ties them again.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    names = [f"{plain_name(name)}.weight" for end in ends for name, module in model.named_modules() if module is end]
+    states = [weights[name] for name in names if name in weights]
+    apart = len(states) == 2 and not torch.equal(*states)
+    configs = [model.config, model.config.get_text_config()] if apart else []
+    said = [(config, config.tie_word_embeddings) for config in configs if hasattr(config, "tie_word_embeddings")]
+    try:
+        for config, _ in said:
+            config.tie_word_embeddings = False
+        yield
+    finally:
+        for config, tied in said:
+            config.tie_word_embeddings = tied
 
 
 def model_fingerprint(loaded: LoadedModel) -> str:

@@ -156,4 +156,7 @@ def _has_wide_weights(model: nn.Module) -> bool:
 
 def forget_moments(optimizer: torch.optim.Optimizer) -> None:
     """Start the optimizer's running averages afresh, weights untouched (what Kimi k1.5 does every iteration)."""
-    (optimizer.inner if isinstance(optimizer, MasterWeights) else optimizer).state.clear()
+    if isinstance(optimizer, MasterWeights):
+        optimizer.forget()
+    else:
+        optimizer.state.clear()

@@ -72,7 +72,7 @@ class RunFolder:
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         if writes:
-            self._claim = claim_folder(path, "heliostat train", _is_older_run)
+            self._is_new = claim_folder(path, "heliostat train", _is_older_run)
             self._lock = self._take_lock()
             self._check_recipe(recipe)
             self.checkpoints.mkdir(exist_ok=True)
@@ -176,14 +176,14 @@ class RunFolder:
         write_atomically(self.summary, json.dumps(summary, indent=1) + "\n")
 
     def close(self) -> None:
-        """Release the lock; a run that was refused before it began leaves nothing of its own behind."""
+        """Release the lock; a run that was refused before it began leaves no folder behind."""
         if not self.writes:
             return
         self._lock.truncate(0)
         self._lock.close()
-        if self._claim.fresh and not self.metrics.exists():
+        if self._is_new and not self.metrics.exists():
             events = [str(path.relative_to(self.path)) for path in self.path.glob("tensorboard/events.out.tfevents.*")]
-            release_folder(self.path, [*events, "tensorboard", *_STARTING], self._claim.made)
+            release_folder(self.path, [*events, "tensorboard", *_STARTING])
 
 
 def _is_older_run(path: Path) -> bool:

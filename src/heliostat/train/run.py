@@ -28,6 +28,7 @@ from heliostat.tracking import JsonlTracker, Tracker
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.exact import exact_layouts
+from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
 from heliostat.train.folder import RunFolder, default_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.guarding import GuardStopped
@@ -45,7 +46,7 @@ from heliostat.types import Group, Problem
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
-    *(ParityError, ServerError, GuardStopped, RankLost),
+    *(ParityError, ServerError, GuardStopped, RankLost, ExportError),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
@@ -112,6 +113,9 @@ def run_recipe(
         recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(checkpoints.latest)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
+        if recipe.train.try_export and runtime.from_main(checkpoints.latest) is None:
+            problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
+            try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
         shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
         with runtime.main_first():
             folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them

@@ -15,8 +15,8 @@ from heliostat.config import ConfigError, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
 from heliostat.models.lora import add_adapters
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import Schedule, build_optimizer, optimizer_settings
-from heliostat.optim.layers import LayerOptimizer
+from heliostat.optim import FiniteStep, Schedule, build_optimizer, optimizer_settings
+from heliostat.optim.replicas import ALONE
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
 from heliostat.train.exact import exact_layouts
@@ -38,6 +38,8 @@ def check_recipe(recipe: Recipe) -> Objective:
     Raises:
         ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
     """
+    if recipe.lora.modules_to_save and not recipe.lora.rank:
+        raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
     optimizer_settings(recipe.optimizer)
     objective = build_objective(recipe.objective)
     if recipe.train.num_steps > 0:
@@ -181,8 +183,8 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     """The policy-gradient side of a run."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
-    if isinstance(optimizer, LayerOptimizer):
-        optimizer.process_group = runtime.group
+    if isinstance(optimizer, FiniteStep) and optimizer.extra_pass == "scores":
+        optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
             bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heliostat.config import ConfigError, OptimizerSection
-from heliostat.optim import build_optimizer, forget_moments
+from heliostat.optim import build_optimizer, forget_moments, optimizer_names
 from heliostat.optim.masters import MasterWeights
 
 
@@ -146,7 +146,7 @@ def test_what_is_saved_belongs_to_the_weights_that_are_saved():
     optimizer = build_optimizer(OptimizerSection(name="adamw", lr=1e-3), short)
     train(short, optimizer, 2)
     short.weight.data.mul_(2.0)
-    assert torch.equal(optimizer.state_dict()["masters"][0], short.weight.detach().float())
+    assert torch.equal(optimizer.state_dict()["state"][0]["master"], short.weight.detach().float())
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -176,3 +176,15 @@ def test_double_precision_keeps_its_own_and_half_is_refused():
     )
     frozen[1].requires_grad_(True)
     assert not isinstance(build_optimizer(section, frozen), MasterWeights)
+
+
+@pytest.mark.parametrize("name", sorted(optimizer_names()))
+def test_every_optimizer_of_a_recipe_keeps_bfloat16_weights_with_copies_or_says_what_to_set(name):
+    section = OptimizerSection(name=name, lr=1e-3)
+    if name in ("adamw", "sgd"):
+        assert isinstance(build_optimizer(section, pair()[0]), MasterWeights)
+        return
+    with pytest.raises(ConfigError, match=rf"'{name}' steps float32 weights; set model\.dtype = 'float32'"):
+        build_optimizer(section, pair()[0])
+    frozen_base = torch.nn.Sequential(pair()[0].requires_grad_(False), torch.nn.Linear(8, 8))
+    build_optimizer(section, frozen_base)  # what is trained decides

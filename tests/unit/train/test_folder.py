@@ -46,12 +46,12 @@ def test_a_run_of_an_earlier_version_is_continued_and_marked(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
-def test_a_run_that_never_began_leaves_the_folder_as_it_found_it(tmp_path):
-    RunFolder(tmp_path / "new", RECIPE).close()
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    folder = RunFolder(tmp_path / "new", RECIPE)
+    (tmp_path / "new" / "tensorboard").mkdir()
+    (tmp_path / "new" / "tensorboard" / "events.out.tfevents.1").write_text("")
+    folder.close()
     assert not (tmp_path / "new").exists()
-    (tmp_path / "empty").mkdir()
-    RunFolder(tmp_path / "empty", RECIPE).close()
-    assert names(tmp_path) == ["empty"]
 
 
 def test_what_somebody_puts_into_a_run_that_never_began_stays(tmp_path):
