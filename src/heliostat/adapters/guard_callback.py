@@ -11,7 +11,6 @@ would go back, this one stops the training (mode ``act``), or says that it would
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -23,6 +22,8 @@ from transformers.trainer_callback import ExportableState
 
 from heliostat.monitors.guard import Finding, Guard
 from heliostat.monitors.rules import default_rules
+from heliostat.storage import append_rows
+from heliostat.tracking import rewind
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +71,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         if not state.is_world_process_zero:
             return
         for name in ("events.jsonl", "metrics.jsonl"):
-            path = Path(str(args.output_dir)) / name
-            if path.exists():
-                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= state.global_step]
-                path.write_text("".join(kept), encoding="utf-8")
+            rewind(Path(str(args.output_dir)) / name, state.global_step)
 
     def on_log(
         self,
@@ -134,8 +131,7 @@ def _event(finding: Finding, taken: bool) -> dict[str, Any]:
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append_rows(path, [row])
 
 
 def _number(value: Any) -> float | None:

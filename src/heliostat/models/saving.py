@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged
+from heliostat.storage import publishing
 
 
 def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write weights (in the dtype they have), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
-    The folder is written beside its final place and renamed into it, so a killed process leaves the earlier save, or
-    the new one, or (for the instant between two renames) the earlier one under a ``.old-`` name, never a half.
+    A killed process leaves the earlier save or the new one, never a half (``storage.folders``).
 
     Args:
         weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
@@ -32,16 +31,11 @@ def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tenso
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise ValueError(f"will not replace '{folder}': it exists and holds no model")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write(loaded, partial, weights)
-        partial.chmod(0o755)  # mkdtemp makes private folders, safetensors private files
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        _swap_in(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with publishing(folder) as partial:
+        try:
+            _write(loaded, partial, weights)
+        except SafetensorError as error:  # its errors of the system are of no kind of the system's
+            raise OSError(str(error)) from error
 
 
 def _write(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
@@ -57,16 +51,6 @@ def _write(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] |
     GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
     ).save_pretrained(folder)
-
-
-def _swap_in(partial: Path, folder: Path) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".old-{folder.name}-", dir=folder.parent))
-    folder.replace(old)  # onto an empty folder, which the system allows
-    partial.rename(folder)
-    shutil.rmtree(old)
 
 
 def model_fingerprint(loaded: LoadedModel) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import heliostat
 from heliostat.report.markup import Html, data_script, element
+from heliostat.storage import publish_file
 
 LOGO = (
     '<svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><circle cx="24" cy="7" r="4.5" class="sun"/>'
@@ -60,9 +61,7 @@ def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, A
 def write_page(target: Path, page: str) -> Path:
     """Write a page whole, or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(target)
+    publish_file(target, page)
     return target
 
 

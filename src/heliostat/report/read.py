@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from heliostat.storage import read_rows
+
 T = TypeVar("T")
 Phase = Literal["before", "during", "after"]
 
@@ -193,19 +195,8 @@ def _read_document(path: Path, parse: Any, notes: list[str]) -> Mapping[str, Any
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The JSON objects of a file, and how many lines were none."""
-    rows: list[dict[str, Any]] = []
-    num_broken = 0
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                num_broken += bool(line.strip())
-    return rows, num_broken
+    found = read_rows(path)
+    return found.rows, len(found.broken)
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[Mapping[str, float | None]]:

@@ -4,7 +4,16 @@ from heliostat.storage.errors import Damaged, StorageError
 from heliostat.storage.files import publish_file
 from heliostat.storage.folders import FolderDraft, new_folder, publishing, recover_folder, remove_folder
 from heliostat.storage.manifest import MANIFEST, check_folder, read_manifest, write_manifest
-from heliostat.storage.rows import Extent, Rows, append_rows, extent_of, keep_rows, read_rows, truncate_rows
+from heliostat.storage.rows import (
+    Extent,
+    Rows,
+    append_rows,
+    extent_of,
+    keep_rows,
+    read_rows,
+    replace_rows,
+    truncate_rows,
+)
 from heliostat.storage.signals import signals_held
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "read_rows",
     "recover_folder",
     "remove_folder",
+    "replace_rows",
     "signals_held",
     "truncate_rows",
     "write_manifest",

@@ -27,7 +27,7 @@ def naming(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        reason = error.strerror or str(error) or type(error).__name__
         message = f"could not write {path} ({reason}); what was there before is intact"
         spoken = StorageError(message)
         spoken.errno = error.errno

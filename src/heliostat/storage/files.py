@@ -23,12 +23,16 @@ PARTIAL = ".partial"
 def publish_file(path: Path, content: bytes | str) -> None:
     """Write a whole file or nothing, with the mode that the umask asks for; text is UTF-8.
 
-    A link at ``path`` is replaced, not followed. Two processes that write one file take turns.
+    A link at ``path`` is replaced, not followed; a pipe or device (/dev/stdout) is written to as it is. Two processes
+    that write one file take turns.
 
     Raises:
         StorageError: the disk refused; an earlier file is intact.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe, or /dev/stdout: nothing to replace
+        path.write_bytes(data)
+        return
     partial = path.with_name(path.name + PARTIAL)
     with naming(path), _claimed(partial) as descriptor:
         try:

@@ -84,14 +84,18 @@ class FolderDraft:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into; it takes ``folder``'s place at the end, or is removed after an error."""
+    """Yield an empty folder to write into; it takes ``folder``'s place at the end, or is removed after an error.
+
+    Raises:
+        StorageError: the disk refused, in the block or afterwards; an earlier folder is intact.
+    """
     draft = FolderDraft(folder)
     try:
-        yield draft.path
-        draft.publish()
-    except BaseException:
-        draft.discard()
-        raise
+        with naming(folder):
+            yield draft.path
+            draft.publish()
+    finally:
+        draft.discard()  # nothing is left of it once it is published
 
 
 def remove_folder(folder: Path) -> None:

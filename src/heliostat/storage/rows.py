@@ -28,7 +28,7 @@ class Rows:
     """What a file holds.
 
     Attributes:
-        broken: numbers, from 1, of lines that are no JSON object.
+        broken: numbers, from 1, of lines that are neither empty nor a JSON object.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -59,11 +59,11 @@ class Extent:
 def read_rows(path: Path) -> Rows:
     """Every row that can be read; a file that is missing has none."""
     found = Rows()
-    for number, (_, row) in enumerate(_lines(path), start=1):
-        if row is None:
-            found.broken.append(number)
-        else:
+    for number, (line, row) in enumerate(_lines(path), start=1):
+        if row is not None:
             found.rows.append(row)
+        elif line.strip():
+            found.broken.append(number)
     return found
 
 
@@ -105,7 +105,16 @@ def keep_rows(path: Path, keep: Callable[[Row], bool]) -> int:
     kept = b"".join(line + b"\n" for line, row in lines if row is not None and keep(row))
     if kept != b"".join(line + b"\n" for line, _ in lines):
         publish_file(path, kept)
-    return sum(row is None for _, row in lines)
+    return sum(row is None and bool(line.strip()) for line, row in lines)
+
+
+def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of other rows in place of the one that is there.
+
+    Raises:
+        StorageError: the disk refused; the file is as it was.
+    """
+    publish_file(path, b"".join(_encoded(row) for row in rows))
 
 
 def extent_of(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> Extent:

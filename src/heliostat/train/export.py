@@ -9,6 +9,7 @@ from pathlib import Path
 
 from heliostat.models import LoadedModel, save_model
 from heliostat.models.lora import is_adapted, save_adapter
+from heliostat.storage import publishing
 from heliostat.train.runtime import Runtime
 from heliostat.train.sharding import whole_weights
 
@@ -24,4 +25,5 @@ def export(loaded: LoadedModel, runtime: Runtime, folder: Path, adapter: Path | 
         if runtime.is_main:
             save_model(loaded, folder, weights)
             if adapter is not None and is_adapted(loaded.model):
-                save_adapter(loaded.model, weights or loaded.model.state_dict(), adapter)
+                with publishing(adapter) as partial:
+                    save_adapter(loaded.model, weights or loaded.model.state_dict(), partial)

@@ -21,7 +21,9 @@ from rich.console import Console
 
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
+from heliostat.storage import StorageError
 from heliostat.tasks import VerifierError, VerifierPool
+from heliostat.traces import BankError
 from heliostat.tracking import open_trackers
 from heliostat.train.checkpoint import CheckpointError, Checkpoints
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
@@ -33,7 +35,7 @@ from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
-from heliostat.train.runtime import RankLost, running, spoken_transport, start_runtime
+from heliostat.train.runtime import RankLost, Runtime, running, spoken_transport, start_runtime
 from heliostat.train.setup import check_ranks, check_recipe, load_tasks, set_up_model
 from heliostat.train.trainer import Trainer
 from heliostat.types import Group, Problem
@@ -41,7 +43,7 @@ from heliostat.types import Group, Problem
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
-    *(ParityError, ServerError, GuardStopped, RankLost),
+    *(ParityError, ServerError, GuardStopped, RankLost, StorageError, BankError),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
@@ -87,7 +89,7 @@ def run_recipe(
     with ExitStack() as stack:
         runtime = stack.enter_context(running(recipe.run, recipe.distributed))
         check_ranks(recipe, runtime)
-        path = runtime.from_main(run_dir or default_run_dir(recipe.run, recipe_name))
+        path = run_dir or runtime.led(lambda: default_run_dir(recipe.run, recipe_name))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
         with runtime.together():
             folder = RunFolder(path, recipe, writes=runtime.is_main)
@@ -101,8 +103,7 @@ def run_recipe(
         with runtime.together():
             bench = set_up_model(recipe, runtime)
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
-        with runtime.main_first():
-            folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
+        _rewind(folder, checkpoints, runtime, shown)
         settings = recipe.model_dump(mode="json")
         trackers = open_trackers(recipe.tracking, folder.path, settings) if runtime.is_main else []
         for tracker in trackers:
@@ -128,6 +129,17 @@ def run_recipe(
         return _carry_out(trainer, recipe_name)
 
 
+def _rewind(folder: RunFolder, checkpoints: Checkpoints, runtime: Runtime, shown: Display) -> None:
+    """Take a folder back to its newest intact checkpoint, and say what is damaged."""
+    point = checkpoints.find_newest()
+    losses = list(point.losses)
+    with runtime.main_first():
+        if point.is_intact:
+            losses += folder.rewind_to(point.step, point.logs)
+    for loss in losses:
+        shown.note(loss)
+
+
 def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
     """Run, and leave a summary behind however it ends."""
     before = after = None
@@ -146,6 +158,16 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
         if isinstance(error, RankLost):
             trainer.display.note(reason)  # at once: torchrun is about to end this process as well
     before = before or trainer.folder.recorded("before")
+    try:
+        _summarise(trainer, recipe_name, status, reason, before, after)
+    except StorageError as error:
+        status, reason = "failed", "; ".join(filter(None, (reason, str(error))))
+    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main)
+
+
+def _summarise(
+    trainer: Trainer, recipe_name: str, status: str, reason: str, before: Evaluation | None, after: Evaluation | None
+) -> None:
     trainer.folder.write_summary(
         {
             "status": status,
@@ -162,7 +184,6 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
             "report": "report.html",
         }
     )
-    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main)
 
 
 def run_sft(

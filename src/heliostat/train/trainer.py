@@ -23,11 +23,12 @@ from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
 from heliostat.optim import forget_moments
 from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, completion_seed
+from heliostat.storage import write_manifest
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tracking import Tracker, read_metrics
+from heliostat.tracking import Tracker
 from heliostat.train.actuators import build_actuator
 from heliostat.train.ahead import Ahead
-from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.checkpoint import Checkpoints, reference_is_intact
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation
@@ -116,20 +117,22 @@ class Trainer:
             section, self.folder, self.display.note, self.runtime.is_main, actuator, self._make_panel()
         )
 
-    def run(self) -> tuple[Evaluation, Evaluation]:
-        """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
+    def run(self) -> tuple[Evaluation | None, Evaluation]:
+        """Warm start, evaluate, train, evaluate; returns held-out results before (if still known) and after."""
         self.began = time.monotonic()
         resumed = self._resume()
-        if self.recipe.train.num_steps == 0:  # supervised training alone is compared with what came before it
-            self.step = -self.recipe.warm_start.num_steps
-            self.heldout.measure(self.step, "before")
-        if resumed is None or resumed < 0:
+        untrained = resumed is None or resumed < 0
+        supervised_alone = self.recipe.train.num_steps == 0
+        if supervised_alone:  # compared with what came before the warm start
+            before = self.heldout.measure_before(-self.recipe.warm_start.num_steps, untrained)
+        if untrained:
             self._warm_start(resumed)
             self._save(self.updater.guarded.optimizer)
-        before = self.heldout.measure(self.step, "before")
+        if not supervised_alone:
+            before = self.heldout.measure_before(0, self.step == 0)
         self._freeze_reference()
         self._train()
-        after = self.heldout.measure(self.step, "after")
+        after = self.heldout.measure_after(self.step)
         export(self.bench.loaded, self.runtime, self.folder.model, self.folder.adapter)
         return before, after
 
@@ -241,8 +244,9 @@ class Trainer:
         """Keep the policy that training starts from, where the objective compares with it."""
         if not self.objective.needs_reference:
             return
-        if not self.runtime.from_main(self.folder.reference.exists()):  # a resumed run has it already
+        if not self.runtime.led(lambda: reference_is_intact(self.folder.reference, self.step)):
             export(self.bench.loaded, self.runtime, self.folder.reference)
+            self.runtime.led(lambda: write_manifest(self.folder.reference, {"step": self.step}))
         self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime)
 
     def _forget_optimizer(self, step: int) -> None:
@@ -317,22 +321,20 @@ class Trainer:
 
     def _go_back(self, step: int) -> None:
         """Continue from an earlier checkpoint with other data and half the step, as the guard ordered."""
-        to = self.guard.destination(step, self.runtime.from_main(self.checkpoints.steps()))
+        to = self.guard.destination(step, self.checkpoints.intact())
         self.ahead.drop()
-        self.checkpoints.drop_after(to)
         optimizer = self.updater.guarded.optimizer
         state = self.checkpoints.load(to, self.bench.loaded.model, optimizer)
         self.curriculum.load_state_dict(state["curriculum"])
         self.updater.version = state["version"]
         self.updater.guarded.num_bad_in_a_row = 0
-        abandoned = [row for row in read_metrics(self.folder.metrics) if row["step"] > to]
-        self.guard.went_back(step, to, state["guard"], abandoned)
+        self.guard.went_back(step, to, state["guard"], self.folder.metrics_after(to))
+        self.updater.lr_scale = self.guard.step_scale
+        self.step = to
+        self._save(optimizer)  # until here a killed run would come to this rollback once more, and find all its files
         self.folder.forget_after(to)
         for tracker in self.trackers:
             tracker.rewind(to)
-        self.updater.lr_scale = self.guard.step_scale
-        self.step = to
-        self._save(optimizer)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -356,12 +358,14 @@ class Trainer:
             "feedback": self.feedback.state_dict(),
             "prefixes": self.prefixes.policy.state_dict(),
             "version": self.updater.version,
+            "before": self.heldout.state_dict(),
         }
-        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state, self.ahead.state_dict(self.step))
+        coming, logs = self.ahead.state_dict(self.step), self.folder.extents(self.step)
+        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state, coming, logs)
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint; ``None`` where there is none."""
-        step = self.runtime.from_main(self.checkpoints.latest)  # the main rank may go on and save meanwhile
+        step = self.checkpoints.latest
         if step is not None and step >= 0:
             self._restore(step, self.updater.guarded.optimizer)
             self.step = step
@@ -379,6 +383,7 @@ class Trainer:
         self.updater.lr_scale = self.guard.step_scale
         self.prefixes.policy.load_state_dict(state["prefixes"])
         self.updater.version = state["version"]
+        self.heldout.load_state_dict(state["before"])
         self.ahead.load_state_dict(state["rollouts"], self.curriculum.problems)
 
     # -- warm start -------------------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ def test_lines_of_another_shape_are_counted(tmp_path):
     path.write_bytes(b'{"step": 1}\n[1]\n"x"\n3\nnull\n\xff\n' + b"[" * 100_000 + b'\n{"step": 2}\n\n')
     found = read_rows(path)
     assert found.rows == [{"step": 1}, {"step": 2}]
-    assert found.broken == [2, 3, 4, 5, 6, 7, 9]
-    assert keep_rows(path, lambda row: row["step"] > 1) == 7
+    assert found.broken == [2, 3, 4, 5, 6, 7]
+    assert keep_rows(path, lambda row: row["step"] > 1) == 6
     assert path.read_bytes() == b'{"step": 2}\n'
 
 
@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_no_half_row(tmp_path, monkeypatch):
         return real(descriptor, bytes(data)[:5])
 
     monkeypatch.setattr(os, "write", nearly_full)
-    with pytest.raises(StorageError, match="no space left"):
+    with pytest.raises(StorageError, match="No space left"):
         append_rows(path, ROWS[2:])
     assert path.read_bytes() == before
 
