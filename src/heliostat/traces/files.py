@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from heliostat.traces.checking import Findings
+from heliostat.traces.findings import Findings
 
 
 class Row(NamedTuple):

@@ -19,8 +19,9 @@ from urllib.parse import quote
 
 from heliostat.storage import publish_file
 from heliostat.traces.bank import Bank
-from heliostat.traces.checking import Findings, whole_traces
+from heliostat.traces.checking import whole_traces
 from heliostat.traces.columns import to_columns
+from heliostat.traces.findings import Findings
 from heliostat.traces.record import Trace
 
 ROWS_PER_FILE = 50_000

@@ -25,7 +25,7 @@ from heliostat.models import decode
 from heliostat.rollout import completion_seed
 from heliostat.storage import publish_file
 from heliostat.tasks import Task, VerifierPool
-from heliostat.traces import Bank, Trace, tokenizer_fingerprint
+from heliostat.traces import Bank, Trace, check_bank, tokenizer_fingerprint
 from heliostat.traces.cuts import CutPolicy, Donor, build_cut_policy, cut_donor
 from heliostat.traces.spans import answer_start, longest_prefix
 from heliostat.train.collect import spent_on
@@ -43,11 +43,13 @@ class Donors:
     Attributes:
         flops: of every attempt on the donors' problems, as far as the bank knows.
         num_refused: problems with a success of which nothing can be given without giving the answer.
+        damaged: a sentence for each part of the bank that could not be used.
     """
 
     donors: tuple[Donor, ...]
     flops: float
     num_refused: int
+    damaged: tuple[str, ...] = ()
 
 
 def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
@@ -55,11 +57,13 @@ def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
 
     Raises:
         ConfigError: there is none in this model's token ids.
+        BankError: the bank cannot be read.
     """
     problems = {problem.problem_id: (task, problem) for task in tasks for problem in task.train}
     with Bank.open(Path(recipe.traces.bank), create=False) as bank:
         tokenizer = tokenizer_fingerprint(bench.loaded)
-        picked = bank.pick(problems, 1, tokenizer=tokenizer)
+        findings = check_bank(bank)
+        picked = bank.pick(problems, 1, tokenizer=tokenizer, findings=type(findings)())  # they have it already
         flops = spent_on(bank, list(picked))
     found = [_donor(traces[0], *problems[key], recipe, bench) for key, traces in sorted(picked.items())]
     donors = tuple(donor for donor in found if donor.ids)
@@ -69,7 +73,7 @@ def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
             f"{len(picked)} for this task's training problems in this model's token ids, none of them with a part to "
             "give before its answer; fill it with heliostat sample MODEL --recipe RECIPE --bank FILE"
         )
-    return Donors(donors, flops, len(found) - len(donors))
+    return Donors(donors, flops, len(found) - len(donors), tuple(findings.lines()))
 
 
 def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bench: Bench) -> Donor:
@@ -91,6 +95,7 @@ def kept_donors(path: Path, find: Callable[[], Donors]) -> Donors:
         rows = [[donor.problem_id, list(donor.ids), donor.num_tokens] for donor in found.donors]
         content = {"flops": found.flops, "num_refused": found.num_refused, "donors": rows}
         publish_file(path, _checked(content))
+        return found
     raw = path.read_bytes()
     try:
         content = json.loads(raw)

@@ -88,6 +88,8 @@ class Trainer:
         with self.runtime.main_first():
             self.prefixes, donors = open_prefixes(self.recipe, self.folder.prefixes, self.bench, self.tasks, self.pool)
         self.ledger.charge("collection", donors.flops)
+        for sentence in donors.damaged:
+            self.display.note(sentence)
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
         self.feedback = make_feedback(self.recipe, self.bench, self.tasks[-1].train)
