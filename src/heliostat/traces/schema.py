@@ -45,7 +45,10 @@ UPGRADE = (
 )
 """From format 1, also in a new file; ``marks`` say up to which row a missing checksum is no damage."""
 
-ADD_CHECKSUM = "INSERT OR IGNORE INTO attempt_checksums SELECT id, ? FROM attempts WHERE campaign = ? AND problem = ? AND round = ?"
+ADD_CHECKSUM = """
+INSERT OR IGNORE INTO attempt_checksums
+SELECT id, ? FROM attempts WHERE campaign = ? AND problem = ? AND round = ?
+"""
 
 SELECT_TRACES = """
 SELECT t.id, t.digest, p.name, p.task, c.tokenizer, c.prompt, c.prefix, c.cut, t.completion, t.logp, t.text,
