@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from heliostat.storage import read_rows
+from heliostat.storage import changed_files, read_rows
 
 T = TypeVar("T")
 Phase = Literal["before", "during", "after"]
@@ -118,6 +118,7 @@ def read_run(folder: Path, label: str = "") -> Run:
     """
     _check_is_run(folder)
     notes = [f"{name} is absent: {loss}." for name, loss in CONSEQUENCES.items() if not (folder / name).is_file()]
+    notes += [f"{change}; what it says may be wrong." for change in changed_files(folder, within=False)]
     return Run(
         label=label or folder.resolve().name,
         folder=folder,

@@ -3,7 +3,7 @@
 from heliostat.storage.errors import Damaged, StorageError
 from heliostat.storage.files import publish_file
 from heliostat.storage.folders import FolderDraft, new_folder, publishing, recover_folder, remove_folder
-from heliostat.storage.manifest import MANIFEST, check_folder, read_manifest, write_manifest
+from heliostat.storage.manifest import MANIFEST, changed_files, check_folder, read_manifest, write_manifest
 from heliostat.storage.rows import (
     Extent,
     Rows,
@@ -24,6 +24,7 @@ __all__ = [
     "Rows",
     "StorageError",
     "append_rows",
+    "changed_files",
     "check_folder",
     "extent_of",
     "keep_rows",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,18 @@ from heliostat.storage.files import publish_file
 MANIFEST = "manifest.json"
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, about: Mapping[str, Any], names: Container[str] | None = None) -> None:
     """List every file below ``folder``; ``about`` says what else must be known and unchanged, as JSON values.
+
+    Args:
+        names: entries of ``folder`` to list, files and folders; ``None``: all.
 
     Raises:
         OSError: the disk refused.
     """
     files = [path for path in walk(folder) if path.is_file() and path != folder / MANIFEST]
+    if names is not None:
+        files = [path for path in files if path.relative_to(folder).parts[0] in names]
     listed = {path.relative_to(folder).as_posix(): _described(path) for path in files}
     publish_file(folder / MANIFEST, _encoded({"about": dict(about), "files": listed}))
 
@@ -61,16 +66,40 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     for name, listed in manifest["files"].items():
-        path = folder / name
-        try:
-            found = _described(_open(path))
-        except FileNotFoundError:
-            raise Damaged(f"{path} is missing") from None
-        except OSError as error:
-            raise Damaged(f"{path} cannot be read ({error.strerror})") from None
-        if found != listed:
-            raise Damaged(f"{path} is not what was written (its digest differs)")
+        _check(folder / name, listed)
     return manifest
+
+
+def changed_files(folder: Path, within: bool = True) -> list[str]:
+    """One sentence for each listed file that is not what was written; none where there is no manifest.
+
+    Args:
+        within: whether files in folders of ``folder``, which may be large, are compared as well.
+    """
+    if not (folder / MANIFEST).exists():
+        return []
+    found = []
+    try:
+        for name, listed in read_manifest(folder)["files"].items():
+            if within or "/" not in name:
+                try:
+                    _check(folder / name, listed)
+                except Damaged as error:
+                    found.append(str(error))
+    except Damaged as error:
+        found.append(str(error))
+    return found
+
+
+def _check(path: Path, listed: Mapping[str, Any]) -> None:
+    try:
+        found = _described(_open(path))
+    except FileNotFoundError:
+        raise Damaged(f"{path} is missing") from None
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+    if found != listed:
+        raise Damaged(f"{path} is not what was written (its digest differs)")
 
 
 def _described(path: Path) -> dict[str, Any]:

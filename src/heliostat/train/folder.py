@@ -24,9 +24,11 @@ import torch
 
 from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
 from heliostat.storage import (
+    MANIFEST,
     Damaged,
     Extent,
     append_rows,
+    changed_files,
     extent_of,
     keep_rows,
     new_folder,
@@ -36,9 +38,19 @@ from heliostat.storage import (
     remove_folder,
     replace_rows,
     truncate_rows,
+    write_manifest,
 )
+from heliostat.storage.errors import naming
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.records import evaluation_from_rows
+
+KEPT = frozenset(
+    {
+        *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
+        *("abandoned.jsonl", "prefixes.json", "summary.json", "model", "adapter", "reference"),
+    }
+)
+"""What the manifest of a run that has ended lists."""
 
 LEFTOVERS = (".{}-????????", ".old-{}-????????")
 """What killed exports of earlier versions are called."""
@@ -167,6 +179,7 @@ class RunFolder:
         """
         if not self.writes:
             return []
+        (self.path / MANIFEST).unlink(missing_ok=True)  # of how an earlier session ended
         if step is None:
             for path in self._logs:
                 path.unlink(missing_ok=True)
@@ -238,10 +251,16 @@ class RunFolder:
         return isinstance(summary, dict) and summary.get("status") == "finished"
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace ``summary.json``."""
+        """Replace ``summary.json``, and list what the run leaves behind by its digests."""
         if not self.writes:
             return
         publish_file(self.summary, json.dumps(summary, indent=1) + "\n")
+        with naming(self.path / MANIFEST):
+            write_manifest(self.path, {}, KEPT)
+
+    def changes(self) -> list[str]:
+        """A sentence for each file of a run that has ended which is not what it wrote."""
+        return changed_files(self.path)
 
     def close(self) -> None:
         """Let the next process have the folder; a run that was refused before it began leaves none behind."""

@@ -96,6 +96,8 @@ def run_recipe(
             stack.callback(folder.close)
         shown.note(f"run folder: {path}")
         if runtime.from_main(folder.is_finished):
+            for change in folder.changes() if runtime.is_main else ():
+                shown.note(change)
             shown.note("this run is finished already; nothing to do")
             results = (folder.recorded("before"), folder.recorded("after"))
             return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
