@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from heliostat.config import ConfigError
+from heliostat.report.read import read_run
 from heliostat.train import run_recipe
 from heliostat.train.folder import RunFolder, default_run_dir
 from tests import torture
@@ -59,6 +60,19 @@ def test_a_damaged_summary_is_written_again(plain, tmp_path, summary):
     (folder / "summary.json").write_text(summary, encoding="latin-1")
     assert run_recipe(plain.recipe, folder, "torture").status == "finished"
     assert torture.content(folder) == plain.ended
+
+
+def test_what_changes_after_the_end_is_said(plain, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(plain.whole, folder)
+    assert "not what was written" not in notes(plain.recipe, folder, capsys)[1]
+    rows = folder / "evals.jsonl"
+    rows.write_text(rows.read_text().replace('"num_success": 0', '"num_success": 1', 1))
+    assert "evals.jsonl is not what was written" in notes(plain.recipe, folder, capsys)[1].replace("\n", " ")
+    assert any("evals.jsonl is not what was written" in note for note in read_run(folder).notes)
+    (folder / "manifest.json").unlink()  # as if killed right after the summary
+    run_recipe(plain.recipe, folder, "torture")
+    assert (folder / "manifest.json").exists()
 
 
 def test_rows_of_another_shape_cost_themselves_alone(plain, tmp_path):

@@ -72,18 +72,19 @@ class RunFolder:
 
     Args:
         writes: whether this process is the one that writes here; what others of a run would write is left out.
+        reserved: whether the folder was made for this run just now (``default_run_dir``).
 
     Raises:
         RunLocked: another process holds it.
         ConfigError: it holds a run of a different recipe.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
+    def __init__(self, path: Path, recipe: Recipe, writes: bool = True, reserved: bool = False) -> None:
         self.path = path
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         if writes:
-            self._is_new = not path.exists() or not any(path.iterdir())
+            self._is_new = reserved or not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
             self._check_recipe(recipe)
@@ -255,12 +256,17 @@ class RunFolder:
         if not self.writes:
             return
         publish_file(self.summary, json.dumps(summary, indent=1) + "\n")
-        with naming(self.path / MANIFEST):
-            write_manifest(self.path, {}, KEPT)
+        self._list_files()
 
     def changes(self) -> list[str]:
         """A sentence for each file of a run that has ended which is not what it wrote."""
+        if self.writes and not (self.path / MANIFEST).exists():  # killed right after its summary
+            self._list_files()
         return changed_files(self.path)
+
+    def _list_files(self) -> None:
+        with naming(self.path / MANIFEST):
+            write_manifest(self.path, {}, KEPT)
 
     def close(self) -> None:
         """Let the next process have the folder; a run that was refused before it began leaves none behind."""

@@ -92,7 +92,7 @@ def run_recipe(
         path = run_dir or runtime.led(lambda: default_run_dir(recipe.run, recipe_name))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
         with runtime.together():
-            folder = RunFolder(path, recipe, writes=runtime.is_main)
+            folder = RunFolder(path, recipe, runtime.is_main, reserved=run_dir is None and not recipe.run.name)
             stack.callback(folder.close)
         shown.note(f"run folder: {path}")
         if runtime.from_main(folder.is_finished):
