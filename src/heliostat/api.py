@@ -3,6 +3,8 @@
     result = heliostat.post_train("demo", {"train.num_steps": 20})
     print(result.before.pass_at_1, "->", result.after.pass_at_1, result.folder)
 
+    heliostat.post_train(model="tiny", data=rows, rewards=[my_function])     rows: a list of dicts, a frame, a Dataset
+
 Left out: everything these verbs are made of, which is importable from its own room.
 """
 
@@ -13,26 +15,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heliostat.config import Recipe, build_recipe, load_recipe
+from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
+from heliostat.tasks.given import Given, giving, named, with_given
 from heliostat.traces import BankSummary
 from heliostat.train import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
 from heliostat.types import Group
 
 Overrides = Mapping[str, Any] | Sequence[str]
+Rewards = Sequence[Any]
 RecipeLike = str | Path | Recipe
 
 
 def post_train(
-    recipe: RecipeLike, overrides: Overrides = (), run_dir: Path | str | None = None, *, profile: bool = False
+    recipe: RecipeLike | None = None,
+    overrides: Overrides = (),
+    run_dir: Path | str | None = None,
+    *,
+    model: str | Path | None = None,
+    data: object = None,
+    rewards: Rewards = (),
+    profile: bool = False,
 ) -> RunResult:
     """Warm start, post-train, evaluate, save the model and write the report page.
 
+    Functions travel to the verifier processes by value, so they may stand in the running script, a notebook or on
+    standard input, be lambdas or closures, and close over whatever can be pickled.
+
     Args:
-        recipe: a shipped recipe's name, a TOML path, or a ``Recipe``.
+        recipe: a shipped recipe's name, a TOML path, or a ``Recipe``. Default: every setting at its default.
         overrides: settings by dotted key, ``{"objective.tau": 0.5}``, or command-line words.
         run_dir: where to work; an unfinished run of the same recipe there is continued. Default: a new folder.
+        model: in place of the recipe's ``model.path``.
+        data: rows with a ``prompt`` each: a list of dicts, a pandas frame or a ``datasets.Dataset``, in place of the
+            recipe's task. A tenth of them, 200 at most, is held out where nothing else is said.
+        rewards: functions with TRL's signature, ``f(prompts, completions, **columns) -> list[float]``, in place of the
+            task's verifiers; names and tables of verifiers too, ``{"name": f, "weight": 0.5}``. Functions see the whole
+            completion, and the reward is the weighted sum of scores (``task.shaped``) where nothing else is said.
         profile: after a few steps, print where their time and memory went.
 
     Returns:
@@ -41,8 +61,9 @@ def post_train(
     Raises:
         ConfigError: the recipe is wrong; nothing was started.
     """
-    checked, name = _recipe(recipe, overrides)
-    return _with_page(run_recipe(checked, _path(run_dir), name, profile=profile))
+    with giving() as given:
+        checked, name = _given_recipe(given, recipe, overrides, data, rewards, model)
+        return _with_page(run_recipe(checked, _path(run_dir), name, profile=profile))
 
 
 def sft(
@@ -65,9 +86,11 @@ def sft(
 
 def evaluate(
     models: str | Path | Sequence[str | Path],
-    recipe: RecipeLike,
+    recipe: RecipeLike | None = None,
     overrides: Overrides = (),
     *,
+    data: object = None,
+    rewards: Rewards = (),
     num_problems: int | None = None,
     num_samples: int | None = None,
     greedy: bool = True,
@@ -75,16 +98,20 @@ def evaluate(
 ) -> EvalReport:
     """Held-out results of one model, or of two compared problem by problem.
 
+    Args:
+        data, rewards: as in ``post_train``; held out is what that holds out.
+
     Raises:
         ValueError: no model, or more than two.
     """
     several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
-    checked, _ = _recipe(recipe, overrides)
-    return run_eval(
-        several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
-    )
+    with giving() as given:
+        checked, _ = _given_recipe(given, recipe, overrides, data, rewards)
+        return run_eval(
+            several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
+        )
 
 
 def sample(
@@ -140,11 +167,30 @@ def _with_page(result: RunResult) -> RunResult:
         return result
     try:
         write_report([result.folder])
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         unwritten = f"the report could not be written ({error}); heliostat report {result.folder} makes it again"
         reason = "; ".join(filter(None, (result.reason, unwritten)))
         return replace(result, reason=reason)
     return result
+
+
+def _given_recipe(
+    given: Given,
+    recipe: RecipeLike | None,
+    overrides: Overrides,
+    data: object,
+    rewards: Rewards,
+    model: str | Path | None = None,
+) -> tuple[Recipe, str]:
+    """The recipe under what was given as objects, and both under the overrides."""
+    base, name = (build_recipe({}), "run") if recipe is None else _recipe(recipe, ())
+    if model is not None:
+        base = build_recipe(base.model_dump(mode="json"), {"model.path": str(model)})
+    if isinstance(overrides, Mapping):
+        overrides = named(given, overrides)
+    if callable(rewards) or isinstance(rewards, str | Mapping):
+        raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', '...')}]")
+    return build_recipe(with_given(base, given, data, rewards), overrides), name
 
 
 def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:

@@ -1,23 +1,21 @@
-"""Where numbers go: every metric declared once, written to ``metrics.jsonl`` always and to other trackers on request.
+"""Where numbers go: every metric declared once, and written to ``metrics.jsonl`` by every run.
 
 A key that is not declared in ``METRICS`` is refused, so the glossary in the docs, the report and the log can never
 disagree. Lines are appended and flushed step by step; a resumed run first drops the lines after its checkpoint.
 
-Left out: console progress (``train.progress``), pages (``report``), and any aggregation over steps.
+Left out: TensorBoard and hosted services (``trackers``), console progress (``train.progress``), pages (``report``), and
+any aggregation over steps.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from heliostat.config import ConfigError, TrackingSection, nearest
+from heliostat.config import nearest
 from heliostat.storage import append_rows, keep_rows, read_rows
 
 
@@ -187,61 +185,6 @@ class JsonlTracker:
 
     def close(self) -> None:
         """Nothing is open between lines."""
-
-
-class TensorBoardTracker:
-    """Scalars for TensorBoard, in the run folder's ``tensorboard/`` (extra: tensorboard)."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
-
-    def rewind(self, last_step: int) -> None:
-        """Steps that are made again are drawn over the first ones."""
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class HostedTracker:
-    """W&B or trackio, which share one interface (extras: wandb, trackio)."""
-
-    def __init__(self, module: str, project: str, name: str, recipe: Mapping[str, Any]) -> None:
-        self._client = importlib.import_module(module)
-        self._client.init(project=project, name=name, config=dict(recipe))
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        # Warm-start steps are negative, which hosted trackers refuse as a step: they get the step as a value as well.
-        self._client.log({**values, "step": step}, step=max(0, step))
-
-    def rewind(self, last_step: int) -> None:
-        """What was sent stays sent; the service keeps the first value of a step that is made again."""
-
-    def close(self) -> None:
-        self._client.finish()
-
-
-def open_trackers(section: TrackingSection, folder: Path, recipe: Mapping[str, Any]) -> list[Tracker]:
-    """The JSONL tracker, and those the recipe asks for.
-
-    Raises:
-        ConfigError: a tracker's package is not installed.
-    """
-    wanted: list[tuple[str, Callable[[], Tracker]]] = []
-    if section.tensorboard:
-        wanted.append(("tensorboard", lambda: TensorBoardTracker(folder)))
-    for module, project in (("wandb", section.wandb), ("trackio", section.trackio)):
-        if project:
-            wanted.append((module, partial(HostedTracker, module, project, folder.name, recipe)))
-    for package, _ in wanted:
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"tracking.{package} needs the package '{package}': pip install 'heliostat[{package}]'")
-    return [JsonlTracker(folder / "metrics.jsonl"), *(make() for _, make in wanted)]
 
 
 def _finite(value: float) -> float | None:

@@ -9,7 +9,7 @@ import pytest
 from heliostat.config import ConfigError
 from heliostat.report.read import read_run
 from heliostat.train import run_recipe
-from heliostat.train.folder import RunFolder, default_run_dir
+from heliostat.train.folder import RunFolder, reserve_run_dir
 from tests import torture
 from tests.promises import small
 
@@ -116,7 +116,7 @@ def test_what_killed_exports_left_is_removed_and_versions_are_written(tmp_path):
 
 def test_runs_that_start_in_one_second_have_names_of_their_own(tmp_path):
     recipe = small.recipe(tmp_path, run__root=str(tmp_path / "runs"))
-    names = [default_run_dir(recipe.run, "small") for _ in range(4)]
+    names = [reserve_run_dir(recipe.run, "small") for _ in range(4)]
     assert len(set(names)) == 4
 
 

@@ -155,8 +155,20 @@ def test_acting_goes_back_skips_the_data_and_halves_the_step(unguarded, tmp_path
     assert lines[to + 1]["optim/lr"] == pytest.approx(0.5e-3)
 
 
-@pytest.mark.parametrize(("killed_at", "staleness"), [(5, 0), (7, 0), (5, 2), (7, 2)])
-def test_a_run_that_went_back_still_continues_bit_for_bit(tmp_path, alarming, dying, killed_at, staleness):
+@pytest.mark.parametrize(
+    ("weights", "killed_at", "staleness"),
+    [
+        (small.Weights("float32"), 5, 0),
+        (small.Weights("float32"), 7, 0),
+        (small.Weights("float32"), 5, 2),
+        (small.Weights("float32"), 7, 2),
+        (small.Weights("bfloat16"), 7, 2),
+        (small.Weights("bfloat16", lora_rank=4), 7, 0),
+    ],
+    ids=str,
+    indirect=["weights"],
+)
+def test_a_run_that_went_back_still_continues_bit_for_bit(weights, tmp_path, alarming, dying, killed_at, staleness):
     settings = {"guard__mode": "act", "rollout__max_staleness": staleness}
     whole = train(tmp_path, "whole", **settings)
     dying["left"] = killed_at

@@ -1,13 +1,18 @@
 """A whole run with adapters: it survives a restart bit for bit, and leaves a plain model and an adapter behind."""
 
+import json
 import shutil
 
+import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
-from heliostat.config import ModelSection, load_recipe
-from heliostat.models import load_model
+from heliostat.config import ConfigError, ModelSection, load_recipe
+from heliostat.models import load_model, lora
+from heliostat.models.lora import add_adapters
 from heliostat.train import run_recipe
+from heliostat.train.interrupt import Interrupted
 from tests.promises import small
 
 SHORT = {
@@ -45,3 +50,68 @@ def test_a_run_with_adapters(tmp_path):
     models = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "again")]
     assert models[0] == models[1]
     assert small.metrics(tmp_path / "again") == small.metrics(tmp_path / "run")
+
+
+@pytest.mark.parametrize("layers", [["embed_tokens"], ["q_proj", "lm_head"]])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_embedding_and_head_come_back_from_a_run(tmp_path, layers, dtype):
+    options = {"lora.layers": layers, "model.dtype": dtype, "warm_start.lr": 0.05, "train.num_steps": 0}
+    recipe = load_recipe(str(small.write_recipe(tmp_path)), SHORT | options)
+    result = run_recipe(recipe, tmp_path / "run", "small")
+    assert result.status == "finished", result.reason
+    base = load_model(recipe.model, recipe.run.seed)
+    trained = load_model(recipe.model, recipe.run.seed)
+    add_adapters(trained.model, recipe.lora, recipe.run.seed)
+    state = load_file(tmp_path / "run" / "checkpoints" / "step_000000" / "model.safetensors")
+    assert not trained.model.load_state_dict(state, strict=False).unexpected_keys
+    saved = load_model(ModelSection(path=str(tmp_path / "run" / "model"), dtype=dtype), 0)
+    ids = torch.tensor([base.tokenizer.encode("3 + 4 =")])
+    with torch.no_grad():
+        start, want, got = (each.model(input_ids=ids).logits.float() for each in (base, trained, saved))
+    moved = (want - start).norm()
+    assert moved > 0.05 * start.norm(), "the adapters were trained"
+    assert (got - want).norm() < (1e-4 if dtype == "float32" else 0.15) * moved
+
+
+def test_a_run_whose_model_does_not_come_back_is_not_finished_and_loses_nothing(tmp_path):
+    recipe = load_recipe(str(small.write_recipe(tmp_path)), SHORT)
+    right = lora.merged
+    calls = []
+
+    def wrong_after_training(model, weights):
+        """Right in the trial, and of the base alone from then on."""
+        calls.append(1)
+        return right(model, weights) if len(calls) == 1 else lora.unadapted(weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("heliostat.models.saving.merged", wrong_after_training)
+        result = run_recipe(recipe, tmp_path / "run", "small")
+    assert (result.status, result.exit_code) == ("failed", 1)
+    assert "the saved model's logits differ from the trainer's by" in result.reason
+    assert "tries again" in result.reason
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["model"]) == ("failed", None)
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert (tmp_path / "run" / "checkpoints" / "step_000004").is_dir()
+
+    assert run_recipe(recipe, tmp_path / "run", "small").status == "finished"
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_modules_to_save_without_adapters_are_refused(tmp_path):
+    recipe = load_recipe(str(small.write_recipe(tmp_path)), {"lora.modules_to_save": ["lm_head"]})
+    with pytest.raises(ConfigError, match=r"only used with lora\.rank above 0"):
+        run_recipe(recipe, tmp_path / "run", "small")
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_anything_is_sampled(tmp_path):
+    recipe = load_recipe(str(small.write_recipe(tmp_path)), SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("heliostat.models.saving.merged", lambda model, weights: lora.unadapted(weights))
+        with pytest.raises(ConfigError, match="nothing was trained, since the model of this run could not be saved"):
+            run_recipe(recipe, tmp_path / "run", "small")
+        assert not (tmp_path / "run").exists()
+        patch.setattr("heliostat.train.trainer.Trainer.run", lambda self: (_ for _ in ()).throw(Interrupted("enough")))
+        skipping = load_recipe(str(small.write_recipe(tmp_path)), SHORT | {"train.try_export": False})
+        assert run_recipe(skipping, tmp_path / "skipped", "small").status == "interrupted", "the trial was left out"

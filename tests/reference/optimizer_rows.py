@@ -21,16 +21,12 @@ class Row:
     Attributes:
         make: over a model; further keyword arguments override settings.
         takes_groups: whether parameters can be handed over in groups.
-        process_group: whether it must be told of its ranks under data parallelism.
-        distributed: whether it runs under data parallelism.
         convex_gain: what multiplies its learning rate on the convex problem, whose curvature is small.
     """
 
     name: str
     make: Callable[..., torch.optim.Optimizer]
     takes_groups: bool = False
-    process_group: bool = False
-    distributed: bool = True
     convex_gain: float = 4.0
 
 
@@ -75,28 +71,24 @@ def kronecker_product(model, **settings):
 
 
 ROWS = [
-    Row("rank1", rank1, takes_groups=True, process_group=True),
-    Row("rank1-four", lambda p, **s: rank1(p, num_scores=4, momentum=0.5, **s), takes_groups=True, process_group=True),
-    Row("rank1-averaged", lambda p, **s: rank1(p, ema=0.5, **s), takes_groups=True, process_group=True),
-    Row("rank1-layer", lambda p, **s: rank1(p, block="layer", max_kl=0.5, **s), process_group=True),
-    Row("eva", eva, process_group=True),
-    Row("ring", lambda m, **s: ring(m, rho=0.1, **s), process_group=True),
-    Row("ring-exact", lambda m, **s: ring(m, damping_form="exact", inverse_every=3, **s), process_group=True),
+    Row("rank1", rank1, takes_groups=True),
+    Row("rank1-four", lambda p, **s: rank1(p, num_scores=4, momentum=0.5, **s), takes_groups=True),
+    Row("rank1-averaged", lambda p, **s: rank1(p, ema=0.5, **s), takes_groups=True),
+    Row("rank1-layer", lambda p, **s: rank1(p, block="layer", max_kl=0.5, **s)),
+    Row("eva", eva),
+    Row("ring", lambda m, **s: ring(m, rho=0.1, **s)),
+    Row("ring-exact", lambda m, **s: ring(m, damping_form="exact", inverse_every=3, **s)),
     Row(
         "ring-empirical",
         lambda m, **s: ring(m, empirical=True, statistics_every=2, max_kl=0.5, **s),
-        process_group=True,
     ),
     Row("reng-difference", lambda p, **s: reng(p, sgd, **s), takes_groups=True),
-    Row(
-        "reng-double", lambda p, **s: reng(p, adamw, mode="double-backward", **s), takes_groups=True, distributed=False
-    ),
-    Row("rkalman", rkalman, takes_groups=True, process_group=True, convex_gain=1.0),
+    Row("reng-double", lambda p, **s: reng(p, adamw, mode="double-backward", **s), takes_groups=True),
+    Row("rkalman", rkalman, takes_groups=True, convex_gain=1.0),
     Row(
         "rkalman-low-rank",
         lambda p, **s: rkalman(p, form="low-rank", rank=6, **s),
         takes_groups=True,
-        process_group=True,
         convex_gain=1.0,
     ),
     Row("kronecker-sum", kronecker_sum),
@@ -181,7 +173,6 @@ def train_step(
 
 
 def _extra(optimizer, model, inputs, labels, cuts, scored):
-    model = getattr(model, "module", model)  # each rank's own rows: no gradient is synchronised
     if optimizer.extra_pass == "scores":
         for k in scored or range(optimizer.num_scores):
             with optimizer.score():

@@ -11,6 +11,8 @@ would go back, this one stops the training (mode ``act``), or says that it would
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -22,8 +24,7 @@ from transformers.trainer_callback import ExportableState
 
 from heliostat.monitors.guard import Finding, Guard
 from heliostat.monitors.rules import default_rules
-from heliostat.storage import append_rows
-from heliostat.tracking import rewind
+from heliostat.storage import append_rows, publish_file
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,21 @@ class GuardCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget what was written after the checkpoint that training continues from."""
+        """Forget what was written after the checkpoint that training continues from.
+
+        **Limits** Of a training that begins anew, and of lines that are not of this form, nothing is removed: the files
+        of an earlier one are kept under another name.
+        """
         if not state.is_world_process_zero:
             return
         for name in ("events.jsonl", "metrics.jsonl"):
-            rewind(Path(str(args.output_dir)) / name, state.global_step)
+            path = Path(str(args.output_dir)) / name
+            if path.exists() and state.global_step == 0:
+                others = (path.with_name(f"{name}.before-{number}") for number in itertools.count(1))
+                path.rename(next(other for other in others if not other.exists()))
+            elif path.exists():
+                lines = path.read_bytes().splitlines(keepends=True)
+                publish_file(path, b"".join(line for line in lines if _step(line) <= state.global_step))
 
     def on_log(
         self,
@@ -132,6 +143,14 @@ def _event(finding: Finding, taken: bool) -> dict[str, Any]:
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     append_rows(path, [row])
+
+
+def _step(line: bytes) -> float:
+    """The step of a line of ours; of any other, one that lies before every checkpoint."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1.0
 
 
 def _number(value: Any) -> float | None:

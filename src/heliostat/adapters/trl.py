@@ -22,23 +22,26 @@ from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from heliostat.adapters.padded import group_advantages, padded_loss
+from heliostat.adapters.trl_settings import (
+    NOISY,
+    NOT_THE_POLICY,
+    OF_TRLS_OPTIMIZER,
+    REPLACED,
+    TRUNCATING,
+    check_generation,
+    check_models_defaults,
+    refuse_changes,
+    section_of,
+)
 from heliostat.config import ConfigError, ObjectiveSection, OptimizerSection
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import build_optimizer, optimizer_settings
-
-REPLACED = (
-    *("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "scale_rewards"),
-    *("multi_objective_aggregation", "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy"),
-    *("off_policy_mask_threshold", "use_bias_correction_kl"),
-)
-"""GRPO's settings of its loss and advantages; the objective has its own."""
-
-TRUNCATING = ("top_p", "top_k", "min_p", "repetition_penalty")
-"""Settings under which the sampled distribution is not the policy."""
+from heliostat.optim import FiniteStep, build_optimizer
+from heliostat.optim.replicas import ALONE
 
 FORWARD_INPUTS = (
     *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
@@ -53,13 +56,15 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
     Attributes:
         objective: an objective's name, as in a recipe.
         objective_settings: its keys, like ``{"tau": 0.2}``; on a command line as JSON.
-        optimizer: an optimizer's name, as in a recipe; empty: TRL's ``optim``. ``learning_rate`` and the schedule stay
-            TRL's.
+        optimizer: an optimizer's name, as in a recipe; empty: TRL's ``optim``. ``learning_rate``, the schedule and
+            ``max_grad_norm`` stay TRL's, and so do ``weight_decay``, ``adam_beta1``, ``adam_beta2`` and
+            ``adam_epsilon`` where the optimizer has the like.
         optimizer_settings: its keys.
 
     Raises:
-        ConfigError: an unknown objective, optimizer or key; a setting of GRPO that would be ignored or that truncates
-            the sampled policy; ``steps_per_generation`` that is not a multiple of ``gradient_accumulation_steps``.
+        ConfigError: an unknown objective, optimizer or key; a setting of TRL's that would be ignored or that samples
+            another policy, in ``generation_kwargs`` too; ``steps_per_generation`` that is not a multiple of
+            ``gradient_accumulation_steps``.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "objective_settings", "optimizer_settings"]  # noqa: RUF012
@@ -74,11 +79,14 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
     optimizer_settings: dict | str | None = field(default=None, metadata={"help": "Keys of the optimizer."})  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
-        self._refuse_changes(REPLACED, "would be ignored: the objective decides (objective, objective_settings)")
-        self._refuse_changes(
-            TRUNCATING, "changes the policy that was sampled, so log-probabilities would not be its own"
+        defaults = self._defaults()
+        refuse_changes(
+            self, defaults, REPLACED, "would be ignored: the objective decides (objective, objective_settings)"
         )
+        refuse_changes(self, defaults, TRUNCATING, NOT_THE_POLICY)
+        refuse_changes(self, defaults, NOISY, "puts noise on log-probabilities, which the anchor's do not have")
         super().__post_init__()
+        check_generation(cast("dict[str, Any] | None", self.generation_kwargs), self.temperature)
         kl_ref = getattr(self.build_objective(), "kl_ref", 0.0)
         if self.beta not in (0.0, kl_ref):
             raise ConfigError(
@@ -87,7 +95,10 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
             )
         self.beta = kl_ref  # makes TRL hold the reference and compute its log-probs
         if self.optimizer:
-            optimizer_settings(self.optimizer_section())
+            refuse_changes(
+                self, defaults, OF_TRLS_OPTIMIZER, f"would be ignored: optimizer = {self.optimizer!r} is set"
+            )
+            self.optimizer_section()
         elif self.optimizer_settings:
             raise ConfigError("optimizer_settings is set but no optimizer is named: set optimizer, for example 'adamw'")
         if self.steps_per_generation % self.gradient_accumulation_steps:
@@ -105,15 +116,11 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
 
     def optimizer_section(self) -> OptimizerSection:
         """The optimizer these settings name, as a recipe's section."""
-        return OptimizerSection(
-            name=self.optimizer, lr=self.learning_rate, **cast("dict[str, Any]", self.optimizer_settings or {})
-        )
+        return section_of(self, self._defaults())
 
-    def _refuse_changes(self, names: tuple[str, ...], reason: str) -> None:
-        defaults = {spec.name: spec.default for spec in fields(GRPOConfig)}
-        for name in names:
-            if getattr(self, name) != defaults[name]:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} {reason}; leave it at {defaults[name]!r}")
+    @staticmethod
+    def _defaults() -> dict[str, Any]:
+        return {spec.name: spec.default for spec in fields(GRPOConfig)}
 
 
 class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -132,6 +139,8 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
             raise ConfigError(f"PMDTrainer needs args=PMDConfig(...), got {type(self.args).__name__}")
         if self.aux_loss_enabled:
             raise ConfigError("PMDTrainer has no router loss: set router_aux_loss_coef=0 for a mixture of experts")
+        if not self.use_vllm:
+            check_models_defaults(self.accelerator.unwrap_model(self.model).generation_config, self.generation_kwargs)
         self.objective = self.args.build_objective()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -142,13 +151,27 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         if self.optimizer is None and self.args.optimizer:
             optimizer = build_optimizer(self.args.optimizer_section(), model or self.model)
-            if getattr(optimizer, "extra_pass", "none") != "none":
-                raise ConfigError(
-                    f"optimizer '{self.args.optimizer}' needs passes over the batch that TRL's loop does not make; "
-                    "use it with heliostat train, or choose another"
-                )
+            if isinstance(optimizer, FiniteStep):
+                self._fit(optimizer)
             self.optimizer = optimizer
         return super().create_optimizer(model)  # type: ignore[no-any-return]
+
+    def _fit(self, optimizer: FiniteStep) -> None:
+        """Refuse what TRL's loop cannot give an optimizer of ours, and name the ranks it exchanges statistics with."""
+        name = f"optimizer '{self.args.optimizer}'"
+        if optimizer.extra_pass != "none" and not getattr(optimizer, "empirical", False):
+            raise ConfigError(
+                f"{name} needs passes over the batch that TRL's loop does not make; use it with heliostat train, or "
+                "choose another"
+            )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ConfigError(
+                f"{name} steps whole weights, and DeepSpeed or FSDP as accelerate sets it up takes them away: train "
+                "with plain data parallelism, or with optimizer='adamw'"
+            )
+        if self.args.fp16:
+            raise ConfigError(f"{name} would see gradients times fp16's loss scale: set bf16=True, or neither")
+        optimizer.process_group = dist.group.WORLD if self.accelerator.num_processes > 1 else ALONE
 
     # -- rewards to advantages --------------------------------------------------------------------------------------
 

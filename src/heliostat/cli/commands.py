@@ -56,6 +56,11 @@ def evaluate(args: Namespace) -> int:
     from heliostat.config import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
+    if args.json is not None:  # before hours of sampling, not after
+        from heliostat.outputs import check_replaceable
+
+        check_replaceable(args.json, '"comparison":', "an evaluation")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     from heliostat.api import evaluate
     from heliostat.cli.tables import print_evaluations
 

@@ -81,7 +81,12 @@ class LoraSection(Section):
     rank: int = Field(0, ge=0, description="rank of every adapter; 0: train the whole model")
     alpha: int = Field(16, ge=1, description="adapters count alpha / rank times")
     layers: tuple[str, ...] = Field(
-        (), strict=False, description="names of the linear layers that get one; empty: all but the head"
+        (),
+        strict=False,
+        description="names of linear layers, embeddings or experts' weights that get one; empty: all but the head",
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), strict=False, description="names of modules trained and saved whole beside the adapters, like lm_head"
     )
 
 
@@ -218,6 +223,7 @@ class TrainSection(Section):
     max_bad_steps: int = Field(3, ge=1, description="consecutive non-finite steps that end the run")
     checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept on disk")
+    try_export: bool = Field(True, description="before training, save the model, read it back and compare")
 
 
 class TracesSection(Section):

@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from heliostat.curvature import per_sample_scores
 
@@ -63,16 +65,24 @@ class Actor:
         critic_parameters: those of the value function.
 
     Raises:
-        ValueError: a parameter serves both.
+        ValueError: a trainable parameter serves both; one of the two has none.
+
+    Limits:
+        Parameters that do not require a gradient when this is built belong to neither; ``is_current`` notices a change.
     """
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy = policy
+        self._built_on = _trainability(policy)
         named = dict(policy.named_parameters())
-        seen = policy.obs_to_tensor(policy.observation_space.sample())[0]
-        distribution = policy.get_distribution(seen)
-        reached = _reached(distribution.log_prob(distribution.mode()).sum(), named)
-        valued = _reached(policy.predict_values(seen).sum(), named)
+        with evaluation_mode(policy), distribution_kept(policy):  # one observation has no batch statistics
+            seen = policy.obs_to_tensor(policy.observation_space.sample())[0]
+            distribution = policy.get_distribution(seen)
+            reached = _reached(distribution.log_prob(distribution.mode()).sum(), named)
+            valued = _reached(policy.predict_values(seen).sum(), named)
+        for part, found in (("log-probability", reached), ("value", valued)):
+            if not found:
+                raise ValueError(f"the policy's {part} depends on no trainable parameter, so there is nothing to train")
         if shared := [name for name in reached if name in valued]:
             raise ValueError(
                 f"actor and critic share '{shared[0]}' ({len(shared)} parameters): the value's gradient would enter "
@@ -85,6 +95,16 @@ class Actor:
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
         # numbers of a discrete observation become one-hot rows, which torch does not vectorise
         self._vectorises = not any(isinstance(part, spaces.Discrete | spaces.MultiDiscrete) for part in parts)
+        modules = list(policy.modules())
+        self.has_batch_statistics = any(isinstance(module, _BatchNorm) for module in modules)
+        self.differs_in_training = any(isinstance(module, _BatchNorm | _DropoutNd) for module in modules)
+
+    def is_current(self, policy: ActorCriticPolicy) -> bool:
+        """Whether the policy still has the parameters, frozen and trainable, that this was built on."""
+        now = _trainability(policy)
+        return len(now) == len(self._built_on) and all(
+            p is q and trains == trained for (p, trains), (q, trained) in zip(now, self._built_on, strict=True)
+        )
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
         """Names and parameters, in the policy's order."""
@@ -116,12 +136,23 @@ class Actor:
             entropy = distribution.entropy()
         return log_prob, -log_prob.mean() if entropy is None else entropy.mean()
 
+    def acting_log_prob(self, rows: Rows) -> Float[Tensor, " row"]:
+        """``log pi(a|s)`` of the policy that acts: with the running statistics of BatchNorm, without Dropout."""
+        with evaluation_mode(self.policy), unvalidated():
+            return self.log_prob(rows)
+
     def scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
         """``u_i = grad log pi(a_i|s_i)`` of every row, by parameter, in one vectorised pass where that is possible.
+
+        The policy is the one that acts: a row's log-probability must depend on that row alone.
 
         Limits:
             Their mean is the gradient of the mean log-probability.
         """
+        with evaluation_mode(self.policy):
+            return self._scores(rows)
+
+    def _scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
         if not self._vectorises:
             each = [torch.autograd.grad(one, self.parameters, retain_graph=True) for one in self.log_prob(rows)]
             return {p: torch.stack(scores) for p, scores in zip(self.parameters, zip(*each, strict=True), strict=True)}
@@ -149,6 +180,29 @@ def _as_is(output: Tensor, label: Tensor) -> Tensor:
 
 
 @contextmanager
+def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
+    """The policy as it acts, and afterwards as it was."""
+    training = policy.training
+    policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        policy.set_training_mode(training)
+
+
+@contextmanager
+def distribution_kept(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Afterwards the policy's distribution is as it was: a graph or a vectorised tensor in it cannot be copied."""
+    distribution = policy.action_dist
+    before = dict(vars(distribution))
+    try:
+        yield
+    finally:
+        vars(distribution).clear()
+        vars(distribution).update(before)
+
+
+@contextmanager
 def unvalidated() -> Iterator[None]:
     """Without the argument checks of ``torch.distributions``, which branch on data and so cannot be vectorised."""
     before = Distribution._validate_args
@@ -165,7 +219,13 @@ def actions_for(space: spaces.Space[Any], actions: Tensor) -> Tensor:
 
 
 def _reached(output: Tensor, named: Mapping[str, Tensor]) -> list[str]:
-    """The parameters that ``output`` depends on."""
+    """The trainable parameters that ``output`` depends on."""
+    if not output.requires_grad:
+        return []
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     found = torch.autograd.grad(output, list(trainable.values()), allow_unused=True)
     return [name for name, gradient in zip(trainable, found, strict=True) if gradient is not None]
+
+
+def _trainability(policy: nn.Module) -> list[tuple[Tensor, bool]]:
+    return [(parameter, parameter.requires_grad) for parameter in policy.parameters()]

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from heliostat.config import nearest
-from heliostat.control.actor import Actor, Rows, unvalidated
+from heliostat.control.actor import Actor, Rows
 from heliostat.control.sample_space import SampleSpaceNaturalGradient
 from heliostat.optim import Eva, Rank1NaturalGradient
 
@@ -161,10 +161,7 @@ _SUPPLY = {"score": _by_scores, "mean_score": _by_mean_score, "grad": _by_gradie
 
 
 def _log_prob(actor: Actor, rows: Rows, sample: Int[Tensor, " sample"], kept: LogProb | None) -> LogProb:
-    if kept is not None:
-        return kept[sample]
-    with unvalidated():  # the whole batch has just been through a forward pass
-        return actor.log_prob(rows.take(sample))
+    return actor.acting_log_prob(rows.take(sample)) if kept is None else kept[sample]
 
 
 class _FromGradients:

@@ -21,6 +21,7 @@ from heliostat.config import ConfigError, nearest
 from heliostat.control.contenders import arguments_of, described, setup_of
 from heliostat.control.lap import Lap, Row, run_lap
 from heliostat.control.runs import LAPS, MODELS, SETTINGS
+from heliostat.outputs import claim_folder
 from heliostat.storage import append_rows, publish_file
 
 Settings = Mapping[str, Any]
@@ -54,7 +55,7 @@ def race(
     settings = settings or {}
     _check(env, algos, settings, folder)
     laps = [Lap(env, algo, seed, num_steps, settings) for seed in range(num_seeds) for algo in algos]
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder, "heliostat control")
     (folder / MODELS).mkdir(exist_ok=True)
     about = {
         "env": env,

@@ -19,20 +19,26 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    BasePolicy,
-    MultiInputActorCriticPolicy,
-)
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from heliostat.control.actor import Actor, Observations, Rows, actions_for, taken
+from heliostat.control.actor import Actor, Observations, Rows, actions_for, distribution_kept, taken
 from heliostat.control.directions import Direction, Rank1, direction_of
+from heliostat.control.optimizer_state import carry_state, fits, fused_where_possible, let_go, take_settings
+from heliostat.control.policies import (
+    SHARING,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    SeparateExtractors,
+    remember_sharing,
+    separate_class,
+)
 from heliostat.optim.finite import SkippedStepWarning
 
 KEPT_ROWS = 128
@@ -78,9 +84,9 @@ class SMAC(OnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ActorCriticPolicy,
-        "CnnPolicy": ActorCriticCnnPolicy,
-        "MultiInputPolicy": MultiInputActorCriticPolicy,
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
     }
 
     def __init__(
@@ -125,7 +131,7 @@ class SMAC(OnPolicyAlgorithm):
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=_separate(policy, policy_kwargs or {}) | (policy_kwargs or {}),
+            policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
@@ -135,15 +141,23 @@ class SMAC(OnPolicyAlgorithm):
         self.batch_size, self.n_critic_updates = batch_size, n_critic_updates
         self.critic_learning_rate, self.normalize_advantage = critic_learning_rate, normalize_advantage
         self.direction = direction_of(direction)
-        self.draw_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self.num_skipped = 0
-        self._check()
         if _init_setup_model:
             self._setup_model()
 
+    # -- making its parts -------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self.direction = direction_of(self.direction)  # ``load`` may have been given a name
+        self._check()
+        kept = self.__dict__.get("draw_seed")
+        self._make_policy()
+        self.draw_seed = kept if kept is not None else self.__dict__.get("draw_seed", _seed_of(None))
+        self._make_optimizers()
+
     def _check(self) -> None:
-        if self.n_steps * self.n_envs < 2 and self.env is not None:
-            raise ValueError(f"n_steps * environments must be at least 2, got {self.n_steps * self.n_envs}")
+        if self.n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, got {self.n_steps}")
         if self.batch_size < 1 or self.n_critic_updates < 0:
             raise ValueError(
                 "batch_size must be at least 1 and n_critic_updates not negative, got "
@@ -152,27 +166,75 @@ class SMAC(OnPolicyAlgorithm):
         if self.direction.name == "sample-space" and self.ent_coef:
             raise ValueError("direction 'sample-space' has no entropy bonus; set ent_coef=0, or use Rank1 or EvaLayers")
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.actor = Actor(self.policy)
-        self.actor_optimizer = self.direction.build(self.actor, self.lr_schedule(1))
+    def _make_policy(self) -> None:
+        """As Stable-Baselines3 does, with separate feature extractors where the user's settings do not say."""
+        self.policy_class = separate_class(self.policy_class)
+        if issubclass(self.policy_class, SeparateExtractors) or SHARING in self.policy_kwargs:
+            super()._setup_model()
+            return
+        given = self.policy_kwargs
+        try:
+            self.policy_kwargs = {**given, SHARING: False}
+            super()._setup_model()
+            remember_sharing(self.policy)
+        except TypeError as error:
+            if SHARING not in str(error):
+                raise
+            self.policy_kwargs = given  # the class decides for itself
+            super()._setup_model()
+        finally:
+            self.policy_kwargs = given
+
+    def _make_optimizers(self) -> None:
+        self.actor = Actor(getattr(self.policy, "_orig_mod", self.policy))
+        if self.actor.has_batch_statistics and self.n_steps * self.n_envs < 2:
+            raise ValueError(
+                "BatchNorm needs at least 2 rows a rollout; set n_steps or the number of environments to 2"
+            )
+        self.actor_optimizer = self._new_actor_optimizer()
         # the policy's own optimizer becomes the critic's: it is saved, and its class can be chosen, as users expect
-        settings = {"lr": self.critic_learning_rate} | self.policy.optimizer_kwargs
-        if self.policy.optimizer_class is torch.optim.Adam:
-            settings = {"fused": True} | settings  # a fifth of the time, on networks of this size
-        self.policy.optimizer = self.policy.optimizer_class(self.actor.critic_parameters, **settings)
+        self.policy.optimizer = self._new_critic_optimizer()
+
+    def _new_actor_optimizer(self) -> torch.optim.Optimizer:
+        return self.direction.build(self.actor, self.lr_schedule(1))
+
+    def _new_critic_optimizer(self) -> torch.optim.Optimizer:
+        settings = {"lr": self.critic_learning_rate, **self.policy.optimizer_kwargs}
+        kind: type[torch.optim.Optimizer] = self.policy.optimizer_class
+        return kind(self.actor.critic_parameters, **fused_where_possible(kind, settings))
+
+    def _follow_the_policy(self) -> None:
+        """Notice parameters that were frozen, unfrozen or replaced, and keep the state of those that stayed."""
+        if self.actor.is_current(self.policy):
+            return
+        actors, critics = self.actor_optimizer, self.policy.optimizer
+        let_go(actors)
+        self._make_optimizers()
+        carry_state(actors, self.actor_optimizer)
+        carry_state(critics, self.policy.optimizer)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As every Stable-Baselines3 algorithm's; the draws of scores follow the seed too."""
+        super().set_random_seed(seed)
+        if seed is not None:
+            self.draw_seed = _seed_of(seed)
 
     # -- the update -------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """One actor step on the rollout, then ``n_critic_updates`` passes of the critic over it."""
         self._refuse_what_is_not_finite()
+        self._follow_the_policy()
         self.policy.set_training_mode(True)
+        with distribution_kept(self.policy):
+            self._update()
+
+    def _update(self) -> None:
         update_learning_rate(self.actor_optimizer, self.lr_schedule(self._current_progress_remaining))
 
         rows, returns = self._rows()
         log_prob, entropy = self.actor.log_prob_and_entropy(rows)
-        keep = len(rows) <= KEPT_ROWS
+        keep = len(rows) <= KEPT_ROWS and not self.actor.differs_in_training
         objective = (rows.advantages * log_prob).mean()
         if self.ent_coef:  # a bonus of weight 0 would still be differentiated
             objective = objective + self.ent_coef * entropy
@@ -193,7 +255,7 @@ class SMAC(OnPolicyAlgorithm):
         """The whole rollout, advantages normalised, and its returns."""
         (data,) = self.rollout_buffer.get(batch_size=None)
         advantages = data.advantages
-        if self.normalize_advantage:
+        if self.normalize_advantage and len(advantages) > 1:  # one has no deviation
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         return Rows(data.observations, actions_for(self.action_space, data.actions), advantages), data.returns
 
@@ -201,7 +263,7 @@ class SMAC(OnPolicyAlgorithm):
         losses = []
         for _ in range(self.n_critic_updates):
             order = torch.as_tensor(np.random.permutation(len(returns)), device=returns.device)  # noqa: NPY002
-            for part in torch.split(order, self.batch_size):
+            for part in self._minibatches(order):
                 values = self.policy.predict_values(taken(observations, part)).flatten()
                 loss = F.mse_loss(values, returns[part])
                 self.policy.optimizer.zero_grad()
@@ -212,6 +274,13 @@ class SMAC(OnPolicyAlgorithm):
                 else:
                     self._skip("the critic's gradient")
         return losses
+
+    def _minibatches(self, order: Tensor) -> Sequence[Tensor]:
+        """Parts of ``batch_size`` rows; where BatchNorm needs two and one would be left over, of a few more."""
+        parts = torch.split(order, self.batch_size)
+        if not self.actor.has_batch_statistics or min(map(len, parts)) > 1:
+            return parts
+        return order.tensor_split(max(1, len(order) // max(2, self.batch_size)))
 
     # -- what may go wrong --------------------------------------------------------------------------------------------
 
@@ -300,14 +369,75 @@ class SMAC(OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor"]
 
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """As every Stable-Baselines3 algorithm's; the actor's optimizer says which direction its state belongs to."""
+        parameters: dict[str, dict[str, Any]] = super().get_parameters()
+        parameters["actor_optimizer"] = {**parameters["actor_optimizer"], "direction": self.direction.name}
+        return parameters
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """As every Stable-Baselines3 algorithm's; state of another direction is left out, with a warning."""
+        given: Any = load_path_or_dict
+        if not isinstance(given, dict):
+            given = load_from_zip_file(given, device=device, load_data=False)[1]
+        super().set_parameters({**given, **self._replacing_what_does_not_fit(given)}, exact_match, device)
+
+    def _replacing_what_does_not_fit(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        own = {"actor_optimizer": self.actor_optimizer, "policy.optimizer": self.policy.optimizer}
+        replaced = {}
+        for name, optimizer in own.items():
+            saved = given.get(name)
+            if not isinstance(saved, dict) or "param_groups" not in saved:
+                continue  # for Stable-Baselines3 and torch to refuse
+            direction = saved.get("direction", self.direction.name)
+            if direction != self.direction.name or not fits(saved, optimizer):
+                what = f"direction '{direction}'" if direction != self.direction.name else "other trainable parameters"
+                warnings.warn(
+                    f"the given state of {name} belongs to {what}: the weights are taken, this optimizer starts anew",
+                    stacklevel=4,
+                )
+                replaced[name] = optimizer.state_dict()
+        return replaced
+
+    @classmethod
+    def load(
+        cls,
+        path: Any,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """As every Stable-Baselines3 algorithm's; settings given here hold, and state is the file's where it fits.
+
+        Warns:
+            UserWarning: another ``direction`` than the file's; its optimizer starts anew.
+        """
+        model: Self = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        given = {**(custom_objects or {}), **kwargs}
+        if given.keys() & {"direction", "learning_rate", "lr_schedule"}:
+            fresh = model._new_actor_optimizer()
+            take_settings(model.actor_optimizer, fresh)
+            let_go(fresh)
+        if "critic_learning_rate" in given:
+            take_settings(model.policy.optimizer, model._new_critic_optimizer())
+        if given.get("seed") is not None:
+            model.set_random_seed(given["seed"])
+        return model
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "actor_optimizer"], []
 
 
-def _separate(policy: str | type[BasePolicy], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Feature extractors of their own for actor and critic; only flattening, which learns nothing, is shared."""
-    only_flattens = policy in ("MlpPolicy", ActorCriticPolicy) and "features_extractor_class" not in settings
-    return {"share_features_extractor": only_flattens}
+def _seed_of(seed: int | None) -> int:
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def _norm(parameters: Sequence[Tensor]) -> float:

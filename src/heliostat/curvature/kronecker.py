@@ -7,14 +7,19 @@ Left out: running averages over steps and inverses (the optimizers'), and where 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.gram import gram
+
+BUCKET = 1 << 20
+"""Numbers that ranks add up in one exchange, unless one tensor has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,27 @@ class _Sums:
         """Forget everything."""
         self.inputs, self.outputs, self.num_rows = {}, {}, {}
 
-    def over_ranks(self, ranks: dist.ProcessGroup) -> None:
-        """Add the sums of all ranks up; every rank must have seen the same layers."""
-        for layer in self.inputs:
-            counted = torch.tensor(float(self.num_rows[layer]), device=self.inputs[layer].device)
-            for tensor in (self.inputs[layer], self.outputs[layer], counted):
-                dist.all_reduce(tensor, group=ranks)
-            self.num_rows[layer] = round(float(counted))
-            self.outputs[layer] *= self._of_rank_losses(dist.get_world_size(ranks))
+    def over_ranks(self, ranks: dist.ProcessGroup, layers: Mapping[str, nn.Linear]) -> None:
+        """Add the sums of all ranks up, over ``layers``; a rank that saw no rows of a layer adds nothing to its sums.
+
+        A collective that every rank takes part in, whatever it saw.
+        """
+        if not layers:
+            return
+        device = next(iter(layers.values())).weight.device
+        counts = torch.tensor([self.num_rows.get(name, 0) for name in layers], device=device)
+        dist.all_reduce(counts, group=ranks)
+        self.num_rows = {name: count for name, count in zip(layers, counts.tolist(), strict=True) if count}
+        for name in self.num_rows:
+            if name not in self.inputs:
+                self.inputs[name], self.outputs[name] = self._nothing(layers[name])
+        _add_up([sums[name] for name in self.num_rows for sums in (self.inputs, self.outputs)], ranks)
+        for name in self.num_rows:
+            self.outputs[name] *= self._of_rank_losses(dist.get_world_size(ranks))
+
+    def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        """A layer's two sums over no rows."""
+        raise NotImplementedError
 
     def _of_rank_losses(self, num_ranks: int) -> float:
         """What turns sums over ranks of what each rank's loss gave into what the mean of their losses gives."""
@@ -88,6 +106,10 @@ class FactorSums(_Sums):
     def add(self, layer: str, inputs: Float[Tensor, "row in"], output_grads: Float[Tensor, "row out"]) -> None:
         """Take one pass's rows."""
         self._accumulate(layer, gram(inputs), gram(output_grads), len(inputs))
+
+    def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        inputs, outputs = _zeros(layer)
+        return inputs.new_zeros(len(inputs), len(inputs)), outputs.new_zeros(len(outputs), len(outputs))
 
     def _of_rank_losses(self, num_ranks: int) -> float:
         return num_ranks**-2 if self.of_mean_loss else 1.0
@@ -110,6 +132,9 @@ class MeanSums(_Sums):
         """Take one pass's rows."""
         self._accumulate(layer, inputs.sum(0), output_grads.sum(0), len(inputs))
 
+    def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        return _zeros(layer)
+
     def _of_rank_losses(self, num_ranks: int) -> float:
         return 1 / num_ranks
 
@@ -122,3 +147,31 @@ class MeanSums(_Sums):
         }
         self.clear()
         return taken
+
+
+def _zeros(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """One input row and one output row of a layer, in the type that statistics have."""
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+    sizes = (num_columns(layer), layer.out_features)
+    inputs, outputs = (torch.zeros(size, dtype=dtype, device=layer.weight.device) for size in sizes)
+    return inputs, outputs
+
+
+def _add_up(tensors: Sequence[Tensor], ranks: dist.ProcessGroup) -> None:
+    """Replace every tensor by its sum over ranks, small ones together."""
+    bucket: list[Tensor] = []
+    for index, tensor in enumerate(tensors):
+        bucket.append(tensor)
+        following = tensors[index + 1] if index + 1 < len(tensors) else None
+        if following is not None and _fits(bucket, following):
+            continue
+        flat = torch.cat([part.reshape(-1) for part in bucket]) if len(bucket) > 1 else tensor.reshape(-1)
+        dist.all_reduce(flat, group=ranks)
+        for part, summed in zip(bucket, torch.split(flat, [part.numel() for part in bucket]), strict=True):
+            part.copy_(summed.view_as(part))
+        bucket = []
+
+
+def _fits(bucket: Sequence[Tensor], following: Tensor) -> bool:
+    same = (following.dtype, following.device) == (bucket[0].dtype, bucket[0].device)
+    return same and sum(part.numel() for part in (*bucket, following)) <= BUCKET

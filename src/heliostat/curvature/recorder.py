@@ -27,11 +27,12 @@ class Statistic(Protocol):
     def clear(self) -> None: ...
 
 
-def covered_layers(model: nn.Module, max_size: int | None = None) -> dict[str, nn.Linear]:
+def covered_layers(model: nn.Module, max_size: int | None = None, *, with_frozen: bool = False) -> dict[str, nn.Linear]:
     """The linear layers whose weight is trainable and used nowhere else, by name.
 
     Args:
         max_size: leave out layers with more inputs (the bias counted) or outputs than this.
+        with_frozen: take layers with a frozen weight as well, which may be unfrozen later.
     """
     users: dict[int, int] = {}
     for module in model.modules():
@@ -41,29 +42,39 @@ def covered_layers(model: nn.Module, max_size: int | None = None) -> dict[str, n
         name: module
         for name, module in model.named_modules()
         if type(module) is nn.Linear
-        and module.weight.requires_grad
+        and (module.weight.requires_grad or with_frozen)
+        and module.weight.numel()
+        and not module.weight.is_complex()
         and all(users[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
-        and (max_size is None or max(num_inputs(module), module.out_features) <= max_size)
+        and (max_size is None or max(_num_inputs(module, with_frozen), module.out_features) <= max_size)
     }
 
 
-def has_trainable_bias(layer: nn.Linear) -> bool:
-    """Whether the bias belongs to the layer's matrix, as the column of an input that is always 1."""
-    return layer.bias is not None and layer.bias.requires_grad
+def trainable_parts(layer: nn.Linear) -> tuple[nn.Parameter, ...]:
+    """The layer's trainable parameters, whose columns are those of its matrix: weight, then bias."""
+    return tuple(part for part in layer.parameters(recurse=False) if part.requires_grad)
 
 
-def num_inputs(layer: nn.Linear) -> int:
-    """Columns of the layer's matrix, the bias's column included."""
-    return layer.in_features + has_trainable_bias(layer)
+def num_columns(layer: nn.Linear) -> int:
+    """Columns of the layer's matrix as it is now: those of its trainable parameters."""
+    return sum(part.shape[1] if part.ndim > 1 else 1 for part in trainable_parts(layer))
+
+
+def _num_inputs(layer: nn.Linear, with_frozen: bool) -> int:
+    has_bias = layer.bias is not None and (layer.bias.requires_grad or with_frozen)
+    return layer.in_features + has_bias
 
 
 class Recorder:
     """Hands the rows of every backward pass to ``statistic`` while it is recording.
 
+    A model that ``torch.compile`` has already run does not know of hooks added later; compiled afterwards, it calls
+    them between the compiled parts.
+
     Args:
         layers: from ``covered_layers``; a layer used several times in one pass gives the rows of each use.
-        statistic: gets inputs (with a last column of ones where there is a bias) and output gradients in float32 or
-            wider.
+        statistic: gets the inputs of trainable columns (the last one of ones where there is a bias) and output
+            gradients, both in the weights' type and at least in float32, under autocast too.
         skip_unscored: leave out rows whose output gradient is exactly 0, such as padding, so that no statistic
             depends on them.
     """
@@ -94,8 +105,9 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_forward(self, name: str, layer: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
-        if self.is_recording and torch.is_grad_enabled() and output.requires_grad:
+        if self.is_recording and torch.is_grad_enabled() and output.requires_grad and trainable_parts(layer):
             # Backward may run after `recording` has ended: what was recorded forward is always completed.
             after = partial(self._after_backward, name, layer, args[0].detach())
             output.register_hook(after)  # type: ignore[no-untyped-call]
@@ -107,8 +119,10 @@ class Recorder:
         if self.skip_unscored:
             scored = (grads != 0).any(-1)
             rows, grads = rows[scored], grads[scored]
-        if rows.dtype not in (torch.float32, torch.float64):
-            rows, grads = rows.float(), grads.float()
-        if has_trainable_bias(layer):
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-        self.statistic.add(name, rows, grads)
+        dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        rows, grads = rows.to(dtype), grads.to(dtype)
+        taken = [rows if part is layer.weight else rows.new_ones(len(rows), 1) for part in trainable_parts(layer)]
+        if not taken:  # frozen between the passes
+            return
+        with torch.autocast(rows.device.type, enabled=False):
+            self.statistic.add(name, taken[0] if len(taken) == 1 else torch.cat(taken, 1), grads)

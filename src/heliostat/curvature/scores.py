@@ -5,7 +5,8 @@ Left out: choosing a subset of samples, and anything done with the scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -46,8 +47,25 @@ def per_sample_scores(
         output = functional_call(model, {**fixed, **weights}, (sample.unsqueeze(0),))
         return log_prob(output.squeeze(0), label)
 
-    found: dict[str, Tensor] = vmap(grad(of_one), in_dims=(None, 0, 0))(parameters, inputs, labels)
+    with _weights_kept(model):
+        found: dict[str, Tensor] = vmap(grad(of_one), in_dims=(None, 0, 0))(parameters, inputs, labels)
     return found
+
+
+@contextmanager
+def _weights_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module has the tensors it had.
+
+    ``functional_call`` leaves traced ones in a module that has two names: it swaps such a weight twice, and puts back
+    as the original what the first swap put in.
+    """
+    before = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters, buffers in before:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
 
 
 def sampled_log_likelihood(

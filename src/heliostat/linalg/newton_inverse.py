@@ -16,6 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+class NotPositiveDefinite(ValueError):
+    """A matrix that should be positive definite is not, or is not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewtonInverse:
     """An approximate inverse with its evidence.
@@ -47,7 +51,7 @@ def newton_inverse(
         tolerance: largest accepted root mean square of the residual's rows.
 
     Raises:
-        ValueError: A is not positive definite or not finite.
+        NotPositiveDefinite: A is not positive definite or not finite.
 
     Limits:
         ``start`` the inverse itself: returned unchanged, no step. A = c I: ``I / c``.
@@ -85,9 +89,9 @@ def direct_inverse(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """``A^-1`` of a symmetric positive definite A by Cholesky's factorisation; about n^3 multiplications.
 
     Raises:
-        ValueError: A is not positive definite or not finite.
+        NotPositiveDefinite: A is not positive definite or not finite.
     """
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if int(failed) or not bool(torch.isfinite(factor).all()):
-        raise ValueError("the matrix to invert is not positive definite; raise the damping")
+        raise NotPositiveDefinite("the matrix to invert is not positive definite; raise the damping")
     return torch.cholesky_inverse(factor)

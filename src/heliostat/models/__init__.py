@@ -15,13 +15,14 @@ from heliostat.models.loaded import LoadedModel
 from heliostat.models.probes import cache_kind
 from heliostat.models.saving import model_fingerprint, save_model, tokenizer_fingerprint
 from heliostat.models.tiny import TinyShape
-from heliostat.models.twin import holding, trained_weights, twin_of
+from heliostat.models.twin import are_current, holding, trained_weights, twin_of
 
 __all__ = [
     "BACKWARD_COST",
     "Head",
     "LoadedModel",
     "TinyShape",
+    "are_current",
     "cache_kind",
     "completion_head",
     "decode",

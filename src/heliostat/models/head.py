@@ -44,20 +44,41 @@ PROBE_LOGIT = 50.0  # beyond every cap in use, so that a cap nobody knew of cann
 class Head:
     """A model in two halves that together equal the model.
 
+    Both halves are looked up in the model at every use, so that a layer put in another's place (an adapter on the head)
+    is the one that counts.
+
     Attributes:
-        backbone: everything before the output projection; the whole model where ``exact_split`` is false.
-        projection: the output projection, weights shared with the model.
+        model: what is split.
         rules: (rule, value) pairs applied to the projected logits.
         exact_split: false where ``hidden`` already holds full logits and ``logits`` changes nothing.
     """
 
-    backbone: nn.Module
-    projection: nn.Module
-    rules: tuple[tuple[Rule, float], ...]
+    model: PreTrainedModel
+    rules: tuple[tuple[Rule, float], ...] = ()
     exact_split: bool = True
 
-    def hidden(self, **inputs: Any) -> Float[Tensor, "batch token width"]:
-        """Hidden states of every position. ``inputs`` are the model's own; a cache passed in is filled in place."""
+    @property
+    def backbone(self) -> nn.Module:
+        """Everything before the output projection; the whole model where there is no exact split."""
+        return self.model.base_model if self.exact_split else self.model
+
+    @property
+    def projection(self) -> nn.Module:
+        """The output projection; nothing where there is no exact split."""
+        projection: nn.Module = self.model.get_output_embeddings() if self.exact_split else nn.Identity()  # type: ignore[no-untyped-call]
+        return projection
+
+    def hidden(self, memory: Any = None, **inputs: Any) -> Float[Tensor, "batch token width"]:
+        """Hidden states of every position.
+
+        Args:
+            memory: a cache of earlier tokens, filled in place.
+            inputs: the model's own.
+        """
+        if memory is not None:
+            from heliostat.models.internals import memory_argument
+
+            inputs[memory_argument(self.backbone) or "past_key_values"] = memory
         output = self.backbone(**inputs)
         states: Tensor = output.last_hidden_state if self.exact_split else output.logits
         return states
@@ -81,12 +102,11 @@ def completion_head(model: PreTrainedModel) -> Head:
     **Limits**: ``head.logits(head.hidden(input_ids=x)) == model(x).logits`` to rounding, for every architecture.
     """
     config = model.config.get_text_config()
-    backbone = model.base_model
     projection: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     values = ((rule, getattr(config, key, None)) for key, rule in OUTPUT_RULES.items())
     rules = tuple((rule, value) for rule, value in values if value is not None)
-    if backbone is not model and projection is not None:
-        head = Head(backbone, projection, rules)
+    if model.base_model is not model and projection is not None:
+        head = Head(model, rules)
         if _agrees(head, model):
             return head
     warnings.warn(
@@ -94,7 +114,7 @@ def completion_head(model: PreTrainedModel) -> Head:
         f"position; training is correct but needs more memory and time",
         stacklevel=2,
     )
-    return Head(model, nn.Identity(), (), exact_split=False)
+    return Head(model, exact_split=False)
 
 
 def _agrees(head: Head, model: PreTrainedModel) -> bool:

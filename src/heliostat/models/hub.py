@@ -8,6 +8,9 @@ Left out: quantised checkpoints (they cannot be trained), encoder-decoder models
 
 from __future__ import annotations
 
+import json
+import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -66,6 +69,8 @@ def load_pretrained(path: str, dtype: str, device: torch.device, name: str = "")
     location, is_local = _locate(path)
     name = name or path
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": is_local}
+    if is_local:
+        _check_files(Path(location), name)
     config = _read_config(location, is_local, name, options)
     _check_architecture(config, name)
     tokenizer = _read_tokenizer(location, is_local, name, options)
@@ -104,6 +109,23 @@ def _unreachable(name: str, error: Exception) -> ConfigError:
         f"model.path '{name}' is neither a built-in model ({', '.join(BUILT_IN_NAMES)}) nor an existing folder, and "
         f"could not be read from the Hugging Face hub: {reason}"
     )
+
+
+def _check_files(folder: Path, name: str) -> None:
+    """One set of weights in the folder, and nothing that is read on top of it."""
+    if (folder / "adapter_config.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model '{name}' is an adapter (adapter_config.json) without the model it belongs to; "
+                "merge it into its base (PEFT's merge_and_unload), and give the folder of the merged model"
+            )
+        raise ConfigError(
+            f"model '{name}' holds whole weights and an adapter (adapter_config.json), which transformers would put "
+            "on top of them; move the adapter's files away, or merge it (PEFT's merge_and_unload) and give that folder"
+        )
+    whole, cut = "model.safetensors", "model.safetensors.index.json"
+    if (folder / whole).is_file() and (folder / cut).is_file():
+        raise ConfigError(f"model '{name}' holds two sets of weights, {whole} and those of {cut}; move one away")
 
 
 def _read_config(location: str, is_local: bool, name: str, options: dict[str, Any]) -> Any:
@@ -156,11 +178,16 @@ def _read_weights(location: str, is_local: bool, name: str, options: dict[str, A
 
     if is_local and not any(Path(location).glob("*.safetensors")):
         raise ConfigError(f"model '{name}' holds no *.safetensors weights (pickled weights are never loaded)")
+    if not is_local and _has_adapter(location):
+        raise ConfigError(
+            f"model '{name}' holds an adapter (adapter_config.json), which would be put on top of its weights; "
+            "merge it (PEFT's merge_and_unload) and give the folder of the merged model"
+        )
     try:
         with without_progress_bars():
             loading: Any = AutoModelForCausalLM.from_pretrained  # its annotation misses the second result
             model, report = loading(location, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if not is_local and isinstance(error, OSError):
             raise _unreachable(name, error) from error
         raise ConfigError(f"model '{name}': its weights cannot be read: {_first_line(error)}") from error
@@ -169,5 +196,46 @@ def _read_weights(location: str, is_local: bool, name: str, options: dict[str, A
         raise ConfigError(
             f"model '{name}' lacks {len(missing)} weights (first: {missing[0]}), which would start from random numbers"
         )
+    if left_out := sorted({*report["unexpected_keys"], *_passed_over(model, location)}):
+        warnings.warn(
+            f"model '{name}': {len(left_out)} of its stored weights have no place in {type(model).__name__} (first: "
+            f"{left_out[0]}), so they are neither trained nor saved; the original checkpoint keeps them",
+            stacklevel=2,
+        )
     weights: PreTrainedModel = model
     return weights
+
+
+def _has_adapter(location: str) -> bool:
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    return find_adapter_config_file(location) is not None
+
+
+def _passed_over(model: Any, location: str) -> list[str]:
+    """Stored weights that the model's class tells transformers to drop without a word: further heads, towers.
+
+    What is not called a weight is left out: tables and masks that older versions stored.
+    """
+    if not (patterns := model._keys_to_ignore_on_load_unexpected):
+        return []
+    own, dropped = set(model.state_dict()), re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    names = _stored_names(location)
+    return [name for name in names if name.endswith("weight") and name not in own and dropped.search(name)]
+
+
+def _stored_names(location: str) -> list[str]:
+    """Names of the tensors in a checkpoint that was just read, from its files' headers."""
+    from safetensors import safe_open
+    from transformers.utils.hub import cached_file
+
+    def find(file: str) -> str | None:
+        quiet = {"_raise_exceptions_for_missing_entries": False}
+        return cached_file(location, file, local_files_only=True, **quiet)
+
+    if index := find("model.safetensors.index.json"):
+        return list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    if file := find("model.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    return []

@@ -42,7 +42,8 @@ class LoadedModel:
         eos_ids: every id that ends a completion: both of the above and those the generation config lists.
         pad_id: the id that fills padding; never attended to, never scored.
         head: the model cut before its output projection, found and checked at load time.
-        cache_kind: ``kv`` where the cache may be replicated and cut like a list, else ``other``.
+        cache_kind: ``kv`` where the cache is of a kind that may be replicated and cut like a list, else ``other``.
+        memo: what was found out about the model by trying it, so that it is tried once.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -55,6 +56,7 @@ class LoadedModel:
     pad_id: int
     head: Head = field(repr=False)
     cache_kind: CacheKind
+    memo: dict[str, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_parameters(self) -> int:
@@ -76,7 +78,7 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
             f"model '{name}': the tokenizer has {len(tokenizer)} tokens but the model only {num_embeddings} "
             f"embeddings; the folder mixes files of two models"
         )
-    declared = _as_ids(model.generation_config.eos_token_id) or _as_ids(config.eos_token_id)
+    declared = _as_ids(model.generation_config.eos_token_id) or _as_ids(getattr(config, "eos_token_id", None))
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(declared), None)
     if eos_id is None:
         raise ConfigError(f"model '{name}' names no end-of-sequence token; set eos_token in its tokenizer_config.json")

@@ -62,10 +62,12 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     with probing(model):
         try:
             before, after = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, changed))
-        except RuntimeError as error:
+        except Exception as error:  # whatever a model's code raises
+            plain = all(weight.dtype == torch.float32 for weight in model.parameters())
+            way_out = "" if plain else "; try model.dtype = 'float32'"
             raise ConfigError(
                 f"model '{name}' cannot run in {str(model.dtype).removeprefix('torch.')} on {model.device} "
-                f"({str(error).splitlines()[0]}); try model.dtype = 'float32'"
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}){way_out}"
             ) from error
     # Routed experts batch their tokens, so rounding may leak from a later token; the root of the precision is far
     # above that and far below what a bidirectional model does.
@@ -79,12 +81,21 @@ def cache_kind(model: PreTrainedModel) -> CacheKind:
 
     Returns:
         ``kv``: keys and values of every position, layer by layer, which may be replicated, cut and evicted freely.
-        ``other``: anything else (sliding windows, recurrent states, shared or missing layers).
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
+        ``other``: anything else (sliding windows, recurrent states, shared or missing layers, a cache that fails).
 
-    with probing(model):
-        cache: Any = getattr(model(input_ids=probe_ids(model), use_cache=True), "past_key_values", None)
+    This says what may be tried; what is used has been tried (``rollout.ways``, ``train.exact``).
+    """
+    from transformers import DynamicCache
+
+    from heliostat.models.internals import DynamicLayer, memory_of
+
+    try:
+        with probing(model):
+            cache: Any = memory_of(model(input_ids=probe_ids(model), use_cache=True))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # some models run without their cache alone
+        return "other"
     if not isinstance(cache, DynamicCache) or len(cache) != model.config.get_text_config().num_hidden_layers:
         return "other"
     return "kv" if all(type(layer) is DynamicLayer for layer in cache.layers) else "other"

@@ -7,23 +7,49 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from heliostat.models.loaded import LoadedModel, without_progress_bars
-from heliostat.models.lora import is_adapted, merged
-from heliostat.storage import publishing
+from heliostat.models.lora import is_adapted, merged, plain_name
+from heliostat.storage import MANIFEST, publishing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SAVED = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", MANIFEST),
+    *("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "*.model", "*.py"),
+    *("adapter_config.json", "adapter_model.safetensors"),
+)
+"""Names of what is in the folder of a saved model or adapter."""
 
 
-def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
+"""Looks at a folder before it takes its place, and at the tensors that were written to it."""
+
+
+def save_model(
+    loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None, check: Check | None = None
+) -> None:
     """Write weights (in the dtype they have), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
     A killed process leaves the earlier save or the new one, never a half (``storage.folders``).
 
     Args:
         weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
+        check: raises where what was written is not good; then ``folder`` is left as it was.
+
+    **Limits** A file that no save writes is never removed: where one is found, the earlier folder is kept beside the
+    new one under another name, with a warning.
 
     Raises:
         ValueError: ``folder`` exists and holds something other than a saved model.
@@ -31,26 +57,91 @@ def save_model(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tenso
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise ValueError(f"will not replace '{folder}': it exists and holds no model")
+    with replacing(folder) as partial:
+        written = plain_state(loaded.model, weights)
+        _write(loaded, partial, written)
+        if check is not None:
+            check(partial, written)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to be filled, which takes the place of ``folder`` if nothing is raised.
+
+    Raises:
+        StorageError: the disk refused; an earlier folder is intact.
+    """
     with publishing(folder) as partial:
         try:
-            _write(loaded, partial, weights)
+            yield partial
         except SafetensorError as error:  # its errors of the system are of no kind of the system's
             raise OSError(str(error)) from error
+        _spare_foreign(folder)
 
 
-def _write(loaded: LoadedModel, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+def _spare_foreign(folder: Path) -> None:
+    """Move a folder aside that holds something that no save wrote."""
+    entries = list(folder.iterdir()) if folder.exists() else []
+    if foreign := [entry.name for entry in entries if not _may_be_saved(entry)]:
+        kept = Path(tempfile.mkdtemp(prefix=f"{folder.name}-before-", dir=folder.parent))
+        folder.replace(kept)  # onto an empty folder, which the system allows
+        warnings.warn(
+            f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=5
+        )
+
+
+def _may_be_saved(entry: Path) -> bool:
+    """Whether a saved model has a file of such a name, whichever version of transformers wrote it."""
+    return entry.is_file() and any(entry.match(pattern) for pattern in _SAVED)
+
+
+def plain_state(model: nn.Module, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """What is written of a model: every tensor of its state under the plain names, adapters merged."""
+    weights = model.state_dict() if weights is None else weights
+    return merged(model, weights) if is_adapted(model) else dict(weights)
+
+
+def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     from transformers import GenerationConfig
 
-    if is_adapted(loaded.model):
-        weights = merged(loaded.model, loaded.model.state_dict() if weights is None else weights)
-    with without_progress_bars():
-        loaded.model.save_pretrained(folder, state_dict=weights)
-    loaded.tokenizer.save_pretrained(folder)
     # Sampling habits that came with the original weights (top-p, penalties) describe another policy than the trained
     # one; what stays true is which ids begin, end and pad.
-    GenerationConfig(  # type: ignore[no-untyped-call]
+    generation = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
-    ).save_pretrained(folder)
+    )
+    model = loaded.model
+    own, model.generation_config = model.generation_config, generation  # transformers refuses to write some of its own
+    code = vars(model.config).pop("auto_map", None)  # names files of code that was not run and is not copied
+    try:
+        with without_progress_bars(), _as_tied(model, weights):
+            model.save_pretrained(folder, state_dict=dict(weights))  # which deletes from what it is given
+    finally:
+        model.generation_config = own
+        if code is not None:
+            model.config.auto_map = code
+    loaded.tokenizer.save_pretrained(folder)
+    generation.save_pretrained(folder)
+
+
+@contextmanager
+def _as_tied(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, the configuration says that head and embedding are one weight only if they are among ``weights``.
+
+    An adapter on one of two tied layers makes them two weights; who reads a folder that says otherwise ties them again.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    names = [f"{plain_name(name)}.weight" for end in ends for name, module in model.named_modules() if module is end]
+    states = [weights[name] for name in names if name in weights]
+    apart = len(states) == 2 and not torch.equal(*states)
+    configs = [model.config, model.config.get_text_config()] if apart else []
+    said = [(config, config.tie_word_embeddings) for config in configs if hasattr(config, "tie_word_embeddings")]
+    try:
+        for config, _ in said:
+            config.tie_word_embeddings = False
+        yield
+    finally:
+        for config, tied in said:
+            config.tie_word_embeddings = tied
 
 
 def model_fingerprint(loaded: LoadedModel) -> str:

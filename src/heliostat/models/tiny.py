@@ -107,5 +107,7 @@ def load_tiny(section: ModelSection, seed: int, device: torch.device) -> LoadedM
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     dtype = torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
-    cast(nn.Module, model).to(device=device, dtype=dtype)
+    for parameter in model.parameters():  # not buffers: rotary frequencies stay float32, as in a model that is loaded
+        parameter.data = parameter.data.to(dtype)
+    cast(nn.Module, model).to(device=device)
     return assemble(model, tokenizer, TINY)

@@ -16,6 +16,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from heliostat.models.loaded import LoadedModel
@@ -34,6 +35,12 @@ def twin_of(loaded: LoadedModel) -> LoadedModel:
 def trained_weights(loaded: LoadedModel) -> list[Tensor]:
     """Copies of the weights that training moves, as they are now."""
     return [parameter.detach().clone() for parameter in loaded.model.parameters() if parameter.requires_grad]
+
+
+def are_current(weights: Sequence[Tensor], loaded: LoadedModel) -> bool:
+    """Whether these copies (from ``trained_weights``) are what the model has now, whoever wrote it."""
+    now = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+    return len(weights) == len(now) and all(torch.equal(one, own) for one, own in zip(weights, now, strict=True))
 
 
 @contextmanager

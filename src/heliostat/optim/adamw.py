@@ -34,34 +34,48 @@ def adamw_group(
     return [group for group in groups if group["params"]]
 
 
-@torch.no_grad()
-def adamw_step(group: dict[str, Any], parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> None:
-    """One AdamW step of the group's ``parameters``, which have gradients, in torch's fused form.
-
-    Limits:
-        ``torch.optim.AdamW(fused=True)``, bit for bit.
-    """
+def adamw_begin(parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> None:
+    """Zero moments of the parameters that have none."""
     for parameter in parameters:
         own = state[parameter]
         if "exp_avg" not in own:
             own["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             own["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             own["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    if not parameters:
-        return
-    adamw(
-        parameters,
-        [parameter.grad for parameter in parameters if parameter.grad is not None],
-        [state[parameter]["exp_avg"] for parameter in parameters],
-        [state[parameter]["exp_avg_sq"] for parameter in parameters],
-        [],
-        [state[parameter]["step"] for parameter in parameters],
-        fused=True,
-        amsgrad=False,
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=False,
-    )
+
+
+@torch.no_grad()
+def adamw_step(group: dict[str, Any], parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> None:
+    """One AdamW step of the group's ``parameters``, which have gradients, in torch's fused form where it can.
+
+    Limits:
+        ``torch.optim.AdamW(fused=True)``, bit for bit.
+    """
+    adamw_begin(parameters, state)
+    for fused in (True, False):
+        stepped = [parameter for parameter in parameters if _is_dense(parameter) == fused]
+        if not stepped:
+            continue
+        adamw(
+            stepped,
+            [parameter.grad for parameter in stepped if parameter.grad is not None],
+            [state[parameter]["exp_avg"] for parameter in stepped],
+            [state[parameter]["exp_avg_sq"] for parameter in stepped],
+            [],
+            [state[parameter]["step"] for parameter in stepped],
+            fused=fused,
+            foreach=False,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _is_dense(parameter: Tensor) -> bool:
+    """Whether weight and gradient lie in memory alike and without gaps: torch's fused kernel takes that for granted."""
+    assert parameter.grad is not None
+    return parameter.is_contiguous() and parameter.grad.is_contiguous()

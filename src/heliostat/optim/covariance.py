@@ -34,6 +34,10 @@ class Covariance(ABC):
         self.state, self.initial, self.rank = state, initial, rank
 
     @abstractmethod
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """State for parameters that have none: P is ``initial`` times the identity."""
+
+    @abstractmethod
     def shrink(self, parameters: Sequence[Tensor], precision: float) -> None:
         """``P^-1 <- P^-1 + precision I``."""
 
@@ -55,6 +59,10 @@ class Diagonal(Covariance):
             state["variance"] = torch.full_like(wide(parameter), self.initial)
         variance: Tensor = state["variance"]
         return variance
+
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
+            self._variance(parameter)
 
     def shrink(self, parameters: Sequence[Tensor], precision: float) -> None:
         for parameter in parameters if precision else ():
@@ -93,9 +101,20 @@ class LowRank(Covariance):
         state = self.state[parameter]
         if "precision" not in state:
             state["precision"] = torch.full_like(wide(parameter), 1 / self.initial)
-            state["rows"] = torch.zeros(0, *parameter.shape, dtype=state["precision"].dtype, device=parameter.device)
+            state["rows"], state["num_rows"] = state["precision"].new_zeros(self.rank, *parameter.shape), 0
         precision: Tensor = state["precision"]
         return precision
+
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
+            self._precision(parameter)
+
+    def _rows(self, parameter: Tensor) -> Tensor:
+        """The rows of W that are in use, [row, entry]; the state has room for ``rank`` of them."""
+        self._precision(parameter)
+        state = self.state[parameter]
+        rows: Tensor = state["rows"][: state["num_rows"]].reshape(state["num_rows"], parameter.numel())
+        return rows
 
     def shrink(self, parameters: Sequence[Tensor], precision: float) -> None:
         for parameter in parameters if precision else ():
@@ -103,45 +122,50 @@ class LowRank(Covariance):
 
     def measure(self, rows: Rows, noise: Tensor, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         scaled = (noise**-0.5).tolist()
-        num_old = max((len(self.state[p]["rows"]) for p in gradient if "rows" in self.state[p]), default=0)
-        for parameter in gradient:
-            self._precision(parameter)
-            old = self.state[parameter]["rows"]
-            missing = old.new_zeros(num_old - len(old), *parameter.shape)
-            zero = torch.zeros_like(self._precision(parameter))
-            new = torch.stack(
-                [wide(row[parameter]) * s if parameter in row else zero for row, s in zip(rows, scaled, strict=True)]
-            )
-            self.state[parameter]["rows"] = torch.cat([old, missing, new])
-        self._truncate(list(gradient))
+        found = {parameter: self._rows(parameter) for parameter in gradient}
+        num_old = max((len(old) for old in found.values()), default=0)
+        for parameter, old in found.items():
+            missing = old.new_zeros(num_old - len(old), old.shape[1])
+            zero = old.new_zeros(old.shape[1])
+            new = [
+                wide(row[parameter]).reshape(-1) * s if parameter in row else zero
+                for row, s in zip(rows, scaled, strict=True)
+            ]
+            found[parameter] = torch.cat([old, missing, torch.stack(new)])
+        found = self._truncated(found)
+        for parameter, kept in found.items():
+            state = self.state[parameter]
+            state["num_rows"] = len(kept)
+            state["rows"][: len(kept)].copy_(kept.reshape(len(kept), *parameter.shape))
         return self._solve(gradient)
 
-    def _truncate(self, parameters: list[Tensor]) -> None:
+    def _truncated(self, rows: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Rotate W so that its rows are orthogonal, keep the longest, and put the others' squares on the diagonal."""
-        gram = sum((_gram(self.state[p]["rows"]) for p in parameters), torch.zeros(1, 1, dtype=torch.float64))
+        gram = sum(((flat @ flat.T).double().cpu() for flat in rows.values()), torch.zeros(1, 1, dtype=torch.float64))
         if len(gram) <= self.rank:
-            return
+            return rows
         _, rotation = torch.linalg.eigh(gram)
-        for parameter in parameters:
-            state = self.state[parameter]
-            rotated = torch.tensordot(rotation.T.to(state["rows"]), state["rows"], dims=1)
-            state["precision"].add_((rotated[: -self.rank] ** 2).sum(0))
-            state["rows"] = rotated[-self.rank :].clone()
+        kept = {}
+        for parameter, flat in rows.items():
+            rotated = rotation.T.to(flat) @ flat
+            self._precision(parameter).add_((rotated[: -self.rank] ** 2).sum(0).view(parameter.shape))
+            kept[parameter] = rotated[-self.rank :]
+        return kept
 
     def _solve(self, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """``(diag(d) + W'W)^-1 g`` by Woodbury."""
         gram: Tensor = torch.zeros(1, 1, dtype=torch.float64)
         along: Tensor = torch.zeros(1, dtype=torch.float64)
         for parameter, slope in gradient.items():
-            rows, precision = self.state[parameter]["rows"].flatten(1), self._precision(parameter).reshape(-1)
+            rows, precision = self._rows(parameter), self._precision(parameter).reshape(-1)
             scaled = rows / precision
             gram = gram + (scaled @ rows.T).double().cpu()
             along = along + (scaled @ wide(slope).reshape(-1)).double().cpu()
         weights = torch.linalg.solve(gram + torch.eye(len(gram), dtype=torch.float64), along)
         direction = {}
         for parameter, slope in gradient.items():
-            rows = self.state[parameter]["rows"]
-            explained = torch.tensordot(weights.to(rows), rows, dims=1)
+            rows = self._rows(parameter)
+            explained = (weights.to(rows) @ rows).view(slope.shape)
             direction[parameter] = (wide(slope) - explained) / self._precision(parameter)
         return direction
 
@@ -164,8 +188,3 @@ def _product(left: Mapping[Tensor, Tensor], right: Mapping[Tensor, Tensor]) -> T
 
 def _products(left: Rows, right: Rows) -> Tensor:
     return torch.stack([torch.stack([_product(a, b) for b in right]) for a in left])
-
-
-def _gram(rows: Tensor) -> Tensor:
-    flat = rows.flatten(1)
-    return (flat @ flat.T).double().cpu()

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from heliostat.curvature.kronecker import MeanSums
-from heliostat.optim.finite import ExtraPass, evaluated
+from heliostat.curvature.kronecker import LayerMeans, MeanSums
+from heliostat.optim.finite import ExtraPass, in_own_precision
 from heliostat.optim.layers import LayerOptimizer
+from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite
+from heliostat.optim.replicas import Group
 
 
 class Eva(LayerOptimizer):
@@ -33,7 +34,7 @@ class Eva(LayerOptimizer):
         max_kl: shortens the step so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: averages the means over its ranks; needed where the weights are sharded.
+        process_group: averages the means over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count as inputs.
 
     Raises:
@@ -44,6 +45,7 @@ class Eva(LayerOptimizer):
         ema = 0: ``Rank1NaturalGradient`` with block "layer" and the score ``b a'``, and for a single row the score of
         that row.
         the loss must be a mean over the rows a layer sees, so that the gradient of a bias is the mean ``b``.
+        under ``torch.autocast``: means and steps are in the weights' own type.
 
     References:
         Zhang, Shi, Li, "Eva: practical second-order optimization with Kronecker-vectorized approximation", ICLR 2023.
@@ -65,13 +67,10 @@ class Eva(LayerOptimizer):
         max_size: int = 1 << 20,
         adamw_lr: float = 1e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
         skip_unscored: bool = False,
     ) -> None:
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, got {damping}")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {ema}")
+        check_settings({"ema": ema})
         self.ema = ema
         self._sums = MeanSums()
         super().__init__(
@@ -90,32 +89,47 @@ class Eva(LayerOptimizer):
         )
         self.recorder.is_recording = True
 
-    @torch.no_grad()
+    @in_own_precision
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on the gradients in place and the rows seen since the last step."""
-        loss = evaluated(closure)
-        if self.process_group is not None:
-            self._sums.over_ranks(self.process_group)
+        """One step on the gradients in place and the rows seen since the last step.
+
+        Raises:
+            RuntimeError: a layer has a gradient, but no pass through it was seen.
+        """
+        loss = self.evaluated(closure)
+        ranks = self.agreed_ranks()
+        if ranks is not None:
+            self._sums.over_ranks(ranks, self.layers)
         means = self._sums.take()
+        if self.would_move_nothing():
+            self._begin_all()
+            return loss
+        self.refuse_unseen(means)
         gradients = [p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         seen = [vector for mean in means.values() for vector in (mean.inputs, mean.outputs)]
         if not all_finite([*gradients, *seen]):
             self.skip("the gradient or a layer's mean")
-            return loss
-        for name, mean in means.items():
-            state = self.state[self.layers[name].weight]
-            for key, new in (("input_mean", mean.inputs), ("output_mean", mean.outputs)):
-                state[key] = state[key].mul_(self.ema).add_(new, alpha=1 - self.ema) if key in state else new.clone()
-        self._move_all(self._direction)
-        self.num_steps += 1
+        else:
+            self.commit(lambda: self._take(means))
         return loss
+
+    def _take(self, means: dict[str, LayerMeans]) -> None:
+        for name, mean in means.items():
+            state = self.state_of(self.layers[name], len(mean.inputs), mean.inputs)
+            weight = 1 - self.ema if state["num_means"] else 1.0
+            for key, new in (("input_mean", mean.inputs), ("output_mean", mean.outputs)):
+                state[key].mul_(1 - weight).add_(new, alpha=weight)
+            state["num_means"] += 1
+        self._move_all(self._direction)
+
+    def _begin(self, state: dict[str, Any], matrix: Tensor) -> None:
+        state["input_mean"], state["output_mean"] = torch.zeros_like(matrix[0]), torch.zeros_like(matrix[:, 0])
+        state["num_means"] = 0
 
     def _direction(self, name: str, gradient: Tensor) -> Tensor:
         weight = self.layers[name].weight
-        state = self.state[weight]
+        state = self.state_of(self.layers[name], gradient.shape[1], gradient)
         damping = self.damping_of(weight)
-        if "input_mean" not in state:
-            return gradient / damping
         a, b = state["input_mean"], state["output_mean"]
         along = torch.dot(b, gradient @ a) / (damping + torch.dot(a, a) * torch.dot(b, b))
         move: Tensor = torch.addr(gradient, b, a, alpha=-float(along)).div_(damping)

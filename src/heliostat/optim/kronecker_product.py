@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.eigenbasis import eigenbasis, power_of_two
 from heliostat.linalg.gram import add_lower_gram_, gram
 from heliostat.optim.matrices import MatrixStep
 
@@ -41,16 +42,17 @@ class KroneckerProduct(MatrixStep):
     every step); between renewals the diagonals in the bases at hand stand for the eigenvalues.
 
     Args:
-        params: parameters or named parameters. Two axes and both sides at most ``max_size``: this rule
+        params: parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
             (``rule="kronecker-product"`` in the groups); everything else: AdamW.
         lr: learning rate of both, in Adam's units.
         betas: of the mean, and of AdamW's second moment.
         statistics_ema: weight of the old ``A`` and ``B``.
         precondition_every: steps between eigenbases.
-        weight_decay: decoupled, for matrices.
+        weight_decay: decoupled, for matrices; where groups are given, of each group.
         max_size: matrices with a longer side go to AdamW.
         block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
             block factors of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
+        process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
 
     Raises:
         ValueError: a setting out of range.
@@ -58,7 +60,7 @@ class KroneckerProduct(MatrixStep):
     Limits:
         ``precondition_every=1``: the two formulas with exact inverses, written out.
         one gradient over and over: a step along it with all singular values equal, as Muon's.
-        gradients times c: the same step. Rotated gradients: the rotated step.
+        gradients times c: the same step, whatever their size. Rotated gradients: the rotated step.
         no matrices: AdamW.
         a matrix in blocks: each block as a matrix of its own.
 
@@ -76,8 +78,6 @@ class KroneckerProduct(MatrixStep):
         self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
     ) -> Float[Tensor, "block p q"]:
         """``U [(U' M V) / (a_i b_j)^(1/2)] V'``."""
-        if "mean" not in state:
-            _begin(gradient, state)
         # A block whose gradient is all zero says nothing of its second moment: its factors stay as they are.
         counted = state["started"] & (gradient != 0).any(-1).any(-1)
         if state["num_waiting"]:
@@ -91,25 +91,38 @@ class KroneckerProduct(MatrixStep):
             _renew(state)
         if state["steps"] % (STRAIGHTEN_EVERY * self.precondition_every) == 0:
             _straighten(state)
-        scale = _root(state["left_factor"])[:, :, None] * _root(state["right_factor"])[:, None, :]
-        scale.mul_(state["mean"]).div_(1 - beta1 ** state["steps"])
-        move: Tensor = state["left_basis"] @ scale @ state["right_basis"].mT
+        scaled = state["mean"] * _root(state["left_factor"])[:, :, None]  # one after the other: the product of both
+        scaled.mul_(_root(state["right_factor"])[:, None, :]).div_(1 - beta1 ** state["steps"])  # may overflow
+        move: Tensor = state["left_basis"] @ scaled @ state["right_basis"].mT
         return move
 
+    def begin(self, blocks: Float[Tensor, "block p q"], state: dict[str, Any]) -> None:
+        """Identities, and a zero mean."""
+        num, p, q = blocks.shape
+        state["mean"], state["num_waiting"], state["young_until"] = torch.zeros_like(blocks), num, 0
+        state["started"] = torch.zeros(num, dtype=torch.bool, device=blocks.device)
+        for side, n in (("left", p), ("right", q)):
+            for what in ("factor", "basis"):
+                state[f"{side}_{what}"] = torch.eye(n, dtype=blocks.dtype, device=blocks.device).repeat(num, 1, 1)
+
     def _start(self, gradient: Tensor, state: dict[str, Any]) -> None:
-        """Bases and factors of the blocks whose first gradient this is, from it alone; the others wait."""
-        fresh = ~state["started"] & (gradient.square().sum((1, 2)) > 0)
+        """Bases and factors of the blocks whose first gradient this is, from it alone; the others wait.
+
+        The gradient's size is divided between the two factors: either alone would leave float32's range with g^2.
+        """
+        fresh = ~state["started"] & (gradient != 0).any(-1).any(-1)
         if not bool(fresh.any()):
             return
-        own = gradient[fresh]
-        left, right = (torch.linalg.eigh(gram(rows)).eigenvectors for rows in (own.mT, own))
+        size = power_of_two(gradient[fresh].abs().amax((1, 2)))[:, None]
+        own = gradient[fresh] / size[:, :, None]
+        left, right = (eigenbasis(gram(rows))[1] for rows in (own.mT, own))
         squares = (left.mT @ own @ right).square()
         b = squares.mean((1, 2))[:, None].expand(-1, own.shape[-1])
         for _ in range(NUM_ALTERNATIONS):
             a = _damped((squares / b[:, None, :]).mean(2))
             b = _damped((squares / a[:, :, None]).mean(1))
         for side, basis, values in (("left", left, a), ("right", right, b)):
-            state[f"{side}_basis"][fresh], state[f"{side}_factor"][fresh] = basis, torch.diag_embed(values)
+            state[f"{side}_basis"][fresh], state[f"{side}_factor"][fresh] = basis, torch.diag_embed(values * size)
         state["started"] |= fresh
         state["num_waiting"] = int((~state["started"]).sum())
         state["young_until"] = state["steps"] + self.precondition_every
@@ -122,16 +135,6 @@ class KroneckerProduct(MatrixStep):
         for side, rows in (("left", over_right), ("right", over_left)):
             state[f"{side}_factor"].mul_(torch.where(counted, self.statistics_ema, 1.0))
             add_lower_gram_(state[f"{side}_factor"], rows, 1.0, (1 - self.statistics_ema) / rows.shape[-2])
-
-
-def _begin(gradient: Tensor, state: dict[str, Any]) -> None:
-    """Identities, and a zero mean."""
-    num, p, q = gradient.shape
-    state["mean"], state["num_waiting"], state["young_until"] = torch.zeros_like(gradient), num, 0
-    state["started"] = torch.zeros(num, dtype=torch.bool, device=gradient.device)
-    for side, n in (("left", p), ("right", q)):
-        for what in ("factor", "basis"):
-            state[f"{side}_{what}"] = torch.eye(n, dtype=gradient.dtype, device=gradient.device).repeat(num, 1, 1)
 
 
 def _damped(values: Tensor) -> Tensor:
@@ -148,10 +151,10 @@ def _renew(state: dict[str, Any]) -> None:
     """Turn bases, factors and mean to the factors' eigenvectors."""
     turns = []
     for side in ("left", "right"):
-        found = torch.linalg.eigh(state[f"{side}_factor"])  # reads what is on and below the diagonal
-        state[f"{side}_factor"] = torch.diag_embed(found.eigenvalues)
-        state[f"{side}_basis"] = state[f"{side}_basis"] @ found.eigenvectors
-        turns.append(found.eigenvectors)
+        values, vectors = eigenbasis(state[f"{side}_factor"])
+        state[f"{side}_factor"] = torch.diag_embed(values)
+        state[f"{side}_basis"] = state[f"{side}_basis"] @ vectors
+        turns.append(vectors)
     state["mean"] = turns[0].mT @ state["mean"] @ turns[1]
 
 

@@ -20,8 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.linalg import ConvergenceError, kronecker_sum_from_marginals
+from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.gram import add_lower_gram_
 from heliostat.optim.matrices import MatrixStep, Params
+from heliostat.optim.replicas import Group
 
 RELATIVE_DAMPING = 1e-4
 """Share of the mean eigenvalue that is added to every marginal: early statistics are rank-deficient."""
@@ -34,17 +36,18 @@ class KroneckerSum(MatrixStep):
     renewed every ``precondition_every`` steps. With ``graft`` each matrix's step gets the length Adam's would have.
 
     Args:
-        params: parameters or named parameters. Two axes and both sides at most ``max_size``: this rule
+        params: parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
             (``rule="kronecker-sum"`` in the groups); everything else: AdamW.
         lr: learning rate of both, in Adam's units.
         betas: of the mean, and of the second moment that grafting and AdamW use.
         statistics_ema: weight of the old ``E[GG']``, ``E[G'G]``.
         precondition_every: steps between eigenbases.
         graft: give each step Adam's length; costs one more number per weight.
-        weight_decay: decoupled, for matrices.
+        weight_decay: decoupled, for matrices; where groups are given, of each group.
         max_size: matrices with a longer side go to AdamW.
         block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
             block bases of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
+        process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
 
     Raises:
         ValueError: a setting out of range.
@@ -54,6 +57,7 @@ class KroneckerSum(MatrixStep):
         root of the second moment.
         no matrices: AdamW.
         a matrix in blocks: each block as a matrix of its own, but for the length that grafting gives them together.
+        gradients times c: the same direction, also where their squares are too small for float32.
 
     References:
         The projection is this project's own, from "A = B^-1 + C" (arXiv 2601.18662, reconstruction) with A the second
@@ -63,7 +67,7 @@ class KroneckerSum(MatrixStep):
 
     rule: ClassVar[str] = "kronecker-sum"
     whole_state: ClassVar[frozenset[str]] = frozenset(
-        {"mean", "second_moment"}
+        {"mean", "second_moment", "mean_entry"}
         | {f"{side}_{what}" for side in ("left", "right") for what in ("statistic", "basis", "values")}
     )
 
@@ -78,53 +82,87 @@ class KroneckerSum(MatrixStep):
         weight_decay: float = 0.0,
         max_size: int = 2048,
         block_size: int | None = None,
+        process_group: Group = None,
     ) -> None:
-        super().__init__(params, lr, betas, statistics_ema, precondition_every, weight_decay, max_size, block_size)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            statistics_ema,
+            precondition_every,
+            weight_decay,
+            max_size,
+            block_size,
+            process_group,
+        )
         self.graft = graft
 
     def preconditioned(
         self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
     ) -> Float[Tensor, "block p q"]:
         """``U [(U' M V) * (l_i + r_j)^(1/2)] V'``, as long as Adam's step where grafted."""
-        num, p, q = gradient.shape
-        if "mean" not in state:
-            state["mean"] = torch.zeros_like(gradient)
-            state["left_statistic"], state["right_statistic"] = (gradient.new_zeros(num, n, n) for n in (p, q))
-            if self.graft:
-                state["second_moment"] = torch.zeros_like(gradient)
         beta1, beta2 = group["betas"]
         state["mean"].lerp_(gradient, 1 - beta1)
         for side, rows in (("left", gradient.mT), ("right", gradient)):
             add_lower_gram_(state[f"{side}_statistic"], rows, self.statistics_ema, 1 - self.statistics_ema)
-        if (state["steps"] - 1) % self.precondition_every == 0:
+        if (state["steps"] - 1) % self.precondition_every == 0 or not state["is_informed"]:
             self._renew(state)
         left, right = state["left_basis"], state["right_basis"]
         scale = (state["left_values"][:, :, None] + state["right_values"][:, None, :]).sqrt_()
         move: Tensor = left @ (left.mT @ state["mean"] @ right).mul_(scale) @ right.mT
         correction = 1 - beta1 ** state["steps"]
         if not self.graft:
-            return move.div_(correction)
+            return move.mul_((state["mean_entry"][:, None, None].rsqrt() / correction).to(move))
         state["second_moment"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = state["second_moment"].sqrt().div_((1 - beta2 ** state["steps"]) ** 0.5).add_(group["eps"])
-        length = torch.div(state["mean"], root, out=root).norm() / correction
-        return move.mul_(length / move.norm().clamp(min=1e-30))
+        length = _norm(torch.div(state["mean"], root, out=root)) / correction
+        return move.div_(_size(move)).mul_(length / move.norm().clamp(min=torch.finfo(move.dtype).tiny))
+
+    def begin(self, blocks: Float[Tensor, "block p q"], state: dict[str, Any]) -> None:
+        """Zero statistics, and the bases and values of a gradient that says nothing."""
+        num, p, q = blocks.shape
+        state["mean"], state["is_informed"] = torch.zeros_like(blocks), False
+        state["mean_entry"] = blocks.new_full((num,), 0.5, dtype=torch.float64)
+        if self.graft:
+            state["second_moment"] = torch.zeros_like(blocks)
+        for side, n in (("left", p), ("right", q)):
+            state[f"{side}_statistic"] = blocks.new_zeros(num, n, n)
+            state[f"{side}_basis"] = torch.eye(n, dtype=blocks.dtype, device=blocks.device).repeat(num, 1, 1)
+            state[f"{side}_values"] = blocks.new_full((num, n), 0.5)
 
     def _renew(self, state: dict[str, Any]) -> None:
-        """New eigenbases and l, r of every block; the old ones stay where the statistics carry nothing."""
-        left, right = (torch.linalg.eigh(state[f"{side}_statistic"]) for side in ("left", "right"))
+        """New eigenbases and l, r of every block; the old ones stay where the statistics carry nothing.
+
+        The values are those of marginals whose mean entry is 1: their own may be out of float32's range.
+        """
+        (left, left_basis), (right, right_basis) = (eigenbasis(state[f"{s}_statistic"]) for s in ("left", "right"))
         correction = 1 - self.statistics_ema ** state["steps"]
-        marginals = [found.eigenvalues.double().clamp(min=0) / correction for found in (left, right)]
+        marginals = [values.double().clamp(min=0) / correction for values in (left, right)]
         trace = marginals[0].sum(-1, keepdim=True)
-        if not bool((trace > 0).any()) and "left_basis" in state:
+        if not bool((trace > 0).any()):
             return
         # A block without a gradient steps by 0 with any finite scale: this one has l_i + r_j = 2.
-        total = torch.where(trace > 0, trace, marginals[0].shape[-1] * marginals[1].shape[-1] / 2)
+        num_entries = marginals[0].shape[-1] * marginals[1].shape[-1]
+        total = torch.where(trace > 0, trace, num_entries / 2)
         damped = [torch.where(trace > 0, m, total / m.shape[-1]) for m in marginals]
         damped = [m + RELATIVE_DAMPING * total / m.shape[-1] for m in damped]
-        damped = [m * (total / m.sum(-1, keepdim=True)) for m in damped]
+        damped = [m * (num_entries / m.sum(-1, keepdim=True)) for m in damped]
         try:
             solved = kronecker_sum_from_marginals(damped[0], damped[1], tolerance=1e-6, polish=False)
         except ConvergenceError as error:
             solved = error.best
-        for side, found, values in (("left", left, solved.left), ("right", right, solved.right)):
-            state[f"{side}_basis"], state[f"{side}_values"] = found.eigenvectors, values.to(found.eigenvectors)
+        state["mean_entry"], state["is_informed"] = total.squeeze(-1) / num_entries, True
+        for side, basis, values in (("left", left_basis, solved.left), ("right", right_basis, solved.right)):
+            state[f"{side}_basis"], state[f"{side}_values"] = basis, values.to(basis)
+
+
+def _size(move: Tensor) -> Tensor:
+    """The largest entry, or 1: what is divided by it has squares that neither overflow nor vanish."""
+    largest = move.abs().amax()
+    return torch.where(largest > 0, largest, torch.ones_like(largest))
+
+
+def _norm(move: Tensor) -> Tensor:
+    size = _size(move)
+    norm: Tensor = size * (move / size).norm()
+    return norm

@@ -12,19 +12,24 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.optim.adamw import ADAMW, adamw_group, adamw_step
-from heliostat.optim.finite import FiniteStep, evaluated
+from heliostat.optim.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
+from heliostat.optim.finite import FiniteStep, in_own_precision
+from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite, cut, whole, wide
+from heliostat.optim.replicas import Group
 
-Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
 class MatrixStep(FiniteStep):
     """One rule for matrices whose sides are at most ``max_size``, AdamW for everything else; see a subclass.
+
+    Parameters given in one list are put in groups: matrices of this rule, other matrices, and vectors, which do not
+    decay. Groups that are given stay as they are, with settings and weight decay of their own; in a group of this
+    rule AdamW steps what does not fit it, and a group with ``rule="adamw"`` is AdamW's.
 
     Attributes:
         rule: what groups of matrices are called.
@@ -42,29 +47,44 @@ class MatrixStep(FiniteStep):
         weight_decay: float = 0.0,
         max_size: int = 2048,
         block_size: int | None = None,
+        process_group: Group = None,
     ) -> None:
-        if lr < 0 or weight_decay < 0:
-            raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
-        if not all(0 <= beta < 1 for beta in (*betas, statistics_ema)):
-            raise ValueError("betas and statistics_ema must be in [0, 1)")
+        check_settings({"lr": lr, "betas": betas, "weight_decay": weight_decay, "statistics_ema": statistics_ema})
         if precondition_every < 1:
             raise ValueError(f"precondition_every must be at least 1, got {precondition_every}")
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
-        self.statistics_ema, self.precondition_every, self.block_size = statistics_ema, precondition_every, block_size
-        given: list[Any] = list(params)
-        trainable = [item for item in given if _tensor(item).requires_grad]
-        mine = [item for item in trainable if _tensor(item).ndim == 2 and max(_tensor(item).shape) <= max_size]
+        self.statistics_ema, self.precondition_every = statistics_ema, precondition_every
+        self.max_size, self.block_size = max_size, block_size
+        self.process_group = process_group
+        groups: Any = params
+        if not isinstance(params, Tensor):
+            groups = list(params)
+            if _is_one_list(groups):
+                groups = self._in_groups(groups, lr, weight_decay, betas)
+        defaults = {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay, "rule": self.rule}
+        super().__init__(groups, defaults)
+
+    def _in_groups(
+        self, given: list[Any], lr: float, weight_decay: float, betas: tuple[float, float]
+    ) -> list[dict[str, Any]]:
+        mine = [item for item in given if self._fits(_tensor(item))]
         ids = {id(_tensor(item)) for item in mine}
-        groups: list[dict[str, Any]] = (
-            [{"params": mine, "rule": self.rule, "weight_decay": weight_decay}] if mine else []
-        )
-        rest = [item for item in trainable if id(_tensor(item)) not in ids]
+        rest = [item for item in given if id(_tensor(item)) not in ids]
         named = [item if isinstance(item, tuple) else ("", item) for item in rest]
         others = adamw_group(named, lr, lr, weight_decay, betas)
         if rest and not isinstance(rest[0], tuple):
             others = [{**group, "params": [pair[1] for pair in group["params"]]} for group in others]
-        super().__init__([*groups, *others], {"lr": lr, "betas": betas, "eps": 1e-8})
+        return [{"params": mine, "weight_decay": weight_decay}, *others] if mine else others
+
+    def _fits(self, parameter: Tensor) -> bool:
+        return parameter.ndim == 2 and min(parameter.shape) > 0 and max(parameter.shape) <= self.max_size
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Step further parameters, by this rule where it fits them; see ``FiniteStep.add_param_group``."""
+        if isinstance(param_group, dict) and param_group.get("rule", self.rule) not in (self.rule, ADAMW):
+            raise ValueError(f"a group's rule must be '{self.rule}' or '{ADAMW}', got '{param_group['rule']}'")
+        super().add_param_group(param_group)
 
     @abstractmethod
     def preconditioned(
@@ -72,38 +92,66 @@ class MatrixStep(FiniteStep):
     ) -> Float[Tensor, "block p q"]:
         """A matrix's step before the learning rate; ``state["steps"]`` counts this one, the rest is the rule's own."""
 
-    @torch.no_grad()
+    @abstractmethod
+    def begin(self, blocks: Float[Tensor, "block p q"], state: dict[str, Any]) -> None:
+        """Put everything in a matrix's state that steps will use, knowing nothing; ``blocks`` has its size."""
+
+    @in_own_precision
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients in place."""
-        loss = evaluated(closure)
+        loss = self.evaluated(closure)
+        self.agreed_ranks()
         groups = [(group, self.with_gradient(group)) for group in self.param_groups]
-        if not all_finite([p.grad for _, parameters in groups for p in parameters if p.grad is not None]):
+        if self.would_move_nothing():
+            self._step_groups(groups, begin_only=True)
+        elif not all_finite([p.grad for _, parameters in groups for p in parameters if p.grad is not None]):
             self.skip("the gradient")
-            return loss
-        for group, parameters in groups:
-            if group["rule"] == ADAMW:
-                adamw_step(group, parameters, self.state)
-                continue
-            for parameter in parameters:
-                move = self._move(parameter, group)
-                target = wide(parameter)
-                if group["weight_decay"]:
-                    target.mul_(1 - group["lr"] * group["weight_decay"])
-                target.add_(move, alpha=-group["lr"])
-                if target is not parameter:
-                    parameter.copy_(target)
-        self.num_steps += 1
+        else:
+            self.commit(lambda: self._step_groups(groups))
         return loss
 
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """``preconditioned`` for one parameter, cut as it is. Sharded parameters are gathered for it."""
+    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]], begin_only: bool = False) -> None:
+        for group, parameters in groups:
+            mine = [p for p in parameters if group["rule"] == self.rule and self._fits(p)]
+            ids = set(map(id, mine))
+            others = [p for p in parameters if id(p) not in ids]
+            if begin_only:
+                adamw_begin(others, self.state)
+            else:
+                adamw_step(group, others, self.state)
+            for parameter in mine:
+                blocks, num_parts = self._blocks_of_gradient(parameter)
+                if not begin_only:
+                    self._move(parameter, group, blocks, num_parts)
+
+    def _blocks_of_gradient(self, parameter: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """A parameter's gradient in blocks, and how many there are down and across; its state is begun."""
         assert parameter.grad is not None
         gradient = wide(whole(parameter.grad))
-        num_parts = tuple(_num_parts(side, self.block_size) for side in gradient.shape)
+        down, across = (_num_parts(side, self.block_size) for side in gradient.shape)
+        blocks, state = _blocks_of(gradient, down, across), self.state[parameter]
+        if "steps" not in state:
+            state["steps"] = 0
+            self.begin(blocks, state)
+        return blocks, (down, across)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any], blocks: Tensor, num_parts: tuple[int, int]) -> None:
+        """One step of one parameter, cut over ranks as it is."""
         state = self.state[parameter]
-        state["steps"] = state.get("steps", 0) + 1
-        move = self.preconditioned(_blocks_of(gradient, *num_parts), state, group)
-        return cut(_joined(move, *num_parts), parameter)
+        state["steps"] += 1
+        move = cut(_joined(self.preconditioned(blocks, state, group), *num_parts), parameter)
+        target = wide(parameter)
+        if group["weight_decay"]:
+            target.mul_(1 - group["lr"] * group["weight_decay"])
+        target.add_(move, alpha=-float(group["lr"]))
+        if target is not parameter:
+            parameter.copy_(target)
+
+
+def _is_one_list(given: list[Any]) -> bool:
+    """Whether it is a list of parameters that can be looked at; what is wrong with another, torch says."""
+    named = [isinstance(item, tuple) for item in given]
+    return all(isinstance(_tensor(item), Tensor) for item in given) and all(named) == any(named)
 
 
 def _num_parts(side: int, block_size: int | None) -> int:
@@ -130,5 +178,5 @@ def _joined(blocks: Tensor, num_down: int, num_across: int) -> Tensor:
 
 
 def _tensor(item: Any) -> Tensor:
-    tensor: Tensor = item[1] if isinstance(item, tuple) else item
+    tensor: Tensor = item[1] if isinstance(item, tuple) and len(item) == 2 else item
     return tensor

@@ -22,8 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.optim.finite import ExtraPass, FiniteStep, evaluated
+from heliostat.optim.finite import ExtraPass, FiniteStep, NotFinite, in_own_precision
+from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite, dot, local, summed_over_shards, wide
+from heliostat.optim.replicas import Group, without_gradient_averaging
 from heliostat.optim.scores import Rows, ScoreBuffer
 
 Block = Literal["global", "param", "layer"]
@@ -72,8 +74,10 @@ class Rank1NaturalGradient(FiniteStep):
         momentum: of the natural gradient: ``b <- momentum * b + d``.
         weight_decay: decoupled: ``w <- w - lr * weight_decay * w``.
         max_kl: shortens the step (before momentum) so that ``lr^2 g'd / 2``, its divergence in F, is at most this.
-        process_group: scores of all its ranks are gathered: with R ranks F has R * m of them. Each rank takes its
-            own score without gradient synchronisation (``no_sync``).
+        process_group: scores of all its ranks are gathered: with R ranks F has R * m of them. ``None``: the default
+            group, ``"alone"``: no others. Each rank takes scores of samples of its own, from a forward pass that begins
+            inside ``score()``, where DDP averages nothing. Of weights sharded over ranks a score is that of all ranks'
+            rows: let each run the same sample.
 
     Raises:
         ValueError: a setting out of range, or ``block="layer"`` without names.
@@ -106,24 +110,16 @@ class Rank1NaturalGradient(FiniteStep):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         max_kl: float | None = None,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
-        if lr < 0 or weight_decay < 0:
-            raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, got {damping}")
+        check_settings({"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay})
+        check_settings({"ema": ema, "max_kl": max_kl})
         if num_scores < 1:
             raise ValueError(f"num_scores must be at least 1, got {num_scores}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        if max_kl is not None and not max_kl > 0:
-            raise ValueError(f"max_kl must be positive or None, got {max_kl}")
         if block not in ("global", "param", "layer"):
             raise ValueError(f"block must be 'global', 'param' or 'layer', got '{block}'")
         if source not in ("scores", "gradient"):
             raise ValueError(f"source must be 'scores' or 'gradient', got '{source}'")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {ema}")
         if source == "gradient" and num_scores != 1:
             raise ValueError(f"source='gradient' has one u, the gradient: num_scores must be 1, got {num_scores}")
         self.num_scores, self.block, self.max_kl, self.process_group = num_scores, block, max_kl, process_group
@@ -145,9 +141,18 @@ class Rank1NaturalGradient(FiniteStep):
         """
         return self._scores.backward_inside(self.parameters())
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and scores that no step has taken."""
+        super().zero_grad(set_to_none)
+        self._scores.clear()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return self.source == "scores"
+
     # -- the step ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @in_own_precision
     def step(
         self,
         closure: Callable[[], Any] | None = None,
@@ -164,16 +169,20 @@ class Rank1NaturalGradient(FiniteStep):
                 ``torch.func`` makes them.
 
         Raises:
-            RuntimeError: not as many scores as ``num_scores``.
+            RuntimeError: not as many scores as ``num_scores``, or scores that reach none of the parameters.
         """
-        loss = evaluated(closure)
+        loss = self.evaluated(closure)
         if score_closure is not None:
-            with torch.enable_grad():
+            with self.callers_mode(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
         if scores is not None:
-            self._scores.add(scores)
+            self._scores.add(scores, self.parameters())
+        if self._scores.is_empty and self.would_move_nothing():
+            self._begin_all()
+            return loss
         groups = {p: group for group in self.param_groups for p in self.with_gradient(group)}
-        num_scores, rows = self._take()
+        ranks = self.agreed_ranks()
+        num_scores, rows = self._take(ranks)
         if not groups:
             return loss
         products = _inner_products(num_scores, rows, list(groups))
@@ -181,6 +190,12 @@ class Rank1NaturalGradient(FiniteStep):
         if not (isfinite(squares) and np.isfinite(products).all() and all_finite(_unscored(groups, rows))):
             self.skip("the gradient or a score")
             return loss
+        self.commit(lambda: self._move_all(num_scores, rows, products, groups, squares))
+        return loss
+
+    def _move_all(
+        self, num_scores: int, rows: Rows, products: np.ndarray, groups: dict[Tensor, dict[str, Any]], squares: float
+    ) -> None:
         if self.ema:
             rows = self._remember(num_scores, rows)
             products = _inner_products(num_scores, rows, list(groups))
@@ -189,32 +204,42 @@ class Rank1NaturalGradient(FiniteStep):
         for block in solved:
             for parameter in block.parameters:
                 self._move(parameter, groups[parameter], rows.get(parameter), block, scale)
-        self.num_steps += 1
         self.report = Rank1Report(squares, kl, scale)
-        return loss
 
-    def _take(self) -> tuple[int, Rows]:
+    def _begin_all(self) -> None:
+        """State for every parameter with a gradient, before any step."""
+        for group in self.param_groups:
+            for parameter in self.with_gradient(group):
+                if group["momentum"]:
+                    self._buffer(parameter)
+                for index in range(self.num_scores if self.ema else 0):
+                    self._mean(parameter, index)
+
+    def _take(self, ranks: dist.ProcessGroup | None) -> tuple[int, Rows]:
         """How many scores there are, and this process's part of them."""
         if self.source == "gradient":
             return 1, {p: local(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
-        return self._scores.take_rows(self.num_scores, self.parameters(), self.process_group)
+        return self._scores.take_rows(self.num_scores, self.parameters(), ranks)
 
     def _remember(self, num_scores: int, rows: Rows) -> Rows:
         """The running mean of the score in every place."""
         means: Rows = {}
         for parameter in self.parameters():
-            state = self.state[parameter]
             new = wide(rows[parameter]) if parameter in rows else None
             for index in range(num_scores):
-                key = f"score_mean_{index}"
-                known = key in state
-                if not known:
-                    state[key] = torch.zeros_like(wide(parameter))
-                mean = local(state[key], parameter).mul_(self.ema)
+                mean = self._mean(parameter, index).mul_(self.ema)
                 if new is not None:
-                    mean.add_(new[index], alpha=1 - self.ema if known else 1.0)
-            means[parameter] = torch.stack([local(state[f"score_mean_{k}"], parameter) for k in range(num_scores)])
+                    mean.add_(new[index], alpha=1 - self.ema if self.state[parameter]["num_means"] else 1.0)
+            self.state[parameter]["num_means"] += 1
+            means[parameter] = torch.stack([self._mean(parameter, index) for index in range(num_scores)])
         return means
+
+    def _mean(self, parameter: Tensor, index: int) -> Tensor:
+        state = self.state[parameter]
+        state.setdefault("num_means", 0)
+        if f"score_mean_{index}" not in state:
+            state[f"score_mean_{index}"] = torch.zeros_like(wide(parameter))
+        return local(state[f"score_mean_{index}"], parameter)
 
     def _blocks(self, groups: dict[Tensor, dict[str, Any]]) -> list[list[Tensor]]:
         if self.block == "global":
@@ -252,8 +277,10 @@ class Rank1NaturalGradient(FiniteStep):
         """The step's divergence at the largest group's learning rate, and what shortens it to ``max_kl``."""
         if self.max_kl is None:
             return float("nan"), 1.0
-        lr = max(group["lr"] for group in self.param_groups)
+        lr = max(float(group["lr"]) for group in self.param_groups)
         kl = 0.5 * lr**2 * sum(block.decrement for block in solved)
+        if not isfinite(kl):
+            raise NotFinite("the divergence of the step")
         scale = min(1.0, (self.max_kl / kl) ** 0.5) if kl > 0 else 1.0
         return kl * scale**2, scale
 
@@ -264,7 +291,7 @@ class Rank1NaturalGradient(FiniteStep):
 
         Gradient and score are added one after the other, while the weights they are added to are in the cache.
         """
-        lr, momentum, factor = group["lr"], group["momentum"], scale / group["damping"]
+        lr, momentum, factor = float(group["lr"]), group["momentum"], scale / group["damping"]
         part = local(parameter, parameter)
         target = wide(part)
         if group["weight_decay"]:
@@ -275,7 +302,7 @@ class Rank1NaturalGradient(FiniteStep):
             receiver.add_(wide(rows)[0], alpha=-rate * factor * float(block.weights[0]))
         elif rows is not None:
             weights = torch.as_tensor(-rate * factor * block.weights).to(receiver)
-            receiver.add_((weights @ wide(rows).flatten(1)).view(receiver.shape))
+            receiver.add_((weights @ _flat(wide(rows))).view(receiver.shape))
         if momentum:
             target.add_(receiver, alpha=-lr)
         if target is not part:
@@ -291,6 +318,11 @@ class Rank1NaturalGradient(FiniteStep):
 def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """One score per row; a weight may have no axis, or no entry."""
+    return rows.reshape(len(rows), rows[0].numel())
 
 
 def _unscored(groups: Iterable[Tensor], rows: Rows) -> list[Tensor]:
@@ -309,7 +341,7 @@ def _inner_products(num_scores: int, rows: Rows, parameters: list[Tensor]) -> np
             alone = scores.reshape(-1)
             parts += [torch.dot(alone, gradient), torch.dot(alone, alone)]
         else:
-            flat = scores.flatten(1)
+            flat = _flat(scores)
             parts.append(torch.cat(((flat @ gradient)[:, None], flat @ flat.T), 1))
     if parts:
         summed = summed_over_shards(parts, [parameters[index] for index in reached])

@@ -120,10 +120,11 @@ def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.
     Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 get master copies.
 
     Raises:
-        ConfigError: unknown name or setting, a setting out of range, or an optimizer that needs float32 weights.
+        ConfigError: unknown name or setting, a setting out of range, float16 weights, or shorter weights than float32
+            for an optimizer that has no use for copies.
     """
     settings = optimizer_settings(section)
-    is_wide = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    is_wide = _has_wide_weights(model)
     if isinstance(settings, OverModel):
         if not is_wide:
             raise ConfigError(f"optimizer '{section.name}' steps float32 weights; set model.dtype = 'float32'")
@@ -138,6 +139,24 @@ def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.
     return MasterWeights(groups, lambda copies: settings.build(copies, section.lr))
 
 
+def _has_wide_weights(model: nn.Module) -> bool:
+    """Whether everything that is trained is kept in at least float32.
+
+    Raises:
+        ConfigError: some of it is kept in a type whose range needs loss scaling.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if torch.float16 in dtypes:
+        raise ConfigError(
+            "float16 weights are not trained: their gradients would vanish without loss scaling; set model.dtype = "
+            "'bfloat16' or 'float32', or convert the model with model.bfloat16()"
+        )
+    return dtypes <= {torch.float32, torch.float64}
+
+
 def forget_moments(optimizer: torch.optim.Optimizer) -> None:
     """Start the optimizer's running averages afresh, weights untouched (what Kimi k1.5 does every iteration)."""
-    (optimizer.inner if isinstance(optimizer, MasterWeights) else optimizer).state.clear()
+    if isinstance(optimizer, MasterWeights):
+        optimizer.forget()
+    else:
+        optimizer.state.clear()

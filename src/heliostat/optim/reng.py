@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from heliostat.optim.finite import ExtraPass, FiniteStep
-from heliostat.optim.reductions import all_finite, dot
+from heliostat.optim.finite import ExtraPass, FiniteStep, in_own_precision
+from heliostat.optim.ranges import check_group, check_settings
+from heliostat.optim.reductions import all_finite, dot, whole
+from heliostat.optim.replicas import Group, average, is_sharded, without_gradient_averaging
 
 Mode = Literal["finite-difference", "double-backward"]
 Losses = Callable[[], Tensor | Iterable[Tensor]]
@@ -33,12 +36,14 @@ class RENG(FiniteStep):
         rho: weight of the penalty ``(rho/2) |g|^2``, in units of 1/curvature.
         mode: how ``H g`` is computed.
         radius: distance of the second point, in weight space.
+        process_group: averages ``H g`` over its ranks in ``double-backward``, where no DDP does. ``None``: the default
+            group, ``"alone"``: no others.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: a setting out of range; ``double-backward`` over sharded weights, which it cannot differentiate.
 
     Limits:
-        rho = 0: ``base``, bit for bit, without a second pass.
+        rho = 0: ``base``, bit for bit, without a second pass. Learning rates 0 and a zero gradient: the same.
         radius -> 0: the finite difference tends to the double backward.
         a quadratic loss: both are ``(I + rho H) g`` exactly (up to rounding).
         g = 0: ``base`` with ``g = 0``.
@@ -57,65 +62,98 @@ class RENG(FiniteStep):
         rho: float,
         mode: Mode = "finite-difference",
         radius: float = 0.01,
+        process_group: Group = None,
     ) -> None:
-        if rho < 0:
-            raise ValueError(f"rho must not be negative, got {rho}")
+        check_settings({"rho": rho})
         if mode not in ("finite-difference", "double-backward"):
             raise ValueError(f"mode must be 'finite-difference' or 'double-backward', got '{mode}'")
         if not radius > 0:
             raise ValueError(f"radius must be positive, got {radius}")
         self.base, self.rho, self.mode, self.radius = base, rho, mode, radius
+        self.process_group = process_group
         super().__init__([{"params": group["params"]} for group in base.param_groups], {})
         self._share()
 
     def _share(self) -> None:
-        """Groups and state are the base optimizer's own objects."""
-        self.param_groups, self.state = self.base.param_groups, self.base.state
+        """Defaults, groups and state are the base optimizer's own objects."""
+        self.defaults, self.param_groups, self.state = self.base.defaults, self.base.param_groups, self.base.state
+        for group in self.param_groups:
+            for name in self.carried:
+                group.setdefault(name, getattr(self, name))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Torch puts loaded state and groups here; the base steps them."""
+        super().__setstate__(state)
+        self.base.state, self.base.param_groups = self.state, self.param_groups
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Hand further parameters to the base."""
+        if self.param_groups is not getattr(self.base, "param_groups", None):  # the base has them already
+            super().add_param_group(param_group)
+            return
+        check_group(param_group, type(self).__name__)
+        self.base.add_param_group(param_group)
+
+    @in_own_precision
     def step(  # type: ignore[override]
-        self, losses: Losses | None = None, *, again: Losses | None = None
+        self, closure: Losses | None = None, *, again: Losses | None = None
     ) -> Any:
         """One step of the base optimizer on the regularised gradient.
 
         Args:
-            losses: returns the minibatch's loss, or one loss per micro-batch, with graph and without backward; called
+            closure: returns the minibatch's loss, or one loss per micro-batch, with graph and without backward; called
                 once at the weights and once beside them.
             again: the same, where the gradients at the weights are already in place.
 
         Returns:
-            The loss at the weights where ``losses`` was given.
+            The loss at the weights where ``closure`` was given.
         """
         total = None
         state = _random_state()
-        if losses is not None:
+        if closure is not None:
             self.zero_grad()
-            total = _accumulate(losses)
-            again = losses
-        if again is None and self.rho:
-            raise RuntimeError("RENG needs the loss a second time: step(losses), or step(again=losses) after backward")
+            with self.callers_mode():
+                total = _accumulate(closure)
+            again = closure
+        if again is None and self.rho and not self.would_move_nothing():
+            raise RuntimeError(
+                "RENG needs the loss a second time: step(closure), where closure returns it and does not differentiate "
+                "it, or step(again=closure) after backward"
+            )
         pairs = [(p, p.grad) for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         gradients = [gradient for _, gradient in pairs]
+        ranks = self.agreed_ranks()
         if not all_finite(gradients):
             self.skip("the gradient")
             return total
         if self.rho and again is not None:
-            norm = dot(gradients, gradients) ** 0.5
-            if norm > 0 and not self._regularise(pairs, norm, again, state):
+            norm = _norm(gradients)
+            if norm > 0 and not self._regularise(pairs, norm, again, state, ranks):
                 for parameter, gradient in pairs:
                     parameter.grad = gradient
                 self.skip("the gradient of the second pass")
                 return total
-        self.base.step()
-        self.num_steps += 1
+        self.commit_step_of(self.base)
         return total
 
-    def _regularise(self, pairs: list[tuple[Tensor, Tensor]], norm: float, again: Losses, state: Any) -> bool:
+    def _regularise(
+        self,
+        pairs: list[tuple[Tensor, Tensor]],
+        norm: float,
+        again: Losses,
+        state: Any,
+        ranks: dist.ProcessGroup | None,
+    ) -> bool:
         """Put ``g + rho H g`` in place; returns whether it is finite."""
-        with torch.random.fork_rng(devices=_devices()):
+        with torch.random.fork_rng(devices=_devices()), self.callers_mode():
             _set_random_state(state)
-            curved = (
-                self._difference(pairs, norm, again) if self.mode == "finite-difference" else _product(pairs, again)
-            )
+            if self.mode == "finite-difference":
+                curved = self._difference(pairs, norm, again)
+            else:
+                curved = _product(pairs, again)
+                if ranks is not None:
+                    average(curved, ranks)
         if not all_finite(curved):
             return False
         for (parameter, gradient), change in zip(pairs, curved, strict=True):
@@ -137,15 +175,9 @@ class RENG(FiniteStep):
                     parameter.copy_(old)
         return [(new - old) * (norm / self.radius) for new, (_, old) in zip(here, pairs, strict=True)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state, and our counters."""
-        return {"base": self.base.state_dict(), "num_skipped": self.num_skipped, "num_steps": self.num_steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` saved."""
-        self.base.load_state_dict(state_dict["base"])
-        self.num_skipped, self.num_steps = state_dict["num_skipped"], state_dict["num_steps"]
-        self._share()
+    def __repr__(self) -> str:
+        """Our settings, and the base with its groups."""
+        return f"RENG (rho: {self.rho}, mode: {self.mode}, radius: {self.radius}, base: {self.base!r})"
 
 
 def _pieces(losses: Losses) -> Iterable[Tensor]:
@@ -165,8 +197,10 @@ def _accumulate(losses: Losses) -> float:
 def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
     """``H g``, micro-batch by micro-batch."""
     parameters, along = [p for p, _ in pairs], [g.detach() for _, g in pairs]
+    if is_sharded(parameters):
+        raise ValueError("RENG's mode 'double-backward' cannot differentiate sharded weights: use 'finite-difference'")
     total = [torch.zeros_like(gradient) for gradient in along]
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), without_gradient_averaging():
         for loss in _pieces(again):
             with torch.enable_grad():
                 first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
@@ -175,6 +209,16 @@ def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
                     second = torch.autograd.grad(slope, parameters, allow_unused=True)
                     total = [t if h is None else t + h for t, h in zip(total, second, strict=True)]
     return total
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    """``|g|``, also where the squares of g are too small for its type."""
+    square = dot(gradients, gradients)
+    if square > 1e-30:
+        return float(square**0.5)
+    largest = max((float(whole(gradient.abs().max())) for gradient in gradients if gradient.numel()), default=0.0)
+    scaled = [gradient / largest for gradient in gradients] if largest else []
+    return float(largest * dot(scaled, scaled) ** 0.5)
 
 
 def _devices() -> list[int]:

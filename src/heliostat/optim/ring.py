@@ -5,23 +5,27 @@ Left out: convolutions, factors split over ranks, layers whose sides are too lon
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import isfinite
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
+from heliostat.curvature.recorder import num_columns
+from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
-from heliostat.optim.finite import ExtraPass, evaluated
+from heliostat.optim.finite import ExtraPass, NotFinite, in_own_precision
 from heliostat.optim.layers import LAYERS, LayerOptimizer
+from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import dot
+from heliostat.optim.replicas import Group, without_gradient_averaging
 
 DampingForm = Literal["factored", "exact"]
-NEWTON_UP_TO = 128
-"""Rows up to which a CPU inverts by Newton's iteration: one step of it costs as much as three direct inverses there."""
+NEWTON_TOLERANCE = 1e-3
+"""Accepted residual per row of an inverse by Newton's iteration."""
 
 
 class RING(LayerOptimizer):
@@ -29,8 +33,8 @@ class RING(LayerOptimizer):
 
     ``A`` and ``B`` are running second moments of the layer's inputs (1 for the bias) and of its output gradients under
     labels sampled from the model. ``damping_form="factored"`` inverts ``A + pi sqrt(gamma) I`` and
-    ``B + sqrt(gamma)/pi I``, with ``pi^2 = (tr A / size) / (tr B / size)``, by Newton's iteration from the last
-    inverses, on a CPU above 128 rows by Cholesky; ``"exact"`` damps the product itself in eigenbases, as a reference.
+    ``B + sqrt(gamma)/pi I``, with ``pi^2 = (tr A / size) / (tr B / size)``, by Cholesky on a CPU and elsewhere by
+    Newton's iteration from the last inverses; ``"exact"`` damps the product itself in eigenbases, as a reference.
 
     Args:
         model: its linear layers are covered; everything else goes to AdamW. Hooks stay on it (``recorder.close``).
@@ -46,14 +50,15 @@ class RING(LayerOptimizer):
         max_kl: shortens the step (before momentum) so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
         adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
-        process_group: sums the factors over its ranks; needed where the weights are sharded.
+        process_group: sums the factors over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count.
 
     Raises:
         ValueError: a setting out of range.
 
     Limits:
-        rho = 0: K-FAC with constant damping (Martens & Grosse, 2015), bit for bit.
+        rho = 0: K-FAC with constant damping (Martens & Grosse, 2015); on a CPU up to rounding, elsewhere up to the
+            inverses' residual of 1e-3 per row.
         one row: ``A (x) B`` is the layer's Fisher matrix of that row, exactly.
         damping -> infinity, exact form: SGD with ``lr / damping``.
         "exact" is ``(A (x) B + gamma I)^-1 vec G``; "factored" is ``((A + pi s I) (x) (B + s/pi I))^-1 vec G``.
@@ -87,13 +92,10 @@ class RING(LayerOptimizer):
         max_size: int = 4096,
         adamw_lr: float = 1e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
         skip_unscored: bool = False,
     ) -> None:
-        if rho < 0 or not damping > 0:
-            raise ValueError(f"rho must not be negative and damping must be positive, got {rho} and {damping}")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {ema}")
+        check_settings({"rho": rho, "damping": damping, "ema": ema})
         if statistics_every < 1 or inverse_every < 1:
             raise ValueError("statistics_every and inverse_every must be at least 1")
         if damping_form not in ("factored", "exact"):
@@ -121,19 +123,24 @@ class RING(LayerOptimizer):
     @property
     def wants_statistics(self) -> bool:
         """Whether the coming step should get fresh statistics."""
-        return self.num_steps % self.statistics_every == 0 or any(
-            "input_factor" not in self.state.get(layer.weight, {}) for layer in self.layers.values()
-        )
+        return self.num_steps % self.statistics_every == 0 or not all(map(self._is_known, self.layers.values()))
 
-    def statistics(self) -> AbstractContextManager[None]:
+    def _is_known(self, layer: nn.Linear) -> bool:
+        """Whether there ever were statistics of a layer's matrix as it is now; a frozen one needs none."""
+        state, width = self.state.get(layer.weight, {}), num_columns(layer)
+        return not width or (state.get("num_statistics", 0) > 0 and state["num_columns"] == width)
+
+    @contextmanager
+    def statistics(self) -> Iterator[None]:
         """Forward and backward passes inside become statistics; gradients are as before when the context ends.
 
         The quantity to differentiate is the sum of log-probabilities of labels drawn from the model
         (``curvature.sampled_log_likelihood``).
         """
-        return self.recorder.recording(self.parameters())
+        with without_gradient_averaging(), self.recorder.recording(self.parameters()):
+            yield
 
-    @torch.no_grad()
+    @in_own_precision
     def step(
         self,
         closure: Callable[[], Any] | None = None,
@@ -148,31 +155,52 @@ class RING(LayerOptimizer):
                 is called only when ``wants_statistics``.
 
         Raises:
-            RuntimeError: there never were statistics of a layer that has a gradient.
+            RuntimeError: there never were statistics of a layer that has a gradient, or its own pass was not seen.
         """
-        loss = evaluated(closure)
+        loss = self.evaluated(closure)
         if statistics_closure is not None and self.wants_statistics:
-            with torch.enable_grad(), self.statistics():
+            with self.callers_mode(), self.statistics():
                 statistics_closure().backward()  # type: ignore[no-untyped-call]
         factors = self._take_statistics()
+        if self.would_move_nothing():
+            self._begin_all()
+            return loss
+        if self.recorder.is_recording:
+            self.refuse_unseen(factors)
         gradients = [p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         square = dot(gradients, gradients)
         traces = sum(float(f.inputs.trace() * f.outputs.trace()) for f in factors.values())
         if not (square < float("inf") and traces < float("inf")):
             self.skip("the gradient or a factor")
             return loss
+        gamma = self._damping() + self.rho * square
+        if self.commit(lambda: self._take(factors, gamma)):
+            self.gamma = gamma
+            self._record_if_due()
+        return loss
+
+    def _take(self, factors: dict[str, KroneckerFactors], gamma: float) -> None:
         for name, fresh in factors.items():
             self._average(name, fresh)
-        self.gamma = self._damping() + self.rho * square
         refresh = self.num_steps % self.inverse_every == 0
-        self._move_all(lambda name, gradient: self._direction(name, gradient, refresh))
-        self.num_steps += 1
-        self._record_if_due()
-        return loss
+        self._move_all(lambda name, gradient: self._direction(name, gradient, gamma, refresh))
+
+    def _begin(self, state: dict[str, Any], matrix: Tensor) -> None:
+        num_outputs, num_inputs = matrix.shape
+        state["num_statistics"], state["num_inverses"] = 0, 0
+        for side, size in (("input", num_inputs), ("output", num_outputs)):
+            for what in ("factor", *_KEPT[self.damping_form]):
+                shape = (size,) if what == "values" else (size, size)
+                state[f"{side}_{what}"] = matrix.new_zeros(shape)
 
     def _record_if_due(self) -> None:
         """Empirical statistics come from the coming step's own passes."""
         self.recorder.is_recording = self.empirical and self.wants_statistics
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients and statistics, before passes that may have to be recorded."""
+        super().zero_grad(set_to_none)
+        self._record_if_due()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` saved."""
@@ -180,57 +208,68 @@ class RING(LayerOptimizer):
         self._record_if_due()
 
     def _take_statistics(self) -> dict[str, KroneckerFactors]:
-        if self.process_group is not None and self._sums.num_rows:
-            self._sums.over_ranks(self.process_group)
+        ranks = self.agreed_ranks()
+        if ranks is not None:
+            self._sums.over_ranks(ranks, self.layers)
         return self._sums.take()
 
     def _average(self, name: str, fresh: KroneckerFactors) -> None:
-        state = self.state[self.layers[name].weight]
+        state = self.state_of(self.layers[name], len(fresh.inputs), fresh.inputs)
+        weight = 1 - self.ema if state["num_statistics"] else 1.0
         for key, new in (("input_factor", fresh.inputs), ("output_factor", fresh.outputs)):
-            state[key] = state[key].mul_(self.ema).add_(new, alpha=1 - self.ema) if key in state else new
+            state[key].mul_(self.ema if weight < 1 else 0.0).add_(new, alpha=weight)
+        state["num_statistics"] += 1
 
     def _damping(self) -> float:
         return next((float(group["damping"]) for group in self.param_groups if group["rule"] == LAYERS), 0.0)
 
-    def _direction(self, name: str, gradient: Tensor, refresh: bool) -> Tensor:
-        state = self.state[self.layers[name].weight]
-        if "input_factor" not in state:
+    def _direction(self, name: str, gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
+        state = self.state_of(self.layers[name], gradient.shape[1], gradient)
+        if not state["num_statistics"]:
             raise RuntimeError(
                 f"RING has no statistics of layer '{name}': run 'with optimizer.statistics(): "
-                "sampled_log_likelihood(model(x)).backward()' before step(), or pass statistics_closure"
+                "sampled_log_likelihood(model(x)).backward()' before step(), or pass statistics_closure, with a model "
+                "that was not compiled before the optimizer was made"
             )
-        return _BY_FORM[self.damping_form](state, gradient, self.gamma, refresh)
+        refresh = refresh or not state["num_inverses"]
+        state["num_inverses"] += refresh
+        return _BY_FORM[self.damping_form](state, gradient, gamma, refresh)
 
 
-def _factored(state: dict[str, Tensor], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
-    if refresh or "input_inverse" not in state:
+def _factored(state: dict[str, Any], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
+    if refresh:
         a, b = state["input_factor"], state["output_factor"]
         mean_a, mean_b = float(a.trace()) / len(a), float(b.trace()) / len(b)
         balance = (mean_a / mean_b) ** 0.5 if mean_a > 0 and mean_b > 0 else 1.0
         root = gamma**0.5
+        if not (isfinite(root / balance) and isfinite(balance * root)):
+            raise NotFinite("the damping of a factor")
         for side, factor, shift in (("input", a, balance * root), ("output", b, root / balance)):
             damped = factor + shift * torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-            state[f"{side}_inverse"] = _inverse(damped, state.get(f"{side}_inverse"))
-    return state["output_inverse"] @ gradient @ state["input_inverse"]
+            state[f"{side}_inverse"] = _inverse(damped, state[f"{side}_inverse"])
+    move: Tensor = state["output_inverse"] @ gradient @ state["input_inverse"]
+    return move
 
 
-def _inverse(damped: Tensor, earlier: Tensor | None) -> Tensor:
-    if damped.device.type == "cpu" and len(damped) > NEWTON_UP_TO:
-        return direct_inverse(damped)
-    return newton_inverse(damped, earlier).inverse
+def _inverse(damped: Tensor, earlier: Tensor) -> Tensor:
+    if damped.device.type == "cpu":  # there one step of Newton's costs as much as three direct inverses
+        return direct_inverse(damped).contiguous()
+    return newton_inverse(damped, earlier if bool(earlier.any()) else None, NEWTON_TOLERANCE).inverse
 
 
-def _exact(state: dict[str, Tensor], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
-    if refresh or "input_basis" not in state:
+def _exact(state: dict[str, Any], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
+    if refresh:
         for side in ("input", "output"):
-            values, state[f"{side}_basis"] = torch.linalg.eigh(state[f"{side}_factor"])
+            values, state[f"{side}_basis"] = eigenbasis(state[f"{side}_factor"])
             state[f"{side}_values"] = values.clamp(min=0)
     left, right = state["output_basis"], state["input_basis"]
     curvature = torch.outer(state["output_values"], state["input_values"])
-    return left @ ((left.T @ gradient @ right) / (curvature + gamma)) @ right.T
+    move: Tensor = left @ ((left.T @ gradient @ right) / (curvature + gamma)) @ right.T
+    return move
 
 
-_BY_FORM: dict[str, Callable[[dict[str, Tensor], Tensor, float, bool], Tensor]] = {
+_KEPT = {"factored": ("inverse",), "exact": ("basis", "values")}
+_BY_FORM: dict[str, Callable[[dict[str, Any], Tensor, float, bool], Tensor]] = {
     "factored": _factored,
     "exact": _exact,
 }

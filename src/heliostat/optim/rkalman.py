@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from heliostat.optim.covariance import FORMS, Covariance, CovarianceForm, Rows
-from heliostat.optim.finite import ExtraPass, FiniteStep, evaluated
+from heliostat.optim.finite import Carried, ExtraPass, FiniteStep, NotFinite, in_own_precision
+from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import all_finite, dot
+from heliostat.optim.replicas import Group, average, gather_rows, is_sharded, without_gradient_averaging
 from heliostat.optim.scores import ScoreBuffer
 
 Measurement = Callable[[], tuple[Tensor, Tensor]]
@@ -53,7 +56,8 @@ class RKalman(FiniteStep):
         rank: rows kept by the low-rank form, whose remainder is kept as a diagonal.
         num_scores: scores a step takes in the third kind.
         weight_decay: decoupled.
-        process_group: scores of all its ranks are gathered, in the third kind.
+        process_group: outputs or scores of all its ranks are gathered, and losses averaged. ``None``: the default
+            group, ``"alone"``: no others.
 
     Raises:
         ValueError: a setting out of range.
@@ -71,6 +75,8 @@ class RKalman(FiniteStep):
     """
 
     extra_pass: ClassVar[ExtraPass] = "scores"
+    carried: ClassVar[tuple[str, ...]] = (*FiniteStep.carried, "noise")
+    noise = Carried(1.0)
 
     def __init__(
         self,
@@ -86,26 +92,32 @@ class RKalman(FiniteStep):
         rank: int = 16,
         num_scores: int = 1,
         weight_decay: float = 0.0,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
-        _check(lr=lr, rho=rho, process_noise=process_noise, weight_decay=weight_decay)
+        check_settings({"lr": lr, "rho": rho, "process_noise": process_noise, "weight_decay": weight_decay})
         if not (covariance > 0 and noise > 0):
             raise ValueError(f"covariance and noise must be positive, got {covariance} and {noise}")
         if not (0 <= noise_ema <= 1 and 0 < forgetting <= 1):
             raise ValueError(f"noise_ema must be in [0, 1] and forgetting in (0, 1], got {noise_ema} and {forgetting}")
         if form not in FORMS or rank < 1 or num_scores < 1:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, rank and num_scores at least 1")
-        self.rho, self.noise, self.noise_ema, self.num_scores = rho, noise, noise_ema, num_scores
+        self.rho, self.noise_ema, self.num_scores = rho, noise_ema, num_scores
         self.process_noise, self.forgetting, self.process_group = process_noise, forgetting, process_group
         self._scores = ScoreBuffer()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.noise = float(noise)
         self.covariance: Covariance = FORMS[form](self.state, covariance, rank)
 
     def score(self) -> AbstractContextManager[None]:
         """The backward pass inside becomes a score; gradients are as before when the context ends."""
         return self._scores.backward_inside(self.parameters())
 
-    @torch.no_grad()
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and scores that no step has taken."""
+        super().zero_grad(set_to_none)
+        self._scores.clear()
+
+    @in_own_precision
     def step(
         self,
         closure: Callable[[], Any] | None = None,
@@ -125,39 +137,52 @@ class RKalman(FiniteStep):
         Raises:
             RuntimeError: scores are missing, and no other measurement was given.
         """
-        returned = evaluated(closure)
+        returned = self.evaluated(closure)
         if score_closure is not None:
-            with torch.enable_grad():
+            with self.callers_mode(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
+        if measurement is None and loss is None and self._scores.is_empty and self.would_move_nothing():
+            self.covariance.begin([p for group in self.param_groups for p in self.with_gradient(group)])
+            return returned
+        ranks = self.agreed_ranks()
         if measurement is not None:
-            found = self._of_outputs(measurement)
+            found = self._of_outputs(measurement, ranks)
         elif loss is not None:
-            found = self._of_loss(float(loss))
+            found = self._of_loss(float(loss), ranks)
         else:
-            found = self._of_scores()
+            found = self._of_scores(ranks)
         rows, noise, gradient, innovation = found
         if not all_finite([*gradient.values(), *(u for row in rows for u in row.values()), noise]):
             self.skip("the gradient, a score or an innovation")
-            return returned
+        elif self.commit(lambda: self._update(rows, noise, gradient)) and innovation is not None:
+            self.noise = self.noise_ema * self.noise + (1 - self.noise_ema) * innovation
+        return returned
+
+    def _update(self, rows: Rows, noise: Tensor, gradient: dict[Tensor, Tensor]) -> None:
         tensors = list(gradient.values())
-        self.covariance.shrink(list(gradient), self.rho * dot(tensors, tensors) if self.rho else 0.0)
+        precision = self.rho * dot(tensors, tensors) if self.rho else 0.0
+        if not isfinite(precision):
+            raise NotFinite("the squared gradient")
+        self.covariance.shrink(list(gradient), precision)
         direction = self.covariance.measure(rows, noise, gradient)
         self.covariance.relax(list(gradient), self.process_noise, self.forgetting)
-        if innovation is not None:
-            self.noise = self.noise_ema * self.noise + (1 - self.noise_ema) * innovation
         self._move(direction)
-        self.num_steps += 1
-        return returned
 
     # -- the three kinds of measurement: rows, noise, gradient, mean squared innovation -----------------------------
 
-    def _of_outputs(self, measurement: Measurement) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
-        with torch.enable_grad():
+    def _of_outputs(
+        self, measurement: Measurement, ranks: dist.ProcessGroup | None
+    ) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+        with self.callers_mode(), without_gradient_averaging():
             outputs, targets = measurement()
             buffer = ScoreBuffer()
             buffer.differentiate(outputs, self.parameters())
-        rows = buffer.pending
-        innovations = (targets - outputs).detach().reshape(-1).double().cpu()
+        innovations = (targets - outputs).detach().reshape(-1).double()
+        rows = buffer.take(len(innovations), self.parameters(), ranks)
+        if ranks is not None and not is_sharded(self.parameters()):
+            # One score after another, each of every rank, is how the rows come.
+            innovations = gather_rows(innovations[None], ranks).T.reshape(-1)
+        innovations = innovations.cpu()
         noise = torch.full_like(innovations, self.noise)
         gradient: dict[Tensor, Tensor] = {}
         for row, innovation in zip(rows, innovations.tolist(), strict=True):
@@ -167,13 +192,19 @@ class RKalman(FiniteStep):
                 gradient[parameter] = part if before is None else before + part
         return rows, noise, gradient, float((innovations**2).mean())
 
-    def _of_loss(self, loss: float) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+    def _of_loss(
+        self, loss: float, ranks: dist.ProcessGroup | None
+    ) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
         row = self._gradient()
+        if ranks is not None:
+            mean = torch.tensor([loss], dtype=torch.float64, device=self.parameters()[0].device)
+            average([mean], ranks)
+            loss = float(mean)
         noise = torch.tensor([self.noise], dtype=torch.float64)
         return [row], noise + 0.0 * loss, {p: g * (loss / self.noise) for p, g in row.items()}, loss**2
 
-    def _of_scores(self) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
-        scores = self._scores.take(self.num_scores, self.parameters(), self.process_group)
+    def _of_scores(self, ranks: dist.ProcessGroup | None) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+        scores = self._scores.take(self.num_scores, self.parameters(), ranks)
         gradient = self._gradient()
         rows = [{p: u for p, u in score.items() if p in gradient} for score in scores]
         noise = torch.full((len(rows),), float(len(rows)), dtype=torch.float64)
@@ -189,18 +220,6 @@ class RKalman(FiniteStep):
                     decayed = parameter * (1 - group["lr"] * group["weight_decay"])
                     parameter.copy_(decayed - group["lr"] * direction[parameter])
 
-    def state_dict(self) -> dict[str, Any]:
-        """State, groups, counters and the measurement noise."""
-        return {**super().state_dict(), "noise": self.noise}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` saved."""
-        super().load_state_dict(state_dict)
-        self.noise = state_dict["noise"]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
         self.covariance.state = self.state
-
-
-def _check(**settings: float) -> None:
-    for name, value in settings.items():
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")

@@ -205,7 +205,8 @@ class _MatrixSettings:
     block_size: int | None = None
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return self.optimizer(model.named_parameters(), lr=lr, **asdict(self))
+        trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return self.optimizer(trainable, lr=lr, **asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import heliostat
+from heliostat.outputs import check_replaceable
 from heliostat.report.markup import Html, data_script, element
 from heliostat.storage import publish_file
 
@@ -22,6 +23,10 @@ LOGO = (
     '<path d="M20.5 10.5 12 19M12 19 5.5 6" class="ray"/><path d="M5 15.5 19.5 22.5" class="mirror"/>'
     '<path d="M12 20.5V29M7 29h10" class="stand"/></svg>'
 )
+
+
+MARK = "Written by Heliostat"
+"""In the footer of every page; a file without it is not written over."""
 
 
 def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, Any]) -> str:
@@ -51,15 +56,18 @@ def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, A
         element("button", "Theme", id="theme", type="button", hidden=True),
         class_="top",
     )
-    foot = element(
-        "footer", f"Written by Heliostat {heliostat.__version__}. This page is one file and makes no requests."
-    )
+    foot = element("footer", f"{MARK} {heliostat.__version__}. This page is one file and makes no requests.")
     body = element("body", top, main, foot, data_script("figures", hover), element("script", script))
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
 def write_page(target: Path, page: str) -> Path:
-    """Write a page whole, or not at all."""
+    """Write a page whole, or not at all.
+
+    Raises:
+        ConfigError: a file that no page of ours is stands there.
+    """
+    check_replaceable(target, MARK, "a page")
     target.parent.mkdir(parents=True, exist_ok=True)
     publish_file(target, page)
     return target

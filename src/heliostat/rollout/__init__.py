@@ -15,6 +15,7 @@ from heliostat.rollout.rows import key_values
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
 from heliostat.rollout.server import Server, ServerError
 from heliostat.rollout.vllm import Lead, VllmEngine, alone
+from heliostat.rollout.ways import fastest_right_way
 
 __all__ = [
     "PARITY_BOUNDS",
@@ -47,16 +48,15 @@ def build_engine(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSect
 
 
 def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead) -> Engine:
-    """The one that suits the model's cache."""
-    if loaded.cache_kind != "kv":
-        if section.num_workers > 1:
-            warnings.warn(
-                f"rollout.num_workers = {section.num_workers} has no effect: the memory of '{loaded.name}' is not "
-                f"plain keys and values, so it is decoded in one thread",
-                stacklevel=2,
-            )
-        return PlainEngine(loaded, limits)
-    return TorchEngine(loaded, limits, section.shared_prompt, section.num_workers, section.fused_layers)
+    """The fastest that gives the model's own numbers."""
+    engine = fastest_right_way(loaded, limits, section)
+    if isinstance(engine, PlainEngine) and section.num_workers > 1:
+        warnings.warn(
+            f"rollout.num_workers = {section.num_workers} has no effect: the memory of '{loaded.name}' is not "
+            f"plain keys and values, so it is decoded in one thread",
+            stacklevel=2,
+        )
+    return engine
 
 
 def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead) -> Engine:

@@ -41,7 +41,7 @@ class Common:
             return cls(loaded, 0, [])
         cache = DynamicCache(config=loaded.model.config)
         ids = torch.tensor([list(contexts[0][:length])], device=loaded.model.device)
-        loaded.head.hidden(input_ids=ids, past_key_values=cache, use_cache=True)
+        loaded.head.hidden(input_ids=ids, memory=cache, use_cache=True)
         return cls(loaded, length, [key_values(layer) for layer in cache.layers])
 
     def cache(self, num_prompts: int) -> DynamicCache:

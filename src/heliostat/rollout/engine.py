@@ -87,6 +87,11 @@ class RolloutCounts:
 class Engine(Protocol):
     """Anything that continues prompts and reports its own log-probabilities."""
 
+    @property
+    def way(self) -> str:
+        """How a sentence calls this way of decoding."""
+        ...
+
     def sample(
         self,
         prompts: Sequence[Prompt],
@@ -122,6 +127,10 @@ class TorchEngine:
         fused_layers: with shared prompts, decode through fused layers where the model's have the shape
             (``rollout.fused``).
         num_workers: threads that decode apart, each a share of the prompts with its share of torch's own threads.
+        copies: how rows are kept where prompts are not shared.
+
+    Attributes:
+        way: how a sentence calls this way of decoding.
 
     Limits:
         ``group_size=1`` equals sampling each prompt alone; any ``max_rows``, ``num_workers``, ``shared_prompt`` and
@@ -136,14 +145,17 @@ class TorchEngine:
         shared_prompt: bool = True,
         num_workers: int = 1,
         fused_layers: bool = True,
+        copies: type[Rows] = Rows,
     ) -> None:
         self.loaded = loaded
         self.limits = limits
         self.num_workers = num_workers
         self.scribe = Scribe(loaded, limits)
         self._counted: list[RolloutCounts] = []
-        self.rows_kind: type[Rows | SharedRows] = SharedRows if shared_prompt and shares_prompts(loaded) else Rows
+        self.copies = copies
+        self.rows_kind: type[Rows | SharedRows] = SharedRows if shared_prompt and shares_prompts(loaded) else copies
         self.fused = fuse(loaded) if fused_layers and self.rows_kind is SharedRows else None
+        self.way = ""
 
     def sample(
         self,
@@ -168,7 +180,7 @@ class TorchEngine:
             mine = [prompts[index] for index in share], [drafts[index] for index in share]
             harvest = Harvest(self.scribe, *mine, policy_step, tell)
             self._counted.append(RolloutCounts())
-            return _Lane(self.loaded, limits, common, self.fused, settings, harvest, self._counted[-1]).run
+            return _Lane(self.loaded, limits, self.copies, common, self.fused, settings, harvest, self._counted[-1]).run
 
         # Prompts of similar length share a prefill; what is sampled does not depend on the order.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
@@ -201,7 +213,10 @@ class TorchEngine:
 
     def beside(self, loaded: LoadedModel) -> TorchEngine:
         """See ``Engine.beside``."""
-        return TorchEngine(loaded, self.limits, self.rows_kind is SharedRows, self.num_workers, self.fused is not None)
+        is_shared, is_fused = self.rows_kind is SharedRows, self.fused is not None
+        aside = TorchEngine(loaded, self.limits, is_shared, self.num_workers, is_fused, self.copies)
+        aside.way = self.way
+        return aside
 
     def stop(self) -> None:
         """See ``Engine.stop``; it ends at the next token."""
@@ -213,6 +228,7 @@ class _Lane:
     """One thread's decoding: a share of the prompts, continued to their ends.
 
     Attributes:
+        copies: how rows are kept where ``common`` is ``None``.
         common: what all prompts begin with; ``None`` where each row is to have a copy of its whole prompt.
         fused: what to decode with instead of the model's own forward.
         harvest: the prompts, their drafts, and who is told of finished groups.
@@ -220,6 +236,7 @@ class _Lane:
 
     loaded: LoadedModel
     limits: DecodeLimits
+    copies: type[Rows]
     common: Common | None
     fused: FusedLayers | None
     settings: SamplingSettings
@@ -270,13 +287,13 @@ class _Lane:
             input_ids=ids.to(self.device),
             attention_mask=attended.to(self.device),
             position_ids=(num_common + positions.clamp(min=0)).to(self.device),
-            past_key_values=cache,
+            memory=cache,
             use_cache=True,
         )
         self.counts.add_prompts((lengths + num_common).tolist(), group_size, num_common)
         logits = self.loaded.head.logits(hidden[:, -1]).repeat_interleave(group_size, dim=0)
         drafts = [draft for group in groups for draft in group]
-        as_rows = Rows if self.common is None else partial(SharedRows, num_common=num_common)
+        as_rows = self.copies if self.common is None else partial(SharedRows, num_common=num_common)
         return _State(as_rows(cache, start.to(self.device), group_size, _room(drafts)), logits, drafts)
 
     def _decode(self, state: _State) -> _State | None:

@@ -76,18 +76,18 @@ class FusedLayer:
     gate_up: Product
     down: Product
     norms: tuple[nn.Module, nn.Module]
+    parts: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, layer: Any) -> FusedLayer:
         """A transformers layer's."""
-        attention, mlp = layer.self_attn, layer.mlp
-        return cls(
-            Product(attention.q_proj, attention.k_proj, attention.v_proj),
-            Product(attention.o_proj),
-            Product(mlp.gate_proj, mlp.up_proj),
-            Product(mlp.down_proj),
-            (layer.input_layernorm, layer.post_attention_layernorm),
-        )
+        q, k, v, o, gate, up, down, *norms = parts = _parts(layer)
+        products = Product(q, k, v), Product(o), Product(gate, up), Product(down)
+        return cls(*products, (norms[0], norms[1]), parts)
+
+    def is_of(self, layer: Any) -> bool:
+        """Whether the layer still consists of the parts that were taken over."""
+        return all(mine is own for mine, own in zip(self.parts, _parts(layer), strict=True))
 
 
 class FusedLayers:
@@ -103,7 +103,16 @@ class FusedLayers:
         self._activation = backbone.layers[0].mlp.act_fn
 
     def refresh(self) -> None:
-        """Take over the model's weights as they are now."""
+        """Take over the model's weights as they are now.
+
+        Raises:
+            RuntimeError: layers have been replaced since, by adapters for example.
+        """
+        if not all(mine.is_of(layer) for mine, layer in zip(self._layers, self._backbone.layers, strict=True)):
+            raise RuntimeError(
+                "the model's layers were replaced after its rollout engine was built; add adapters first, then build "
+                "the engine"
+            )
         for layer in self._layers:
             for product in (layer.qkv, layer.o, layer.gate_up, layer.down):
                 product.refresh()
@@ -153,6 +162,12 @@ def _has_shape(layer: Any) -> bool:
         mlp.up_proj.bias is None
     )
     return alike and all(type(product) is nn.Linear for product in products)
+
+
+def _parts(layer: Any) -> tuple[Any, ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    products = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return (*products, mlp.gate_proj, mlp.up_proj, mlp.down_proj, layer.input_layernorm, layer.post_attention_layernorm)
 
 
 def _children(module: nn.Module) -> set[str]:

@@ -11,10 +11,12 @@ Left out: refilling and eviction.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from heliostat.models import LoadedModel
+from heliostat.models.internals import accepts, memory_argument, memory_of
 from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.sampling import SamplingSettings, draw
@@ -22,15 +24,24 @@ from heliostat.types import Group, Prompt
 
 
 class PlainEngine:
-    """Decode through the model's own forward and its own kind of memory."""
+    """Decode through the model's own forward and its own kind of memory.
 
-    def __init__(self, loaded: LoadedModel, limits: DecodeLimits) -> None:
+    Args:
+        has_memory: whether what a forward returns is used by the next; default: where there is anything.
+
+    Attributes:
+        way: how a sentence calls this way of decoding.
+    """
+
+    def __init__(self, loaded: LoadedModel, limits: DecodeLimits, has_memory: bool | None = None) -> None:
         self.loaded = loaded
         self.limits = limits
         self.scribe = Scribe(loaded, limits)
         self.device = next(loaded.model.parameters()).device
         self.counts = RolloutCounts()
-        self.has_memory = _hands_out_memory(loaded)
+        self.has_memory = _hands_out_memory(loaded) if has_memory is None else has_memory
+        self._options = _last_logits_only(loaded)
+        self.way = ""
 
     @torch.inference_mode()
     def sample(
@@ -59,7 +70,9 @@ class PlainEngine:
 
     def beside(self, loaded: LoadedModel) -> PlainEngine:
         """See ``Engine.beside``."""
-        return PlainEngine(loaded, self.limits)
+        aside = PlainEngine(loaded, self.limits, self.has_memory)
+        aside.way = self.way
+        return aside
 
     def stop(self) -> None:
         """See ``Engine.stop``; it ends at the next token."""
@@ -81,15 +94,17 @@ class PlainEngine:
         length = tokens.shape[1]
         self.counts.add_prompts([length] * len(rows), group_size=1)
         while True:
-            memory_in = {"past_key_values": memory, "use_cache": True} if self.has_memory else {"use_cache": False}
-            output = self.loaded.model(input_ids=tokens, logits_to_keep=1, **memory_in)
+            memory_in: dict[str, Any] = {"use_cache": self.has_memory}
+            if memory is not None:
+                memory_in[memory_argument(self.loaded.model) or "past_key_values"] = memory
+            output = self.loaded.model(input_ids=tokens, **memory_in, **self._options)
             uniform = torch.tensor([draft.next_uniform for draft in drafts], dtype=torch.float64, device=self.device)
             drawn = draw(output.logits[:, -1], uniform, settings)
             self.scribe.record(drafts, drawn)
             if all(draft.stop_reason is not None for draft in drafts):
                 return
             drawn_ids = drawn.token.unsqueeze(1)
-            memory = output.past_key_values if self.has_memory else None
+            memory = memory_of(output) if self.has_memory else None
             tokens = drawn_ids if self.has_memory else torch.cat([tokens, drawn_ids], dim=1)
             length += 1
             self.counts.decode_steps += 1
@@ -101,4 +116,9 @@ class PlainEngine:
 def _hands_out_memory(loaded: LoadedModel) -> bool:
     """Whether a forward returns what the next one can continue from."""
     ids = torch.full((1, 2), loaded.eos_id, device=loaded.model.device)
-    return getattr(loaded.model(input_ids=ids, use_cache=True), "past_key_values", None) is not None
+    return memory_of(loaded.model(input_ids=ids, use_cache=True)) is not None
+
+
+def _last_logits_only(loaded: LoadedModel) -> dict[str, int]:
+    """What asks a forward for the logits of the last token alone, where it can be asked."""
+    return {"logits_to_keep": 1} if accepts(loaded.model, "logits_to_keep") else {}

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin
 
 from heliostat.models import LoadedModel
+from heliostat.models.internals import CacheLayerMixin, num_queries
 
 
 class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
@@ -35,11 +35,15 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transfo
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the buffers are there from the beginning."""
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        return self.length + num_queries(query_length), 0
 
     def get_seq_length(self) -> int:
         return self.length
+
+    def get_max_cache_shape(self) -> int:
+        """``get_max_length`` as transformers called it before 5.16."""
+        return int(self.get_max_length())
 
 
 class RowLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # as above
@@ -162,14 +166,19 @@ class Rows:
         """Positions that the next tokens of all rows attend to, themselves included."""
         return self.num_rows * (self.length + 1) - int(self.start.sum())
 
+    @property
+    def mask(self) -> Tensor:
+        """Which columns each row's next token attends to, ``[row, 1, 1, column]``: whole, so that none is made."""
+        columns = torch.arange(self.length + 1, device=self.start.device)
+        return (columns[None, :] >= self.start[:, None])[:, None, None, :]
+
     def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
         """Feed every row its next token; the hidden states behind them."""
-        columns = torch.arange(self.length + 1, device=self.start.device)
         return loaded.head.hidden(
             input_ids=token,
-            attention_mask=(columns[None, :] >= self.start[:, None])[:, None, None, :],
+            attention_mask=self.mask,
             position_ids=self.positions,
-            past_key_values=self.cache,
+            memory=self.cache,
             use_cache=True,
         )
 
@@ -188,3 +197,13 @@ class Rows:
         self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
             layer.join(other_layer, length + room)
+
+
+class PaddedRows(Rows):
+    """Rows for models that make their masks themselves, from which columns hold tokens."""
+
+    @property
+    def mask(self) -> Tensor:
+        """Which columns hold tokens of a row, the next one included, ``[row, column]``."""
+        columns = torch.arange(self.length + 1, device=self.start.device)
+        return (columns[None, :] >= self.start[:, None]).long()

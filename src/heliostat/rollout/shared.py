@@ -21,11 +21,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import Cache, DynamicCache
 
 from heliostat.models import LoadedModel
+from heliostat.models.internals import (
+    attention_in_use,
+    register_attention,
+    takes_attention_functions,
+    usual_attention,
+    with_attention,
+)
 from heliostat.models.probes import probe_ids, probing
 from heliostat.rollout.rows import GrowingLayer, key_values
 
@@ -43,12 +48,17 @@ MAX_DEAD_GROUPS = 0.25
 
 
 class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformers is partly untyped
-    """One layer's own keys and values, ``[column, row, head, feature]``, with room for more columns."""
+    """One layer's own keys and values, ``[column, row, head, feature]``, with room for more columns.
 
-    def __init__(self, like: Float[Tensor, "group head column feature"], num_rows: int, capacity: int) -> None:
+    Args:
+        like: keys and values of the prompts, ``[group, head, column, feature]``, for their shapes.
+    """
+
+    def __init__(self, like: tuple[Tensor, Tensor], num_rows: int, capacity: int) -> None:
         super().__init__(0)
-        self.keys = like.new_empty(capacity, num_rows, like.shape[1], like.shape[3])
-        self.values = torch.empty_like(self.keys)
+        self.keys, self.values = (
+            states.new_empty(capacity, num_rows, states.shape[1], states.shape[3]) for states in like
+        )
         self.is_initialized = True
 
     def update(
@@ -203,7 +213,7 @@ class SharedRows:
             states = [(keys[:, :, num_common:].clone(), values[:, :, num_common:].clone()) for keys, values in states]
         self.prompts = SharedPrompts(states, start, group)
         self.start = torch.zeros_like(group)
-        self._layers = [ColumnLayer(keys, len(group), room) for keys, _ in states]
+        self._layers = [ColumnLayer(keys_and_values, len(group), room) for keys_and_values in states]
         self.cache = Cache(layers=list(self._layers))
         self._hidden: Tensor | None = None
 
@@ -233,7 +243,7 @@ class SharedRows:
             input_ids=token,
             attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),  # given whole, so none is made
             position_ids=self.positions,
-            past_key_values=self.cache,
+            memory=self.cache,
             use_cache=True,
             shared_rows=self,
         )
@@ -262,7 +272,7 @@ class SharedRows:
         num_rows, num_heads, share, width = query.shape
         # One product per row and head: few and small, so what counts is that each is a single call.
         keys, values = (
-            each[: own.length].view(own.length, -1, width).transpose(0, 1) for each in (own.keys, own.values)
+            each[: own.length].view(own.length, -1, each.shape[-1]).transpose(0, 1) for each in (own.keys, own.values)
         )
         shared = [self.prompts] if self._common is None else [self._common, self.prompts]
         parts = [prompts.scores(layer, query) for prompts in shared]
@@ -271,7 +281,8 @@ class SharedRows:
         if self._hidden is not None:
             scores.masked_fill_(self._hidden, -torch.inf)
         *weights, own_weights = torch.split(scores.softmax(dim=-1), [part.shape[-1] for part in parts], dim=-1)
-        found = torch.bmm(own_weights.flatten(0, 1), values).view_as(query)
+        # Values may be narrower or wider than keys (latent attention).
+        found = torch.bmm(own_weights.flatten(0, 1), values).view(num_rows, num_heads, share, -1)
         for prompts, part in zip(shared, weights, strict=True):
             found += prompts.weighted(layer, part)
         return found
@@ -302,8 +313,8 @@ class SharedRows:
 def shares_prompts(loaded: LoadedModel) -> bool:
     """Whether this model on this device decodes against shared prompts: declared by its class, then tried."""
     model = loaded.model
-    plain = model.config.get_text_config()._attn_implementation == USUAL
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not (plain and model._supports_attention_backend):
+    plain = attention_in_use(model) == USUAL and takes_attention_functions(model)
+    if model.device.type != "cpu" or model.dtype != torch.float32 or not plain:
         return False
     return agrees(loaded, lambda rows, token: rows.hidden(loaded, token))
 
@@ -311,15 +322,25 @@ def shares_prompts(loaded: LoadedModel) -> bool:
 def agrees(loaded: LoadedModel, hidden: Callable[[SharedRows, Tensor], Tensor]) -> bool:
     """Whether a way to feed rows their next token gives the model's own logits.
 
-    Two members of a group are fed two tokens, and their logits compared with those of the model on the whole text.
+    Two members of a group are fed two tokens, and their logits compared with those of the model on the whole text. A
+    model that fails when fed like this (some keep in their cache what only they can read) disagrees.
     """
+    try:
+        return _gives_the_same(loaded, hidden)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def _gives_the_same(loaded: LoadedModel, hidden: Callable[[SharedRows, Tensor], Tensor]) -> bool:
     model, head = loaded.model, loaded.head
     ids = probe_ids(model)
     context = ids.shape[1] - 2
     with probing(model), attending(model):
         expected = model(input_ids=ids, use_cache=False).logits
         cache = DynamicCache(config=model.config)
-        head.hidden(input_ids=ids[:, :context], past_key_values=cache, use_cache=True)
+        head.hidden(input_ids=ids[:, :context], memory=cache, use_cache=True)
         rows = SharedRows(cache, torch.zeros(1, dtype=torch.long), group_size=2, room=2)
         worst = 0.0
         for column in (context, context + 1):
@@ -349,23 +370,17 @@ def _attention(
     ``key`` and ``value`` are the rows' columns, written by transformers a moment ago.
     """
     if shared_rows is None:
-        return ALL_ATTENTION_FUNCTIONS[USUAL](module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
+        return usual_attention(USUAL)(module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
     num_rows, num_heads, _one, width = query.shape
     scaled = (query * usual["scaling"]).view(num_rows, key.shape[2], -1, width)
     return shared_rows.attended(module.layer_idx, scaled).reshape(num_rows, 1, num_heads, -1), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS[USUAL])
+register_attention(ATTENTION, _attention, masks_like=USUAL)
 
 
 @contextmanager
 def attending(model: PreTrainedModel) -> Iterator[None]:
     """Inside, a model attends the way of this file where it is given shared prompts, and as usual where not."""
-    config = model.config.get_text_config()
-    usual = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
+    with with_attention(model, ATTENTION):
         yield
-    finally:
-        config._attn_implementation = usual

@@ -36,6 +36,7 @@ from pydantic import BaseModel, ValidationError
 from heliostat.models import LoadedModel, save_model
 from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
 from heliostat.rollout.engine import RolloutCounts
+from heliostat.rollout.mark import weights_mark
 from heliostat.rollout.parity import ParityError, parity_gap
 from heliostat.rollout.sampling import SamplingSettings
 from heliostat.rollout.server import Server, ServerError
@@ -81,7 +82,7 @@ class Held:
 
     turn: threading.Lock = field(default_factory=threading.Lock)
     name: str = ""
-    mark: tuple[float, ...] | None = None
+    mark: tuple[int, ...] | None = None
 
 
 class VllmEngine:
@@ -118,6 +119,7 @@ class VllmEngine:
         self.counts = RolloutCounts()
         self.held = held or Held()
         self.lead = lead
+        self.way = f"the rollout server at {server.url}"
 
     def sample(
         self,
@@ -323,13 +325,3 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             if name not in module._non_persistent_buffers_set:
                 tensors[f"{prefix}.{name}" if prefix else name] = buffer
     return tensors
-
-
-def weights_mark(model: torch.nn.Module) -> tuple[float, ...]:
-    """Sum and norm of every weight in float64: equal while the weights are, and different after any optimizer step."""
-    with torch.no_grad():
-        marks = [
-            torch.stack([p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)])
-            for p in model.parameters()
-        ]
-    return tuple(torch.stack([mark.cpu() for mark in marks]).flatten().tolist())

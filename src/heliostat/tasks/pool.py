@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from heliostat.config import ConfigError
+from heliostat.tasks.nesting import refuse_nested
 from heliostat.tasks.processes import Child, start_child
 from heliostat.tasks.task import Task
 from heliostat.tasks.worker import Progress, Request, TaskSpec
@@ -51,6 +52,7 @@ class VerifierPool:
 
     Raises:
         ConfigError: two tasks have the same name.
+        NestedRun: on entering, inside a verifier process.
 
     **Limits**: a verdict depends only on the problem and the text, not on the number of workers, on the other texts, or
     on the order of submission, as long as the verifier itself is a function of them.
@@ -64,6 +66,7 @@ class VerifierPool:
         self._keepers: list[_Keeper] = []
 
     def __enter__(self) -> Self:
+        refuse_nested("verifier processes")
         tasks = [task for _, task in self._tasks.values()]
         specs = [_spec(task) for task in tasks]
         count = max(task.num_workers for task in tasks)
@@ -323,12 +326,16 @@ class _Worker:
         """Send the batch's open texts and collect their outcomes.
 
         Raises:
+            VerifierError: a verifier tried to start a run.
             _WorkerLost: it died, or was killed for taking longer than a task allows.
         """
         self._send(batch.requests())
         while batch.is_open:
             self._wait(batch)
-            for number, scores, failure in self._receive():
+            results = self._receive()
+            if isinstance(results, dict):
+                raise VerifierError(results["error"])
+            for number, scores, failure in results:
                 batch.outcomes[number] = (scores, failure)
 
     def _wait(self, batch: _Batch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError
+from heliostat.tasks.given import PREFIX, find_rows
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -36,6 +37,8 @@ def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
         ConfigError: nothing is there, or its kind is unknown.
         ValueError: a line is not a JSON object; names file and line.
     """
+    if path.startswith(PREFIX):
+        return (Row(f"data, row {number}", row) for number, row in enumerate(find_rows(path), start=1))
     file = Path(path).expanduser()
     if file.is_dir():
         return _dataset_rows(path, lambda: _load_folder(file, split))

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from heliostat.config import ConfigError, build_checked, nearest
+from heliostat.tasks.carrying import dump_function
+from heliostat.tasks.given import PREFIX, find_function
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, parameters, resolve
+from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, parameters, resolve, running_script
 from heliostat.types import Message, Problem
 
 
@@ -80,21 +82,34 @@ def _build_verifier(table: Mapping[str, Any]) -> WeightedVerifier:
     own = {key: value for key, value in table.items() if key in ("name", "weight", "sees")}
     rest = {key: value for key, value in table.items() if key not in own}
     checked = build_checked(_VerifierTable, own, "task.verifiers")
-    return WeightedVerifier(checked.name, _make(checked.name, rest), checked.weight, checked.sees)
+    return WeightedVerifier(checked.name.removeprefix(PREFIX), _make(checked.name, rest), checked.weight, checked.sees)
 
 
 def _make(name: str, settings: dict[str, Any]) -> Verifier:
     if ":" in name:
-        try:
-            resolve(name)
-        except ValueError as error:
-            raise ConfigError(f"task.verifiers: {error}") from error
-        return Function(path=name, arguments=settings)
+        return _function(name, settings)
     if name not in VERIFIERS:
         raise ConfigError(
             f"unknown verifier '{name}'{nearest(name, VERIFIERS)}; there are: {', '.join(VERIFIERS)}, module:function"
         )
     return build_checked(VERIFIERS[name], settings, f"task.verifiers.{name}")
+
+
+def _function(name: str, settings: dict[str, Any]) -> Function:
+    """A user's function: by reference where the verifier processes can import it, by value elsewhere."""
+    try:
+        if name.startswith(PREFIX):
+            function = find_function(name)
+            content = dump_function(function)
+        else:
+            function = resolve(name)
+            script = running_script(name.partition(":")[0])
+            content = b"" if script is None else dump_function(function)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"task.verifiers: {error}") from error
+    return Function(name.removeprefix(PREFIX), settings, content, function if content else None)
 
 
 def make_task(
@@ -140,7 +155,7 @@ def check_needs(task: Task) -> None:
 
 
 def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None:
-    function = resolve(verifier.path)
+    function = verifier.resolved()
     columns = set(problems[0].columns).intersection(*(problem.columns for problem in problems))
     given = {"prompts", "completions"} | columns | set(verifier.arguments)
     accepted = parameters(function)

@@ -9,15 +9,19 @@ Left out: which part of a completion a verifier sees, exceptions, limits (``work
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import logging
+import pickle
 import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal, Protocol
 
+from heliostat.tasks.nesting import NestedRun, importing
 from heliostat.tasks.numerals import last_number, parse_number, same_number
 
 
@@ -169,17 +173,40 @@ class Function:
     takes ``**kwargs``.
 
     Attributes:
-        path: ``module:function``, importable from the working directory.
+        path: ``module:function``, importable from the working directory, or what a function given as it is is called.
         arguments: further keyword arguments.
+        content: the function by value, where it travels so (``carrying``); else it is imported.
+        function: the function itself, in the process that has it.
     """
 
     needs_answer: ClassVar[bool] = False
     sealed: ClassVar[bool] = False
     path: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    content: bytes = b""
+    function: Callable[..., Any] | None = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "function": None}
+
+    def resolved(self) -> Callable[..., Any]:
+        """The function, in this process.
+
+        Raises:
+            ValueError: it cannot be imported, or made again from its bytes, in one sentence.
+        """
+        if self.function is not None:
+            return self.function
+        if not self.content:
+            return resolve(self.path)
+        try:
+            made: Callable[..., Any] = pickle.loads(self.content)
+        except Exception as error:
+            raise ValueError(f"cannot make '{self.path}' again: {type(error).__name__}: {error}") from error
+        return made
 
     def prepare(self) -> Check:
-        function = resolve(self.path)
+        function = self.resolved()
         accepted = parameters(function)
 
         def check(sample: Sample) -> object:
@@ -206,21 +233,45 @@ VERIFIERS: dict[str, type[Verifier]] = {
 def resolve(path: str) -> Callable[..., Any]:
     """The function that ``module:function`` names; the working directory is searched too.
 
+    A name of the script that is running means what runs, not a second copy of it.
+
     Raises:
         ValueError: there is no such module or function, in one sentence.
+        NestedRun: the module starts a run when it is imported.
     """
     module_name, _, attribute = path.partition(":")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+    script = running_script(module_name)
     try:
-        function = getattr(importlib.import_module(module_name), attribute, None)
+        with importing(path):
+            function = getattr(script or importlib.import_module(module_name), attribute, None)
+    except NestedRun:
+        raise
     except Exception as error:
         raise ValueError(f"cannot import '{module_name}' for '{path}': {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise ValueError(f"'{path}': module '{module_name}' has no function '{attribute}'")
+        running = "" if script is None else " (yet: it is the script that is running; define it before the run)"
+        raise ValueError(f"'{path}': module '{module_name}' has no function '{attribute}'{running}")
     resolved: Callable[..., Any] = function
     return resolved
+
+
+def running_script(module_name: str) -> ModuleType | None:
+    """``__main__``, if importing ``module_name`` would execute the same file once more."""
+    main = sys.modules["__main__"]
+    if module_name == "__main__" or getattr(main.__spec__, "name", None) == module_name:
+        return main
+    file = getattr(main, "__file__", None)
+    if file is None or module_name in sys.modules:
+        return None
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        return None
+    is_same = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == Path(file).resolve()
+    return main if is_same else None
 
 
 def parameters(function: Callable[..., Any]) -> frozenset[str] | None:

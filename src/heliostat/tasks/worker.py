@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.tasks.answers import find_answer
+from heliostat.tasks.nesting import NestedRun
 from heliostat.tasks.seal import close_evaluators, install_net, judging
 from heliostat.tasks.verifiers import Check, Sample, Verifier
 
@@ -97,15 +98,19 @@ def main(connection_fd: int, progress_fd: int) -> None:
             # Works while the GIL is held. Where the parent lives, it kills this process long before.
             faulthandler.dump_traceback_later(budget_s + _ORPHAN_S, exit=True, file=nowhere)
             reporter = _Reporter(connection)
-            for request in requests:
-                judge = judges[request.task]
-                memory.allow(judge.spec.memory_mb)
-                for number, text in request.texts:
-                    progress.write(number)
-                    result = judge.score(request, text)
-                    progress.write(-1)
-                    reporter.add(number, *result)
-            reporter.send()
+            try:
+                for request in requests:
+                    judge = judges[request.task]
+                    memory.allow(judge.spec.memory_mb)
+                    for number, text in request.texts:
+                        progress.write(number)
+                        result = judge.score(request, text)
+                        progress.write(-1)
+                        reporter.add(number, *result)
+                reporter.send()
+            except NestedRun as error:  # no verdict of a function that trains is worth having
+                connection.send_bytes(json.dumps({"error": str(error)}).encode())
+                return
             faulthandler.cancel_dump_traceback_later()
 
 
@@ -151,6 +156,8 @@ class _Judge:
                 with judging() if sealed else nullcontext():
                     score = check(sample)
                 scores[name] = _as_score(score)
+            except NestedRun:
+                raise
             except BaseException as error:  # SystemExit too: a verifier must not end the worker
                 return scores, f"verifier '{name}' raised {type(error).__name__}: {str(error)[:200]}"
         return scores, ""

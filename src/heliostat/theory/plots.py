@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heliostat.outputs import check_replaceable
 from heliostat.theory.binary import binary_pmd_mean, binary_pmd_part
 from heliostat.theory.convergence import Method, iterate
 from heliostat.theory.finite import finite_pmd_mean, finite_pmd_part
 from heliostat.theory.step import pmd_baseline, pmd_mean, pmd_part
 
+CREATOR = "heliostat theory plot"
+"""In the metadata of every figure; a file without it is not written over."""
 TAUS = (0.01, 0.05, 0.2, 1.0)
 TAU_COLOURS = ("#c2588c", "#c9772b", "#2f9470", "#4a84cf")
 MEAN_COLOUR, PART_COLOUR, INK = "#4a84cf", "#c9772b", "#808080"
@@ -81,7 +84,8 @@ def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) 
             for ticks in (axis.xaxis, axis.yaxis):
                 ticks.set_major_formatter(lambda value, _: f"{value:g}")
         path = folder / f"{name}.svg"
-        figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": "heliostat theory plot"})
+        check_replaceable(path, CREATOR, "a figure")
+        figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": CREATOR})
     return path
 
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from heliostat.config import Recipe
-from heliostat.models import LoadedModel, holding, trained_weights
+from heliostat.models import LoadedModel, are_current, holding, trained_weights
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import Engine, RolloutCounts
 from heliostat.spans import timed_spans
@@ -97,7 +97,7 @@ class Ahead:
         self.recipe, self.bench, self.pool, self.runtime, self.ledger = recipe, bench, pool, runtime, ledger
         self.order, self.anchor_from_sampler = order, anchor_from_sampler
         self._known: dict[int, Flight | Rollouts] = {}
-        self._version, self._weights = -1, list[Tensor]()
+        self._weights: list[Tensor] = []
         self.engine: Engine = bench.engine
         self._thread: ThreadPoolExecutor | None = None
         if bench.twin is not None:
@@ -171,9 +171,9 @@ class Ahead:
             landing.set_result(self._sample(order, judging))
         else:
             # Orders at the same weights share one copy of them.
-            if order.version != self._version or not self._weights:
+            if not are_current(self._weights, self.bench.loaded):
                 self._weights = []  # let go first
-                self._version, self._weights = order.version, trained_weights(self.bench.loaded)
+                self._weights = trained_weights(self.bench.loaded)
             work = partial(self._sample_with, self._weights, order, judging)
             landing = self._thread.submit(work)
         self._known[step] = Flight(order, judging, landing)

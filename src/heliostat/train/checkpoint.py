@@ -39,6 +39,7 @@ from heliostat.storage import (
     write_manifest,
 )
 from heliostat.storage.folders import ENDINGS, partial_of
+from heliostat.train.precision import NAMES, stored_dtype, trained_dtype
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.shards import cut_like, cut_state, read_shards, write_shards
 
@@ -199,19 +200,26 @@ class Checkpoints:
     def _prune(self, step: int) -> None:
         if not self.runtime.is_main:
             return
-        kept = [other for other in self.steps() if other <= step and _is_readable(self._path(other), other)]
+        self.drop_after(step)
+        kept = [other for other in self.steps() if _is_readable(self._path(other), other)]
         for other in set(self.steps()) - set(kept[-self.keep :]):
             remove_folder(self._path(other))
+
+    def drop_after(self, step: int) -> None:
+        """Remove every checkpoint of a later step than ``step``."""
+        for later in [other for other in self.steps() if other > step] if self.runtime.is_main else []:
+            remove_folder(self._path(later))
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``.
 
         Raises:
-            CheckpointError: a file of it is not what was written, or it is of another model.
+            CheckpointError: a file of it is not what was written, or it is of another model, or of another type.
         """
         folder = self._path(step)
         try:
             files = self.runtime.led(lambda: self._checked_files(step))
+            self._check_dtype(folder, model)
             if "optimizer.pt" in files:
                 tensors = load_file(folder / "model.safetensors")
                 optimizer_state = torch.load(folder / "optimizer.pt", weights_only=True)
@@ -220,7 +228,7 @@ class Checkpoints:
             state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             coming = folder / "rollouts.pt"
             state["rollouts"] = torch.load(coming, weights_only=True) if coming.name in files else []
-        except RankLost:
+        except (RankLost, CheckpointError):
             raise
         except Exception as error:
             raise CheckpointError(
@@ -251,6 +259,18 @@ class Checkpoints:
         check_folder(folder)
         return about
 
+    def stored_dtype(self, step: int | None) -> torch.dtype | None:
+        """The type of the weights in a checkpoint; ``None`` without one, or where that cannot be told."""
+        return None if step is None else stored_dtype(self._path(step))
+
+    def _check_dtype(self, folder: Path, model: nn.Module) -> None:
+        stored, here = stored_dtype(folder), trained_dtype(model)
+        if stored in NAMES and here in NAMES and stored != here:
+            raise CheckpointError(
+                f"checkpoint {folder} holds {NAMES[stored]} weights, and this model's are {NAMES[here]}; continue it "
+                f"with model.dtype = '{NAMES[stored]}', or begin another run in another folder"
+            )
+
     def _path(self, step: int) -> Path:
         return self.folder / _name(step)
 
@@ -278,7 +298,7 @@ def _name(step: int) -> str:
 
 
 def _step_of(name: str) -> int | None:
-    """The step that a folder's name says; ``None`` for a name that ``_name`` does not write."""
+    """The step that a folder's name says, or ``None`` for a name that ``_name`` does not write."""
     with suppress(ValueError):
         step = int(name.removeprefix("step_"))
         return step if name == _name(step) else None

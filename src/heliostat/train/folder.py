@@ -1,7 +1,8 @@
 """The run folder: one owner at a time, every file in a known place, nothing half-written.
 
-    recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl  events.jsonl  abandoned.jsonl
-    checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need one)  adapter/ (LoRA)
+    heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
+    events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
+    one)  adapter/ (LoRA)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -9,10 +10,12 @@ Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (`
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import math
 import os
 import platform
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -23,6 +26,7 @@ from typing import Any, TextIO
 import torch
 
 from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
+from heliostat.outputs import claim_folder, release_folder
 from heliostat.storage import (
     MANIFEST,
     Damaged,
@@ -44,6 +48,9 @@ from heliostat.storage.errors import naming
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.records import evaluation_from_rows
 
+_STARTING = ("checkpoints", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
+"""What a run writes before anything is refused."""
+
 KEPT = frozenset(
     {
         *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
@@ -61,10 +68,18 @@ class RunLocked(RuntimeError):
 
 
 def default_run_dir(section: RunSection, recipe_name: str) -> Path:
-    """``root/name``, or a new folder with a dated name; runs that start in one second get different ones."""
+    """``root/name``, or a dated name that is not taken yet."""
     if section.name:
         return Path(section.root) / section.name
-    return new_folder(Path(section.root) / f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}")
+    dated = Path(section.root) / f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = (dated.with_name(f"{dated.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([dated], others) if not path.exists())
+
+
+def reserve_run_dir(section: RunSection, recipe_name: str) -> Path:
+    """``root/name``, or a new folder with a dated name; runs that start in one second get different ones."""
+    path = default_run_dir(section, recipe_name)
+    return path if section.name else new_folder(path)
 
 
 class RunFolder:
@@ -72,11 +87,11 @@ class RunFolder:
 
     Args:
         writes: whether this process is the one that writes here; what others of a run would write is left out.
-        reserved: whether the folder was made for this run just now (``default_run_dir``).
+        reserved: whether the folder was made for this run just now (``reserve_run_dir``).
 
     Raises:
         RunLocked: another process holds it.
-        ConfigError: it holds a run of a different recipe.
+        ConfigError: it holds a run of a different recipe, or anything that no run of ours put there.
     """
 
     def __init__(self, path: Path, recipe: Recipe, writes: bool = True, reserved: bool = False) -> None:
@@ -84,8 +99,7 @@ class RunFolder:
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         if writes:
-            self._is_new = reserved or not path.exists()
-            path.mkdir(parents=True, exist_ok=True)
+            self._is_new = claim_folder(path, "heliostat train", _is_older_run) or reserved
             self._lock = self._take_lock()
             self._check_recipe(recipe)
             if self.checkpoints.is_symlink():
@@ -114,6 +128,8 @@ class RunFolder:
             for ending in LEFTOVERS:
                 for leftover in self.path.glob(ending.format(name)):
                     remove_folder(leftover)
+        for leftover in self.path.glob(".trial-????????"):
+            remove_folder(leftover)
         for leftover in self.path.glob("*.partial"):
             if leftover.is_file() or leftover.is_symlink():
                 leftover.unlink()
@@ -269,13 +285,25 @@ class RunFolder:
             write_manifest(self.path, {}, KEPT)
 
     def close(self) -> None:
-        """Let the next process have the folder; a run that was refused before it began leaves none behind."""
+        """Release the lock; a run that was refused before it began leaves no folder behind."""
         if not self.writes:
             return
         self._lock.truncate(0)
         self._lock.close()
         if self._is_new and not self.metrics.exists():
-            remove_folder(self.path)
+            events = [str(path.relative_to(self.path)) for path in self.path.glob("tensorboard/events.out.tfevents.*")]
+            release_folder(self.path, [*events, "tensorboard", *_STARTING])
+
+
+def _is_older_run(path: Path) -> bool:
+    """Whether a folder without marker holds a run of an earlier version: its recipe, and what it was made with."""
+    try:
+        recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        made_with = json.loads((path / "versions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    of_a_run = {"run", "model", "task", "train"} <= recipe.keys()
+    return of_a_run and isinstance(made_with, dict) and {"heliostat", "torch"} <= made_with.keys()
 
 
 def _at(row: Mapping[str, Any], key: str) -> float:

@@ -24,6 +24,11 @@ class GatheredEngine:
     engine: Engine
     model: nn.Module
 
+    @property
+    def way(self) -> str:
+        """See ``Engine.way``."""
+        return self.engine.way
+
     def sample(
         self,
         prompts: Sequence[Prompt],

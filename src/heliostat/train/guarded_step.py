@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from heliostat.optim.reductions import whole
+from heliostat.train.runtime import spoken_transport
 
 
 class TrainingDiverged(RuntimeError):
@@ -69,5 +70,6 @@ class GuardedStep:
         """Let the optimizer step; some skip on their own, where what they need beside the gradient is not finite."""
         before = getattr(self.optimizer, "num_skipped", 0)
         if norm > 0:  # without any signal Adam would still move along its momentum
-            step()
+            with spoken_transport():
+                step()
         return bool(getattr(self.optimizer, "num_skipped", 0) == before)

@@ -201,8 +201,8 @@ class RunGuard:
         before = [checkpoint for checkpoint in usable if checkpoint <= self.order.onset - MARGIN]
         return before[-1] if before else usable[0]
 
-    def went_back(self, step: int, to: int, state: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
-        """Note that the run now continues from ``to``; ``state`` is what the guard was there.
+    def went_back(self, step: int, to: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Note that the run now continues from ``to``, where its judgement has been restored to.
 
         Args:
             rows: metrics of the steps that were taken back.
@@ -212,7 +212,6 @@ class RunGuard:
         tick = step + self.skipped
         if self.writes:
             self.folder.append(self.folder.abandoned, [{"tick": tick, **row} for row in rows])
-        self._load_judgement(state)
         self.num_rollbacks += 1
         self.skipped += step - to
         self.lr_scale *= min(STEP_CUT, 1.0 / order.excess)
@@ -226,15 +225,20 @@ class RunGuard:
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What the guard has done to the run; a rollback leaves it as it is."""
         return {
             "tick": step + self.skipped,
             "skipped": self.skipped,
             "num_rollbacks": self.num_rollbacks,
             "lr_scale": self.lr_scale,
             "num_quiet": self.num_quiet,
-            "rewards": list(self.rewards),
             "disabled": self.disabled,
+        }
+
+    def judgement(self) -> dict[str, Any]:
+        """What the guard has seen of the run, and where its actuator stands; a rollback restores it."""
+        return {
+            "rewards": list(self.rewards),
             "guard": self.guard.state_dict(),
             "controller": self.controller.state_dict(),
             "early_entropy": self.early_entropy.state_dict(),
@@ -245,11 +249,11 @@ class RunGuard:
         """Continue from a checkpoint, with the events up to it."""
         self.skipped, self.num_rollbacks = state["skipped"], state["num_rollbacks"]
         self.lr_scale, self.num_quiet, self.disabled = state["lr_scale"], state["num_quiet"], state["disabled"]
-        self._load_judgement(state)
         if self.writes:
             self.folder.rewind_events(state["tick"])
 
-    def _load_judgement(self, state: Mapping[str, Any]) -> None:
+    def load_judgement(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``judgement`` returned."""
         self.guard.load_state_dict(state["guard"])
         self.controller.load_state_dict(state["controller"])
         self.early_entropy.load_state_dict(state["early_entropy"])

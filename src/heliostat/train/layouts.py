@@ -1,14 +1,16 @@
-"""How rows become one forward pass: three layouts of the same arithmetic, each exact, each cheapest somewhere.
+"""How rows become one forward pass: layouts of the same arithmetic, each cheapest somewhere.
 
     plain    prompt and completion, one row each        any model
     tree     prompt, then all its completions, in one row; a mask hides siblings from each other
+    alone    prompt and completion, one pass each       any model at all
     cached   prompt once, its keys and values expanded over its completions, which attend to them
 
 In a tree nothing is padded inside a group, but every token is compared with every other: best for short completions of
 uneven length. The cache pads completions to the longest, but compares only what belongs together: best for long ones.
 All give the hidden state before every completion token, in row order; nobody above this file can tell them apart.
 
-Left out: which one is chosen (``train.policy``), and cutting a batch into micro-batches (``train.packing``).
+Left out: which give a model's own numbers (``train.exact``), which one is chosen (``train.policy``), and cutting a
+batch into micro-batches (``train.packing``).
 """
 
 from __future__ import annotations
@@ -69,6 +71,17 @@ class Plain:
             for index, row in enumerate(rows)
         ]
         return torch.cat(picked)
+
+
+class Alone:
+    """One row at a time, unpadded: the model's own forward, for models that anything beside a row disturbs."""
+
+    def work(self, groups: Sequence[GroupShape]) -> Work:
+        tokens = sum(group.num_rows * (group.context + group.longest - 1) for group in groups)
+        return Work(tokens, sum(group.num_rows * (group.context + group.longest - 1) ** 2 for group in groups))
+
+    def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        return torch.cat([Plain().hidden(loaded, [row]) for row in rows])
 
 
 class Tree:
@@ -151,7 +164,7 @@ class Cached:
             input_ids=ids,
             attention_mask=(columns >= start).long(),
             position_ids=(columns - start).clamp(min=0),
-            past_key_values=cache,
+            memory=cache,
             use_cache=True,
         )
         hidden = prompt_hidden[:, -1][prompt_of_row].unsqueeze(1)
@@ -184,7 +197,7 @@ class Cached:
             input_ids=ids,
             attention_mask=(after_padding & causal)[:, None],
             position_ids=width - start + steps[None],
-            past_key_values=cache,
+            memory=cache,
             use_cache=True,
         )
 

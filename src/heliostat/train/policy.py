@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from heliostat.models import Head, LoadedModel, forward_flops
-from heliostat.train.layouts import Cached, Layout, Plain, Tree, Work
+from heliostat.train.exact import exact_layouts
+from heliostat.train.layouts import Cached, Layout, Work
 from heliostat.train.packing import GroupShape, Row, by_group
 from heliostat.train.recompute import recomputing
 from heliostat.train.sharding import inside, is_sharded
@@ -56,7 +57,7 @@ def completion_log_probs(
 
 
 class Policy:
-    """Log-probabilities of micro-batches, by the cheapest exact layout the model allows.
+    """Log-probabilities of micro-batches, by the cheapest layout that gives the model's own numbers (``train.exact``).
 
     Args:
         shared_prompt: compute each prompt once per group where the model's attention can be told who sees whom.
@@ -67,11 +68,14 @@ class Policy:
         self.loaded = loaded
         self.temperature = temperature
         self.recompute = recompute
-        self.shared_prompt = shared_prompt and loaded.cache_kind == "kv"
-        self.layouts: tuple[Layout, ...] = (Plain(),)
-        if self.shared_prompt:  # what is computed again must not write to a cache a second time
-            # ... and layers that are gathered for a pass must not be reached through a cache once they are let go.
-            self.layouts = (Tree(),) if recompute or is_sharded(loaded.model) else (Tree(), Cached())
+        exact = exact_layouts(loaded)
+        sharing = exact.sharing if shared_prompt else ()
+        if recompute or is_sharded(loaded.model):
+            # What is computed again must not write to a cache a second time, and layers that are gathered for a pass
+            # must not be reached through a cache once they are let go.
+            sharing = tuple(layout for layout in sharing if not isinstance(layout, Cached))
+        self.shared_prompt = bool(sharing)
+        self.layouts: tuple[Layout, ...] = sharing or (exact.single,)
         self.device = next(loaded.model.parameters()).device
         alone = forward_flops(loaded, 1, 0, 0)
         self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone

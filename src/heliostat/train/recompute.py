@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from heliostat.models.internals import GradientCheckpointingLayer, recompute_layer
 
 
 @contextmanager
@@ -28,8 +29,7 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     if not torch.is_grad_enabled():
         layers = []
     for layer in layers:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+        recompute_layer(layer, partial(checkpoint, use_reentrant=False))
         layer.training = True  # of this module alone: what is inside it, dropout included, stays in eval mode
     try:
         yield

@@ -23,16 +23,21 @@ from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.storage import StorageError
 from heliostat.tasks import VerifierError, VerifierPool
+from heliostat.tasks.nesting import refuse_nested
 from heliostat.traces import BankError
-from heliostat.tracking import open_trackers
-from heliostat.train.checkpoint import CheckpointError, Checkpoints
+from heliostat.trackers import open_services
+from heliostat.tracking import JsonlTracker, Tracker
+from heliostat.train.checkpoint import CheckpointError, Checkpoints, ResumePoint
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
-from heliostat.train.folder import RunFolder, default_run_dir
+from heliostat.train.exact import exact_layouts
+from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
+from heliostat.train.folder import RunFolder, reserve_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
+from heliostat.train.precision import begun_in
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
 from heliostat.train.runtime import RankLost, Runtime, running, spoken_transport, start_runtime
@@ -43,7 +48,7 @@ from heliostat.types import Group, Problem
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
-    *(ParityError, ServerError, GuardStopped, RankLost, StorageError, BankError),
+    *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
@@ -84,12 +89,13 @@ def run_recipe(
         ConfigError: the recipe cannot be carried out.
         RunLocked: another process works in the folder.
     """
+    refuse_nested("a run")
     objective = check_recipe(recipe)
     tasks = load_tasks(recipe)
     with ExitStack() as stack:
         runtime = stack.enter_context(running(recipe.run, recipe.distributed))
         check_ranks(recipe, runtime)
-        path = run_dir or runtime.led(lambda: default_run_dir(recipe.run, recipe_name))
+        path = run_dir or runtime.led(lambda: reserve_run_dir(recipe.run, recipe_name))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
         with runtime.together():
             folder = RunFolder(path, recipe, runtime.is_main, reserved=run_dir is None and not recipe.run.name)
@@ -101,15 +107,26 @@ def run_recipe(
             shown.note("this run is finished already; nothing to do")
             results = (folder.recorded("before"), folder.recorded("after"))
             return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
+        with runtime.together():  # what is missing for a tracker is said before the model loads
+            settings = recipe.model_dump(mode="json")
+            services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
+        for service in services:
+            stack.callback(service.close)
         pool = stack.enter_context(VerifierPool(tasks))
+        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
+        point = checkpoints.find_newest()
+        recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(point.step)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
-        checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
-        _rewind(folder, checkpoints, runtime, shown)
-        settings = recipe.model_dump(mode="json")
-        trackers = open_trackers(recipe.tracking, folder.path, settings) if runtime.is_main else []
-        for tracker in trackers:
-            stack.callback(tracker.close)
+        if recipe.train.try_export and point.step is None:
+            problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
+            try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
+        shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
+        _rewind(folder, point, runtime, shown)
+        trackers: list[Tracker] = [*services]
+        if runtime.is_main:
+            trackers.insert(0, JsonlTracker(folder.metrics))
+            stack.callback(trackers[0].close)
         interrupt = stack.enter_context(InterruptGuard(shown.note, runtime.any))
         ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
         traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name, keeps=runtime.is_main))
@@ -131,9 +148,8 @@ def run_recipe(
         return _carry_out(trainer, recipe_name)
 
 
-def _rewind(folder: RunFolder, checkpoints: Checkpoints, runtime: Runtime, shown: Display) -> None:
+def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Display) -> None:
     """Take a folder back to its newest intact checkpoint, and say what is damaged."""
-    point = checkpoints.find_newest()
     losses = list(point.losses)
     with runtime.main_first():
         if point.is_intact:
@@ -176,6 +192,8 @@ def _summarise(
             "reason": reason,
             "recipe": recipe_name,
             "steps": trainer.step,
+            "sampled_with": trainer.bench.engine.way,
+            "scored_with": exact_layouts(trainer.bench.loaded).way,
             "before": before.summary() if before else None,
             "after": after.summary() if after else None,
             "seconds": {**trainer.ledger.seconds, "total": trainer.elapsed_s},
@@ -253,6 +271,7 @@ def run_eval(
     settings: SamplingSettings | None = None,
 ) -> EvalReport:
     """Evaluate one or two models on the recipe's held-out problems, with the same random streams for both."""
+    refuse_nested("an evaluation")
     runtime = start_runtime(recipe.run)
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
@@ -284,6 +303,7 @@ def run_sample(
     settings: SamplingSettings | None = None,
 ) -> list[Group]:
     """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
+    refuse_nested("a model")
     runtime = start_runtime(recipe.run)
     bench = set_up_model(_with_model(recipe, model), runtime)
     if prompt is not None:

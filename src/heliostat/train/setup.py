@@ -15,14 +15,17 @@ from heliostat.config import ConfigError, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
 from heliostat.models.lora import add_adapters
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import Schedule, build_optimizer, optimizer_settings
-from heliostat.optim.layers import LayerOptimizer
+from heliostat.optim import FiniteStep, Schedule, build_optimizer, optimizer_settings
+from heliostat.optim.replicas import ALONE
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
+from heliostat.train.exact import exact_layouts
 from heliostat.train.feedback import Feedback
 from heliostat.train.gathered_engine import GatheredEngine
 from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.layouts import Alone
 from heliostat.train.policy import Policy
+from heliostat.train.precision import NAMES
 from heliostat.train.runtime import Runtime
 from heliostat.train.sharding import shard
 from heliostat.train.update import Updater
@@ -33,10 +36,29 @@ def check_recipe(recipe: Recipe) -> Objective:
     """Everything about a recipe that can be refused without data or weights.
 
     Raises:
-        ConfigError: unknown objective, optimizer or setting.
+        ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
     """
+    if recipe.lora.modules_to_save and not recipe.lora.rank:
+        raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
     optimizer_settings(recipe.optimizer)
-    return build_objective(recipe.objective)
+    objective = build_objective(recipe.objective)
+    if recipe.train.num_steps > 0:
+        _check_group_size(recipe, objective)
+    return objective
+
+
+def _check_group_size(recipe: Recipe, objective: Objective) -> None:
+    """Refuse groups in which every advantage is 0 whatever the rewards; the objective itself is asked."""
+    size = recipe.rollout.group_size
+    try:
+        learns = bool((objective.advantages(torch.arange(size, dtype=torch.float64)) != 0).any())
+    except ValueError:  # the baseline leaves the completion out, and nothing is left
+        learns = False
+    if not learns:
+        raise ConfigError(
+            f"rollout.group_size = {size} leaves nothing to learn from: objective '{recipe.objective.name}' compares "
+            "each reward with those of its own group; set rollout.group_size to 2 or more (8 is the default)"
+        )
 
 
 def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
@@ -104,13 +126,27 @@ def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
-    # Built before weights are cut: it may try the model, which would leave them gathered.
+    # Tried before weights are cut: that would leave them gathered.
     engine = build_engine(loaded, limits, section, runtime.led)
+    _try_layouts(loaded, runtime)
     twin = twin_of(loaded) if section.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     if runtime.sharded:
         engine = GatheredEngine(engine, loaded.model)
     return Bench(loaded, engine, recipe, numerics, twin)
+
+
+def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
+    """Find the layouts that are right for a model, while its weights are whole.
+
+    Raises:
+        ConfigError: rows must be run one by one, and weights are to be cut over ranks.
+    """
+    if isinstance(exact_layouts(loaded).single, Alone) and runtime.sharded:
+        raise ConfigError(
+            f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
+            f"step; set distributed.placement = 'replicated'"
+        )
 
 
 def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:
@@ -123,11 +159,16 @@ def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype
     return numerics
 
 
-def load_reference(recipe: Recipe, folder: Path, runtime: Runtime) -> Policy:
-    """The frozen policy saved in ``folder``, on the run's device."""
-    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}})
+def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.dtype) -> Policy:
+    """The frozen policy saved in ``folder``, on the run's device, in the type of the policy that it is compared with.
+
+    Args:
+        dtype: of the policy's weights; ``auto`` may mean another for a folder than for the model the run began from.
+    """
+    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
     loaded = load_model(section, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
+    _try_layouts(loaded, runtime)
     _shard(loaded, recipe, runtime)
     return Policy(loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
 
@@ -142,8 +183,8 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     """The policy-gradient side of a run."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
-    if isinstance(optimizer, LayerOptimizer):
-        optimizer.process_group = runtime.group
+    if isinstance(optimizer, FiniteStep) and optimizer.extra_pass == "scores":
+        optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
             bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute

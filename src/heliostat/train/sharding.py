@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from heliostat.models.internals import GradientCheckpointingLayer
 from heliostat.optim.reductions import whole
 
 T = TypeVar("T")

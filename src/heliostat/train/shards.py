@@ -96,11 +96,6 @@ def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
 
 def cut_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
     """An optimizer's whole state, cut as its parameters are; entries named in ``whole`` are kept whole by all ranks."""
-    if "masters" in state:
-        masters = [cut_like(copy, parameter) for copy, parameter in zip(state["masters"], parameters, strict=True)]
-        return {"masters": masters, "inner": cut_state(state["inner"], parameters, whole)}
-    if "base" in state:
-        return {**state, "base": cut_state(state["base"], parameters, whole)}
     ids = [index for group in state["param_groups"] for index in group["params"]]
     of = dict(zip(ids, parameters, strict=True))
     cut = {

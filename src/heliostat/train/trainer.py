@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -32,7 +31,7 @@ from heliostat.train.checkpoint import Checkpoints, reference_is_intact
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation
-from heliostat.train.export import export
+from heliostat.train.export import NUM_PROMPTS, export
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
 from heliostat.train.heldout import HeldOut
@@ -44,11 +43,12 @@ from heliostat.train.panel import Panel
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
 from heliostat.train.rollouts import Order, Rollouts
+from heliostat.train.run_state import ROLLOUTS, Part, RunState, attribute, stateful, surviving
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
 from heliostat.train.update import UpdateReport
 from heliostat.train.warm_start import WarmStart
-from heliostat.types import Batch, Group
+from heliostat.types import Batch, Group, Prompt
 
 NUM_DIAGNOSTIC_GROUPS = 8
 """Groups re-scored after each phase for the mirror-step numbers."""
@@ -118,6 +118,7 @@ class Trainer:
         self.guard = RunGuard(
             section, self.folder, self.display.note, self.runtime.is_main, actuator, self._make_panel()
         )
+        self.state = RunState(self.checkpoints, self.bench.loaded.model, self._parts())
 
     def run(self) -> tuple[Evaluation | None, Evaluation]:
         """Warm start, evaluate, train, evaluate; returns held-out results before (if still known) and after."""
@@ -135,7 +136,7 @@ class Trainer:
         self._freeze_reference()
         self._train()
         after = self.heldout.measure_after(self.step)
-        export(self.bench.loaded, self.runtime, self.folder.model, self.folder.adapter)
+        export(self.bench.loaded, self.runtime, self.folder.model, self._shown_prompts(), self.folder.adapter)
         return before, after
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -247,9 +248,14 @@ class Trainer:
         if not self.objective.needs_reference:
             return
         if not self.runtime.led(lambda: reference_is_intact(self.folder.reference, self.step)):
-            export(self.bench.loaded, self.runtime, self.folder.reference)
+            export(self.bench.loaded, self.runtime, self.folder.reference, self._shown_prompts())
             self.runtime.led(lambda: write_manifest(self.folder.reference, {"step": self.step}))
-        self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime)
+        dtype = self.bench.loaded.model.dtype
+        self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime, dtype)
+
+    def _shown_prompts(self) -> list[Prompt]:
+        """Prompts on which a saved model is compared with the one in memory."""
+        return [self.bench.prompt(problem) for problem in self.heldout.problems[:NUM_PROMPTS]]
 
     def _forget_optimizer(self, step: int) -> None:
         every = self.recipe.optimizer.reset_every
@@ -324,13 +330,9 @@ class Trainer:
     def _go_back(self, step: int) -> None:
         """Continue from an earlier checkpoint with other data and half the step, as the guard ordered."""
         to = self.guard.destination(step, self.checkpoints.intact())
-        self.ahead.drop()
         optimizer = self.updater.guarded.optimizer
-        state = self.checkpoints.load(to, self.bench.loaded.model, optimizer)
-        self.curriculum.load_state_dict(state["curriculum"])
-        self.updater.version = state["version"]
-        self.updater.guarded.num_bad_in_a_row = 0
-        self.guard.went_back(step, to, state["guard"], self.folder.metrics_after(to))
+        self.state.roll_back(to, optimizer)
+        self.guard.went_back(step, to, self.folder.metrics_after(to))
         self.updater.lr_scale = self.guard.step_scale
         self.step = to
         self._save(optimizer)  # until here a killed run would come to this rollback once more, and find all its files
@@ -350,20 +352,35 @@ class Trainer:
             raise
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        state: dict[str, Any] = {
-            "num_tokens": self.num_tokens,
-            "num_bad_steps": self.num_bad_steps,
-            "seconds": self.elapsed_s,
-            "ledger": self.ledger.state_dict(),
-            "curriculum": self.curriculum.state_dict(),
-            "guard": self.guard.state_dict(self.step),
-            "feedback": self.feedback.state_dict(),
-            "prefixes": self.prefixes.policy.state_dict(),
-            "version": self.updater.version,
-            "before": self.heldout.state_dict(),
-        }
-        coming, logs = self.ahead.state_dict(self.step), self.folder.extents(self.step)
-        self.checkpoints.save(self.step, self.bench.loaded.model, optimizer, state, coming, logs)
+        self.state.save(self.step, optimizer, self.folder.extents(self.step))
+
+    def _parts(self) -> list[Part]:
+        """Every part of the run's state; weights and optimizer aside, which each checkpoint has."""
+        work = "counts what the run took, and steps that were taken back took it too"
+        stays = "a run that goes back must know that it did: its place in the data, its tries, its learning rate"
+        seconds = Part("seconds", lambda: self.elapsed_s, lambda value: setattr(self, "seconds_before", value))
+        return [
+            surviving(attribute("num_tokens", self, "num_tokens"), work),
+            surviving(seconds, work),
+            surviving(stateful("ledger", self.ledger), work),
+            surviving(stateful("before", self.heldout), "of the weights that training began with, once and for all"),
+            surviving(Part("guard", lambda: self.guard.state_dict(self.step), self.guard.load_state_dict), stays),
+            Part("judgement", self.guard.judgement, self.guard.load_judgement),
+            attribute("num_bad_steps", self, "num_bad_steps"),
+            attribute("bad_in_a_row", self.updater.guarded, "num_bad_in_a_row"),
+            attribute("version", self.updater, "version"),
+            stateful("curriculum", self.curriculum),
+            stateful("prefixes", self.prefixes.policy),
+            stateful("feedback", self.feedback),
+            Part(
+                ROLLOUTS,
+                lambda: self.ahead.state_dict(self.step),
+                lambda states: self.ahead.load_state_dict(states, self.curriculum.problems),
+                "dropped",
+                "they are of the data that the run does not come back to, and of a policy that it gives up",
+                self.ahead.drop,
+            ),
+        ]
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint; ``None`` where there is none."""
@@ -375,18 +392,8 @@ class Trainer:
         return step
 
     def _restore(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        state = self.checkpoints.load(step, self.bench.loaded.model, optimizer)
-        self.num_tokens, self.num_bad_steps = state["num_tokens"], state["num_bad_steps"]
-        self.seconds_before = state["seconds"]
-        self.ledger.load_state_dict(state["ledger"])
-        self.curriculum.load_state_dict(state["curriculum"])
-        self.guard.load_state_dict(state["guard"])
-        self.feedback.load_state_dict(state["feedback"])
+        self.state.resume(step, optimizer)
         self.updater.lr_scale = self.guard.step_scale
-        self.prefixes.policy.load_state_dict(state["prefixes"])
-        self.updater.version = state["version"]
-        self.heldout.load_state_dict(state["before"])
-        self.ahead.load_state_dict(state["rollouts"], self.curriculum.problems)
 
     # -- warm start -------------------------------------------------------------------------------------------------
 

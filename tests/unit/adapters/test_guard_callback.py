@@ -153,3 +153,22 @@ def test_a_real_grpo_run_is_watched(tmp_path, nano):
         0
     ].keys()
     assert diagnose(tmp_path / "metrics.jsonl").facts
+
+
+def test_a_training_that_begins_anew_keeps_the_files_it_finds(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine, a week's work\n")
+    train(tmp_path, Line(), GuardCallback(), max_steps=2)
+    train(tmp_path, Line(), GuardCallback(), max_steps=2)
+    assert (tmp_path / "metrics.jsonl.before-1").read_text() == "mine, a week's work\n"
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl.before-2")] == [1, 2]
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_training_that_continues_forgets_its_own_later_lines_only(tmp_path):
+    train(tmp_path, Line(), GuardCallback(), max_steps=12)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("a note\n")
+    train(tmp_path, Line(), GuardCallback(), max_steps=8, resume=str(tmp_path / "checkpoint-6"))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines[6] == "a note"
+    assert [json.loads(line)["step"] for line in lines if line != "a note"] == list(range(1, 9))

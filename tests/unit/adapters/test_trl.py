@@ -1,5 +1,7 @@
 """``PMDTrainer`` on the installed TRL: real training steps of a small model, watched from inside."""
 
+import os
+
 import pytest
 import torch
 
@@ -145,6 +147,92 @@ def test_the_optimizer_is_ours(tmp_path):
 def test_an_optimizer_that_needs_more_passes_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="passes over the batch"):
         train(tmp_path, optimizer="rank1")
+
+
+WITHOUT_FURTHER_PASSES = {
+    "adamw": {},
+    "sgd": {"momentum": 0.5},
+    "eva": {"damping": 1.0},
+    "ring": {"empirical": True, "statistics_every": 1},
+    "kronecker-sum": {},
+    "kronecker-product": {},
+}
+"""Optimizers that TRL's loop can drive, with settings."""
+
+
+@pytest.mark.parametrize("name", WITHOUT_FURTHER_PASSES)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_every_optimizer_that_needs_no_further_pass_moves_the_weights(tmp_path, name, checkpointing):
+    settings = WITHOUT_FURTHER_PASSES[name]
+    made = train(tmp_path, optimizer=name, optimizer_settings=settings, activation_checkpointing=checkpointing)
+    moved = final_weights(made) - torch.cat([p.flatten() for p in make_nano().model.parameters()])
+    assert torch.isfinite(moved).all()
+    assert moved.abs().max() > 1e-4
+    assert getattr(made.optimizer.optimizer, "num_skipped", 0) == 0
+    if checkpointing:
+        kept = train(tmp_path, optimizer=name, optimizer_settings=settings, activation_checkpointing=False)
+        assert torch.allclose(final_weights(made), final_weights(kept), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WITHOUT_FURTHER_PASSES)
+def test_every_optimizer_works_in_trls_default_precision(tmp_path, name):
+    made = train(tmp_path, optimizer=name, optimizer_settings=WITHOUT_FURTHER_PASSES[name], bf16=True)
+    moved = final_weights(made) - torch.cat([p.flatten() for p in make_nano().model.parameters()])
+    assert torch.isfinite(moved).all()
+    assert moved.abs().max() > 1e-4
+    assert getattr(made.optimizer.optimizer, "num_skipped", 0) == 0
+
+
+def two_ranks(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
+    found = {}
+    for name, settings in WITHOUT_FURTHER_PASSES.items():
+        own = folder / f"{name}-{rank}"
+        own.mkdir()
+        Seen.seen = []
+        made = train(own, trainer=Seen, optimizer=name, optimizer_settings=settings, gradient_accumulation_steps=2)
+        assert made.accelerator.num_processes == 2
+        found[name] = (final_weights(made), torch.tensor(made.seen))
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+class Seen(Watched):
+    """Notes how many tokens of which sum this rank trains on."""
+
+    seen: list = []  # noqa: RUF012
+
+    def _compute_loss(self, model, inputs):
+        self.seen.append(int(inputs["completion_ids"].sum()))
+        return super()._compute_loss(model, inputs)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_weights(tmp_path):
+    from tests.conformance.test_distributed_optimizers import free_port
+
+    torch.multiprocessing.spawn(two_ranks, (free_port(), tmp_path), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name in WITHOUT_FURTHER_PASSES:
+        assert not torch.equal(one[name][1], other[name][1]), name  # each on rows of its own
+        assert torch.equal(one[name][0], other[name][0]), name
+
+
+def test_what_an_optimizer_of_ours_cannot_do_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="loss scale"):
+        train(tmp_path, optimizer="eva", fp16=True)
+
+
+def test_a_model_whose_own_settings_change_what_is_sampled_is_refused(tmp_path):
+    class Repeats(Watched):
+        def __init__(self, *, model, **rest):
+            model.generation_config.no_repeat_ngram_size = 2
+            super().__init__(model=model, **rest)
+
+    with pytest.raises(ConfigError, match="no_repeat_ngram_size = 2"):
+        train(tmp_path, trainer=Repeats)
 
 
 def test_a_penalty_to_a_reference_makes_trl_hold_one(tmp_path):

@@ -328,3 +328,11 @@ def test_the_rooms_really_take_these_calls():
         assert hasattr(train.Evaluation, attribute)
     for attribute in ("hackable", "format"):
         assert hasattr(tasks.AuditReport, attribute)
+
+
+def test_eval_refuses_to_write_over_a_file_of_another_kind_before_it_samples(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("heliostat.api.evaluate", lambda *args, **options: pytest.fail("it sampled"))
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    assert main(["eval", "a", "--recipe", "demo", "--json", str(tmp_path / "mine.json")]) == 2
+    assert "mine.json exists and is not an evaluation of Heliostat" in capsys.readouterr().err
+    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}'

@@ -243,5 +243,5 @@ def test_settings_are_checked():
         small("CartPole-v1", direction="sample-space", ent_coef=0.1)
     with pytest.raises(ValueError, match="batch_size"):
         small("CartPole-v1", batch_size=0)
-    with pytest.raises(ValueError, match="at least 2"):
-        small("CartPole-v1", n_steps=1)
+    with pytest.raises(ValueError, match="n_steps must be at least 1"):
+        small("CartPole-v1", n_steps=0)

@@ -1,13 +1,16 @@
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from heliostat.config import ConfigError, ModelSection
+from heliostat.config import ConfigError, LoraSection, ModelSection
 from heliostat.models import hub, load_model
 from heliostat.models.hub import native_bfloat16, resolve_dtype
+from heliostat.models.lora import add_adapters, save_adapter
 from tests.unit.models.conftest import chat_tokenizer, load_float32, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -203,3 +206,71 @@ def test_loading_draws_no_bars_and_leaves_the_setting_alone(folder: Path, capfd:
     load_float32(folder)
     assert capfd.readouterr().err == ""
     assert logging.is_progress_bar_enabled()
+
+
+def edit_weights(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+class TestWhatElseLiesInTheFolder:
+    def adapter(self, folder: Path, base: Path) -> None:
+        loaded = load_float32(base)
+        add_adapters(loaded.model, LoraSection(rank=2), seed=0)
+        save_adapter(loaded.model, loaded.model.state_dict(), folder)
+
+    def test_an_adapter_beside_whole_weights(self, folder: Path, checkpoint, tmp_path: Path):
+        self.adapter(tmp_path / "adapter", checkpoint("llama"))
+        for file in (tmp_path / "adapter").iterdir():
+            shutil.copy(file, folder)
+        message = refusal(folder)
+        assert "holds whole weights and an adapter (adapter_config.json)" in message
+        assert "move the adapter's files away" in message
+
+    def test_an_adapter_alone(self, checkpoint, tmp_path: Path):
+        self.adapter(tmp_path / "adapter", checkpoint("llama"))
+        assert "is an adapter (adapter_config.json) without the model it belongs to" in refusal(tmp_path / "adapter")
+
+    def test_two_sets_of_weights(self, folder: Path):
+        names = list(load_file(folder / "model.safetensors"))
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert "holds two sets of weights" in refusal(folder)
+
+    @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight"])
+    def test_a_weight_that_would_start_at_random(self, folder: Path, name: str):
+        edit_weights(folder, lambda tensors: tensors.pop(name))
+        assert f"lacks 1 weights (first: {name}), which would start from random numbers" in refusal(folder)
+
+    def test_a_weight_of_another_shape(self, folder: Path):
+        edit_config(folder, intermediate_size=80)
+        assert "its weights cannot be read" in refusal(folder)
+
+    def test_weights_beyond_the_language_model_are_said(self, folder: Path):
+        more = {"v_head.weight": torch.ones(1, 4), "vision_tower.patch.weight": torch.ones(4, 4)}
+        edit_weights(folder, lambda tensors: tensors.update(more))
+        with pytest.warns(
+            UserWarning, match=r"2 of its stored weights have no place in LlamaForCausalLM \(first: v_head"
+        ):
+            load_float32(folder)
+
+    def test_so_are_those_that_transformers_drops_without_a_word(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        from transformers import LlamaForCausalLM
+
+        monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp\..*", r"attn\.bias"])
+        more = {"mtp.0.fc.weight": torch.ones(4, 4), "model.layers.0.attn.bias": torch.ones(4)}
+        edit_weights(folder, lambda tensors: tensors.update(more))
+        with pytest.warns(UserWarning, match=r"1 of its stored weights have no place .* \(first: mtp\.0\.fc\.weight\)"):
+            load_float32(folder)
+
+    def test_a_whole_model_says_nothing(self, folder: Path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            load_float32(folder)
+
+
+def test_a_generation_config_that_transformers_refuses(folder: Path):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": -3}))
+    assert "cannot be read: `max_new_tokens` must be greater than 0" in refusal(folder)

@@ -130,3 +130,48 @@ def test_tokenizer_fingerprint_sees_rules_and_template_but_not_the_last_call(nan
     assert changed != before
     nano_model.tokenizer.add_tokens(["<think>"])
     assert tokenizer_fingerprint(nano_model) not in (before, changed)
+
+
+@pytest.mark.parametrize("habit", [{"num_beams": 1, "early_stopping": True}, {"temperature": 0.6, "do_sample": False}])
+def test_sampling_habits_of_the_base_do_not_stop_a_save(nano_model: LoadedModel, tmp_path: Path, habit: dict):
+    save_model(nano_model, tmp_path / "base")
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | habit))
+    loaded = load_float32(tmp_path / "base")
+    kept = loaded.model.generation_config
+    save_model(loaded, tmp_path / "final")
+    assert loaded.model.generation_config is kept
+    assert not habit.keys() & json.loads((tmp_path / "final" / "generation_config.json").read_text()).keys()
+
+
+def test_code_of_the_base_that_was_never_run_is_not_named(nano_model: LoadedModel, tmp_path: Path):
+    nano_model.model.config.auto_map = {"AutoModelForCausalLM": "modeling_theirs.Theirs"}
+    save_model(nano_model, tmp_path / "final")
+    assert "auto_map" not in json.loads((tmp_path / "final" / "config.json").read_text())
+    assert nano_model.model.config.auto_map == {"AutoModelForCausalLM": "modeling_theirs.Theirs"}
+
+
+def test_what_a_check_refuses_does_not_take_its_place(nano_model: LoadedModel, tmp_path: Path):
+    folder = tmp_path / "final"
+    save_model(nano_model, folder)
+    other = load_model(ModelSection(settings=NANO), 1, CPU)
+
+    def refuse(partial: Path, written: object) -> None:
+        assert (partial / "model.safetensors").is_file()
+        raise RuntimeError("not good")
+
+    with pytest.raises(RuntimeError, match="not good"):
+        save_model(other, folder, check=refuse)
+    assert names(tmp_path) == ["final"]
+    assert model_fingerprint(load_float32(folder)) == model_fingerprint(nano_model)
+
+
+def test_a_file_that_no_save_writes_is_kept_when_the_model_is_replaced(tmp_path, tiny):
+    save_model(tiny, tmp_path / "model")
+    (tmp_path / "model" / "thesis.md").write_text("mine")
+    with pytest.warns(UserWarning, match=r"held 'thesis.md', which no save wrote"):
+        save_model(tiny, tmp_path / "model")
+    assert not (tmp_path / "model" / "thesis.md").exists()
+    assert [path.read_text() for path in tmp_path.glob("model-before-*/thesis.md")] == ["mine"]
+    save_model(tiny, tmp_path / "model")
+    assert len(list(tmp_path.iterdir())) == 2

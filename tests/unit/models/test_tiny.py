@@ -109,3 +109,14 @@ def test_saved_model_loads_with_plain_transformers_and_answers_the_same(tiny: Lo
         assert torch.equal(model(input_ids=ids).logits, tiny.model(input_ids=ids).logits)
     sampled = model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]
     assert decode(tiny, sampled.tolist()) == tokenizer.decode(sampled, skip_special_tokens=True)
+
+
+def test_in_bfloat16_it_computes_what_it_computes_when_it_is_saved_and_loaded(tmp_path):
+    """Only weights are short: rotary frequencies in bfloat16 would be those of no saved model."""
+    loaded = load_model(ModelSection(dtype="bfloat16"), 0, CPU)
+    save_model(loaded, tmp_path / "model")
+    again = load_model(ModelSection(path=str(tmp_path / "model"), dtype="bfloat16"), 0, CPU)
+    assert {b.dtype for b in loaded.model.buffers()} == {b.dtype for b in again.model.buffers()} == {torch.float32}
+    ids = torch.arange(100, 140)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded.model(input_ids=ids).logits, again.model(input_ids=ids).logits)

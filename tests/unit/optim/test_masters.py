@@ -1,9 +1,10 @@
 import copy
 
+import pytest
 import torch
 
-from heliostat.config import OptimizerSection
-from heliostat.optim import build_optimizer, forget_moments
+from heliostat.config import ConfigError, OptimizerSection
+from heliostat.optim import build_optimizer, forget_moments, optimizer_names
 from heliostat.optim.masters import MasterWeights
 
 
@@ -73,3 +74,117 @@ def test_learning_rates_are_handed_through_and_moments_can_be_forgotten():
     assert torch.equal(next(iter(optimizer.masters.values())), kept)
     forget_moments(optimizer)
     assert not optimizer.inner.state
+
+
+# -- weights that somebody else writes -----------------------------------------------------------------------------
+
+
+def through_data(model, new):
+    model.weight.data.copy_(new)
+
+
+def in_place(model, new):
+    with torch.no_grad():
+        model.weight.copy_(new)
+
+
+def other_memory(model, new):
+    model.weight.data = new.clone()
+
+
+def loaded(model, new):
+    model.load_state_dict({"weight": new})
+
+
+def assigned(model, new):
+    model.weight.detach().view(torch.int16).copy_(new.view(torch.int16))
+
+
+def another_optimizer(model, new):
+    other = build_optimizer(OptimizerSection(name="sgd", lr=1.0), model)
+    model.weight.grad = model.weight.detach() - new
+    other.step()
+    model.weight.data.copy_(new)  # its rounding is not the point
+
+
+WRITERS = [through_data, in_place, other_memory, loaded, assigned, another_optimizer]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_whoever_writes_weights_the_next_step_starts_from_what_was_written(write, steps_before):
+    short, _ = pair()
+    new = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+    optimizer = build_optimizer(OptimizerSection(name="sgd", lr=2.0**-6), short)
+    train(short, optimizer, steps_before)
+    write(short, new)
+    fresh = copy.deepcopy(short)
+    train(short, optimizer, 2, start=5)
+    train(fresh, build_optimizer(OptimizerSection(name="sgd", lr=2.0**-6), fresh), 2, start=5)
+    assert torch.equal(short.weight, fresh.weight)
+    assert torch.equal(optimizer.masters[short.weight], new.float() - 2.0**-6 * (6.0 + 7.0))
+
+
+def test_only_what_was_written_is_taken_over():
+    """Rows that nobody touched keep what their copies have beyond the rounding."""
+    short, untouched = pair()[0], pair()[0]
+    optimizers = [build_optimizer(OptimizerSection(name="sgd", lr=1e-4), model) for model in (short, untouched)]
+    for model, optimizer in zip((short, untouched), optimizers, strict=True):
+        train(model, optimizer, 3)
+    assert not torch.equal(optimizers[0].masters[short.weight], short.weight.detach().float())
+    short.weight.data[2] = 1.5
+    for model, optimizer in zip((short, untouched), optimizers, strict=True):
+        train(model, optimizer, 1, start=3)
+    kept, expected = optimizers[0].masters[short.weight], optimizers[1].masters[untouched.weight]
+    others = [0, 1, *range(3, 8)]
+    assert torch.equal(kept[others], expected[others])
+    assert torch.equal(kept[2], torch.full((8,), 1.5) - 1e-4 * 4.0)
+
+
+def test_what_is_saved_belongs_to_the_weights_that_are_saved():
+    short, _ = pair()
+    optimizer = build_optimizer(OptimizerSection(name="adamw", lr=1e-3), short)
+    train(short, optimizer, 2)
+    short.weight.data.mul_(2.0)
+    assert torch.equal(optimizer.state_dict()["state"][0]["master"], short.weight.detach().float())
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_weight_is_not_healed_in_silence(broken):
+    short, _ = pair()
+    optimizer = build_optimizer(OptimizerSection(name="sgd", lr=1e-3), short)
+    short.weight.data[0, 0] = broken
+    train(short, optimizer, 1)
+    assert not bool(torch.isfinite(short.weight[0, 0]))
+    assert bool(torch.isfinite(short.weight.flatten()[1:]).all())
+
+
+def test_state_of_float32_weights_is_refused_in_a_sentence():
+    short, full = pair()
+    section = OptimizerSection(name="adamw", lr=1e-3)
+    with pytest.raises(ValueError, match="no float32 copies"):
+        build_optimizer(section, short).load_state_dict(build_optimizer(section, full).state_dict())
+
+
+def test_double_precision_keeps_its_own_and_half_is_refused():
+    section = OptimizerSection(name="adamw", lr=1e-3)
+    assert not isinstance(build_optimizer(section, torch.nn.Linear(2, 2, dtype=torch.float64)), MasterWeights)
+    with pytest.raises(ConfigError, match="float16 weights are not trained"):
+        build_optimizer(section, torch.nn.Linear(2, 2, dtype=torch.float16))
+    frozen = torch.nn.Sequential(torch.nn.Linear(2, 2, dtype=torch.float16), torch.nn.Linear(2, 2)).requires_grad_(
+        False
+    )
+    frozen[1].requires_grad_(True)
+    assert not isinstance(build_optimizer(section, frozen), MasterWeights)
+
+
+@pytest.mark.parametrize("name", sorted(optimizer_names()))
+def test_every_optimizer_of_a_recipe_keeps_bfloat16_weights_with_copies_or_says_what_to_set(name):
+    section = OptimizerSection(name=name, lr=1e-3)
+    if name in ("adamw", "sgd"):
+        assert isinstance(build_optimizer(section, pair()[0]), MasterWeights)
+        return
+    with pytest.raises(ConfigError, match=rf"'{name}' steps float32 weights; set model\.dtype = 'float32'"):
+        build_optimizer(section, pair()[0])
+    frozen_base = torch.nn.Sequential(pair()[0].requires_grad_(False), torch.nn.Linear(8, 8))
+    build_optimizer(section, frozen_base)  # what is trained decides

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from heliostat.curvature import dense_fisher, per_sample_scores, sampled_log_likelihood
-from heliostat.linalg.newton_inverse import newton_inverse
 from heliostat.optim import RING
 
 
@@ -69,13 +68,12 @@ def test_a_step_is_the_dense_solve(form):
             damped_b = b + gamma**0.5 / pi * torch.eye(len(b), dtype=torch.float64)
             dense = torch.kron(damped_b, damped_a)
         expected = old - 0.1 * torch.linalg.solve(dense, gradient.reshape(-1)).view_as(old)
-        tolerance = 1e-9 if form == "exact" else 0.02  # Newton stops at a residual of one per cent
         error = (joined(net[i], lambda p: p.detach()) - expected).norm() / (old - expected).norm()
-        assert float(error) < tolerance
+        assert float(error) < 1e-9
 
 
-def test_without_rho_it_is_kfac_bit_for_bit():
-    """K-FAC written out: running factors, pi-balanced damping, Newton inverses, momentum, decoupled decay."""
+def test_without_rho_it_is_kfac_up_to_rounding():
+    """K-FAC written out: running factors, pi-balanced damping, exact inverses, momentum, decoupled decay."""
     net, other = model(), model()
     optimizer = RING(net, lr=0.1, rho=0.0, damping=0.02, momentum=0.9, weight_decay=0.01, inverse_every=2)
     run(net, optimizer, 4)
@@ -103,14 +101,15 @@ def test_without_rho_it_is_kfac_bit_for_bit():
                 pi = (float(a.trace()) / len(a) / (float(b.trace()) / len(b))) ** 0.5
                 for key, factor, shift in (("a", a, pi * root), ("b", b, root / pi)):
                     damped = factor + shift * torch.eye(len(factor), dtype=torch.float64)
-                    inverses[key, layer] = newton_inverse(damped, inverses.get((key, layer))).inverse
+                    inverses[key, layer] = torch.linalg.inv(damped)
             gradient = joined(layer, lambda p: p.grad)
             move = inverses["b", layer] @ gradient @ inverses["a", layer]
             buffer = buffers.setdefault(layer, torch.zeros_like(move)).mul_(0.9).add_(move)
             with torch.no_grad():
                 layer.weight.mul_(1 - 0.1 * 0.01).add_(buffer[:, :-1], alpha=-0.1)
                 layer.bias.add_(buffer[:, -1], alpha=-0.1)
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
 
 
 def test_one_row_and_exact_damping_is_the_true_layerwise_natural_gradient():

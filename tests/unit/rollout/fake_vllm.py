@@ -162,9 +162,9 @@ def serving(state):
 
 
 @contextmanager
-def serving_tiny(settings):
+def serving_tiny(settings, dtype="auto"):
     """A server of the built-in tiny model, fresh: its state and its URL."""
-    state = FakeVllm(load_model(ModelSection(path="tiny", settings=settings), 0))
+    state = FakeVllm(load_model(ModelSection(path="tiny", settings=settings, dtype=dtype), 0))
     state.loaded.model.eval()
     with serving(state) as url:
         yield state, url

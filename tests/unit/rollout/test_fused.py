@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from heliostat.config import LoraSection
+from heliostat.models.lora import add_adapters
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine, fused
 from heliostat.rollout.fused import Product, fused_layers
 from tests.conftest import make_nano, make_prompts
@@ -33,6 +35,15 @@ def test_same_tokens_and_numbers_also_after_the_weights_have_moved(shape, limits
         with torch.no_grad():
             for parameter in loaded.model.parameters():
                 parameter.data.mul_(1.05)  # in place, as an optimizer does
+
+
+def test_layers_that_were_replaced_since_are_not_sampled_without():
+    loaded = make_nano()
+    engine = TorchEngine(loaded, DecodeLimits(4))
+    assert engine.fused is not None
+    add_adapters(loaded.model, LoraSection(rank=2), 0)
+    with pytest.raises(RuntimeError, match="add adapters first"):
+        completions(engine, make_prompts(loaded, 2))
 
 
 @pytest.mark.parametrize("biases", [True, False])

@@ -289,3 +289,17 @@ def test_an_error_in_the_thread_is_the_error_of_the_step_that_needs_its_rollouts
                 run.ahead.next(2 + bound)
             messages.append(str(failure.value))
     assert messages[0] == messages[1]
+
+
+def test_weights_that_somebody_else_wrote_are_sampled_with_too(tmp_path):
+    """Copies are compared with the weights, not with a count of steps that a writer may not know of."""
+    run = make_run(tmp_path, bound=1)
+    with run.ahead:
+        run.ahead.next(1)
+        with torch.no_grad():
+            next(iter(run.loaded.model.parameters())).mul_(1.5)
+        run.step += 1  # a step that the version does not count
+        run.weights.append(trained_weights(run.loaded))
+        run.ahead.next(2)  # orders step 3
+        third = run.ahead.next(3)
+        assert content(third.groups) == content(expected(run, 3, 1))

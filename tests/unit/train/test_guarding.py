@@ -18,7 +18,7 @@ def make(mode="act", **settings):
 
 def went_back(guard, step, to):
     guard.order = not_finite(step, "reward/mean", "broken")
-    guard.went_back(step, to, guard.state_dict(to), [])
+    guard.went_back(step, to, [])
 
 
 def test_a_halved_step_comes_back_after_quiet_steps():
@@ -64,7 +64,7 @@ def test_a_step_is_cut_by_as_much_as_it_was_too_long():
         long_step(guard, step, 0.001)
     long_step(guard, 21, 0.010)
     assert guard.order.excess == pytest.approx(10.0)
-    guard.went_back(21, 10, guard.state_dict(10), [])
+    guard.went_back(21, 10, [])
     assert guard.step_scale == pytest.approx(0.1)
 
 
@@ -122,6 +122,6 @@ def test_rewards_since_the_last_panel_are_in_the_checkpoint():
         one.panel = lambda: {"panel/reward": 0.0}
     for step, reward in enumerate((0.2, 0.4), start=1):
         guard.act(step, FINE | {"reward/mean": reward})
-    again.load_state_dict(json.loads(json.dumps(guard.state_dict(2))))
+    again.load_judgement(json.loads(json.dumps(guard.judgement())))
     again.act(3, FINE | {"reward/mean": 0.6})
     assert again.act(4, FINE | {"reward/mean": 0.8})["panel/gap"] == pytest.approx(0.5)

@@ -1,0 +1,169 @@
+"""A small random model of any causal family of transformers, saved with a tokenizer as a user would have it on disk.
+
+Sizes common to most configurations are given to every class that has the key; what one family needs beyond that stands
+in ``OWN``. Weights of matrices are scaled up, so that attention matters and greedy texts are no repetition.
+
+Left out: families whose smallest model needs files or inputs of its own (images, sound); the sweep says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from heliostat.models.tiny import tiny_tokenizer
+
+VOCAB_SIZE, CONTEXT, WIDTH, HEADS, LAYERS = 520, 128, 32, 4, 2
+SCALE = 3.0
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": WIDTH,
+    "d_model": WIDTH,
+    "n_embd": WIDTH,
+    "embedding_size": WIDTH,
+    "intermediate_size": 64,
+    "ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "encoder_ffn_dim": 64,
+    "d_inner": 64,
+    "num_hidden_layers": LAYERS,
+    "num_layers": LAYERS,
+    "n_layer": LAYERS,
+    "n_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_heads": HEADS,
+    "n_head": HEADS,
+    "n_heads": HEADS,
+    "attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "n_positions": CONTEXT,
+    "max_seq_len": CONTEXT,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "window_size": 8,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "rotary_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+DECODER = {"is_decoder": True}
+
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1], **MAMBA},
+    "bert": DECODER,
+    "bert-generation": DECODER,
+    "big_bird": DECODER,
+    "camembert": DECODER,
+    "data2vec-text": DECODER,
+    "electra": DECODER,
+    "ernie": DECODER,
+    "megatron-bert": DECODER,
+    "rembert": {**DECODER, "input_embedding_size": WIDTH, "output_embedding_size": WIDTH},
+    "roberta": DECODER,
+    "roberta-prelayernorm": DECODER,
+    "roc_bert": DECODER,
+    "roformer": DECODER,
+    "xlm-roberta": DECODER,
+    "xlm-roberta-xl": DECODER,
+    "xmod": {**DECODER, "languages": ["en_XX"], "default_language": "en_XX"},
+    "deepseek_v2": {"num_key_value_heads": 4},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "falcon": {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+    },
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], **MAMBA},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    "llama4_text": {"intermediate_size_mlp": 64, "attention_chunk_size": 8},
+    "mamba": {"state_size": 8},
+    "mamba2": {"state_size": 8, "head_dim": 8, "num_heads": 8, "n_groups": 1, "chunk_size": 8},
+    "falcon_mamba": {"state_size": 8},
+    "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 16},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
+    "openai-gpt": {},
+    "recurrent_gemma": {
+        "num_hidden_layers": 3,
+        "lru_width": WIDTH,
+        "attention_window_size": 8,
+        "intermediate_size": 96,
+    },
+    "rwkv": {"attention_hidden_size": WIDTH, "context_length": CONTEXT},
+    "xlstm": {"num_heads": 2, "qk_dim_factor": 0.5, "chunk_size": 8, "head_dim": 16},
+    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "num_hidden_layers": 4},
+    "zamba2": {"mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 8, "chunk_size": 8, "num_hidden_layers": 4},
+    "reformer": {
+        "attn_layers": ["local", "local"],
+        "is_decoder": True,
+        "axial_pos_shape": (8, 16),
+        "axial_pos_embds_dim": (16, 16),
+        "attention_head_size": 8,
+        "feed_forward_size": 64,
+        "local_attn_chunk_length": 8,
+    },
+}
+
+
+def config_of(family: str) -> Any:
+    """A family's configuration in small: common sizes where it has such a key, and its own."""
+    kind = CONFIG_MAPPING[family]
+    known = {*inspect.signature(kind.__init__).parameters, *vars(kind()), *kind.attribute_map}
+    # Latent attention derives the width of a head from its parts.
+    left_out = {"head_dim"} if "qk_rope_head_dim" in known else set()
+    settings = {key: value for key, value in COMMON.items() if key in known - left_out} | OWN.get(family, {})
+    return kind(**settings)
+
+
+def small_model(family: str, seed: int = 0) -> Any:
+    """A random model of the family, its matrices scaled up."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config_of(family)).float()
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.mul_(SCALE)
+    return model.eval()
+
+
+def write_small(family: str, folder: Path) -> Path:
+    """The model and a tokenizer without a template, written by transformers itself."""
+    small_model(family).save_pretrained(folder)
+    tokenizer = tiny_tokenizer(CONTEXT)
+    tokenizer.sep_token = None
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,35 @@
+"""Eigenvalues and eigenvectors of symmetric matrices, whatever the size of their entries.
+
+Left out: matrices that are not symmetric, and derivatives.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_LARGEST_EXPONENT = 126
+"""Of a power of two that float32 holds together with its inverse."""
+
+
+def power_of_two(size: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """The even power of two next above ``size``, so that dividing by it, and by its root, is exact; 1 for 0."""
+    exponent = torch.frexp(size).exponent
+    even = (exponent + exponent % 2).clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    return torch.where(size > 0, torch.ldexp(torch.ones_like(size), even), torch.ones_like(size))
+
+
+def eigenbasis(
+    matrix: Float[Tensor, "*batch n n"],
+) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n n"]]:
+    """Eigenvalues, in ascending order, and eigenvectors, from what is on and below the diagonal.
+
+    Both are contiguous, so that a product with them is the same after they were saved and read.
+
+    Limits:
+        A matrix times an even power of two: the same vectors, bit for bit, and values times that.
+    """
+    unit = power_of_two(matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1))[..., None]
+    found = torch.linalg.eigh(matrix / unit[..., None])
+    return found.eigenvalues * unit, found.eigenvectors.contiguous()

@@ -1,0 +1,111 @@
+"""What this package may write over: folders that a run of its own marked, and files that it wrote itself.
+
+    claim_folder       an empty folder, or one that was claimed before, becomes a run's; anything else is refused
+    release_folder     the reverse, for a run that was refused before it began
+    check_replaceable  the same question for a single file
+
+Left out: locks, and what is in a run's folder (``train.folder``, ``control.runs``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from heliostat.config import ConfigError
+from heliostat.storage import publish_file
+
+MARKER = "heliostat-run.json"
+"""In every folder that a run may write to; who removes it takes the folder back."""
+
+_HEAD = 1 << 16
+
+
+def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lambda folder: False) -> bool:
+    """Mark ``folder`` as a run's own, making it where it is missing.
+
+    Args:
+        kind: of run, as the marker says it.
+        is_older: whether a folder without marker was made by a version of this package that wrote none.
+
+    Returns:
+        Whether the folder was made.
+
+    Raises:
+        ConfigError: it is a file, belongs to a run of another kind, or holds something that no run of ours put there.
+
+    **Limits** Nothing in a folder that is refused is changed. What a killed process left of claiming (nothing, or the
+    half-written marker) does not count as content.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(entry.name for entry in folder.iterdir())
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            f"{folder} cannot be a run folder: it, or a part of its path, is no folder; choose another with --run"
+        ) from None
+    marker, partial = folder / MARKER, folder / f"{MARKER}.partial"
+    if MARKER in names:
+        if (owner := _kind(marker)) != kind:
+            raise ConfigError(f"{folder} belongs to {owner}, not to {kind}; choose another folder with --run")
+        return made
+    others = [name for name in names if name != partial.name]
+    if others and not is_older(folder):
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ConfigError(
+            f"{folder} is not empty, and no run of Heliostat made it (it holds '{others[0]}'{more}); choose a new or "
+            "an empty folder with --run"
+        )
+    publish_file(marker, json.dumps({"kind": kind}) + "\n")
+    return made
+
+
+def _kind(marker: Path) -> str:
+    try:
+        return str(json.loads(marker.read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"nobody we know ({MARKER} is damaged)"
+
+
+def release_folder(folder: Path, names: Iterable[str]) -> None:
+    """Remove a folder that was made for a run, with the files and empty folders that claiming and starting it wrote.
+
+    **Limits** Whatever else is in the folder stays, and with it the folder and its marker.
+    """
+    for name in names:
+        path = folder / name
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink()
+    if [entry.name for entry in folder.iterdir()] == [MARKER]:
+        (folder / MARKER).unlink()
+        folder.rmdir()
+
+
+def check_replaceable(path: Path, mark: str, what: str) -> None:
+    """Refuse to write over a file that this package did not write.
+
+    Args:
+        mark: text near the beginning or the end of every file of the kind that is about to be written.
+        what: the kind, for the message.
+
+    Raises:
+        ConfigError: the file exists, is not empty and bears no such mark, or it is a folder.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file for {what}")
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        text = file.read(_HEAD)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(len(text), file.tell() - _HEAD))
+        text += file.read()
+    if mark.encode() not in text:
+        raise ConfigError(f"{path} exists and is not {what} of Heliostat; remove it, or choose another name")

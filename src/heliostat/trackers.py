@@ -1,0 +1,181 @@
+"""Trackers that a recipe asks for beside ``metrics.jsonl``: TensorBoard, W&B and trackio.
+
+None of them can end a run or change what it computes. What they raise is said once, and after several failures in a row
+a tracker is left alone; ``metrics.jsonl`` has everything. A missing package or key is refused before the model loads.
+
+Left out: which metrics there are (``tracking``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heliostat.config import ConfigError, TrackingSection
+from heliostat.storage import publish_file
+from heliostat.tracking import Tracker
+
+MAX_FAILURES = 3
+"""Failures in a row after which a tracker is not asked again."""
+_NO_KEY = ("UsageError", "AuthenticationError")
+_KEY_WORDS = ("api_key", "api key", "login", "not logged in")
+
+
+class TensorBoardTracker:
+    """Scalars for TensorBoard, in the run folder's ``tensorboard/`` (extra: tensorboard)."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def rewind(self, last_step: int) -> None:
+        """Steps that are made again are drawn over the first ones."""
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class HostedTracker:
+    """W&B or trackio, which share one interface (extras: wandb, trackio).
+
+    Every call of ``log`` is a row of its own, whatever its step: those of the warm start are negative, and those after
+    a rollback go back, both of which the services would refuse as a position. ``step`` is a value in each row, and the
+    axis of the charts.
+
+    Args:
+        memory: file in the run folder that says which run of the service is this run's; a resumed run continues it.
+
+    Raises:
+        ConfigError: the service wants a key and has none.
+    """
+
+    def __init__(self, module: str, project: str, name: str, recipe: Mapping[str, Any], memory: Path) -> None:
+        self._client = importlib.import_module(module)
+        known = _known_runs(memory)
+        wanted: dict[str, Any] = {"resume": "allow" if module == "wandb" or module in known else "never"}
+        if module == "wandb":
+            wanted["id"] = known.get(module) or uuid.uuid4().hex[:12]
+        accepted = inspect.signature(self._client.init).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        continued = {key: value for key, value in wanted.items() if takes_all or key in accepted}
+        try:
+            self._client.init(project=project, name=name, config=dict(recipe), **continued)
+        except Exception as error:
+            if type(error).__name__ in _NO_KEY or any(word in str(error).lower() for word in _KEY_WORDS):
+                raise ConfigError(
+                    f"tracking.{module} has no key ({_line(error)}); run `{module} login`, or set "
+                    f"{module.upper()}_API_KEY, or {module.upper()}_MODE=offline"
+                ) from error
+            raise
+        publish_file(memory, json.dumps({**known, module: wanted.get("id", name)}) + "\n")
+        if hasattr(self._client, "define_metric"):
+            self._client.define_metric("step")
+            self._client.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._client.log({**values, "step": step})
+
+    def rewind(self, last_step: int) -> None:
+        """What was sent stays sent; steps that are made again are further rows."""
+
+    def close(self) -> None:
+        self._client.finish()
+
+
+class Tolerant:
+    """A tracker whose failures are said once and never end the run.
+
+    Args:
+        name: of the tracker, for the message.
+        note: shows a line to people.
+    """
+
+    def __init__(self, name: str, open_it: Callable[[], Tracker], note: Callable[[str], None]) -> None:
+        self.name, self._note = name, note
+        self._tracker: Tracker | None = None
+        self._in_a_row, self._has_said = 0, False
+        self._try(lambda: setattr(self, "_tracker", open_it()))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._ask(lambda tracker: tracker.log(step, values))
+
+    def rewind(self, last_step: int) -> None:
+        self._ask(lambda tracker: tracker.rewind(last_step))
+
+    def close(self) -> None:
+        """Close it, even one that is not asked any more: what it has may still get through."""
+        self._in_a_row = 0
+        self._ask(lambda tracker: tracker.close())
+
+    def _ask(self, what: Callable[[Tracker], None]) -> None:
+        tracker = self._tracker
+        if tracker is not None and self._in_a_row < MAX_FAILURES:
+            self._try(lambda: what(tracker))
+
+    def _try(self, what: Callable[[], None]) -> None:
+        try:
+            what()
+        except ConfigError:
+            raise
+        except Exception as error:
+            self._in_a_row += 1
+            if not self._has_said:
+                self._has_said = True
+                self._note(f"{self.name} failed ({_line(error)}); the run goes on, and metrics.jsonl has every number")
+        else:
+            self._in_a_row = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    package: str
+    open_it: Callable[[], Tracker]
+
+
+def open_services(
+    section: TrackingSection, folder: Path, recipe: Mapping[str, Any], note: Callable[[str], None]
+) -> list[Tracker]:
+    """The trackers that the recipe asks for.
+
+    Raises:
+        ConfigError: a tracker's package is not installed, or its key is missing.
+    """
+    wanted = [_Wanted("tensorboard", lambda: TensorBoardTracker(folder))] if section.tensorboard else []
+    memory = folder / "trackers.json"
+    for module, project in (("wandb", section.wandb), ("trackio", section.trackio)):
+        if project:
+            wanted.append(_Wanted(module, _hosted(module, project, folder.name, recipe, memory)))
+    for one in wanted:
+        if importlib.util.find_spec(one.package) is None:
+            raise ConfigError(
+                f"tracking.{one.package} needs the package '{one.package}': pip install 'heliostat[{one.package}]'"
+            )
+    return [Tolerant(one.package, one.open_it, note) for one in wanted]
+
+
+def _hosted(module: str, project: str, name: str, recipe: Mapping[str, Any], memory: Path) -> Callable[[], Tracker]:
+    return lambda: HostedTracker(module, project, name, recipe, memory)
+
+
+def _known_runs(memory: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,69 @@
+"""In which type a run keeps its weights: decided when it begins, whatever machine it is continued on.
+
+``model.dtype = "auto"`` depends on the device, and a checkpoint does not: bfloat16 weights with their float32 copies
+cannot go on as float32 weights, bit for bit, nor the other way round.
+
+Left out: the type that sharded weights are computed in, which a continued run may change (``distributed``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from heliostat.config import Recipe
+
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""As a recipe says them."""
+
+_STORED = {"F32": torch.float32, "BF16": torch.bfloat16}
+
+
+def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
+    """The recipe of a run that is to be continued, with the type it was begun in where the recipe leaves that open.
+
+    Args:
+        dtype: of its checkpoint (``stored_dtype``); ``None``: it has none.
+    """
+    if recipe.model.dtype != "auto" or dtype not in NAMES:
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": NAMES[dtype]})})
+
+
+def stored_dtype(checkpoint: Path) -> torch.dtype | None:
+    """The type of the weights in a checkpoint's folder; ``None`` where it cannot be told.
+
+    **Limits**: a folder that cannot be read: ``None``; reading it for its weights says why.
+    """
+    try:
+        types = _of_shards(checkpoint) if (checkpoint / "shards").is_dir() else _of_file(checkpoint)
+    except Exception:
+        return None
+    return _shortest(types)
+
+
+def _of_file(checkpoint: Path) -> set[torch.dtype]:
+    with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
+        named = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    return {_STORED[name] for name in named if name in _STORED}
+
+
+def _of_shards(checkpoint: Path) -> set[torch.dtype]:
+    stored = FileSystemReader(checkpoint / "shards").read_metadata().state_dict_metadata
+    weights = [what for key, what in stored.items() if key.startswith("model.")]
+    return {what.properties.dtype for what in weights if isinstance(what, TensorStorageMetadata)}
+
+
+def trained_dtype(model: nn.Module) -> torch.dtype | None:
+    """The type of the weights that a model's training moves; ``None`` where it moves none."""
+    return _shortest({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
+
+
+def _shortest(types: set[torch.dtype]) -> torch.dtype | None:
+    """The one that a recipe would name: some architectures keep a few weights or buffers of a bfloat16 model longer."""
+    return min(types, key=lambda dtype: dtype.itemsize, default=None)

@@ -1,0 +1,141 @@
+"""The state of a run, part by part: what a checkpoint keeps, what a resumed run and a rollback take from it.
+
+    save       every part goes into the checkpoint
+    resume     every part comes back
+    roll back  the parts that are ``restored`` come back; those that ``survive`` stay as they are, for the reason in
+               their entry; those that are ``dropped`` are emptied
+
+There is one list of parts, so that the three cannot disagree. Weights and optimizer are always restored; the checkpoint
+itself puts them into place.
+
+Left out: which parts there are (``train.trainer``), and the files of a checkpoint (``train.checkpoint``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from heliostat.storage import Extent
+from heliostat.train.checkpoint import Checkpoints
+
+ROLLOUTS = "rollouts"
+"""The part that holds tensors; a checkpoint keeps it in a file of its own."""
+
+
+class Stateful(Protocol):
+    """What keeps its state by the usual two methods."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a run's state.
+
+    Attributes:
+        name: its key in a checkpoint.
+        save: returns the state, as plain values.
+        load: takes what ``save`` returned.
+        after_rollback: see the top of this file.
+        why: the reason, for parts that are not restored.
+        drop: empties the part; of those that are dropped.
+    """
+
+    name: str
+    save: Callable[[], Any]
+    load: Callable[[Any], None]
+    after_rollback: Literal["restored", "survives", "dropped"] = "restored"
+    why: str = ""
+    drop: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        needs_why, needs_drop = self.after_rollback != "restored", self.after_rollback == "dropped"
+        if needs_why != bool(self.why) or needs_drop != (self.drop is not None):
+            raise ValueError(f"part '{self.name}' needs a reason if it is not restored, and a way to be dropped if so")
+
+
+def stateful(name: str, owner: Stateful) -> Part:
+    """A part with the usual two methods, restored."""
+    return Part(name, owner.state_dict, owner.load_state_dict)
+
+
+def attribute(name: str, owner: object, key: str) -> Part:
+    """A plain value of an object, restored."""
+    return Part(name, lambda: getattr(owner, key), lambda value: setattr(owner, key, value))
+
+
+def surviving(part: Part, why: str) -> Part:
+    """The same part, which a rollback leaves as it is."""
+    return Part(part.name, part.save, part.load, "survives", why)
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """All parts of a run, and the checkpoints they go to.
+
+    Raises:
+        ValueError: two parts have one name.
+
+    **Limits** After ``roll_back(step)`` every part that is restored equals the same part of that checkpoint.
+    """
+
+    checkpoints: Checkpoints
+    model: nn.Module
+    parts: Sequence[Part]
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two parts of a run's state have one name: {', '.join(names)}")
+
+    def save(self, step: int, optimizer: torch.optim.Optimizer, logs: Mapping[str, Extent] | None = None) -> None:
+        """Write the checkpoint of ``step``, which makes those of later steps obsolete.
+
+        Args:
+            logs: how far the run's logs go, by name.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        state = {part.name: part.save() for part in self.parts}
+        rollouts = state.pop(ROLLOUTS, [])
+        self.checkpoints.save(step, self.model, optimizer, state, rollouts, logs)
+
+    def resume(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Take every part from the checkpoint of ``step``.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another model.
+        """
+        state = self._read(step, optimizer)
+        for part in self.parts:
+            if part.name in state:
+                part.load(state[part.name])
+
+    def roll_back(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Go back to the checkpoint of ``step``; later ones stay until the next one is saved.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        for part in self.parts:
+            if part.drop is not None:  # before weights move: one of them may be sampling
+                part.drop()
+        state = self._read(step, optimizer)
+        for part in self.parts:
+            if part.after_rollback == "restored" and part.name in state:
+                part.load(state[part.name])
+
+    def _read(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """A checkpoint's state; one of an earlier version has the guard's judgement among the guard's other state."""
+        state = {"bad_in_a_row": 0, **self.checkpoints.load(step, self.model, optimizer)}
+        if "guard" in state:
+            state.setdefault("judgement", state["guard"])
+        return state

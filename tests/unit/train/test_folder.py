@@ -1,0 +1,82 @@
+"""The run folder: which folders a run may have, what it leaves behind, and what it never touches."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heliostat.config import ConfigError, RunSection, build_recipe, dump_recipe
+from heliostat.outputs import MARKER
+from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.folder import RunFolder, default_run_dir, versions
+from heliostat.train.runtime import start_runtime
+
+RECIPE = build_recipe({}, ())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_of_somebody_else_is_refused_and_keeps_every_file(tmp_path):
+    for name in ("metrics.jsonl", "summary.json", "model/config.json", "checkpoints/step_000500/w.bin"):
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"mine": 1}')
+    before = names(tmp_path)
+    with pytest.raises(ConfigError, match="no run of Heliostat made it"):
+        RunFolder(tmp_path / "mine", RECIPE)
+    assert names(tmp_path) == before
+    assert (tmp_path / "mine" / "summary.json").read_text() == '{"mine": 1}'
+
+
+def test_a_recipe_alone_does_not_make_a_folder_ours(tmp_path):
+    (tmp_path / "recipe.toml").write_text(dump_recipe(RECIPE))
+    (tmp_path / "metrics.jsonl").write_text("mine\n")
+    with pytest.raises(ConfigError, match=r"it holds 'metrics.jsonl' and 1 more"):
+        RunFolder(tmp_path, RECIPE)
+
+
+def test_a_run_of_an_earlier_version_is_continued_and_marked(tmp_path):
+    (tmp_path / "recipe.toml").write_text(dump_recipe(RECIPE))
+    (tmp_path / "versions.json").write_text(json.dumps(versions()))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    RunFolder(tmp_path, RECIPE).close()
+    assert (tmp_path / MARKER).is_file()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    folder = RunFolder(tmp_path / "new", RECIPE)
+    (tmp_path / "new" / "tensorboard").mkdir()
+    (tmp_path / "new" / "tensorboard" / "events.out.tfevents.1").write_text("")
+    folder.close()
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_somebody_puts_into_a_run_that_never_began_stays(tmp_path):
+    folder = RunFolder(tmp_path / "run", RECIPE)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    folder.close()
+    assert names(tmp_path / "run") == [MARKER, "notes.txt"]
+
+
+def test_folders_beside_the_checkpoints_are_not_taken_for_ours(tmp_path):
+    foreign = ("best", "old.partial", "step_last", "step_500", "step_last.partial")
+    for name in (*foreign, "step_000002", "step_000004.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.bin").write_text("x")
+    checkpoints = Checkpoints(tmp_path, 1, start_runtime(RECIPE.run))
+    assert checkpoints.steps() == [2]
+    checkpoints.drop_after(0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(foreign)
+
+
+def test_a_dated_name_is_one_that_is_not_taken(tmp_path):
+    section = RunSection(root=str(tmp_path))
+    first = default_run_dir(section, "demo")
+    for _ in range(3):
+        first.mkdir(parents=True)
+        second = default_run_dir(section, "demo")
+        assert second != first
+        first = second
