@@ -114,6 +114,8 @@ class Checkpoints:
                     remove_folder(self._path(other))
             self._just_checked = step
             lost = [f"a checkpoint is lost: {why}; step {step} is intact" for at, why in damaged.items() if at >= step]
+            if not lost:  # else they stay to be looked at, until the next checkpoint is written
+                self._prune(step)
             return ResumePoint(step, {name: Extent.from_json(one) for name, one in about["logs"].items()}, tuple(lost))
         return ResumePoint(max(damaged, default=None), is_intact=not damaged)
 
