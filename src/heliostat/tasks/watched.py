@@ -160,7 +160,11 @@ class _Watch:
 
 
 def _blamed(number: int, batch: Batch) -> int:
-    """The text that ``number`` names; the first that is open where it names none, -1 between texts."""
+    """The text that ``number`` names; the first that is open where it names none, -1 between texts.
+
+    **Limits**: a verifier that overwrites the shared progress can put its blame on an earlier text of its batch whose
+    verdict was not reported yet, which then fails too.
+    """
     if number == -1 or (0 <= number < len(batch.owners) and number not in batch.outcomes):
         return number
     return _first_open(batch)
