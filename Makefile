@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test format docs race clean
+.PHONY: setup demo test torture format docs race clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -29,6 +29,10 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# Kills and damage by the hundred (docs/durability.md); a short form is among the tests.
+torture: setup
+	$(BIN)/python -m tests.torture
 
 format: setup
 	$(BIN)/ruff format .

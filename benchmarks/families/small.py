@@ -116,6 +116,7 @@ OWN: dict[str, dict[str, Any]] = {
     "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 16},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
     "openai-gpt": {},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "recurrent_gemma": {
         "num_hidden_layers": 3,
         "lru_width": WIDTH,
@@ -124,8 +125,18 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"attention_hidden_size": WIDTH, "context_length": CONTEXT},
     "xlstm": {"num_heads": 2, "qk_dim_factor": 0.5, "chunk_size": 8, "head_dim": 16},
+    "axk2": {"num_key_value_heads": 4},
+    "deepseek_v32": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
     "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "num_hidden_layers": 4},
-    "zamba2": {"mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 8, "chunk_size": 8, "num_hidden_layers": 4},
+    "zamba2": {
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 8,
+        "chunk_size": 8,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    },
     "reformer": {
         "attn_layers": ["local", "local"],
         "is_decoder": True,

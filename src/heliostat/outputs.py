@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from heliostat.config import ConfigError
+from heliostat.storage import publish_file
 
 MARKER = "heliostat-run.json"
 """In every folder that a run may write to; who removes it takes the folder back."""
@@ -59,8 +60,7 @@ def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lam
             f"{folder} is not empty, and no run of Heliostat made it (it holds '{others[0]}'{more}); choose a new or "
             "an empty folder with --run"
         )
-    partial.write_text(json.dumps({"kind": kind}) + "\n", encoding="utf-8")
-    partial.replace(marker)
+    publish_file(marker, json.dumps({"kind": kind}) + "\n")
     return made
 
 

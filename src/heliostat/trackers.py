@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, TrackingSection
+from heliostat.storage import publish_file
 from heliostat.tracking import Tracker
 
 MAX_FAILURES = 3
@@ -78,7 +79,7 @@ class HostedTracker:
                     f"{module.upper()}_API_KEY, or {module.upper()}_MODE=offline"
                 ) from error
             raise
-        memory.write_text(json.dumps({**known, module: wanted.get("id", name)}) + "\n", encoding="utf-8")
+        publish_file(memory, json.dumps({**known, module: wanted.get("id", name)}) + "\n")
         if hasattr(self._client, "define_metric"):
             self._client.define_metric("step")
             self._client.define_metric("*", step_metric="step")

@@ -9,7 +9,6 @@ any aggregation over steps.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from heliostat.config import nearest
+from heliostat.storage import append_rows, keep_rows, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,23 +172,19 @@ class JsonlTracker:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        append_rows(path, ())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line and flush it to the operating system."""
+        """Append one line and hand it to the operating system."""
         for key in values:
             check_key(key)
-        line = {"step": step} | {key: _finite(value) for key, value in values.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        append_rows(self.path, [{"step": step} | {key: _finite(value) for key, value in values.items()}], sync=False)
 
     def rewind(self, last_step: int) -> None:
-        self._file.close()
         rewind(self.path, last_step)
-        self._file = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
-        self._file.close()
+        """Nothing is open between lines."""
 
 
 def _finite(value: float) -> float | None:
@@ -196,19 +192,10 @@ def _finite(value: float) -> float | None:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a metrics file; a half-written last line (a killed run) is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    """Rows of a file of JSON lines; those that cannot be read (a killed run, a torn character) are left out."""
+    yield from read_rows(path).rows
 
 
 def rewind(path: Path, last_step: int) -> None:
-    """Drop every line after ``last_step``, atomically, so that a resumed run writes them again."""
-    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
-    shortened = path.with_suffix(".partial")
-    shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    shortened.replace(path)
+    """Drop every row after ``last_step`` or without a step, atomically, so that a resumed run writes them again."""
+    keep_rows(path, lambda row: isinstance(row.get("step"), int) and row["step"] <= last_step)

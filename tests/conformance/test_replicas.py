@@ -254,7 +254,8 @@ def test_a_rank_may_train_a_model_of_its_own(on_two_ranks):
     for rank, found in enumerate(on_two_ranks["alone_and_in_subgroups"]):
         for name in STATISTICAL:
             for kind in ("alone", "own"):
-                assert torch.equal(found[f"{name}-{kind}"], one_alone(name, rank)), (name, kind)
+                # In float64; matrix products may round by where memory begins, which differs between processes.
+                assert torch.allclose(found[f"{name}-{kind}"], one_alone(name, rank), rtol=0, atol=1e-11), (name, kind)
 
 
 NOT_COPIES = {

@@ -495,3 +495,16 @@ def test_a_state_saved_before_a_setting_existed_gets_its_default():
     weight.grad = torch.ones(3)
     optimizer.step()
     assert optimizer.num_steps == 1
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name.startswith(("eva", "ring"))], ids=row_name)
+def test_a_layer_whose_parameters_were_replaced_is_named(row):
+    """Its gradients would be those of weights that no group holds."""
+    model, optimizer = made(row)
+    train(model, optimizer, 0, 1)
+    other = Classifier(torch.float32)
+    model.load_state_dict(other.state_dict(), assign=True)
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="other parameters than when the optimizer was made"):
+        train(model, optimizer, 1, 2)
+    assert torch.equal(weights(model), before)

@@ -29,7 +29,7 @@ num_train = 2
 num_heldout = 10
 [rollout]
 max_new_tokens = 5
-max_rows = {rows}
+max_rows = 6
 """
 
 
@@ -42,7 +42,7 @@ def continuation(loaded, text):
     return decode(loaded, ids[start:])
 
 
-@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "gptj", "xglm", "bloom", "deepseek_v3", "mamba", "gemma3_text"])
+@pytest.mark.parametrize("family", ["mpt", "gpt_neo", "deepseek_v3", "mamba"])
 def test_eval_finds_a_model_right_about_itself(family, tmp_path):
     loaded = load_small(family, tmp_path)
     texts = [f"{index} {WORDS[index % 5]} say {index * 7} =" for index in range(40)]
@@ -51,15 +51,13 @@ def test_eval_finds_a_model_right_about_itself(family, tmp_path):
     assert len(rows) >= 12
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for max_rows in (512, 2):
-        recipe = tmp_path / f"{max_rows}.toml"
-        recipe.write_text(RECIPE.format(base=tmp_path / family, data=data, rows=max_rows))
-        out = tmp_path / f"{max_rows}.json"
-        command = ["eval", str(tmp_path / family), "--recipe", str(recipe), "--greedy", "--samples", "1"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert main([*command, "--json", str(out)]) == 0
-        assert json.loads(out.read_text())["models"][0]["greedy"] == 1.0
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out.json"
+    recipe.write_text(RECIPE.format(base=tmp_path / family, data=data))
+    command = ["eval", str(tmp_path / family), "--recipe", str(recipe), "--greedy", "--samples", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main([*command, "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["models"][0]["greedy"] == 1.0
 
 
 def test_the_page_is_the_sweeps_result():

@@ -24,6 +24,7 @@ from transformers.trainer_callback import ExportableState
 
 from heliostat.monitors.guard import Finding, Guard
 from heliostat.monitors.rules import default_rules
+from heliostat.storage import append_rows, publish_file
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ class GuardCallback(TrainerCallback, ExportableState):
                 others = (path.with_name(f"{name}.before-{number}") for number in itertools.count(1))
                 path.rename(next(other for other in others if not other.exists()))
             elif path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                path.write_text("".join(line for line in lines if _step(line) <= state.global_step), encoding="utf-8")
+                lines = path.read_bytes().splitlines(keepends=True)
+                publish_file(path, b"".join(line for line in lines if _step(line) <= state.global_step))
 
     def on_log(
         self,
@@ -141,11 +142,10 @@ def _event(finding: Finding, taken: bool) -> dict[str, Any]:
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append_rows(path, [row])
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     """The step of a line of ours; of any other, one that lies before every checkpoint."""
     try:
         return float(json.loads(line)["step"])

@@ -17,6 +17,7 @@ private and may change.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
@@ -32,6 +33,7 @@ from heliostat.adapters.trl_settings import (
     NOT_THE_POLICY,
     OF_TRLS_OPTIMIZER,
     REPLACED,
+    SHARED,
     TRUNCATING,
     check_generation,
     check_models_defaults,
@@ -43,6 +45,11 @@ from heliostat.objectives import Objective, build_objective
 from heliostat.optim import FiniteStep, build_optimizer
 from heliostat.optim.replicas import ALONE
 
+OURS = (
+    *("objective", "objective_settings", "optimizer", "optimizer_settings", "beta"),
+    *("generation_kwargs", "temperature", "steps_per_generation", "gradient_accumulation_steps"),
+)
+"""Settings that are checked against others."""
 FORWARD_INPUTS = (
     *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
     *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
@@ -86,6 +93,9 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
         refuse_changes(self, defaults, TRUNCATING, NOT_THE_POLICY)
         refuse_changes(self, defaults, NOISY, "puts noise on log-probabilities, which the anchor's do not have")
         super().__post_init__()
+        for name in ("objective_settings", "optimizer_settings"):
+            if not isinstance(getattr(self, name), Mapping | None):
+                raise ConfigError(f'{name} must be keys with values, as {{"tau": 0.2}}, got {getattr(self, name)!r}')
         check_generation(cast("dict[str, Any] | None", self.generation_kwargs), self.temperature)
         kl_ref = getattr(self.build_objective(), "kl_ref", 0.0)
         if self.beta not in (0.0, kl_ref):
@@ -107,6 +117,25 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
                 f"= {self.gradient_accumulation_steps}: the loss is averaged over a whole optimizer step, whose "
                 "completions must be known before it begins"
             )
+        self._made = self._checked()
+
+    def refuse_later_changes(self) -> None:
+        """Refuse what was set after the configuration was made, and so after it was checked.
+
+        Raises:
+            ConfigError: a setting that is checked has another value by now.
+        """
+        for name, value in self._checked().items():
+            if value != self._made[name]:
+                raise ConfigError(
+                    f"{name} = {getattr(value, 'value', value)!r} was set after PMDConfig was made, where nothing "
+                    "checks it; give it to PMDConfig(...)"
+                )
+
+    def _checked(self) -> dict[str, Any]:
+        """Every setting that is refused or changed here, as it is."""
+        names = (*REPLACED, *TRUNCATING, *NOISY, *OF_TRLS_OPTIMIZER, *SHARED, *OURS)
+        return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def build_objective(self) -> Objective:
         """The objective these settings name."""
@@ -134,6 +163,9 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
     optimizer: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, PMDConfig):
+                given.refuse_later_changes()
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, PMDConfig):
             raise ConfigError(f"PMDTrainer needs args=PMDConfig(...), got {type(self.args).__name__}")

@@ -76,7 +76,9 @@ def evaluate(args: Namespace) -> int:
     )
     print_evaluations(report)
     if args.json is not None:
-        args.json.write_text(report.to_json() + "\n", encoding="utf-8")
+        from heliostat.storage import publish_file
+
+        publish_file(args.json, report.to_json() + "\n")
     return 0
 
 

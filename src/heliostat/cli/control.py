@@ -17,12 +17,14 @@ from typing import Any, Self
 def control(args: Namespace) -> int:
     """``heliostat control``: train on a gymnasium environment, several algorithms and seeds in parallel."""
     settings = read_settings(args.settings)
-    folder = args.run_dir or Path("runs") / f"{args.env.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
     from heliostat.cli.tables import Page, print_control
     from heliostat.control.race import race
     from heliostat.control.runs import read_control
     from heliostat.report.control import write_control_page
+    from heliostat.storage import new_folder
 
+    stem = f"{args.env.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = args.run_dir or new_folder(Path("runs") / stem)
     with Bars(args.steps) as bars:
         race(args.env, args.algo, args.steps, args.seeds, folder, settings, args.processes, bars.show)
     page = write_control_page(folder)

@@ -50,17 +50,21 @@ def export_traces(args: Namespace) -> int:
 
 
 def trace_stats(args: Namespace) -> int:
-    """``heliostat traces stats``: counts, and the attempts that solved problems took."""
-    from heliostat.cli.tables import print_bank
-    from heliostat.traces import Bank, summarise
+    """``heliostat traces stats``: counts of what is whole, and the attempts that solved problems took.
 
+    Exit code 1 where rows are damaged.
+    """
+    from heliostat.cli.tables import print_bank
+    from heliostat.traces import Bank, Findings, summarise
+
+    findings = Findings()
     with Bank.open(args.bank, create=False) as bank:
-        summary = summarise(bank)
+        summary = summarise(bank, findings)
     if args.json:
         say(json.dumps(asdict(summary), indent=1))
     else:
         print_bank(summary)
-    return 0
+    return _complain(findings)
 
 
 def verify_traces(args: Namespace) -> int:

@@ -273,9 +273,11 @@ def direction_of(given: Direction | str) -> Direction:
     """A direction, or the one of that name with its default settings.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or something that is no direction.
     """
     if not isinstance(given, str):
+        if isinstance(given, type) or not callable(getattr(given, "build", None)):
+            raise ValueError(f"direction must be a name or a direction with its settings, like Rank1(), got {given!r}")
         return given
     if given not in DIRECTIONS:
         raise ValueError(f"unknown direction '{given}'{nearest(given, DIRECTIONS)}; known: {', '.join(DIRECTIONS)}")

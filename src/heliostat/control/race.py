@@ -22,6 +22,7 @@ from heliostat.control.contenders import arguments_of, described, setup_of
 from heliostat.control.lap import Lap, Row, run_lap
 from heliostat.control.runs import LAPS, MODELS, SETTINGS
 from heliostat.outputs import claim_folder
+from heliostat.storage import append_rows, publish_file
 
 Settings = Mapping[str, Any]
 OnProgress = Callable[[str, int, Row], None]
@@ -64,12 +65,11 @@ def race(
         "settings": {algo: described(algo, env, settings) for algo in algos},
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
-    (folder / SETTINGS).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
+    publish_file(folder / SETTINGS, json.dumps(about, indent=1, default=str) + "\n")
     context = get_context("spawn")  # forked processes inherit torch's threads in an unusable state
     with (
         context.Manager() as manager,
         ProcessPoolExecutor(num_processes or os.cpu_count(), mp_context=context) as pool,
-        (folder / LAPS).open("a", encoding="utf-8") as file,
     ):
         rows = manager.Queue()
         running = [pool.submit(_in_process, lap, rows, folder / MODELS / f"{lap.algo}-{lap.seed}") for lap in laps]
@@ -81,8 +81,7 @@ def race(
                     if any(one.done() and one.exception() for one in running):
                         break
                     continue
-                file.write(json.dumps({"algo": algo, "seed": seed, **row}) + "\n")
-                file.flush()
+                append_rows(folder / LAPS, [{"algo": algo, "seed": seed, **row}], sync=False)
                 on_progress(algo, seed, row)
             for one in as_completed(running):
                 one.result()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,19 +48,30 @@ class SavedDiffers(RuntimeError):
     """A saved model is not the one that was to be saved; the message says in what."""
 
 
-def trainer_logits(loaded: LoadedModel, prompts: Sequence[Ids]) -> list[Tensor]:
-    """float32 logits at the end of every prompt, by the two halves that training and sampling use, on the CPU."""
+@dataclass(frozen=True, slots=True)
+class TrainerLogits:
+    """The logits that a saved model has to give.
+
+    Attributes:
+        values: float32, at the end of every prompt, on the CPU.
+        dtype: the type they were computed in, which sharded weights need not be stored in.
+    """
+
+    values: tuple[Tensor, ...]
+    dtype: torch.dtype
+
+
+def trainer_logits(loaded: LoadedModel, prompts: Sequence[Ids]) -> TrainerLogits:
+    """Compute logits by the two halves that training and sampling use."""
     with probing(loaded.model):
-        return [
-            loaded.head.logits(
-                loaded.head.hidden(input_ids=_row(ids, loaded.model.device), use_cache=False)[0, -NUM_POSITIONS:]
-            ).cpu()
-            for ids in prompts
-        ]
+        rows = [_row(ids, loaded.model.device) for ids in prompts]
+        hidden = [loaded.head.hidden(input_ids=row, use_cache=False)[0, -NUM_POSITIONS:] for row in rows]
+        values = tuple(loaded.head.logits(states).cpu() for states in hidden)
+    return TrainerLogits(values, hidden[0].dtype if hidden else loaded.model.dtype)
 
 
 def check_saved(
-    loaded: LoadedModel, folder: Path, written: Mapping[str, Tensor], prompts: Sequence[Ids], said: Sequence[Tensor]
+    loaded: LoadedModel, folder: Path, written: Mapping[str, Tensor], prompts: Sequence[Ids], said: TrainerLogits
 ) -> PreTrainedModel:
     """Read ``folder`` and compare; returns what was read.
 
@@ -87,7 +99,7 @@ def check_saved(
 
 
 def check_adapter(
-    model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor], prompts: Sequence[Ids], said: Sequence[Tensor]
+    model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor], prompts: Sequence[Ids], said: TrainerLogits
 ) -> None:
     """Put the adapter in ``folder`` on the weights below it, by PEFT, and compare; ``model`` is used up.
 
@@ -130,12 +142,13 @@ def _compare_tensors(model: nn.Module, written: Mapping[str, Tensor]) -> None:
             raise SavedDiffers(f"the weight {name} comes back with other numbers")
 
 
-def _compare_logits(model: nn.Module, prompts: Sequence[Ids], said: Sequence[Tensor], whose: str) -> None:
-    """Whether the trainer's logits are given; the model may be jittered afterwards."""
+def _compare_logits(model: nn.Module, prompts: Sequence[Ids], said: TrainerLogits, whose: str) -> None:
+    """Whether the trainer's logits are given; the model may be rounded and jittered afterwards."""
+    _round(model, said.dtype)
     read = _logits(model, prompts)
-    if [each.shape for each in read] != [each.shape for each in said]:
+    if [each.shape for each in read] != [each.shape for each in said.values]:
         raise SavedDiffers(f"{whose} logits are of another shape than the trainer's")
-    gap, bound = median_gap(read, said), QUIET[next(model.parameters()).dtype]
+    gap, bound = median_gap(read, said.values), QUIET[next(model.parameters()).dtype]
     if gap > bound:
         _jitter(model)
         bound = min(max(bound, NUM_NOISES * median_gap(_logits(model, prompts), read)), LOUD)
@@ -150,6 +163,15 @@ def _logits(model: nn.Module, prompts: Sequence[Ids]) -> list[Tensor]:
     with probing(model):  # type: ignore[arg-type]
         outputs = (model(input_ids=_row(ids, device), use_cache=False).logits[0, -NUM_POSITIONS:] for ids in prompts)
         return [output.float().cpu() for output in outputs]
+
+
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Compute in the type that the trainer computed in, where that is shorter than the type of the weights."""
+    if dtype.itemsize >= next(model.parameters()).dtype.itemsize:
+        return
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _jitter(model: nn.Module) -> None:

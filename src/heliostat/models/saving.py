@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,20 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged, plain_name
+from heliostat.storage import MANIFEST, publishing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SAVED = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", MANIFEST),
     *("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "*.model", "*.py"),
     *("adapter_config.json", "adapter_model.safetensors"),
 )
-"""Names of what transformers writes when it saves a model and a tokenizer."""
+"""Names of what is in the folder of a saved model or adapter."""
 
 
 Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
@@ -41,8 +42,7 @@ def save_model(
 ) -> None:
     """Write weights (in the dtype they have), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
-    The folder is written beside its final place and renamed into it, so a killed process leaves the earlier save, or
-    the new one, or (for the instant between two renames) the earlier one under a ``.old-`` name, never a half.
+    A killed process leaves the earlier save or the new one, never a half (``storage.folders``).
 
     Args:
         weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
@@ -66,34 +66,28 @@ def save_model(
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to be filled, which takes the place of ``folder`` if nothing is raised."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp makes private folders, safetensors private files
-        for file in partial.iterdir():
-            file.chmod(0o644)
-        _swap_in(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Give an empty folder to be filled, which takes the place of ``folder`` if nothing is raised.
+
+    Raises:
+        StorageError: the disk refused; an earlier folder is intact.
+    """
+    with publishing(folder) as partial:
+        try:
+            yield partial
+        except SafetensorError as error:  # its errors of the system are of no kind of the system's
+            raise OSError(str(error)) from error
+        _spare_foreign(folder)
 
 
-def _swap_in(partial: Path, folder: Path) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".old-{folder.name}-", dir=folder.parent))
-    folder.replace(old)  # onto an empty folder, which the system allows
-    partial.rename(folder)
-    if foreign := [entry.name for entry in old.iterdir() if not _may_be_saved(entry)]:
+def _spare_foreign(folder: Path) -> None:
+    """Move a folder aside that holds something that no save wrote."""
+    entries = list(folder.iterdir()) if folder.exists() else []
+    if foreign := [entry.name for entry in entries if not _may_be_saved(entry)]:
         kept = Path(tempfile.mkdtemp(prefix=f"{folder.name}-before-", dir=folder.parent))
-        old.replace(kept)
+        folder.replace(kept)  # onto an empty folder, which the system allows
         warnings.warn(
-            f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=4
+            f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=5
         )
-        return
-    shutil.rmtree(old)
 
 
 def _may_be_saved(entry: Path) -> bool:

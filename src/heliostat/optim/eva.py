@@ -94,9 +94,10 @@ class Eva(LayerOptimizer):
         """One step on the gradients in place and the rows seen since the last step.
 
         Raises:
-            RuntimeError: a layer has a gradient, but no pass through it was seen.
+            RuntimeError: a layer has a gradient, but no pass through it was seen, or its parameters were replaced.
         """
         loss = self.evaluated(closure)
+        self.refuse_replaced()
         ranks = self.agreed_ranks()
         if ranks is not None:
             self._sums.over_ranks(ranks, self.layers)

@@ -118,6 +118,20 @@ class LayerOptimizer(FiniteStep):
                     "backward after zero_grad()"
                 )
 
+    def refuse_replaced(self) -> None:
+        """Raise where a layer holds other parameters than when the optimizer was made.
+
+        Raises:
+            RuntimeError: its gradients would be read, and nothing of it moved.
+        """
+        known = set(self.parameters())
+        for name, layer in self.layers.items():
+            if any(part not in known for part in trainable_parts(layer)):
+                raise RuntimeError(
+                    f"{type(self).__name__}: layer '{name}' has other parameters than when the optimizer was made: "
+                    "write into the old ones (load_state_dict without assign=True), or make another over the model"
+                )
+
     def state_of(self, layer: nn.Linear, num_columns: int, like: Tensor) -> dict[str, Any]:
         """What is known of a layer; begun afresh where its matrix has other columns than before."""
         state: dict[str, Any] = self.state[layer.weight]

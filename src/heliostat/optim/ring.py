@@ -155,9 +155,11 @@ class RING(LayerOptimizer):
                 is called only when ``wants_statistics``.
 
         Raises:
-            RuntimeError: there never were statistics of a layer that has a gradient, or its own pass was not seen.
+            RuntimeError: there never were statistics of a layer that has a gradient, its own pass was not seen, or its
+                parameters were replaced.
         """
         loss = self.evaluated(closure)
+        self.refuse_replaced()
         if statistics_closure is not None and self.wants_statistics:
             with self.callers_mode(), self.statistics():
                 statistics_closure().backward()  # type: ignore[no-untyped-call]

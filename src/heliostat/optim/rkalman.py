@@ -213,6 +213,10 @@ class RKalman(FiniteStep):
     def _gradient(self) -> dict[Tensor, Tensor]:
         return {p: p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None}
 
+    def _stepped(self) -> tuple[list[Tensor], dict[Tensor, dict[str, Any]]]:
+        """Outputs measure weights that have no gradient, too."""
+        return self.parameters(), super()._stepped()[1]
+
     def _move(self, direction: dict[Tensor, Tensor]) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:

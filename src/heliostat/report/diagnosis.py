@@ -9,7 +9,6 @@ Left out: causes that leave no trace in the log. The first finding is the first 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from heliostat.monitors.guard import Finding, Guard
 from heliostat.monitors.rules import default_rules
 from heliostat.report.read import Run, finite, read_run
 from heliostat.report.texts import TextReport, examine_texts
+from heliostat.storage import read_rows
 
 STORIES: tuple[tuple[frozenset[str], str], ...] = (
     (
@@ -124,7 +124,7 @@ def diagnose(path: Path | str) -> Diagnosis:
         return diagnose_run(read_run(path))
     if not path.is_file():
         raise ValueError(f"there is no run folder or file {path} to diagnose")
-    rows = _json_rows(path)
+    rows = read_rows(path).rows
     if not rows:
         raise ValueError(f"{path} has no JSON objects, one a line, to diagnose")
     if all("step" in row for row in rows) and any(_is_metrics(row) for row in rows):
@@ -189,15 +189,3 @@ def _listed(title: str, lines: Sequence[str]) -> list[str]:
 
 def _is_metrics(row: Mapping[str, Any]) -> bool:
     return any("/" in key for key in row)
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

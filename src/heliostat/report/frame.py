@@ -16,6 +16,7 @@ from typing import Any
 import heliostat
 from heliostat.outputs import check_replaceable
 from heliostat.report.markup import Html, data_script, element
+from heliostat.storage import publish_file
 
 LOGO = (
     '<svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><circle cx="24" cy="7" r="4.5" class="sun"/>'
@@ -68,9 +69,7 @@ def write_page(target: Path, page: str) -> Path:
     """
     check_replaceable(target, MARK, "a page")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(target)
+    publish_file(target, page)
     return target
 
 

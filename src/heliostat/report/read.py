@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from heliostat.storage import changed_files, read_rows
+
 T = TypeVar("T")
 Phase = Literal["before", "during", "after"]
 
@@ -116,6 +118,7 @@ def read_run(folder: Path, label: str = "") -> Run:
     """
     _check_is_run(folder)
     notes = [f"{name} is absent: {loss}." for name, loss in CONSEQUENCES.items() if not (folder / name).is_file()]
+    notes += [f"{change}; what it says may be wrong." for change in changed_files(folder, within=False)]
     return Run(
         label=label or folder.resolve().name,
         folder=folder,
@@ -193,19 +196,8 @@ def _read_document(path: Path, parse: Any, notes: list[str]) -> Mapping[str, Any
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The JSON objects of a file, and how many lines were none."""
-    rows: list[dict[str, Any]] = []
-    num_broken = 0
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                num_broken += bool(line.strip())
-    return rows, num_broken
+    found = read_rows(path)
+    return found.rows, len(found.broken)
 
 
 def _read_metrics(path: Path, notes: list[str]) -> list[Mapping[str, float | None]]:

@@ -1,8 +1,10 @@
 """Traces: completions worth keeping, stored once by many writers, exchanged as Parquet, and cut into prefixes."""
 
-from heliostat.traces.bank import Appended, Attempts, Bank, BankError
-from heliostat.traces.checking import Findings, check_bank, whole_traces
+from heliostat.traces.bank import Appended, Attempts, Bank
+from heliostat.traces.checking import check_bank, whole_traces
+from heliostat.traces.database import BankError
 from heliostat.traces.files import read_rows
+from heliostat.traces.findings import Findings
 from heliostat.traces.fingerprint import policy_fingerprint, tokenizer_fingerprint
 from heliostat.traces.importing import ImportReport, Problems, import_rows, reverify
 from heliostat.traces.parquet import export_bank

@@ -13,24 +13,20 @@ Left out: network file systems, which WAL does not work on: exchange Parquet fil
 
 from __future__ import annotations
 
-import sqlite3
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from heliostat.traces.blobs import digest, pack_floats, pack_ids, unpack_floats, unpack_ids
+from heliostat.traces.database import BUSY_S, BankError, Database
+from heliostat.traces.findings import Findings
 from heliostat.traces.record import Source, Trace
-from heliostat.traces.schema import APPLICATION_ID, FORMAT, SCHEMA, SELECT_TRACES
+from heliostat.traces.schema import ADD_CHECKSUM, SELECT_TRACES
 from heliostat.types import StopReason
-
-BUSY_S = 60.0
-"""How long a writer waits for another one's transaction, in seconds."""
-
-
-class BankError(ValueError):
-    """A file is not a trace bank, or a damaged one; the message says which and what can be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +71,9 @@ class Bank:
         if not create and not self.path.is_file():
             raise FileNotFoundError(2, "there is no trace bank", str(self.path))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        self._db = Database(self.path, BUSY_S)
         self._contexts: dict[tuple[object, ...], tuple[int, int]] = {}
         self._sources: dict[Source, int] = {}
-        try:
-            self._prepare()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise BankError(
-                f"{self.path} cannot be opened as a trace bank ({error}); if it once was one, restore it from an "
-                "export (heliostat traces import), else choose another path"
-            ) from error
-        except BankError:
-            self._db.close()
-            raise
 
     @classmethod
     def open(cls, path: Path | str, create: bool = True) -> Bank:
@@ -109,26 +94,27 @@ class Bank:
 
     def __len__(self) -> int:
         """Traces in the bank."""
-        return int(self._db.execute("SELECT count(*) FROM traces").fetchone()[0])
+        return int(self.query("SELECT count(*) FROM traces")[0][0])
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def append(self, traces: Iterable[Trace], attempts: Iterable[Attempts] = ()) -> Appended:
-        """Store traces, and the rounds of attempts they came from, in one transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """Store traces, and the rounds of attempts they came from, in one transaction.
+
+        Raises:
+            BankError: the disk is full, the file is locked for too long, damaged or gone; nothing was stored.
+        """
         try:
-            rows = [self._row(trace) for trace in traces]
-            stored = self._db.executemany(
-                "INSERT OR IGNORE INTO traces VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
-            )
-            num_new = max(0, stored.rowcount)
-            self._db.executemany(
-                "INSERT OR IGNORE INTO attempts VALUES (NULL, ?, ?, ?, ?, ?, ?)", map(astuple, attempts)
-            )
-            self._db.execute("COMMIT")
+            with self._db.transaction():
+                rows = [self._row(trace) for trace in traces]
+                stored = self._db.executemany(
+                    "INSERT OR IGNORE INTO traces VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+                )
+                num_new = max(0, stored.rowcount)
+                for one in map(astuple, attempts):
+                    self._db.execute("INSERT OR IGNORE INTO attempts VALUES (NULL, ?, ?, ?, ?, ?, ?)", one)
+                    self._db.execute(ADD_CHECKSUM, (digest(*one), *one[:3]))
         except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             self._contexts.clear()  # they may name rows that the rollback took back
             self._sources.clear()
             raise
@@ -139,8 +125,9 @@ class Bank:
         completion = pack_ids(trace.completion_ids)
         # With a random stream of its own a completion is an event, and equal events both count; without, it is content.
         event = (trace.source.run, trace.source.step, trace.seed) if trace.seed else ()
+        name = digest(trace.problem_id, pack_ids(trace.prompt_ids), pack_ids(trace.prefix_ids), completion, *event)
         return (
-            digest(trace.problem_id, pack_ids(trace.prompt_ids), pack_ids(trace.prefix_ids), completion, *event),
+            name,
             problem,
             context,
             self._source(trace.source),
@@ -152,6 +139,7 @@ class Bank:
             str(trace.stop_reason),
             trace.seed,
             float(trace.flops),
+            checksum(name, trace),
         )
 
     def _context(self, trace: Trace) -> tuple[int, int]:
@@ -180,85 +168,124 @@ class Bank:
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def pick(
-        self, problem_ids: Iterable[str], num: int, *, tokenizer: str, successes_only: bool = True
+        self,
+        problem_ids: Iterable[str],
+        num: int,
+        *,
+        tokenizer: str,
+        successes_only: bool = True,
+        findings: Findings | None = None,
     ) -> dict[str, list[Trace]]:
         """The oldest ``num`` traces of each problem in one tokenizer's ids; problems without any are left out.
 
         Args:
             tokenizer: fingerprint of the tokenizer that the ids must belong to.
             successes_only: leave failures out.
+            findings: takes damaged traces, which are passed over.
+
+        Raises:
+            BankError: a trace is damaged, and there are no ``findings`` to tell.
         """
-        query = SELECT_TRACES + (
-            "WHERE t.problem = (SELECT id FROM problems WHERE name = ?) AND c.tokenizer = ?"
-            + (" AND t.success = 1" if successes_only else "")
-            + " ORDER BY t.id LIMIT ?"
+        where = "WHERE t.problem = (SELECT id FROM problems WHERE name = ?1) AND coalesce(c.tokenizer, ?2) = ?2" + (
+            " AND t.success = 1" if successes_only else ""
         )
         sources = self.sources()
-        found = {}
+        found: dict[str, list[Trace]] = {}
         for problem_id in dict.fromkeys(problem_ids):
-            rows = self._db.execute(query, (problem_id, tokenizer, num)).fetchall()
-            if rows:
-                found[problem_id] = [to_trace(row, sources) for row in rows]
+            whole = self._whole(self.rows(where, (problem_id, tokenizer)), sources, findings)
+            traces = list(islice((trace for trace in whole if trace.problem_id == problem_id), num))
+            if traces:
+                found[problem_id] = traces
         return found
 
+    def _whole(
+        self, rows: Iterable[tuple[Any, ...]], sources: Mapping[int, Source], findings: Findings | None
+    ) -> Iterator[Trace]:
+        for row in rows:
+            try:
+                yield to_trace(row, sources)
+            except ValueError as error:
+                if findings is None:
+                    raise BankError(f"trace bank {self.path}, row {row[0]}: {error}") from error
+                findings.report(f"trace bank {self.path}, row {row[0]}", str(error))
+
     def rows(self, where: str = "", values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
-        """Stored rows in the order of writing, a few at a time; ``to_trace`` makes traces of them."""
-        cursor = self._db.execute(SELECT_TRACES + where + " ORDER BY t.id", values)
-        while rows := cursor.fetchmany(1000):
-            yield from rows
+        """Stored rows in the order of writing, a few at a time; ``to_trace`` makes traces of them.
+
+        Raises:
+            BankError: they cannot be read.
+        """
+        unchecked = self._unchecked("traces")
+        with self._db.speaking():
+            cursor = self._db.execute(self._select() + where + " ORDER BY t.id", values)
+            while rows := cursor.fetchmany(1000):
+                for row in rows:
+                    yield (*row, row[0] <= unchecked)
+
+    def _select(self) -> str:
+        return SELECT_TRACES.format(checksum="t.checksum" if self._db.format >= 2 else "NULL")
+
+    def _unchecked(self, table: str) -> float:
+        """Up to which row of a table a missing checksum is no damage: it was written by an earlier version."""
+        if self._db.format < 2:
+            return math.inf
+        marks = self.query("SELECT value FROM marks WHERE name = ?", (f"unchecked {table}",))
+        return float(marks[0][0]) if marks else 0.0
 
     def __iter__(self) -> Iterator[Trace]:
-        """Every trace in the order of writing, in bounded memory."""
-        sources = self.sources()
-        for row in self.rows():
-            yield to_trace(row, sources)
+        """Every trace in the order of writing, in bounded memory.
 
-    def sources(self) -> dict[int, Source]:
-        """Everyone who wrote, by the number that traces refer to."""
-        rows = self._db.execute("SELECT * FROM sources").fetchall()
-        return {row[0]: _to_source(row[2:]) for row in rows}
+        Raises:
+            BankError: a trace is damaged; the message names its row.
+        """
+        return self._whole(self.rows(), self.sources(), None)
 
-    def attempts(self, campaign: str) -> list[Attempts]:
-        """The rounds of one campaign of rejection sampling, in order of writing."""
-        rows = self._db.execute("SELECT * FROM attempts WHERE campaign = ? ORDER BY id", (campaign,))
-        return [Attempts(*row[1:]) for row in rows]
+    def sources(self) -> Mapping[int, Source]:
+        """Everyone who wrote, by the number that traces refer to; looked up when asked for."""
+        return _Sources(self)
+
+    def attempts(self, campaign: str | None = None) -> list[Attempts]:
+        """The rounds of one campaign of rejection sampling, or of all, in order of writing.
+
+        Raises:
+            BankError: one is damaged; the message names its row.
+        """
+        where, values = ("", ()) if campaign is None else (" WHERE campaign = ?", (campaign,))
+        unchecked = self._unchecked("attempts")
+        found = []
+        checksums = dict(self.query("SELECT * FROM attempt_checksums")) if self._db.format >= 2 else {}
+        for row in self.query(f"SELECT * FROM attempts{where} ORDER BY id", values):
+            attempts, written = Attempts(*row[1:]), checksums.get(row[0])
+            if not (written is None and row[0] <= unchecked) and written != digest(*astuple(attempts)):
+                raise BankError(f"trace bank {self.path}: row {row[0]} of its attempts is damaged")
+            found.append(attempts)
+        return found
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Rows of a reading query on the tables of ``schema``."""
-        return self._db.execute(sql, values).fetchall()
+        """Rows of a reading query on the tables of ``schema``.
 
-    # -- opening ----------------------------------------------------------------------------------------------------
+        Raises:
+            BankError: they cannot be read.
+        """
+        return self._db.query(sql, values)
 
-    def _prepare(self) -> None:
-        """Make the tables of a new file, or check that this is a bank."""
-        if self._is_empty():
-            self._configure()
-            self._db.execute("BEGIN IMMEDIATE")  # two processes may create the same bank at once
-            if self._is_empty():
-                for statement in SCHEMA.split(";\n"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {FORMAT}")
-            self._db.execute("COMMIT")
-        if self._pragma("application_id") != APPLICATION_ID:  # nothing of that file has been touched
-            raise BankError(f"{self.path} is an SQLite file of another program, not a trace bank; choose another path")
-        if self._pragma("user_version") > FORMAT:
-            raise BankError(
-                f"{self.path} has bank format {self._pragma('user_version')}, but this version of heliostat reads "
-                f"{FORMAT}; update heliostat"
-            )
-        self._configure()
 
-    def _is_empty(self) -> bool:
-        num_tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        return num_tables == 0 and self._pragma("application_id") == 0
+class _Sources(dict[int, Source]):
+    """Rows of the table of sources, each read when it is first asked for."""
 
-    def _configure(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
+    def __init__(self, bank: Bank) -> None:
+        super().__init__()
+        self._bank = bank
 
-    def _pragma(self, name: str) -> int:
-        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+    def __missing__(self, key: int) -> Source:
+        rows = self._bank.query("SELECT * FROM sources WHERE id = ?", (key,))
+        if not rows:
+            raise ValueError(f"its source, number {key}, is missing")
+        try:
+            self[key] = source = _to_source(rows[0][2:])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"its source, number {key}, is damaged ({error})") from None
+        return source
 
 
 def _to_source(values: Sequence[Any]) -> Source:
@@ -271,12 +298,44 @@ def to_trace(row: Sequence[Any], sources: Mapping[int, Source]) -> Trace:
     """A stored row as a trace.
 
     Raises:
-        ValueError: the row is damaged: its digest, its ids or its log-probabilities do not fit together.
+        ValueError: the row is damaged: it does not fit its digest or its checksum, or holds values of other types.
     """
-    _, name, problem_id, task, prompt, prefix, cut, completion, logp, text, reward, success, stop, seed, flops, by = row
-    source = sources[by]
-    if name != digest(problem_id, prompt, prefix, completion, *((source.run, source.step, seed) if seed else ())):
+    try:
+        _, name, problem_id, _, tokenizer, prompt, prefix, _, completion, *_, by, written, unchecked = row
+        trace = _unpacked(row, sources[by])
+        event = (trace.source.run, trace.source.step, trace.seed) if trace.seed else ()
+        matches = name == digest(problem_id, prompt, prefix, completion, *event)
+        matches = matches and tokenizer == trace.source.tokenizer
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:  # SQLite columns hold any type
+        raise ValueError(f"damaged ({error})") from error
+    if not matches:
         raise ValueError("a trace's content does not match its digest")
+    if not (written is None and unchecked) and written != checksum(name, trace):
+        raise ValueError("a trace's log-probabilities, text, reward or circumstances do not match its checksum")
+    return trace
+
+
+def checksum(name: bytes, trace: Trace) -> bytes:
+    """Of everything in a trace that its digest ``name``, which says what counts as a copy, leaves out."""
+    source = trace.source
+    return digest(
+        name,
+        pack_floats(trace.logp_gen),
+        trace.text,
+        float(trace.reward) + 0.0,  # the sign of a zero is not stored
+        bool(trace.success),
+        str(trace.stop_reason),
+        float(trace.flops) + 0.0,
+        trace.task,
+        trace.cut,
+        trace.seed,
+        *(source.tokenizer, source.policy, source.run, source.step, float(source.temperature) + 0.0),
+        *(source.max_new_tokens, source.verifier, bool(source.reencoded)),
+    )
+
+
+def _unpacked(row: Sequence[Any], source: Source) -> Trace:
+    problem_id, task, _, prompt, prefix, cut, completion, logp, text, reward, success, stop, seed, flops = row[2:16]
     return Trace(
         problem_id=problem_id,
         task=task,

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from heliostat.traces.checking import Findings
+from heliostat.traces.findings import Findings
 
 
 class Row(NamedTuple):
@@ -90,7 +90,7 @@ def _parquet_rows(system: Any, name: str, findings: Findings) -> Iterator[Row]:
     short = name.rpartition("/")[2]
     number = 0
     with system.open(name, "rb") as file:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
+        for batch in pyarrow.parquet.ParquetFile(file, page_checksum_verification=True).iter_batches(batch_size=1000):
             for columns in batch.to_pylist():
                 number += 1
                 yield Row(f"{short}, row {number}", columns)

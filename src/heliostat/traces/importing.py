@@ -20,10 +20,10 @@ import numpy as np
 
 from heliostat.models import LoadedModel, encode_solution
 from heliostat.traces.bank import Appended, Bank
-from heliostat.traces.checking import Findings
 from heliostat.traces.columns import from_columns
 from heliostat.traces.dialects import TextRow, is_own, read_text_row
 from heliostat.traces.files import Row
+from heliostat.traces.findings import Findings
 from heliostat.traces.fingerprint import tokenizer_fingerprint
 from heliostat.traces.record import Source, Trace
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason

@@ -11,16 +11,17 @@ Left out: reading (``files``), and formats for anything but exchange.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from heliostat.storage import publish_file
 from heliostat.traces.bank import Bank
-from heliostat.traces.checking import Findings, whole_traces
+from heliostat.traces.checking import whole_traces
 from heliostat.traces.columns import to_columns
+from heliostat.traces.findings import Findings
 from heliostat.traces.record import Trace
 
 ROWS_PER_FILE = 50_000
@@ -87,7 +88,7 @@ def _file(traces: list[Trace]) -> bytes:
 
     buffer = io.BytesIO()
     table = pa.Table.from_pylist([to_columns(trace) for trace in traces], schema=_schema())
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -100,9 +101,4 @@ def _publish(system: Any, name: str, content: bytes) -> None:
         return
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    publish_file(path, content)

@@ -6,9 +6,10 @@ Left out: how rows are written and read (``bank``).
 """
 
 APPLICATION_ID = 0x48544231  # "HTB1", so that another program's SQLite file is recognised as such
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had no checksums: its rows are read as they are, and the first that writes brings the file to format 2."""
 
-SCHEMA = """
+FORMAT_1 = """
 CREATE TABLE problems (id INTEGER PRIMARY KEY, task TEXT NOT NULL, name TEXT NOT NULL UNIQUE);
 CREATE TABLE contexts (
     id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, problem INTEGER NOT NULL REFERENCES problems,
@@ -34,8 +35,24 @@ CREATE TRIGGER traces_stay BEFORE DELETE ON traces BEGIN SELECT RAISE(ABORT, 'a 
 CREATE TRIGGER traces_are_final BEFORE UPDATE ON traces BEGIN SELECT RAISE(ABORT, 'a trace bank is append-only'); END;
 """
 
-SELECT_TRACES = """
-SELECT t.id, t.digest, p.name, p.task, c.prompt, c.prefix, c.cut, t.completion, t.logp, t.text, t.reward, t.success,
-       t.stop, t.seed, t.flops, t.source
-FROM traces t JOIN contexts c ON c.id = t.context JOIN problems p ON p.id = t.problem
+UPGRADE = (
+    "ALTER TABLE traces ADD COLUMN checksum BLOB",
+    "CREATE TABLE attempt_checksums (attempt INTEGER PRIMARY KEY REFERENCES attempts, checksum BLOB NOT NULL)",
+    "CREATE TABLE marks (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
+    "INSERT INTO marks SELECT 'unchecked traces', coalesce(max(id), 0) FROM traces",
+    "INSERT INTO marks SELECT 'unchecked attempts', coalesce(max(id), 0) FROM attempts",
+    f"PRAGMA user_version = {FORMAT}",
+)
+"""From format 1, also in a new file; ``marks`` say up to which row a missing checksum is no damage."""
+
+ADD_CHECKSUM = """
+INSERT OR IGNORE INTO attempt_checksums
+SELECT id, ? FROM attempts WHERE campaign = ? AND problem = ? AND round = ?
 """
+
+SELECT_TRACES = """
+SELECT t.id, t.digest, p.name, p.task, c.tokenizer, c.prompt, c.prefix, c.cut, t.completion, t.logp, t.text,
+       t.reward, t.success, t.stop, t.seed, t.flops, t.source, {checksum}
+FROM traces t LEFT JOIN contexts c ON c.id = t.context LEFT JOIN problems p ON p.id = t.problem
+"""
+"""Outer joins, so that a trace whose context was lost is found damaged and does not just fail to appear."""

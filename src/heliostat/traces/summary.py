@@ -1,14 +1,17 @@
 """What is in a bank: counts by task and sampler, and how many attempts solved problems took.
 
-Left out: whether it is sound (``checking``).
+Left out: whether the file as such is sound (``checking``).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heliostat.traces.bank import Bank
+from heliostat.traces.checking import whole_traces
+from heliostat.traces.findings import Findings
 
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -44,31 +47,39 @@ class BankSummary:
     flops: float
 
 
-def summarise(bank: Bank) -> BankSummary:
-    """Read the bank's counts."""
-    tasks = bank.query(
-        "SELECT p.task, count(DISTINCT p.id), count(*), sum(t.success) FROM traces t JOIN problems p "
-        "ON p.id = t.problem GROUP BY p.task ORDER BY p.task"
-    )
-    samplers = bank.query(
-        "SELECT s.run, count(*), sum(t.success), s.verifier, s.reencoded FROM traces t JOIN sources s "
-        "ON s.id = t.source GROUP BY s.run, s.verifier, s.reencoded ORDER BY s.run"
-    )
-    tried = bank.query(
-        "SELECT problem, sum(num), sum(num_success), sum(flops) FROM attempts GROUP BY campaign, problem"
-    )
-    solved = [num / successes for _, num, successes, _ in tried if successes]
+def summarise(bank: Bank, findings: Findings | None = None) -> BankSummary:
+    """Count what is whole; what is damaged goes to ``findings``.
+
+    Raises:
+        BankError: the record of attempts is damaged, or a trace, and there are no ``findings`` to tell.
+    """
+    tasks: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    samplers: dict[tuple[str, str, bool], list[int]] = defaultdict(lambda: [0, 0])
+    problems: dict[str, set[str]] = defaultdict(set)
+    for trace in bank if findings is None else whole_traces(bank, findings):
+        source = trace.source
+        problems[trace.task].add(trace.problem_id)
+        for counts in (tasks[trace.task], samplers[source.run, source.verifier, source.reencoded]):
+            counts[0] += 1
+            counts[1] += trace.success
+    tried: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    flops = 0.0
+    for one in bank.attempts():
+        tried[one.campaign, one.problem_id][0] += one.num
+        tried[one.campaign, one.problem_id][1] += one.num_success
+        flops += one.flops
+    solved = [num / successes for num, successes in tried.values() if successes]
     return BankSummary(
-        num_traces=len(bank),
-        num_problems=sum(task[1] for task in tasks),
-        num_successes=sum(task[3] for task in tasks),
-        tasks=tuple((task[0], task[1], task[2], task[3]) for task in tasks),
-        samplers=tuple((s[0], s[1], s[2], s[3], bool(s[4])) for s in samplers),
+        num_traces=sum(num for num, _ in tasks.values()),
+        num_problems=sum(map(len, problems.values())),
+        num_successes=sum(successes for _, successes in tasks.values()),
+        tasks=tuple((task, len(problems[task]), num, won) for task, (num, won) in sorted(tasks.items())),
+        samplers=tuple((run, num, won, by, again) for (run, by, again), (num, won) in sorted(samplers.items())),
         attempts=histogram(solved),
         num_tried=len(tried),
         num_unsolved=len(tried) - len(solved),
-        num_attempts=sum(row[1] for row in tried),
-        flops=sum(row[3] for row in tried),
+        num_attempts=sum(num for num, _ in tried.values()),
+        flops=flops,
     )
 
 

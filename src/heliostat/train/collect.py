@@ -155,5 +155,4 @@ def run_collect(
 def spent_on(bank: Bank, problem_ids: Sequence[str]) -> float:
     """FLOPs of all attempts on these problems, unsuccessful ones included."""
     wanted = set(problem_ids)
-    rows = bank.query("SELECT problem, sum(flops) FROM attempts GROUP BY problem")
-    return float(sum(flops for problem, flops in rows if problem in wanted))
+    return float(sum(one.flops for one in bank.attempts() if one.problem_id in wanted))

@@ -12,10 +12,12 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import os
 import platform
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,26 +27,44 @@ import torch
 
 from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
 from heliostat.outputs import claim_folder, release_folder
-from heliostat.tracking import read_metrics, rewind
+from heliostat.storage import (
+    MANIFEST,
+    Damaged,
+    Extent,
+    append_rows,
+    changed_files,
+    extent_of,
+    keep_rows,
+    new_folder,
+    publish_file,
+    read_rows,
+    recover_folder,
+    remove_folder,
+    replace_rows,
+    truncate_rows,
+    write_manifest,
+)
+from heliostat.storage.errors import naming
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.records import evaluation_from_rows
 
 _STARTING = ("checkpoints", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
 """What a run writes before anything is refused."""
 
+KEPT = frozenset(
+    {
+        *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
+        *("abandoned.jsonl", "prefixes.json", "summary.json", "model", "adapter", "reference"),
+    }
+)
+"""What the manifest of a run that has ended lists."""
+
+LEFTOVERS = (".{}-????????", ".old-{}-????????")
+"""What killed exports of earlier versions are called."""
+
 
 class RunLocked(RuntimeError):
     """Another process is working in the run folder."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def default_run_dir(section: RunSection, recipe_name: str) -> Path:
@@ -56,26 +76,36 @@ def default_run_dir(section: RunSection, recipe_name: str) -> Path:
     return next(path for path in itertools.chain([dated], others) if not path.exists())
 
 
+def reserve_run_dir(section: RunSection, recipe_name: str) -> Path:
+    """``root/name``, or a new folder with a dated name; runs that start in one second get different ones."""
+    path = default_run_dir(section, recipe_name)
+    return path if section.name else new_folder(path)
+
+
 class RunFolder:
     """A locked run folder.
 
     Args:
         writes: whether this process is the one that writes here; what others of a run would write is left out.
+        reserved: whether the folder was made for this run just now (``reserve_run_dir``).
 
     Raises:
         RunLocked: another process holds it.
         ConfigError: it holds a run of a different recipe, or anything that no run of ours put there.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, writes: bool = True) -> None:
+    def __init__(self, path: Path, recipe: Recipe, writes: bool = True, reserved: bool = False) -> None:
         self.path = path
         self.writes = writes
         self.checkpoints = path / "checkpoints"
         if writes:
-            self._is_new = claim_folder(path, "heliostat train", _is_older_run)
+            self._is_new = claim_folder(path, "heliostat train", _is_older_run) or reserved
             self._lock = self._take_lock()
             self._check_recipe(recipe)
+            if self.checkpoints.is_symlink():
+                raise ConfigError(f"{self.checkpoints} is a link; keep the whole run where it points to, with --run")
             self.checkpoints.mkdir(exist_ok=True)
+            self._sweep()
         self.metrics = path / "metrics.jsonl"
         self.evals = path / "evals.jsonl"
         self.transcripts = path / "transcripts.jsonl"
@@ -86,6 +116,23 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.prefixes = path / "prefixes.json"
         self.reference = path / "reference"
+
+    @property
+    def _logs(self) -> tuple[Path, ...]:
+        return self.metrics, self.evals, self.transcripts, self.events, self.abandoned
+
+    def _sweep(self) -> None:
+        """Put right what a killed process left of writing models, and remove its other leftovers."""
+        for name in ("model", "adapter", "reference"):
+            recover_folder(self.path / name)
+            for ending in LEFTOVERS:
+                for leftover in self.path.glob(ending.format(name)):
+                    remove_folder(leftover)
+        for leftover in self.path.glob(".trial-????????"):
+            remove_folder(leftover)
+        for leftover in self.path.glob("*.partial"):
+            if leftover.is_file() or leftover.is_symlink():
+                leftover.unlink()
 
     def _take_lock(self) -> TextIO:
         lock = (self.path / "run.lock").open("a+", encoding="utf-8")
@@ -106,6 +153,8 @@ class RunFolder:
 
     def _check_recipe(self, recipe: Recipe) -> None:
         path = self.path / "recipe.toml"
+        if not (self.path / "versions.json").exists():  # first, so that it is there whenever the recipe is
+            publish_file(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
         if path.exists():
             difference = _first_difference(load_recipe(str(path)).model_dump(), recipe.model_dump())
             if difference:
@@ -114,66 +163,126 @@ class RunFolder:
                     "remove this one"
                 )
             return
-        write_atomically(path, dump_recipe(recipe))
-        write_atomically(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+        publish_file(path, dump_recipe(recipe))
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append JSON lines and flush them to the disk."""
-        if not self.writes:
-            return
-        with path.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append JSON lines and flush them to the disk.
 
-    def rewind_to(self, step: int | None) -> None:
-        """Forget what was written after the checkpoint of ``step``, or everything; a resumed run writes it again."""
+        Raises:
+            StorageError: the disk refused; the file is as it was.
+        """
+        if self.writes:
+            append_rows(path, rows)
+
+    def extents(self, step: int) -> dict[str, Extent]:
+        """How far each log goes, for a checkpoint of ``step``; what is about later steps is left out."""
         if not self.writes:
-            return
+            return {}
+        by_step = {log.name: extent_of(log, lambda row: _at(row, "step") <= step) for log in self._by_step}
+        return by_step | {log.name: extent_of(log) for log in (self.events, self.abandoned)}
+
+    @property
+    def _by_step(self) -> tuple[Path, ...]:
+        return self.metrics, self.evals, self.transcripts
+
+    def rewind_to(self, step: int | None, extents: Mapping[str, Extent]) -> list[str]:
+        """Forget what was written after the checkpoint of ``step``, or everything; a resumed run writes it again.
+
+        Args:
+            extents: how far the logs went when that checkpoint was written.
+
+        Returns:
+            A sentence for each log that is not what the run had written. Its readable rows are kept.
+        """
+        if not self.writes:
+            return []
+        (self.path / MANIFEST).unlink(missing_ok=True)  # of how an earlier session ended
         if step is None:
-            for path in (self.metrics, self.evals, self.transcripts, self.events, self.abandoned):
+            for path in self._logs:
                 path.unlink(missing_ok=True)
-            return
-        if self.metrics.exists():
-            rewind(self.metrics, step)
-        for path in (self.evals, self.transcripts):
-            if path.exists():
-                _keep_lines(path, lambda row: row["step"] < step or (row["step"] == step and row["phase"] == "during"))
+            return []
+        losses = []
+        for path in self._logs:
+            if path.name not in extents:
+                self._salvage(path, step)
+                continue
+            try:
+                truncate_rows(path, extents[path.name])
+            except Damaged as error:
+                num_lost = self._salvage(path, step)
+                losses.append(f"{error}; its readable rows are kept, {num_lost} lines could not be read")
+        return losses
+
+    def _salvage(self, path: Path, step: int) -> int:
+        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later."""
+        if path.is_symlink():
+            path.unlink()
+        if path == self.evals:  # what was measured before training is in the checkpoint
+            return keep_rows(path, lambda row: row.get("phase") == "during" and _at(row, "step") <= step)
+        if path in self._by_step:
+            return keep_rows(path, lambda row: _at(row, "step") <= step)
+        return keep_rows(path, lambda row: _at(row, "tick") < math.inf)
+
+    def metrics_after(self, step: int) -> list[dict[str, Any]]:
+        """The metrics of steps after ``step``."""
+        return [row for row in read_rows(self.metrics).rows if _at(row, "step") > step]
 
     def forget_after(self, step: int) -> None:
         """Drop evaluations and transcripts of steps that were taken back; those of ``step`` itself and before stay."""
         if not self.writes:
             return
         for path in (self.evals, self.transcripts):
-            if path.exists():
-                _keep_lines(path, lambda row: row["step"] <= step)
+            keep_rows(path, lambda row: _at(row, "step") <= step)
 
     def rewind_events(self, tick: int) -> None:
         """Forget what the guard wrote after ``tick``, its count of steps made (abandoned ones included)."""
         if not self.writes:
             return
         for path in (self.events, self.abandoned):
-            if path.exists():
-                _keep_lines(path, lambda row: row["tick"] <= tick)
+            keep_rows(path, lambda row: _at(row, "tick") <= tick)
 
-    def recorded(self, phase: str) -> Evaluation | None:
-        """What the folder already knows of the evaluation ``before`` or ``after`` training."""
-        rows = [row for row in read_metrics(self.evals) if row["phase"] == phase]
-        return evaluation_from_rows(rows) if rows else None
+    def restore_before(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Put the evaluation before training back into ``evals.jsonl``, if it is not there as it was."""
+        if not self.writes or not rows:
+            return
+        found = read_rows(self.evals).rows
+        if [row for row in found if row.get("phase") == "before"] != list(rows):
+            others = [row for row in found if row.get("phase") != "before"]
+            replace_rows(self.evals, [*rows, *others])
+
+    def recorded(self, phase: str, step: int | None = None) -> Evaluation | None:
+        """What the folder knows of the evaluation ``before`` or ``after`` training; ``step``: at that one alone."""
+        rows = [row for row in read_rows(self.evals).rows if row.get("phase") == phase]
+        rows = [row for row in rows if step is None or row.get("step") == step]
+        with suppress(ValueError):  # rows of another shape are no evaluation
+            return evaluation_from_rows(rows) if rows else None
+        return None
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run here has ended well."""
-        if not self.summary.exists():
+        """Whether the run here has ended well; a damaged summary says nothing, and is written again."""
+        try:
+            summary = json.loads(self.summary.read_bytes())
+        except (OSError, ValueError, RecursionError):
             return False
-        return bool(json.loads(self.summary.read_text(encoding="utf-8"))["status"] == "finished")
+        return isinstance(summary, dict) and summary.get("status") == "finished"
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace ``summary.json``."""
+        """Replace ``summary.json``, and list what the run leaves behind by its digests."""
         if not self.writes:
             return
-        write_atomically(self.summary, json.dumps(summary, indent=1) + "\n")
+        publish_file(self.summary, json.dumps(summary, indent=1) + "\n")
+        self._list_files()
+
+    def changes(self) -> list[str]:
+        """A sentence for each file of a run that has ended which is not what it wrote."""
+        if self.writes and not (self.path / MANIFEST).exists():  # killed right after its summary
+            self._list_files()
+        return changed_files(self.path)
+
+    def _list_files(self) -> None:
+        with naming(self.path / MANIFEST):
+            write_manifest(self.path, {}, KEPT)
 
     def close(self) -> None:
         """Release the lock; a run that was refused before it began leaves no folder behind."""
@@ -197,9 +306,10 @@ def _is_older_run(path: Path) -> bool:
     return of_a_run and isinstance(made_with, dict) and {"heliostat", "torch"} <= made_with.keys()
 
 
-def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    rows = [row for row in read_metrics(path) if keep(row)]
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def _at(row: Mapping[str, Any], key: str) -> float:
+    """The step or tick of a row; infinite where it has none, which no row of ours is."""
+    value = row.get(key)
+    return value if isinstance(value, int) else math.inf
 
 
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:

@@ -6,7 +6,8 @@ Left out: how success is measured (``train.evaluate``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
@@ -14,7 +15,7 @@ from heliostat.tasks import VerifierPool
 from heliostat.train.evaluate import Evaluation, evaluate
 from heliostat.train.folder import RunFolder
 from heliostat.train.ledger import Ledger
-from heliostat.train.records import eval_rows, transcript_rows
+from heliostat.train.records import eval_rows, evaluation_from_rows, transcript_rows
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import Bench
 from heliostat.types import Group, Problem
@@ -26,6 +27,7 @@ class HeldOut:
 
     Attributes:
         note: shows a line to people.
+        before: rows of the evaluation before training.
     """
 
     recipe: Recipe
@@ -36,6 +38,7 @@ class HeldOut:
     ledger: Ledger
     note: Callable[[str], None]
     problems: Sequence[Problem]
+    before: list[dict[str, Any]] = field(default_factory=list)
 
     def look(self, step: int) -> dict[str, float]:
         """The periodic check on the first problems, for the log."""
@@ -44,11 +47,45 @@ class HeldOut:
         self._record(step, "during", evaluation, groups)
         return evaluation.metrics() | {"time/eval": self.ledger.last_seconds["eval"]}
 
-    def measure(self, step: int, phase: str) -> Evaluation:
-        """All problems, several samples each; results of an earlier session are read back, not repeated."""
-        stored = self.folder.recorded(phase)
-        if stored is not None and len(stored.results) == len(self.problems):
-            return stored
+    def measure_before(self, step: int, untrained: bool) -> Evaluation | None:
+        """Results before training, which began at ``step``: read back, or measured while the weights are those.
+
+        Args:
+            untrained: whether they are.
+
+        Returns:
+            ``None`` where they can no longer be known.
+        """
+        stored = self._stored("before", step, self.before)
+        if stored is None and not untrained:
+            self.note(
+                f"the evaluation before training is lost from {self.folder.evals}, and so are the weights of step "
+                f"{step}: the run goes on without it"
+            )
+            return None
+        evaluation = stored or self._measure(step, "before")
+        self.before[:] = eval_rows(step, "before", evaluation)
+        return evaluation
+
+    def measure_after(self, step: int) -> Evaluation:
+        """Results of the trained weights."""
+        return self._stored("after", step, ()) or self._measure(step, "after")
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps: the rows of the evaluation before training, once it was made."""
+        return list(self.before)
+
+    def load_state_dict(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Continue from a checkpoint; rows that ``evals.jsonl`` has lost since are put back."""
+        self.before[:] = rows
+        self.folder.restore_before(rows)
+
+    def _stored(self, phase: str, step: int, rows: Sequence[dict[str, Any]]) -> Evaluation | None:
+        """All problems' results of an earlier session, with the weights of ``step``."""
+        stored = evaluation_from_rows(rows) if rows else self.folder.recorded(phase, step)
+        return stored if stored is not None and len(stored.results) == len(self.problems) else None
+
+    def _measure(self, step: int, phase: str) -> Evaluation:
         self.note(f"evaluating {phase} training on {len(self.problems)} held-out problems")
         evaluation, groups = self._evaluate(len(self.problems), self.recipe.eval.final_samples, greedy=True)
         self._record(step, phase, evaluation, groups)

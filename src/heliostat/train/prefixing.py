@@ -11,23 +11,25 @@ Left out: how much of a solution is given (``traces.cuts``) and how much may be 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from heliostat.config import ConfigError, Recipe
 from heliostat.models import decode
 from heliostat.rollout import completion_seed
+from heliostat.storage import publish_file
 from heliostat.tasks import Task, VerifierPool
-from heliostat.traces import Bank, Trace, tokenizer_fingerprint
+from heliostat.traces import Bank, Trace, check_bank, tokenizer_fingerprint
 from heliostat.traces.cuts import CutPolicy, Donor, build_cut_policy, cut_donor
 from heliostat.traces.spans import answer_start, longest_prefix
 from heliostat.train.collect import spent_on
 from heliostat.train.curriculum import Passes
-from heliostat.train.folder import write_atomically
 from heliostat.train.setup import Bench
 from heliostat.types import Group, Mean, Message, Problem, Prompt
 
@@ -41,11 +43,13 @@ class Donors:
     Attributes:
         flops: of every attempt on the donors' problems, as far as the bank knows.
         num_refused: problems with a success of which nothing can be given without giving the answer.
+        damaged: a sentence for each part of the bank that could not be used.
     """
 
     donors: tuple[Donor, ...]
     flops: float
     num_refused: int
+    damaged: tuple[str, ...] = ()
 
 
 def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
@@ -53,11 +57,13 @@ def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
 
     Raises:
         ConfigError: there is none in this model's token ids.
+        BankError: the bank cannot be read.
     """
     problems = {problem.problem_id: (task, problem) for task in tasks for problem in task.train}
     with Bank.open(Path(recipe.traces.bank), create=False) as bank:
         tokenizer = tokenizer_fingerprint(bench.loaded)
-        picked = bank.pick(problems, 1, tokenizer=tokenizer)
+        findings = check_bank(bank)
+        picked = bank.pick(problems, 1, tokenizer=tokenizer, findings=type(findings)())  # they have it already
         flops = spent_on(bank, list(picked))
     found = [_donor(traces[0], *problems[key], recipe, bench) for key, traces in sorted(picked.items())]
     donors = tuple(donor for donor in found if donor.ids)
@@ -67,7 +73,7 @@ def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
             f"{len(picked)} for this task's training problems in this model's token ids, none of them with a part to "
             "give before its answer; fill it with heliostat sample MODEL --recipe RECIPE --bank FILE"
         )
-    return Donors(donors, flops, len(found) - len(donors))
+    return Donors(donors, flops, len(found) - len(donors), tuple(findings.lines()))
 
 
 def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bench: Bench) -> Donor:
@@ -79,15 +85,36 @@ def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bench: Be
 
 
 def kept_donors(path: Path, find: Callable[[], Donors]) -> Donors:
-    """Donors as the run's first start found them."""
+    """Donors as the run's first start found them.
+
+    Raises:
+        ConfigError: the file that keeps them is not what the run wrote.
+    """
     if not path.exists():
         found = find()
         rows = [[donor.problem_id, list(donor.ids), donor.num_tokens] for donor in found.donors]
         content = {"flops": found.flops, "num_refused": found.num_refused, "donors": rows}
-        write_atomically(path, json.dumps(content) + "\n")
-    content = json.loads(path.read_text(encoding="utf-8"))
+        publish_file(path, _checked(content))
+        return found
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+        del content["sha256"]
+        if _checked(content) != raw:
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(
+            f"{path} is damaged: it says which stored solutions this run cuts prefixes from; restore it, or start anew "
+            "with another --run"
+        ) from None
     donors = tuple(Donor(problem_id, tuple(ids), num) for problem_id, ids, num in content["donors"])
     return Donors(donors, content["flops"], content["num_refused"])
+
+
+def _checked(content: Mapping[str, Any]) -> bytes:
+    """``content`` with its own digest: these ids are trained on, so a flipped one must not go unseen."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps({**content, "sha256": digest}) + "\n").encode()
 
 
 Deliver = Callable[[Bench, Problem, tuple[int, ...]], Prompt]

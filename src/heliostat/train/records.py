@@ -30,9 +30,31 @@ def eval_rows(step: int, phase: str, evaluation: Evaluation) -> list[dict[str, A
 
 
 def evaluation_from_rows(rows: Iterable[Mapping[str, Any]]) -> Evaluation:
-    """The evaluation that ``eval_rows`` wrote."""
-    names = ("task", "problem_id", "num_samples", "num_success", "mean_reward", "greedy_success")
-    return Evaluation(tuple(ProblemResult(**{name: row[name] for name in names}) for row in rows))
+    """The evaluation that ``eval_rows`` wrote.
+
+    Raises:
+        ValueError: a row lacks a value, or has one of another type.
+    """
+    return Evaluation(tuple(_result(row) for row in rows))
+
+
+def _result(row: Mapping[str, Any]) -> ProblemResult:
+    shaped = (
+        all(isinstance(row.get(name), str) for name in ("task", "problem_id"))
+        and all(type(row.get(name)) is int for name in ("num_samples", "num_success"))
+        and isinstance(row.get("mean_reward"), int | float)
+        and (row.get("greedy_success") is None or isinstance(row["greedy_success"], bool))
+    )
+    if not shaped or not 0 <= row["num_success"] <= row["num_samples"] or not row["num_samples"]:
+        raise ValueError(f"a row is no evaluation: {dict(row)!r:.80}")
+    return ProblemResult(
+        task=row["task"],
+        problem_id=row["problem_id"],
+        num_samples=row["num_samples"],
+        num_success=row["num_success"],
+        mean_reward=row["mean_reward"],
+        greedy_success=row.get("greedy_success"),
+    )
 
 
 def transcript_rows(step: int, phase: str, groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -21,15 +21,17 @@ from rich.console import Console
 
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
+from heliostat.storage import StorageError
 from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tasks.nesting import refuse_nested
+from heliostat.traces import BankError
 from heliostat.trackers import open_services
 from heliostat.tracking import JsonlTracker, Tracker
-from heliostat.train.checkpoint import CheckpointError, Checkpoints
+from heliostat.train.checkpoint import CheckpointError, Checkpoints, ResumePoint
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.exact import exact_layouts
 from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
-from heliostat.train.folder import RunFolder, default_run_dir
+from heliostat.train.folder import RunFolder, reserve_run_dir
 from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
@@ -38,7 +40,7 @@ from heliostat.train.ledger import Ledger
 from heliostat.train.precision import begun_in
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
-from heliostat.train.runtime import RankLost, running, spoken_transport, start_runtime
+from heliostat.train.runtime import RankLost, Runtime, running, spoken_transport, start_runtime
 from heliostat.train.setup import check_ranks, check_recipe, load_tasks, set_up_model
 from heliostat.train.trainer import Trainer
 from heliostat.types import Group, Problem
@@ -46,7 +48,7 @@ from heliostat.types import Group, Problem
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
-    *(ParityError, ServerError, GuardStopped, RankLost, ExportError),
+    *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
@@ -93,13 +95,15 @@ def run_recipe(
     with ExitStack() as stack:
         runtime = stack.enter_context(running(recipe.run, recipe.distributed))
         check_ranks(recipe, runtime)
-        path = runtime.from_main(run_dir or default_run_dir(recipe.run, recipe_name))
+        path = run_dir or runtime.led(lambda: reserve_run_dir(recipe.run, recipe_name))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
         with runtime.together():
-            folder = RunFolder(path, recipe, writes=runtime.is_main)
+            folder = RunFolder(path, recipe, runtime.is_main, reserved=run_dir is None and not recipe.run.name)
             stack.callback(folder.close)
         shown.note(f"run folder: {path}")
         if runtime.from_main(folder.is_finished):
+            for change in folder.changes() if runtime.is_main else ():
+                shown.note(change)
             shown.note("this run is finished already; nothing to do")
             results = (folder.recorded("before"), folder.recorded("after"))
             return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
@@ -110,15 +114,15 @@ def run_recipe(
             stack.callback(service.close)
         pool = stack.enter_context(VerifierPool(tasks))
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
-        recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(checkpoints.latest)))
+        point = checkpoints.find_newest()
+        recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(point.step)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
-        if recipe.train.try_export and runtime.from_main(checkpoints.latest) is None:
+        if recipe.train.try_export and point.step is None:
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
             try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
         shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
-        with runtime.main_first():
-            folder.rewind_to(checkpoints.latest)  # before anything opens the files to append to them
+        _rewind(folder, point, runtime, shown)
         trackers: list[Tracker] = [*services]
         if runtime.is_main:
             trackers.insert(0, JsonlTracker(folder.metrics))
@@ -144,6 +148,16 @@ def run_recipe(
         return _carry_out(trainer, recipe_name)
 
 
+def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Display) -> None:
+    """Take a folder back to its newest intact checkpoint, and say what is damaged."""
+    losses = list(point.losses)
+    with runtime.main_first():
+        if point.is_intact:
+            losses += folder.rewind_to(point.step, point.logs)
+    for loss in losses:
+        shown.note(loss)
+
+
 def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
     """Run, and leave a summary behind however it ends."""
     before = after = None
@@ -162,6 +176,16 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
         if isinstance(error, RankLost):
             trainer.display.note(reason)  # at once: torchrun is about to end this process as well
     before = before or trainer.folder.recorded("before")
+    try:
+        _summarise(trainer, recipe_name, status, reason, before, after)
+    except StorageError as error:
+        status, reason = "failed", "; ".join(filter(None, (reason, str(error))))
+    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main)
+
+
+def _summarise(
+    trainer: Trainer, recipe_name: str, status: str, reason: str, before: Evaluation | None, after: Evaluation | None
+) -> None:
     trainer.folder.write_summary(
         {
             "status": status,
@@ -180,7 +204,6 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
             "report": "report.html",
         }
     )
-    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main)
 
 
 def run_sft(

@@ -13,13 +13,14 @@ Left out: which parts there are (``train.trainer``), and the files of a checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
+from heliostat.storage import Extent
 from heliostat.train.checkpoint import Checkpoints
 
 ROLLOUTS = "rollouts"
@@ -94,15 +95,18 @@ class RunState:
         if len(set(names)) < len(names):
             raise ValueError(f"two parts of a run's state have one name: {', '.join(names)}")
 
-    def save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Write the checkpoint of ``step``.
+    def save(self, step: int, optimizer: torch.optim.Optimizer, logs: Mapping[str, Extent] | None = None) -> None:
+        """Write the checkpoint of ``step``, which makes those of later steps obsolete.
+
+        Args:
+            logs: how far the run's logs go, by name.
 
         Raises:
             CheckpointError: the disk refused.
         """
         state = {part.name: part.save() for part in self.parts}
         rollouts = state.pop(ROLLOUTS, [])
-        self.checkpoints.save(step, self.model, optimizer, state, rollouts)
+        self.checkpoints.save(step, self.model, optimizer, state, rollouts, logs)
 
     def resume(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Take every part from the checkpoint of ``step``.
@@ -116,7 +120,7 @@ class RunState:
                 part.load(state[part.name])
 
     def roll_back(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Go back to the checkpoint of ``step`` and forget the later ones.
+        """Go back to the checkpoint of ``step``; later ones stay until the next one is saved.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -124,7 +128,6 @@ class RunState:
         for part in self.parts:
             if part.drop is not None:  # before weights move: one of them may be sampling
                 part.drop()
-        self.checkpoints.drop_after(step)
         state = self._read(step, optimizer)
         for part in self.parts:
             if part.after_rollback == "restored" and part.name in state:

@@ -22,11 +22,12 @@ from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
 from heliostat.optim import forget_moments
 from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, completion_seed
+from heliostat.storage import write_manifest
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tracking import Tracker, read_metrics
+from heliostat.tracking import Tracker
 from heliostat.train.actuators import build_actuator
 from heliostat.train.ahead import Ahead
-from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.checkpoint import Checkpoints, reference_is_intact
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation
@@ -87,6 +88,8 @@ class Trainer:
         with self.runtime.main_first():
             self.prefixes, donors = open_prefixes(self.recipe, self.folder.prefixes, self.bench, self.tasks, self.pool)
         self.ledger.charge("collection", donors.flops)
+        for sentence in donors.damaged:
+            self.display.note(sentence)
         if donors.num_refused:
             self.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
         self.feedback = make_feedback(self.recipe, self.bench, self.tasks[-1].train)
@@ -117,20 +120,22 @@ class Trainer:
         )
         self.state = RunState(self.checkpoints, self.bench.loaded.model, self._parts())
 
-    def run(self) -> tuple[Evaluation, Evaluation]:
-        """Warm start, evaluate, train, evaluate; returns held-out results before and after."""
+    def run(self) -> tuple[Evaluation | None, Evaluation]:
+        """Warm start, evaluate, train, evaluate; returns held-out results before (if still known) and after."""
         self.began = time.monotonic()
         resumed = self._resume()
-        if self.recipe.train.num_steps == 0:  # supervised training alone is compared with what came before it
-            self.step = -self.recipe.warm_start.num_steps
-            self.heldout.measure(self.step, "before")
-        if resumed is None or resumed < 0:
+        untrained = resumed is None or resumed < 0
+        supervised_alone = self.recipe.train.num_steps == 0
+        if supervised_alone:  # compared with what came before the warm start
+            before = self.heldout.measure_before(-self.recipe.warm_start.num_steps, untrained)
+        if untrained:
             self._warm_start(resumed)
             self._save(self.updater.guarded.optimizer)
-        before = self.heldout.measure(self.step, "before")
+        if not supervised_alone:
+            before = self.heldout.measure_before(0, self.step == 0)
         self._freeze_reference()
         self._train()
-        after = self.heldout.measure(self.step, "after")
+        after = self.heldout.measure_after(self.step)
         export(self.bench.loaded, self.runtime, self.folder.model, self._shown_prompts(), self.folder.adapter)
         return before, after
 
@@ -242,8 +247,9 @@ class Trainer:
         """Keep the policy that training starts from, where the objective compares with it."""
         if not self.objective.needs_reference:
             return
-        if not self.runtime.from_main(self.folder.reference.exists()):  # a resumed run has it already
+        if not self.runtime.led(lambda: reference_is_intact(self.folder.reference, self.step)):
             export(self.bench.loaded, self.runtime, self.folder.reference, self._shown_prompts())
+            self.runtime.led(lambda: write_manifest(self.folder.reference, {"step": self.step}))
         dtype = self.bench.loaded.model.dtype
         self.updater.reference = load_reference(self.recipe, self.folder.reference, self.runtime, dtype)
 
@@ -323,17 +329,16 @@ class Trainer:
 
     def _go_back(self, step: int) -> None:
         """Continue from an earlier checkpoint with other data and half the step, as the guard ordered."""
-        to = self.guard.destination(step, self.runtime.from_main(self.checkpoints.steps()))
+        to = self.guard.destination(step, self.checkpoints.intact())
         optimizer = self.updater.guarded.optimizer
         self.state.roll_back(to, optimizer)
-        abandoned = [row for row in read_metrics(self.folder.metrics) if row["step"] > to]
-        self.guard.went_back(step, to, abandoned)
+        self.guard.went_back(step, to, self.folder.metrics_after(to))
+        self.updater.lr_scale = self.guard.step_scale
+        self.step = to
+        self._save(optimizer)  # until here a killed run would come to this rollback once more, and find all its files
         self.folder.forget_after(to)
         for tracker in self.trackers:
             tracker.rewind(to)
-        self.updater.lr_scale = self.guard.step_scale
-        self.step = to
-        self._save(optimizer)
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -347,7 +352,7 @@ class Trainer:
             raise
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        self.state.save(self.step, optimizer)
+        self.state.save(self.step, optimizer, self.folder.extents(self.step))
 
     def _parts(self) -> list[Part]:
         """Every part of the run's state; weights and optimizer aside, which each checkpoint has."""
@@ -358,6 +363,7 @@ class Trainer:
             surviving(attribute("num_tokens", self, "num_tokens"), work),
             surviving(seconds, work),
             surviving(stateful("ledger", self.ledger), work),
+            surviving(stateful("before", self.heldout), "of the weights that training began with, once and for all"),
             surviving(Part("guard", lambda: self.guard.state_dict(self.step), self.guard.load_state_dict), stays),
             Part("judgement", self.guard.judgement, self.guard.load_judgement),
             attribute("num_bad_steps", self, "num_bad_steps"),
@@ -378,7 +384,7 @@ class Trainer:
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint; ``None`` where there is none."""
-        step = self.runtime.from_main(self.checkpoints.latest)  # the main rank may go on and save meanwhile
+        step = self.checkpoints.latest
         if step is not None and step >= 0:
             self._restore(step, self.updater.guarded.optimizer)
             self.step = step

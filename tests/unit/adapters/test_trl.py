@@ -290,3 +290,47 @@ def test_a_plain_grpo_config_is_refused(tmp_path):
             train_dataset=Dataset.from_dict({"prompt": ["1 ="]}),
             processing_class=loaded.tokenizer,
         )
+
+
+LATER = {
+    **{"top_p": 0.5, "generation_kwargs": {"top_k": 3}, "loss_type": "grpo", "weight_decay": 0.5, "beta": 0.3},
+    **{"optimizer": "nope", "objective_settings": {"tau": 9.0}, "neftune_noise_alpha": 5.0, "adam_beta1": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_is_set_after_the_configuration_was_made_is_refused(tmp_path, name):
+    from datasets import Dataset
+
+    loaded = make_nano()
+    changed = config(tmp_path)
+    setattr(changed, name, LATER[name])
+    with pytest.raises(ConfigError, match=f"{name} = .* was set after PMDConfig was made"):
+        PMDTrainer(
+            model=loaded.model,
+            reward_funcs=even_length,
+            args=changed,
+            train_dataset=Dataset.from_dict({"prompt": ["1"]}),
+            processing_class=loaded.tokenizer,
+        )
+
+
+def test_one_configuration_makes_several_trainers(tmp_path):
+    from datasets import Dataset
+
+    loaded, shared = make_nano(), config(tmp_path, optimizer="eva", objective_settings={"tau": 0.3})
+    for _ in range(2):
+        PMDTrainer(
+            model=loaded.model,
+            reward_funcs=even_length,
+            args=shared,
+            train_dataset=Dataset.from_dict({"prompt": ["1"]}),
+            processing_class=loaded.tokenizer,
+        )
+
+
+@pytest.mark.parametrize("name", ["objective_settings", "optimizer_settings"])
+@pytest.mark.parametrize("value", ["tau=0.3", 3])
+def test_settings_that_are_no_keys_with_values_are_refused(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be keys with values"):
+        config(tmp_path, optimizer="adamw", **{name: value})

@@ -252,6 +252,9 @@ def test_names_and_settings_are_checked():
     assert set(DIRECTIONS) == {"rank1", "eva", "sample-space", "sgd", "adam"}
     with pytest.raises(ValueError, match=r"unknown direction 'rank-1' \(did you mean 'rank1'"):
         direction_of("rank-1")
+    for thing in (Rank1, None, 3):
+        with pytest.raises(ValueError, match="a direction with its settings"):
+            direction_of(thing)
     with pytest.raises(ValueError, match="u must be one of"):
         Rank1(u="scores")
     with pytest.raises(ValueError, match="num_scores"):

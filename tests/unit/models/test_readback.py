@@ -147,7 +147,7 @@ def test_modules_to_save_that_the_adapter_has_otherwise(loaded, tmp_path):
 
 def test_a_head_that_is_minus_infinity_for_padding_rows_is_compared_on_the_rest(loaded):
     said = trainer_logits(loaded, PROMPTS)
-    padded = [each.clone() for each in said]
+    padded = [each.clone() for each in said.values]
     for each in padded:
         each[:, -3:] = -torch.inf
     assert median_gap(padded, padded) == 0

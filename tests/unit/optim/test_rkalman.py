@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heliostat.optim import Rank1NaturalGradient, RKalman
+from heliostat.optim import Rank1NaturalGradient, RKalman, SkippedStepWarning
 
 eye = torch.eye
 
@@ -150,3 +150,20 @@ def test_variances_die_out_without_noise_or_forgetting_and_only_then():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         RKalman(model().parameters(), **settings)
+
+
+@pytest.mark.parametrize("form", ["diagonal", "low-rank"])
+def test_a_measured_step_that_leaves_the_range_is_taken_back_though_no_weight_has_a_gradient(form):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    optimizer = RKalman(model.parameters(), lr=1e38, covariance=1.0, form=form)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    inputs = torch.randn(2, 4)
+    with pytest.warns(SkippedStepWarning):
+        optimizer.step(measurement=lambda: (model(inputs)[:, 0], torch.full((2,), 100.0)))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert (optimizer.num_skipped, optimizer.num_steps) == (1, 0)
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.step(measurement=lambda: (model(inputs)[:, 0], torch.full((2,), 100.0)))
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    assert not any(map(torch.equal, before, model.parameters()))

@@ -29,6 +29,7 @@ from heliostat.scaling import (
     training_flops,
     training_memory,
 )
+from heliostat.train.exact import exact_layouts
 from heliostat.train.ledger import Ledger
 from heliostat.train.runtime import Runtime
 from heliostat.train.sharding import gathered, shard
@@ -159,6 +160,7 @@ def counted(runtime):
     loaded = make_nano()
     groups = graded(loaded, num_prompts=4)
     count = counting()
+    exact_layouts(loaded)  # before weights are cut, as a run does
     if runtime.sharded:
         shard(loaded.model, runtime.device, None)
     optimizer = build_optimizer(OptimizerSection(name="adamw", lr=1e-3), loaded.model)

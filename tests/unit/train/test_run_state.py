@@ -82,7 +82,7 @@ def test_what_is_restored_is_all_but_the_work_done_the_guards_record_and_the_rol
         run_recipe(prepared[1], tmp_path / "run")
     outlive = {part.name: part.after_rollback for part in parts if part.after_rollback != "restored"}
     assert outlive == {"num_tokens": "survives", "seconds": "survives", "ledger": "survives", "guard": "survives",
-                       "rollouts": "dropped"}  # fmt: skip
+                       "before": "survives", "rollouts": "dropped"}  # fmt: skip
 
 
 # -- the list itself ---------------------------------------------------------------------------------------------------
@@ -94,7 +94,8 @@ class Checkpointed:
     def __init__(self):
         self.kept, self.dropped = {}, []
 
-    def save(self, step, model, optimizer, state, rollouts):
+    def save(self, step, model, optimizer, state, rollouts, logs):
+        self.drop_after(step)
         self.kept[step] = {**plain(state), "rollouts": list(rollouts)}
 
     def load(self, step, model, optimizer):
@@ -130,11 +131,13 @@ def test_saving_resuming_and_rolling_back_agree_on_the_parts():
     box.value, box.total, box.queue = 3, 30, (4,)
     state.roll_back(2, None)
     assert (box.value, box.total, box.queue) == (1, 30, ())
-    assert list(checkpoints.kept) == [2]
+    assert list(checkpoints.kept) == [2, 4]  # a process that dies now comes to this rollback once more
 
     resumed = Box()
     state_of(resumed, checkpoints).resume(2, None)
     assert (resumed.value, resumed.total, resumed.queue) == (1, 10, (1,))
+    state.save(2, None)
+    assert list(checkpoints.kept) == [2]
 
 
 def test_parts_that_outlive_a_rollback_say_why_and_names_differ():
