@@ -83,8 +83,20 @@ def _attention_layers(model: PreTrainedModel) -> list[tuple[int, float]]:
     num_heads = getattr(config, "num_attention_heads", None)
     if not num_heads:
         return []
-    width = num_heads * (getattr(config, "head_dim", None) or config.hidden_size // num_heads)
     default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     kinds = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
     windows = {kind: getattr(config, key, None) if key else None for kind, key in ATTENTION_LAYERS.items()}
-    return [(width, windows[kind] or float("inf")) for kind in kinds if kind in ATTENTION_LAYERS]
+    return [
+        (_attention_width(config, layer), windows[kind] or float("inf"))
+        for layer, kind in enumerate(kinds)
+        if kind in ATTENTION_LAYERS
+    ]
+
+
+def _attention_width(config: Any, layer: int) -> int:
+    """The summed width of a layer's heads; some families give each layer settings of its own."""
+    own = getattr(config, "per_layer_config", None)
+    settings = own[layer] if own is not None else config
+    num_heads: int = settings.num_attention_heads
+    head: int = getattr(settings, "head_dim", None) or settings.hidden_size // num_heads
+    return num_heads * head
