@@ -9,6 +9,8 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from heliostat.printed import say, visible_line
+
 if TYPE_CHECKING:
     from heliostat.config import Recipe
     from heliostat.rollout import SamplingSettings
@@ -47,7 +49,7 @@ def _conclude(result: RunResult) -> int:
         rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
         print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], result.folder / "report.html")
     if result.reason:
-        print(f"heliostat: {result.status}: {result.reason}", file=sys.stderr)
+        say(f"heliostat: {result.status}: {visible_line(result.reason)}", sys.stderr)
     return result.exit_code
 
 
@@ -137,7 +139,7 @@ def report(args: Namespace) -> int:
             raise FileNotFoundError(f"there is no run folder {run}")
     from heliostat.report import write_report
 
-    print(write_report(args.runs, args.output, args.by))
+    say(write_report(args.runs, args.output, args.by))
     return 0
 
 
@@ -145,7 +147,7 @@ def diagnose(args: Namespace) -> int:
     """``heliostat diagnose``: what went wrong with a run."""
     from heliostat.report.diagnosis import diagnose
 
-    print(diagnose(args.path).format())
+    say(diagnose(args.path).format())
     return 0
 
 
@@ -162,7 +164,7 @@ def show_task(args: Namespace) -> int:
     """``heliostat tasks show``."""
     from heliostat.tasks import show_task
 
-    print(show_task(args.name))
+    say(show_task(args.name))
     return 0
 
 
@@ -179,7 +181,7 @@ def audit_task(args: Namespace) -> int:
 
     reports = [audit(load_task(section, args.seed)) for section in recipe.task]
     for report in reports:
-        print(report.format())
+        say(report.format())
     return 1 if any(report.hackable for report in reports) else 0
 
 

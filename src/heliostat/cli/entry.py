@@ -15,6 +15,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from heliostat.printed import visible_line
+
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -84,8 +86,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and (extra := _missing_extra(error)):
         return f"this needs the package {error.name}: pip install 'heliostat[{extra}]'"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return visible_line(f"{error.filename}: {(error.strerror or type(error).__name__).lower()}")
+    return visible_line(str(error)) or type(error).__name__
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str:

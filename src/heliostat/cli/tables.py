@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
+
+from heliostat.printed import visible
+from heliostat.terminal import SafeConsole
 
 if TYPE_CHECKING:
     from heliostat.control.runs import ControlRun
@@ -21,10 +23,16 @@ if TYPE_CHECKING:
     from heliostat.train import EvalReport, Evaluation, RunResult
     from heliostat.types import Group
 
+
+def Text(text: str, style: str = "") -> RichText:
+    """Text that is never markup; made visible first, because rich drops some controls in silence."""
+    return RichText(visible(text), style=style)
+
+
 PLAIN_WIDTH = 200  # columns where nobody has a terminal to say how many there are
 
 
-class Page(Console):
+class Page(SafeConsole):
     """The terminal, or a wide plain page where there is none."""
 
     def __init__(self) -> None:

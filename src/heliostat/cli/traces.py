@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from heliostat.printed import say
+
 if TYPE_CHECKING:
     from heliostat.traces import Findings, Problems
 
@@ -25,14 +27,14 @@ def import_traces(args: Namespace) -> int:
     with _problems(args) as problems, Bank.open(args.bank) as bank:
         for source in args.sources:
             import_rows(bank, read_rows(source, report.findings), report, problems)
-        print(
+        say(
             f"{report.appended.num_new} new traces in {args.bank}, {report.appended.num_known} known already, "
             f"{report.findings.num_problems} rows or files skipped"
         )
     if problems is None:
-        print("rewards were taken from the files; --recipe would have judged them again")
+        say("rewards were taken from the files; --recipe would have judged them again")
     else:
-        print(f"{report.num_rejudged} rewards differed from the file; {report.num_reencoded} texts were encoded")
+        say(f"{report.num_rejudged} rewards differed from the file; {report.num_reencoded} texts were encoded")
     return _complain(report.findings)
 
 
@@ -43,7 +45,7 @@ def export_traces(args: Namespace) -> int:
     findings = Findings()
     with Bank.open(args.bank, create=False) as bank:
         files = export_bank(bank, args.target, findings)
-    print(f"{findings.num_read} traces in {len(files)} files under {args.target}")
+    say(f"{findings.num_read} traces in {len(files)} files under {args.target}")
     return _complain(findings)
 
 
@@ -59,7 +61,7 @@ def trace_stats(args: Namespace) -> int:
     with Bank.open(args.bank, create=False) as bank:
         summary = summarise(bank, findings)
     if args.json:
-        print(json.dumps(asdict(summary), indent=1))
+        say(json.dumps(asdict(summary), indent=1))
     else:
         print_bank(summary)
     return _complain(findings)
@@ -71,11 +73,11 @@ def verify_traces(args: Namespace) -> int:
 
     with _problems(args) as problems, Bank.open(args.bank, create=False) as bank:
         findings = check_bank(bank)
-        print(f"{findings.num_read} traces are whole, {findings.num_problems} findings")
+        say(f"{findings.num_read} traces are whole, {findings.num_problems} findings")
         if problems is not None:
             damaged = findings.num_problems
             judged = reverify(whole_traces(bank, type(findings)()), problems, findings)
-            print(
+            say(
                 f"{judged['judged']} rewards judged again, {findings.num_problems - damaged} differ, "
                 f"{judged['unknown']} traces belong to other problems"
             )
@@ -99,5 +101,5 @@ def _problems(args: Namespace) -> Iterator[Problems | None]:
 
 def _complain(findings: Findings) -> int:
     for line in findings.lines():
-        print(f"heliostat: {line}", file=sys.stderr)
+        say(f"heliostat: {line}", sys.stderr)
     return 1 if findings.num_problems else 0

@@ -19,10 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from heliostat.printed import visible_line
 from heliostat.rollout.drafts import SamplingStopped
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be different next time."""
+
+MAX_ANSWER = 1 << 28
+"""Bytes of one answer that are read, at most; a group of completions with its log-probabilities takes a few million."""
 
 
 class ServerError(RuntimeError):
@@ -121,9 +125,14 @@ class Server:
         sock = connection.sock  # the response may take it away from the connection
         sock.settimeout(max(1e-3, deadline - time.monotonic()))
         response = connection.getresponse()
-        pieces = []
+        pieces, size = [], 0
         while piece := response.read1(1 << 16):
             pieces.append(piece)
+            size += len(piece)
+            if size > MAX_ANSWER:
+                raise ServerError(
+                    f"rollout server {self.url}{path} sent more than {MAX_ANSWER >> 20} MiB in one answer"
+                )
             left = deadline - time.monotonic()
             if left <= 0:
                 raise _Transient(f"the answer was not complete after {self.timeout_s:g} s")
@@ -140,12 +149,15 @@ class Server:
             return None
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except RecursionError:
+            raise ServerError(f"rollout server {self.url}{path} sent JSON that is nested too deeply") from None
+        except ValueError:
             raise _Transient(f"the answer is not JSON: {_shortened(text)}") from None
 
     def _refusal(self, path: str, status: int, text: str, location: str | None) -> str:
         if location is not None:
-            advice = f"it points to {location}, which the recipe does not name; set rollout.server_url to the final URL"
+            where = visible_line(location)
+            advice = f"it points to {where}, which the recipe does not name; set rollout.server_url to the final URL"
         elif status in (401, 403):
             advice = "the environment variable VLLM_API_KEY holds no key that it accepts"
         else:
@@ -157,5 +169,5 @@ class Server:
 
 
 def _shortened(text: str, size: int = 200) -> str:
-    flat = " ".join(text.split())
+    flat = visible_line(text[: 8 * size])
     return flat if len(flat) <= size else flat[:size] + "..."

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -175,4 +176,6 @@ def _text(row: Row, column: str) -> str:
         value = _message(value[-1], row, column)["content"]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise ValueError(f"{row.place}: '{column}' must be a non-empty text or a number, got {value!r:.80}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{row.place}: '{column}' must be a finite number, got {value}")
     return str(value)

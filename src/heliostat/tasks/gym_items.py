@@ -42,12 +42,10 @@ Entry = dict[str, Any]
 def main(connection_fd: int) -> None:
     """Answer ``(function name, arguments)`` with ``("", result)`` or ``(kind of error, message)``."""
     connection = Connection(connection_fd)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # some generators print dots
+    gone = contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError)
+    with gone, Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # some generators print dots
         while connection.poll(IDLE_S):
-            try:
-                name, arguments = connection.recv()
-            except EOFError:
-                return
+            name, arguments = connection.recv()
             connection.send(_answer(_SERVED[name], arguments))
 
 

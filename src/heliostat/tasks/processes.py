@@ -2,8 +2,8 @@
 
 Not ``multiprocessing``: its spawned children run the user's main script again, which imports torch and, without an
 ``if __name__`` guard, starts the whole run once more. Children get a fixed hash seed (reasoning-gym iterates over
-sets of strings, so its problems would differ from process to process), one thread for linear algebra, and a process
-group of their own, so that whatever they start ends with them.
+sets of strings, so its problems would differ from process to process), one thread for linear algebra, and a
+supervisor (``kin``), so that whatever they start ends with them.
 
 Left out: what is said over the connection (``worker``, ``gym_items``).
 """
@@ -17,44 +17,64 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from heliostat.tasks.kin import SUPERVISED, end_kin
 from heliostat.tasks.nesting import INSIDE
 
 _BOOT = (
-    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "importlib.import_module(sys.argv[2]).main(*map(int, sys.argv[3:]))"
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); fds = [*map(int, sys.argv[3:])]; "
+    "from heliostat.tasks.kin import supervise; supervise(fds[0]); "
+    "importlib.import_module(sys.argv[2]).main(*fds)"
 )
+_TICK_S = 0.005
+_PATIENCE_S = 10.0  # for a supervisor to collect what it had; then it is killed too
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    INSIDE: "1",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running interpreter and the parent's end of the connection to it."""
+    """A running interpreter and the parent's end of the connection to it.
+
+    Attributes:
+        process: the interpreter's supervisor, or itself where the system has none; ends as the interpreter ends.
+        mark: stands in the environment of the interpreter and of whatever it starts, and of nothing else.
+    """
 
     process: subprocess.Popen[bytes]
     connection: Connection
+    mark: str
 
     def interrupt(self) -> None:
         """Send the kill to it and to all it started; does not wait, so any thread may call it."""
-        if self.process.returncode is None:  # not waited for yet, so the group's number cannot mean another group
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.returncode is None:  # not waited for yet, so the numbers cannot mean other processes
+            end_kin(self.process.pid, self.mark)
+            if not SUPERVISED:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
 
     def kill(self) -> int:
         """End it and all it started, now. Returns its exit code (its own, if it had ended already)."""
-        self.interrupt()
-        code = self.process.wait()
         self.connection.close()
-        return code
+        patience = time.monotonic() + _PATIENCE_S
+        while self.process.poll() is None:
+            self.interrupt()
+            if time.monotonic() > patience:
+                self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_TICK_S)
+        while end_kin(-1, self.mark) and time.monotonic() < patience:  # left by a supervisor that was killed itself
+            time.sleep(_TICK_S)
+        return self.process.returncode
 
 
 def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
@@ -64,14 +84,15 @@ def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
     standard error, because somebody's program may read standard output.
     """
     ours, theirs = socket.socketpair()
+    mark = uuid.uuid4().hex
     with theirs:
         fds = (theirs.fileno(), *inherited_fds)
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, json.dumps(sys.path), module, *map(str, fds)],
             stdin=subprocess.DEVNULL,
             stdout=2,
-            env=os.environ | _ENVIRONMENT,
+            env=os.environ | _ENVIRONMENT | {INSIDE: mark},
             pass_fds=fds,
             start_new_session=True,
         )
-    return Child(process, Connection(ours.detach()))
+    return Child(process, Connection(ours.detach()), mark)

@@ -1,29 +1,22 @@
 """Rows of a data file, each with the place it stands, for messages: JSONL, Parquet, or a Hugging Face data set.
 
-Left out: what the columns mean (``files``).
+Left out: what the columns mean (``files``), and reading files that may be damaged (``reading``).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError
 from heliostat.tasks.given import PREFIX, find_rows
+from heliostat.tasks.reading import Row, check_values, jsonl_rows, parquet_rows
+
+__all__ = ["Row", "read_rows"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row, and where it stands: ``problems.jsonl, line 7``."""
-
-    place: str
-    columns: dict[str, Any]
 
 
 def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
@@ -35,8 +28,18 @@ def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
 
     Raises:
         ConfigError: nothing is there, or its kind is unknown.
-        ValueError: a line is not a JSON object; names file and line.
+        ValueError: a row cannot be read, or holds what no problem may; names file and line.
     """
+    return _checked(_raw_rows(path, split, subset))
+
+
+def _checked(rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        check_values(row.place, row.columns)
+        yield row
+
+
+def _raw_rows(path: str, split: str, subset: str) -> Iterator[Row]:
     if path.startswith(PREFIX):
         return (Row(f"data, row {number}", row) for number, row in enumerate(find_rows(path), start=1))
     file = Path(path).expanduser()
@@ -53,35 +56,7 @@ def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
     return _dataset_rows(path, lambda: _load_hub(path, subset, split))
 
 
-def _jsonl_rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{file.name}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                columns = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: not valid JSON ({error.msg} at column {error.colno})") from None
-            if not isinstance(columns, dict):
-                raise ValueError(f"{place}: expected a JSON object with columns, got {type(columns).__name__}")
-            yield Row(place, columns)
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("Parquet files need pyarrow: pip install 'heliostat[data]'") from error
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{file.name} is not a readable Parquet file: {error}") from None
-    for number, columns in enumerate(table.to_pylist(), start=1):
-        yield Row(f"{file.name}, row {number}", columns)
-
-
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": jsonl_rows, ".parquet": parquet_rows}
 
 
 def _dataset_rows(path: str, load: Callable[[], Any]) -> Iterator[Row]:

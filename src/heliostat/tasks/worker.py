@@ -16,7 +16,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from numbers import Real
@@ -75,8 +75,12 @@ class Progress:
 
 
 def main(connection_fd: int, progress_fd: int) -> None:
-    """Serve requests until the parent closes the connection."""
-    connection = Connection(connection_fd)
+    """Serve requests until the parent closes the connection, at whatever moment it does."""
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(Connection(connection_fd), progress_fd)
+
+
+def _serve(connection: Connection, progress_fd: int) -> None:
     progress = Progress(mmap.mmap(progress_fd, Progress.SIZE))
     specs: list[TaskSpec] = connection.recv()
     try:
@@ -90,10 +94,7 @@ def main(connection_fd: int, progress_fd: int) -> None:
     connection.send_bytes(b"{}")
     with Path(os.devnull).open("w") as nowhere:
         while True:
-            try:
-                requests: list[Request] = connection.recv()
-            except EOFError:
-                return
+            requests: list[Request] = connection.recv()
             budget_s = sum(judges[request.task].spec.timeout_s * len(request.texts) for request in requests)
             # Works while the GIL is held. Where the parent lives, it kills this process long before.
             faulthandler.dump_traceback_later(budget_s + _ORPHAN_S, exit=True, file=nowhere)

@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from heliostat.printed import visible
+from heliostat.terminal import SafeConsole
+
 SHOWN = {
     "loss/sft": "loss {:.3f}",
     "reward/mean": "reward {:.3f}",
@@ -47,7 +50,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None, line_every_s: float = 5.0) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or SafeConsole(highlight=False)
         self.line_every_s = line_every_s
         self._live: Progress | None = None
         self._task: TaskID | None = None
@@ -67,7 +70,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(visible(text), soft_wrap=True, markup=False)
 
     def begin_phase(self, name: str, total: int, done: int = 0) -> None:
         """Start counting a phase's steps; ``done`` of them were made before a restart."""

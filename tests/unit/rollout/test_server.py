@@ -2,7 +2,7 @@
 
 import pytest
 
-from heliostat.rollout import Server, ServerError
+from heliostat.rollout import Server, ServerError, server
 from tests.unit.rollout import fake_vllm
 from tests.unit.rollout.fake_vllm import FakeVllm, serving
 
@@ -111,3 +111,27 @@ def test_a_path_prefix_is_kept():
     state.always["/node/3" + PATH] = lambda handler, answer: {"here": True}
     with serving(state) as url:
         assert client(url + "/node/3").get(PATH) == {"here": True}
+
+
+def test_an_answer_without_end_is_refused_once_it_is_too_long(monkeypatch):
+    monkeypatch.setattr(server, "MAX_ANSWER", 1 << 20)
+    state = FakeVllm(None)
+    state.always[PATH] = lambda handler, answer: handler.send(200, b"[" + b" " * (3 << 20) + b"]")
+    with serving(state) as url, pytest.raises(ServerError, match="more than 1 MiB in one answer"):
+        client(url).get(PATH)
+    assert state.calls[PATH] == 1
+
+
+def test_an_answer_nested_too_deeply_is_refused():
+    state = FakeVllm(None)
+    state.always[PATH] = lambda handler, answer: handler.send(200, b"[" * 200_000)
+    with serving(state) as url, pytest.raises(ServerError, match="nested too deeply"):
+        client(url).get(PATH)
+
+
+def test_what_a_server_says_reaches_no_terminal_as_commands():
+    state = FakeVllm(None)
+    state.always[PATH] = lambda handler, answer: handler.send(404, "\x1b[2J\u202egone".encode())
+    with serving(state) as url, pytest.raises(ServerError) as error:
+        client(url).get(PATH)
+    assert str(error.value).endswith("\u241b[2J\\u202egone")

@@ -76,3 +76,35 @@ def test_the_last_number_of_a_text() -> None:
     assert last_number("first 3, then -4.5 and finally 1,200.") == Decimal(1200)
     assert last_number("x2 has none of its own") is None
     assert last_number("nothing") is None
+
+
+HOSTILE = {
+    "spaces": " " * 100_000,
+    "spaces after a sign": "+" + " " * 100_000 + "x",
+    "spaces after a currency": "$" + " " * 100_000 + "x",
+    "spaces around a currency": "-" + " " * 50_000 + "$" + " " * 50_000 + "x",
+    "spaces after a number": "1" + " " * 100_000 + "x",
+    "spaces around a percent sign": "1" + " " * 50_000 + "%" + " " * 50_000 + "x",
+    "spaces around a fraction": "1" + " " * 50_000 + "/" + " " * 50_000 + "x",
+    "numbers and spaces": "1 " * 50_000 + "/",
+    "thousands": "1" + ",111" * 25_000 + "x",
+    "digits": "1" * 100_000 + "x",
+    "points": "1." * 50_000 + "x",
+    "exponents": "1e" * 50_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_take_linear_time(name: str) -> None:
+    """100,000 characters are judged within the limit of one verdict; quadratic matching takes minutes."""
+    from heliostat.tasks import VerifierPool
+    from heliostat.tasks.task import WeightedVerifier
+    from heliostat.tasks.verifiers import Numeric
+    from tests.unit.tasks.tasks_for_tests import make_task
+
+    verifiers = [WeightedVerifier(read, Numeric(read=read)) for read in ("whole", "last")]
+    task = make_task(*verifiers)
+    with VerifierPool([task]) as pool:
+        (inner,) = pool.judge(task.train[0], [f"x{HOSTILE[name]}"]).result()
+        (whole,) = pool.judge(task.train[0], ["x", HOSTILE[name]]).result()[1:]
+    assert (inner.failure, whole.failure) == ("", "")
