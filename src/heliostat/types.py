@@ -58,6 +58,7 @@ class Problem:
         columns: every other column of the data row, handed to verifiers by name and never interpreted here.
         answer: the oracle answer where the task has one, else ``None``.
         solution: a worked solution that ends in the answer, for supervised warm starts, else ``None``.
+        place: where it stands, like ``sums.jsonl, line 7``, for messages; empty where that is nowhere.
     """
 
     problem_id: str
@@ -66,6 +67,7 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
     answer: str | None = None
     solution: str | None = None
+    place: str = field(default="", compare=False)
 
     @property
     def question(self) -> str:

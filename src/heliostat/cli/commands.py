@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from heliostat.printed import say, visible_line
@@ -25,10 +26,11 @@ def train(args: Namespace) -> int:
     """``heliostat train``: post-train by a recipe."""
     from heliostat.config import load_recipe
 
-    load_recipe(args.recipe, args.overrides)  # refuse a bad recipe before torch is imported
+    overrides = [*args.overrides, "--audit.enabled=false"] if args.no_audit else args.overrides
+    load_recipe(args.recipe, overrides)  # refuse a bad recipe before torch is imported
     from heliostat.api import post_train
 
-    return _conclude(lambda: post_train(args.recipe, args.overrides, args.run_dir, profile=args.profile))
+    return _conclude(lambda: post_train(args.recipe, overrides, args.run_dir, profile=args.profile))
 
 
 def sft(args: Namespace) -> int:
@@ -177,7 +179,7 @@ def show_task(args: Namespace) -> int:
 
 
 def audit_task(args: Namespace) -> int:
-    """``heliostat tasks audit``: exit code 1 where some reward can be had without solving anything."""
+    """``heliostat tasks audit``: exit code 1 where a reward can be had for nothing, or a right answer earns none."""
     from heliostat.config import build_recipe, load_recipe, recipe_names
 
     if args.name in recipe_names() or args.name.endswith(".toml"):
@@ -187,10 +189,11 @@ def audit_task(args: Namespace) -> int:
         recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
     from heliostat.tasks import audit, load_task
 
-    reports = [audit(load_task(section, args.seed)) for section in recipe.task]
+    tasks = [load_task(section, args.seed) for section in recipe.task]
+    reports = [audit(replace(task, train=task.train + task.heldout)) for task in tasks]
     for report in reports:
         say(report.format())
-    return 1 if any(report.hackable for report in reports) else 0
+    return 1 if any(report.hackable or report.refused for report in reports) else 0
 
 
 def recipes(args: Namespace) -> int:

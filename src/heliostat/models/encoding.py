@@ -58,7 +58,7 @@ def encode_solution(loaded: LoadedModel, prompt: Prompt, solution: str) -> tuple
     Returns:
         Ids that end with an end-of-sequence id.
     """
-    ids = loaded.tokenizer.encode(solution, add_special_tokens=False)
+    ids = loaded.tokenizer.encode(solution, add_special_tokens=False, verbose=False)
     return (*ids, loaded.turn_end_id if loaded.turn_end_id in prompt.context_ids else loaded.eos_id)
 
 

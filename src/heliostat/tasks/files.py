@@ -132,6 +132,7 @@ def _problem(row: Row, settings: FileSettings, task: str) -> Problem:
         columns={name: value for name, value in row.columns.items() if name != settings.prompt_column},
         answer=answer,
         solution=solution,
+        place=row.place,
     )
 
 

@@ -2,7 +2,7 @@
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
-    one)  adapter/ (LoRA)
+    one)  adapter/ (LoRA)  audit.json (what the audit before training found)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -48,13 +48,13 @@ from heliostat.storage.errors import naming
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.records import evaluation_from_rows
 
-_STARTING = ("checkpoints", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
+_STARTING = ("checkpoints", "audit.json", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
 """What a run writes before anything is refused."""
 
 KEPT = frozenset(
     {
         *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
-        *("abandoned.jsonl", "prefixes.json", "summary.json", "model", "adapter", "reference"),
+        *("abandoned.jsonl", "audit.json", "prefixes.json", "summary.json", "model", "adapter", "reference"),
     }
 )
 """What the manifest of a run that has ended lists."""
@@ -267,6 +267,11 @@ class RunFolder:
             return False
         return isinstance(summary, dict) and summary.get("status") == "finished"
 
+    def write_audit(self, content: str) -> None:
+        """Keep what the audit before training found."""
+        if self.writes:
+            publish_file(self.path / "audit.json", content)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``, and list what the run leaves behind by its digests."""
         if not self.writes:
@@ -315,7 +320,7 @@ def _at(row: Mapping[str, Any], key: str) -> float:
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
     """The first key on which two recipes differ, but for those that do not change the result."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
-        if not where and key in ("tracking", "distributed"):
+        if not where and key in ("tracking", "distributed", "audit"):
             continue
         old, new = stored.get(key), asked.get(key)
         if where == "" and key == "task":

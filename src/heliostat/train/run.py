@@ -40,6 +40,7 @@ from heliostat.train.ledger import Ledger
 from heliostat.train.precision import begun_in
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
+from heliostat.train.reward_audit import RewardRefused, audit_rewards
 from heliostat.train.runtime import RankLost, Runtime, running, spoken_transport, start_runtime
 from heliostat.train.setup import check_ranks, check_recipe, load_tasks, set_up_model
 from heliostat.train.trainer import Trainer
@@ -48,7 +49,7 @@ from heliostat.types import Group, Problem
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
-    *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError),
+    *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
@@ -118,7 +119,10 @@ def run_recipe(
         recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(point.step)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
-        if recipe.train.try_export and point.step is None:
+        refused = ""
+        if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
+            refused = runtime.led(lambda: audit_rewards(recipe, tasks, pool, bench, folder, shown.note))
+        if recipe.train.try_export and point.step is None and not refused:
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
             try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
         shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
@@ -145,7 +149,7 @@ def run_recipe(
             ledger,
             traces,
         )
-        return _carry_out(trainer, recipe_name)
+        return _carry_out(trainer, recipe_name, refused)
 
 
 def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Display) -> None:
@@ -158,11 +162,13 @@ def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Disp
         shown.note(loss)
 
 
-def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
-    """Run, and leave a summary behind however it ends."""
+def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
+    """Run, unless there is a reason against it, and leave a summary behind however it ends."""
     before = after = None
     status, reason = "finished", ""
     try:
+        if refused:
+            raise RewardRefused(refused)
         with spoken_transport():  # sharded weights travel inside torch
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
