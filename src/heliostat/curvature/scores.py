@@ -18,7 +18,7 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 
 def categorical_log_prob(logits: Float[Tensor, "... vocab"], label: Int[Tensor, ...]) -> Float[Tensor, ""]:
     """``sum log softmax(logits)[label]``, over all positions of one sample."""
-    return torch.log_softmax(logits, -1).gather(-1, label.unsqueeze(-1)).sum()
+    return torch.log_softmax(_wide(logits), -1).gather(-1, label.unsqueeze(-1)).sum()
 
 
 def per_sample_scores(
@@ -76,5 +76,9 @@ def sampled_log_likelihood(
     with torch.no_grad():
         probabilities = torch.softmax(logits.detach().float(), -1).reshape(-1, logits.shape[-1])
         labels = torch.multinomial(probabilities, 1, generator=generator)
-    log_probs = torch.log_softmax(logits.reshape(-1, logits.shape[-1]), -1)
+    log_probs = torch.log_softmax(_wide(logits).reshape(-1, logits.shape[-1]), -1)
     return log_probs.gather(1, labels).sum()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
