@@ -10,7 +10,8 @@ Left out: everything these verbs are made of, which is importable from its own r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
 from heliostat.tasks.given import Given, giving, named, with_given
 from heliostat.traces import BankSummary
-from heliostat.train import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train.run import EXPECTED_FAILURES
 from heliostat.types import Group
 
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -60,10 +62,11 @@ def post_train(
 
     Raises:
         ConfigError: the recipe is wrong; nothing was started.
+        RunFailed: the run ended before it was done; the exception has the reason and the run folder.
     """
     with giving() as given:
         checked, name = _given_recipe(given, recipe, overrides, data, rewards, model)
-        return _with_page(run_recipe(checked, _path(run_dir), name, profile=profile))
+        return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
 
 
 def sft(
@@ -77,11 +80,12 @@ def sft(
     Raises:
         ConfigError: the recipe is wrong.
         FileNotFoundError: there is no such data file.
+        RunFailed: see ``post_train``.
     """
     checked, name = _recipe(recipe, overrides)
     if data is not None and not Path(data).is_file():
         raise FileNotFoundError(f"there is no data file {data}")
-    return _with_page(run_sft(checked, _path(data), _path(run_dir), name))
+    return _concluded(run_sft(checked, _path(data), _path(run_dir), name))
 
 
 def evaluate(
@@ -104,11 +108,12 @@ def evaluate(
 
     Raises:
         ValueError: no model, or more than two.
+        RunFailed: a verifier or the rollout server failed, or the model's numbers are not finite.
     """
     several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
-    with giving() as given:
+    with giving() as given, _failures_raised():
         checked, _ = _given_recipe(given, recipe, overrides, data, rewards)
         return run_eval(
             several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
@@ -132,7 +137,8 @@ def sample(
     if recipe is None and prompt is None:
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
-    return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+    with _failures_raised():
+        return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
 def collect(
@@ -159,7 +165,25 @@ def collect(
     from heliostat.train.collect import Quota, run_collect
 
     checked, _ = _recipe(recipe, overrides)
-    return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
+    with _failures_raised():
+        return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
+
+
+@contextmanager
+def _failures_raised() -> Iterator[None]:
+    """Raise what may end a run as ``RunFailed``, where there is no run to say it."""
+    try:
+        yield
+    except EXPECTED_FAILURES as error:
+        raise RunFailed(str(error)) from error
+
+
+def _concluded(result: RunResult) -> RunResult:
+    """The run's page is drawn; a run that failed is raised."""
+    result = _with_page(result)
+    if result.status == "failed":
+        raise RunFailed(result.reason, result.folder, result)
+    return result
 
 
 def _with_page(result: RunResult) -> RunResult:

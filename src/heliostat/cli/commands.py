@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from heliostat.printed import say, visible_line
@@ -27,7 +28,7 @@ def train(args: Namespace) -> int:
     load_recipe(args.recipe, args.overrides)  # refuse a bad recipe before torch is imported
     from heliostat.api import post_train
 
-    return _conclude(post_train(args.recipe, args.overrides, args.run_dir, profile=args.profile))
+    return _conclude(lambda: post_train(args.recipe, args.overrides, args.run_dir, profile=args.profile))
 
 
 def sft(args: Namespace) -> int:
@@ -37,14 +38,21 @@ def sft(args: Namespace) -> int:
     load_recipe(args.recipe, args.overrides)
     from heliostat.api import sft
 
-    return _conclude(sft(args.recipe, args.data, args.overrides, args.run_dir))
+    return _conclude(lambda: sft(args.recipe, args.data, args.overrides, args.run_dir))
 
 
-def _conclude(result: RunResult) -> int:
+def _conclude(run: Callable[[], RunResult]) -> int:
     """Say how a run ended and where everything is; the other ranks of a run only say what went wrong with them."""
     from heliostat.cli.tables import print_outcome
     from heliostat.tracking import read_metrics
+    from heliostat.train import RunFailed
 
+    try:
+        result = run()
+    except RunFailed as failed:
+        if failed.result is None:
+            raise
+        result = failed.result
     if result.speaks:
         rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
         print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], result.folder / "report.html")
