@@ -103,7 +103,8 @@ def evaluate(
     """Held-out results of one model, or of two compared problem by problem.
 
     Args:
-        data, rewards: as in ``post_train``; held out is what that holds out.
+        data: as in ``post_train``; held out is what that holds out.
+        rewards: as in ``post_train``.
 
     Raises:
         ValueError: no model, or more than two.
