@@ -156,6 +156,7 @@ def check_needs(task: Task) -> None:
 
 def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None:
     function = verifier.resolved()
+    _check_kind(verifier.path, function)
     columns = set(problems[0].columns).intersection(*(problem.columns for problem in problems))
     given = {"prompts", "completions"} | columns | set(verifier.arguments)
     accepted = parameters(function)
@@ -169,6 +170,21 @@ def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None
             raise ConfigError(
                 f"'{verifier.path}' needs '{parameter.name}'{nearest(parameter.name, given)}; the data has: "
                 + ", ".join(sorted(columns))
+            )
+
+
+def _check_kind(path: str, function: Any) -> None:
+    """Refuse what can be called and yet never gives a list of rewards, whatever it is called with."""
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
+    if isinstance(function, type):
+        raise ConfigError(f"'{path}' is a class; give an object of it, or a function")
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise ConfigError(f"'{path}' yields its rewards; let it return a list with one number per completion")
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise ConfigError(
+                f"'{path}' takes '{parameter.name}' by position only, and rewards are called by name "
+                "(prompts=..., completions=..., and the columns); take the / out of its parameters"
             )
 
 
