@@ -140,9 +140,12 @@ def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
     """Find the layouts that are right for a model, while its weights are whole.
 
     Raises:
-        ConfigError: rows must be run one by one, and weights are to be cut over ranks.
+        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be cut over ranks.
     """
-    if isinstance(exact_layouts(loaded).single, Alone) and runtime.sharded:
+    exact = exact_layouts(loaded)
+    if exact.untrainable:
+        raise ConfigError(f"model '{loaded.name}' can be sampled from and not trained: {exact.untrainable}")
+    if isinstance(exact.single, Alone) and runtime.sharded:
         raise ConfigError(
             f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
             f"step; set distributed.placement = 'replicated'"
