@@ -118,9 +118,10 @@ def run_recipe(
         recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(point.step)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
-        if recipe.train.try_export and point.step is None:
+        if recipe.train.try_export and point.step != recipe.train.num_steps:  # then the export itself comes next
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
-            try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
+            prompts = [bench.prompt(problem) for problem in problems]
+            try_export(bench.loaded, runtime, folder.path, prompts, resumes=point.step is not None)
         shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
         _rewind(folder, point, runtime, shown)
         trackers: list[Tracker] = [*services]
