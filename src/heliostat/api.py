@@ -225,4 +225,4 @@ def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
 
 
 def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else Path(path).expanduser()

@@ -58,8 +58,13 @@ def export(
         ) from error
 
 
-def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt]) -> None:
+def try_export(
+    loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], resumes: bool = False
+) -> None:
     """Go the whole way of ``export`` with the model as it is before training, in a place below ``folder``.
+
+    Args:
+        resumes: whether the run was trained in an earlier session; disk and packages may be others since.
 
     **Limits**: the model is afterwards what it was, bit for bit.
 
@@ -80,8 +85,9 @@ def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Seq
         )
         if isinstance(error, OSError):
             way_out = "make room"
+        nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(
-            f"nothing was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
+            f"{nothing} was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
             f"{way_out}, or set train.try_export = false to train all the same"
         ) from error
     finally:

@@ -122,9 +122,10 @@ def run_recipe(
         refused = ""
         if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
             refused = runtime.led(lambda: audit_rewards(recipe, tasks, pool, bench, folder, shown.note))
-        if recipe.train.try_export and point.step is None and not refused:
+        if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # then the export is next
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
-            try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
+            prompts = [bench.prompt(problem) for problem in problems]
+            try_export(bench.loaded, runtime, folder.path, prompts, resumes=point.step is not None)
         shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
         _rewind(folder, point, runtime, shown)
         trackers: list[Tracker] = [*services]
