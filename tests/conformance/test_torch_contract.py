@@ -45,7 +45,9 @@ def in_bfloat16(row):
 
 def reng_on_copies(params, **settings):
     groups = [{"params": list(params.parameters())}] if isinstance(params, torch.nn.Module) else params
-    return RENG(masters.on_copies(groups, lambda own: torch.optim.AdamW(own, lr=0.05)), 0.05, "double-backward", **settings)
+    return RENG(
+        masters.on_copies(groups, lambda own: torch.optim.AdamW(own, lr=0.05)), 0.05, "double-backward", **settings
+    )
 
 
 SHORT = "-bfloat16"

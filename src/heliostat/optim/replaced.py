@@ -1,7 +1,7 @@
 """Weights that were replaced by other parameters after an optimizer was made: noticed before a step that moves neither.
 
-``load_state_dict(assign=True)``, ``fully_shard`` and an assignment leave the optimizer with parameters that no model has:
-they get no gradient, and every step does nothing, in silence.
+``load_state_dict(assign=True)``, ``fully_shard`` and an assignment leave the optimizer with parameters that no model
+has: they get no gradient, and every step does nothing, in silence.
 
 Left out: parameters that a model gains under new names, which another optimizer may train.
 """
