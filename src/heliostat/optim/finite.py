@@ -197,7 +197,7 @@ class FiniteStep(torch.optim.Optimizer):
             if getattr(inner, "num_skipped", 0) != num_skipped:
                 raise NotFinite("the inner step")
 
-        if isinstance(inner, FiniteStep) or not _largest_gradient(inner) <= MODERATE:
+        if isinstance(inner, FiniteStep) or not _largest_norm(inner) <= MODERATE:
             self.commit(update)
         else:
             self.adopt()
@@ -380,10 +380,8 @@ def _is_uncopied(name: str) -> bool:
 
 
 @torch.no_grad()
-def _largest_gradient(optimizer: torch.optim.Optimizer) -> float:
+def _largest_norm(optimizer: torch.optim.Optimizer) -> float:
     """NaN where one is NaN; one read."""
     given = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    sizes = [
-        whole(torch.linalg.vector_norm(gradient, torch.inf)).float().cpu() for gradient in given if gradient.numel()
-    ]
-    return float(torch.stack(sizes).max()) if sizes else 0.0
+    norms = torch._foreach_norm(given) if given else []  # the largest entry alone takes ten times as long
+    return float(torch.stack([whole(norm).float().cpu() for norm in norms]).max()) if norms else 0.0
