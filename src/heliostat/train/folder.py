@@ -190,8 +190,8 @@ class RunFolder:
             return []
         losses = []
         for path in self._logs:
-            if path.name not in extents:
-                self._salvage(path, step)
+            if path.name not in extents:  # a checkpoint of an earlier version, which has no results of before either
+                self._salvage(path, step, phases=("before", "during"))
                 continue
             try:
                 truncate_rows(path, extents[path.name])
@@ -200,12 +200,16 @@ class RunFolder:
                 losses.append(f"{error}; its readable rows are kept, {num_lost} lines could not be read")
         return losses
 
-    def _salvage(self, path: Path, step: int) -> int:
-        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later."""
+    def _salvage(self, path: Path, step: int, phases: Sequence[str] = ("during",)) -> int:
+        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later.
+
+        Args:
+            phases: of the evaluations to keep; those before training are in the checkpoint.
+        """
         if path.is_symlink():
             path.unlink()
-        if path == self.evals:  # what was measured before training is in the checkpoint
-            return keep_rows(path, lambda row: row.get("phase") == "during" and _at(row, "step") <= step)
+        if path == self.evals:
+            return keep_rows(path, lambda row: row.get("phase") in phases and _at(row, "step") <= step)
         if path in self._by_step:
             return keep_rows(path, lambda row: _at(row, "step") <= step)
         return keep_rows(path, lambda row: _at(row, "tick") < math.inf)

@@ -27,7 +27,8 @@ from heliostat.tasks.nesting import refuse_nested
 from heliostat.traces import BankError
 from heliostat.trackers import open_services
 from heliostat.tracking import JsonlTracker, Tracker
-from heliostat.train.checkpoint import CheckpointError, Checkpoints, ResumePoint
+from heliostat.train.checkpoint import Checkpoints, ResumePoint
+from heliostat.train.checkpoint_files import CheckpointError
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.exact import exact_layouts
 from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
