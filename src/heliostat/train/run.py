@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from rich.console import Console
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.storage import StorageError
-from heliostat.tasks import VerifierError, VerifierPool
+from heliostat.tasks import Task, VerifierError, VerifierPool
 from heliostat.tasks.nesting import refuse_nested
 from heliostat.traces import BankError
 from heliostat.trackers import open_services
 from heliostat.tracking import JsonlTracker, Tracker
 from heliostat.train.checkpoint import Checkpoints, ResumePoint
 from heliostat.train.checkpoint_files import CheckpointError
+from heliostat.train.encodable import check_encodable
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.exact import exact_layouts
 from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
@@ -120,6 +121,7 @@ def run_recipe(
         recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(point.step)))
         with runtime.together():
             bench = set_up_model(recipe, runtime)
+        runtime.led(lambda: check_encodable(recipe, tasks, bench, shown.note))
         refused = ""
         if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
             refused = runtime.led(lambda: audit_rewards(recipe, tasks, pool, bench, folder, shown.note))
@@ -287,6 +289,7 @@ def run_eval(
     with VerifierPool(tasks) as pool:
         for path in models:
             bench = set_up_model(_with_model(recipe, path), runtime)
+            check_encodable(recipe, [_only(task, heldout) for task in tasks], bench)
             evaluation, _ = evaluate(
                 bench.engine,
                 pool,
@@ -300,6 +303,12 @@ def run_eval(
             evaluations.append(evaluation)
     comparison = compare(*evaluations) if len(evaluations) == 2 else None
     return EvalReport(tuple(models), tuple(evaluations), comparison)
+
+
+def _only(task: Task, heldout: Sequence[Problem]) -> Task:
+    """A task with the problems that are evaluated, and no others."""
+    evaluated = {problem.problem_id for problem in heldout}
+    return replace(task, train=(), heldout=tuple(one for one in task.heldout if one.problem_id in evaluated))
 
 
 def run_sample(
