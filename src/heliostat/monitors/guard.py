@@ -22,6 +22,8 @@ MUST_BE_FINITE = (
     *("loss", "grad_norm"),  # what transformers' Trainer logs
 )
 """Numbers that are finite unless something is broken; ratios may overflow in an honest run."""
+SAID_OUTRIGHT = "outright"
+"""The statistic's name in findings that have none: their sentence says it all."""
 SCALED = frozenset({"optim/update_ratio"})
 """Signals that scale with the learning rate: while the guard holds it down, they are judged and not learned from."""
 
@@ -51,6 +53,8 @@ class Finding:
 
     def sentence(self) -> str:
         """The finding in one line for people."""
+        if self.outright:
+            return f"{f'step {self.step}' if self.step else 'before training'}: {self.meaning}"
         if self.statistic is None or self.threshold is None:
             return f"step {self.step}: {self.key}: {self.meaning}"
         normal = "" if self.normal is None else f", normally {self.normal:.3g}"
@@ -59,6 +63,11 @@ class Finding:
             f"step {self.step}: {self.meaning} ({self.key} {value}{normal}; {self.statistic_name} "
             f"{self.statistic:.3g}, threshold {self.threshold:g})"
         )
+
+    @property
+    def outright(self) -> bool:
+        """Whether it needs no level of the run's own to compare with."""
+        return self.statistic_name == SAID_OUTRIGHT
 
     @property
     def excess(self) -> float:

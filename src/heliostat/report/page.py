@@ -16,6 +16,7 @@ from heliostat.report.read import Run, read_runs
 from heliostat.report.sections import (
     chart_sections,
     events_section,
+    findings_section,
     missing_section,
     settings_section,
     transcripts_section,
@@ -61,6 +62,7 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
     main = element(
         "main",
         heading(runs),
+        findings_section(runs),
         verdict_section(runs, verdicts),
         missing_section(runs),
         cards(runs[0], verdicts[0]) if len(runs) == 1 else _run_keys(runs),
