@@ -96,7 +96,7 @@ TALK = {"data": "talk", "task": {"answer_after": "Answer:"}}
 WRECKS: dict[str, Case] = {
     "no-warm-start": Case("nothing-solved", NO_WARM_START | SHORT),
     "verifier-refuses-all": Case("nothing-solved", SHORT, fault=verdicts(refuses)),
-    "wrong-marker": Case("nothing-solved", SHORT | {"rollout.max_new_tokens": 40}, {"answer_after": "#### "}, "talk"),
+    "wrong-marker": Case("nothing-solved", SHORT, {"answer_after": "#### "}),
     "too-hard": Case("nothing-solved", SHORT | {"warm_start.num_steps": 60, "rollout.max_new_tokens": 10}, data="big"),
     "too-easy": Case("everything-solved", SHORT, data="same"),
     "verifier-pays-all": Case("everything-solved", SHORT, fault=verdicts(paid(1.0, True))),
@@ -104,7 +104,7 @@ WRECKS: dict[str, Case] = {
     "verifier-always-fails": Case("verifier-fails", SHORT, fault=verdicts(fails())),
     "verifier-fails-in-bursts": Case("verifier-bursts", {}, fault=verdicts(fails(2)), window=(20, 23)),
     "budget-too-small": Case("all-cut", SHORT | {"rollout.max_new_tokens": 6}, {"answer_after": "Answer:"}, "talk"),
-    "never-stops": Case("all-cut", SHORT | {"warm_start.num_steps": 40}, {"solution_column": "endless"}, "endless"),
+    "never-stops": Case("all-cut", SHORT | {"warm_start.num_steps": 40}, {}, "endless"),
     "lr-zero": Case("weights-still", SHORT | {"optimizer.lr": 1e-30}),
     "gradient-zero": Case("no-gradient", SHORT, fault=gradients(0.0)),
     "lr-100x": Case("leap", {"optimizer.lr": 2e-2, "train.num_steps": 20}),
@@ -118,21 +118,21 @@ WRECKS: dict[str, Case] = {
     "one-problem": Case("duplicates", SHORT, {"num_train": 1}),
     "reward-vanishes": Case("reward-vanishes", {}, fault=verdicts(refuses), window=(20, 10**9)),
     "reward-hack": Case(
-        "reward-jumps", {"train.num_steps": 90, "optimizer.lr": 1e-3}, fault=verdicts(pays_ones), window=(30, 10**9)
+        "unconfirmed", {"train.num_steps": 90, "optimizer.lr": 1e-3}, fault=verdicts(pays_ones), window=(30, 10**9)
     ),
     "reward-scale": Case("reward-scale", {"train.num_steps": 20}, fault=verdicts(scaled(1e4))),
     "length-is-paid": Case(
-        "length",
+        "cut-at-limit",
         {"train.num_steps": 90, "optimizer.lr": 1e-3, "rollout.max_new_tokens": 24, "task.shaped": True},
         fault=verdicts(pays_length),
     ),
     "entropy-collapse": Case(
         "entropy-collapse",
-        {"objective.name": "reinforce", "optimizer.lr": 3e-3, "train.num_steps": 80},
+        {"objective.name": "reinforce", "optimizer.lr": 5e-4, "train.num_steps": 80},
         fault=verdicts(pays_ones),
     ),
-    "kl-enormous": Case("policy-still", {"objective.name": "grpo", "objective.kl_ref": 1e4}),
-    "tau-enormous": Case("policy-still", {"objective.tau": 1e5}),
+    "kl-enormous": Case("gradients-enormous", {"objective.name": "grpo", "objective.kl_ref": 1e4}),
+    "tau-enormous": Case("gradients-tiny", {"objective.tau": 1e5}),
     "groups-of-two": Case("no-signal", {"rollout.group_size": 2, "rollout.temperature": 0.2}),
     "cold-sampling": Case("groups-agree", SHORT | {"rollout.temperature": 0.02}),
     "rollback-loop": Case(
@@ -146,14 +146,14 @@ WRECKS: dict[str, Case] = {
 HEALTHY: dict[str, Case] = {
     "pmd-mean": Case(""),
     "grpo": Case("", {"objective": {"name": "grpo"}, "optimizer.lr": 1e-4}),
-    "rloo-long": Case("", {"objective": {"name": "rloo"}, "train.num_steps": 120, "optimizer.lr": 1e-4}),
+    "rloo-long": Case("", {"objective": {"name": "rloo"}, "train.num_steps": 80, "optimizer.lr": 1e-4}),
     "kimi": Case("", {"objective": {"name": "kimi-k2", "tau": 0.5}}),
     "bfloat16": Case("", {"model.dtype": "bfloat16"}),
     "lora": Case("", {"lora.rank": 4, "lora.alpha": 32, "optimizer.lr": 2e-3, "model.settings.init_std": 0.2}),
     "rank1": Case("", {"optimizer.name": "rank1", "optimizer.lr": 2e-4}),
     "talk": Case("", {"rollout.max_new_tokens": 40, "warm_start.num_steps": 300}, {"answer_after": "Answer:"}, "talk"),
-    "hard-start": Case("", {"warm_start.num_steps": 90, "train.num_steps": 80, "optimizer.lr": 5e-4}),
-    "easy-start": Case("", {"warm_start.num_steps": 500, "train.num_steps": 60}),
+    "hard-start": Case("", {"warm_start.num_steps": 90, "train.num_steps": 60, "optimizer.lr": 3e-4}),
+    "easy-start": Case("", {"warm_start.num_steps": 400}),
     "short": Case("", {"train.num_steps": 12}),
     "stale-on-purpose": Case("", {"rollout.max_staleness": 1, "run.seed": 5}),
 }

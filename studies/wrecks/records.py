@@ -50,7 +50,7 @@ def record_of(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "settings": {
             name: {key: getattr(getattr(recipe, name), key) for key in keys} for name, keys in SETTINGS.items()
         },
-        "summary": {key: summary[key] for key in ("status", "reason")},
+        "summary": {key: summary.get(key) for key in ("status", "reason", "longest_solution")},
         "events": [{key: row[key] for key in EVENT} for row in events],
         "evals": evaluations,
         "metrics": {key: [_short(row[key]) if key in row else "" for row in rows] for key in keys},

@@ -16,20 +16,25 @@ from collections.abc import Callable
 from heliostat.monitors.outright import OutrightRule, View, level_of
 
 LEAP_NATS = 5.0
-"""A step this many nats long is damage; the recorded healthy runs stay below 0.5, wrecked ones begin at 8."""
+"""A step this many nats long is damage; recorded healthy runs stay below 1.5, and wrecked ones begin at 5."""
 LEAP_NATS_PER_TOKEN = 0.1
 """For long completions, whose log-ratios add up."""
 FALL = 0.1
 """A reward falls at once where it keeps no more than this share of its level."""
 LEARNED = 0.95
 """A run with this share of right completions has learned its task: groups that agree are its success."""
+LONGEST_SOLUTION = "task.longest_solution"
 LARGE_REWARD = 1e3
 LARGE_MISMATCH = 0.02
 """Nats a token between sampler and trainer; other kernels or bfloat16 stay below a tenth of it."""
-STILL_NATS = 1e-3
+ENORMOUS_GRADIENT, TINY_GRADIENT = 5e3, 1e-4
+"""Norms of a gradient that no scale of rewards and penalties near 1 gives."""
 
-NO_SIGNAL = frozenset({"hardly-solved", "same-reward", "groups-agree", "no-signal", "no-gradient", "policy-still"})
+NO_SIGNAL = frozenset({"hardly-solved", "same-reward", "groups-agree", "no-signal", "no-gradient"})
 FALLS = frozenset({"reward-falls-at-once", "reward-vanishes", "reward-falls", "hardly-solved", "no-signal"})
+
+
+_END = "set rollout.stop, or teach the model to end its answers by a warm start (warm_start.num_steps)"
 
 
 def _said(text: str) -> Callable[[View], str]:
@@ -68,22 +73,22 @@ def _cut_meaning(view: View) -> str:
 
 
 def _cut_advice(view: View) -> str:
-    limit, longest = view.setting("rollout.max_new_tokens"), view.setting("task.longest_solution")
+    limit, longest = view.setting("rollout.max_new_tokens"), view.setting(LONGEST_SOLUTION)
     if longest > limit:
-        return (
-            f"set rollout.max_new_tokens to {1.25 * longest:.0f}: the longest worked solution has {longest:.0f} tokens"
-        )
-    if longest <= limit:
-        return (
-            f"the longest worked solution has {longest:.0f} tokens, so the limit of {limit:.0f} is not the cause: the "
-            "model does not end its answers; set rollout.stop, or teach the end by a warm start"
-        )
+        to = f"{1.25 * longest:.0f}"
+        return f"set rollout.max_new_tokens to {to}: the longest worked solution has {longest:.0f} tokens"
     doubled = view["length/max"] if math.isnan(limit) else limit
-    set_to = "" if math.isnan(doubled) else f" to {2 * doubled:.0f}"
-    return (
-        f"set rollout.max_new_tokens{set_to}; if they are cut off there too, set rollout.stop, or teach the end by a "
-        "warm start"
-    )
+    to = "" if math.isnan(doubled) else f" to {2 * doubled:.0f}"
+    return f"set rollout.max_new_tokens{to}; if they are cut off there too, {_END}"
+
+
+def _ends_fit(view: View) -> bool:
+    """Whether worked solutions are known to end before the limit."""
+    return view.setting(LONGEST_SOLUTION) <= view.setting("rollout.max_new_tokens")
+
+
+def _all_cut(view: View) -> bool:
+    return view["length/truncated"] > 0.999
 
 
 def _failing(view: View) -> str:
@@ -170,7 +175,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
             f"rewards are as large as {view['reward/mean']:.3g}, which objectives with a temperature read as certainty"
         ),
         _said("scale the reward to about 1, or raise objective.tau as much"),
-        frozenset({"leap"}),
+        frozenset({"leap", "gradients-enormous", "gradient"}),
         first_only=True,
     ),
     OutrightRule(
@@ -178,10 +183,10 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         "length/truncated",
         "note",
         2,
-        lambda view: view["length/truncated"] > 0.999,
+        lambda view: _all_cut(view) and not _ends_fit(view),
         _cut_meaning,
         _cut_advice,
-        NO_SIGNAL | {"nothing-solved", "cut-at-limit", "truncation", "length", "loops", "repetition"},
+        NO_SIGNAL | {"nothing-solved", "never-ends", "cut-at-limit", "truncation", "length", "loops", "repetition"},
         first_only=True,
         evaluated=True,
     ),
@@ -191,9 +196,24 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         "note",
         3,
         lambda view: view["length/truncated"] > 0.9,
-        lambda view: f"{view['length/truncated']:.0%} of completions have grown to the limit and are cut off there",
-        lambda view: f"read transcripts: is length paid, or do texts loop? Else {_cut_advice(view)}",
+        lambda view: (
+            f"{view['length/truncated']:.0%} of completions are as long as the limit allows and are cut off there"
+        ),
+        lambda view: f"read transcripts: is length paid, or do texts loop? If neither, {_cut_advice(view)}",
         frozenset({"truncation", "length"}),
+    ),
+    OutrightRule(
+        "gradients-enormous",
+        "optim/grad_norm",
+        "note",
+        3,
+        lambda view: view["optim/grad_norm"] > ENORMOUS_GRADIENT,
+        lambda view: f"gradients are {view['optim/grad_norm']:.2g} long: one term of the loss outweighs all others",
+        _said(
+            "look at the scale of rewards, objective.tau and objective.kl_ref; clipping leaves that term's direction"
+        ),
+        frozenset({"gradient"}),
+        first_only=True,
     ),
     OutrightRule(
         "leap",
@@ -208,7 +228,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
             "lower optimizer.lr tenfold, or raise objective.tau where there is one; optimizer.warmup_steps softens a "
             "first step"
         ),
-        FALLS | {"nothing-solved", "policy-still", "step-size", "longer-steps", "gradient", "entropy-explosion"},
+        FALLS | {"nothing-solved", "step-size", "longer-steps", "gradient", "entropy-explosion"},
     ),
     OutrightRule(
         "reward-falls-at-once",
@@ -238,7 +258,22 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         lambda view: view.success == 0 and view.uniform and not view["reward/mean"] > 0,
         lambda view: f"{_of_problems(view, 'none')}: there is nothing to reinforce",
         _nothing_advice,
-        NO_SIGNAL | {"loops", "repetition"},
+        NO_SIGNAL | {"never-ends", "cut-at-limit", "loops", "repetition"},
+        first_only=True,
+        evaluated=True,
+    ),
+    OutrightRule(
+        "never-ends",
+        "length/truncated",
+        "note",
+        2,
+        lambda view: _all_cut(view) and _ends_fit(view),
+        lambda view: (
+            f"every completion runs into the limit of {view.setting('rollout.max_new_tokens'):.0f} tokens, though the "
+            f"longest worked solution has {view.setting(LONGEST_SOLUTION):.0f}: the model does not end its answers"
+        ),
+        _said(_END),
+        frozenset({"cut-at-limit", "truncation", "length", "loops", "repetition"}),
         first_only=True,
         evaluated=True,
     ),
@@ -280,7 +315,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
             "apart"
         ),
         _said("look at what the verifier returns for a right and a wrong answer: heliostat tasks audit"),
-        frozenset({"groups-agree", "no-signal", "no-gradient", "policy-still"}),
+        frozenset({"groups-agree", "no-signal", "no-gradient"}),
         first_only=True,
         evaluated=True,
     ),
@@ -295,7 +330,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
             "or never"
         ),
         _agree_advice,
-        frozenset({"no-signal", "no-gradient", "policy-still", "hardly-solved"}),
+        frozenset({"no-signal", "no-gradient", "hardly-solved"}),
         first_only=True,
     ),
     OutrightRule(
@@ -316,7 +351,19 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         lambda view: view["optim/grad_norm"] == 0 and not view.uniform,
         _said("every gradient is zero though rewards differ: nothing that is trained reaches the loss"),
         _said("check which weights are trained (lora.layers, frozen ones) and what the objective clips away"),
-        frozenset({"weights-still", "policy-still"}),
+        frozenset({"weights-still"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "gradients-tiny",
+        "optim/grad_norm",
+        "note",
+        3,
+        lambda view: 0 < view["optim/grad_norm"] < TINY_GRADIENT and not view.uniform,
+        lambda view: (
+            f"rewards differ and gradients are only {view['optim/grad_norm']:.2g} long: rewards hardly count in it"
+        ),
+        _said("lower objective.tau, or scale the reward to about 1"),
         first_only=True,
     ),
     OutrightRule(
@@ -327,7 +374,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         lambda view: view["optim/update_ratio"] < 1e-9 and view["optim/grad_norm"] > 0 and not view.uniform,
         lambda view: f"there are gradients, and the weights stay where they are (learning rate {view['optim/lr']:.2g})",
         _said("raise optimizer.lr; in bfloat16, steps below the last digit of a weight are lost"),
-        frozenset({"policy-still"}),
+        frozenset(),
         first_only=True,
     ),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.monitors.foreign import METRIC_OF
-from heliostat.monitors.guard import Finding
+from heliostat.monitors.guard import SAID_OUTRIGHT, Finding
 from heliostat.report.read import Run, finite, read_run
 from heliostat.report.replay import replay, replay_run, training_rows, translated
 from heliostat.report.stories import story_of
@@ -59,6 +59,12 @@ class Diagnosis:
         return [event for event in self.events if event.get("action") == "went back"]
 
     @property
+    def _acts(self) -> list[str]:
+        """What the guard did; findings that were only said stand above."""
+        said = [event for event in self.events if event.get("statistic_name") != SAID_OUTRIGHT]
+        return [str(event.get("text", "")) for event in said]
+
+    @property
     def headline(self) -> str:
         """The diagnosis in one or two sentences."""
         if not self.findings and (back := self.taken_back):
@@ -79,7 +85,7 @@ class Diagnosis:
         lines = [self.source, "", self.headline]
         lines += _listed("What happened, in order of onset:", [_told(finding) for finding in self.findings])
         lines += _listed("What could be done:", list(dict.fromkeys(finding.advice for finding in self.findings)))
-        lines += _listed("What its own guard did:", [str(event.get("text", "")) for event in self.events])
+        lines += _listed("What its own guard did:", self._acts)
         lines += _listed("In the texts:", [*(self.texts.complaints if self.texts else ())])
         lines += _listed("The run as a whole:", [*self.facts, *(self.texts.facts if self.texts else ())])
         lines += _listed("Could not be read:", list(self.notes))

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from heliostat.monitors import OUTRIGHT, Finding, Guard, Outright, default_rules, evaluation_signals, recipe_numbers
 from heliostat.monitors.foreign import METRIC_OF
 from heliostat.monitors.outright import FIRST_STEPS
-from heliostat.report.read import Evaluation, Run
+from heliostat.monitors.outright_rules import LONGEST_SOLUTION
+from heliostat.report.read import Evaluation, Run, number
 
 Row = Mapping[str, float | None]
 Settings = Mapping[str, float]
@@ -38,8 +39,7 @@ def replay(rows: Sequence[Row], start: int = 20, size: int = 40, settings: Setti
         gone = outright.withdrawn()
         found = [finding for finding in found if finding.step or finding.rule not in gone]
         found += [finding for finding in guard.read(step, row) if finding.rule not in outright.hidden]
-    found = _unexplained(found)
-    return sorted(found, key=lambda finding: (finding.onset, _place(finding), finding.step))
+    return _ordered(_unexplained(found))
 
 
 def replay_run(run: Run) -> list[Finding]:
@@ -49,7 +49,9 @@ def replay_run(run: Run) -> list[Finding]:
     prefixed = run.setting("prefix.name", "none") != "none"  # prefixes begin where nothing is solved
     trains = run.setting("train.num_steps", 1) != 0
     before = [row for row in run.evaluations if row.phase == "before"] if trains and not prefixed else []
-    return replay(training_rows(run.metrics), start, size, recipe_numbers(run.recipe), before)
+    longest = number(run.summary, "longest_solution")
+    settings = recipe_numbers(run.recipe) | ({LONGEST_SOLUTION: longest} if longest else {})
+    return replay(training_rows(run.metrics), start, size, settings, before)
 
 
 def outright_findings(run: Run) -> list[Finding]:
@@ -75,8 +77,20 @@ def _unexplained(found: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in found if finding.step or finding.rule not in hidden]
 
 
+def _ordered(found: Sequence[Finding]) -> list[Finding]:
+    """By onset, causes first; what a shortcut past the verifier does to held-out numbers does not come before it."""
+    shortcut = next((finding.onset for finding in found if finding.rule == "unconfirmed"), 0)
+
+    def place(finding: Finding) -> tuple[int, int, int]:
+        onset = max(finding.onset, shortcut) if finding.rule in ("pass-k-falls", "template") else finding.onset
+        return onset, _place(finding), finding.step
+
+    return sorted(found, key=place)
+
+
 def _place(finding: Finding) -> int:
     """Sampler against trainer, broken numbers and data come before everything, then causes in their order."""
     if finding.level in ("mismatch", "broken") or finding.rule == "duplicates":
         return -1
-    return RULE_ORDER.get(finding.rule, len(RULE_ORDER))
+    last = len(RULE_ORDER) + (finding.rule != "unconfirmed")
+    return RULE_ORDER.get(finding.rule, last)

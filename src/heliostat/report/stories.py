@@ -35,6 +35,10 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
         "Every completion was cut off at the token limit from the start, before it could end.",
     ),
     (
+        frozenset({"never-ends"}),
+        "No completion ended by itself: the model never learned to end its answers, or its end is not recognised.",
+    ),
+    (
         frozenset({"cut-at-limit"}),
         "It begins with completions that grow up to the token limit and are cut off there.",
     ),
@@ -55,6 +59,14 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
     (
         frozenset({"same-reward"}),
         "Every completion was paid the same from the start, right or wrong: the reward does not look at the answer.",
+    ),
+    (
+        frozenset({"gradients-enormous"}),
+        "One term of the loss outweighs all others from the start, so the steps follow that term and not the rewards.",
+    ),
+    (
+        frozenset({"gradients-tiny"}),
+        "Rewards differ and hardly count in the loss from the start, so the steps follow rounding more than rewards.",
     ),
     (
         frozenset({"no-gradient"}),

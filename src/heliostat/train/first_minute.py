@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from heliostat.models import encode_solution
 from heliostat.monitors import recipe_numbers
+from heliostat.monitors.outright_rules import LONGEST_SOLUTION
 from heliostat.tasks import Task
 from heliostat.train.setup import Bench
 
@@ -24,4 +25,4 @@ def first_minute_settings(bench: Bench, tasks: Sequence[Task]) -> dict[str, floa
         for problem in problems
         if problem.solution
     ]
-    return numbers | ({"task.longest_solution": float(max(lengths))} if lengths else {})
+    return numbers | ({LONGEST_SOLUTION: float(max(lengths))} if lengths else {})

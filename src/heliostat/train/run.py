@@ -21,6 +21,7 @@ from rich.console import Console
 
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.monitors import standing
+from heliostat.monitors.outright_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.storage import StorageError
 from heliostat.tasks import VerifierError, VerifierPool
@@ -209,6 +210,7 @@ def _summarise(
             "reason": reason,
             "recipe": recipe_name,
             "findings": list(findings),
+            "longest_solution": trainer.guard.outright.settings.get(LONGEST_SOLUTION),
             "steps": trainer.step,
             "sampled_with": trainer.bench.engine.way,
             "scored_with": exact_layouts(trainer.bench.loaded).way,
