@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments or not is_refusal(error):
             raise
         print(f"heliostat: {one_line(error)}", file=sys.stderr)
-        return EXIT_REFUSED
+        return int(getattr(error, "exit_code", EXIT_REFUSED))  # of an evaluation that failed: 1
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Protocol
 
+from heliostat.tasks.importing import import_ahead
 from heliostat.tasks.nesting import NestedRun, importing
 from heliostat.tasks.numerals import last_number, meets, parse_number
 
@@ -200,6 +201,7 @@ class Function:
     def prepare(self) -> Check:
         function = self.resolved()
         accepted = parameters(function)
+        import_ahead(function)
 
         def check(sample: Sample) -> object:
             chat = not isinstance(sample.prompt, str)

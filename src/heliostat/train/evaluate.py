@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from heliostat.rollout import Engine, SamplingSettings
-from heliostat.statistics import bootstrap, pass_at_k
+from heliostat.statistics import pass_at_k, success_change, success_rate
 from heliostat.tasks import VerifierPool
 from heliostat.train.runtime import Runtime
 from heliostat.types import Group, Prompt
@@ -54,8 +54,8 @@ class Evaluation:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95% bootstrap interval of pass@1 over problems."""
-        estimate = bootstrap(self.rates)
+        """95% interval of pass@1 over problems."""
+        estimate = success_rate(self.rates)
         return estimate.low, estimate.high
 
     @property
@@ -129,7 +129,7 @@ class Comparison:
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """Paired difference of pass@1, with a bootstrap interval over the shared problems, and what one alone solved.
+    """Paired difference of pass@1, with its interval over the shared problems, and what one alone solved.
 
     Raises:
         ValueError: the two share no problem.
@@ -139,7 +139,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     if not pairs:
         raise ValueError("the two evaluations share no problem, so they cannot be compared in pairs")
     differences = np.asarray([after - before for before, after in pairs])
-    estimate = bootstrap(differences)
+    estimate = success_change(differences)
     only_first = sum(before > 0 == after for before, after in pairs)
     only_second = sum(after > 0 == before for before, after in pairs)
     return Comparison(estimate.value, (estimate.low, estimate.high), len(pairs), only_first, only_second)
