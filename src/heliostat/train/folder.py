@@ -2,7 +2,7 @@
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
-    one)  adapter/ (LoRA)
+    one)  adapter/ (LoRA)  audit.json (what the audit before training found)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -47,13 +47,13 @@ from heliostat.train.evaluate import Evaluation
 from heliostat.train.places import check_places, keep_apart, sweep
 from heliostat.train.records import evaluation_from_rows
 
-_STARTING = ("checkpoints", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
+_STARTING = ("checkpoints", "audit.json", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
 """What a run writes before anything is refused."""
 
 KEPT = frozenset(
     {
         *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
-        *("abandoned.jsonl", "prefixes.json", "summary.json", "model", "adapter", "reference"),
+        *("abandoned.jsonl", "audit.json", "prefixes.json", "summary.json", "model", "adapter", "reference"),
     }
 )
 """What the manifest of a run that has ended lists."""
@@ -190,8 +190,8 @@ class RunFolder:
             return []
         losses = []
         for path in self._logs:
-            if path.name not in extents:
-                self._salvage(path, step)
+            if path.name not in extents:  # a checkpoint of an earlier version, which has no results of before either
+                self._salvage(path, step, phases=("before", "during"))
                 continue
             try:
                 truncate_rows(path, extents[path.name])
@@ -200,12 +200,16 @@ class RunFolder:
                 losses.append(f"{error}; its readable rows are kept, {num_lost} lines could not be read")
         return losses
 
-    def _salvage(self, path: Path, step: int) -> int:
-        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later."""
+    def _salvage(self, path: Path, step: int, phases: Sequence[str] = ("during",)) -> int:
+        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later.
+
+        Args:
+            phases: of the evaluations to keep; those before training are in the checkpoint.
+        """
         if path.is_symlink():
             path.unlink()
-        if path == self.evals:  # what was measured before training is in the checkpoint
-            return keep_rows(path, lambda row: row.get("phase") == "during" and _at(row, "step") <= step)
+        if path == self.evals:
+            return keep_rows(path, lambda row: row.get("phase") in phases and _at(row, "step") <= step)
         if path in self._by_step:
             return keep_rows(path, lambda row: _at(row, "step") <= step)
         return keep_rows(path, lambda row: _at(row, "tick") < math.inf)
@@ -253,6 +257,11 @@ class RunFolder:
         except (OSError, ValueError, RecursionError):
             return False
         return isinstance(summary, dict) and summary.get("status") == "finished"
+
+    def write_audit(self, content: str) -> None:
+        """Keep what the audit before training found."""
+        if self.writes:
+            publish_file(self.path / "audit.json", content)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``, and list what the run leaves behind by its digests."""
@@ -302,7 +311,7 @@ def _at(row: Mapping[str, Any], key: str) -> float:
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
     """The first key on which two recipes differ, but for those that do not change the result."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
-        if not where and key in ("tracking", "distributed"):
+        if not where and key in ("tracking", "distributed", "audit"):
             continue
         old, new = stored.get(key), asked.get(key)
         if where == "" and key == "task":
