@@ -21,6 +21,7 @@ from heliostat.models import LoadedModel, save_model
 from heliostat.models.lora import is_adapted, save_adapter, stirred
 from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, trainer_logits
 from heliostat.models.saving import replacing
+from heliostat.storage.errors import is_full
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.sharding import gathered, whole_weights
 from heliostat.types import Prompt
@@ -73,7 +74,7 @@ def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Seq
         raise
     except Exception as error:  # as above
         way_out = "leave layers out of lora.layers" if is_adapted(loaded.model) else "try another model"
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or is_full(error):
             way_out = "make room"
         raise ConfigError(
             f"nothing was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
