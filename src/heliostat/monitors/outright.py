@@ -85,6 +85,12 @@ class View:
         """Whether the completions of every group earned the same."""
         return self["reward/zero_signal"] > 0.999
 
+    @property
+    def agreement(self) -> float:
+        """Mean share of groups that earned the same, over as many steps as are remembered; NaN before that."""
+        shares = [*self.earlier("reward/zero_signal"), self["reward/zero_signal"]]
+        return sum(shares) / len(shares) if len(shares) > RECENT else math.nan
+
     def setting(self, name: str) -> float:
         """A number of the recipe, NaN where it is unknown."""
         return self.settings.get(name, math.nan)

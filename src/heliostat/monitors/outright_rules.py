@@ -334,6 +334,19 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
     ),
     OutrightRule(
+        "groups-too-small",
+        "reward/zero_signal",
+        "note",
+        1,
+        lambda view: view.setting("rollout.group_size") <= 4 and view.agreement > 0.8 and 0.02 < view.success < 0.98,
+        lambda view: (
+            f"{view.agreement:.0%} of the groups of {view.setting('rollout.group_size'):.0f} earned the same over six "
+            "steps, so few of them teach anything"
+        ),
+        _said("raise rollout.group_size: in a larger group the right and the wrong meet more often"),
+        frozenset({"no-signal"}),
+    ),
+    OutrightRule(
         "hardly-solved",
         "reward/success",
         "note",
