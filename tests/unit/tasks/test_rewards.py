@@ -211,7 +211,7 @@ def test_trls_own_functions_unchanged() -> None:
     task = make_task(*verifiers, shaped=True, train=(problem,), heldout=(), timeout_s=60.0, memory_mb=8192)
     check_needs(task)
     with VerifierPool([task]) as pool:
-        texts = ["<think>\nx\n</think>\n$2$", r"<think> \boxed{3}"]
+        texts = ["<think>\nx\n</think>\n\\boxed{2}", r"<think> \boxed{3}"]
         judged = pool.submit(group_of(problem, texts, [4, 12])).result()
     assert [verdict.failure for verdict in judged.verdicts] == ["", ""]
     assert judged.rewards == [2.0, -1.0]
