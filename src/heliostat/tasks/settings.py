@@ -16,8 +16,9 @@ from pydantic import Field
 from heliostat.config import ConfigError, build_checked, nearest
 from heliostat.tasks.carrying import dump_function
 from heliostat.tasks.given import PREFIX, find_function
+from heliostat.tasks.rewards import COMPLETION_IDS
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, parameters, resolve, running_script
+from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, named, resolve, running_script
 from heliostat.types import Problem
 
 
@@ -31,6 +32,7 @@ class TaskSettings:
             and columns inside them: ``{extra_info.passage}``.
         verifiers: tables with ``name``, and optionally ``weight``, ``sees`` and the verifier's own settings.
         answer_after: marker before the answer; ``None``: the worked-solution writer's own, if there is one.
+        modules: folder whose Python modules ``module:function`` means before others; a recipe's own, if they are there.
     """
 
     label: str = ""
@@ -42,6 +44,7 @@ class TaskSettings:
     memory_mb: Annotated[int, Field(ge=16)] = 1024
     num_workers: Annotated[int, Field(ge=1)] = 1
     on_failure: Literal["zero", "stop"] = "zero"
+    modules: str = ""
 
     def __post_init__(self) -> None:
         fields = fields_of(self.template)
@@ -160,18 +163,17 @@ def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None
     function = verifier.resolved()
     _check_kind(verifier.path, function)
     columns = set(problems[0].columns).intersection(*(problem.columns for problem in problems))
-    given = {"prompts", "completions"} | columns | set(verifier.arguments)
-    accepted = parameters(function)
-    if accepted is not None:
-        for key in verifier.arguments:
-            if key not in accepted:
-                raise ConfigError(f"'{verifier.path}' takes no argument '{key}'{nearest(key, accepted)}")
-    for parameter in inspect.signature(function).parameters.values():
-        fillable = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if fillable and parameter.default is parameter.empty and parameter.name not in given:
+    given = {"prompts", "completions", COMPLETION_IDS} | columns | set(verifier.arguments)
+    own = sorted(named(function).keys() - {"prompts", "completions", COMPLETION_IDS} - columns)
+    for key in verifier.arguments:
+        if key not in named(function):  # with **kwargs it would be taken and, as likely as not, never looked at
             raise ConfigError(
-                f"'{verifier.path}' needs '{parameter.name}'{nearest(parameter.name, given)}; the data has: "
-                + ", ".join(sorted(columns))
+                f"'{verifier.path}' takes no argument '{key}'{nearest(key, own)}; it takes: {', '.join(own) or 'none'}"
+            )
+    for name, parameter in named(function).items():
+        if parameter.default is parameter.empty and name not in given:
+            raise ConfigError(
+                f"'{verifier.path}' needs '{name}'{nearest(name, given)}; the data has: {', '.join(sorted(columns))}"
             )
 
 
