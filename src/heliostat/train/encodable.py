@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from heliostat.config import ConfigError, Recipe
 from heliostat.models import decode, encode_solution
-from heliostat.models.encoding import named
+from heliostat.models.control_tokens import control_tokens
 from heliostat.models.loaded import LoadedModel
-from heliostat.models.sizes import prompt_sizes, solution_sizes, special_tokens
+from heliostat.models.sizes import prompt_sizes, solution_sizes
 from heliostat.tasks import Task
 from heliostat.tasks.task import by_the_book
 from heliostat.train.setup import Bench
@@ -62,7 +62,7 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, bu
         worst = max(long, key=lambda index: sizes[index])
         left = loaded.context_length - sizes[worst]
         raise ValueError(
-            f"{named(problems[worst])}: its prompt has {sizes[worst]} tokens, and with rollout.max_new_tokens = "
+            f"{problems[worst].described}: its prompt has {sizes[worst]} tokens, and with rollout.max_new_tokens = "
             f"{budget} more it does not fit the context of model '{loaded.name}', which holds {loaded.context_length}; "
             f"{_count(len(long), len(problems), 'prompt')} too long: shorten or remove them, or set "
             f"rollout.max_new_tokens to {left} or less"
@@ -71,39 +71,27 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, bu
 
 
 def _check_solutions(task: Task, sizes: Sequence[int], bench: Bench) -> None:
-    """Solutions of the warm start: there, whole behind their prompts, and not ended in their middle."""
+    """Solutions of the warm start are there, and fit behind their prompts."""
     loaded = bench.loaded
     texts = []
     for problem in task.train:
         text = problem.solution if problem.solution is not None else problem.answer
         if text is None and task.teacher is by_the_book:
             raise ValueError(
-                f"{named(problem)} has no solution and no answer to learn from; set warm_start.num_steps = 0"
+                f"{problem.described} has no solution and no answer to learn from; set warm_start.num_steps = 0"
             )
         texts.append(text or "")
     room = [loaded.context_length - size for size in sizes]
-    special = special_tokens(loaded)
     for problem, text, left, size in zip(task.train, texts, room, solution_sizes(loaded, texts, room), strict=True):
-        if size > left:
-            num = len(encode_solution(loaded, bench.prompt(problem), text))
-            prompt = len(bench.prompt(problem).token_ids)
-            if prompt + num > loaded.context_length:
-                raise ValueError(
-                    f"{named(problem)}: its prompt of {prompt} and its worked solution of {num} tokens do not fit the "
-                    f"context of model '{loaded.name}', which holds {loaded.context_length}; shorten or remove it"
-                )
-        if any(token in text for token in special):
-            _check_ending(loaded, bench, problem, text)
-
-
-def _check_ending(loaded: LoadedModel, bench: Bench, problem: Problem, text: str) -> None:
-    ids = encode_solution(loaded, bench.prompt(problem), text)
-    ends = [token for token in ids[:-1] if token in loaded.eos_ids]
-    if ends:
-        raise ValueError(
-            f"{named(problem)}: its worked solution holds {loaded.tokenizer.decode(ends[:1])!r}, at which the model "
-            "stops, before its end; remove it from the data"
-        )
+        if size <= left:
+            continue
+        prompt = bench.prompt(problem)
+        num, asked = len(encode_solution(loaded, prompt, text)), len(prompt.token_ids)
+        if asked + num > loaded.context_length:
+            raise ValueError(
+                f"{problem.described}: its prompt of {asked} and its worked solution of {num} tokens do not fit the "
+                f"context of model '{loaded.name}', which holds {loaded.context_length}; shorten or remove it"
+            )
 
 
 def _check_markers(recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel) -> None:
@@ -124,7 +112,7 @@ def _check_markers(recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel) -
 
 def _lost(loaded: LoadedModel, text: str) -> str:
     """Why ``text`` would not be found in what is decoded; empty where it would."""
-    special = next((token for token in special_tokens(loaded) if token in text), None)
+    special = next((token for token in control_tokens(loaded.tokenizer) if token in text), None)
     if special is not None:
         return f"{special!r} is a special token of model '{loaded.name}', which decoding leaves out"
     for around in (f"so{text}7", f"so {text} 7"):

@@ -171,12 +171,6 @@ def test_a_stop_string_that_decoding_removes_is_refused_unless_it_ends_completio
     check(tmp_path, monkeypatch, loaded, rows_of(), rollout__stop=["\n", "<|im_end|>", "so"])
 
 
-def test_a_solution_that_holds_its_end_in_the_middle_is_refused(tmp_path, monkeypatch, tiny):
-    rows = rows_of(row6={"answer": "7<|eos|> 7"})
-    with pytest.raises(ValueError, match=r"line 7\): its worked solution holds '<\|eos\|>', at which the model stops"):
-        check(tmp_path, monkeypatch, tiny, rows, warm_start__num_steps=2, task__num_train=19, task__num_heldout=1)
-
-
 # -- the fast way and the slow one -------------------------------------------------------------------------------------
 
 
