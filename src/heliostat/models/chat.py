@@ -18,15 +18,17 @@ from heliostat.types import Message, Problem
 _WORDS = ("heliostat-question", "heliostat-answer")
 
 
-def encode_chat(loaded: LoadedModel, problem: Problem, messages: Sequence[Message]) -> list[int]:
-    """Ids of messages as the template writes them; a last message of the assistant is continued, not answered.
+def encode_chat(loaded: LoadedModel, problem: Problem, messages: Sequence[Message], to_continue: bool) -> list[int]:
+    """Ids of messages as the template writes them, up to where an answer begins.
+
+    Args:
+        to_continue: go on with the last message, instead of beginning a turn.
 
     Raises:
         ValueError: the template refuses them, fails, leaves one out, or writes no beginning of an answer.
     """
     texts = [str(message["content"]) for message in messages]
     mark = free_mark(texts)
-    to_continue = bool(messages) and messages[-1]["role"] == "assistant"
     typed = [text for text in texts if has_typed(loaded, text)]
     if typed:
         pattern = pattern_of(loaded)

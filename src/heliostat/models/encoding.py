@@ -43,7 +43,11 @@ def encode_problem(
         ValueError: the template refuses the messages, the prompt is empty, or it leaves no room for one token.
     """
     messages = chat_messages(loaded, problem, chat, system)
-    ids = _encode_text(loaded, problem) if messages is None else encode_chat(loaded, problem, messages)
+    if messages is None:
+        ids = _encode_text(loaded, problem)
+    else:
+        to_continue = bool(messages) and messages[-1]["role"] == "assistant"
+        ids = encode_chat(loaded, problem, messages, to_continue)
     if not ids:
         raise ValueError(f"{problem.described}: its prompt is empty")
     if len(ids) > loaded.context_length - 1:

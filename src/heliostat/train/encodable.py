@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from heliostat.config import ConfigError, Recipe
-from heliostat.models import decode, encode_solution
+from heliostat.models import decode, encode_solution, encode_turns
+from heliostat.models.chat import render
 from heliostat.models.control_tokens import control_tokens
+from heliostat.models.encoding import chat_messages
 from heliostat.models.loaded import LoadedModel
 from heliostat.models.sizes import prompt_sizes, solution_sizes
 from heliostat.tasks import Task
 from heliostat.tasks.task import by_the_book
 from heliostat.train.setup import Bench
-from heliostat.types import Problem
+from heliostat.types import Problem, Prompt
 
 _LONG_S = 5.0  # what takes longer is said
 
@@ -73,25 +75,43 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, bu
 def _check_solutions(task: Task, sizes: Sequence[int], bench: Bench) -> None:
     """Solutions of the warm start are there, and fit behind their prompts."""
     loaded = bench.loaded
-    texts = []
     for problem in task.train:
-        text = problem.solution if problem.solution is not None else problem.answer
-        if text is None and task.teacher is by_the_book:
+        nothing = problem.solution is None and problem.answer is None and not problem.turns
+        if nothing and task.teacher is by_the_book:
             raise ValueError(
                 f"{problem.described} has no solution and no answer to learn from; set warm_start.num_steps = 0"
             )
-        texts.append(text or "")
-    room = [loaded.context_length - size for size in sizes]
-    for problem, text, left, size in zip(task.train, texts, room, solution_sizes(loaded, texts, room), strict=True):
-        if size <= left:
-            continue
-        prompt = bench.prompt(problem)
-        num, asked = len(encode_solution(loaded, prompt, text)), len(prompt.token_ids)
-        if asked + num > loaded.context_length:
-            raise ValueError(
-                f"{problem.described}: its prompt of {asked} and its worked solution of {num} tokens do not fit the "
-                f"context of model '{loaded.name}', which holds {loaded.context_length}; shorten or remove it"
-            )
+        if problem.turns:
+            _check_turns(problem, bench)
+    alone = [(problem, size) for problem, size in zip(task.train, sizes, strict=True) if not problem.turns]
+    texts = [problem.solution or problem.answer or "" for problem, _ in alone]
+    room = [loaded.context_length - size for _, size in alone]
+    for (problem, _), text, left, size in zip(alone, texts, room, solution_sizes(loaded, texts, room), strict=True):
+        if size > left:
+            prompt = bench.prompt(problem)
+            _check_fits(loaded, prompt, len(encode_solution(loaded, prompt, text)))
+
+
+def _check_turns(problem: Problem, bench: Bench) -> None:
+    """The template takes a worked conversation and the context holds it; its bytes are asked first."""
+    loaded, section = bench.loaded, bench.recipe.model
+    asked = chat_messages(loaded, problem, section.chat, section.system)
+    calls = any(turn.get("tool_calls") for turn in problem.turns)
+    if asked is not None and not calls:
+        text = render(loaded, problem, [*asked, *problem.turns], generation_prompt=False)
+        if text.isascii() and len(text) < loaded.context_length:
+            return
+    for prompt, ids in encode_turns(loaded, problem, section.chat, section.system):
+        _check_fits(loaded, prompt, len(ids))
+
+
+def _check_fits(loaded: LoadedModel, prompt: Prompt, num: int) -> None:
+    asked = len(prompt.token_ids)
+    if asked + num > loaded.context_length:
+        raise ValueError(
+            f"{prompt.problem.described}: its prompt of {asked} and its worked solution of {num} tokens do not fit the "
+            f"context of model '{loaded.name}', which holds {loaded.context_length}; shorten or remove it"
+        )
 
 
 def _check_markers(recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel) -> None:

@@ -24,6 +24,7 @@ from heliostat.models.templates import day_of
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
+from heliostat.tasks.demonstrations import demonstrations_of
 from heliostat.tasks.nesting import refuse_nested
 from heliostat.traces import BankError
 from heliostat.trackers import open_services
@@ -228,29 +229,20 @@ def _summarise(
 
 
 def run_sft(
-    recipe: Recipe, data: Path | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
+    recipe: Recipe, data: Path | str | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
 ) -> RunResult:
-    """Supervised training alone: the recipe's warm start, on its task or on prompt/completion rows of a file."""
+    """Supervised training alone: the recipe's warm start, on its task or on worked solutions and conversations.
+
+    Args:
+        data: what ``task.path`` may be; the recipe's columns and template count for it.
+    """
     if recipe.warm_start.num_steps == 0:
         raise ConfigError("sft has nothing to do: warm_start.num_steps is 0; set it, for example to 200")
     changes: dict[str, Any] = recipe.model_dump()
     changes["train"]["num_steps"] = 0
     if data is not None:
-        changes["task"] = [_file_task(recipe, data)]
+        changes["task"] = [demonstrations_of(recipe.task[0], str(data))]
     return run_recipe(Recipe.model_validate(changes), run_dir, recipe_name)
-
-
-def _file_task(recipe: Recipe, data: Path) -> dict[str, Any]:
-    section = recipe.task[0]
-    return {
-        "name": "file",
-        "path": str(data),
-        "solution_column": "completion",
-        "answer_column": "completion",
-        "verifiers": [{"name": "exact"}],
-        "num_train": section.num_train,
-        "num_heldout": section.num_heldout,
-    }
 
 
 @dataclass(frozen=True, slots=True)

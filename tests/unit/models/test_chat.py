@@ -81,7 +81,11 @@ def test_a_system_message_of_the_recipe_must_survive_as_well(model_with) -> None
 
 
 ACCEPTED = {
-    "needs no header": ("{% for m in messages %}[Q]{{ m['content'] }}[A]{% endfor %}", "[Q]2+2?[A]"),
+    "needs no header": (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[Q]{{ m['content'] }}[A]{% else %}{{ m['content'] }}<|eos|>"
+        "{% endif %}{% endfor %}",
+        "[Q]2+2?[A]",
+    ),
     "reads contents in parts": (
         "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}"
         "{% endfor %}<|im_end|>{% endfor %}" + CUE,
@@ -163,7 +167,8 @@ def test_a_fixed_day_is_spelled_as_the_clock_would(model_with) -> None:
 
 LLAMA = (
     "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
-    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}Today Date: {{ date_string }}\n"
+    "{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}Today Date: {{ date_string }}\n"
 )
 
 
