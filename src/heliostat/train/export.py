@@ -22,6 +22,7 @@ from heliostat.models.lora import held, is_adapted, save_adapter, stirred
 from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, trainer_logits
 from heliostat.models.saving import replacing
 from heliostat.models.shaking import shaken
+from heliostat.storage.errors import is_full
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.sharding import gathered, whole_weights
 from heliostat.types import Prompt
@@ -58,8 +59,13 @@ def export(
         ) from error
 
 
-def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt]) -> None:
+def try_export(
+    loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], resumes: bool = False
+) -> None:
     """Go the whole way of ``export`` with the model as it is before training, in a place below ``folder``.
+
+    Args:
+        resumes: whether the run was trained in an earlier session; disk and packages may be others since.
 
     **Limits**: the model is afterwards what it was, bit for bit.
 
@@ -78,10 +84,11 @@ def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Seq
         way_out = (
             "leave layers out of lora.layers" if is_adapted(loaded.model) else "train adapters instead (lora.rank)"
         )
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or is_full(error):
             way_out = "make room"
+        nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(
-            f"nothing was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
+            f"{nothing} was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
             f"{way_out}, or set train.try_export = false to train all the same"
         ) from error
     finally:
