@@ -312,9 +312,44 @@ def lonely_score(rank):
     return "refused"
 
 
+def steps_inside_join(optimizer, model, done, num_steps, **settings):
+    with model.join(**settings):
+        for step in range(num_steps):
+            train_step(optimizer, model, *batch(seed=step))
+            done.append(step)
+
+
+def inside_join(rank):
+    """A rank that runs out of rows would leave the others waiting: said at the first step, before anything moves."""
+    for name in (*STATISTICAL, "kronecker-sum"):
+        model = Classifier()
+        optimizer, parallel = BY_NAME[name].make(model), DistributedDataParallel(model)
+        before = weights(model)
+        with pytest.raises(RuntimeError, match=r"join\(\) a rank without rows takes no part"):
+            steps_inside_join(optimizer, parallel, [], 2 + rank)
+        assert torch.equal(weights(model), before), name
+    return "refused"
+
+
+def joined_in_the_end(rank):
+    """The form of join() that ends all ranks with the first that has no rows is as good as equal numbers of batches."""
+    model = Classifier()
+    optimizer, parallel = BY_NAME["kronecker-sum"].make(model), DistributedDataParallel(model)
+    done = []
+    with pytest.raises(RuntimeError, match="exhausted"):
+        steps_inside_join(optimizer, parallel, done, 2 + rank, throw_on_early_termination=True)
+    return weights(model), len(done)
+
+
+def test_ranks_may_run_out_of_rows_together(on_two_ranks):
+    (first, steps), (second, others) = on_two_ranks["joined_in_the_end"]
+    assert torch.equal(first, second)
+    assert steps == others == 2
+
+
 def test_ranks_that_hold_no_copies_are_refused(on_two_ranks):
     """Each function asserts it on its own rank; an error in one would have ended the processes."""
-    for function in (refusals, late_refusal, lonely_score):
+    for function in (refusals, late_refusal, lonely_score, inside_join):
         assert on_two_ranks[function.__name__] == ["refused", "refused"]
 
 
@@ -413,5 +448,5 @@ def test_copies_of_sharded_weights_equal_one_process(on_two_ranks):
 
 FUNCTIONS = [
     *(train_as_documented, train_with_ragged_ranks, kalman_on_two, alone_and_in_subgroups),
-    *(refusals, late_refusal, lonely_score, short_weights, hybrid),
+    *(refusals, late_refusal, lonely_score, inside_join, joined_in_the_end, short_weights, hybrid),
 ]

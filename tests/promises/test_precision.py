@@ -17,7 +17,8 @@ from heliostat.config import dump_recipe, load_recipe
 from heliostat.models import hub, load_model
 from heliostat.models.lora import add_adapters
 from heliostat.train import run_eval, run_recipe, run_sft
-from heliostat.train.checkpoint import CheckpointError, Checkpoints
+from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.checkpoint_files import CheckpointError
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import set_up_model
 from heliostat.train.trainer import Trainer

@@ -31,7 +31,8 @@ def per_sample_scores(
     """``u_n = grad log p(y_n | x_n)`` of every sample, by parameter name, in one vectorised pass.
 
     Args:
-        inputs, labels: one sample per first index.
+        inputs: one sample per first index.
+        labels: likewise.
         log_prob: the log-probability of one sample from the model's output for it.
         only: names of the parameters to differentiate by; all trainable ones where not given.
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import unadapted
 from heliostat.models.probes import probing
+from heliostat.models.templates import without_day
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +151,7 @@ def _compare_logits(model: nn.Module, prompts: Sequence[Ids], said: TrainerLogit
         raise SavedDiffers(f"{whose} logits are of another shape than the trainer's")
     gap, bound = median_gap(read, said.values), QUIET[next(model.parameters()).dtype]
     if gap > bound:
-        _jitter(model)
+        jitter(model)
         bound = min(max(bound, NUM_NOISES * median_gap(_logits(model, prompts), read)), LOUD)
     if not gap <= bound:
         raise SavedDiffers(
@@ -174,7 +175,7 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _jitter(model: nn.Module) -> None:
+def jitter(model: nn.Module) -> None:
     """Move every weight up or down by about one unit in its last place, in place."""
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
@@ -206,5 +207,5 @@ def _compare_tokenizers(loaded: LoadedModel, folder: Path, prompts: Sequence[Ids
         text = old.decode(list(ids))
         if old.encode(text) != new.encode(text):
             raise SavedDiffers("the saved tokenizer gives other ids than the one in use")
-    if old.chat_template != new.chat_template:
+    if without_day(old.chat_template) != without_day(new.chat_template):
         raise SavedDiffers("the saved tokenizer has another chat template than the one in use")
