@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 from rich.console import Console
-from small import write_small
+from small import NotBuilt, write_small
 
 from heliostat.cli.entry import is_refusal, one_line
 from heliostat.config import ModelSection, Recipe, RolloutSection
@@ -140,6 +140,8 @@ def outcome(work: Callable[[], Any]) -> tuple[str, Any]:
     except SystemExit as error:
         return f"refuses: {error}", None
     except Exception as error:
+        if isinstance(error, NotBuilt):
+            return f"not built: {error}", None
         kind = "refuses" if is_refusal(error) else "FAILS"
         return f"{kind}: {'' if is_refusal(error) else type(error).__name__ + ': '}{one_line(error)[:300]}", None
 

@@ -10,7 +10,8 @@ Left out: everything these verbs are made of, which is importable from its own r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
+from heliostat.tasks.files import fitting_sizes
 from heliostat.tasks.given import Given, giving, named, with_given
 from heliostat.traces import BankSummary
-from heliostat.train import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train.run import EXPECTED_FAILURES
 from heliostat.types import Group
 
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -35,6 +38,7 @@ def post_train(
     *,
     model: str | Path | None = None,
     data: object = None,
+    heldout: object = None,
     rewards: Rewards = (),
     profile: bool = False,
 ) -> RunResult:
@@ -48,8 +52,11 @@ def post_train(
         overrides: settings by dotted key, ``{"objective.tau": 0.5}``, or command-line words.
         run_dir: where to work; an unfinished run of the same recipe there is continued. Default: a new folder.
         model: in place of the recipe's ``model.path``.
-        data: rows with a ``prompt`` each: a list of dicts, a pandas frame or a ``datasets.Dataset``, in place of the
-            recipe's task. A tenth of them, 200 at most, is held out where nothing else is said.
+        data: rows with a ``prompt`` each: a list of dicts, a pandas or polars frame, a ``datasets.Dataset`` or a
+            ``DatasetDict``, in place of the recipe's task. Columns of other names are named by ``task.prompt_column``.
+            A tenth of the rows, 200 at most, is held out where nothing else is said.
+        heldout: rows to evaluate on, of the same kinds. Default: the ``test`` or ``validation`` split of ``data`` if it
+            has one, else some of its rows. Rows of ``data`` that ask the same questions are left out.
         rewards: functions with TRL's signature, ``f(prompts, completions, **columns) -> list[float]``, in place of the
             task's verifiers; names and tables of verifiers too, ``{"name": f, "weight": 0.5}``. Functions see the whole
             completion, and the reward is the weighted sum of scores (``task.shaped``) where nothing else is said.
@@ -60,10 +67,11 @@ def post_train(
 
     Raises:
         ConfigError: the recipe is wrong; nothing was started.
+        RunFailed: the run ended before it was done; the exception has the reason and the run folder.
     """
     with giving() as given:
-        checked, name = _given_recipe(given, recipe, overrides, data, rewards, model)
-        return _with_page(run_recipe(checked, _path(run_dir), name, profile=profile))
+        checked, name = _given_recipe(given, recipe, overrides, (data, heldout), rewards, model)
+        return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
 
 
 def sft(
@@ -77,11 +85,12 @@ def sft(
     Raises:
         ConfigError: the recipe is wrong.
         FileNotFoundError: there is no such data file.
+        RunFailed: see ``post_train``.
     """
     checked, name = _recipe(recipe, overrides)
     if data is not None and not Path(data).is_file():
         raise FileNotFoundError(f"there is no data file {data}")
-    return _with_page(run_sft(checked, _path(data), _path(run_dir), name))
+    return _concluded(run_sft(checked, _path(data), _path(run_dir), name))
 
 
 def evaluate(
@@ -90,6 +99,7 @@ def evaluate(
     overrides: Overrides = (),
     *,
     data: object = None,
+    heldout: object = None,
     rewards: Rewards = (),
     num_problems: int | None = None,
     num_samples: int | None = None,
@@ -99,16 +109,19 @@ def evaluate(
     """Held-out results of one model, or of two compared problem by problem.
 
     Args:
-        data, rewards: as in ``post_train``; held out is what that holds out.
+        data: as in ``post_train``; held out is what that holds out.
+        heldout: as in ``post_train``.
+        rewards: as in ``post_train``.
 
     Raises:
         ValueError: no model, or more than two.
+        RunFailed: a verifier or the rollout server failed, or the model's numbers are not finite.
     """
     several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
-    with giving() as given:
-        checked, _ = _given_recipe(given, recipe, overrides, data, rewards)
+    with giving() as given, _failures_raised():
+        checked, _ = _given_recipe(given, recipe, overrides, (data, heldout), rewards)
         return run_eval(
             several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
         )
@@ -131,7 +144,8 @@ def sample(
     if recipe is None and prompt is None:
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
-    return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+    with _failures_raised():
+        return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
 def collect(
@@ -158,7 +172,25 @@ def collect(
     from heliostat.train.collect import Quota, run_collect
 
     checked, _ = _recipe(recipe, overrides)
-    return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
+    with _failures_raised():
+        return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
+
+
+@contextmanager
+def _failures_raised() -> Iterator[None]:
+    """Raise what may end a run as ``RunFailed``, where there is no run to say it."""
+    try:
+        yield
+    except EXPECTED_FAILURES as error:
+        raise RunFailed(str(error)) from error
+
+
+def _concluded(result: RunResult) -> RunResult:
+    """The run's page is drawn; a run that failed is raised."""
+    result = _with_page(result)
+    if result.status == "failed":
+        raise RunFailed(result.reason, result.folder, result)
+    return result
 
 
 def _with_page(result: RunResult) -> RunResult:
@@ -178,11 +210,15 @@ def _given_recipe(
     given: Given,
     recipe: RecipeLike | None,
     overrides: Overrides,
-    data: object,
+    data: tuple[object, object],
     rewards: Rewards,
     model: str | Path | None = None,
 ) -> tuple[Recipe, str]:
-    """The recipe under what was given as objects, and both under the overrides."""
+    """The recipe under what was given as objects, and both under the overrides.
+
+    Args:
+        data: rows to train on, and rows to hold out.
+    """
     base, name = (build_recipe({}), "run") if recipe is None else _recipe(recipe, ())
     if model is not None:
         base = build_recipe(base.model_dump(mode="json"), {"model.path": str(model)})
@@ -190,7 +226,19 @@ def _given_recipe(
         overrides = named(given, overrides)
     if callable(rewards) or isinstance(rewards, str | Mapping):
         raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', '...')}]")
-    return build_recipe(with_given(base, given, data, rewards), overrides), name
+    tables = with_given(base, given, data[0], rewards, data[1])
+    return _fitted(tables, overrides) if data[0] is not None else build_recipe(tables, overrides), name
+
+
+def _fitted(tables: dict[str, Any], overrides: Overrides) -> Recipe:
+    """A recipe that uses all the rows that it was given, but for what the overrides say."""
+    recipe = build_recipe(tables, overrides)
+    section, first = recipe.task[0], tables["task"][0]
+    if section.settings.get("path") != first["path"]:
+        return recipe
+    asked = None if section.num_heldout == first["num_heldout"] else section.num_heldout
+    tables["task"][0] = first | fitting_sizes(section, recipe.run.seed, asked)
+    return build_recipe(tables, overrides)
 
 
 def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
@@ -200,4 +248,4 @@ def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
 
 
 def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else Path(path).expanduser()

@@ -23,24 +23,17 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from heliostat.monitors.foreign import TRL_METRICS
 from heliostat.monitors.guard import Finding, Guard
+from heliostat.monitors.outright import Outright
+from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.rules import default_rules
 from heliostat.printed import visible, visible_line
 from heliostat.storage import append_rows, publish_file
 
 logger = logging.getLogger(__name__)
 
-METRIC_OF: Mapping[str, str] = {
-    "loss": "loss/objective",
-    "grad_norm": "optim/grad_norm",
-    "learning_rate": "optim/lr",
-    "entropy": "policy/entropy",
-    "reward": "reward/mean",
-    "frac_reward_zero_std": "reward/zero_signal",
-    "completions/mean_length": "length/mean",
-    "completions/max_length": "length/max",
-    "completions/clipped_ratio": "length/truncated",
-}
+METRIC_OF: Mapping[str, str] = TRL_METRICS
 """Our metric for each number that transformers or TRL logs; other numbers are not read."""
 
 
@@ -65,6 +58,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self.mode = mode
         self.baseline = (baseline_start, baseline_steps)
         self.guard = Guard(default_rules(baseline_start, baseline_steps))
+        self.outright = Outright(OUTRIGHT)
         self.disabled = ""
 
     def on_train_begin(
@@ -106,7 +100,9 @@ class GuardCallback(TrainerCallback, ExportableState):
 
     def _judge(self, folder: Path, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any]) -> None:
         signals = {ours: _number(logs[theirs]) for theirs, ours in METRIC_OF.items() if theirs in logs}
-        found = self.guard.read(state.global_step, signals)
+        found = self.outright.read(state.global_step, signals)
+        hidden = self.outright.hidden
+        found += [finding for finding in self.guard.read(state.global_step, signals) if finding.rule not in hidden]
         stops = [f for f in found if f.level == "broken" or (f.level == "rollback" and self.mode == "act")]
         if stops:
             control.should_training_stop = True
@@ -130,16 +126,19 @@ class GuardCallback(TrainerCallback, ExportableState):
     @property
     def judgement(self) -> dict[str, Any]:
         """The guard's state, as JSON values."""
-        return self.guard.state_dict()
+        return self.guard.state_dict() | {"outright": self.outright.state_dict()}
 
     @judgement.setter
     def judgement(self, state: Mapping[str, Any]) -> None:
         self.guard.load_state_dict(state)
+        if "outright" in state:  # a checkpoint of an earlier version has none
+            self.outright.load_state_dict(state["outright"])
 
 
 def _event(finding: Finding, taken: bool) -> dict[str, Any]:
     action = "stop" if finding.level in ("rollback", "broken") else "note"
-    text = finding.sentence() if taken else f"{finding.sentence()}; in mode act: stop"
+    said = f"{finding.sentence()}; {finding.advice}" if finding.outright else finding.sentence()
+    text = said if taken else f"{said}; in mode act: stop"
     return {**finding.to_row(), "action": action, "taken": taken, "text": text}
 
 

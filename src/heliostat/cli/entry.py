@@ -74,7 +74,7 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments or not is_refusal(error):
             raise
         print(f"heliostat: {one_line(error)}", file=sys.stderr)
-        return EXIT_REFUSED
+        return int(getattr(error, "exit_code", EXIT_REFUSED))  # of an evaluation that failed: 1
 
 
 def is_refusal(error: BaseException) -> bool:

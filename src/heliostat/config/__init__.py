@@ -12,6 +12,7 @@ from heliostat.config.keys import Key, build_checked, describe_keys, describe_se
 from heliostat.config.layers import split_overrides
 from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, recipe_names, recipe_text
 from heliostat.config.sections import (
+    AuditSection,
     DistributedSection,
     EvalSection,
     FeedbackSection,
@@ -34,6 +35,7 @@ from heliostat.config.sections import (
 )
 
 __all__ = [
+    "AuditSection",
     "ConfigError",
     "DistributedSection",
     "EvalSection",

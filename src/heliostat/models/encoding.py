@@ -40,13 +40,36 @@ def encode_problem(
     messages = _messages(loaded, problem, chat, system)
     ids = _encode_text(loaded, problem) if messages is None else _encode_chat(loaded, problem, messages)
     if not ids:
-        raise ValueError(f"problem '{problem.problem_id}': its prompt is empty")
+        raise ValueError(f"{named(problem)}: its prompt is empty")
     if len(ids) > loaded.context_length - 1:
         raise ValueError(
-            f"problem '{problem.problem_id}': its prompt has {len(ids)} tokens, but the context of model "
-            f"'{loaded.name}' holds {loaded.context_length} and needs one for the answer"
+            f"{named(problem)}: its prompt has {len(ids)} tokens, but the context of model "
+            f"'{loaded.name}' holds {loaded.context_length} and needs one for the answer; shorten or remove it"
         )
     return Prompt(problem, tuple(ids))
+
+
+def rendered_prompts(
+    loaded: LoadedModel, problems: Sequence[Problem], chat: bool | Literal["auto"] = "auto", system: str = ""
+) -> list[str] | None:
+    """The prompts of many problems as texts, still to be tokenised; ``None`` where one of them is refused."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        several = [_messages(loaded, problem, chat, system) for problem in problems]
+        chats = [messages for messages in several if messages is not None]
+        if any(messages and messages[-1].get("role") == "assistant" for messages in chats):
+            return None
+        made: Any = (
+            loaded.tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True) if chats else ()
+        )
+    except (TemplateError, KeyError, ValueError, TypeError):
+        return None
+    texts = iter(made)
+    return [
+        str(problem.prompt if messages is None else next(texts))
+        for problem, messages in zip(problems, several, strict=True)
+    ]
 
 
 def encode_solution(loaded: LoadedModel, prompt: Prompt, solution: str) -> tuple[int, ...]:
@@ -58,8 +81,13 @@ def encode_solution(loaded: LoadedModel, prompt: Prompt, solution: str) -> tuple
     Returns:
         Ids that end with an end-of-sequence id.
     """
-    ids = loaded.tokenizer.encode(solution, add_special_tokens=False)
+    ids = loaded.tokenizer.encode(solution, add_special_tokens=False, verbose=False)
     return (*ids, loaded.turn_end_id if loaded.turn_end_id in prompt.context_ids else loaded.eos_id)
+
+
+def named(problem: Problem) -> str:
+    """A problem as messages name it, with the place it stands at where that is known."""
+    return f"problem '{problem.problem_id}'" + (f" ({problem.place})" if problem.place else "")
 
 
 def decode(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
@@ -85,7 +113,7 @@ def _messages(
         messages = [dict(message) for message in problem.prompt]
     if not has_template:
         raise ConfigError(
-            f"problem '{problem.problem_id}' is a chat prompt, but the tokenizer of model '{loaded.name}' has no chat "
+            f"{named(problem)} is a chat prompt, but the tokenizer of model '{loaded.name}' has no chat "
             f"template; use plain-text prompts with model.chat = false"
         )
     if system and not (messages and messages[0].get("role") == "system"):
@@ -99,18 +127,22 @@ def _encode_chat(loaded: LoadedModel, problem: Problem, messages: list[dict[str,
     to_continue = bool(messages) and messages[-1].get("role") == "assistant"
     try:
         ids: Any = loaded.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=not to_continue, continue_final_message=to_continue, return_dict=False
+            messages,
+            add_generation_prompt=not to_continue,
+            continue_final_message=to_continue,
+            return_dict=False,
+            tokenizer_kwargs={"verbose": False},
         )
-    except (TemplateError, KeyError, ValueError) as error:
+    except (TemplateError, KeyError, ValueError, TypeError) as error:  # TypeError: Python's own, out of an expression
         raise ValueError(
-            f"problem '{problem.problem_id}': the chat template of model '{loaded.name}' refuses its messages: {error}"
+            f"{named(problem)}: the chat template of model '{loaded.name}' refuses its messages: {error}"
         ) from error
     return [int(token) for token in ids]
 
 
 def _encode_text(loaded: LoadedModel, problem: Problem) -> list[int]:
     assert isinstance(problem.prompt, str)
-    ids = loaded.tokenizer.encode(problem.prompt)
+    ids = loaded.tokenizer.encode(problem.prompt, verbose=False)
     # Some tokenizers close every text with an end-of-sequence token, which is no way to begin an answer.
     if ids and ids[-1] == loaded.eos_id and not problem.prompt.endswith(str(loaded.tokenizer.eos_token)):
         ids = ids[:-1]

@@ -175,8 +175,8 @@ def stirred(model: nn.Module, seed: int) -> Iterator[None]:
     generators: dict[torch.device, torch.Generator] = {}
     with torch.no_grad():
         for layer in _adapted(model).values():
-            base = _held(getattr(layer.get_base_layer(), _parameter_name(layer)))
-            factors = [_held(parameter) for name, parameter in _own(layer).items()]
+            base = held(getattr(layer.get_base_layer(), _parameter_name(layer)))
+            factors = [held(parameter) for name, parameter in _own(layer).items()]
             for factor in factors:
                 if factor.any():
                     continue
@@ -193,7 +193,7 @@ def stirred(model: nn.Module, seed: int) -> Iterator[None]:
                 factor.copy_(old)
 
 
-def _held(tensor: Tensor) -> Tensor:
+def held(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that may be cut over ranks; shares its memory."""
     part: Tensor = getattr(tensor.detach(), "_local_tensor", tensor.detach())
     return part

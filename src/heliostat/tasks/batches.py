@@ -41,6 +41,7 @@ class Job:
             answer=self.problem.answer,
             columns=self.problem.columns,
             texts=tuple(texts),
+            also_right=self.problem.also_right,
         )
 
     def resolve(self, outcomes: Iterable[Outcome]) -> None:

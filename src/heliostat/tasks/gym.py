@@ -164,10 +164,12 @@ def _problem(entry: dict[str, Any], task: str, template: str, writer: Writer, an
                 f"a verifier would not find the answer {oracle!r} in the worked solution {solution!r}; set "
                 "task.answer_after to a marker that the answer does not contain"
             )
+    prompt, markup = render(template, question, entry["metadata"])
     return Problem(
         problem_id=f"{task}/{hashlib.sha256(question.encode()).hexdigest()[:16]}",
         task=task,
-        prompt=render(template, question, entry["metadata"]),
+        prompt=prompt,
+        markup=markup,
         columns=columns,
         answer=oracle,
         solution=solution,

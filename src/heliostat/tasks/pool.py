@@ -70,13 +70,21 @@ class VerifierPool:
             keeper.stop()
         self._keepers = []
 
-    def judge(self, problem: Problem, texts: Sequence[str]) -> Future[tuple[Verdict, ...]]:
+    @property
+    def num_workers(self) -> int:
+        """Worker processes that judge side by side."""
+        return max(task.num_workers for _, task in self._tasks.values())
+
+    def judge(self, problem: Problem, texts: Sequence[str], *, stops: bool = True) -> Future[tuple[Verdict, ...]]:
         """Judge completions of one problem; the future holds one verdict per text, in order.
+
+        Args:
+            stops: whether a failure counts as the task's ``on_failure`` says; else it only stands in its verdict.
 
         Raises (through the future):
             VerifierError: a verifier failed and the task's ``on_failure`` is ``stop``, or no worker can be started.
         """
-        return self._put(problem, texts, tuple)
+        return self._put(problem, texts, tuple, stops)
 
     def submit(self, group: Group) -> Future[Group]:
         """Start judging a group; the future holds the same group with its verdicts."""
@@ -95,13 +103,15 @@ class VerifierPool:
         """
         return self.begin().finish(groups)
 
-    def _put(self, problem: Problem, texts: Sequence[str], finish: Callable[[list[Verdict]], Any]) -> Future[Any]:
+    def _put(
+        self, problem: Problem, texts: Sequence[str], finish: Callable[[list[Verdict]], Any], stops: bool = True
+    ) -> Future[Any]:
         if not self._keepers:
             raise RuntimeError("a VerifierPool judges only inside its `with` block")
         if problem.task not in self._tasks:
             raise ValueError(f"problem {problem.problem_id} belongs to task '{problem.task}', not to one of this pool")
         number, task = self._tasks[problem.task]
-        job = Job(task, number, problem, tuple(texts), finish)
+        job = Job(task if stops else replace(task, on_failure="zero"), number, problem, tuple(texts), finish)
         self._jobs.put(job)
         return job.future
 

@@ -18,7 +18,7 @@ from heliostat.tasks.carrying import dump_function
 from heliostat.tasks.given import PREFIX, find_function
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, parameters, resolve, running_script
-from heliostat.types import Message, Problem
+from heliostat.types import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class TaskSettings:
 
     Attributes:
         label: the task's name in results; empty: the source chooses.
-        template: the prompt, with ``{question}`` in it; other columns (of reasoning-gym: metadata) may be named too.
+        template: the prompt, with ``{question}`` in it; other columns (of reasoning-gym: metadata) may be named too,
+            and columns inside them: ``{extra_info.passage}``.
         verifiers: tables with ``name``, and optionally ``weight``, ``sees`` and the verifier's own settings.
         answer_after: marker before the answer; ``None``: the worked-solution writer's own, if there is one.
     """
@@ -43,8 +44,9 @@ class TaskSettings:
     on_failure: Literal["zero", "stop"] = "zero"
 
     def __post_init__(self) -> None:
-        fields = _fields(self.template)
-        if not fields or not all(name.isidentifier() for name in fields):
+        fields = fields_of(self.template)
+        parts = [part for name in fields for part in name.split(".")]
+        if not fields or not all(part.isidentifier() and not part.startswith("__") for part in parts):
             raise ValueError(
                 f"template {self.template!r} must contain {{question}} (or another column's name in braces)"
             )
@@ -156,6 +158,7 @@ def check_needs(task: Task) -> None:
 
 def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None:
     function = verifier.resolved()
+    _check_kind(verifier.path, function)
     columns = set(problems[0].columns).intersection(*(problem.columns for problem in problems))
     given = {"prompts", "completions"} | columns | set(verifier.arguments)
     accepted = parameters(function)
@@ -172,24 +175,57 @@ def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None
             )
 
 
-def render(template: str, prompt: str | tuple[Message, ...], columns: Mapping[str, Any]) -> str | tuple[Message, ...]:
-    """Put the template around a plain question, or around the last turn of a chat.
+def _check_kind(path: str, function: Any) -> None:
+    """Refuse what can be called and yet never gives a list of rewards, whatever it is called with."""
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
+    if isinstance(function, type):
+        raise ConfigError(f"'{path}' is a class; give an object of it, or a function")
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise ConfigError(f"'{path}' yields its rewards; let it return a list with one number per completion")
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise ConfigError(
+                f"'{path}' takes '{parameter.name}' by position only, and rewards are called by name "
+                "(prompts=..., completions=..., and the columns); take the / out of its parameters"
+            )
+
+
+def render(template: str, question: str, columns: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Put the template around a question.
+
+    A field may name a column inside a column: ``{extra_info.passage}``.
+
+    Returns:
+        The text, and the parts of it, as (start, end), that the template wrote and not the data.
 
     Raises:
         ConfigError: the template names a column that is not there.
     """
-    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     values = {**columns, "question": question}
-    for name in _fields(template):
-        if name not in values:
+    text, markup = "", []
+    for literal, name, form, conversion in Formatter().parse(template):
+        if literal:
+            markup.append((len(text), len(text) + len(literal)))
+            text += literal
+        if name is not None:
+            value = Formatter().convert_field(_value(values, name), conversion)
+            text += format(value, Formatter().vformat(form or "", (), values))
+    return text, tuple(markup)
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    found: Any = values
+    for part in [name] if name in values else name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
             raise ConfigError(
                 f"task.template names '{name}'{nearest(name, values)}; there are: {', '.join(map(str, values))}"
             )
-    text = template.format_map(values)
-    return text if isinstance(prompt, str) else (*prompt[:-1], {**prompt[-1], "content": text})
+        found = found[part]
+    return found
 
 
-def _fields(template: str) -> list[str]:
+def fields_of(template: str) -> list[str]:
+    """The names in braces in a template."""
     try:
         return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:

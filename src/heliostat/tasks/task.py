@@ -6,7 +6,7 @@ Left out: where problems come from (``gym``, ``files``), and running verifiers (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -57,6 +57,7 @@ class Task:
         num_workers: verifier processes this task asks for.
         on_failure: ``zero``: a verifier failure costs that sample its reward; ``stop``: it ends the run.
         teacher: what supervised steps imitate.
+        notes: what was left out of the data, and what else a user should hear about it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task:
     num_workers: int = 1
     on_failure: Literal["zero", "stop"] = "zero"
     teacher: Teacher = by_the_book
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def verdict(self, scores: Mapping[str, float | None], failure: str = "") -> Verdict:
         """Combine the verifiers' scores into one verdict.

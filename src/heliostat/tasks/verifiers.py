@@ -13,7 +13,6 @@ import importlib.util
 import inspect
 import logging
 import pickle
-import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Protocol
 
+from heliostat.tasks.importing import import_ahead
 from heliostat.tasks.nesting import NestedRun, importing
-from heliostat.tasks.numerals import last_number, parse_number, same_number
+from heliostat.tasks.numerals import last_number, meets, parse_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,6 @@ class Sample:
     columns: Mapping[str, Any]
     text: str
 
-
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_TRIGONOMETRY = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
-_FUNCTION_NAMES = _TRIGONOMETRY | {"log", "ln", "exp", "sqrt", "pi"}
 
 Check = Callable[[Sample], object]  # a score, or None where the verifier does not apply; the worker checks the type
 
@@ -84,7 +80,7 @@ class Numeric:
     """1.0 if the text is the oracle answer's number, however it is written.
 
     Attributes:
-        tolerance: relative (absolute below 1); whole numbers must be equal.
+        tolerance: relative (absolute below 1); an answer written as a whole number must be met exactly.
         read: ``whole``: the text must be one number and nothing else; ``last``: the last number in it counts.
     """
 
@@ -105,35 +101,32 @@ class Numeric:
         if answer is None:
             raise ValueError(f"the oracle answer {sample.answer!r} is not a number")
         value = parse_number(sample.text) if self.read == "whole" else last_number(sample.text)
-        return float(value is not None and same_number(value, answer, self.tolerance))
+        return float(value is not None and meets(value, answer, self.tolerance))
 
 
 @dataclass(frozen=True)
 class Math:
-    r"""1.0 if math-verify finds the text equal to the oracle answer as mathematics (LaTeX or plain).
+    r"""1.0 if the text commits to the oracle answer as mathematics (LaTeX or plain), by math-verify.
 
-    Both may be bare (``\frac12``) or delimited (``$\frac12$``, ``\boxed{\frac12}``). Sentences around it are read only
-    where the mathematics in them is delimited: ``not 42 but 7`` contains two answers and commits to none.
+    Both may be bare (``\frac12``) or delimited (``$\frac12$``, ``\boxed{\frac12}``). Sentences around an answer are
+    read where they mark it (``The answer is``, ``$…$``); ``not 42 but 7`` contains two answers and commits to none.
+
+    Attributes:
+        lenient: accept a text without the percent or degree sign of the answer, and an exact value for a decimal.
     """
 
     needs_answer: ClassVar[bool] = True
     sealed: ClassVar[bool] = True
+    lenient: bool = False
 
     def prepare(self) -> Check:
-        import math_verify  # 0.6 CPU-seconds, with sympy
+        from heliostat.tasks.mathematics import same  # 0.6 CPU-seconds, with sympy
 
         # The worker's own limits replace math-verify's alarm, and the warning that says so is about us.
         logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-        def read(text: str) -> list[Any]:
-            delimited = any(mark in text for mark in ("$", "\\boxed", "\\[", "\\("))
-            if not delimited and _is_prose(text):
-                return []
-            parsed: list[Any] = math_verify.parse(text if delimited else f"${text}$", parsing_timeout=None)
-            return parsed
-
         def check(sample: Sample) -> float:
-            return float(math_verify.verify(read(str(sample.answer)), read(sample.text), timeout_seconds=None))
+            return float(same(str(sample.answer), sample.text, self.lenient))
 
         return check
 
@@ -208,6 +201,7 @@ class Function:
     def prepare(self) -> Check:
         function = self.resolved()
         accepted = parameters(function)
+        import_ahead(function)
 
         def check(sample: Sample) -> object:
             chat = not isinstance(sample.prompt, str)
@@ -280,11 +274,6 @@ def parameters(function: Callable[..., Any]) -> frozenset[str] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in declared):
         return None
     return frozenset(parameter.name for parameter in declared)
-
-
-def _is_prose(text: str) -> bool:
-    """Whether bare text has more than one word that is no function's name (one may be a unit)."""
-    return sum(word.lower() not in _FUNCTION_NAMES for word in _WORD.findall(text)) > 1
 
 
 def _awaited(coroutine: Coroutine[Any, Any, object]) -> object:

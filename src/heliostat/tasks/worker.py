@@ -15,7 +15,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -55,6 +55,7 @@ class Request:
     answer: str | None
     columns: Mapping[str, Any]
     texts: tuple[tuple[int, str], ...]
+    also_right: tuple[str, ...] = ()
 
 
 class Progress:
@@ -139,29 +140,41 @@ class _Judge:
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
-        self._checks: list[tuple[str, str, bool, Check]] = [
-            (name, sees, verifier.sealed, verifier.prepare()) for name, sees, verifier in spec.verifiers
+        self._checks: list[tuple[str, str, tuple[bool, bool], Check]] = [
+            (name, sees, (verifier.sealed, verifier.needs_answer), verifier.prepare())
+            for name, sees, verifier in spec.verifiers
         ]
 
     def score(self, request: Request, completion: str) -> tuple[dict[str, float | None], str]:
         """Scores by verifier name, and how a verifier failed (the first that did; the later ones are not asked)."""
         scores: dict[str, float | None] = {}
         answer = find_answer(completion, self.spec.answer_after)
-        for name, sees, sealed, check in self._checks:
+        answers = {True: (request.answer, *request.also_right), False: (request.answer,)}
+        for name, sees, (sealed, compares), check in self._checks:
             text = answer if sees == "answer" else completion.strip()
             if text is None:  # no answer marker, so no answer: a wrong answer, not a failure of the verifier
                 scores[name] = 0.0
                 continue
-            sample = Sample(request.prompt, request.answer, request.columns, text)
+            samples = [Sample(request.prompt, answer, request.columns, text) for answer in answers[compares]]
             try:
                 with judging() if sealed else nullcontext():
-                    score = check(sample)
-                scores[name] = _as_score(score)
+                    scores[name] = _best(_as_score(check(sample)) for sample in samples)
             except NestedRun:
                 raise
             except BaseException as error:  # SystemExit too: a verifier must not end the worker
                 return scores, f"verifier '{name}' raised {type(error).__name__}: {str(error)[:200]}"
         return scores, ""
+
+
+def _best(scores: Iterable[float | None]) -> float | None:
+    """The highest of the scores that a text gets by each right answer; 1.0 is not looked beyond."""
+    best: float | None = None
+    for score in scores:
+        if score is not None and (best is None or score > best):
+            best = score
+        if best == 1.0:
+            break
+    return best
 
 
 def _as_score(value: object) -> float | None:

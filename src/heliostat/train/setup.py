@@ -15,7 +15,7 @@ from heliostat.config import ConfigError, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
 from heliostat.models.lora import add_adapters
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import FiniteStep, Schedule, build_optimizer, optimizer_settings
+from heliostat.optim import FiniteStep, Schedule, accumulate_in_float32, build_optimizer, optimizer_settings
 from heliostat.optim.replicas import ALONE
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
@@ -140,9 +140,12 @@ def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
     """Find the layouts that are right for a model, while its weights are whole.
 
     Raises:
-        ConfigError: rows must be run one by one, and weights are to be cut over ranks.
+        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be cut over ranks.
     """
-    if isinstance(exact_layouts(loaded).single, Alone) and runtime.sharded:
+    exact = exact_layouts(loaded)
+    if exact.untrainable:
+        raise ConfigError(f"model '{loaded.name}' can be sampled from and not trained: {exact.untrainable}")
+    if isinstance(exact.single, Alone) and runtime.sharded:
         raise ConfigError(
             f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
             f"step; set distributed.placement = 'replicated'"
@@ -183,6 +186,7 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     """The policy-gradient side of a run."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
+    accumulate_in_float32(bench.loaded.model.parameters())
     if isinstance(optimizer, FiniteStep) and optimizer.extra_pass == "scores":
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(

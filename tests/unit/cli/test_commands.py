@@ -15,6 +15,7 @@ from heliostat.cli import main
 from heliostat.cli.theory import read_measured
 from heliostat.config import ConfigError, build_recipe, load_recipe
 from heliostat.rollout import SamplingSettings
+from heliostat.tasks import VerifierError
 from heliostat.theory import MeasuredStep
 from heliostat.tracking import METRICS
 from heliostat.train.evaluate import Comparison
@@ -161,6 +162,16 @@ def test_eval_takes_one_model_or_two(behind_api, capsys):
     assert main(["eval", "a", "b", "c", "--recipe", "demo"]) == 2
     assert capsys.readouterr().err == "heliostat: an evaluation takes one model, or two to compare, not 3\n"
     assert calls == []
+
+
+def test_an_evaluation_that_fails_is_one_sentence_and_exit_code_1(behind_api, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise VerifierError("task 'sums', problem sums/1: a verifier raised KeyError")
+
+    behind_api(run_eval=None)
+    monkeypatch.setattr("heliostat.api.run_eval", fail)
+    assert main(["eval", "tiny", "--recipe", "demo"]) == 1
+    assert capsys.readouterr().err == "heliostat: task 'sums', problem sums/1: a verifier raised KeyError\n"
 
 
 def test_sample_prints_completions_as_they_are(behind_api, capsys):
