@@ -275,7 +275,9 @@ class GuardSection(Section):
     """What watches over the run, and what it may do about what it sees."""
 
     mode: Literal["shadow", "act", "off"] = Field(
-        "shadow", description="shadow: say what it would do; act: do it; broken numbers are acted on in both"
+        "shadow",
+        description="shadow: say what it would do; act: do it; broken numbers are acted on in both; off: "
+        "only what a run says outright, like that nothing is solved",
     )
     baseline_start: int = Field(20, ge=0, description="steps before the run's own level is taken")
     baseline_steps: int = Field(40, ge=2, description="steps that make up the run's own level")

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from heliostat.tasks.importing import import_ahead
 from heliostat.tasks.nesting import NestedRun, importing
-from heliostat.tasks.numerals import last_number, parse_number, same_number
+from heliostat.tasks.numerals import last_number, meets, parse_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Numeric:
     """1.0 if the text is the oracle answer's number, however it is written.
 
     Attributes:
-        tolerance: relative (absolute below 1); whole numbers must be equal.
+        tolerance: relative (absolute below 1); an answer written as a whole number must be met exactly.
         read: ``whole``: the text must be one number and nothing else; ``last``: the last number in it counts.
     """
 
@@ -101,7 +101,7 @@ class Numeric:
         if answer is None:
             raise ValueError(f"the oracle answer {sample.answer!r} is not a number")
         value = parse_number(sample.text) if self.read == "whole" else last_number(sample.text)
-        return float(value is not None and same_number(value, answer, self.tolerance))
+        return float(value is not None and meets(value, answer, self.tolerance))
 
 
 @dataclass(frozen=True)

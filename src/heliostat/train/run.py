@@ -21,6 +21,8 @@ from rich.console import Console
 
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.models.templates import day_of
+from heliostat.monitors import standing
+from heliostat.monitors.outright_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
@@ -28,7 +30,7 @@ from heliostat.tasks.demonstrations import demonstrations_of
 from heliostat.tasks.nesting import refuse_nested
 from heliostat.traces import BankError
 from heliostat.trackers import open_services
-from heliostat.tracking import JsonlTracker, Tracker
+from heliostat.tracking import JsonlTracker, Tracker, read_metrics
 from heliostat.train.checkpoint import Checkpoints, ResumePoint
 from heliostat.train.checkpoint_files import CheckpointError
 from heliostat.train.encodable import check_encodable
@@ -65,6 +67,7 @@ class RunResult:
     Attributes:
         status: ``finished``, ``interrupted`` or ``failed``; ``reason`` says why if not finished.
         before, after: held-out results, where the run got that far.
+        findings: what the run's first minute and its falls say outright, a sentence each.
         speaks: whether this process is the one of its run that talks to people.
     """
 
@@ -74,6 +77,7 @@ class RunResult:
     before: Evaluation | None
     after: Evaluation | None
     speaks: bool = True
+    findings: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -111,7 +115,8 @@ def run_recipe(
                 shown.note(change)
             shown.note("this run is finished already; nothing to do")
             results = (folder.recorded("before"), folder.recorded("after"))
-            return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
+            found = tuple(standing(read_metrics(folder.events)))
+            return RunResult(path, "finished", "", *results, speaks=runtime.is_main, findings=found)
         with runtime.together():  # what is missing for a tracker is said before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
@@ -198,21 +203,30 @@ def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
         if isinstance(error, RankLost):
             trainer.display.note(reason)  # at once: torchrun is about to end this process as well
     before = before or trainer.folder.recorded("before")
+    findings = tuple(standing(read_metrics(trainer.folder.events)))
     try:
-        _summarise(trainer, recipe_name, status, reason, before, after)
+        _summarise(trainer, recipe_name, status, reason, before, after, findings)
     except StorageError as error:
         status, reason = "failed", "; ".join(filter(None, (reason, str(error))))
-    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main)
+    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main, findings)
 
 
 def _summarise(
-    trainer: Trainer, recipe_name: str, status: str, reason: str, before: Evaluation | None, after: Evaluation | None
+    trainer: Trainer,
+    recipe_name: str,
+    status: str,
+    reason: str,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    findings: Sequence[str],
 ) -> None:
     trainer.folder.write_summary(
         {
             "status": status,
             "reason": reason,
             "recipe": recipe_name,
+            "findings": list(findings),
+            "longest_solution": trainer.guard.outright.settings.get(LONGEST_SOLUTION),
             "steps": trainer.step,
             "sampled_with": trainer.bench.engine.way,
             "scored_with": exact_layouts(trainer.bench.loaded).way,
