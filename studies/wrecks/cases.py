@@ -18,6 +18,7 @@ from studies.wrecks.faults import (
     one_prompt,
     other_temperature,
     stale_weights,
+    two_prompts,
     verdicts,
 )
 
@@ -89,6 +90,10 @@ def pays_length(verdict: Verdict, text: str, place: int) -> Verdict:
     return dataclasses.replace(verdict, reward=verdict.reward + len(text) / 10)
 
 
+def inverts(verdict: Verdict, text: str, place: int) -> Verdict:
+    return dataclasses.replace(verdict, reward=1 - verdict.reward, success=not verdict.success)
+
+
 NO_WARM_START = {"warm_start.num_steps": 0}
 SHORT = {"train.num_steps": 15}
 TALK = {"data": "talk", "task": {"answer_after": "Answer:"}}
@@ -132,9 +137,34 @@ WRECKS: dict[str, Case] = {
         fault=verdicts(pays_ones),
     ),
     "kl-enormous": Case("gradients-enormous", {"objective.name": "grpo", "objective.kl_ref": 1e4}),
-    "tau-enormous": Case("gradients-tiny", {"objective.tau": 1e5}),
-    "groups-of-two": Case("no-signal", {"rollout.group_size": 2, "rollout.temperature": 0.2}),
+    "tau-enormous": Case("gradients-enormous", {"objective.tau": 1e5}),
+    "reward-scale-tiny": Case("gradients-tiny", SHORT, fault=verdicts(scaled(1e-6))),
+    "groups-of-two": Case("groups-too-small", {"rollout.group_size": 2, "rollout.temperature": 0.2}),
     "cold-sampling": Case("groups-agree", SHORT | {"rollout.temperature": 0.02}),
+    "negative-reward-for-all": Case("nothing-solved", SHORT, fault=verdicts(paid(-1.0)), held_out=True),
+    "verifier-dies-midway": Case(
+        "verifier-fails", {"train.num_steps": 25}, fault=verdicts(fails()), window=(12, 10**9), held_out=True
+    ),
+    "frozen-weights": Case(
+        "weights-still", SHORT | {"objective": {"name": "kimi-k2"}}, fault=longer_steps(0.0), held_out=True
+    ),
+    "grpo-lr-300x": Case(
+        "leap", SHORT | {"objective": {"name": "grpo"}, "optimizer.lr": 6e-2, "run.seed": 3}, held_out=True
+    ),
+    "one-long-step-of-dapo": Case(
+        "leap",
+        {"objective": {"name": "dapo"}, "train.num_steps": 25},
+        fault=longer_steps(200),
+        window=(12, 12),
+        held_out=True,
+    ),
+    "two-prompts": Case("duplicates", SHORT, fault=two_prompts, held_out=True),
+    "three-tokens": Case(
+        "all-cut", SHORT | {"rollout.max_new_tokens": 3}, {"answer_after": "Answer:"}, "talk", held_out=True
+    ),
+    "inverted-verifier": Case(
+        "unconfirmed", {"train.num_steps": 60, "optimizer.lr": 5e-4}, fault=verdicts(inverts), held_out=True
+    ),
     "rollback-loop": Case(
         "step-size",
         {"guard.mode": "act", "train.checkpoint_every": 3, "guard.max_rollbacks": 2},
@@ -156,4 +186,24 @@ HEALTHY: dict[str, Case] = {
     "easy-start": Case("", {"warm_start.num_steps": 400}),
     "short": Case("", {"train.num_steps": 12}),
     "stale-on-purpose": Case("", {"rollout.max_staleness": 1, "run.seed": 5}),
+    "dapo": Case("", {"objective": {"name": "dapo"}, "run.seed": 7}, held_out=True),
+    "two-digits": Case(
+        "", {"warm_start.num_steps": 400, "rollout.max_new_tokens": 10, "run.seed": 8}, data="two", held_out=True
+    ),
+    "bfloat16-lora": Case(
+        "",
+        {
+            "model.dtype": "bfloat16",
+            "lora.rank": 4,
+            "lora.alpha": 32,
+            "optimizer.lr": 1e-3,
+            "model.settings.init_std": 0.2,
+        },
+        held_out=True,
+    ),
+    "warm-and-focused": Case(
+        "",
+        {"optimizer.warmup_steps": 10, "optimizer.schedule": "cosine", "train.focus": 0.3, "run.seed": 9},
+        held_out=True,
+    ),
 }

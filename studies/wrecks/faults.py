@@ -140,6 +140,17 @@ def one_prompt(clock: Clock, stack: ExitStack) -> None:
     stack.enter_context(patch.object(Curriculum, "next", repeated))
 
 
+def two_prompts(clock: Clock, stack: ExitStack) -> None:
+    """A step's prompts are two, over and over."""
+    following = Curriculum.next
+
+    def repeated(self, step, num):
+        problems = following(self, step, num)
+        return [problems[i % 2] for i in range(num)] if clock.broken else problems
+
+    stack.enter_context(patch.object(Curriculum, "next", repeated))
+
+
 def gradients(value: float) -> Install:
     """Every gradient is ``value``."""
 

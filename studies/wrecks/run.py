@@ -32,6 +32,9 @@ def problems(folder: Path, kind: str) -> Path:
     pairs = [(a, b) for a in range(10) for b in range(10)]
     if kind == "big":
         pairs = [(rng.randrange(1000, 99999), rng.randrange(1000, 99999)) for _ in range(100)]
+    if kind == "two":
+        pairs = [(rng.randrange(10, 30), rng.randrange(10)) for _ in range(150)]
+        pairs = list(dict.fromkeys(pairs))
     path = folder / f"{kind}.jsonl"
     rows = []
     for a, b in pairs:

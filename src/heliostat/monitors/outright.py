@@ -44,7 +44,7 @@ class View:
 
     Attributes:
         before: the last steps, oldest first, with the signals of ``KEPT``.
-        level: share of right completions that the run had before it fell, where it has any.
+        level: share of right completions that the run had before it fell, where it has any; ``reward`` its mean reward.
         settings: numbers of the recipe by dotted name; empty for a log from elsewhere.
         failure: how a verifier failed, in its own words.
     """
@@ -52,6 +52,7 @@ class View:
     signals: Signals
     before: Sequence[Signals] = ()
     level: float = math.nan
+    reward: float = math.nan
     settings: Settings = field(default_factory=dict)
     failure: str = ""
 
@@ -84,6 +85,12 @@ class View:
     def uniform(self) -> bool:
         """Whether the completions of every group earned the same."""
         return self["reward/zero_signal"] > 0.999
+
+    @property
+    def agreement(self) -> float:
+        """Mean share of groups that earned the same, over the steps that are remembered and this one."""
+        shares = [*self.earlier("reward/zero_signal"), self["reward/zero_signal"]]
+        return sum(shares) / len(shares)
 
     def setting(self, name: str) -> float:
         """A number of the recipe, NaN where it is unknown."""
@@ -145,6 +152,7 @@ class Outright:
     seen: int = 0
     before: list[dict[str, float | None]] = field(default_factory=list)
     level: float | None = None
+    reward: float | None = None
     held: dict[str, int] = field(default_factory=dict)
     up: list[str] = field(default_factory=list)
     unconfirmed: list[str] = field(default_factory=list)
@@ -165,7 +173,7 @@ class Outright:
     def read(self, step: int, signals: Signals) -> list[Finding]:
         """Judge a training step; conditions that have now held for long enough, causes first."""
         self.seen += 1
-        view = View(signals, tuple(self.before), _nan(self.level), self.settings, self.failure)
+        view = View(signals, tuple(self.before), _nan(self.level), _nan(self.reward), self.settings, self.failure)
         found = []
         for rule in self.rules:
             held = self.held.get(rule.name, 0)
@@ -175,9 +183,9 @@ class Outright:
                 self._down(rule)
             elif rule.name in self.up:
                 self.unconfirmed = [name for name in self.unconfirmed if name != rule.name]
-            elif self.held[rule.name] >= rule.hold:
+            elif self.held[rule.name] >= rule.hold and rule.name not in self._hidden_by_causes(rule):
                 self.up.append(rule.name)
-                if not rule.quiet and rule.name not in self._hidden_by_causes(rule):
+                if not rule.quiet:
                     found.append(finding_of(rule, view, step, step - rule.hold + 1))
         self._remember(view)
         return found
@@ -202,6 +210,7 @@ class Outright:
             "seen": self.seen,
             "before": [dict(row) for row in self.before],
             "level": self.level,
+            "reward": self.reward,
             "held": dict(self.held),
             "up": list(self.up),
             "unconfirmed": list(self.unconfirmed),
@@ -209,7 +218,7 @@ class Outright:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.seen, self.level = int(state["seen"]), state["level"]
+        self.seen, self.level, self.reward = int(state["seen"]), state["level"], state["reward"]
         self.before = [dict(row) for row in state["before"]]
         self.held, self.up, self.unconfirmed = dict(state["held"]), list(state["up"]), list(state["unconfirmed"])
 
@@ -227,10 +236,9 @@ class Outright:
         """Keep the step for the next ones; a fall does not become the level that it is compared with."""
         row = {key: view.signals[key] for key in KEPT if view.signals.get(key) is not None}
         self.before = [*self.before, row][-RECENT:]
-        share = level_of(view)
-        if math.isnan(share) or self.held.get("reward-falls-at-once") or self.held.get("reward-vanishes"):
-            return
-        self.level = share if self.level is None else self.level + (share - self.level) / RECENT
+        if not self.held.get("reward-falls-at-once") and not self.held.get("reward-vanishes"):
+            self.level = _averaged(self.level, level_of(view))
+            self.reward = _averaged(self.reward, view["reward/mean"])
 
 
 def finding_of(rule: OutrightRule, view: View, step: int, onset: int) -> Finding:
@@ -286,6 +294,13 @@ def number(signals: Signals, key: str) -> float:
     """A signal as a float, NaN where it is missing."""
     value = signals.get(key)
     return math.nan if value is None else float(value)
+
+
+def _averaged(level: float | None, value: float) -> float | None:
+    """A level that follows its values slowly; the first is its own level."""
+    if math.isnan(value):
+        return level
+    return value if level is None else level + (value - level) / RECENT
 
 
 def _nan(value: float | None) -> float:

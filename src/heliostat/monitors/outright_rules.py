@@ -30,7 +30,7 @@ LARGE_MISMATCH = 0.02
 ENORMOUS_GRADIENT, TINY_GRADIENT = 5e3, 1e-4
 """Norms of a gradient that no scale of rewards and penalties near 1 gives."""
 
-NO_SIGNAL = frozenset({"hardly-solved", "same-reward", "groups-agree", "no-signal", "no-gradient"})
+NO_SIGNAL = frozenset({"hardly-solved", "same-reward", "groups-agree", "groups-too-small", "no-signal", "no-gradient"})
 FALLS = frozenset({"reward-falls-at-once", "reward-vanishes", "reward-falls", "hardly-solved", "no-signal"})
 
 
@@ -69,7 +69,9 @@ def _cut_meaning(view: View) -> str:
     longest, mean = view["length/max"], view["length/mean"]
     length = mean if math.isnan(longest) else longest
     at = "" if math.isnan(length) else f" at {length:.0f} tokens"
-    return f"every completion is cut off{at} before it ends, so answers that come last are never read"
+    share = view["length/truncated"]
+    which = "every completion is" if share > 0.999 else f"{share:.0%} of completions are"
+    return f"{which} cut off{at} before the end, so an answer that comes last is never read"
 
 
 def _cut_advice(view: View) -> str:
@@ -85,6 +87,12 @@ def _cut_advice(view: View) -> str:
 def _ends_fit(view: View) -> bool:
     """Whether worked solutions are known to end before the limit."""
     return view.setting(LONGEST_SOLUTION) <= view.setting("rollout.max_new_tokens")
+
+
+def _too_short(view: View) -> bool:
+    """Whether the limit is what cuts: nearly all where solutions are known to be longer, all where nothing is known."""
+    longer = view.setting(LONGEST_SOLUTION) > view.setting("rollout.max_new_tokens")
+    return view["length/truncated"] > 0.9 if longer else _all_cut(view) and not _ends_fit(view)
 
 
 def _all_cut(view: View) -> bool:
@@ -107,7 +115,8 @@ def _touched(view: View) -> bool:
 def _fell(view: View) -> bool:
     count = view.num_completions
     enough = math.isnan(count) or view.level * count >= 5
-    return view.level >= FALL and enough and level_of(view) <= FALL * view.level
+    paid_more = view["reward/mean"] > view.reward  # for something else than being right
+    return view.level >= FALL and enough and level_of(view) <= FALL * view.level and not paid_more
 
 
 def _fall(view: View) -> str:
@@ -119,6 +128,16 @@ def _agree_advice(view: View) -> str:
     temperature = view.setting("rollout.temperature")
     now = "" if math.isnan(temperature) else f" (now {temperature:g})"
     return f"raise rollout.temperature{now} or rollout.group_size, or start from a checkpoint that still explores"
+
+
+def _usual_success(view: View) -> float:
+    shares = [*view.earlier("reward/success"), view["reward/success"]]
+    return sum(shares) / len(shares)
+
+
+def _groups_agree(view: View) -> bool:
+    shares = [*view.earlier("reward/zero_signal"), view["reward/zero_signal"]]
+    return min(shares) > 0.9 and not math.isnan(shares[-1]) and 0.02 < _usual_success(view) < 0.98
 
 
 def _or_zero(value: float) -> float:
@@ -183,24 +202,12 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         "length/truncated",
         "note",
         2,
-        lambda view: _all_cut(view) and not _ends_fit(view),
+        _too_short,
         _cut_meaning,
         _cut_advice,
         NO_SIGNAL | {"nothing-solved", "never-ends", "cut-at-limit", "truncation", "length", "loops", "repetition"},
         first_only=True,
         evaluated=True,
-    ),
-    OutrightRule(
-        "cut-at-limit",
-        "length/truncated",
-        "note",
-        3,
-        lambda view: view["length/truncated"] > 0.9,
-        lambda view: (
-            f"{view['length/truncated']:.0%} of completions are as long as the limit allows and are cut off there"
-        ),
-        lambda view: f"read transcripts: is length paid, or do texts loop? If neither, {_cut_advice(view)}",
-        frozenset({"truncation", "length"}),
     ),
     OutrightRule(
         "gradients-enormous",
@@ -278,6 +285,18 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         evaluated=True,
     ),
     OutrightRule(
+        "cut-at-limit",
+        "length/truncated",
+        "note",
+        3,
+        lambda view: view["length/truncated"] > 0.9,
+        lambda view: (
+            f"{view['length/truncated']:.0%} of completions are as long as the limit allows and are cut off there"
+        ),
+        lambda view: f"read transcripts: is length paid, or do texts loop? If neither, {_cut_advice(view)}",
+        frozenset({"truncation", "length"}),
+    ),
+    OutrightRule(
         "everything-solved",
         "reward/success",
         "note",
@@ -307,7 +326,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         3,
         lambda view: (
             view.uniform
-            and not view.success > 0.98
+            and not view.success > 0.02
             and all(math.isclose(mean, view["reward/mean"], rel_tol=1e-6) for mean in view.earlier("reward/mean"))
         ),
         lambda view: (
@@ -315,7 +334,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
             "apart"
         ),
         _said("look at what the verifier returns for a right and a wrong answer: heliostat tasks audit"),
-        frozenset({"groups-agree", "no-signal", "no-gradient"}),
+        frozenset({"groups-agree", "groups-too-small", "hardly-solved", "no-signal", "no-gradient"}),
         first_only=True,
         evaluated=True,
     ),
@@ -324,13 +343,29 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         "reward/zero_signal",
         "note",
         3,
-        lambda view: view["reward/zero_signal"] > LEARNED and 0.02 < view.success < 0.98,
+        _groups_agree,
         lambda view: (
-            f"the completions of a group earn the same though {view.success:.0%} are right: a problem is solved always "
-            "or never"
+            f"the completions of a group earn the same though {_usual_success(view):.0%} are right: problems are "
+            "solved always or never"
         ),
         _agree_advice,
         frozenset({"no-signal", "no-gradient", "hardly-solved"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "groups-too-small",
+        "reward/zero_signal",
+        "note",
+        5,
+        lambda view: (
+            view.setting("rollout.group_size") <= 4 and view.agreement > 0.8 and 0.02 < _usual_success(view) < 0.98
+        ),
+        lambda view: (
+            f"{view.agreement:.0%} of the groups of {view.setting('rollout.group_size'):.0f} earned the same in the "
+            "first steps, so few of them teach anything"
+        ),
+        _said("raise rollout.group_size: in a larger group the right and the wrong meet more often"),
+        frozenset({"no-signal"}),
         first_only=True,
     ),
     OutrightRule(

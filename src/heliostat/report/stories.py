@@ -48,6 +48,10 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
         "and the gradient is zero. The policy has not narrowed; it never had a success to learn from.",
     ),
     (
+        frozenset({"groups-too-small"}),
+        "Groups are so small that most of them agree, and a group that agrees teaches nothing.",
+    ),
+    (
         frozenset({"hardly-solved"}),
         "Hardly anything is solved, so almost every group agrees that it is wrong and few steps learn anything.",
     ),

@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import torch
 
-from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
+from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, is_same_place, load_recipe
 from heliostat.outputs import MARKER, claim_folder, release_folder
 from heliostat.storage import (
     MANIFEST,
@@ -347,7 +347,7 @@ def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where
             difference = _first_difference(old, new, f"{where}{key}.")
             if difference:
                 return difference
-        elif old != new and f"{where}{key}" not in ("run.name", "run.root"):
+        elif old != new and f"{where}{key}" not in ("run.name", "run.root") and not is_same_place(old, new):
             return f"{where}{key} was {_said(old)}, is now {_said(new)}"
     return ""
 

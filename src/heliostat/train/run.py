@@ -43,7 +43,7 @@ from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
-from heliostat.train.precision import begun_in
+from heliostat.train.precision import as_saved, begun_in
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
 from heliostat.train.reward_audit import RewardRefused, audit_rewards
@@ -138,7 +138,8 @@ def run_recipe(
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
             prompts = [bench.prompt(problem) for problem in problems]
             try_export(bench.loaded, runtime, folder.path, prompts, resumes=point.step is not None)
-        shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
+        dtype = str(bench.loaded.model.dtype).removeprefix("torch.")
+        shown.note(f"{dtype} weights; sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
         _rewind(folder, point, runtime, shown)
         trackers: list[Tracker] = [*services]
         if runtime.is_main:
@@ -259,20 +260,29 @@ def run_sft(
     return run_recipe(Recipe.model_validate(changes), run_dir, recipe_name)
 
 
+def _by_task(result: Evaluation) -> dict[str, Any]:
+    return {task: part.summary() for task, part in result.by_task().items()}
+
+
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Held-out results of one model, or of two on the same problems."""
+    """Held-out results of one model, or of two on the same problems.
+
+    Attributes:
+        dtypes: type of each model's weights.
+    """
 
     models: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
     comparison: Comparison | None
+    dtypes: tuple[str, ...]
 
     def to_json(self) -> str:
         """Everything as JSON."""
         content = {
             "models": [
-                {"model": model, **result.summary(), "tasks": {t: e.summary() for t, e in result.by_task().items()}}
-                for model, result in zip(self.models, self.evaluations, strict=True)
+                {"model": model, "dtype": dtype, **result.summary(), "tasks": _by_task(result)}
+                for model, dtype, result in zip(self.models, self.dtypes, self.evaluations, strict=True)
             ],
             "comparison": None
             if self.comparison is None
@@ -302,7 +312,7 @@ def run_eval(
     runtime = start_runtime(recipe.run)
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
-    evaluations = []
+    evaluations, dtypes = [], []
     with VerifierPool(tasks) as pool:
         for path in models:
             bench = set_up_model(_with_model(recipe, path), runtime)
@@ -318,8 +328,9 @@ def run_eval(
                 greedy=greedy,
             )
             evaluations.append(evaluation)
+            dtypes.append(str(bench.loaded.model.dtype).removeprefix("torch."))
     comparison = compare(*evaluations) if len(evaluations) == 2 else None
-    return EvalReport(tuple(models), tuple(evaluations), comparison)
+    return EvalReport(tuple(models), tuple(evaluations), comparison, tuple(dtypes))
 
 
 def _only(task: Task, heldout: Sequence[Problem]) -> Task:
@@ -354,4 +365,4 @@ def _with_model(recipe: Recipe, path: str) -> Recipe:
     section = recipe.model.model_copy(
         update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
     )
-    return recipe.model_copy(update={"model": section, "lora": LoraSection()})
+    return as_saved(recipe.model_copy(update={"model": section, "lora": LoraSection()}))

@@ -82,8 +82,8 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
         )
     name, settings = recipe.optimizer.name, recipe.optimizer.settings
     why = ""
-    if name == "reng" and settings.get("mode") == "double-backward":
-        why = "its double backward sees one rank's rows only; set optimizer.mode = 'finite-difference'"
+    if runtime.sharded and name == "reng" and settings.get("mode") == "double-backward":
+        why = "its double backward cannot differentiate weights that are cut; set optimizer.mode = 'finite-difference'"
     elif runtime.sharded and name == "rkalman" and settings.get("form") == "low-rank":
         why = "its low-rank rows are not cut over ranks; set optimizer.form = 'diagonal'"
     if why:
