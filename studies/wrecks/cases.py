@@ -176,7 +176,6 @@ WRECKS: dict[str, Case] = {
 HEALTHY: dict[str, Case] = {
     "pmd-mean": Case(""),
     "grpo": Case("", {"objective": {"name": "grpo"}, "optimizer.lr": 1e-4}),
-    "rloo-long": Case("", {"objective": {"name": "rloo"}, "train.num_steps": 80, "optimizer.lr": 1e-4}),
     "kimi": Case("", {"objective": {"name": "kimi-k2", "tau": 0.5}}),
     "bfloat16": Case("", {"model.dtype": "bfloat16", "train.num_steps": 25}),
     "lora": Case("", {"lora.rank": 4, "lora.alpha": 32, "optimizer.lr": 2e-3, "train.num_steps": 25}),

@@ -345,8 +345,8 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         3,
         _groups_agree,
         lambda view: (
-            f"the completions of a group earn the same though {_usual_success(view):.0%} are right: problems are solved "
-            "always or never"
+            f"the completions of a group earn the same though {_usual_success(view):.0%} are right: a problem is "
+            "solved always or never"
         ),
         _agree_advice,
         frozenset({"no-signal", "no-gradient", "hardly-solved"}),
