@@ -1,6 +1,7 @@
 """Wrecked and healthy runs against the guard's rules: is the first finding of each what a person should read first?
 
     python -m studies.wrecks.run --make [NAME ...]     the runs, one after another, into tests/wrecks
+    python -m studies.wrecks.run --warm FOLDER         a model after the base's warm start, in FOLDER/model, for --start
     python -m studies.wrecks.run --table               what ``heliostat diagnose`` says about each, for docs/wrecks.md
 
 Left out: which runs there are (``cases``).
@@ -91,8 +92,13 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="a model to start from in place of the base's warm start, as of healthy-pmd-mean"
     )
+    parser.add_argument("--warm", type=Path, help="folder for a run of the base's warm start alone")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
+    if args.warm is not None:
+        args.warm.mkdir(parents=True, exist_ok=True)
+        run_recipe(recipe_of(Case("", {"train.num_steps": 1, "optimizer.lr": 1e-12}), args.warm), args.warm, "start")
+        return
     if args.table:
         print(table())
         return
