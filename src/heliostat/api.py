@@ -19,6 +19,7 @@ from typing import Any
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
+from heliostat.tasks.files import fitting_sizes
 from heliostat.tasks.given import Given, giving, named, with_given
 from heliostat.traces import BankSummary
 from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
@@ -37,6 +38,7 @@ def post_train(
     *,
     model: str | Path | None = None,
     data: object = None,
+    heldout: object = None,
     rewards: Rewards = (),
     profile: bool = False,
 ) -> RunResult:
@@ -50,8 +52,11 @@ def post_train(
         overrides: settings by dotted key, ``{"objective.tau": 0.5}``, or command-line words.
         run_dir: where to work; an unfinished run of the same recipe there is continued. Default: a new folder.
         model: in place of the recipe's ``model.path``.
-        data: rows with a ``prompt`` each: a list of dicts, a pandas frame or a ``datasets.Dataset``, in place of the
-            recipe's task. A tenth of them, 200 at most, is held out where nothing else is said.
+        data: rows with a ``prompt`` each: a list of dicts, a pandas or polars frame, a ``datasets.Dataset`` or a
+            ``DatasetDict``, in place of the recipe's task. Columns of other names are named by ``task.prompt_column``.
+            A tenth of the rows, 200 at most, is held out where nothing else is said.
+        heldout: rows to evaluate on, of the same kinds. Default: the ``test`` or ``validation`` split of ``data`` if it
+            has one, else some of its rows. Rows of ``data`` that ask the same questions are left out.
         rewards: functions with TRL's signature, ``f(prompts, completions, **columns) -> list[float]``, in place of the
             task's verifiers; names and tables of verifiers too, ``{"name": f, "weight": 0.5}``. Functions see the whole
             completion, and the reward is the weighted sum of scores (``task.shaped``) where nothing else is said.
@@ -65,17 +70,21 @@ def post_train(
         RunFailed: the run ended before it was done; the exception has the reason and the run folder.
     """
     with giving() as given:
-        checked, name = _given_recipe(given, recipe, overrides, data, rewards, model)
+        checked, name = _given_recipe(given, recipe, overrides, (data, heldout), rewards, model)
         return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
 
 
 def sft(
     recipe: RecipeLike,
-    data: Path | str | None = None,
+    data: object = None,
     overrides: Overrides = (),
     run_dir: Path | str | None = None,
 ) -> RunResult:
-    """The recipe's supervised warm start alone, on its own task or on prompt/completion rows of a file.
+    """The recipe's supervised warm start alone, on its own task or on other worked solutions.
+
+    Args:
+        data: a file or folder, or rows as in ``post_train``: with ``prompt`` and ``completion`` (texts or chat
+            messages), with whole conversations in ``messages``, or with the columns that the recipe names.
 
     Raises:
         ConfigError: the recipe is wrong.
@@ -83,9 +92,14 @@ def sft(
         RunFailed: see ``post_train``.
     """
     checked, name = _recipe(recipe, overrides)
-    if data is not None and not Path(data).is_file():
-        raise FileNotFoundError(f"there is no data file {data}")
-    return _concluded(run_sft(checked, _path(data), _path(run_dir), name))
+    with giving() as given:
+        if isinstance(data, str | Path):
+            if not Path(data).exists():
+                raise FileNotFoundError(f"there is no data file {data}")
+            data = Path(data)
+        elif data is not None:
+            data = given.rows(data)
+        return _concluded(run_sft(checked, data, _path(run_dir), name))
 
 
 def evaluate(
@@ -94,6 +108,7 @@ def evaluate(
     overrides: Overrides = (),
     *,
     data: object = None,
+    heldout: object = None,
     rewards: Rewards = (),
     num_problems: int | None = None,
     num_samples: int | None = None,
@@ -104,6 +119,7 @@ def evaluate(
 
     Args:
         data: as in ``post_train``; held out is what that holds out.
+        heldout: as in ``post_train``.
         rewards: as in ``post_train``.
 
     Raises:
@@ -114,7 +130,7 @@ def evaluate(
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
     with giving() as given, _failures_raised():
-        checked, _ = _given_recipe(given, recipe, overrides, data, rewards)
+        checked, _ = _given_recipe(given, recipe, overrides, (data, heldout), rewards)
         return run_eval(
             several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
         )
@@ -203,11 +219,15 @@ def _given_recipe(
     given: Given,
     recipe: RecipeLike | None,
     overrides: Overrides,
-    data: object,
+    data: tuple[object, object],
     rewards: Rewards,
     model: str | Path | None = None,
 ) -> tuple[Recipe, str]:
-    """The recipe under what was given as objects, and both under the overrides."""
+    """The recipe under what was given as objects, and both under the overrides.
+
+    Args:
+        data: rows to train on, and rows to hold out.
+    """
     base, name = (build_recipe({}), "run") if recipe is None else _recipe(recipe, ())
     if model is not None:
         base = build_recipe(base.model_dump(mode="json"), {"model.path": str(model)})
@@ -215,7 +235,19 @@ def _given_recipe(
         overrides = named(given, overrides)
     if callable(rewards) or isinstance(rewards, str | Mapping):
         raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', '...')}]")
-    return build_recipe(with_given(base, given, data, rewards), overrides), name
+    tables = with_given(base, given, data[0], rewards, data[1])
+    return _fitted(tables, overrides) if data[0] is not None else build_recipe(tables, overrides), name
+
+
+def _fitted(tables: dict[str, Any], overrides: Overrides) -> Recipe:
+    """A recipe that uses all the rows that it was given, but for what the overrides say."""
+    recipe = build_recipe(tables, overrides)
+    section, first = recipe.task[0], tables["task"][0]
+    if section.settings.get("path") != first["path"]:
+        return recipe
+    asked = None if section.num_heldout == first["num_heldout"] else section.num_heldout
+    tables["task"][0] = first | fitting_sizes(section, recipe.run.seed, asked)
+    return build_recipe(tables, overrides)
 
 
 def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
@@ -225,4 +257,4 @@ def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
 
 
 def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else Path(path).expanduser()

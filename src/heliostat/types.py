@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FloatArray = NDArray[np.float32]
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # "role" and a text "content", and what else templates read, like "tool_calls"
 
 
 class StopReason(StrEnum):
@@ -58,7 +58,11 @@ class Problem:
         columns: every other column of the data row, handed to verifiers by name and never interpreted here.
         answer: the oracle answer where the task has one, else ``None``.
         solution: a worked solution that ends in the answer, for supervised warm starts, else ``None``.
-        place: where it stands, like ``sums.jsonl, line 7``, for messages; empty where that is nowhere.
+        also_right: answers that are right as well, where rows with the same prompt give several.
+        turns: a worked conversation after the prompt, from its first assistant turn to its last, else empty.
+        markup: parts of a plain-text prompt, as (start, end), that the recipe's template wrote and not the data; only
+            there do control tokens like ``<|im_end|>`` mean what they say.
+        place: where it was read, for messages: ``problems.jsonl, line 7``.
     """
 
     problem_id: str
@@ -67,12 +71,21 @@ class Problem:
     columns: Mapping[str, Any] = field(default_factory=dict)
     answer: str | None = None
     solution: str | None = None
+    also_right: tuple[str, ...] = ()
+    turns: tuple[Message, ...] = ()
+    markup: tuple[tuple[int, int], ...] = ()
     place: str = field(default="", compare=False)
+
+    @property
+    def described(self) -> str:
+        """The problem as messages name it: by its place, where it has one."""
+        name = f"problem '{self.problem_id}'"
+        return f"{name} ({self.place})" if self.place else name
 
     @property
     def question(self) -> str:
         """The last user turn as text: what a person would call the question."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+        return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1]["content"])
 
 
 @dataclass(frozen=True, slots=True)

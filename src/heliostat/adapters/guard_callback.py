@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import math
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from heliostat.monitors.guard import Finding, Guard
 from heliostat.monitors.outright import Outright
 from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.rules import default_rules
+from heliostat.printed import visible, visible_line
 from heliostat.storage import append_rows, publish_file
 
 logger = logging.getLogger(__name__)
@@ -92,8 +94,9 @@ class GuardCallback(TrainerCallback, ExportableState):
         try:
             self._judge(Path(str(args.output_dir)), state, control, logs)
         except Exception as error:
-            self.disabled = f"{type(error).__name__}: {error}"
-            logger.exception("guard: switched itself off after an error of its own; training goes on")
+            self.disabled = visible_line(f"{type(error).__name__}: {error}")
+            said = visible(traceback.format_exc())
+            logger.error("guard: switched itself off after an error of its own; training goes on\n%s", said)
 
     def _judge(self, folder: Path, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any]) -> None:
         signals = {ours: _number(logs[theirs]) for theirs, ours in METRIC_OF.items() if theirs in logs}
@@ -109,7 +112,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         _append(folder / "metrics.jsonl", {"step": state.global_step, **finite})
         for finding in found:
             row = _event(finding, taken=finding in stops or finding.level != "rollback")
-            logger.warning("guard: %s", row["text"])
+            logger.warning("guard: %s", visible_line(row["text"]))
             _append(folder / "events.jsonl", row)
 
     def state(self) -> dict[str, Any]:

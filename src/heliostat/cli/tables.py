@@ -81,6 +81,7 @@ def print_evaluations(report: EvalReport) -> None:
             table.add_row(*map(Text, (model, task, *_cells(part, k))))
     page = Page()
     page.print(table)
+    page.print(f"weights in {' and '.join(dict.fromkeys(report.dtypes))}", markup=False)
     if (pair := report.comparison) is not None:
         low, high = pair.ci95
         page.print(

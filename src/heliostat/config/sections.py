@@ -72,6 +72,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 only where native")
     chat: bool | Literal["auto"] = Field("auto", description="render prompts with the tokenizer's chat template")
     system: str = Field("", description="system message put before every chat prompt")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, like enable_thinking = false"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="shape of the built-in tiny model")
 
 

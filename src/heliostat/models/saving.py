@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from torch import nn
 
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged, plain_name
-from heliostat.storage import MANIFEST, publishing
+from heliostat.models.templates import without_day
+from heliostat.storage import MANIFEST, new_folder, publishing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,14 +82,22 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _spare_foreign(folder: Path) -> None:
-    """Move a folder aside that holds something that no save wrote."""
+    """Keep what is in a folder under another name too, if it holds something that no save wrote."""
     entries = list(folder.iterdir()) if folder.exists() else []
     if foreign := [entry.name for entry in entries if not _may_be_saved(entry)]:
-        kept = Path(tempfile.mkdtemp(prefix=f"{folder.name}-before-", dir=folder.parent))
-        folder.replace(kept)  # onto an empty folder, which the system allows
+        kept = new_folder(folder.with_name(f"{folder.name}-before-save"))
+        shutil.copytree(folder, kept, symlinks=True, copy_function=_link_or_copy, dirs_exist_ok=True)
         warnings.warn(
             f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=5
         )
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for a file, or a copy of it where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _may_be_saved(entry: Path) -> bool:
@@ -119,7 +129,11 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
         model.generation_config = own
         if code is not None:
             model.config.auto_map = code
-    loaded.tokenizer.save_pretrained(folder)
+    in_use, loaded.tokenizer.chat_template = loaded.tokenizer.chat_template, without_day(loaded.tokenizer.chat_template)
+    try:
+        loaded.tokenizer.save_pretrained(folder)
+    finally:
+        loaded.tokenizer.chat_template = in_use
     generation.save_pretrained(folder)
 
 
@@ -172,5 +186,5 @@ def tokenizer_fingerprint(loaded: LoadedModel) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
     rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
-    state = [rules, sorted(tokenizer.all_special_ids), tokenizer.chat_template]
+    state = [rules, sorted(tokenizer.all_special_ids), without_day(tokenizer.chat_template)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

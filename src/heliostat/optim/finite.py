@@ -27,6 +27,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from heliostat.linalg.newton_inverse import NotPositiveDefinite
 from heliostat.optim.copies import COPY, copy_of, is_short, round_from, take_over
+from heliostat.optim.joining import refuse_joining
 from heliostat.optim.ranges import check_group
 from heliostat.optim.reductions import whole
 from heliostat.optim.replicas import Group, check_replicas, is_due, ranks_of
@@ -124,11 +125,13 @@ class FiniteStep(torch.optim.Optimizer):
 
         Raises:
             ReplicasDisagree: weights or gradients differ between ranks.
+            RuntimeError: the model is inside DDP's ``join()``.
         """
         ranks = ranks_of(self.process_group)
         if ranks is not None:
             self._num_calls += 1
             if is_due(self._num_calls):
+                refuse_joining(type(self).__name__)
                 self.adopt()
                 check_replicas(type(self).__name__, self.parameters(), ranks, self._copies())
         return ranks
@@ -197,7 +200,7 @@ class FiniteStep(torch.optim.Optimizer):
             if getattr(inner, "num_skipped", 0) != num_skipped:
                 raise NotFinite("the inner step")
 
-        if isinstance(inner, FiniteStep) or not _largest_gradient(inner) <= MODERATE:
+        if isinstance(inner, FiniteStep) or not _largest_norm(inner) <= MODERATE:
             self.commit(update)
         else:
             self.adopt()
@@ -380,10 +383,8 @@ def _is_uncopied(name: str) -> bool:
 
 
 @torch.no_grad()
-def _largest_gradient(optimizer: torch.optim.Optimizer) -> float:
+def _largest_norm(optimizer: torch.optim.Optimizer) -> float:
     """NaN where one is NaN; one read."""
     given = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    sizes = [
-        whole(torch.linalg.vector_norm(gradient, torch.inf)).float().cpu() for gradient in given if gradient.numel()
-    ]
-    return float(torch.stack(sizes).max()) if sizes else 0.0
+    norms = torch._foreach_norm(given) if given else []  # the largest entry alone takes ten times as long
+    return float(torch.stack([whole(norm).float().cpu() for norm in norms]).max()) if norms else 0.0

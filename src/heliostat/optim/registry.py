@@ -13,6 +13,7 @@ from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
 from heliostat.optim.masters import Groups, on_copies
+from heliostat.optim.replaced import refuse_replaced_weights
 from heliostat.optim.settings import (
     EvaSettings,
     KroneckerProductSettings,
@@ -118,14 +119,20 @@ def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.
     """Make the optimizer a recipe asks for.
 
     Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 are stepped on
-    float32 copies.
+    float32 copies. A step is refused once a weight has been replaced by another parameter, which it would not move.
 
     Raises:
         ConfigError: unknown name or setting, a setting out of range or one that cannot be used on weights shorter than
             float32, or float16 weights.
     """
-    settings = optimizer_settings(section)
     _refuse_half(model)
+    optimizer = _built(section, model)
+    refuse_replaced_weights(optimizer, model)
+    return optimizer
+
+
+def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
+    settings = optimizer_settings(section)
     if isinstance(settings, OverModel):
         try:
             return settings.build_over(model, section.lr)

@@ -14,6 +14,7 @@ from heliostat.report.frame import framed, write_page
 from heliostat.report.markup import Html, element
 from heliostat.report.read import Run, read_runs
 from heliostat.report.sections import (
+    audit_section,
     chart_sections,
     events_section,
     findings_section,
@@ -54,6 +55,7 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
     sections = [
         *chart_sections(runs, figures),
         events_section(runs),
+        audit_section(runs),
         wall_section(runs),
         transcripts_section(runs),
         settings_section(runs),

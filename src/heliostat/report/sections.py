@@ -17,6 +17,7 @@ from heliostat.report.panels import GROUPS, GUARD, LEARNING, SPEED, PanelGroup, 
 from heliostat.report.phases import flops, seconds
 from heliostat.report.read import Run
 from heliostat.report.replay import outright_findings
+from heliostat.report.reward_audit import audit_cards
 from heliostat.report.scales import format_quantity, format_seconds
 from heliostat.report.tables import by_task, recipe_table, versions_table
 from heliostat.report.transcripts import transcript_section
@@ -97,6 +98,13 @@ def events_section(runs: Sequence[Run]) -> Section | None:
         "Hollow marks were only said: in shadow mode the guard does not act. Each line names the statistic behind it."
     )
     return Section("events", _titled("events", "What the guard saw", intro, parts)) if parts else None
+
+
+def audit_section(runs: Sequence[Run]) -> Section | None:
+    """What the audit of the reward found before training."""
+    parts = _of_each([(run.label, audit_cards(run)) for run in runs])
+    intro = "Before training, the verifiers were paid right answers, and texts that solve nothing."
+    return Section("audit", _titled("audit", "Is the reward sound?", intro, parts)) if parts else None
 
 
 def wall_section(runs: Sequence[Run]) -> Section | None:

@@ -23,6 +23,8 @@ from typing import Any
 
 from heliostat.config import ConfigError, Recipe
 from heliostat.tasks.carrying import label
+from heliostat.tasks.cells import has_column, plain_row
+from heliostat.tasks.reading import check_values
 
 PREFIX = "given:"
 
@@ -110,20 +112,27 @@ def find_rows(name: str) -> list[dict[str, Any]]:
 MAX_HELDOUT = 200
 HELDOUT_SHARE = 0.1
 """Of rows that come without a word on how many are held out."""
+SOURCE_KEYS = {"name", "label", "path", "heldout_path", "split", "heldout_split", "subset", "num_train", "num_heldout"}
+"""What a recipe says of its own data, and other data takes the place of."""
 
 
-def with_given(recipe: Recipe, given: Given, data: object, rewards: Sequence[Any]) -> dict[str, Any]:
+def with_given(
+    recipe: Recipe, given: Given, data: object, rewards: Sequence[Any], heldout: object = None
+) -> dict[str, Any]:
     """The recipe's tables with rows in place of its tasks, and functions in place of its verifiers.
 
     Args:
         data: rows, or ``None`` for the recipe's own tasks.
+        heldout: rows to evaluate on; ``None``: some of ``data``, or a split of it.
         rewards: functions, names of verifiers, or tables of either; empty: the recipe's own verifiers.
     """
     tables = recipe.model_dump(mode="json")
     if data is not None:
         own = tables["task"][0]
-        kept = {key: value for key, value in own.items() if key in ("verifiers", "shaped", "template", "answer_after")}
-        tables["task"] = [(kept if own["name"] == "file" else {}) | _task_of(given, data)]
+        task, columns = _task_of(given, *split_data(data, heldout))
+        kept = {key: value for key, value in own.items() if key not in SOURCE_KEYS}
+        kept = {key: value for key, value in kept.items() if not key.endswith("_column") or has_column(columns, value)}
+        tables["task"] = [(kept if own["name"] == "file" else {}) | task]
     if rewards:
         verifiers = [_table(given, reward) for reward in rewards]
         shaped = any(table["name"].startswith(PREFIX) for table in verifiers)
@@ -141,14 +150,25 @@ def named(given: Given, settings: Any) -> Any:
     return given.function(settings) if callable(settings) else settings
 
 
-def _task_of(given: Given, data: object) -> dict[str, Any]:
+def _task_of(given: Given, data: object, heldout: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table of a task, and the columns of the first row."""
     path = given.rows(data)
     rows = given.tables[path.removeprefix(PREFIX)]
     num = len({json.dumps(row.get("prompt"), sort_keys=True, default=str) for row in rows})
-    num_heldout = max(1, min(MAX_HELDOUT, int(HELDOUT_SHARE * num)))
+    sizes = shares(num)
+    if heldout is not None:
+        elsewhere = given.rows(heldout)
+        rows = rows + given.tables[elsewhere.removeprefix(PREFIX)]
+        sizes = {"num_train": num, "num_heldout": 1, "heldout_path": elsewhere}
     has_answers = all(isinstance(row.get("answer"), str | int | float) and str(row["answer"]).strip() for row in rows)
-    task = {"name": "file", "label": "data", "path": path, "num_heldout": num_heldout}
-    return task | {"num_train": max(1, num - num_heldout)} | ({"answer_column": "answer"} if has_answers else {})
+    task = {"name": "file", "label": "data", "path": path}
+    return task | sizes | ({"answer_column": "answer"} if has_answers else {}), rows[0]
+
+
+def shares(num: int) -> dict[str, Any]:
+    """How many of ``num`` rows are trained on, and how many are held out."""
+    num_heldout = max(1, min(MAX_HELDOUT, int(HELDOUT_SHARE * num)))
+    return {"num_train": max(1, num - num_heldout), "num_heldout": num_heldout}
 
 
 def _table(given: Given, reward: object) -> dict[str, Any]:
@@ -162,15 +182,55 @@ def _table(given: Given, reward: object) -> dict[str, Any]:
 
 
 def _rows(data: object) -> Iterable[dict[str, Any]]:
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a pandas frame, without importing pandas
-        return [{str(key): value for key, value in row.items()} for row in data.to_dict("records")]
+    data = without_format(data)
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise TypeError(
-            f"data must be rows (a list of dicts, a pandas frame or a datasets.Dataset), got {type(data).__name__}; a "
-            "file goes into the recipe: task.path"
+            f"data must be rows (a list of dicts, a pandas or polars frame, or a datasets.Dataset), got "
+            f"{type(data).__name__}; a file goes into the recipe: task.path"
         )
-    rows = list(data)
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(data, start=1):
         if not isinstance(row, Mapping):
             raise TypeError(f"data, row {number}: expected a dict with columns, got {type(row).__name__}")
-    return [dict(row) for row in rows]
+        check_values(f"data, row {number}", dict(row))
+        yield plain_row(row)
+
+
+def without_format(data: Any) -> Any:
+    """Rows of a frame, an Arrow table or a ``datasets`` data set, whatever library's arrays it would give.
+
+    No such library is imported: each is known by what it offers.
+    """
+    if hasattr(data, "with_format"):  # datasets
+        return data.with_format(None)
+    if hasattr(data, "collect") and hasattr(data, "lazy"):  # polars, not yet computed
+        data = data.collect()
+    for convert in ("to_pylist", "to_dicts"):  # pyarrow, polars
+        if hasattr(data, convert):
+            return getattr(data, convert)()
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas
+        return data.to_dict("records")
+    return data
+
+
+def split_data(data: object, heldout: object) -> tuple[object, object]:
+    """Training and held-out rows: as given, or the splits of a ``DatasetDict`` (a dict of data sets).
+
+    Raises:
+        TypeError: held-out rows come twice.
+        ValueError: it is not clear which splits are meant.
+    """
+    if not isinstance(data, Mapping) or not data or "prompt" in data:
+        return data, heldout
+    train = "train" if "train" in data else next(iter(data))
+    others = [name for name in data if name != train]
+    if len(others) > 1:
+        known = [name for name in ("test", "validation") if name in others]
+        if len(known) != 1 and heldout is None:
+            raise ValueError(
+                f"data has the splits {', '.join(map(str, data))}; say which is held out: data=d['{train}'], "
+                f"heldout=d['{others[0]}']"
+            )
+        others = known
+    if heldout is not None:
+        return data[train], heldout
+    return data[train], data[others[0]] if others else None

@@ -44,6 +44,7 @@ def _functions(function: Any, seen: set[int]) -> Iterator[FunctionType]:
         yield from _functions(function.func, seen)
     elif isinstance(function, MethodType):
         yield from _functions(function.__func__, seen)
+        yield from _functions(function.__self__, seen)
     elif isinstance(function, FunctionType):
         yield function
         used = [function.__globals__.get(name) for code in _codes(function.__code__) for name in code.co_names]
@@ -53,8 +54,10 @@ def _functions(function: Any, seen: set[int]) -> Iterator[FunctionType]:
         for value in used:
             if isinstance(value, FunctionType | MethodType | functools.partial):
                 yield from _functions(value, seen)
-    else:
-        yield from _functions(getattr(type(function), "__call__", None), seen)  # noqa: B004
+    else:  # an object, which may use any method of its class
+        for value in vars(type(function)).values():
+            if isinstance(value, FunctionType):
+                yield from _functions(value, seen)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -21,6 +21,7 @@ from heliostat.config import ConfigError
 from heliostat.tasks.batches import Batch, Job, VerifierError
 from heliostat.tasks.nesting import refuse_nested
 from heliostat.tasks.task import Task
+from heliostat.tasks.verifiers import Function
 from heliostat.tasks.watched import Worker, WorkerLost
 from heliostat.tasks.worker import TaskSpec
 from heliostat.types import Group, Problem, Verdict
@@ -89,7 +90,10 @@ class VerifierPool:
     def submit(self, group: Group) -> Future[Group]:
         """Start judging a group; the future holds the same group with its verdicts."""
         texts = [completion.text for completion in group.completions]
-        return self._put(group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)))
+        ids = tuple(completion.token_ids for completion in group.completions)
+        return self._put(
+            group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)), token_ids=ids
+        )
 
     def begin(self) -> Judging:
         """Judge groups as they are announced."""
@@ -104,14 +108,22 @@ class VerifierPool:
         return self.begin().finish(groups)
 
     def _put(
-        self, problem: Problem, texts: Sequence[str], finish: Callable[[list[Verdict]], Any], stops: bool = True
+        self,
+        problem: Problem,
+        texts: Sequence[str],
+        finish: Callable[[list[Verdict]], Any],
+        stops: bool = True,
+        token_ids: tuple[tuple[int, ...], ...] = (),
     ) -> Future[Any]:
         if not self._keepers:
             raise RuntimeError("a VerifierPool judges only inside its `with` block")
         if problem.task not in self._tasks:
             raise ValueError(f"problem {problem.problem_id} belongs to task '{problem.task}', not to one of this pool")
         number, task = self._tasks[problem.task]
-        job = Job(task if stops else replace(task, on_failure="zero"), number, problem, tuple(texts), finish)
+        if not any(isinstance(weighted.verifier, Function) for weighted in task.verifiers):
+            token_ids = ()
+        task = task if stops else replace(task, on_failure="zero")
+        job = Job(task, number, problem, tuple(texts), finish, token_ids)
         self._jobs.put(job)
         return job.future
 

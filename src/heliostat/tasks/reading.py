@@ -1,17 +1,19 @@
 """Rows of JSONL and Parquet files that may be damaged or hostile: read within bounds, refused with file and line.
 
-Left out: data sets of the hub, whose own library reads them (``rows``).
+Left out: other kinds of files (``tabular``), and data sets of the hub, whose own library reads them (``rows``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO
 
 from heliostat.config import ConfigError
+from heliostat.tasks.encodings import recognise
 
 MAX_ROW = 1 << 24  # bytes of one row: longer than the longest context by far
 MAX_TABLE = 1 << 33  # bytes of a Parquet file once it is decompressed; all of it is held in memory
@@ -32,37 +34,75 @@ def jsonl_rows(file: Path) -> Iterator[Row]:
     """Rows of a JSONL file; lines end with a newline character and with nothing else.
 
     Raises:
-        ValueError: a line is too long, not UTF-8, or not a JSON object.
+        ValueError: a line is too long, not UTF-8, or not a JSON object; names the encoding that it seems to be.
     """
     with file.open("rb") as lines:
-        number = 0
-        while line := lines.readline(MAX_ROW + 1):
-            number += 1
-            place = f"{file.name}, line {number}"
-            if len(line) > MAX_ROW:
-                raise ValueError(f"{place}: longer than {MAX_ROW >> 20} MiB")
-            if line.strip():
-                yield Row(place, _object(line.removeprefix(_BOM) if number == 1 else line, place))
+        yield from lines_of(lines, file.name)
 
 
-def _object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        columns = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 (byte {error.start + 1}: 0x{line[error.start]:02x})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not valid JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError(f"{place}: lists or objects are nested more than {MAX_DEPTH} deep") from None
-    except ValueError as error:  # a constant that is no JSON, or a whole number of thousands of digits
-        raise ValueError(f"{place}: not valid JSON ({error})") from None
+def lines_of(lines: BinaryIO, name: str) -> Iterator[Row]:
+    """Rows of an open JSONL file called ``name``; see ``jsonl_rows``."""
+    number, start = 0, b""
+    while line := lines.readline(MAX_ROW + 1):
+        number += 1
+        start = start or line[:4]
+        place = f"{name}, line {number}"
+        if len(line) > MAX_ROW:
+            raise ValueError(f"{place}: longer than {MAX_ROW >> 20} MiB")
+        if line.strip():
+            yield Row(place, _object(line.removeprefix(_BOM) if number == 1 else line, place, start))
+
+
+def _object(line: bytes, place: str, start: bytes) -> dict[str, Any]:
+    columns = parse_json(decode_text(line, place, start), place)
+    if isinstance(columns, list) and line.strip().startswith(b"["):
+        raise ValueError(
+            f"{place}: expected a JSON object with columns, got list; name a file that is one JSON array .json, and "
+            "give its folder"
+        )
     if not isinstance(columns, dict):
         raise ValueError(f"{place}: expected a JSON object with columns, got {type(columns).__name__}")
     return columns
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+def decode_text(content: bytes, place: str, start: bytes) -> str:
+    """UTF-8 as text.
+
+    Args:
+        start: the first bytes of the file, which tell what else it may be.
+
+    Raises:
+        ValueError: it is not UTF-8; names the place, the likely encoding and how to convert it.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        encoding, way_out = recognise(start, content)
+        found = f"byte {error.start + 1}: 0x{content[error.start]:02x}"
+        raise ValueError(f"{place}: not UTF-8 ({found}) but {encoding}; {way_out}") from None
+
+
+def parse_json(text: str, place: str) -> Any:
+    """JSON as Python's values; NaN, which pandas and Python write for missing values, is ``None``.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deep; names the place.
+    """
+    try:
+        return json.loads(text, parse_constant=_constant)
+    except json.JSONDecodeError as error:
+        spread = "; every object stands on a line of its own" if text.strip() in ("{", "[", "[{") else ""
+        nul = " (NUL characters: UTF-16?)" if "\0" in text else ""
+        raise ValueError(f"{place}: not valid JSON ({error.msg} at column {error.colno}){spread}{nul}") from None
+    except RecursionError:
+        raise ValueError(f"{place}: lists or objects are nested more than {MAX_DEPTH} deep") from None
+    except ValueError as error:  # a constant that is no JSON, or a whole number of thousands of digits
+        raise ValueError(f"{place}: not valid JSON ({error})") from None
+
+
+def _constant(name: str) -> None:
+    if not math.isnan(float(name)):
+        raise ValueError(f"{name} is no number")
 
 
 def parquet_rows(file: Path) -> Iterator[Row]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError
-from heliostat.tasks.given import PREFIX, find_rows
+from heliostat.tasks.cells import plain_row
+from heliostat.tasks.given import PREFIX, find_rows, without_format
 from heliostat.tasks.reading import Row, check_values, jsonl_rows, parquet_rows
+from heliostat.tasks.tabular import data_files, files_rows
 
 __all__ = ["Row", "read_rows"]
 
@@ -20,7 +22,9 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
-    """Rows of a ``.jsonl`` or ``.parquet`` file, a data-set folder, or a data set on the hub, in order.
+    """Rows of a ``.jsonl`` or ``.parquet`` file, a folder of files, a saved data set, or one on the hub, in order.
+
+    Values are plain Python, and NaN is ``None``.
 
     Args:
         split: of a data set that has several.
@@ -36,7 +40,7 @@ def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
 def _checked(rows: Iterator[Row]) -> Iterator[Row]:
     for row in rows:
         check_values(row.place, row.columns)
-        yield row
+        yield Row(row.place, plain_row(row.columns))
 
 
 def _raw_rows(path: str, split: str, subset: str) -> Iterator[Row]:
@@ -44,13 +48,22 @@ def _raw_rows(path: str, split: str, subset: str) -> Iterator[Row]:
         return (Row(f"data, row {number}", row) for number, row in enumerate(find_rows(path), start=1))
     file = Path(path).expanduser()
     if file.is_dir():
-        return _dataset_rows(path, lambda: _load_folder(file, split))
+        files = [] if _is_saved(file) else data_files(file)
+        return files_rows(files, split, path) if files else _dataset_rows(path, lambda: _load_folder(file, split))
+    if "*" in path:
+        files = sorted(Path().glob(path)) if not file.is_absolute() else sorted(Path("/").glob(str(file)[1:]))
+        raise ConfigError(
+            f"task.path: '{path}' is a pattern ({len(files)} files match); put the files into a folder and give that"
+        )
     if file.suffix in READERS:
         if not file.is_file():
             raise ConfigError(f"task.path: there is no file '{path}' (looked in {Path.cwd()})")
         return READERS[file.suffix](file)
     if file.is_file():
-        raise ConfigError(f"task.path: '{path}' is neither {' nor '.join(READERS)} nor a data-set folder")
+        raise ConfigError(
+            f"task.path: '{path}' is neither {' nor '.join(READERS)} nor a data-set folder; CSV, JSON and packed files "
+            "are read in a folder of their own: give the folder"
+        )
     if not path or not _HUB_ID.fullmatch(path):
         raise ConfigError(f"task.path: there is no file or folder '{path}'")
     return _dataset_rows(path, lambda: _load_hub(path, subset, split))
@@ -60,19 +73,23 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": jsonl_rows, ".p
 
 
 def _dataset_rows(path: str, load: Callable[[], Any]) -> Iterator[Row]:
-    for number, columns in enumerate(load(), start=1):
+    for number, columns in enumerate(without_format(load()), start=1):
         yield Row(f"{path}, row {number}", dict(columns))
 
 
 def _load_folder(folder: Path, split: str) -> Any:
     datasets = _datasets()
-    saved = any((folder / marker).exists() for marker in ("dataset_dict.json", "state.json"))
-    loaded = datasets.load_from_disk(str(folder)) if saved else _load(str(folder), None, split)
+    loaded = datasets.load_from_disk(str(folder)) if _is_saved(folder) else _load(str(folder), None, split)
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise ConfigError(f"task.split: '{folder}' has no split '{split}'; it has: {', '.join(loaded)}")
         return loaded[split]
     return loaded
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``datasets`` wrote the folder."""
+    return any((folder / marker).exists() for marker in ("dataset_dict.json", "state.json"))
 
 
 def _load_hub(path: str, subset: str, split: str) -> Any:

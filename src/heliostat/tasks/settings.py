@@ -16,9 +16,10 @@ from pydantic import Field
 from heliostat.config import ConfigError, build_checked, nearest
 from heliostat.tasks.carrying import dump_function
 from heliostat.tasks.given import PREFIX, find_function
+from heliostat.tasks.rewards import COMPLETION_IDS
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, parameters, resolve, running_script
-from heliostat.types import Message, Problem
+from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, named, resolve, running_script
+from heliostat.types import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +28,18 @@ class TaskSettings:
 
     Attributes:
         label: the task's name in results; empty: the source chooses.
-        template: the prompt, with ``{question}`` in it; other columns (of reasoning-gym: metadata) may be named too.
+        template: the prompt, with ``{question}`` in it; other columns (of reasoning-gym: metadata) may be named too,
+            and columns inside them: ``{extra_info.passage}``.
         verifiers: tables with ``name``, and optionally ``weight``, ``sees`` and the verifier's own settings.
+        import_from: folder that functions of verifiers and solutions are imported from, besides the working directory;
+            a recipe file names its own where they are there.
         answer_after: marker before the answer; ``None``: the worked-solution writer's own, if there is one.
     """
 
     label: str = ""
     template: str = "{question}"
     verifiers: tuple[dict[str, Any], ...] = ()
+    import_from: str = ""
     answer_after: str | None = None
     shaped: bool = False
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
@@ -43,8 +48,9 @@ class TaskSettings:
     on_failure: Literal["zero", "stop"] = "zero"
 
     def __post_init__(self) -> None:
-        fields = _fields(self.template)
-        if not fields or not all(name.isidentifier() for name in fields):
+        fields = fields_of(self.template)
+        parts = [part for name in fields for part in name.split(".")]
+        if not fields or not all(part.isidentifier() and not part.startswith("__") for part in parts):
             raise ValueError(
                 f"template {self.template!r} must contain {{question}} (or another column's name in braces)"
             )
@@ -60,13 +66,16 @@ class _VerifierTable:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def build_verifiers(tables: Iterable[Mapping[str, Any]]) -> tuple[WeightedVerifier, ...]:
+def build_verifiers(tables: Iterable[Mapping[str, Any]], folder: str = "") -> tuple[WeightedVerifier, ...]:
     """Make a task's verifiers from their tables.
+
+    Args:
+        folder: where functions are imported from, besides the working directory.
 
     Raises:
         ConfigError: a name, key or value is wrong, a name occurs twice, or no verifier has positive weight.
     """
-    built = tuple(_build_verifier(table) for table in tables)
+    built = tuple(_build_verifier(table, folder) for table in tables)
     names = [weighted.name for weighted in built]
     for name in names:
         if names.count(name) > 1:
@@ -76,18 +85,20 @@ def build_verifiers(tables: Iterable[Mapping[str, Any]]) -> tuple[WeightedVerifi
     return built
 
 
-def _build_verifier(table: Mapping[str, Any]) -> WeightedVerifier:
+def _build_verifier(table: Mapping[str, Any], folder: str) -> WeightedVerifier:
     if "name" not in table:
         raise ConfigError(f"every entry of task.verifiers needs a name: one of {', '.join(VERIFIERS)}, module:function")
     own = {key: value for key, value in table.items() if key in ("name", "weight", "sees")}
     rest = {key: value for key, value in table.items() if key not in own}
     checked = build_checked(_VerifierTable, own, "task.verifiers")
-    return WeightedVerifier(checked.name.removeprefix(PREFIX), _make(checked.name, rest), checked.weight, checked.sees)
+    return WeightedVerifier(
+        checked.name.removeprefix(PREFIX), _make(checked.name, rest, folder), checked.weight, checked.sees
+    )
 
 
-def _make(name: str, settings: dict[str, Any]) -> Verifier:
+def _make(name: str, settings: dict[str, Any], folder: str) -> Verifier:
     if ":" in name:
-        return _function(name, settings)
+        return _function(name, settings, folder)
     if name not in VERIFIERS:
         raise ConfigError(
             f"unknown verifier '{name}'{nearest(name, VERIFIERS)}; there are: {', '.join(VERIFIERS)}, module:function"
@@ -95,21 +106,21 @@ def _make(name: str, settings: dict[str, Any]) -> Verifier:
     return build_checked(VERIFIERS[name], settings, f"task.verifiers.{name}")
 
 
-def _function(name: str, settings: dict[str, Any]) -> Function:
+def _function(name: str, settings: dict[str, Any], folder: str) -> Function:
     """A user's function: by reference where the verifier processes can import it, by value elsewhere."""
     try:
         if name.startswith(PREFIX):
             function = find_function(name)
             content = dump_function(function)
         else:
-            function = resolve(name)
+            function = resolve(name, folder)
             script = running_script(name.partition(":")[0])
             content = b"" if script is None else dump_function(function)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"task.verifiers: {error}") from error
-    return Function(name.removeprefix(PREFIX), settings, content, function if content else None)
+    return Function(name.removeprefix(PREFIX), settings, content, folder, function if content else None)
 
 
 def make_task(
@@ -158,18 +169,17 @@ def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None
     function = verifier.resolved()
     _check_kind(verifier.path, function)
     columns = set(problems[0].columns).intersection(*(problem.columns for problem in problems))
-    given = {"prompts", "completions"} | columns | set(verifier.arguments)
-    accepted = parameters(function)
-    if accepted is not None:
-        for key in verifier.arguments:
-            if key not in accepted:
-                raise ConfigError(f"'{verifier.path}' takes no argument '{key}'{nearest(key, accepted)}")
-    for parameter in inspect.signature(function).parameters.values():
-        fillable = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if fillable and parameter.default is parameter.empty and parameter.name not in given:
+    given = {"prompts", "completions", COMPLETION_IDS} | columns | set(verifier.arguments)
+    own = sorted(named(function).keys() - {"prompts", "completions", COMPLETION_IDS} - columns)
+    for key in verifier.arguments:
+        if key not in named(function):  # with **kwargs it would be taken and, as likely as not, never looked at
             raise ConfigError(
-                f"'{verifier.path}' needs '{parameter.name}'{nearest(parameter.name, given)}; the data has: "
-                + ", ".join(sorted(columns))
+                f"'{verifier.path}' takes no argument '{key}'{nearest(key, own)}; it takes: {', '.join(own) or 'none'}"
+            )
+    for name, parameter in named(function).items():
+        if parameter.default is parameter.empty and name not in given:
+            raise ConfigError(
+                f"'{verifier.path}' needs '{name}'{nearest(name, given)}; the data has: {', '.join(sorted(columns))}"
             )
 
 
@@ -188,24 +198,42 @@ def _check_kind(path: str, function: Any) -> None:
             )
 
 
-def render(template: str, prompt: str | tuple[Message, ...], columns: Mapping[str, Any]) -> str | tuple[Message, ...]:
-    """Put the template around a plain question, or around the last turn of a chat.
+def render(template: str, question: str, columns: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Put the template around a question.
+
+    A field may name a column inside a column: ``{extra_info.passage}``.
+
+    Returns:
+        The text, and the parts of it, as (start, end), that the template wrote and not the data.
 
     Raises:
         ConfigError: the template names a column that is not there.
     """
-    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     values = {**columns, "question": question}
-    for name in _fields(template):
-        if name not in values:
+    text, markup = "", []
+    for literal, name, form, conversion in Formatter().parse(template):
+        if literal:
+            markup.append((len(text), len(text) + len(literal)))
+            text += literal
+        if name is not None:
+            value = Formatter().convert_field(_value(values, name), conversion)
+            text += format(value, Formatter().vformat(form or "", (), values))
+    return text, tuple(markup)
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    found: Any = values
+    for part in [name] if name in values else name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
             raise ConfigError(
                 f"task.template names '{name}'{nearest(name, values)}; there are: {', '.join(map(str, values))}"
             )
-    text = template.format_map(values)
-    return text if isinstance(prompt, str) else (*prompt[:-1], {**prompt[-1], "content": text})
+        found = found[part]
+    return found
 
 
-def _fields(template: str) -> list[str]:
+def fields_of(template: str) -> list[str]:
+    """The names in braces in a template."""
     try:
         return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:

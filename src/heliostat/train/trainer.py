@@ -28,7 +28,7 @@ from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker
 from heliostat.train.actuators import build_actuator
 from heliostat.train.ahead import Ahead
-from heliostat.train.checkpoint import Checkpoints, reference_is_intact
+from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation
@@ -44,6 +44,7 @@ from heliostat.train.observe import make_monitor
 from heliostat.train.panel import Panel
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
+from heliostat.train.reference import reference_is_intact
 from heliostat.train.rollouts import Order, Rollouts
 from heliostat.train.run_state import ROLLOUTS, Part, RunState, attribute, stateful, surviving
 from heliostat.train.runtime import Runtime

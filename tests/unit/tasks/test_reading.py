@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ BAD = {
     "surrogate inside": (b'{"x": [{"y": "\\udc00"}]}', "'x' holds half of a character"),
     "surrogate key": (b'{"\\udc00": 1}', "half of a character"),
     "surrogate inner key": (b'{"x": {"\\udc00": 1}}', "half of a character"),
-    "nan": (b'{"answer": NaN}', "NaN is no number"),
     "infinity": (b'{"answer": -Infinity}', "-Infinity is no number"),
     "digits": (b'{"answer": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "deep open": (b'{"x": ' + b"[" * 100_000, "nested more than 64 deep"),
@@ -102,3 +102,33 @@ def test_a_compression_bomb_is_refused_before_it_fills_memory(tmp_path: Path, mo
     monkeypatch.setattr(reading, "MAX_TABLE", 1 << 20)
     with pytest.raises(ValueError, match="takes more than 1 MiB once it is decompressed"):
         list(parquet_rows(file))
+
+
+def test_nan_is_missing_in_every_kind_of_file(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "n.jsonl").write_bytes(b'{"answer": NaN, "meta": [{"level": NaN}]}\n')
+    rows = [{"answer": float("nan"), "meta": [{"level": float("nan")}]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "n.parquet")
+    for name in ("n.jsonl", "n.parquet"):
+        found = list(read_rows(str(tmp_path / name), "train", ""))
+        assert [row.columns for row in found] == [{"answer": None, "meta": [{"level": None}]}], name
+
+
+ENCODINGS = {
+    "UTF-16": "utf-16",
+    "UTF-32": "utf-32",
+    "UTF-16 .*UTF-16LE": "utf-16-le",
+    "UTF-16 .*UTF-16BE": "utf-16-be",
+    "Latin-1": "latin-1",
+    "Windows-1252": "cp1252",
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_a_file_in_another_encoding_is_named_with_what_converts_it(name: str, tmp_path: Path) -> None:
+    text = '{"prompt": "\xe9t\xe9"}\n' if name == "Latin-1" else '{"prompt": "\xe9 \u20ac"}\n'
+    (tmp_path / "e.jsonl").write_bytes((text * 3).encode(ENCODINGS[name]))
+    with pytest.raises(ValueError, match=r"^e\.jsonl, line 1: not ") as caught:
+        list(read_rows(str(tmp_path / "e.jsonl"), "train", ""))
+    assert re.search(name.replace(" .*", ".*"), str(caught.value)), caught.value
+    assert "iconv -f" in str(caught.value)
