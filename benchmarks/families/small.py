@@ -52,7 +52,11 @@ COMMON: dict[str, Any] = {
     "max_seq_len": CONTEXT,
     "head_dim": 8,
     "sliding_window": 8,
+    "sliding_window_size": 8,
     "window_size": 8,
+    "keep_window_size": 8,
+    "local_attention": 8,
+    "index_topk": 8,
     "num_experts": 4,
     "num_local_experts": 4,
     "n_routed_experts": 4,
@@ -99,8 +103,6 @@ OWN: dict[str, dict[str, Any]] = {
     "xlm-roberta": DECODER,
     "xlm-roberta-xl": DECODER,
     "xmod": {**DECODER, "languages": ["en_XX"], "default_language": "en_XX"},
-    "deepseek_v2": {"num_key_value_heads": 4},
-    "deepseek_v3": {"num_key_value_heads": 4},
     "falcon": {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -115,7 +117,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 8},
     "mamba2": {"state_size": 8, "head_dim": 8, "num_heads": 8, "n_groups": 1, "chunk_size": 8},
     "falcon_mamba": {"state_size": 8},
-    "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 16},
+    "minicpm3": {"v_head_dim": 16},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
     "openai-gpt": {},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
@@ -127,14 +129,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"attention_hidden_size": WIDTH, "context_length": CONTEXT},
     "xlstm": {"num_heads": 2, "qk_dim_factor": 0.5, "chunk_size": 8, "head_dim": 16},
-    "axk1": {"num_key_value_heads": 4},
-    "axk2": {"num_key_value_heads": 4},
-    "deepseek_v32": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
-    "glm_moe_dsa": {"num_key_value_heads": 4},
-    "longcat_flash": {"num_key_value_heads": 4, "head_dim": 4, "zero_expert_num": 2},
+    "longcat_flash": {"head_dim": 4, "zero_expert_num": 2},
     "kimi_linear": {
-        "num_key_value_heads": 4,
         "linear_head_dim": 8,
         "linear_num_heads": 4,
         "layer_types": ["linear_attention", "full_attention"],
@@ -149,6 +145,11 @@ OWN: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
         "rope_parameters": ROPE,
+    },
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "index_block_size": 8,
+        "index_topk_blocks": 1,
     },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
     "gemma4_text": {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB_SIZE},
@@ -220,9 +221,10 @@ def small_config(kind: Any, own: Mapping[str, Any] | None = None) -> Any:
     own = OWN.get(kind.model_type, {}) | dict(own or {})
     usual = kind()
     known = {*inspect.signature(kind.__init__).parameters, *vars(usual), *kind.attribute_map}
-    # Latent attention derives the width of a head from its parts.
-    left_out = {"head_dim"} if "qk_rope_head_dim" in known else set()
-    settings = {key: value for key, value in COMMON.items() if key in known - left_out} | own
+    common = COMMON
+    if "qk_rope_head_dim" in known:  # latent attention: a head's width comes from its parts, and heads are not shared
+        common = {key: value for key, value in COMMON.items() if key != "head_dim"} | {"num_key_value_heads": HEADS}
+    settings = {key: value for key, value in common.items() if key in known} | own
     for name in kind.sub_configs:
         part = dict(own.get(name, {}))
         named, default = part.pop("model_type", None), getattr(usual, name, None)

@@ -76,11 +76,15 @@ def post_train(
 
 def sft(
     recipe: RecipeLike,
-    data: Path | str | None = None,
+    data: object = None,
     overrides: Overrides = (),
     run_dir: Path | str | None = None,
 ) -> RunResult:
-    """The recipe's supervised warm start alone, on its own task or on prompt/completion rows of a file.
+    """The recipe's supervised warm start alone, on its own task or on other worked solutions.
+
+    Args:
+        data: a file or folder, or rows as in ``post_train``: with ``prompt`` and ``completion`` (texts or chat
+            messages), with whole conversations in ``messages``, or with the columns that the recipe names.
 
     Raises:
         ConfigError: the recipe is wrong.
@@ -88,9 +92,14 @@ def sft(
         RunFailed: see ``post_train``.
     """
     checked, name = _recipe(recipe, overrides)
-    if data is not None and not Path(data).is_file():
-        raise FileNotFoundError(f"there is no data file {data}")
-    return _concluded(run_sft(checked, _path(data), _path(run_dir), name))
+    with giving() as given:
+        if isinstance(data, str | Path):
+            if not Path(data).exists():
+                raise FileNotFoundError(f"there is no data file {data}")
+            data = Path(data)
+        elif data is not None:
+            data = given.rows(data)
+        return _concluded(run_sft(checked, data, _path(run_dir), name))
 
 
 def evaluate(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, TrackingSection
+from heliostat.printed import visible_line
 from heliostat.storage import publish_file
 from heliostat.tracking import Tracker
 
@@ -44,7 +45,7 @@ class TensorBoardTracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
+            self._writer.add_scalar(visible_line(key), value, step)
 
     def rewind(self, last_step: int) -> None:
         """Steps that are made again are drawn over the first ones."""
@@ -209,4 +210,4 @@ def _known_runs(memory: Path) -> dict[str, str]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return visible_line(str(error)[:1000])[:200] or type(error).__name__

@@ -34,6 +34,7 @@ METRICS: dict[str, Metric] = {
     "reward/failures": Metric(
         "count", "completions on which a verifier failed (timeout, exception, NaN, wrong length)"
     ),
+    "reward/completions": Metric("count", "completions that this step sampled and judged"),
     "policy/entropy": Metric("nats/token", "mean entropy of the distributions that completion tokens were drawn from"),
     "policy/lambda_hat": Metric(
         "nats",

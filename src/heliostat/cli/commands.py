@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from heliostat.printed import say, visible_line
@@ -190,7 +189,7 @@ def audit_task(args: Namespace) -> int:
     from heliostat.tasks import audit, load_task
 
     tasks = [load_task(section, args.seed) for section in recipe.task]
-    reports = [audit(replace(task, train=task.train + task.heldout)) for task in tasks]
+    reports = [audit(task, heldout=True) for task in tasks]
     for report in reports:
         say(report.format())
     return 1 if any(report.hackable or report.refused for report in reports) else 0

@@ -1,7 +1,7 @@
 """Recipes by name or path: read, extended, overridden, checked, and written back.
 
 A file may begin with ``extends = "demo"``: the name of a shipped recipe, or a path relative to the file. Files
-and modules that it names are looked for in its own folder first (``nearby``).
+and modules that it names are looked for in its own folder first (``places``).
 
 Left out: the rules by which layers merge (``layers``) and the settings themselves (``sections``).
 """
@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 from heliostat.config.errors import ConfigError, describe, nearest
 from heliostat.config.layers import Layer, layer_from, merge, parse_value, split_overrides
-from heliostat.config.nearby import found_from
+from heliostat.config.places import located
 from heliostat.config.sections import Recipe
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
 _SHIPPED = files("heliostat") / "recipes"
+_RESOLVED = "# A resolved recipe: its paths are those that were used.\n"
 
 
 def recipe_names() -> list[str]:
@@ -55,7 +56,7 @@ def recipe_text(name_or_path: str) -> str:
 
 
 def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
-    """Read a recipe, lay overrides over it and check the result.
+    """Read a recipe, lay overrides over it and check the result. Its files are looked for beside it (``places``).
 
     Args:
         name_or_path: a shipped recipe's name, or the path of a TOML file.
@@ -83,7 +84,7 @@ def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as TOML text, every key present; ``load_recipe`` reads it back as an equal recipe."""
     import tomli_w
 
-    return tomli_w.dumps(layer_from(recipe.model_dump()))
+    return _RESOLVED + tomli_w.dumps(layer_from(recipe.model_dump()))
 
 
 def _empty() -> Layer:
@@ -116,8 +117,9 @@ def _layers(name_or_path: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     identity = name_or_path if shipped else str(Path(name_or_path).resolve())
     if identity in seen:
         raise ConfigError(f"{name_or_path} extends itself: {' -> '.join((*seen, identity))}")
+    text = recipe_text(name_or_path)
     try:
-        tables = tomllib.loads(recipe_text(name_or_path))
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name_or_path} is not valid TOML: {error}") from None
     base = tables.pop("extends", None)
@@ -125,9 +127,10 @@ def _layers(name_or_path: str, seen: tuple[str, ...] = ()) -> list[Layer]:
         raise ConfigError(f"{name_or_path}: extends must be the name or path of one recipe")
     try:
         layer = layer_from(tables)
-        layer = layer if shipped else found_from(Path(name_or_path).parent, layer)
     except ConfigError as error:
         raise ConfigError(str(error) if shipped else f"{name_or_path}: {error}") from None
+    if not shipped and not text.startswith(_RESOLVED):
+        layer = located(layer, Path(name_or_path).parent)
     if base is None:
         return [layer]
     if base.endswith(".toml") and not shipped:

@@ -72,6 +72,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 only where native")
     chat: bool | Literal["auto"] = Field("auto", description="render prompts with the tokenizer's chat template")
     system: str = Field("", description="system message put before every chat prompt")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, like enable_thinking = false"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="shape of the built-in tiny model")
 
 
@@ -272,7 +275,9 @@ class GuardSection(Section):
     """What watches over the run, and what it may do about what it sees."""
 
     mode: Literal["shadow", "act", "off"] = Field(
-        "shadow", description="shadow: say what it would do; act: do it; broken numbers are acted on in both"
+        "shadow",
+        description="shadow: say what it would do; act: do it; broken numbers are acted on in both; off: "
+        "only what a run says outright, like that nothing is solved",
     )
     baseline_start: int = Field(20, ge=0, description="steps before the run's own level is taken")
     baseline_steps: int = Field(40, ge=2, description="steps that make up the run's own level")

@@ -7,6 +7,7 @@ a folder that plain transformers loads. transformers itself is imported on first
 Left out: sampling (``rollout``) and training (``train``).
 """
 
+from heliostat.models.conversation import encode_turns
 from heliostat.models.encoding import decode, encode_problem, encode_solution
 from heliostat.models.flops import BACKWARD_COST, forward_flops
 from heliostat.models.head import Head, completion_head
@@ -28,6 +29,7 @@ __all__ = [
     "decode",
     "encode_problem",
     "encode_solution",
+    "encode_turns",
     "forward_flops",
     "holding",
     "load_model",

@@ -7,15 +7,20 @@ Which form a prompt takes (``chat`` in the recipe):
 - with ``auto`` it becomes a user message where the tokenizer has a chat template, except where the tokenizer declares
   a separator (the tiny model's does): that is a plain form of its own, ``bos text sep``, and it is shorter.
 
-Left out: tool calls, images, and several turns of the model's own (a problem is one prompt).
+Control tokens that somebody typed in data stay text (``control_tokens``).
+
+Left out: images, and worked conversations (``conversation``).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from heliostat.config import ConfigError
+from heliostat.models.chat import encode_chat
+from heliostat.models.control_tokens import encode_typed, has_typed
 from heliostat.models.loaded import LoadedModel
 from heliostat.types import Problem, Prompt
 
@@ -37,39 +42,20 @@ def encode_problem(
         ConfigError: a chat prompt without a chat template, or ``system`` with a prompt that is not a chat.
         ValueError: the template refuses the messages, the prompt is empty, or it leaves no room for one token.
     """
-    messages = _messages(loaded, problem, chat, system)
-    ids = _encode_text(loaded, problem) if messages is None else _encode_chat(loaded, problem, messages)
+    messages = chat_messages(loaded, problem, chat, system)
+    if messages is None:
+        ids = _encode_text(loaded, problem)
+    else:
+        to_continue = bool(messages) and messages[-1]["role"] == "assistant"
+        ids = encode_chat(loaded, problem, messages, to_continue)
     if not ids:
-        raise ValueError(f"{named(problem)}: its prompt is empty")
+        raise ValueError(f"{problem.described}: its prompt is empty")
     if len(ids) > loaded.context_length - 1:
         raise ValueError(
-            f"{named(problem)}: its prompt has {len(ids)} tokens, but the context of model "
+            f"{problem.described}: its prompt has {len(ids)} tokens, but the context of model "
             f"'{loaded.name}' holds {loaded.context_length} and needs one for the answer; shorten or remove it"
         )
     return Prompt(problem, tuple(ids))
-
-
-def rendered_prompts(
-    loaded: LoadedModel, problems: Sequence[Problem], chat: bool | Literal["auto"] = "auto", system: str = ""
-) -> list[str] | None:
-    """The prompts of many problems as texts, still to be tokenised; ``None`` where one of them is refused."""
-    from jinja2.exceptions import TemplateError
-
-    try:
-        several = [_messages(loaded, problem, chat, system) for problem in problems]
-        chats = [messages for messages in several if messages is not None]
-        if any(messages and messages[-1].get("role") == "assistant" for messages in chats):
-            return None
-        made: Any = (
-            loaded.tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True) if chats else ()
-        )
-    except (TemplateError, KeyError, ValueError, TypeError):
-        return None
-    texts = iter(made)
-    return [
-        str(problem.prompt if messages is None else next(texts))
-        for problem, messages in zip(problems, several, strict=True)
-    ]
 
 
 def encode_solution(loaded: LoadedModel, prompt: Prompt, solution: str) -> tuple[int, ...]:
@@ -81,13 +67,9 @@ def encode_solution(loaded: LoadedModel, prompt: Prompt, solution: str) -> tuple
     Returns:
         Ids that end with an end-of-sequence id.
     """
-    ids = loaded.tokenizer.encode(solution, add_special_tokens=False, verbose=False)
+    solution = without_opened(loaded, prompt, solution)
+    ids = encode_typed(loaded, solution, place=f"a solution of {prompt.problem.described}")
     return (*ids, loaded.turn_end_id if loaded.turn_end_id in prompt.context_ids else loaded.eos_id)
-
-
-def named(problem: Problem) -> str:
-    """A problem as messages name it, with the place it stands at where that is known."""
-    return f"problem '{problem.problem_id}'" + (f" ({problem.place})" if problem.place else "")
 
 
 def decode(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
@@ -97,9 +79,19 @@ def decode(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
     return text
 
 
-def _messages(
+def without_opened(loaded: LoadedModel, prompt: Prompt, solution: str) -> str:
+    """A solution without the tag it opens with, where the prompt has opened the same already (``<think>``)."""
+    opening = re.match(r"<[^<>/\s]+>|\[[A-Z_]+\]", solution)
+    if opening is None:
+        return solution
+    tail = str(loaded.tokenizer.decode(list(prompt.context_ids[-16:])))
+    closed = tail.rstrip().endswith(opening.group())
+    return solution[opening.end() :].lstrip("\n") if closed and not isinstance(prompt.problem.prompt, str) else solution
+
+
+def chat_messages(
     loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"], system: str
-) -> list[dict[str, str]] | None:
+) -> list[dict[str, Any]] | None:
     """The chat messages of a problem, or ``None`` where it is to be taken as plain text."""
     has_template = bool(loaded.tokenizer.chat_template)
     if isinstance(problem.prompt, str):
@@ -113,7 +105,7 @@ def _messages(
         messages = [dict(message) for message in problem.prompt]
     if not has_template:
         raise ConfigError(
-            f"{named(problem)} is a chat prompt, but the tokenizer of model '{loaded.name}' has no chat "
+            f"{problem.described} is a chat prompt, but the tokenizer of model '{loaded.name}' has no chat "
             f"template; use plain-text prompts with model.chat = false"
         )
     if system and not (messages and messages[0].get("role") == "system"):
@@ -121,29 +113,22 @@ def _messages(
     return messages
 
 
-def _encode_chat(loaded: LoadedModel, problem: Problem, messages: list[dict[str, str]]) -> list[int]:
-    from jinja2.exceptions import TemplateError
-
-    to_continue = bool(messages) and messages[-1].get("role") == "assistant"
-    try:
-        ids: Any = loaded.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=not to_continue,
-            continue_final_message=to_continue,
-            return_dict=False,
-            tokenizer_kwargs={"verbose": False},
-        )
-    except (TemplateError, KeyError, ValueError, TypeError) as error:  # TypeError: Python's own, out of an expression
-        raise ValueError(
-            f"{named(problem)}: the chat template of model '{loaded.name}' refuses its messages: {error}"
-        ) from error
-    return [int(token) for token in ids]
-
-
 def _encode_text(loaded: LoadedModel, problem: Problem) -> list[int]:
     assert isinstance(problem.prompt, str)
-    ids = loaded.tokenizer.encode(problem.prompt, verbose=False)
+    if has_typed(loaded, problem.prompt, problem.markup):
+        start, end = _affixes(loaded)
+        ids = [*start, *encode_typed(loaded, problem.prompt, problem.markup, problem.described), *end]
+    else:
+        ids = list(loaded.tokenizer.encode(problem.prompt, verbose=False))
     # Some tokenizers close every text with an end-of-sequence token, which is no way to begin an answer.
     if ids and ids[-1] == loaded.eos_id and not problem.prompt.endswith(str(loaded.tokenizer.eos_token)):
         ids = ids[:-1]
-    return list(ids)
+    return ids
+
+
+def _affixes(loaded: LoadedModel) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after every text."""
+    bare = list(loaded.tokenizer.encode("a", add_special_tokens=False))
+    whole = list(loaded.tokenizer.encode("a"))
+    start = next(number for number in range(len(whole)) if whole[number : number + len(bare)] == bare)
+    return whole[:start], whole[start + len(bare) :]

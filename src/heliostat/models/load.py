@@ -13,6 +13,7 @@ from heliostat.config import ModelSection
 from heliostat.models.hub import load_pretrained, refuse_settings
 from heliostat.models.loaded import SMOLLM2, TINY, LoadedModel
 from heliostat.models.smollm2 import load_smollm2
+from heliostat.models.templates import clock, uses_day, with_arguments, with_day
 from heliostat.models.tiny import load_tiny
 
 Loader = Callable[[ModelSection, int, torch.device], LoadedModel]
@@ -25,6 +26,8 @@ def load_model(section: ModelSection, seed: int, device: torch.device | None = N
 
     ``tiny`` and ``smollm2-135m`` are built in and win over folders of the same name (write ``./tiny`` for a folder).
 
+    A chat template gets the section's arguments, and keeps the time at which the model was loaded as its clock.
+
     Args:
         section: the recipe's model section.
         seed: of the tiny model's random weights; others do not use it.
@@ -34,7 +37,9 @@ def load_model(section: ModelSection, seed: int, device: torch.device | None = N
         ConfigError: it cannot be loaded; the message says why and what to give instead.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return BUILT_IN.get(section.path, _load_pretrained)(section, seed, device)
+    loaded = BUILT_IN.get(section.path, _load_pretrained)(section, seed, device)
+    loaded = with_arguments(loaded, section.chat_template_kwargs)
+    return with_day(loaded, clock(loaded.tokenizer)) if uses_day(loaded.tokenizer.chat_template) else loaded
 
 
 def _load_pretrained(section: ModelSection, seed: int, device: torch.device) -> LoadedModel:

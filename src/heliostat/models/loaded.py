@@ -8,7 +8,8 @@ Left out: finding and reading checkpoints (``load``), and turning text into ids 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from heliostat.config import ConfigError
 from heliostat.models.head import Head, completion_head
 from heliostat.models.probes import CacheKind, cache_kind, check_causal, num_embedded_ids
+from heliostat.types import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,25 +80,55 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
             f"model '{name}': the tokenizer has {len(tokenizer)} tokens but the model only {num_embeddings} "
             f"embeddings; the folder mixes files of two models"
         )
-    declared = _as_ids(model.generation_config.eos_token_id) or _as_ids(getattr(config, "eos_token_id", None))
+    declared = _declared_ends(model)
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(declared), None)
     if eos_id is None:
         raise ConfigError(f"model '{name}' names no end-of-sequence token; set eos_token in its tokenizer_config.json")
-    turn_end_id = chat_turn_end(tokenizer)
-    turn_end_id = eos_id if turn_end_id is None else turn_end_id
+    turn_end_id, eos_ids = turn_ends(model, tokenizer, eos_id)
     check_causal(model, name)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=name,
-        context_length=_context_length(config, tokenizer),
+        context_length=_context_length(config, tokenizer, name),
         eos_id=eos_id,
         turn_end_id=turn_end_id,
-        eos_ids=frozenset({eos_id, turn_end_id, *declared}),
+        eos_ids=eos_ids,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id,
         head=completion_head(model),
         cache_kind=cache_kind(model),
     )
+
+
+def _declared_ends(model: PreTrainedModel) -> list[int]:
+    """The ids that the checkpoint's configuration files name as ends of a completion."""
+    config = model.config.get_text_config()
+    return _as_ids(model.generation_config.eos_token_id) or _as_ids(getattr(config, "eos_token_id", None))
+
+
+def turn_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> tuple[int, frozenset[int]]:
+    """The id that ends a chat turn, and all ids that end a completion."""
+    found = chat_turn_end(tokenizer)
+    turn_end_id = eos_id if found is None else found
+    return turn_end_id, frozenset({eos_id, turn_end_id, *_declared_ends(model)})
+
+
+def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> str:
+    """The text that a chat template makes of messages, with contents as text or, where it reads only those, in parts.
+
+    Raises:
+        Exception: whatever the template raises.
+    """
+    text = str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options))
+    last = str(messages[-1]["content"]).strip()
+    if last in text:
+        return text
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    try:
+        in_parts = str(tokenizer.apply_chat_template(parts, tokenize=False, **options))
+    except Exception:  # it does not read parts: what it made of text stands
+        return text
+    return in_parts if last in in_parts and "'type': 'text'" not in in_parts else text
 
 
 def chat_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -107,15 +139,14 @@ def chat_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
     if not tokenizer.chat_template:
         return None
-    from jinja2.exceptions import TemplateError
-
     words = "heliostat-probe"
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
     try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:  # a template for other conversations than question and answer: it cannot tell us
+        rendered = render_messages(tokenizer, messages)
+    except Exception:  # a template for other conversations, or one that fails: what it says is said when it is used
         return None
-    assert isinstance(rendered, str)
+    if words not in rendered:
+        return None
     tail = tokenizer.encode(rendered.rpartition(words)[2].lstrip(), add_special_tokens=False)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return tail[0] if tail and tail[0] in special else None
@@ -127,11 +158,30 @@ def _as_ids(value: int | list[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    limit: int = min(tokenizer.model_max_length, UNLIMITED_CONTEXT)
     for attribute in ("max_position_embeddings", "max_sequence_length", "max_seq_len"):
-        if limit := getattr(config, attribute, None):
-            return int(limit)
-    return min(tokenizer.model_max_length, UNLIMITED_CONTEXT)
+        if declared := getattr(config, attribute, None):
+            limit = int(declared)
+            break
+    turn = _turning_length(config)
+    if turn is None or turn >= limit:
+        return limit
+    warnings.warn(
+        f"model '{name}' sees every position anew in texts of more than {turn} tokens (LongRoPE), so cached and padded "
+        f"texts would not be its own beyond them; its contexts are held to {turn} of {limit} tokens",
+        stacklevel=3,
+    )
+    return turn
+
+
+def _turning_length(config: Any) -> int | None:
+    """Tokens beyond which the rotations of all positions change, the first included; ``None`` without such a turn."""
+    rotations = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotations, *(each for each in rotations.values() if isinstance(each, dict))]
+    own = getattr(config, "original_max_position_embeddings", None)
+    turns = [each.get("original_max_position_embeddings", own) for each in kinds if each.get("rope_type") == "longrope"]
+    return min((int(turn) for turn in turns if turn), default=None)
 
 
 @contextmanager

@@ -65,6 +65,11 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
         except ValueError as error:
             if unknown:
                 raise no_such_layer(model, section.layers, unknown[0]) from error
+            if whole and not section.layers:
+                raise ConfigError(
+                    f"lora.modules_to_save = {list(section.modules_to_save)} leaves no layer for an adapter; name "
+                    "fewer modules, or train the whole model with lora.rank = 0"
+                ) from error
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ConfigError(f"lora.layers = {list(section.layers)} does not suit this model: {reason}") from error
     for name in unknown:  # PEFT strikes out what it translated, and passes over what it found nowhere

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import unadapted
 from heliostat.models.probes import probing
+from heliostat.models.templates import without_day
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -206,5 +207,5 @@ def _compare_tokenizers(loaded: LoadedModel, folder: Path, prompts: Sequence[Ids
         text = old.decode(list(ids))
         if old.encode(text) != new.encode(text):
             raise SavedDiffers("the saved tokenizer gives other ids than the one in use")
-    if old.chat_template != new.chat_template:
+    if without_day(old.chat_template) != without_day(new.chat_template):
         raise SavedDiffers("the saved tokenizer has another chat template than the one in use")

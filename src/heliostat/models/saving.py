@@ -21,6 +21,7 @@ from torch import nn
 
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged, plain_name
+from heliostat.models.templates import without_day
 from heliostat.storage import MANIFEST, new_folder, publishing
 
 if TYPE_CHECKING:
@@ -128,7 +129,11 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
         model.generation_config = own
         if code is not None:
             model.config.auto_map = code
-    loaded.tokenizer.save_pretrained(folder)
+    in_use, loaded.tokenizer.chat_template = loaded.tokenizer.chat_template, without_day(loaded.tokenizer.chat_template)
+    try:
+        loaded.tokenizer.save_pretrained(folder)
+    finally:
+        loaded.tokenizer.chat_template = in_use
     generation.save_pretrained(folder)
 
 
@@ -181,5 +186,5 @@ def tokenizer_fingerprint(loaded: LoadedModel) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
     rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
-    state = [rules, sorted(tokenizer.all_special_ids), tokenizer.chat_template]
+    state = [rules, sorted(tokenizer.all_special_ids), without_day(tokenizer.chat_template)]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

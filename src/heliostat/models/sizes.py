@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from heliostat.models.encoding import encode_problem, encode_solution, rendered_prompts
+from heliostat.models.chat import render
+from heliostat.models.control_tokens import has_typed
+from heliostat.models.encoding import chat_messages, encode_problem, encode_solution
 from heliostat.models.loaded import LoadedModel
 from heliostat.types import Problem, Prompt
 
@@ -22,13 +24,6 @@ UNBOUNDED = 2**62
 _CHUNK = 512
 _NUM_TRIED = 2  # of each chunk, compared with the slow way
 _SLACK = 2  # some tokenizers put a space first
-
-
-def special_tokens(loaded: LoadedModel) -> tuple[str, ...]:
-    """The texts that decoding leaves out, longest first."""
-    tokenizer = loaded.tokenizer
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True))
 
 
 def prompt_sizes(
@@ -44,17 +39,22 @@ def prompt_sizes(
         return len(encode_problem(loaded, problems[index], chat, system).token_ids)
 
     around = len(loaded.tokenizer("")["input_ids"]) + _SLACK
-    special = special_tokens(loaded)
     sizes: list[int] = []
     for start in range(0, len(problems), _CHUNK):
-        chunk = problems[start : start + _CHUNK]
-        texts = rendered_prompts(loaded, chunk, chat, system)
-        if texts is None or any(_holds(problem, special) for problem in chunk):
-            sizes += [exact(start + offset) for offset in range(len(chunk))]
-        else:
-            counter = _Counter(loaded, texts, around, exact, start)
-            sizes += counter.sizes([enough] * len(texts))
+        texts = [_rendered(loaded, problem, chat, system) for problem in problems[start : start + _CHUNK]]
+        sizes += _Counter(loaded, texts, around, exact, start).sizes([enough] * len(texts))
     return sizes
+
+
+def _rendered(loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"], system: str) -> str | None:
+    """What is tokenised of a prompt; ``None`` where that is done in pieces, because control tokens were typed."""
+    messages = chat_messages(loaded, problem, chat, system)
+    typed = [problem.prompt] if messages is None else [str(message["content"]) for message in messages]
+    if any(has_typed(loaded, str(text)) for text in typed):
+        return None
+    if messages is None:
+        return str(problem.prompt)
+    return render(loaded, problem, messages, continue_last=messages[-1]["role"] == "assistant")
 
 
 def solution_sizes(loaded: LoadedModel, texts: Sequence[str], enough: Sequence[int]) -> list[int]:
@@ -66,7 +66,7 @@ def solution_sizes(loaded: LoadedModel, texts: Sequence[str], enough: Sequence[i
 
     sizes: list[int] = []
     for start in range(0, len(texts), _CHUNK):
-        chunk = texts[start : start + _CHUNK]
+        chunk = [None if has_typed(loaded, text) else text for text in texts[start : start + _CHUNK]]
         sizes += _Counter(loaded, chunk, 1 + _SLACK, exact, start).sizes(enough[start : start + _CHUNK])
     return sizes
 
@@ -77,24 +77,25 @@ class _Counter:
 
     Attributes:
         around: tokens besides those of a text, at most.
+        texts: ``None`` where only the slow way knows.
         exact: the slow way, by index from ``start``.
     """
 
     loaded: LoadedModel
-    texts: Sequence[str]
+    texts: Sequence[str | None]
     around: int
     exact: Callable[[int], int]
     start: int
 
     def sizes(self, enough: Sequence[int]) -> list[int]:
         """Exact sizes, or bounds where they are enough."""
-        bounds = [len(text) + self.around if text.isascii() else UNBOUNDED for text in self.texts]
+        bounds = [len(text) + self.around if text and text.isascii() else UNBOUNDED for text in self.texts]
         tried = range(min(_NUM_TRIED, len(bounds)))
         if any(self.exact(self.start + index) > bounds[index] for index in tried):
             return [self.exact(self.start + index) for index in range(len(bounds))]
         long = [index for index, bound in enumerate(bounds) if bound > enough[index]]
         for index, count in zip(long, self._counts(long), strict=True):
-            fits = count + self.around <= enough[index]
+            fits = self.texts[index] is not None and count + self.around <= enough[index]
             bounds[index] = count + self.around if fits else self.exact(self.start + index)
         return bounds
 
@@ -103,12 +104,6 @@ class _Counter:
         if not indices:
             return []
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else the tokenizer warns when a process is forked
-        texts = [self.texts[index] for index in indices]
+        texts = [self.texts[index] or "" for index in indices]
         found = self.loaded.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [len(ids) for ids in found]
-
-
-def _holds(problem: Problem, special: Sequence[str]) -> bool:
-    """Whether the data itself writes special tokens, which may be read in more than one way."""
-    texts = [problem.prompt] if isinstance(problem.prompt, str) else [turn["content"] for turn in problem.prompt]
-    return any(token in text for text in texts for token in special)

@@ -27,6 +27,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from heliostat.linalg.newton_inverse import NotPositiveDefinite
 from heliostat.optim.copies import COPY, copy_of, is_short, round_from, take_over
+from heliostat.optim.joining import refuse_joining
 from heliostat.optim.ranges import check_group
 from heliostat.optim.reductions import whole
 from heliostat.optim.replicas import Group, check_replicas, is_due, ranks_of
@@ -124,11 +125,13 @@ class FiniteStep(torch.optim.Optimizer):
 
         Raises:
             ReplicasDisagree: weights or gradients differ between ranks.
+            RuntimeError: the model is inside DDP's ``join()``.
         """
         ranks = ranks_of(self.process_group)
         if ranks is not None:
             self._num_calls += 1
             if is_due(self._num_calls):
+                refuse_joining(type(self).__name__)
                 self.adopt()
                 check_replicas(type(self).__name__, self.parameters(), ranks, self._copies())
         return ranks

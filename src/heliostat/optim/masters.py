@@ -97,8 +97,7 @@ class MasterWeights(FiniteStep):
     def _share(self) -> None:
         """Show the inner state, with the copies, as ours: what reads an optimizer's state finds it there."""
         for parameter, master in self.masters.items():
-            if master in self.inner.state:
-                self.state[parameter] = {**self.inner.state[master], COPY: master}
+            self.state[parameter] = {**self.inner.state.get(master, {}), COPY: master}
 
     def forget(self) -> None:
         """Drop the inner state; the copies stay."""

@@ -230,6 +230,8 @@ class RING(LayerOptimizer):
     def _direction(self, name: str, gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
         state = self.state_of(self.layers[name], gradient.shape[1], gradient)
         if not state["num_statistics"]:
+            if not bool(gradient.any()):  # an adapter whose other half is still zero: no row of it has a gradient
+                return gradient
             raise RuntimeError(
                 f"RING has no statistics of layer '{name}': run 'with optimizer.statistics(): "
                 "sampled_log_likelihood(model(x)).backward()' before step(), or pass statistics_closure, with a model "

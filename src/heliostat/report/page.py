@@ -17,6 +17,7 @@ from heliostat.report.sections import (
     audit_section,
     chart_sections,
     events_section,
+    findings_section,
     missing_section,
     settings_section,
     transcripts_section,
@@ -63,6 +64,7 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
     main = element(
         "main",
         heading(runs),
+        findings_section(runs),
         verdict_section(runs, verdicts),
         missing_section(runs),
         cards(runs[0], verdicts[0]) if len(runs) == 1 else _run_keys(runs),

@@ -46,6 +46,9 @@ class Evaluation:
     num_success: Annotated[int, Field(ge=0)]
     mean_reward: float | None = None
     greedy_success: bool | None = None
+    num_failures: int = 0
+    num_cut: int = 0
+    max_length: int = 0
 
     def __post_init__(self) -> None:
         if self.num_success > self.num_samples:

@@ -16,6 +16,7 @@ from heliostat.report.markup import Html, element
 from heliostat.report.panels import GROUPS, GUARD, LEARNING, SPEED, PanelGroup, remaining_panels
 from heliostat.report.phases import flops, seconds
 from heliostat.report.read import Run
+from heliostat.report.replay import outright_findings
 from heliostat.report.reward_audit import audit_cards
 from heliostat.report.scales import format_quantity, format_seconds
 from heliostat.report.tables import by_task, recipe_table, versions_table
@@ -41,6 +42,22 @@ def missing_section(runs: Sequence[Run]) -> Html | None:
         element("h2", "What this page could not read"),
         element("ul", [element("li", note) for note in notes]),
         class_="missing card",
+    )
+
+
+def findings_section(runs: Sequence[Run]) -> Html | None:
+    """What the runs say outright, with what to do; ``None`` where they say nothing."""
+    found = [(run.label, finding) for run in runs for finding in outright_findings(run)]
+    if not found:
+        return None
+    lines = [
+        element(
+            "li", element("strong", f"{label}: " if len(runs) > 1 else ""), f"{finding.sentence()}; {finding.advice}"
+        )
+        for label, finding in found
+    ]
+    return element(
+        "section", element("h2", "What the run says first"), element("ul", lines), class_="missing card", id="findings"
     )
 
 

@@ -186,6 +186,7 @@ def audit(
     num_problems: int = 20,
     pool: VerifierPool | None = None,
     *,
+    heldout: bool = False,
     effort: Effort | None = None,
     say: Say = as_written,
 ) -> AuditReport:
@@ -197,6 +198,7 @@ def audit(
     Args:
         num_problems: training problems to try each trick on.
         pool: an open pool that knows the task; ``None``: one is opened. Failures are counted and never stop.
+        heldout: whether the right answers of held-out problems are paid too.
         effort: how much is tried, in place of ``num_problems``.
         say: what verifiers are given when a model means to write a right answer; the text itself by default.
 
@@ -217,7 +219,7 @@ def audit(
     opened = VerifierPool([task]) if pool is None else nullcontext(pool)
     with opened as judges:
         right = Payments(judges, effort.budget_s / 2)
-        known = oracle_sample(task.train, effort.num_oracles, effort.seed)
+        known = oracle_sample(task.train + task.heldout if heldout else task.train, effort.num_oracles, effort.seed)
         paid = pay_oracles(task, known, right, say)
         junk = Payments(judges, effort.budget_s / 2)
         earned = _tried(task, probes, problems, effort.num_first, junk)

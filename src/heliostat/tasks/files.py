@@ -73,7 +73,7 @@ def load_file(section: TaskSection, settings: FileSettings, seed: int) -> Task:
     """Make a task of a data file; see ``load_task``."""
     if not settings.verifiers:
         raise ConfigError('a file task needs task.verifiers, for example [{name = "numeric"}]')
-    verifiers = build_verifiers(settings.verifiers)
+    verifiers = build_verifiers(settings.verifiers, settings.import_from)
     name = settings.label or Path(settings.path).stem
     found, notes = _read(settings.path, settings.split, settings, name)
     rest = shuffled(found, seed)

@@ -112,7 +112,7 @@ def find_rows(name: str) -> list[dict[str, Any]]:
 MAX_HELDOUT = 200
 HELDOUT_SHARE = 0.1
 """Of rows that come without a word on how many are held out."""
-_OF_ITS_DATA = {"name", "label", "path", "heldout_path", "split", "heldout_split", "subset", "num_train", "num_heldout"}
+SOURCE_KEYS = {"name", "label", "path", "heldout_path", "split", "heldout_split", "subset", "num_train", "num_heldout"}
 """What a recipe says of its own data, and other data takes the place of."""
 
 
@@ -130,7 +130,7 @@ def with_given(
     if data is not None:
         own = tables["task"][0]
         task, columns = _task_of(given, *split_data(data, heldout))
-        kept = {key: value for key, value in own.items() if key not in _OF_ITS_DATA}
+        kept = {key: value for key, value in own.items() if key not in SOURCE_KEYS}
         kept = {key: value for key, value in kept.items() if not key.endswith("_column") or has_column(columns, value)}
         tables["task"] = [(kept if own["name"] == "file" else {}) | task]
     if rewards:

@@ -117,13 +117,13 @@ def show_gym_task(name: str) -> str:
 def load_gym(section: TaskSection, settings: GymSettings, seed: int) -> Task:
     """Make a reasoning-gym task; see ``load_task``."""
     dataset = section.name.partition("/")[2]
-    writer = find_writer(settings.solution, dataset)
+    writer = find_writer(settings.solution, dataset, settings.import_from)
     scorer = {"name": "reasoning-gym"}
     tables = [
         {"dataset": dataset, "settings": settings.settings} | table if table.get("name") == "reasoning-gym" else table
         for table in settings.verifiers or (scorer,)
     ]
-    verifiers = build_verifiers(tables)
+    verifiers = build_verifiers(tables, settings.import_from)
     answer_after = writer.marker if settings.answer_after is None else settings.answer_after
     name = settings.label or section.name
     splits = _GYM.call("draw", dataset, settings.settings, seed, section.num_heldout, section.num_train)

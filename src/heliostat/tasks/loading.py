@@ -5,10 +5,8 @@ Left out: reasoning-gym (``gym``) and data files (``files``) themselves; each re
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, TaskSection, build_checked, nearest
@@ -16,7 +14,6 @@ from heliostat.tasks.files import FileSettings, load_file, show_file_task
 from heliostat.tasks.gym import GymSettings, list_tasks, load_gym, show_gym_task
 from heliostat.tasks.settings import check_needs
 from heliostat.tasks.task import Task
-from heliostat.tasks.verifiers import search_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +63,9 @@ def load_task(section: TaskSection, seed: int) -> Task:
         raise ConfigError(_unknown(section.name))
     source = SOURCES[kind]
     settings = build_checked(source.settings, section.settings, "task")
-    if settings.modules:
-        _search_first(settings.modules)
     task = source.load(section, settings, seed)
     check_needs(task)
     return task
-
-
-def _search_first(folder: str) -> None:
-    """Look for modules in ``folder`` before anywhere else, here and in the verifier processes that start from here."""
-    place = Path(folder).expanduser().resolve()
-    if not place.is_dir():
-        raise ConfigError(f"task.modules: there is no folder '{folder}'")
-    search_here()
-    sys.path[:] = [str(place), *(entry for entry in sys.path if entry != str(place))]
 
 
 def _unknown(name: str) -> str:

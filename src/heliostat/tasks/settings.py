@@ -31,20 +31,21 @@ class TaskSettings:
         template: the prompt, with ``{question}`` in it; other columns (of reasoning-gym: metadata) may be named too,
             and columns inside them: ``{extra_info.passage}``.
         verifiers: tables with ``name``, and optionally ``weight``, ``sees`` and the verifier's own settings.
+        import_from: folder that functions of verifiers and solutions are imported from, besides the working directory;
+            a recipe file names its own where they are there.
         answer_after: marker before the answer; ``None``: the worked-solution writer's own, if there is one.
-        modules: folder whose Python modules ``module:function`` means before others; a recipe's own, if they are there.
     """
 
     label: str = ""
     template: str = "{question}"
     verifiers: tuple[dict[str, Any], ...] = ()
+    import_from: str = ""
     answer_after: str | None = None
     shaped: bool = False
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
     memory_mb: Annotated[int, Field(ge=16)] = 1024
     num_workers: Annotated[int, Field(ge=1)] = 1
     on_failure: Literal["zero", "stop"] = "zero"
-    modules: str = ""
 
     def __post_init__(self) -> None:
         fields = fields_of(self.template)
@@ -65,13 +66,16 @@ class _VerifierTable:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def build_verifiers(tables: Iterable[Mapping[str, Any]]) -> tuple[WeightedVerifier, ...]:
+def build_verifiers(tables: Iterable[Mapping[str, Any]], folder: str = "") -> tuple[WeightedVerifier, ...]:
     """Make a task's verifiers from their tables.
+
+    Args:
+        folder: where functions are imported from, besides the working directory.
 
     Raises:
         ConfigError: a name, key or value is wrong, a name occurs twice, or no verifier has positive weight.
     """
-    built = tuple(_build_verifier(table) for table in tables)
+    built = tuple(_build_verifier(table, folder) for table in tables)
     names = [weighted.name for weighted in built]
     for name in names:
         if names.count(name) > 1:
@@ -81,18 +85,20 @@ def build_verifiers(tables: Iterable[Mapping[str, Any]]) -> tuple[WeightedVerifi
     return built
 
 
-def _build_verifier(table: Mapping[str, Any]) -> WeightedVerifier:
+def _build_verifier(table: Mapping[str, Any], folder: str) -> WeightedVerifier:
     if "name" not in table:
         raise ConfigError(f"every entry of task.verifiers needs a name: one of {', '.join(VERIFIERS)}, module:function")
     own = {key: value for key, value in table.items() if key in ("name", "weight", "sees")}
     rest = {key: value for key, value in table.items() if key not in own}
     checked = build_checked(_VerifierTable, own, "task.verifiers")
-    return WeightedVerifier(checked.name.removeprefix(PREFIX), _make(checked.name, rest), checked.weight, checked.sees)
+    return WeightedVerifier(
+        checked.name.removeprefix(PREFIX), _make(checked.name, rest, folder), checked.weight, checked.sees
+    )
 
 
-def _make(name: str, settings: dict[str, Any]) -> Verifier:
+def _make(name: str, settings: dict[str, Any], folder: str) -> Verifier:
     if ":" in name:
-        return _function(name, settings)
+        return _function(name, settings, folder)
     if name not in VERIFIERS:
         raise ConfigError(
             f"unknown verifier '{name}'{nearest(name, VERIFIERS)}; there are: {', '.join(VERIFIERS)}, module:function"
@@ -100,21 +106,21 @@ def _make(name: str, settings: dict[str, Any]) -> Verifier:
     return build_checked(VERIFIERS[name], settings, f"task.verifiers.{name}")
 
 
-def _function(name: str, settings: dict[str, Any]) -> Function:
+def _function(name: str, settings: dict[str, Any], folder: str) -> Function:
     """A user's function: by reference where the verifier processes can import it, by value elsewhere."""
     try:
         if name.startswith(PREFIX):
             function = find_function(name)
             content = dump_function(function)
         else:
-            function = resolve(name)
+            function = resolve(name, folder)
             script = running_script(name.partition(":")[0])
             content = b"" if script is None else dump_function(function)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"task.verifiers: {error}") from error
-    return Function(name.removeprefix(PREFIX), settings, content, function if content else None)
+    return Function(name.removeprefix(PREFIX), settings, content, folder, function if content else None)
 
 
 def make_task(

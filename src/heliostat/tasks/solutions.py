@@ -68,7 +68,7 @@ class Writer:
         return f"{self.from_totals(terms, totals)}{self.marker}{totals[-1]}"
 
 
-def find_writer(name: str, dataset: str) -> Writer:
+def find_writer(name: str, dataset: str, folder: str = "") -> Writer:
     """The writer called ``name``; an empty name gives the oracle answer without working.
 
     Raises:
@@ -78,7 +78,7 @@ def find_writer(name: str, dataset: str) -> Writer:
         return Writer(write=lambda question, answer, columns: "", marker="")
     if ":" in name:
         try:
-            return Writer(write=resolve(name), marker="")
+            return Writer(write=resolve(name, folder), marker="")
         except ValueError as error:
             raise ConfigError(f"task.solution: {error}") from error
     if name not in WRITERS:

@@ -172,8 +172,10 @@ class Function:
     takes ``**kwargs``. One that needs ``completion_ids`` does not apply to texts that no model sampled.
 
     Attributes:
-        path: ``module:function``, importable from the working directory, or what a function given as it is is called.
+        path: ``module:function``, importable from ``folder`` or the working directory, or what a given function is
+            called.
         arguments: further keyword arguments.
+        folder: where it is imported from besides, empty: nowhere else.
         content: the function by value, where it travels so (``carrying``); else it is imported.
         function: the function itself, in the process that has it.
     """
@@ -183,6 +185,7 @@ class Function:
     path: str
     arguments: dict[str, Any] = field(default_factory=dict)
     content: bytes = b""
+    folder: str = ""
     function: Callable[..., Any] | None = field(default=None, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -197,7 +200,7 @@ class Function:
         if self.function is not None:
             return self.function
         if not self.content:
-            return resolve(self.path)
+            return resolve(self.path, self.folder)
         try:
             made: Callable[..., Any] = pickle.loads(self.content)
         except Exception as error:
@@ -235,8 +238,8 @@ VERIFIERS: dict[str, type[Verifier]] = {
 }
 
 
-def resolve(path: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names; the working directory is searched too.
+def resolve(path: str, folder: str = "") -> Callable[..., Any]:
+    """The function that ``module:function`` names; ``folder`` and the working directory are searched too.
 
     A name of the script that is running means what runs, not a second copy of it.
 
@@ -245,15 +248,21 @@ def resolve(path: str) -> Callable[..., Any]:
         NestedRun: the module starts a run when it is imported.
     """
     module_name, _, attribute = path.partition(":")
-    search_here()
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
     script = running_script(module_name)
     try:
         with importing(path):
-            function = getattr(script or importlib.import_module(module_name), attribute, None)
+            module = script or importlib.import_module(module_name)
+            function = getattr(module, attribute, None)
     except NestedRun:
         raise
     except Exception as error:
         raise ValueError(f"cannot import '{module_name}' for '{path}': {type(error).__name__}: {error}") from error
+    _check_home(module, folder)
     if not callable(function):
         running = "" if script is None else " (yet: it is the script that is running; define it before the run)"
         raise ValueError(f"'{path}': module '{module_name}' has no function '{attribute}'{running}")
@@ -261,11 +270,12 @@ def resolve(path: str) -> Callable[..., Any]:
     return resolved
 
 
-def search_here() -> None:
-    """Look for modules in the working directory too."""
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
+def _check_home(module: ModuleType, folder: str) -> None:
+    """Refuse a module of another folder that took the name of one in ``folder``."""
+    wanted = Path(folder, *module.__name__.split(".")).with_suffix(".py")
+    file = getattr(module, "__file__", None)
+    if folder and file and wanted.is_file() and Path(file).resolve() != wanted.resolve():
+        raise ValueError(f"'{module.__name__}' means {wanted}, but {file} has that name in this program; rename one")
 
 
 def running_script(module_name: str) -> ModuleType | None:

@@ -22,7 +22,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from heliostat.storage import Damaged, Extent, FolderDraft, StorageError, recover_folder, remove_folder
+from heliostat.storage import Damaged, Extent, FolderDraft, recover_folder, remove_folder
+from heliostat.storage.errors import reason_of
 from heliostat.storage.folders import partial_of
 from heliostat.train.checkpoint_files import CheckpointError, read_files, write_rest, write_weights
 from heliostat.train.checkpoint_folder import (
@@ -160,7 +161,7 @@ class Checkpoints:
             raise
         except WRITING_FAILURES as error:
             good = f"the checkpoint of step {self.steps()[-1]} is intact" if self.steps() else "there is none yet"
-            raise CheckpointError(f"could not write checkpoint {final} ({_reason(error)}); {good}") from error
+            raise CheckpointError(f"could not write checkpoint {final} ({reason_of(error)}); {good}") from error
         finally:
             if draft is not None:
                 draft.discard()  # nothing is left of it once it is published
@@ -222,9 +223,3 @@ def _is_readable(folder: Path, step: int) -> bool:
         read_about(folder, step)
         return True
     return False
-
-
-def _reason(error: BaseException) -> str:
-    """Why the disk refused, in the system's words where there are some."""
-    cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
-    return str(cause)

@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from heliostat.config import ConfigError, Recipe
-from heliostat.models import decode, encode_solution
-from heliostat.models.encoding import named
+from heliostat.models import decode, encode_solution, encode_turns
+from heliostat.models.chat import render
+from heliostat.models.control_tokens import control_tokens
+from heliostat.models.encoding import chat_messages
 from heliostat.models.loaded import LoadedModel
-from heliostat.models.sizes import prompt_sizes, solution_sizes, special_tokens
+from heliostat.models.sizes import prompt_sizes, solution_sizes
 from heliostat.tasks import Task
 from heliostat.tasks.task import by_the_book
 from heliostat.train.setup import Bench
-from heliostat.types import Problem
+from heliostat.types import Problem, Prompt
 
 _LONG_S = 5.0  # what takes longer is said
 
@@ -62,7 +64,7 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, bu
         worst = max(long, key=lambda index: sizes[index])
         left = loaded.context_length - sizes[worst]
         raise ValueError(
-            f"{named(problems[worst])}: its prompt has {sizes[worst]} tokens, and with rollout.max_new_tokens = "
+            f"{problems[worst].described}: its prompt has {sizes[worst]} tokens, and with rollout.max_new_tokens = "
             f"{budget} more it does not fit the context of model '{loaded.name}', which holds {loaded.context_length}; "
             f"{_count(len(long), len(problems), 'prompt')} too long: shorten or remove them, or set "
             f"rollout.max_new_tokens to {left} or less"
@@ -71,38 +73,44 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, bu
 
 
 def _check_solutions(task: Task, sizes: Sequence[int], bench: Bench) -> None:
-    """Solutions of the warm start: there, whole behind their prompts, and not ended in their middle."""
+    """Solutions of the warm start are there, and fit behind their prompts."""
     loaded = bench.loaded
-    texts = []
     for problem in task.train:
-        text = problem.solution if problem.solution is not None else problem.answer
-        if text is None and task.teacher is by_the_book:
+        nothing = problem.solution is None and problem.answer is None and not problem.turns
+        if nothing and task.teacher is by_the_book:
             raise ValueError(
-                f"{named(problem)} has no solution and no answer to learn from; set warm_start.num_steps = 0"
+                f"{problem.described} has no solution and no answer to learn from; set warm_start.num_steps = 0"
             )
-        texts.append(text or "")
-    room = [loaded.context_length - size for size in sizes]
-    special = special_tokens(loaded)
-    for problem, text, left, size in zip(task.train, texts, room, solution_sizes(loaded, texts, room), strict=True):
+        if problem.turns:
+            _check_turns(problem, bench)
+    alone = [(problem, size) for problem, size in zip(task.train, sizes, strict=True) if not problem.turns]
+    texts = [problem.solution or problem.answer or "" for problem, _ in alone]
+    room = [loaded.context_length - size for _, size in alone]
+    for (problem, _), text, left, size in zip(alone, texts, room, solution_sizes(loaded, texts, room), strict=True):
         if size > left:
-            num = len(encode_solution(loaded, bench.prompt(problem), text))
-            prompt = len(bench.prompt(problem).token_ids)
-            if prompt + num > loaded.context_length:
-                raise ValueError(
-                    f"{named(problem)}: its prompt of {prompt} and its worked solution of {num} tokens do not fit the "
-                    f"context of model '{loaded.name}', which holds {loaded.context_length}; shorten or remove it"
-                )
-        if any(token in text for token in special):
-            _check_ending(loaded, bench, problem, text)
+            prompt = bench.prompt(problem)
+            _check_fits(loaded, prompt, len(encode_solution(loaded, prompt, text)))
 
 
-def _check_ending(loaded: LoadedModel, bench: Bench, problem: Problem, text: str) -> None:
-    ids = encode_solution(loaded, bench.prompt(problem), text)
-    ends = [token for token in ids[:-1] if token in loaded.eos_ids]
-    if ends:
+def _check_turns(problem: Problem, bench: Bench) -> None:
+    """The template takes a worked conversation and the context holds it; its bytes are asked first."""
+    loaded, section = bench.loaded, bench.recipe.model
+    asked = chat_messages(loaded, problem, section.chat, section.system)
+    calls = any(turn.get("tool_calls") for turn in problem.turns)
+    if asked is not None and not calls:
+        text = render(loaded, problem, [*asked, *problem.turns], generation_prompt=False)
+        if text.isascii() and len(text) < loaded.context_length:
+            return
+    for prompt, ids in encode_turns(loaded, problem, section.chat, section.system):
+        _check_fits(loaded, prompt, len(ids))
+
+
+def _check_fits(loaded: LoadedModel, prompt: Prompt, num: int) -> None:
+    asked = len(prompt.token_ids)
+    if asked + num > loaded.context_length:
         raise ValueError(
-            f"{named(problem)}: its worked solution holds {loaded.tokenizer.decode(ends[:1])!r}, at which the model "
-            "stops, before its end; remove it from the data"
+            f"{prompt.problem.described}: its prompt of {asked} and its worked solution of {num} tokens do not fit the "
+            f"context of model '{loaded.name}', which holds {loaded.context_length}; shorten or remove it"
         )
 
 
@@ -124,7 +132,7 @@ def _check_markers(recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel) -
 
 def _lost(loaded: LoadedModel, text: str) -> str:
     """Why ``text`` would not be found in what is decoded; empty where it would."""
-    special = next((token for token in special_tokens(loaded) if token in text), None)
+    special = next((token for token in control_tokens(loaded.tokenizer) if token in text), None)
     if special is not None:
         return f"{special!r} is a special token of model '{loaded.name}', which decoding leaves out"
     for around in (f"so{text}7", f"so {text} 7"):

@@ -23,7 +23,12 @@ from heliostat.types import Group, Prompt
 
 @dataclass(frozen=True, slots=True)
 class ProblemResult:
-    """One problem's outcome: how many of its sampled completions succeeded, and whether the greedy one did."""
+    """One problem's outcome: how many of its sampled completions succeeded, and whether the greedy one did.
+
+    Attributes:
+        num_failures: samples on which a verifier failed; ``num_cut`` reached the token budget or the context window.
+        max_length: tokens of the longest sample; 0 in rows of a version that did not keep it.
+    """
 
     task: str
     problem_id: str
@@ -31,6 +36,9 @@ class ProblemResult:
     num_success: int
     mean_reward: float
     greedy_success: bool | None = None
+    num_failures: int = 0
+    num_cut: int = 0
+    max_length: int = 0
 
     @property
     def rate(self) -> float:
@@ -181,6 +189,9 @@ def evaluate(
             num_success=sum(verdict.success for verdict in group.verdicts),
             mean_reward=float(np.mean(group.rewards)),
             greedy_success=greedy_success.get(group.prompt.problem.problem_id),
+            num_failures=sum(bool(verdict.failure) for verdict in group.verdicts),
+            num_cut=sum(completion.stop_reason.truncated for completion in group.completions),
+            max_length=max(len(completion.token_ids) for completion in group.completions),
         )
         for group in groups
     )

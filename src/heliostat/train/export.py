@@ -22,6 +22,7 @@ from heliostat.models.lora import held, is_adapted, save_adapter, stirred
 from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, trainer_logits
 from heliostat.models.saving import replacing
 from heliostat.models.shaking import shaken
+from heliostat.storage.errors import is_full
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.sharding import gathered, whole_weights
 from heliostat.types import Prompt
@@ -83,7 +84,7 @@ def try_export(
         way_out = (
             "leave layers out of lora.layers" if is_adapted(loaded.model) else "train adapters instead (lora.rank)"
         )
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or is_full(error):
             way_out = "make room"
         nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(

@@ -3,6 +3,7 @@
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
     one)  adapter/ (LoRA)  audit.json (what the audit before training found)
+    template_day.txt (of chat templates that tell the day)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -25,7 +26,7 @@ from typing import Any, TextIO
 
 import torch
 
-from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, load_recipe
+from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, is_same_place, load_recipe
 from heliostat.outputs import MARKER, claim_folder, release_folder
 from heliostat.storage import (
     MANIFEST,
@@ -47,13 +48,23 @@ from heliostat.train.evaluate import Evaluation
 from heliostat.train.places import check_places, keep_apart, sweep
 from heliostat.train.records import evaluation_from_rows
 
-_STARTING = ("checkpoints", "audit.json", "prefixes.json", "trackers.json", "versions.json", "recipe.toml", "run.lock")
+_STARTING = (
+    "checkpoints",
+    "audit.json",
+    "prefixes.json",
+    "trackers.json",
+    "template_day.txt",
+    "versions.json",
+    "recipe.toml",
+    "run.lock",
+)
 """What a run writes before anything is refused."""
 
 KEPT = frozenset(
     {
         *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
         *("abandoned.jsonl", "audit.json", "prefixes.json", "summary.json", "model", "adapter", "reference"),
+        "template_day.txt",
     }
 )
 """What the manifest of a run that has ended lists."""
@@ -151,6 +162,22 @@ class RunFolder:
                 )
             return
         publish_file(path, dump_recipe(recipe))
+
+    def keep_day(self, today: str) -> str:
+        """The day that the chat template tells throughout the run: the first one it was told.
+
+        Raises:
+            ConfigError: what is written there is no day.
+        """
+        path = self.path / "template_day.txt"
+        if not self.writes:
+            return today
+        if not path.exists():
+            publish_file(path, f"{today}\n")
+        try:
+            return datetime.fromisoformat(path.read_text(encoding="utf-8").strip()).isoformat()
+        except ValueError:
+            raise ConfigError(f"{path} is damaged: it says which day the chat template tells in this run") from None
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines and flush them to the disk.
@@ -320,7 +347,7 @@ def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where
             difference = _first_difference(old, new, f"{where}{key}.")
             if difference:
                 return difference
-        elif old != new and f"{where}{key}" not in ("run.name", "run.root"):
+        elif old != new and f"{where}{key}" not in ("run.name", "run.root") and not is_same_place(old, new):
             return f"{where}{key} was {_said(old)}, is now {_said(new)}"
     return ""
 

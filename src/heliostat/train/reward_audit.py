@@ -49,8 +49,7 @@ def audit_rewards(
     )
     reports = []
     for task in tasks:
-        whole = dataclasses.replace(task, train=task.train + task.heldout)
-        reports.append(audit(whole, pool=pool, effort=effort, say=spoken(bench)))
+        reports.append(audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bench)))
     seconds = time.monotonic() - began
     stop = next(filter(None, (reason_to_stop(report, section) for report in reports)), "")
     content = {"seconds": seconds, "stop": stop, "tasks": [report.to_json() for report in reports]}

@@ -5,7 +5,7 @@ Left out: what the parts do together (``train.trainer``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from heliostat.config import ConfigError, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
 from heliostat.models.lora import add_adapters
+from heliostat.models.templates import day_of, with_day
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import FiniteStep, Schedule, accumulate_in_float32, build_optimizer, optimizer_settings
 from heliostat.optim.replicas import ALONE
@@ -81,8 +82,8 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
         )
     name, settings = recipe.optimizer.name, recipe.optimizer.settings
     why = ""
-    if name == "reng" and settings.get("mode") == "double-backward":
-        why = "its double backward sees one rank's rows only; set optimizer.mode = 'finite-difference'"
+    if runtime.sharded and name == "reng" and settings.get("mode") == "double-backward":
+        why = "its double backward cannot differentiate weights that are cut; set optimizer.mode = 'finite-difference'"
     elif runtime.sharded and name == "rkalman" and settings.get("form") == "low-rank":
         why = "its low-rank rows are not cut over ranks; set optimizer.form = 'diagonal'"
     if why:
@@ -118,9 +119,15 @@ class Bench:
         return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
 
 
-def set_up_model(recipe: Recipe, runtime: Runtime) -> Bench:
-    """Load the model onto the run's device and put an engine on it. Dropout stays off throughout."""
+def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
+    """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
+
+    Args:
+        keep_day: gives the day that a chat template shall tell for the one that it would.
+    """
     loaded = load_model(recipe.model, recipe.run.seed)
+    if keep_day is not None and (today := day_of(loaded)) is not None:
+        loaded = with_day(loaded, keep_day(today))
     if recipe.lora.rank:
         add_adapters(loaded.model, recipe.lora, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped

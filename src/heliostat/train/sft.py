@@ -1,7 +1,8 @@
 """Supervised steps on worked solutions: the warm start, and ``heliostat sft``.
 
 The loss is the mean negative log-likelihood per solution token, ``-sum_t log pi(y_t | x, y_<t) / num_tokens``, over
-exactly the tokens the model would have to sample; prompts are not scored.
+exactly the tokens the model would have to sample; prompts are not scored. Of a conversation, every assistant turn is a
+row of its own, with what stands before it as its prompt.
 
 Left out: packing several examples into one row, and preference losses.
 """
@@ -9,13 +10,13 @@ Left out: packing several examples into one row, and preference losses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from heliostat.config import ModelSection
-from heliostat.models import LoadedModel, encode_problem, encode_solution
+from heliostat.models import LoadedModel, decode, encode_problem, encode_solution, encode_turns
 from heliostat.optim import Schedule
 from heliostat.rollout import completion_seed
 from heliostat.tasks import Task
@@ -31,7 +32,10 @@ from heliostat.types import Completion, Problem, Prompt, StopReason
 
 def demonstration(loaded: LoadedModel, prompt: Prompt, text: str) -> Row:
     """A prompt with the text that should follow it, as a row to be scored."""
-    ids = encode_solution(loaded, prompt, text)
+    return _row(prompt, encode_solution(loaded, prompt, text), text)
+
+
+def _row(prompt: Prompt, ids: tuple[int, ...], text: str) -> Row:
     nothing = np.zeros(len(ids), dtype=np.float32)
     completion = Completion(ids, nothing, nothing, StopReason.EOS, text)
     return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0)
@@ -48,21 +52,36 @@ class Demonstrations:
     seed: int
 
     def rows(self, step: int, problems: Sequence[Problem]) -> list[Row]:
-        """One row per problem; what a teacher draws depends on seed and step alone.
+        """One row per problem, or per assistant turn of its worked conversation.
+
+        What a teacher draws depends on seed and step alone.
 
         Raises:
-            ValueError: a problem has neither a solution nor an answer.
+            ValueError: a problem has neither a solution nor an answer, or its conversation does not fit the context.
         """
         rng = np.random.default_rng(completion_seed(self.seed, "demonstrations", step))
-        return [self._row(problem, rng, step / self.num_steps) for problem in problems]
+        return [row for problem in problems for row in self._rows(problem, rng, step / self.num_steps)]
 
-    def _row(self, problem: Problem, rng: np.random.Generator, progress: float) -> Row:
+    def _rows(self, problem: Problem, rng: np.random.Generator, progress: float) -> list[Row]:
+        if problem.turns:
+            return [self._turn(*taught) for taught in self._taught(problem)]
         text = self.tasks[problem.task].teacher(problem, rng, progress)
         if text is None:
             raise ValueError(f"problem {problem.problem_id} has no solution and no answer to learn from")
-        return demonstration(
-            self.loaded, encode_problem(self.loaded, problem, self.model.chat, self.model.system), text
-        )
+        prompt = encode_problem(self.loaded, problem, self.model.chat, self.model.system)
+        return [demonstration(self.loaded, prompt, text)]
+
+    def _taught(self, problem: Problem) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
+        return encode_turns(self.loaded, problem, self.model.chat, self.model.system)
+
+    def _turn(self, prompt: Prompt, ids: tuple[int, ...]) -> Row:
+        length = len(prompt.token_ids) + len(ids)
+        if length > self.loaded.context_length:
+            raise ValueError(
+                f"{prompt.problem.described}: a conversation of {length} tokens, but the context of model "
+                f"'{self.loaded.name}' holds {self.loaded.context_length}"
+            )
+        return _row(prompt, ids, decode(self.loaded, ids))
 
 
 @dataclass(slots=True)

@@ -226,9 +226,9 @@ def test_tasks_list_and_show(room, capsys):
     assert capsys.readouterr().out == "shown reasoning-gym/x\n"
 
 
-@pytest.mark.parametrize(("hackable", "code"), [(False, 0), (True, 1)])
-def test_audit_exits_by_its_verdict(room, capsys, hackable, code):
-    report = SimpleNamespace(hackable=hackable, format=lambda: "the audit")
+@pytest.mark.parametrize(("hackable", "refused", "code"), [(False, (), 0), (True, (), 1), (False, ("an answer",), 1)])
+def test_audit_exits_by_its_verdict(room, capsys, hackable, refused, code):
+    report = SimpleNamespace(hackable=hackable, refused=refused, format=lambda: "the audit")
     calls = room("heliostat.tasks", load_task=lambda section, seed: (section, seed), audit=report)
     arguments = ["--task.settings.max_terms", "3", "--seed", "7"]
     assert main(["tasks", "audit", "reasoning-gym/chain_sum", *arguments]) == code
@@ -239,7 +239,9 @@ def test_audit_exits_by_its_verdict(room, capsys, hackable, code):
 
 
 def test_audit_of_a_recipe_takes_its_tasks(room):
-    calls = room("heliostat.tasks", load_task=None, audit=SimpleNamespace(hackable=False, format=lambda: ""))
+    calls = room(
+        "heliostat.tasks", load_task=None, audit=SimpleNamespace(hackable=False, refused=(), format=lambda: "")
+    )
     assert main(["tasks", "audit", "demo"]) == 0
     assert calls[0].args == (load_recipe("demo").task[0], 0)
 

@@ -20,6 +20,11 @@ def length(prompts, completions, **columns):
     return [float(len(text)) for text in completions]
 
 
+def slow(prompts, completions, seconds, **columns):
+    time.sleep(seconds)
+    return [1.0]
+
+
 def at_least_ten_characters(prompts, completions):
     return [float(len(text) >= 10) for text in completions]
 

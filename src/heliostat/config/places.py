@@ -1,0 +1,79 @@
+"""Files that a recipe names are looked for beside the recipe, wherever the command is started.
+
+A relative path of a recipe file becomes absolute if something of that name stands in the recipe's folder; else it is
+left to the working directory. A trace bank that does not exist yet is made beside the recipe. Overrides are typed in
+a shell and mean the working directory. What ``dump_recipe`` wrote is resolved already.
+
+Left out: what the files hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+Layer = dict[str, Any]
+
+_TASK_PATHS = ("path", "heldout_path")
+
+
+def located(layer: Layer, folder: Path) -> Layer:
+    """A recipe file's layer with its files found from ``folder``, where the recipe stands."""
+    folder = folder.resolve()
+    placed = {section: dict(content) if isinstance(content, dict) else content for section, content in layer.items()}
+    model, traces, tasks = placed.get("model"), placed.get("traces"), placed.get("task")
+    if isinstance(model, dict):
+        _place(model, "path", folder)
+    if isinstance(traces, dict):
+        _place(traces, "bank", folder, to_make=True)
+    if isinstance(tasks, list):
+        placed["task"] = [_placed_task(table, folder) for table in tasks]
+    elif isinstance(tasks, dict):
+        placed["task"] = {position: _placed_task(table, folder) for position, table in tasks.items()}
+    return placed
+
+
+def is_same_place(stored: object, asked: object) -> bool:
+    """Whether a relative path that a run was begun with is the end of the absolute one that it is now."""
+    if not (isinstance(stored, str) and isinstance(asked, str)) or not stored:
+        return False
+    old, new = PurePath(stored), PurePath(asked)
+    return new.is_absolute() and not old.is_absolute() and new.parts[-len(old.parts) :] == old.parts
+
+
+def _placed_task(table: Any, folder: Path) -> Any:
+    if not isinstance(table, dict):
+        return table
+    placed = dict(table)
+    for key in _TASK_PATHS:
+        _place(placed, key, folder)
+    if "import_from" in placed:
+        _place(placed, "import_from", folder)
+    elif any(_is_module(name.partition(":")[0], folder) for name in _functions(placed)):
+        placed["import_from"] = str(folder)
+    return placed
+
+
+def _place(table: Layer, key: str, folder: Path, to_make: bool = False) -> None:
+    value = table.get(key)
+    if not isinstance(value, str) or not value or value.startswith(("~", "given:")) or Path(value).is_absolute():
+        return
+    beside = folder / value
+    if beside.exists() or (to_make and not Path(value).exists()):
+        table[key] = str(beside)
+
+
+def _functions(task: Mapping[str, Any]) -> Iterator[str]:
+    """Names like ``module:function`` in a task's table."""
+    verifiers = task.get("verifiers")
+    tables = verifiers if isinstance(verifiers, list) else []
+    named = [table.get("name") for table in tables if isinstance(table, Mapping)]
+    yield from (name for name in (*named, task.get("solution")) if isinstance(name, str) and ":" in name)
+
+
+def _is_module(name: str, folder: Path) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    file = folder.joinpath(*name.split("."))
+    return file.with_name(f"{file.name}.py").is_file() or (file / "__init__.py").is_file()
