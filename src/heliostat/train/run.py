@@ -219,7 +219,7 @@ def _summarise(
 
 
 def run_sft(
-    recipe: Recipe, data: str | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
+    recipe: Recipe, data: Path | str | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
 ) -> RunResult:
     """Supervised training alone: the recipe's warm start, on its task or on worked solutions and conversations.
 
@@ -231,7 +231,7 @@ def run_sft(
     changes: dict[str, Any] = recipe.model_dump()
     changes["train"]["num_steps"] = 0
     if data is not None:
-        changes["task"] = [demonstrations_of(recipe.task[0], data)]
+        changes["task"] = [demonstrations_of(recipe.task[0], str(data))]
     return run_recipe(Recipe.model_validate(changes), run_dir, recipe_name)
 
 
