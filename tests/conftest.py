@@ -1,6 +1,7 @@
 """Fixtures that many rooms share: a model small enough to run in milliseconds, and problems for it."""
 
 import os
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -54,6 +55,8 @@ def in_child(work: Callable[[], object]) -> int:
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child

@@ -5,7 +5,7 @@
     load     the folder, with everything that is tried at load
     sample   its own greedy continuations, computed one prompt at a time without a cache, are what it samples (share)
     score    log-probabilities of training equal the model's own forward
-    train    ``heliostat train``: a warm-start step and two steps of training
+    train    ``heliostat train``: a warm-start step and two steps of training, each of which moves the weights
     save     what the run wrote is read by transformers, with every weight
     reload   it is sampled from, and says what the trained model says
 
@@ -15,6 +15,7 @@ A cell is ``works``, ``refuses: `` and the sentence, or ``FAILS: `` and the erro
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -28,7 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 from rich.console import Console
-from small import write_small
+from small import NotBuilt, write_small
 
 from heliostat.cli.entry import is_refusal, one_line
 from heliostat.config import ModelSection, Recipe, RolloutSection
@@ -100,7 +101,7 @@ def score_gap(loaded: LoadedModel) -> float:
 
 def trained(folder: Path, work: Path) -> Path:
     data = work / "sums.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"{a} + 1 =", "answer": str(a + 1)}) + "\n" for a in range(40)))
+    data.write_text("".join(json.dumps({"prompt": f"{7**a} + 1 =", "answer": str(7**a + 1)}) + "\n" for a in range(40)))
     recipe = Recipe.model_validate(
         {
             "model": {"path": str(folder), "dtype": "float32", "chat": False},
@@ -109,7 +110,7 @@ def trained(folder: Path, work: Path) -> Path:
                     "name": "file",
                     "path": str(data),
                     "answer_column": "answer",
-                    "verifiers": [{"name": "exact"}],
+                    "verifiers": [{"name": "rewards:parity"}],
                     "num_train": 16,
                     "num_heldout": 4,
                 }
@@ -125,6 +126,10 @@ def trained(folder: Path, work: Path) -> Path:
     result = run_recipe(recipe, work / "run", display=Display(Console(quiet=True)))
     if result.status != "finished":
         raise SystemExit(result.reason)
+    steps = list(map(json.loads, (work / "run" / "metrics.jsonl").read_text().splitlines()))
+    norms = [step.get("optim/grad_norm", math.nan) for step in steps]
+    if not all(0 < norm < math.inf for norm in norms):
+        raise AssertionError(f"steps that moved no weight: norms of gradients {norms}")
     return work / "run" / "model"
 
 
@@ -140,8 +145,10 @@ def outcome(work: Callable[[], Any]) -> tuple[str, Any]:
     except SystemExit as error:
         return f"refuses: {error}", None
     except Exception as error:
+        if isinstance(error, NotBuilt):
+            return f"not built: {error}", None
         kind = "refuses" if is_refusal(error) else "FAILS"
-        return f"{kind}: {'' if is_refusal(error) else type(error).__name__ + ': '}{one_line(error)[:300]}", None
+        return f"{kind}: {'' if is_refusal(error) else type(error).__name__ + ': '}{one_line(error)[:500]}", None
 
 
 def check(family: str, folder: Path) -> dict[str, Any]:
@@ -179,6 +186,7 @@ def checked(family: str) -> dict[str, Any]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
+    os.chdir(Path(__file__).parent)  # where the reward function is looked for
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
         row = check(family, Path(folder))

@@ -48,7 +48,7 @@ def table() -> str:
         lines.append(f"| {row['family']} | {verdict(row)} | {ways[0]} | {ways[1]} |")
     others = [row for row in rows() if row["build"] != "works"]
     lines += ["", "Not built from a small configuration:", ""]
-    lines += [f"- {row['family']}: {cell(row['build'])}" for row in others]
+    lines += [f"- {row['family']}: {cell(row['build'].removeprefix('not built: '))}" for row in others]
     return "\n".join(lines)
 
 

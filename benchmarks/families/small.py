@@ -3,12 +3,13 @@
 Sizes common to most configurations are given to every class that has the key; what one family needs beyond that stands
 in ``OWN``. Weights of matrices are scaled up, so that attention matters and greedy texts are no repetition.
 
-Left out: families whose smallest model needs files or inputs of its own (images, sound); the sweep says so.
+Left out: families that are no language model by themselves (``NOT_BUILT``).
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ COMMON: dict[str, Any] = {
     "max_seq_len": CONTEXT,
     "head_dim": 8,
     "sliding_window": 8,
+    "sliding_window_size": 8,
     "window_size": 8,
+    "keep_window_size": 8,
+    "local_attention": 8,
+    "index_topk": 8,
     "num_experts": 4,
     "num_local_experts": 4,
     "n_routed_experts": 4,
@@ -77,6 +82,7 @@ COMMON: dict[str, Any] = {
 }
 
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 DECODER = {"is_decoder": True}
 
 OWN: dict[str, dict[str, Any]] = {
@@ -97,8 +103,6 @@ OWN: dict[str, dict[str, Any]] = {
     "xlm-roberta": DECODER,
     "xlm-roberta-xl": DECODER,
     "xmod": {**DECODER, "languages": ["en_XX"], "default_language": "en_XX"},
-    "deepseek_v2": {"num_key_value_heads": 4},
-    "deepseek_v3": {"num_key_value_heads": 4},
     "falcon": {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "lm_head_multiplier": 0.5},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -113,7 +117,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 8},
     "mamba2": {"state_size": 8, "head_dim": 8, "num_heads": 8, "n_groups": 1, "chunk_size": 8},
     "falcon_mamba": {"state_size": 8},
-    "minicpm3": {"num_key_value_heads": 4, "v_head_dim": 16},
+    "minicpm3": {"v_head_dim": 16},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
     "openai-gpt": {},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
@@ -125,10 +129,48 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"attention_hidden_size": WIDTH, "context_length": CONTEXT},
     "xlstm": {"num_heads": 2, "qk_dim_factor": 0.5, "chunk_size": 8, "head_dim": 16},
-    "axk2": {"num_key_value_heads": 4},
-    "deepseek_v32": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
-    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "num_hidden_layers": 4},
+    "longcat_flash": {"head_dim": 4, "zero_expert_num": 2},
+    "kimi_linear": {
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse"],
+    },
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+        "rope_parameters": ROPE,
+    },
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "index_block_size": 8,
+        "index_topk_blocks": 1,
+    },
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+    "gemma4_text": {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB_SIZE},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 64,
+        "encoder_config": {"hidden_size_global": WIDTH},
+        "decoder_config": {"hidden_size_global": WIDTH},
+    },
+    "dots3_note_vision_encoder": {
+        "mlp_layer_types": ["dense", "dense"],
+        "adapter_in_dim": WIDTH,
+        "adapter_out_dim": WIDTH,
+    },
+    "dots3_note_audio_encoder": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "mamba_d_state": 8,
+        "attention_head_dim": 16,
+        "num_key_value_heads": 4,
+    },
     "zamba2": {
         "mamba_d_state": 8,
         "mamba_ngroups": 1,
@@ -148,14 +190,46 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 
+# Families of transformers' mapping that are no language model by themselves, and why.
+NOT_BUILT: dict[str, str] = {
+    "gemma3n": "its tower for images needs the package timm",
+    "gemma4_assistant": "it drafts for another model, whose keys and values it reads",
+    "gemma4_unified_assistant": "it drafts for another model, whose keys and values it reads",
+    "musicgen": "its class for causal modelling predicts codes of sound, and takes its decoder's configuration alone",
+    "musicgen_melody": "its class for causal modelling predicts codes of sound, and takes its decoder's configuration "
+    "alone",
+}
+
+
+class NotBuilt(ValueError):
+    """No model of a family can be made in small; the message says why."""
+
 
 def config_of(family: str) -> Any:
-    """A family's configuration in small: common sizes where it has such a key, and its own."""
-    kind = CONFIG_MAPPING[family]
-    known = {*inspect.signature(kind.__init__).parameters, *vars(kind()), *kind.attribute_map}
-    # Latent attention derives the width of a head from its parts.
-    left_out = {"head_dim"} if "qk_rope_head_dim" in known else set()
-    settings = {key: value for key, value in COMMON.items() if key in known - left_out} | OWN.get(family, {})
+    """A family's configuration in small: common sizes where it has such a key, parts likewise, and its own."""
+    if family in NOT_BUILT:
+        raise NotBuilt(NOT_BUILT[family])
+    return small_config(CONFIG_MAPPING[family])
+
+
+def small_config(kind: Any, own: Mapping[str, Any] | None = None) -> Any:
+    """A configuration of this class, its parts (text, images, sound) in small as well.
+
+    Args:
+        own: what goes before ``OWN``; a part's settings in a dictionary, with its ``model_type`` where it is another.
+    """
+    own = OWN.get(kind.model_type, {}) | dict(own or {})
+    usual = kind()
+    known = {*inspect.signature(kind.__init__).parameters, *vars(usual), *kind.attribute_map}
+    common = COMMON
+    if "qk_rope_head_dim" in known:  # latent attention: a head's width comes from its parts, and heads are not shared
+        common = {key: value for key, value in COMMON.items() if key != "head_dim"} | {"num_key_value_heads": HEADS}
+    settings = {key: value for key, value in common.items() if key in known} | own
+    for name in kind.sub_configs:
+        part = dict(own.get(name, {}))
+        named, default = part.pop("model_type", None), getattr(usual, name, None)
+        if named or default is not None:
+            settings[name] = small_config(CONFIG_MAPPING[named] if named else type(default), part)
     return kind(**settings)
 
 

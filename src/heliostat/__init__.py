@@ -6,6 +6,7 @@ The names below load on first use, so that ``import heliostat`` costs nothing:
     write_report                         run folders to one page
     diagnose                             what went wrong with a run
     load_recipe, Recipe                  settings
+    RunFailed                            what a run that failed raises
 """
 
 from importlib import import_module
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from heliostat.config import ConfigError, Recipe, load_recipe
     from heliostat.report import write_report
     from heliostat.report.diagnosis import diagnose
+    from heliostat.train.failed import RunFailed
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
     "Recipe",
+    "RunFailed",
     "__version__",
     "diagnose",
     "evaluate",
@@ -35,6 +38,7 @@ __all__ = [
 _HOME = {
     "ConfigError": "config",
     "Recipe": "config",
+    "RunFailed": "train.failed",
     "diagnose": "report.diagnosis",
     "evaluate": "api",
     "load_recipe": "config",

@@ -10,7 +10,8 @@ Left out: everything these verbs are made of, which is importable from its own r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from heliostat.rollout import SamplingSettings
 from heliostat.tasks.files import fitting_sizes
 from heliostat.tasks.given import Given, giving, named, with_given
 from heliostat.traces import BankSummary
-from heliostat.train import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train.run import EXPECTED_FAILURES
 from heliostat.types import Group
 
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -65,10 +67,11 @@ def post_train(
 
     Raises:
         ConfigError: the recipe is wrong; nothing was started.
+        RunFailed: the run ended before it was done; the exception has the reason and the run folder.
     """
     with giving() as given:
         checked, name = _given_recipe(given, recipe, overrides, (data, heldout), rewards, model)
-        return _with_page(run_recipe(checked, _path(run_dir), name, profile=profile))
+        return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
 
 
 def sft(
@@ -86,13 +89,14 @@ def sft(
     Raises:
         ConfigError: the recipe is wrong.
         FileNotFoundError: there is no such data file.
+        RunFailed: see ``post_train``.
     """
     checked, name = _recipe(recipe, overrides)
     with giving() as given:
         if isinstance(data, str | Path) and not Path(data).exists():
             raise FileNotFoundError(f"there is no data file {data}")
         path = _path(data) if data is None or isinstance(data, str | Path) else given.rows(data)
-        return _with_page(run_sft(checked, path, _path(run_dir), name))
+        return _concluded(run_sft(checked, path, _path(run_dir), name))
 
 
 def evaluate(
@@ -111,15 +115,18 @@ def evaluate(
     """Held-out results of one model, or of two compared problem by problem.
 
     Args:
-        data, heldout, rewards: as in ``post_train``; held out is what that holds out.
+        data: as in ``post_train``; held out is what that holds out.
+        heldout: as in ``post_train``.
+        rewards: as in ``post_train``.
 
     Raises:
         ValueError: no model, or more than two.
+        RunFailed: a verifier or the rollout server failed, or the model's numbers are not finite.
     """
     several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
-    with giving() as given:
+    with giving() as given, _failures_raised():
         checked, _ = _given_recipe(given, recipe, overrides, (data, heldout), rewards)
         return run_eval(
             several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
@@ -143,7 +150,8 @@ def sample(
     if recipe is None and prompt is None:
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
-    return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+    with _failures_raised():
+        return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
 def collect(
@@ -170,7 +178,25 @@ def collect(
     from heliostat.train.collect import Quota, run_collect
 
     checked, _ = _recipe(recipe, overrides)
-    return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
+    with _failures_raised():
+        return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
+
+
+@contextmanager
+def _failures_raised() -> Iterator[None]:
+    """Raise what may end a run as ``RunFailed``, where there is no run to say it."""
+    try:
+        yield
+    except EXPECTED_FAILURES as error:
+        raise RunFailed(str(error)) from error
+
+
+def _concluded(result: RunResult) -> RunResult:
+    """The run's page is drawn; a run that failed is raised."""
+    result = _with_page(result)
+    if result.status == "failed":
+        raise RunFailed(result.reason, result.folder, result)
+    return result
 
 
 def _with_page(result: RunResult) -> RunResult:
@@ -228,4 +254,4 @@ def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
 
 
 def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else Path(path).expanduser()

@@ -35,19 +35,23 @@ def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lam
         Whether the folder was made.
 
     Raises:
-        ConfigError: it is a file, belongs to a run of another kind, or holds something that no run of ours put there.
+        ConfigError: it is a file, cannot be made or read, belongs to a run of another kind, or holds something that no
+            run of ours put there.
 
     **Limits** Nothing in a folder that is refused is changed. What a killed process left of claiming (nothing, or the
     half-written marker) does not count as content.
     """
-    made = not folder.exists()
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(entry.name for entry in folder.iterdir())
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(
             f"{folder} cannot be a run folder: it, or a part of its path, is no folder; choose another with --run"
         ) from None
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise ConfigError(f"{folder} cannot be a run folder ({reason}); choose another with --run") from error
     marker, partial = folder / MARKER, folder / f"{MARKER}.partial"
     if MARKER in names:
         if (owner := _kind(marker)) != kind:

@@ -4,7 +4,7 @@ Newline and tab stay; every other character that is no sign is shown in its plac
 escape byte as ␛, a carriage return as ␍), and other controls, bidirectional overrides, zero-width and invisible
 characters, line separators and lone surrogates as their escapes (``\u202e``).
 
-Left out: HTML (``report.markup`` has its own escaping), and rich's own consoles (``terminal``).
+Left out: HTML (``report.markup`` marks the same characters), and rich's own consoles (``terminal``).
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ def visible(text: str) -> str:
 def visible_line(text: str) -> str:
     """``visible`` text on one line: every run of whitespace becomes a space."""
     return visible(" ".join(text.split()))
+
+
+def is_hidden(character: str) -> bool:
+    """Whether ``visible`` shows another character in the place of this one."""
+    return character not in _KEPT and _shown(character) != character
 
 
 def say(text: object, file: TextIO | None = None) -> None:

@@ -1,7 +1,9 @@
 """Success rates and how sure they are.
 
     pass@k of one problem with c successes in n samples = 1 - C(n - c, k) / C(n, k)      (unbiased)
-    interval = percentiles of the mean over problems drawn with replacement               (bootstrap)
+    interval of a success rate = Wilson's, for as many problems as the rates are worth     (success_rate)
+    interval of a paired change = Tango's, likewise                                        (success_change)
+    interval of any other mean = percentiles of the mean of values drawn with replacement  (bootstrap)
     interquartile mean = mean of the middle half of the values
 
 Training and the report both use these; nothing here needs torch, so that a page can be made in half a second on
@@ -10,20 +12,24 @@ whatever machine the run folder lies.
 Left out: what is being estimated.
 
 References: Chen et al. 2021, arXiv 2107.03374 (pass@k); Agarwal et al. 2021, arXiv 2108.13264 (interquartile mean over
-runs); Newcombe 1998, Statistics in Medicine 17:873 (the difference
-of two independent estimates from their intervals).
+runs); Wilson 1927, JASA 22:209 (interval of a proportion); Tango 1998, Statistics in Medicine 17:891 (of the difference
+of paired proportions); Newcombe 1998, Statistics in Medicine 17:873 (the difference of two independent estimates from
+their intervals). The number of problems that rates between 0 and 1 are worth is our own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 NUM_RESAMPLES = 2000
+Z = 1.959963984540054
+"""97.5% quantile of the normal distribution."""
+_PRIOR = 0.5  # problems that vary like coins, added to those that were seen; half a one keeps the coverage at 95%
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,85 @@ def bootstrap(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> E
     low, high = np.quantile(means, [0.025, 0.975])
     mean = float(data.mean())
     return Estimate(mean, min(mean, float(low)), max(mean, float(high)))
+
+
+def success_rate(rates: Sequence[float] | NDArray[np.float64]) -> Estimate:
+    """The mean of success rates, one per problem, and its 95% interval.
+
+    Wilson's interval ``|p - value| = z sqrt(p (1 - p) / m)`` for ``m = N (N q + 1/2) / (N s^2 + 1/2)`` problems with
+    one sample each, where ``q = value (1 - value)`` and ``s^2`` is the variance of the rates. Rates between 0 and 1
+    vary less than coins do and are worth more; near 0 and 1, where rates cannot tell, a problem counts as one coin.
+
+    **Limits** Rates that are all 0 or 1 have Wilson's interval itself: 0 of N gives ``[0, z^2 / (N + z^2)]``, N of N
+    its mirror image. The interval holds its mean, lies in [0, 1], and has a width for equal rates. For many problems
+    it is ``value +- z s / sqrt(N)``.
+
+    Raises:
+        ValueError: there is no rate, or one lies outside [0, 1].
+    """
+    data = _between(rates, 0.0)
+    value = float(data.mean())
+    worth = _worth(len(data), value * (1 - value), float(data.var()))
+    shrink = 1 + Z**2 / worth
+    centre = (value + Z**2 / (2 * worth)) / shrink
+    half = Z / shrink * math.sqrt(max(0.0, value * (1 - value)) / worth + (Z / (2 * worth)) ** 2)
+    return Estimate(value, max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+
+
+def success_change(changes: Sequence[float] | NDArray[np.float64]) -> Estimate:
+    """The mean of changes of success rates, one per problem that was tried twice, and its 95% interval.
+
+    Tango's score interval of paired proportions, with the mean rise and the mean fall in place of the shares of
+    problems that were gained and lost, for as many problems as the changes are worth (see ``success_rate``).
+
+    **Limits** Changes that are all -1, 0 or 1 have Tango's interval itself; where nothing changed on N problems it is
+    ``+- z^2 / (N + z^2)``. Changes of the other sign have the mirrored interval.
+
+    Raises:
+        ValueError: there is no change, or one lies outside [-1, 1].
+    """
+    data = _between(changes, -1.0)
+    value = float(data.mean())
+    rise, fall = float(data.clip(min=0).mean()), float((-data).clip(min=0).mean())
+    worth = _worth(len(data), rise + fall - value**2, float(data.var()))
+
+    def is_inside(change: float) -> bool:
+        return (value - change) ** 2 * worth <= Z**2 * _variance_at(change, rise, fall)
+
+    return Estimate(value, _edge(is_inside, value, -1.0), _edge(is_inside, value, 1.0))
+
+
+def _between(values: Sequence[float] | NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    data: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    if not len(data) or not ((data >= least) & (data <= 1)).all():
+        raise ValueError(f"an interval needs values from {least:g} to 1, one for each problem")
+    return data
+
+
+def _worth(num: int, binary: float, variance: float) -> float:
+    """How many problems with one sample each tell as much as ``num`` values of this variance.
+
+    Args:
+        binary: what the variance would be if all values were whole; never below ``variance``.
+    """
+    return num * (num * max(binary, variance) + _PRIOR) / (num * variance + _PRIOR)
+
+
+def _variance_at(change: float, rise: float, fall: float) -> float:
+    """Variance of one pair's change at its likeliest rates of gain and loss, given that they differ by ``change``."""
+    linear = (2 - rise + fall) * change - rise - fall
+    lost = (math.sqrt(max(0.0, linear**2 + 8 * fall * change * (1 - change))) - linear) / 4
+    return max(0.0, 2 * lost + change * (1 - change))
+
+
+def _edge(is_inside: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Where an interval that holds ``inside`` ends on the way to ``outside``, to rounding."""
+    if is_inside(outside):
+        return outside
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if is_inside(middle) else (inside, middle)
+    return inside
 
 
 def difference(before: Estimate, after: Estimate) -> Estimate:

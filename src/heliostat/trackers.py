@@ -1,17 +1,21 @@
 """Trackers that a recipe asks for beside ``metrics.jsonl``: TensorBoard, W&B and trackio.
 
-None of them can end a run or change what it computes. What they raise is said once, and after several failures in a row
-a tracker is left alone; ``metrics.jsonl`` has everything. A missing package or key is refused before the model loads.
+None of them can end a run, hold it up, or change what it computes. What they raise is said once, and after several
+failures in a row a tracker is left alone; ``metrics.jsonl`` has everything. A missing package or key is refused before
+the model loads.
 
 Left out: which metrics there are (``tracking``).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
 import json
+import queue
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, TrackingSection
+from heliostat.printed import visible_line
 from heliostat.storage import publish_file
 from heliostat.tracking import Tracker
 
 MAX_FAILURES = 3
 """Failures in a row after which a tracker is not asked again."""
+CLOSE_S = 60.0
+"""How long a run that has ended waits for a tracker."""
 _NO_KEY = ("UsageError", "AuthenticationError")
 _KEY_WORDS = ("api_key", "api key", "login", "not logged in")
 
@@ -38,7 +45,7 @@ class TensorBoardTracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
+            self._writer.add_scalar(visible_line(key), value, step)
 
     def rewind(self, last_step: int) -> None:
         """Steps that are made again are drawn over the first ones."""
@@ -95,7 +102,11 @@ class HostedTracker:
 
 
 class Tolerant:
-    """A tracker whose failures are said once and never end the run.
+    """A tracker whose failures are said once and never end the run, nor hold it up.
+
+    It is opened in the caller's thread, since a missing key is to be said there; everything else happens in a thread of
+    its own, in order. At the end the run waits ``CLOSE_S`` for what is still to be sent, and says so if that is too
+    short.
 
     Args:
         name: of the tracker, for the message.
@@ -106,36 +117,57 @@ class Tolerant:
         self.name, self._note = name, note
         self._tracker: Tracker | None = None
         self._in_a_row, self._has_said = 0, False
-        self._try(lambda: setattr(self, "_tracker", open_it()))
+        try:
+            self._tracker = open_it()
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:  # a service's client may try to end the process
+            self._failed(error)
+        self._calls: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True, name=f"tracker-{name}")
+        if self._tracker is not None:
+            self._thread.start()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._ask(lambda tracker: tracker.log(step, values))
+        row = dict(values)
+        self._calls.put(lambda tracker: tracker.log(step, row))
 
     def rewind(self, last_step: int) -> None:
-        self._ask(lambda tracker: tracker.rewind(last_step))
+        self._calls.put(lambda tracker: tracker.rewind(last_step))
 
     def close(self) -> None:
         """Close it, even one that is not asked any more: what it has may still get through."""
-        self._in_a_row = 0
-        self._ask(lambda tracker: tracker.close())
+        self._calls.put(None)
+        if self._tracker is None:
+            return
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            self._note(
+                f"{self.name} has not taken everything within {CLOSE_S:g} s; the run ends without it, and "
+                "metrics.jsonl has every number"
+            )
 
-    def _ask(self, what: Callable[[Tracker], None]) -> None:
+    def _work(self) -> None:
         tracker = self._tracker
-        if tracker is not None and self._in_a_row < MAX_FAILURES:
-            self._try(lambda: what(tracker))
+        assert tracker is not None
+        while (call := self._calls.get()) is not None:
+            if self._in_a_row < MAX_FAILURES:
+                self._try(functools.partial(call, tracker))
+        self._try(tracker.close)
 
     def _try(self, what: Callable[[], None]) -> None:
         try:
             what()
-        except ConfigError:
-            raise
-        except Exception as error:
-            self._in_a_row += 1
-            if not self._has_said:
-                self._has_said = True
-                self._note(f"{self.name} failed ({_line(error)}); the run goes on, and metrics.jsonl has every number")
+        except BaseException as error:  # in a thread that nobody else looks after
+            self._failed(error)
         else:
             self._in_a_row = 0
+
+    def _failed(self, error: BaseException) -> None:
+        self._in_a_row += 1
+        if not self._has_said:
+            self._has_said = True
+            self._note(f"{self.name} failed ({_line(error)}); the run goes on, and metrics.jsonl has every number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,4 +210,4 @@ def _known_runs(memory: Path) -> dict[str, str]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return visible_line(str(error)[:1000])[:200] or type(error).__name__

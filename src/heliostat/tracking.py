@@ -34,6 +34,7 @@ METRICS: dict[str, Metric] = {
     "reward/failures": Metric(
         "count", "completions on which a verifier failed (timeout, exception, NaN, wrong length)"
     ),
+    "reward/completions": Metric("count", "completions that this step sampled and judged"),
     "policy/entropy": Metric("nats/token", "mean entropy of the distributions that completion tokens were drawn from"),
     "policy/lambda_hat": Metric(
         "nats",
@@ -96,8 +97,8 @@ METRICS: dict[str, Metric] = {
     "optim/lr": Metric("rate", "learning rate of the step's last update"),
     "optim/bad_steps": Metric("count", "updates skipped so far because the loss or gradient was not finite"),
     "eval/pass@1": Metric("fraction", "held-out success rate of one sampled completion"),
-    "eval/pass@1_low": Metric("fraction", "lower end of its 95% bootstrap interval over problems"),
-    "eval/pass@1_high": Metric("fraction", "upper end of its 95% bootstrap interval over problems"),
+    "eval/pass@1_low": Metric("fraction", "lower end of its 95% interval over problems"),
+    "eval/pass@1_high": Metric("fraction", "upper end of its 95% interval over problems"),
     "eval/pass@k": Metric("fraction", "held-out chance that at least one of k sampled completions succeeds, unbiased"),
     "eval/reward": Metric("reward", "held-out mean reward"),
     "eval/greedy": Metric("fraction", "held-out success rate of greedy decoding"),

@@ -13,7 +13,8 @@ from optimizer_rows import ROWS, Classifier, batch, drawn, mean_loss, train_step
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from heliostat.optim import Rank1NaturalGradient, RKalman
+from heliostat.optim import Rank1NaturalGradient, RKalman, masters
+from heliostat.optim.copies import COPY
 from heliostat.optim.replicas import ReplicasDisagree, is_due, ranks_of
 from tests.conformance.test_distributed_optimizers import free_port
 
@@ -311,9 +312,44 @@ def lonely_score(rank):
     return "refused"
 
 
+def steps_inside_join(optimizer, model, done, num_steps, **settings):
+    with model.join(**settings):
+        for step in range(num_steps):
+            train_step(optimizer, model, *batch(seed=step))
+            done.append(step)
+
+
+def inside_join(rank):
+    """A rank that runs out of rows would leave the others waiting: said at the first step, before anything moves."""
+    for name in (*STATISTICAL, "kronecker-sum"):
+        model = Classifier()
+        optimizer, parallel = BY_NAME[name].make(model), DistributedDataParallel(model)
+        before = weights(model)
+        with pytest.raises(RuntimeError, match=r"join\(\) a rank without rows takes no part"):
+            steps_inside_join(optimizer, parallel, [], 2 + rank)
+        assert torch.equal(weights(model), before), name
+    return "refused"
+
+
+def joined_in_the_end(rank):
+    """The form of join() that ends all ranks with the first that has no rows is as good as equal numbers of batches."""
+    model = Classifier()
+    optimizer, parallel = BY_NAME["kronecker-sum"].make(model), DistributedDataParallel(model)
+    done = []
+    with pytest.raises(RuntimeError, match="exhausted"):
+        steps_inside_join(optimizer, parallel, done, 2 + rank, throw_on_early_termination=True)
+    return weights(model), len(done)
+
+
+def test_ranks_may_run_out_of_rows_together(on_two_ranks):
+    (first, steps), (second, others) = on_two_ranks["joined_in_the_end"]
+    assert torch.equal(first, second)
+    assert steps == others == 2
+
+
 def test_ranks_that_hold_no_copies_are_refused(on_two_ranks):
     """Each function asserts it on its own rank; an error in one would have ended the processes."""
-    for function in (refusals, late_refusal, lonely_score):
+    for function in (refusals, late_refusal, lonely_score, inside_join):
         assert on_two_ranks[function.__name__] == ["refused", "refused"]
 
 
@@ -328,6 +364,45 @@ def test_a_group_that_is_none_is_refused():
     assert ranks_of(None) is None
     with pytest.raises(ValueError, match="alone"):
         ranks_of("lonely")
+
+
+# -- bfloat16 weights on float32 copies ----------
+
+
+def on_copies(model, **_):
+    groups = [{"params": list(model.parameters())}]
+    return masters.on_copies(groups, lambda own: torch.optim.AdamW(own, lr=0.02, fused=True))
+
+
+def copies(model, optimizer):
+    return torch.cat([optimizer.state[parameter][COPY].reshape(-1) for parameter in model.parameters()])
+
+
+def short_weights(rank):
+    """Copies after steps with uneven batches or accumulation; of copies that differ it is said which."""
+    found = {}
+    for name in (*STATISTICAL, "kronecker-sum", "masters"):
+        for kind in ("accumulated", "uneven"):
+            model = Classifier(torch.bfloat16)
+            optimizer = (BY_NAME[name].make if name in BY_NAME else on_copies)(model)
+            parallel = DistributedDataParallel(model)
+            for step in range(3):
+                inputs, labels = batch(seed=step)
+                own = slice(0, 4) if (rank, kind) == (0, "uneven") else slice(6 * rank, 6 * rank + 6)
+                (accumulated if kind == "accumulated" else train_step)(optimizer, parallel, inputs[own], labels[own])
+            found[f"{name}-{kind}"] = copies(model, optimizer)
+    optimizer = on_copies(model)
+    train_step(optimizer, parallel, *batch())
+    optimizer.masters[model.hidden.weight].mul_(1 + 2.0**-11 * rank)  # below the spacing of the weights
+    with pytest.raises(ReplicasDisagree, match=r"MasterWeights.*different weights"):
+        train_step(optimizer, parallel, *batch())
+    return found
+
+
+def test_copies_of_bfloat16_weights_are_the_same_on_every_rank(on_two_ranks):
+    ranks = on_two_ranks["short_weights"]
+    assert len(ranks[0]) == 2 * (len(STATISTICAL) + 2)
+    assert [name for name in ranks[0] if not torch.equal(ranks[0][name], ranks[1][name])] == []
 
 
 # -- weights that are sharded within, and copied across, hosts (HSDP) ----------
@@ -373,5 +448,5 @@ def test_copies_of_sharded_weights_equal_one_process(on_two_ranks):
 
 FUNCTIONS = [
     *(train_as_documented, train_with_ragged_ranks, kalman_on_two, alone_and_in_subgroups),
-    *(refusals, late_refusal, lonely_score, hybrid),
+    *(refusals, late_refusal, lonely_score, inside_join, joined_in_the_end, short_weights, hybrid),
 ]

@@ -17,21 +17,49 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import lr_scheduler
 
 from heliostat.config import OptimizerSection
-from heliostat.optim import Eva, KroneckerProduct, KroneckerSum, Rank1NaturalGradient, RKalman, build_optimizer
+from heliostat.optim import (
+    RENG,
+    Eva,
+    KroneckerProduct,
+    KroneckerSum,
+    Rank1NaturalGradient,
+    RKalman,
+    build_optimizer,
+    masters,
+)
 
 
 def on_copies(params, **settings):
     """Master weights over AdamW: the model is in bfloat16, whatever it was."""
     if isinstance(params, torch.nn.Module):
         return build_optimizer(OptimizerSection(name="adamw", lr=0.02), params.bfloat16())
-    from heliostat.optim.masters import MasterWeights
-
-    return MasterWeights(params, lambda groups: torch.optim.AdamW(groups, lr=0.02, fused=True))
+    return masters.MasterWeights(params, lambda groups: torch.optim.AdamW(groups, lr=0.02, fused=True))
 
 
-MASTERS = Row("master-weights", on_copies)
-EVERY = [*ROWS, MASTERS]
-TORCH_INSIDE = {"reng-difference", "reng-double", "master-weights"}
+def in_bfloat16(row):
+    def make(params, **settings):
+        return row.make(params.bfloat16() if isinstance(params, torch.nn.Module) else params, **settings)
+
+    return Row(row.name + SHORT, make, row.takes_groups)
+
+
+def reng_on_copies(params, **settings):
+    groups = [{"params": list(params.parameters())}] if isinstance(params, torch.nn.Module) else params
+    return RENG(
+        masters.on_copies(groups, lambda own: torch.optim.AdamW(own, lr=0.05)), 0.05, "double-backward", **settings
+    )
+
+
+SHORT = "-bfloat16"
+MASTERS = Row("master" + SHORT, on_copies)
+OWN = {"rank1-four", "eva", "ring", "rkalman", "rkalman-low-rank", "kronecker-sum", "kronecker-product"}
+IN_BFLOAT16 = [
+    *(in_bfloat16(row) for row in ROWS if row.name in OWN),
+    in_bfloat16(Row("reng-double", reng_on_copies)),
+    MASTERS,
+]
+EVERY = [*ROWS, *IN_BFLOAT16]
+TORCH_INSIDE = {"reng-difference", "reng-double", "reng-double-bfloat16", "master-bfloat16"}
 OVER_PARAMETERS = [row for row in EVERY if not row.name.startswith(("eva", "ring"))]
 every = pytest.mark.parametrize("row", EVERY, ids=row_name)
 over_parameters = pytest.mark.parametrize("row", OVER_PARAMETERS, ids=row_name)
@@ -61,7 +89,7 @@ def from_groups(row, groups):
     if row.name == "rank1-layer":
         names = iter("abcdefgh")
         groups = [{**group, "params": [(f"{next(names)}.w", p) for p in group["params"]]} for group in groups]
-    if row.name == "master-weights":
+    if row.name.endswith(SHORT):
         for group in groups:
             for parameter in group["params"]:
                 parameter.data = parameter.data.bfloat16()
@@ -236,7 +264,7 @@ def test_groups_may_be_added_later_and_are_saved(row):
     more = {"params": late}
     if row.name == "rank1-layer":
         more = {"params": [("late.w", late[0]), ("late.b", late[1])]}
-    if row.name == "master-weights":
+    if row.name.endswith(SHORT):
         for parameter in late:
             parameter.data = parameter.data.bfloat16()
     optimizer.add_param_group(more)
@@ -269,7 +297,7 @@ def test_what_is_frozen_stays_and_trains_once_it_is_unfrozen(row):
     frozen = [model.hidden.weight, model.hidden.bias, model.head.bias, model.embedding.weight]
     for parameter in frozen:
         parameter.requires_grad_(False)
-    if row.name == "master-weights":
+    if row is MASTERS:
         model.bfloat16()
         optimizer = on_copies([{"params": list(model.parameters())}])
     else:
@@ -298,8 +326,9 @@ def test_parameters_without_axes_without_entries_and_with_gaps(row):
     optimizer = from_groups(row, [{"params": parameters}])
     for seed in range(3):
         step(optimizer, seed)
-    assert all(bool((p != 1).all()) and bool(torch.isfinite(p).all()) for p in parameters)
-    if row.name != "master-weights":
+    moved = [optimizer.state[p].get("master", p) for p in parameters]
+    assert all(bool((p != 1).all()) and bool(torch.isfinite(p).all()) for p in moved)
+    if not row.name.endswith(SHORT):
         assert torch.equal(vector[:, 1], torch.ones(6))
         assert torch.equal(held[..., 1], torch.ones(5, 4)), "what lies between the entries is somebody else's"
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -331,8 +360,8 @@ def test_torchs_own_refusals(row):
     with pytest.warns(UserWarning, match="duplicate parameters"):
         listed(row, [{"params": [("a", one), ("a", one)]}])
     with pytest.raises(ValueError, match="with/without names"):
-        listed(row, [("a", one), two] if row.name != "master-weights" else [{"params": [("a", one), two]}])
-    if row.name != "master-weights":
+        listed(row, [("a", one), two] if row is not MASTERS else [{"params": [("a", one), two]}])
+    if row is not MASTERS:
         with pytest.raises(TypeError):
             row.make(Classifier(), maximize=True)
     with pytest.raises(ValueError, match="no setting 'maximize'"):

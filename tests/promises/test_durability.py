@@ -10,8 +10,10 @@ from heliostat.config import ConfigError
 from heliostat.report.read import read_run
 from heliostat.train import run_recipe
 from heliostat.train.folder import RunFolder, reserve_run_dir
-from tests import torture
 from tests.promises import small
+from tests.torture import courses as torture
+from tests.torture import flips
+from tests.torture.__main__ import files, others
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,25 @@ def test_killed_while_rolling_back_it_ends_with_the_same_bits(tmp_path):
     course = torture.Course(tmp_path / "back", rolled_back=True)
     assert course.num_events > 50
     assert torture.kills(course, 5, random.Random(1)) == (5, 5)
+
+
+def test_what_comes_from_outside_is_survived(tmp_path):
+    chance = random.Random(0)
+    rows = [*files(tmp_path, 5, chance), *others(tmp_path, 5, chance)]
+    assert [row for row in rows if row[1] != row[2]] == []
+    assert len(rows) == 8
+
+
+@pytest.mark.slow
+def test_no_flip_goes_unseen_in_a_file_of_a_run(plain):
+    chance = random.Random(0)
+    found = {}
+    for breaking in (flips.checkpoint_flips, flips.log_flips, flips.ended_flips):
+        found |= breaking(plain.whole, 3, chance)
+    assert {name for name, (num, total) in found.items() if num != total} == set()
+    named = {path.relative_to(plain.whole).parts[0] for path in plain.whole.rglob("*") if path.is_file()}
+    told = " ".join(found)
+    assert {name for name in named if name not in told} == {"run.lock", "report.html"}
 
 
 def unfinished(plain, folder):

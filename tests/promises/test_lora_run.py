@@ -13,6 +13,7 @@ from heliostat.models import load_model, lora
 from heliostat.models.lora import add_adapters
 from heliostat.train import run_recipe
 from heliostat.train.interrupt import Interrupted
+from heliostat.train.trainer import Trainer
 from tests.promises import small
 
 SHORT = {
@@ -97,6 +98,27 @@ def test_a_run_whose_model_does_not_come_back_is_not_finished_and_loses_nothing(
 
     assert run_recipe(recipe, tmp_path / "run", "small").status == "finished"
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_resumed_run_tries_its_export_again_and_loses_nothing(tmp_path):
+    recipe = load_recipe(str(small.write_recipe(tmp_path)), SHORT)
+    made = Trainer._step
+
+    def stop_at_the_second(self, step):
+        if step == 2:
+            raise Interrupted
+        return made(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", stop_at_the_second)
+        assert run_recipe(recipe, tmp_path / "run", "small").status == "interrupted"
+    before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("heliostat.models.saving.merged", lambda model, weights: lora.unadapted(weights))
+        with pytest.raises(ConfigError, match="nothing more was trained, since the model of this run could not be"):
+            run_recipe(recipe, tmp_path / "run", "small")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
+    assert run_recipe(recipe, tmp_path / "run", "small").status == "finished"
 
 
 def test_modules_to_save_without_adapters_are_refused(tmp_path):

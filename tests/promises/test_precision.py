@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from heliostat.cli.tables import print_evaluations
 from heliostat.config import dump_recipe, load_recipe
 from heliostat.models import hub, load_model
 from heliostat.models.lora import add_adapters
 from heliostat.train import run_eval, run_recipe, run_sft
-from heliostat.train.checkpoint import CheckpointError, Checkpoints
+from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.checkpoint_files import CheckpointError
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import set_up_model
 from heliostat.train.trainer import Trainer
@@ -166,6 +168,22 @@ def test_the_saved_model_has_the_results_of_the_evaluation_after(finished, weigh
         assert evaluation.pass_at_1 == pytest.approx(result.after.pass_at_1, abs=0.15)
     else:
         assert evaluation.results == result.after.results
+
+
+def test_an_evaluation_of_the_saved_model_has_its_type_and_says_so(finished, weights, monkeypatch, capsys):
+    """Whatever ``auto`` would mean here for another model; what the recipe says wins."""
+    result, recipe, _ = finished
+    monkeypatch.setattr(hub, "native_bfloat16", lambda device: weights.dtype == "float32")
+    section = recipe.model.model_copy(update={"dtype": "auto"})
+    report = run_eval([str(result.folder / "model")], recipe.model_copy(update={"model": section}))
+    assert report.dtypes == (weights.dtype,)
+    if not weights.lora_rank:
+        assert report.evaluations[0].results == result.after.results
+    print_evaluations(report)
+    assert f"weights in {weights.dtype}" in capsys.readouterr().out
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[weights.dtype]
+    asked = recipe.model_copy(update={"model": section.model_copy(update={"dtype": other})})
+    assert run_eval([str(result.folder / "model")], asked, num_problems=2).dtypes == (other,)
 
 
 @pytest.mark.parametrize("staleness", [0, 2])

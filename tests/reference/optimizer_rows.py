@@ -151,6 +151,7 @@ def train_step(
         scored: the samples whose scores are taken; the first ones where not given.
     """
     optimizer.zero_grad()
+    extra_pass = getattr(optimizer, "extra_pass", "none")
     cuts = list(torch.arange(len(inputs)).chunk(num_parts))
     parts = [(inputs[cut], labels[cut], scale * len(cut) / len(inputs)) for cut in cuts]
 
@@ -158,7 +159,7 @@ def train_step(
         for x, y, share in parts:
             yield mean_loss(model, x, y) * share
 
-    if optimizer.extra_pass == "reevaluation":
+    if extra_pass == "reevaluation":
         optimizer.step(losses)
         return
 
@@ -166,7 +167,9 @@ def train_step(
         for loss in losses():
             loss.backward()
 
-    passes = [gradient, lambda: _extra(optimizer, model, inputs, labels, cuts, scored)]
+    passes = [gradient]
+    if extra_pass != "none":
+        passes.append(lambda: _extra(optimizer, model, inputs, labels, cuts, scored))
     for one in reversed(passes) if extra_first else passes:
         one()
     optimizer.step()

@@ -1,6 +1,7 @@
 """The Python API: names that load on first use, recipes in any form, refusals before anything starts."""
 
 import inspect
+import pickle
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import heliostat
 from heliostat import api
 from heliostat.config import ConfigError, build_recipe, dump_recipe, load_recipe
 from heliostat.rollout import SamplingSettings
+from heliostat.tasks import VerifierError
+from heliostat.train import RunResult
 
 
 @pytest.fixture
@@ -129,6 +132,38 @@ def test_training_writes_the_page_of_the_folder_it_trained_in(calls, tmp_path):
     assert [(call.name, call.args) for call in calls if call.name == "write_report"] == [
         ("write_report", ([tmp_path],))
     ] * 2
+
+
+@pytest.mark.parametrize("start", [lambda: api.post_train("demo"), lambda: api.sft("demo")])
+def test_a_run_that_failed_raises_with_its_reason_and_its_folder(calls, monkeypatch, tmp_path, start):
+    ended = RunResult(tmp_path, "failed", "three steps in a row were not finite", None, None)
+    monkeypatch.setattr(api, "run_recipe", lambda *args, **options: ended)
+    monkeypatch.setattr(api, "run_sft", lambda *args, **options: ended)
+    with pytest.raises(heliostat.RunFailed, match="three steps in a row were not finite") as caught:
+        start()
+    assert [call.name for call in calls] == ["write_report"], "it has its page all the same"
+    for failed in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert (failed.reason, failed.folder, failed.result) == (ended.reason, tmp_path, ended)
+        assert str(tmp_path) in str(failed)
+
+
+def test_a_run_that_was_interrupted_is_returned(calls, monkeypatch, tmp_path):
+    ended = RunResult(tmp_path, "interrupted", "stopped by the user", None, None)
+    monkeypatch.setattr(api, "run_recipe", lambda *args, **options: ended)
+    assert api.post_train("demo") == ended
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "sample", "collect"])
+def test_what_fails_without_a_run_raises_the_same(calls, monkeypatch, tmp_path, verb):
+    def fail(*args, **options):
+        raise VerifierError("no worker can be started")
+
+    for name in ("api.run_eval", "api.run_sample", "train.collect.run_collect"):
+        monkeypatch.setattr(f"heliostat.{name}", fail)
+    more = [tmp_path / "a.bank"] if verb == "collect" else []
+    with pytest.raises(heliostat.RunFailed, match="no worker can be started") as caught:
+        getattr(api, verb)("tiny", "demo", *more)
+    assert (caught.value.folder, caught.value.result) == (None, None)
 
 
 def test_sft_takes_rows_of_a_file(calls, tmp_path):

@@ -1,6 +1,7 @@
 """What may be written over: folders that a run of ours marked, files that we wrote, and nothing else."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,13 @@ def test_a_file_a_path_through_a_file_and_a_dangling_link_are_refused_in_a_sente
         with pytest.raises(ConfigError, match="cannot be a run folder"):
             claim_folder(path, KIND)
     assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "/proc/run", "/dev/null/run"])
+def test_a_place_where_no_folder_can_be_made_is_refused_in_a_sentence(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be a run folder"):
+        claim_folder(Path(path), KIND)
 
 
 def test_a_run_of_another_kind_and_a_damaged_marker_are_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 import types
 
 import pytest
@@ -29,6 +31,13 @@ class Service:
         self.calls.append((name, options))
         if name in self.fails:
             raise self.error
+
+    def wait_for(self, name, number):
+        """Until it was called so often; trackers are asked in a thread of their own."""
+        until = time.monotonic() + 60
+        while len(self.named(name)) < number and time.monotonic() < until:
+            time.sleep(0.001)
+        assert len(self.named(name)) == number
 
     def named(self, name):
         return [options for called, options in self.calls if called == name]
@@ -107,8 +116,10 @@ def test_a_service_that_recovers_gets_the_later_rows_and_a_dead_one_is_left_alon
     service = Service("log")
     (tracker,) = opened(service)
     tracker.log(1, {})
+    service.wait_for("log", 1)
     service.fails.clear()
     tracker.log(2, {})
+    service.wait_for("log", 2)
     service.fails.add("log")
     for step in range(3, 10):
         tracker.log(step, {})
@@ -118,9 +129,60 @@ def test_a_service_that_recovers_gets_the_later_rows_and_a_dead_one_is_left_alon
 
 
 def test_an_interrupt_is_no_failure(opened):
-    (tracker,) = opened(Service("log", error=KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        tracker.log(1, {})
+        opened(Service("init", error=KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("call", ["init", "log", "finish"])
+@pytest.mark.parametrize("error", [SystemExit(1), RecursionError("deep"), ConfigError("no such project")])
+def test_a_client_that_tries_to_end_the_process_ends_nothing(opened, call, error):
+    if (call, type(error)) == ("init", ConfigError):
+        pytest.skip("what is said at once, before the model loads")
+    service, notes = Service(call, error=error), []
+    (tracker,) = opened(service, notes=notes)
+    tracker.log(1, {})
+    tracker.close()
+    assert [note.partition(" (")[0] for note in notes] == ["wandb failed"]
+
+
+class Hanging(Service):
+    """Holds every call of one name until it is let go."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.go = name, threading.Event()
+
+    def _called(self, name, options):
+        super()._called(name, options)
+        if name == self.name:
+            self.go.wait(60)
+
+
+@pytest.mark.parametrize("call", ["log", "finish"])
+def test_a_tracker_that_hangs_holds_nothing_up(opened, monkeypatch, call):
+    monkeypatch.setattr("heliostat.trackers.CLOSE_S", 0.05)
+    service, notes = Hanging(call), []
+    (tracker,) = opened(service, notes=notes)
+    for step in range(100):
+        tracker.log(step, {})
+    tracker.close()
+    assert not service.go.is_set()
+    assert notes == [
+        "wandb has not taken everything within 0.05 s; the run ends without it, and metrics.jsonl has every number"
+    ]
+    service.go.set()
+    service.wait_for("finish", 1)
+    assert [row["step"] for row in service.named("log")] == list(range(100))
+
+
+def test_a_row_is_what_it_was_when_it_was_logged(opened):
+    service, row = Hanging("log"), {"reward/mean": 1.0}
+    (tracker,) = opened(service)
+    tracker.log(1, row)
+    row["reward/mean"] = 2.0
+    service.go.set()
+    tracker.close()
+    assert service.named("log") == [{"reward/mean": 1.0, "step": 1}]
 
 
 def test_a_missing_key_is_a_sentence(opened):

@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import math
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,23 +23,17 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from heliostat.monitors.foreign import TRL_METRICS
 from heliostat.monitors.guard import Finding, Guard
+from heliostat.monitors.outright import Outright
+from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.rules import default_rules
+from heliostat.printed import visible, visible_line
 from heliostat.storage import append_rows, publish_file
 
 logger = logging.getLogger(__name__)
 
-METRIC_OF: Mapping[str, str] = {
-    "loss": "loss/objective",
-    "grad_norm": "optim/grad_norm",
-    "learning_rate": "optim/lr",
-    "entropy": "policy/entropy",
-    "reward": "reward/mean",
-    "frac_reward_zero_std": "reward/zero_signal",
-    "completions/mean_length": "length/mean",
-    "completions/max_length": "length/max",
-    "completions/clipped_ratio": "length/truncated",
-}
+METRIC_OF: Mapping[str, str] = TRL_METRICS
 """Our metric for each number that transformers or TRL logs; other numbers are not read."""
 
 
@@ -63,6 +58,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self.mode = mode
         self.baseline = (baseline_start, baseline_steps)
         self.guard = Guard(default_rules(baseline_start, baseline_steps))
+        self.outright = Outright(OUTRIGHT)
         self.disabled = ""
 
     def on_train_begin(
@@ -98,12 +94,15 @@ class GuardCallback(TrainerCallback, ExportableState):
         try:
             self._judge(Path(str(args.output_dir)), state, control, logs)
         except Exception as error:
-            self.disabled = f"{type(error).__name__}: {error}"
-            logger.exception("guard: switched itself off after an error of its own; training goes on")
+            self.disabled = visible_line(f"{type(error).__name__}: {error}")
+            said = visible(traceback.format_exc())
+            logger.error("guard: switched itself off after an error of its own; training goes on\n%s", said)
 
     def _judge(self, folder: Path, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any]) -> None:
         signals = {ours: _number(logs[theirs]) for theirs, ours in METRIC_OF.items() if theirs in logs}
-        found = self.guard.read(state.global_step, signals)
+        found = self.outright.read(state.global_step, signals)
+        hidden = self.outright.hidden
+        found += [finding for finding in self.guard.read(state.global_step, signals) if finding.rule not in hidden]
         stops = [f for f in found if f.level == "broken" or (f.level == "rollback" and self.mode == "act")]
         if stops:
             control.should_training_stop = True
@@ -113,7 +112,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         _append(folder / "metrics.jsonl", {"step": state.global_step, **finite})
         for finding in found:
             row = _event(finding, taken=finding in stops or finding.level != "rollback")
-            logger.warning("guard: %s", row["text"])
+            logger.warning("guard: %s", visible_line(row["text"]))
             _append(folder / "events.jsonl", row)
 
     def state(self) -> dict[str, Any]:
@@ -127,16 +126,19 @@ class GuardCallback(TrainerCallback, ExportableState):
     @property
     def judgement(self) -> dict[str, Any]:
         """The guard's state, as JSON values."""
-        return self.guard.state_dict()
+        return self.guard.state_dict() | {"outright": self.outright.state_dict()}
 
     @judgement.setter
     def judgement(self, state: Mapping[str, Any]) -> None:
         self.guard.load_state_dict(state)
+        if "outright" in state:  # a checkpoint of an earlier version has none
+            self.outright.load_state_dict(state["outright"])
 
 
 def _event(finding: Finding, taken: bool) -> dict[str, Any]:
     action = "stop" if finding.level in ("rollback", "broken") else "note"
-    text = finding.sentence() if taken else f"{finding.sentence()}; in mode act: stop"
+    said = f"{finding.sentence()}; {finding.advice}" if finding.outright else finding.sentence()
+    text = said if taken else f"{said}; in mode act: stop"
     return {**finding.to_row(), "action": action, "taken": taken, "text": text}
 
 

@@ -42,7 +42,7 @@ from heliostat.adapters.trl_settings import (
 )
 from heliostat.config import ConfigError, ObjectiveSection, OptimizerSection
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import FiniteStep, build_optimizer
+from heliostat.optim import FiniteStep, accumulate_in_float32, build_optimizer
 from heliostat.optim.replicas import ALONE
 
 OURS = (
@@ -185,6 +185,8 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
             optimizer = build_optimizer(self.args.optimizer_section(), model or self.model)
             if isinstance(optimizer, FiniteStep):
                 self._fit(optimizer)
+            if self.accelerator.num_processes == 1:  # DDP holds gradients in the weights' own type
+                accumulate_in_float32((model or self.model).parameters())
             self.optimizer = optimizer
         return super().create_optimizer(model)  # type: ignore[no-any-return]
 

@@ -57,6 +57,9 @@ def _train(parser: ArgumentParser) -> None:
 def _post_train(parser: ArgumentParser) -> None:
     _train(parser)
     parser.add_argument(
+        "--no-audit", action="store_true", help="train without an audit of the reward, or in spite of what it found"
+    )
+    parser.add_argument(
         "--profile", action="store_true", help="after a few steps, say where their time and memory went"
     )
 
@@ -215,7 +218,7 @@ _TASK_COMMANDS = (
     (
         "audit",
         Command(
-            "try right answers and junk on a task's verifiers; exit code 1 if its reward can be hacked",
+            "try right answers and junk on a task's verifiers; exit code 1 if either is judged wrongly",
             commands.audit_task,
             _audit,
             usage=f"NAME [--seed N] {_TASK_SETTINGS}",
@@ -256,7 +259,7 @@ COMMANDS: dict[str, Command] = {
         "post-train a model by a recipe; the same command resumes an unfinished run",
         commands.train,
         _post_train,
-        usage=f"RECIPE [--run DIR] {_SETTINGS}",
+        usage=f"RECIPE [--run DIR] [--no-audit] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
         explains_settings=True,
     ),

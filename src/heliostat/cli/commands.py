@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from heliostat.printed import say, visible_line
@@ -24,10 +25,11 @@ def train(args: Namespace) -> int:
     """``heliostat train``: post-train by a recipe."""
     from heliostat.config import load_recipe
 
-    load_recipe(args.recipe, args.overrides)  # refuse a bad recipe before torch is imported
+    overrides = [*args.overrides, "--audit.enabled=false"] if args.no_audit else args.overrides
+    load_recipe(args.recipe, overrides)  # refuse a bad recipe before torch is imported
     from heliostat.api import post_train
 
-    return _conclude(post_train(args.recipe, args.overrides, args.run_dir, profile=args.profile))
+    return _conclude(lambda: post_train(args.recipe, overrides, args.run_dir, profile=args.profile))
 
 
 def sft(args: Namespace) -> int:
@@ -37,14 +39,21 @@ def sft(args: Namespace) -> int:
     load_recipe(args.recipe, args.overrides)
     from heliostat.api import sft
 
-    return _conclude(sft(args.recipe, args.data, args.overrides, args.run_dir))
+    return _conclude(lambda: sft(args.recipe, args.data, args.overrides, args.run_dir))
 
 
-def _conclude(result: RunResult) -> int:
+def _conclude(run: Callable[[], RunResult]) -> int:
     """Say how a run ended and where everything is; the other ranks of a run only say what went wrong with them."""
     from heliostat.cli.tables import print_outcome
     from heliostat.tracking import read_metrics
+    from heliostat.train import RunFailed
 
+    try:
+        result = run()
+    except RunFailed as failed:
+        if failed.result is None:
+            raise
+        result = failed.result
     if result.speaks:
         rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
         print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], result.folder / "report.html")
@@ -169,7 +178,7 @@ def show_task(args: Namespace) -> int:
 
 
 def audit_task(args: Namespace) -> int:
-    """``heliostat tasks audit``: exit code 1 where some reward can be had without solving anything."""
+    """``heliostat tasks audit``: exit code 1 where a reward can be had for nothing, or a right answer earns none."""
     from heliostat.config import build_recipe, load_recipe, recipe_names
 
     if args.name in recipe_names() or args.name.endswith(".toml"):
@@ -179,10 +188,11 @@ def audit_task(args: Namespace) -> int:
         recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
     from heliostat.tasks import audit, load_task
 
-    reports = [audit(load_task(section, args.seed)) for section in recipe.task]
+    tasks = [load_task(section, args.seed) for section in recipe.task]
+    reports = [audit(task, heldout=True) for task in tasks]
     for report in reports:
         say(report.format())
-    return 1 if any(report.hackable for report in reports) else 0
+    return 1 if any(report.hackable or report.refused for report in reports) else 0
 
 
 def recipes(args: Namespace) -> int:

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from heliostat.cli.python_prints import python_prints_visibly
 from heliostat.printed import visible_line
 
 EXIT_REFUSED = 2
@@ -50,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; ``None``: those of this process.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with python_prints_visibly():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     from heliostat.cli.parser import parse
 
     try:
@@ -69,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in arguments or not is_refusal(error):
             raise
         print(f"heliostat: {one_line(error)}", file=sys.stderr)
-        return EXIT_REFUSED
+        return int(getattr(error, "exit_code", EXIT_REFUSED))  # of an evaluation that failed: 1
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text as RichText
 
-from heliostat.printed import visible
+from heliostat.printed import visible, visible_line
 from heliostat.terminal import SafeConsole
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def print_evaluations(report: EvalReport) -> None:
             table.add_row(*map(Text, (model, task, *_cells(part, k))))
     page = Page()
     page.print(table)
+    page.print(f"weights in {' and '.join(dict.fromkeys(report.dtypes))}", markup=False)
     if (pair := report.comparison) is not None:
         low, high = pair.ci95
         page.print(
@@ -132,6 +133,8 @@ def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], r
     for what, value in lines.items():
         if value:
             page.print(f"{what:<24}{value}", markup=False, soft_wrap=True)
+    for finding in result.findings:
+        page.print(f"{'finding':<24}{visible_line(finding)}", markup=False, soft_wrap=True)
 
 
 def print_completions(groups: Sequence[Group]) -> None:

@@ -13,6 +13,7 @@ from heliostat.config.layers import split_overrides
 from heliostat.config.places import is_same_place
 from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, recipe_names, recipe_text
 from heliostat.config.sections import (
+    AuditSection,
     DistributedSection,
     EvalSection,
     FeedbackSection,
@@ -35,6 +36,7 @@ from heliostat.config.sections import (
 )
 
 __all__ = [
+    "AuditSection",
     "ConfigError",
     "DistributedSection",
     "EvalSection",

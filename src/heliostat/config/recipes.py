@@ -1,6 +1,7 @@
 """Recipes by name or path: read, extended, overridden, checked, and written back.
 
-A file may begin with ``extends = "demo"``: the name of a shipped recipe, or a path relative to the file.
+A file may begin with ``extends = "demo"``: the name of a shipped recipe, or a path relative to the file. Files
+and modules that it names are looked for in its own folder first (``places``).
 
 Left out: the rules by which layers merge (``layers``) and the settings themselves (``sections``).
 """
@@ -64,8 +65,8 @@ def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
     Raises:
         ConfigError: one line that names the recipe or key and the nearest valid one.
 
-    **Limits.** ``load_recipe(name)`` equals ``build_recipe`` of the file's tables; overriding a key with the value it
-    has changes nothing; ``load_recipe`` of a file written by ``dump_recipe`` gives an equal recipe.
+    **Limits.** ``load_recipe(name)`` equals ``build_recipe`` of the file's tables, in the file's folder; overriding a
+    key with the value it has changes nothing; ``load_recipe`` of a file written by ``dump_recipe`` gives an equal one.
     """
     return _validate(functools.reduce(merge, [*_layers(name_or_path), _override_layer(overrides)], _empty()))
 

@@ -104,6 +104,15 @@ class TaskSection(NamedSection):
     num_heldout: int = Field(200, ge=1, description="held-out problems, disjoint from training")
 
 
+class AuditSection(Section):
+    """The audit of the reward before training: right answers and known tricks, paid by the run's own verifiers."""
+
+    enabled: bool = Field(True, description="audit the reward before training; --no-audit: false")
+    num_oracles: int = Field(200, ge=0, description="right answers that are paid, drawn where there are more")
+    max_refused: float = Field(0.1, ge=0, le=1, description="share of right answers that may earn nothing; more: stop")
+    budget_s: float = Field(10.0, gt=0, description="seconds for all of it, from the first verdict on")
+
+
 class WarmStartSection(Section):
     """Supervised steps on worked solutions, before post-training."""
 
@@ -266,7 +275,9 @@ class GuardSection(Section):
     """What watches over the run, and what it may do about what it sees."""
 
     mode: Literal["shadow", "act", "off"] = Field(
-        "shadow", description="shadow: say what it would do; act: do it; broken numbers are acted on in both"
+        "shadow",
+        description="shadow: say what it would do; act: do it; broken numbers are acted on in both; off: "
+        "only what a run says outright, like that nothing is solved",
     )
     baseline_start: int = Field(20, ge=0, description="steps before the run's own level is taken")
     baseline_steps: int = Field(40, ge=2, description="steps that make up the run's own level")
@@ -296,6 +307,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
+    audit: AuditSection = AuditSection()
     warm_start: WarmStartSection = WarmStartSection()
     feedback: FeedbackSection = FeedbackSection()
     rollout: RolloutSection = RolloutSection()

@@ -8,6 +8,8 @@ Left out: several of them at once (``race``), and what is made of the rows (``ru
 
 from __future__ import annotations
 
+import io
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from heliostat.control.contenders import algorithm_class, arguments_of, setup_of
+from heliostat.storage import publish_file
 
 EVAL_SEED = 10_000
 Row = dict[str, float]
@@ -100,6 +103,15 @@ class _Stopwatch(BaseCallback):
         self.on_row(row)
 
 
+def _save(model: Any, env: VecEnv, path: Path) -> None:
+    """Write what Stable-Baselines3 writes under these names (``model.zip``, ``model.normalize.pkl``), whole."""
+    written = io.BytesIO()
+    model.save(written)
+    publish_file(path.with_name(f"{path.name}.zip"), written.getvalue())
+    if isinstance(env, VecNormalize):
+        publish_file(path.with_name(f"{path.name}.normalize.pkl"), pickle.dumps(env))
+
+
 def run_lap(lap: Lap, on_row: OnRow = lambda row: None) -> list[Row]:
     """Train and evaluate; one row per evaluation.
 
@@ -123,9 +135,7 @@ def run_lap(lap: Lap, on_row: OnRow = lambda row: None) -> list[Row]:
     watch = _Stopwatch(lap, eval_env, on_row)
     model.learn(lap.num_steps, callback=watch, log_interval=None)  # type: ignore[arg-type]
     if lap.model is not None:
-        model.save(lap.model)
-        if isinstance(env, VecNormalize):
-            env.save(f"{lap.model}.normalize.pkl")
+        _save(model, env, lap.model)
     env.close()
     eval_env.close()
     return watch.rows

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from heliostat.control.actor import Actor, Observations, Rows, actions_for, distribution_kept, taken
 from heliostat.control.directions import Direction, Rank1, direction_of
+from heliostat.control.loading import check_keywords
 from heliostat.control.optimizer_state import carry_state, fits, fused_where_possible, let_go, take_settings
 from heliostat.control.policies import (
     SHARING,
@@ -414,9 +415,13 @@ class SMAC(OnPolicyAlgorithm):
     ) -> Self:
         """As every Stable-Baselines3 algorithm's; settings given here hold, and state is the file's where it fits.
 
+        Raises:
+            TypeError: a keyword is neither a setting nor anything else that the file holds.
+
         Warns:
             UserWarning: another ``direction`` than the file's; its optimizer starts anew.
         """
+        check_keywords(cls, path, kwargs, custom_objects)
         model: Self = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         given = {**(custom_objects or {}), **kwargs}
         if given.keys() & {"direction", "learning_rate", "lr_schedule"}:

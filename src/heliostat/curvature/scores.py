@@ -18,7 +18,7 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 
 def categorical_log_prob(logits: Float[Tensor, "... vocab"], label: Int[Tensor, ...]) -> Float[Tensor, ""]:
     """``sum log softmax(logits)[label]``, over all positions of one sample."""
-    return torch.log_softmax(logits, -1).gather(-1, label.unsqueeze(-1)).sum()
+    return torch.log_softmax(_wide(logits), -1).gather(-1, label.unsqueeze(-1)).sum()
 
 
 def per_sample_scores(
@@ -31,7 +31,8 @@ def per_sample_scores(
     """``u_n = grad log p(y_n | x_n)`` of every sample, by parameter name, in one vectorised pass.
 
     Args:
-        inputs, labels: one sample per first index.
+        inputs: one sample per first index.
+        labels: likewise.
         log_prob: the log-probability of one sample from the model's output for it.
         only: names of the parameters to differentiate by; all trainable ones where not given.
 
@@ -75,5 +76,9 @@ def sampled_log_likelihood(
     with torch.no_grad():
         probabilities = torch.softmax(logits.detach().float(), -1).reshape(-1, logits.shape[-1])
         labels = torch.multinomial(probabilities, 1, generator=generator)
-    log_probs = torch.log_softmax(logits.reshape(-1, logits.shape[-1]), -1)
+    log_probs = torch.log_softmax(_wide(logits).reshape(-1, logits.shape[-1]), -1)
     return log_probs.gather(1, labels).sum()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -46,8 +46,11 @@ GAINS, MIN_REACTION = (1.0, 4.0, 12.0), 300
 MAX_NATS = 4.0
 """How far the furthest logit lies from the mean at the temperature compared at."""
 
-WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size")
-"""How configurations call the number of positions a token sees."""
+WINDOWS, SPARSE = ("window", "attention_chunk", "local_attention"), ("index_topk",)
+"""What is in the names that configurations give to a number of positions that a token sees: the nearest, the best."""
+
+NO_WINDOWS, BLOCKS = ("layers", "pattern"), {"index_topk_blocks": "index_block_size"}
+"""What is in the names of other things about windows, and which numbers count blocks of another number of positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,14 @@ def unreached(loaded: LoadedModel) -> bool:
 
 def _windows(loaded: LoadedModel) -> list[int]:
     config = loaded.model.config.get_text_config()
-    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
-        return []
-    values = (getattr(config, name, None) for name in WINDOWS)
-    return [value for value in values if isinstance(value, int) and value > 0]
+    whole = set(getattr(config, "layer_types", None) or ()) == {"full_attention"}
+    words = SPARSE if whole else (*WINDOWS, *SPARSE)
+    values = {name: value for name, value in vars(config).items() if type(value) is int and value > 0}
+    return [
+        value * values.get(BLOCKS.get(name, ""), 1)
+        for name, value in values.items()
+        if any(word in name for word in words) and not any(word in name for word in NO_WINDOWS)
+    ]
 
 
 def _ordinary_ids(loaded: LoadedModel, num: int) -> list[int]:

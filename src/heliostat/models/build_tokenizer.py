@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from heliostat.models.tiny import BOS, SEP, SPECIAL_TOKENS, TOKENIZER_PATH
+from heliostat.storage import publish_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the committed file differs")
     text = build().to_str(pretty=True) + "\n"
     if not parser.parse_args().check:
-        TOKENIZER_PATH.write_text(text, encoding="utf-8")
+        publish_file(TOKENIZER_PATH, text)
     elif TOKENIZER_PATH.read_text(encoding="utf-8") != text:
         sys.exit(f"{TOKENIZER_PATH} differs from a fresh build")
 

@@ -106,7 +106,7 @@ def _typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int]]) ->
 
 
 def _plain(loaded: LoadedModel, text: str) -> list[int]:
-    return list(loaded.tokenizer.encode(text, add_special_tokens=False)) if text else []
+    return list(loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
 
 
 def _as_text(loaded: LoadedModel, token: str) -> list[int]:

@@ -53,7 +53,7 @@ def encode_problem(
     if len(ids) > loaded.context_length - 1:
         raise ValueError(
             f"{problem.described}: its prompt has {len(ids)} tokens, but the context of model "
-            f"'{loaded.name}' holds {loaded.context_length} and needs one for the answer"
+            f"'{loaded.name}' holds {loaded.context_length} and needs one for the answer; shorten or remove it"
         )
     return Prompt(problem, tuple(ids))
 
@@ -119,7 +119,7 @@ def _encode_text(loaded: LoadedModel, problem: Problem) -> list[int]:
         start, end = _affixes(loaded)
         ids = [*start, *encode_typed(loaded, problem.prompt, problem.markup, problem.described), *end]
     else:
-        ids = list(loaded.tokenizer.encode(problem.prompt))
+        ids = list(loaded.tokenizer.encode(problem.prompt, verbose=False))
     # Some tokenizers close every text with an end-of-sequence token, which is no way to begin an answer.
     if ids and ids[-1] == loaded.eos_id and not problem.prompt.endswith(str(loaded.tokenizer.eos_token)):
         ids = ids[:-1]

@@ -152,7 +152,7 @@ def _check_architecture(config: Any, name: str) -> None:
     if config.is_encoder_decoder:
         raise ConfigError(f"model '{name}' ({config.model_type}) is an encoder-decoder; give a decoder-only model")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ConfigError(f"model '{name}' ({config.model_type}) is not a causal language model")
+        raise ConfigError(f"model '{name}' ({config.model_type}) is not a causal language model of transformers")
     if getattr(config, "quantization_config", None):
         raise ConfigError(f"model '{name}' is quantised and cannot be trained; give the original checkpoint")
 

@@ -8,6 +8,7 @@ Left out: finding and reading checkpoints (``load``), and turning text into ids 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
         model=model,
         tokenizer=tokenizer,
         name=name,
-        context_length=_context_length(config, tokenizer),
+        context_length=_context_length(config, tokenizer, name),
         eos_id=eos_id,
         turn_end_id=turn_end_id,
         eos_ids=eos_ids,
@@ -157,11 +158,30 @@ def _as_ids(value: int | list[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    limit: int = min(tokenizer.model_max_length, UNLIMITED_CONTEXT)
     for attribute in ("max_position_embeddings", "max_sequence_length", "max_seq_len"):
-        if limit := getattr(config, attribute, None):
-            return int(limit)
-    return min(tokenizer.model_max_length, UNLIMITED_CONTEXT)
+        if declared := getattr(config, attribute, None):
+            limit = int(declared)
+            break
+    turn = _turning_length(config)
+    if turn is None or turn >= limit:
+        return limit
+    warnings.warn(
+        f"model '{name}' sees every position anew in texts of more than {turn} tokens (LongRoPE), so cached and padded "
+        f"texts would not be its own beyond them; its contexts are held to {turn} of {limit} tokens",
+        stacklevel=3,
+    )
+    return turn
+
+
+def _turning_length(config: Any) -> int | None:
+    """Tokens beyond which the rotations of all positions change, the first included; ``None`` without such a turn."""
+    rotations = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotations, *(each for each in rotations.values() if isinstance(each, dict))]
+    own = getattr(config, "original_max_position_embeddings", None)
+    turns = [each.get("original_max_position_embeddings", own) for each in kinds if each.get("rope_type") == "longrope"]
+    return min((int(turn) for turn in turns if turn), default=None)
 
 
 @contextmanager

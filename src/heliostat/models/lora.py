@@ -65,6 +65,11 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
         except ValueError as error:
             if unknown:
                 raise no_such_layer(model, section.layers, unknown[0]) from error
+            if whole and not section.layers:
+                raise ConfigError(
+                    f"lora.modules_to_save = {list(section.modules_to_save)} leaves no layer for an adapter; name "
+                    "fewer modules, or train the whole model with lora.rank = 0"
+                ) from error
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ConfigError(f"lora.layers = {list(section.layers)} does not suit this model: {reason}") from error
     for name in unknown:  # PEFT strikes out what it translated, and passes over what it found nowhere
@@ -175,8 +180,8 @@ def stirred(model: nn.Module, seed: int) -> Iterator[None]:
     generators: dict[torch.device, torch.Generator] = {}
     with torch.no_grad():
         for layer in _adapted(model).values():
-            base = _held(getattr(layer.get_base_layer(), _parameter_name(layer)))
-            factors = [_held(parameter) for name, parameter in _own(layer).items()]
+            base = held(getattr(layer.get_base_layer(), _parameter_name(layer)))
+            factors = [held(parameter) for name, parameter in _own(layer).items()]
             for factor in factors:
                 if factor.any():
                     continue
@@ -193,7 +198,7 @@ def stirred(model: nn.Module, seed: int) -> Iterator[None]:
                 factor.copy_(old)
 
 
-def _held(tensor: Tensor) -> Tensor:
+def held(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that may be cut over ranks; shares its memory."""
     part: Tensor = getattr(tensor.detach(), "_local_tensor", tensor.detach())
     return part

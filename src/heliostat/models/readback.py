@@ -151,7 +151,7 @@ def _compare_logits(model: nn.Module, prompts: Sequence[Ids], said: TrainerLogit
         raise SavedDiffers(f"{whose} logits are of another shape than the trainer's")
     gap, bound = median_gap(read, said.values), QUIET[next(model.parameters()).dtype]
     if gap > bound:
-        _jitter(model)
+        jitter(model)
         bound = min(max(bound, NUM_NOISES * median_gap(_logits(model, prompts), read)), LOUD)
     if not gap <= bound:
         raise SavedDiffers(
@@ -175,7 +175,7 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _jitter(model: nn.Module) -> None:
+def jitter(model: nn.Module) -> None:
     """Move every weight up or down by about one unit in its last place, in place."""
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):

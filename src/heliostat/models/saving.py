@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch import nn
 from heliostat.models.loaded import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged, plain_name
 from heliostat.models.templates import without_day
-from heliostat.storage import MANIFEST, publishing
+from heliostat.storage import MANIFEST, new_folder, publishing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,14 +82,22 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _spare_foreign(folder: Path) -> None:
-    """Move a folder aside that holds something that no save wrote."""
+    """Keep what is in a folder under another name too, if it holds something that no save wrote."""
     entries = list(folder.iterdir()) if folder.exists() else []
     if foreign := [entry.name for entry in entries if not _may_be_saved(entry)]:
-        kept = Path(tempfile.mkdtemp(prefix=f"{folder.name}-before-", dir=folder.parent))
-        folder.replace(kept)  # onto an empty folder, which the system allows
+        kept = new_folder(folder.with_name(f"{folder.name}-before-save"))
+        shutil.copytree(folder, kept, symlinks=True, copy_function=_link_or_copy, dirs_exist_ok=True)
         warnings.warn(
             f"{folder} held {foreign[0]!r}, which no save wrote; all that was there is in {kept}", stacklevel=5
         )
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for a file, or a copy of it where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _may_be_saved(entry: Path) -> bool:

@@ -26,13 +26,15 @@ def split_targets(model: PreTrainedModel, names: Sequence[str], whole: Sequence[
     """The part of PEFT's configuration that says what gets an adapter.
 
     Args:
-        whole: paths of the modules that are to have none.
+        whole: paths of the modules that are to have none, nor anything inside them.
 
     Raises:
-        ConfigError: a name fits a module that can have no adapter.
+        ConfigError: a name fits a module that can have no adapter, or is none.
     """
+    _refuse_nameless("layers", names)
     if not names:
-        left_out = [*BYPASSED.get(model.config.model_type, ()), *whole]
+        inside = [path for each in whole for path, _ in model.get_submodule(each).named_modules(prefix=each)]
+        left_out = [*BYPASSED.get(model.config.model_type, ()), *inside]
         return {"target_modules": "all-linear", "exclude_modules": left_out or None}
     parameters = [name for name in names if not _modules(model, name) and _has_weight(model, name)]
     for name in names:
@@ -53,7 +55,10 @@ def unmatched(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def no_such_layer(model: nn.Module, names: Sequence[str], wrong: str) -> ConfigError:
     """What to say about a name that led to no adapter."""
-    return ConfigError(f"lora.layers = {list(names)}: '{wrong}' names no layer of the model; {_there_are(model)}")
+    return ConfigError(
+        f"lora.layers = {list(names)}: '{wrong}' names no layer of the model; {_there_are(model)}; names are the ends "
+        "of paths, not patterns, and an empty list means every linear layer but the head"
+    )
 
 
 def trained_whole(model: PreTrainedModel, section: LoraSection) -> list[str]:
@@ -62,6 +67,7 @@ def trained_whole(model: PreTrainedModel, section: LoraSection) -> list[str]:
     Raises:
         ConfigError: a name fits no module with weights, or one that is to have an adapter as well.
     """
+    _refuse_nameless("modules_to_save", section.modules_to_save)
     chosen: list[str] = []
     for name in section.modules_to_save:
         found = [path for path, module in _modules(model, name) if any(True for _ in module.parameters())]
@@ -82,6 +88,12 @@ def trained_whole(model: PreTrainedModel, section: LoraSection) -> list[str]:
     ]
     outside = [path for path in tied if not any(path == one or path.startswith(f"{one}.") for one in chosen)]
     return sorted({*chosen, *outside})
+
+
+def _refuse_nameless(key: str, names: Sequence[str]) -> None:
+    """An empty name would fit the model itself."""
+    if not all(name.strip() for name in names):
+        raise ConfigError(f"lora.{key} = {list(names)}: a name is empty; give names of modules, or an empty list")
 
 
 def _adaptable() -> tuple[type[nn.Module], ...]:

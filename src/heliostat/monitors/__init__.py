@@ -8,12 +8,16 @@ detectors, controllers and text statistics work on a laptop that has only the lo
 
 from heliostat.monitors.controllers import CONTROLLERS, BangBang, Controller, DualAscent, ProportionalIntegral
 from heliostat.monitors.detectors import Cusum, Detector, Ewma, Limit, Multiple, Offset, Reading, RobustZ
+from heliostat.monitors.evaluations import evaluation_signals
 from heliostat.monitors.guard import Finding, Guard
+from heliostat.monitors.outright import Outright, recipe_numbers, standing
+from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.reference import Reference
 from heliostat.monitors.rules import Rule, default_rules
 
 __all__ = [
     "CONTROLLERS",
+    "OUTRIGHT",
     "BangBang",
     "Controller",
     "Cusum",
@@ -25,10 +29,14 @@ __all__ = [
     "Limit",
     "Multiple",
     "Offset",
+    "Outright",
     "ProportionalIntegral",
     "Reading",
     "Reference",
     "RobustZ",
     "Rule",
     "default_rules",
+    "evaluation_signals",
+    "recipe_numbers",
+    "standing",
 ]

@@ -22,6 +22,10 @@ MUST_BE_FINITE = (
     *("loss", "grad_norm"),  # what transformers' Trainer logs
 )
 """Numbers that are finite unless something is broken; ratios may overflow in an honest run."""
+NUM_ONSETS = 100
+"""Steps of earlier values that are remembered for each rule."""
+SAID_OUTRIGHT = "outright"
+"""The statistic's name in findings that have none: their sentence says it all."""
 SCALED = frozenset({"optim/update_ratio"})
 """Signals that scale with the learning rate: while the guard holds it down, they are judged and not learned from."""
 
@@ -51,6 +55,8 @@ class Finding:
 
     def sentence(self) -> str:
         """The finding in one line for people."""
+        if self.outright:
+            return f"{f'step {self.step}' if self.step else 'before training'}: {self.meaning}"
         if self.statistic is None or self.threshold is None:
             return f"step {self.step}: {self.key}: {self.meaning}"
         normal = "" if self.normal is None else f", normally {self.normal:.3g}"
@@ -59,6 +65,11 @@ class Finding:
             f"step {self.step}: {self.meaning} ({self.key} {value}{normal}; {self.statistic_name} "
             f"{self.statistic:.3g}, threshold {self.threshold:g})"
         )
+
+    @property
+    def outright(self) -> bool:
+        """Whether it needs no level of the run's own to compare with."""
+        return self.statistic_name == SAID_OUTRIGHT
 
     @property
     def excess(self) -> float:
@@ -83,6 +94,7 @@ class Guard:
     rules: Sequence[Rule] = field(default_factory=default_rules)
     alarmed: dict[str, int] = field(default_factory=dict)
     num_skipped: float = 0.0
+    read_at: dict[str, Sequence[int]] = field(default_factory=dict)
     _detectors: dict[str, Detector] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,8 +113,9 @@ class Guard:
             if value is None or not math.isfinite(value):
                 continue
             reading = self._detectors[rule.name].update(float(value), learns=not (held_down and rule.key in SCALED))
+            onset = self._onset(rule.name, step, 0 if reading is None else reading.onset)
             if reading is not None and self._begins(rule.name, reading.alarm, step):
-                findings.append(_finding(rule, step, value, reading))
+                findings.append(_finding(rule, step, value, reading, onset))
         return findings
 
     @property
@@ -113,13 +126,21 @@ class Guard:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         detectors = {name: detector.state_dict() for name, detector in self._detectors.items()}
-        return {"detectors": detectors, "alarmed": dict(self.alarmed), "num_skipped": self.num_skipped}
+        return {"detectors": detectors, "alarmed": dict(self.alarmed), "num_skipped": self.num_skipped,
+                "read_at": {name: list(steps) for name, steps in self.read_at.items()}}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         for name, detector in self._detectors.items():
             detector.load_state_dict(state["detectors"][name])
         self.alarmed, self.num_skipped = dict(state["alarmed"]), state["num_skipped"]
+        self.read_at = {name: list(steps) for name, steps in state.get("read_at", {}).items()}
+
+    def _onset(self, name: str, step: int, num_before: int) -> int:
+        """The step whose value lies ``num_before`` values back: a panel is not measured at every step."""
+        steps = (*self.read_at.get(name, ()), step)[-NUM_ONSETS:]
+        self.read_at[name] = steps
+        return steps[max(0, len(steps) - 1 - num_before)]
 
     def _begins(self, name: str, alarm: bool, step: int) -> bool:
         """Whether an alarm is new; one that ended makes room for the next."""
@@ -153,12 +174,12 @@ def not_finite(step: int, key: str, meaning: str) -> Finding:
     return Finding("not-finite", "broken", step, step, key, None, "finite", None, None, None, meaning, advice)
 
 
-def _finding(rule: Rule, step: int, value: float, reading: Reading) -> Finding:
+def _finding(rule: Rule, step: int, value: float, reading: Reading, onset: int) -> Finding:
     return Finding(
         rule.name,
         rule.level,
         step,
-        step - reading.onset,
+        onset,
         rule.key,
         float(value),
         reading.name,

@@ -232,7 +232,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         Rule(
             "duplicates",
             "text/duplicate_prompts",
-            lambda: Limit(0.2),
+            lambda: Limit(0.2, hold=2),
             "note",
             "many of the step's groups share their prompt: the batch is smaller than it looks",
             "check the data for duplicates, or lower train.focus",

@@ -1,11 +1,12 @@
 """Optimizers: ours, by class and by name, and the learning-rate schedules that drive them."""
 
 from heliostat.optim.eva import Eva
-from heliostat.optim.finite import FiniteStep, SkippedStepWarning
+from heliostat.optim.finite import FiniteStep, SkippedStepWarning, forget_moments
+from heliostat.optim.gradients import accumulate_in_float32
 from heliostat.optim.kronecker_product import KroneckerProduct
 from heliostat.optim.kronecker_sum import KroneckerSum
 from heliostat.optim.rank1 import Rank1NaturalGradient
-from heliostat.optim.registry import build_optimizer, forget_moments, optimizer_names, optimizer_settings
+from heliostat.optim.registry import build_optimizer, optimizer_names, optimizer_settings
 from heliostat.optim.reng import RENG
 from heliostat.optim.ring import RING
 from heliostat.optim.rkalman import RKalman
@@ -22,6 +23,7 @@ __all__ = [
     "Rank1NaturalGradient",
     "Schedule",
     "SkippedStepWarning",
+    "accumulate_in_float32",
     "build_optimizer",
     "forget_moments",
     "optimizer_names",

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from heliostat.optim.reductions import wide
+
 ADAMW = "adamw"
 
 
@@ -40,25 +42,29 @@ def adamw_begin(parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -
         own = state[parameter]
         if "exp_avg" not in own:
             own["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            own["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            own["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            own["exp_avg"] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+            own["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
 
 
 @torch.no_grad()
-def adamw_step(group: dict[str, Any], parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> None:
-    """One AdamW step of the group's ``parameters``, which have gradients, in torch's fused form where it can.
+def adamw_step(group: dict[str, Any], weights: dict[Tensor, Tensor], state: dict[Tensor, dict[str, Any]]) -> None:
+    """One AdamW step of the group's parameters, which have gradients, in torch's fused form where it can.
+
+    Args:
+        weights: by parameter, the tensor that is moved: itself, or its float32 copy.
 
     Limits:
         ``torch.optim.AdamW(fused=True)``, bit for bit.
     """
-    adamw_begin(parameters, state)
+    adamw_begin(list(weights), state)
     for fused in (True, False):
-        stepped = [parameter for parameter in parameters if _is_dense(parameter) == fused]
+        stepped = [parameter for parameter in weights if _is_dense(parameter) == fused]
         if not stepped:
             continue
         adamw(
-            stepped,
-            [parameter.grad for parameter in stepped if parameter.grad is not None],
+            [weights[parameter] for parameter in stepped],
+            [wide(parameter.grad) for parameter in stepped if parameter.grad is not None],
             [state[parameter]["exp_avg"] for parameter in stepped],
             [state[parameter]["exp_avg_sq"] for parameter in stepped],
             [],

@@ -30,10 +30,12 @@ class Eva(LayerOptimizer):
         lr: learning rate; the effective one is ``lr / damping``.
         damping: what the curvature is away from the means.
         ema: weight of the old mean in the running means.
-        momentum, weight_decay: as in SGD with decoupled decay.
+        momentum: as in SGD.
+        weight_decay: decoupled, as in AdamW.
         max_kl: shortens the step so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
-        adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
+        adamw_lr: AdamW's learning rate, for what is not covered.
+        adamw_betas: AdamW's betas, likewise.
         process_group: averages the means over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count as inputs.
 

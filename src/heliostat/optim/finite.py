@@ -1,7 +1,8 @@
 """What every optimizer written here shares: torch's own interface, and steps that end finite or are not taken.
 
-A step runs in the weights' own precision, whatever ``torch.autocast`` its caller is under. Where weights or state come
-out NaN or infinite, both are put back, the step is counted as skipped, and a warning says so.
+A step runs in the weights' own precision, whatever ``torch.autocast`` its caller is under; weights shorter than float32
+are stepped on float32 copies (``copies``). Where weights or state come out NaN or infinite, both are put back, the step
+is counted as skipped, and a warning says so.
 
 State keeps its own type through ``load_state_dict`` (torch would round float32 statistics to bfloat16 weights); numbers
 that belong to no weight travel in the groups, where every way of saving an optimizer finds them.
@@ -25,6 +26,8 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from heliostat.linalg.newton_inverse import NotPositiveDefinite
+from heliostat.optim.copies import COPY, copy_of, is_short, round_from, take_over
+from heliostat.optim.joining import refuse_joining
 from heliostat.optim.ranges import check_group
 from heliostat.optim.reductions import whole
 from heliostat.optim.replicas import Group, check_replicas, is_due, ranks_of
@@ -122,12 +125,15 @@ class FiniteStep(torch.optim.Optimizer):
 
         Raises:
             ReplicasDisagree: weights or gradients differ between ranks.
+            RuntimeError: the model is inside DDP's ``join()``.
         """
         ranks = ranks_of(self.process_group)
         if ranks is not None:
             self._num_calls += 1
             if is_due(self._num_calls):
-                check_replicas(type(self).__name__, self.parameters(), ranks)
+                refuse_joining(type(self).__name__)
+                self.adopt()
+                check_replicas(type(self).__name__, self.parameters(), ranks, self._copies())
         return ranks
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -154,10 +160,12 @@ class FiniteStep(torch.optim.Optimizer):
         Returns:
             Whether the step was taken. Any other error puts weights and state back as well, and is raised.
         """
+        self.adopt()
         weights, state = self._stepped()
         before = Snapshot(weights, state)
         try:
             update()
+            self.round_weights()
             is_good = stays_finite(weights, state)
         except _BROKEN:
             is_good = False
@@ -176,8 +184,8 @@ class FiniteStep(torch.optim.Optimizer):
         weights = [parameter for group in self.param_groups for parameter in self.with_gradient(group)]
         return weights, cast("dict[Tensor, dict[str, Any]]", self.state)
 
-    def commit_step_of(self, inner: torch.optim.Optimizer, then: Callable[[], None] = lambda: None) -> None:
-        """``commit`` a step of an optimizer that this one drives, and what follows it; a skip of its is ours.
+    def commit_step_of(self, inner: torch.optim.Optimizer) -> None:
+        """``commit`` a step of an optimizer that this one drives; a skip of its is ours.
 
         Torch's own rules treat every number by itself and cannot leave the range from gradients of moderate size, so
         that no copies are made for those.
@@ -191,12 +199,13 @@ class FiniteStep(torch.optim.Optimizer):
             inner.step()
             if getattr(inner, "num_skipped", 0) != num_skipped:
                 raise NotFinite("the inner step")
-            then()
 
-        if isinstance(inner, FiniteStep) or not _largest_gradient(inner) <= MODERATE:
+        if isinstance(inner, FiniteStep) or not _largest_norm(inner) <= MODERATE:
             self.commit(update)
         else:
+            self.adopt()
             update()
+            self.round_weights()
             self.num_steps += 1
 
     def skip(self, what: str) -> None:
@@ -234,6 +243,40 @@ class FiniteStep(torch.optim.Optimizer):
                 "as well; leave GradScaler out and use bfloat16 or float32, which need none"
             )
 
+    # -- weights shorter than float32 --------------------------------------------------------------------------------
+
+    def weight(self, parameter: Tensor) -> Tensor:
+        """The tensor that a step moves: the parameter, or the float32 copy of one that is kept in a shorter type."""
+        if not is_short(parameter):
+            return parameter
+        own = self.state[parameter]
+        if COPY not in own:
+            own[COPY] = copy_of(parameter)
+        copied: Tensor = own[COPY]
+        return copied
+
+    def _copies(self) -> dict[Tensor, Tensor]:
+        """Every float32 copy that there is, by parameter."""
+        return {parameter: own[COPY] for parameter, own in self.state.items() if COPY in own}
+
+    def adopt(self) -> None:
+        """Take over every weight that another writer has changed; one pass over the weights, nothing is remembered."""
+        for parameter, own in self.state.items():
+            if COPY in own and not is_short(parameter):  # the model was converted
+                del own[COPY]
+        take_over(self._copies())
+
+    def round_weights(self) -> None:
+        """Write the rounding of every copy into its weight."""
+        round_from(self._copies())
+
+    def forget(self) -> None:
+        """Drop everything in the state but the copies, which belong to the weights."""
+        copies = self._copies()
+        self.state.clear()
+        for parameter, copied in copies.items():
+            self.state[parameter][COPY] = copied
+
     # -- parameters --------------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[Tensor]:
@@ -265,6 +308,7 @@ class FiniteStep(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """State and groups; what is ``carried`` stands beside them and in every group."""
+        self.adopt()
         handle = self.register_state_dict_post_hook(lambda _, saved: self._add_to(saved), prepend=True)
         try:
             return super().state_dict()
@@ -295,6 +339,7 @@ class FiniteStep(torch.optim.Optimizer):
             for key, value in saved["state"].get(index, {}).items():
                 if isinstance(value, Tensor):
                     self.state[parameter][key] = value.detach().to(parameter.device, copy=True)
+        self.adopt()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but hooks, which as in torch stay with the original."""
@@ -325,15 +370,21 @@ class FiniteStep(torch.optim.Optimizer):
         return super().__repr__().replace(" (\n", f" ({lines}\n", 1)
 
 
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Start the optimizer's running averages afresh, weights untouched (what Kimi k1.5 does every iteration)."""
+    if isinstance(optimizer, FiniteStep):
+        optimizer.forget()
+    else:
+        optimizer.state.clear()
+
+
 def _is_uncopied(name: str) -> bool:
     return name.startswith(_UNCOPIED)
 
 
 @torch.no_grad()
-def _largest_gradient(optimizer: torch.optim.Optimizer) -> float:
+def _largest_norm(optimizer: torch.optim.Optimizer) -> float:
     """NaN where one is NaN; one read."""
     given = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    sizes = [
-        whole(torch.linalg.vector_norm(gradient, torch.inf)).float().cpu() for gradient in given if gradient.numel()
-    ]
-    return float(torch.stack(sizes).max()) if sizes else 0.0
+    norms = torch._foreach_norm(given) if given else []  # the largest entry alone takes ten times as long
+    return float(torch.stack([whole(norm).float().cpu() for norm in norms]).max()) if norms else 0.0

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, num_columns, trainable_parts
 from heliostat.optim.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
+from heliostat.optim.copies import COPY
 from heliostat.optim.finite import FiniteStep, NotFinite
 from heliostat.optim.ranges import check_settings
 from heliostat.optim.reductions import cut, dot, whole, wide
@@ -136,7 +137,8 @@ class LayerOptimizer(FiniteStep):
         """What is known of a layer; begun afresh where its matrix has other columns than before."""
         state: dict[str, Any] = self.state[layer.weight]
         if state.get("num_columns") != num_columns:
-            state.clear()
+            for name in [name for name in state if name != COPY]:
+                del state[name]
             state["num_columns"] = num_columns
             self._begin(state, like.new_zeros(layer.out_features, num_columns))
         return state
@@ -156,9 +158,12 @@ class LayerOptimizer(FiniteStep):
                     _momentum_of(state, like.new_zeros(layer.out_features, width))
             for part in trainable_parts(layer):
                 self.state[part].setdefault("steps", 0)
+                self.weight(part)
         for group in self.param_groups:
             if group["rule"] == ADAMW:
                 adamw_begin(self.with_gradient(group), self.state)
+                for parameter in self.with_gradient(group):
+                    self.weight(parameter)
 
     def _move_all(self, direction: Callable[[str, Tensor], Tensor]) -> None:
         """Every covered layer along ``direction(name, gradient)``, shortened to ``max_kl``; the rest by AdamW."""
@@ -186,7 +191,7 @@ class LayerOptimizer(FiniteStep):
             self._move(layer, moves[name], scale, group_of)
         for group in self.param_groups:
             if group["rule"] == ADAMW:
-                adamw_step(group, self.with_gradient(group), self.state)
+                adamw_step(group, {p: self.weight(p) for p in self.with_gradient(group)}, self.state)
 
     def _move(self, layer: nn.Linear, move: Tensor, scale: float, group_of: dict[Tensor, dict[str, Any]]) -> None:
         state = self.state[layer.weight]
@@ -199,12 +204,10 @@ class LayerOptimizer(FiniteStep):
         for parameter, columns in parts:
             group, own = group_of[parameter], self.state[parameter]
             own["steps"] = own.get("steps", 0) + 1
-            target = wide(parameter)
+            target = self.weight(parameter)
             if group["weight_decay"]:
                 target.mul_(1 - group["lr"] * group["weight_decay"])
             target.add_(cut(columns, parameter), alpha=-float(group["lr"]) * scale)
-            if target is not parameter:
-                parameter.copy_(target)
 
 
 def _momentum_of(state: dict[str, Any], like: Tensor) -> Tensor:

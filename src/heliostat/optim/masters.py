@@ -1,13 +1,6 @@
-"""float32 master copies for weights that are kept in a shorter type.
+"""Master weights: torch's own optimizers, which know of no copies, on float32 copies of weights of a shorter type.
 
-A bfloat16 weight near 1 cannot change by less than 0.4%, so that most updates of a small learning rate would vanish.
-The wrapped optimizer therefore works on float32 copies, and the weights are the rounded copies after every step.
-
-The copies belong to the weights, not the other way round: whoever writes weights (a warm start, a checkpoint, another
-optimizer, a user between two steps) need not know of them. An entry that is not its copy's rounding was written by
-somebody else, and is taken over before the copies are used or saved.
-
-Left out: loss scaling (bfloat16 has float32's range), and float16.
+Left out: the copies' own rules (``copies``), loss scaling (bfloat16 has float32's range), and float16.
 """
 
 from __future__ import annotations
@@ -17,9 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from heliostat.optim.copies import COPY, copy_of, is_short
 from heliostat.optim.finite import FiniteStep, in_own_precision
+from heliostat.optim.replicas import Group
 
 Groups = list[dict[str, Any]]
 
@@ -33,15 +27,20 @@ class MasterWeights(FiniteStep):
         groups: parameter groups of the model's own weights.
         make: builds the inner optimizer from the same groups over float32 copies. Its settings are those of our groups
             from then on, where schedules find them.
+        process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
 
     Limits:
         float32 weights: the inner optimizer itself, bit for bit.
         Weights written between two steps, however that is done: the next step is that of copies of what was written.
         An entry that is written with the value it has keeps what its copy has beyond that value.
+        Gradients may be float32 (``gradients.accumulate_in_float32``) or of the weights' own type.
     """
 
-    def __init__(self, groups: Groups, make: Callable[[Groups], torch.optim.Optimizer]) -> None:
+    def __init__(
+        self, groups: Groups, make: Callable[[Groups], torch.optim.Optimizer], process_group: Group = None
+    ) -> None:
         self.masters: dict[Tensor, Tensor] = {}
+        self.process_group = process_group
         super().__init__(groups, {})
         self.inner = make([self._over_copies(group) for group in self.param_groups])
         self.defaults = dict(self.inner.defaults)
@@ -52,33 +51,43 @@ class MasterWeights(FiniteStep):
         """Step further parameters on copies of theirs; see ``FiniteStep.add_param_group``."""
         super().add_param_group(param_group)
         for parameter in param_group["params"]:
-            self.masters[parameter] = parameter.detach().clone().float()
+            self.masters[parameter] = copy_of(parameter)
         if hasattr(self, "inner"):
             self.inner.add_param_group(self._over_copies(param_group))
 
     def _over_copies(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**_settings(group), "params": [self.masters[parameter] for parameter in group["params"]]}
 
-    @torch.no_grad()
+    def _copies(self) -> dict[Tensor, Tensor]:
+        return self.masters
+
     def adopt(self) -> None:
-        """Take over every weight that somebody else has written; one pass over the weights, nothing is remembered."""
+        """Take over every weight that another writer has changed; see ``FiniteStep.adopt``.
+
+        Raises:
+            RuntimeError: the weights were converted to a type that the copies cannot hold.
+        """
         for parameter, master in self.masters.items():
-            weight, copy = _here(parameter), _here(master)
-            torch.where(weight == copy.to(weight.dtype), copy, weight.to(copy.dtype), out=copy)
+            if torch.promote_types(parameter.dtype, master.dtype) != master.dtype:
+                raise RuntimeError(
+                    f"weights were converted to {parameter.dtype} after the optimizer was made, and its copies are "
+                    f"{master.dtype}: convert the model first, or make another optimizer over it"
+                )
+        super().adopt()
 
     @in_own_precision
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One inner step on the copies; learning rates set on our groups are handed through."""
         loss = self.evaluated(closure)
-        self.adopt()
         if self.would_move_nothing() and self.inner.state:
             return loss
+        self.agreed_ranks()
         for ours, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
             theirs.update(_settings(ours))
         for parameter, master in self.masters.items():
-            master.grad = None if parameter.grad is None else parameter.grad.float()
+            master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
         try:
-            self.commit_step_of(self.inner, self._round)
+            self.commit_step_of(self.inner)
         finally:
             for master in self.masters.values():
                 master.grad = None
@@ -88,32 +97,22 @@ class MasterWeights(FiniteStep):
     def _share(self) -> None:
         """Show the inner state, with the copies, as ours: what reads an optimizer's state finds it there."""
         for parameter, master in self.masters.items():
-            if master in self.inner.state:
-                self.state[parameter] = {**self.inner.state[master], "master": master}
+            self.state[parameter] = {**self.inner.state.get(master, {}), COPY: master}
 
     def forget(self) -> None:
         """Drop the inner state; the copies stay."""
         self.inner.state.clear()
         self.state.clear()
 
-    def _round(self) -> None:
-        for parameter, master in self.masters.items():
-            parameter.copy_(master)
-
     def _stepped(self) -> tuple[list[Tensor], dict[Tensor, dict[str, Any]]]:
         weights = [*self.masters, *self.masters.values()]
         return weights, cast("dict[Tensor, dict[str, Any]]", self.inner.state)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state with, for every parameter, its copy, which the weight cannot restore."""
-        self.adopt()
-        return super().state_dict()
 
     def _add_to(self, saved: dict[str, Any]) -> None:
         super()._add_to(saved)
         ids = [index for group in saved["param_groups"] for index in group["params"]]
         saved["state"] = {
-            index: {**self.inner.state.get(master, {}), "master": master}
+            index: {**self.inner.state.get(master, {}), COPY: master}
             for index, master in zip(ids, self.masters.values(), strict=True)
         }
 
@@ -124,7 +123,7 @@ class MasterWeights(FiniteStep):
             ValueError: it was saved without copies, by an optimizer of float32 weights.
         """
         ids = [index for group in state_dict["param_groups"] for index in group["params"]]
-        if not all("master" in state_dict["state"].get(index, {}) for index in ids):
+        if not all(COPY in state_dict["state"].get(index, {}) for index in ids):
             raise ValueError("it holds no float32 copies: the weights were float32 when it was saved, and are not now")
         super().load_state_dict(state_dict)
 
@@ -133,18 +132,20 @@ class MasterWeights(FiniteStep):
         super()._restore(saved)
         self.inner.state.clear()
         for parameter, master in self.masters.items():
-            entries = dict(self.state.pop(parameter))
-            master.copy_(entries.pop("master"))
+            entries = dict(self.state.pop(parameter, {}))
+            if COPY in entries:
+                master.copy_(entries.pop(COPY))
             if entries:
                 self.inner.state[master] = entries
         self._share()
 
 
+def on_copies(groups: Groups, make: Callable[[Groups], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """Build an optimizer from groups, on copies of their weights where some are shorter than float32."""
+    given = [item for group in groups for item in group["params"]]
+    is_any_short = any(is_short(item[1] if isinstance(item, tuple) else item) for item in given)
+    return MasterWeights(groups, make) if is_any_short else make(groups)
+
+
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name not in ("params", "param_names")}
-
-
-def _here(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that may be cut over ranks; its own memory."""
-    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return part.detach()

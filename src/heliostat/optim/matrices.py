@@ -115,10 +115,11 @@ class MatrixStep(FiniteStep):
             mine = [p for p in parameters if group["rule"] == self.rule and self._fits(p)]
             ids = set(map(id, mine))
             others = [p for p in parameters if id(p) not in ids]
+            weights = {parameter: self.weight(parameter) for parameter in (*others, *mine)}
             if begin_only:
                 adamw_begin(others, self.state)
             else:
-                adamw_step(group, others, self.state)
+                adamw_step(group, {parameter: weights[parameter] for parameter in others}, self.state)
             for parameter in mine:
                 blocks, num_parts = self._blocks_of_gradient(parameter)
                 if not begin_only:
@@ -140,12 +141,10 @@ class MatrixStep(FiniteStep):
         state = self.state[parameter]
         state["steps"] += 1
         move = cut(_joined(self.preconditioned(blocks, state, group), *num_parts), parameter)
-        target = wide(parameter)
+        target = self.weight(parameter)
         if group["weight_decay"]:
             target.mul_(1 - group["lr"] * group["weight_decay"])
         target.add_(move, alpha=-float(group["lr"]))
-        if target is not parameter:
-            parameter.copy_(target)
 
 
 def _is_one_list(given: list[Any]) -> bool:

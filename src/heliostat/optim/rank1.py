@@ -210,6 +210,7 @@ class Rank1NaturalGradient(FiniteStep):
         """State for every parameter with a gradient, before any step."""
         for group in self.param_groups:
             for parameter in self.with_gradient(group):
+                self.weight(parameter)
                 if group["momentum"]:
                     self._buffer(parameter)
                 for index in range(self.num_scores if self.ema else 0):
@@ -287,13 +288,12 @@ class Rank1NaturalGradient(FiniteStep):
     def _move(
         self, parameter: Tensor, group: dict[str, Any], rows: Tensor | None, block: _Solved, scale: float
     ) -> None:
-        """``w <- (1 - lr wd) w - lr d``, without a temporary where there is no momentum and the type is wide.
+        """``w <- (1 - lr wd) w - lr d``, without a temporary where there is no momentum.
 
         Gradient and score are added one after the other, while the weights they are added to are in the cache.
         """
         lr, momentum, factor = float(group["lr"]), group["momentum"], scale / group["damping"]
-        part = local(parameter, parameter)
-        target = wide(part)
+        target = local(self.weight(parameter), parameter)
         if group["weight_decay"]:
             target.mul_(1 - lr * group["weight_decay"])
         receiver, rate = (self._buffer(parameter).mul_(momentum), 1.0) if momentum else (target, -lr)
@@ -305,8 +305,6 @@ class Rank1NaturalGradient(FiniteStep):
             receiver.add_((weights @ _flat(wide(rows))).view(receiver.shape))
         if momentum:
             target.add_(receiver, alpha=-lr)
-        if target is not part:
-            part.copy_(target)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

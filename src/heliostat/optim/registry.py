@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
-from heliostat.optim.masters import Groups, MasterWeights
+from heliostat.optim.masters import Groups, on_copies
+from heliostat.optim.replaced import refuse_replaced_weights
 from heliostat.optim.settings import (
     EvaSettings,
     KroneckerProductSettings,
@@ -117,46 +118,39 @@ def optimizer_settings(section: OptimizerSection) -> OverGroups | OverModel:
 def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
     """Make the optimizer a recipe asks for.
 
-    Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 get master copies.
+    Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 are stepped on
+    float32 copies. A step is refused once a weight has been replaced by another parameter, which it would not move.
 
     Raises:
-        ConfigError: unknown name or setting, a setting out of range, float16 weights, or shorter weights than float32
-            for an optimizer that has no use for copies.
+        ConfigError: unknown name or setting, a setting out of range or one that cannot be used on weights shorter than
+            float32, or float16 weights.
     """
+    _refuse_half(model)
+    optimizer = _built(section, model)
+    refuse_replaced_weights(optimizer, model)
+    return optimizer
+
+
+def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
     settings = optimizer_settings(section)
-    is_wide = _has_wide_weights(model)
     if isinstance(settings, OverModel):
-        if not is_wide:
-            raise ConfigError(f"optimizer '{section.name}' steps float32 weights; set model.dtype = 'float32'")
         try:
             return settings.build_over(model, section.lr)
         except ValueError as error:
             raise ConfigError(f"optimizer.{error}") from None
     named = decay_groups(model.named_parameters(), settings.weight_decay)
     groups = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in named]
-    if is_wide:
-        return settings.build(groups, section.lr)
-    return MasterWeights(groups, lambda copies: settings.build(copies, section.lr))
+    return on_copies(groups, lambda own: settings.build(own, section.lr))
 
 
-def _has_wide_weights(model: nn.Module) -> bool:
-    """Whether everything that is trained is kept in at least float32.
+def _refuse_half(model: nn.Module) -> None:
+    """Raise where something that is trained is kept in a type whose range needs loss scaling.
 
     Raises:
-        ConfigError: some of it is kept in a type whose range needs loss scaling.
+        ConfigError: it is.
     """
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
-    if torch.float16 in dtypes:
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters() if parameter.requires_grad):
         raise ConfigError(
             "float16 weights are not trained: their gradients would vanish without loss scaling; set model.dtype = "
             "'bfloat16' or 'float32', or convert the model with model.bfloat16()"
         )
-    return dtypes <= {torch.float32, torch.float64}
-
-
-def forget_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Start the optimizer's running averages afresh, weights untouched (what Kimi k1.5 does every iteration)."""
-    if isinstance(optimizer, MasterWeights):
-        optimizer.forget()
-    else:
-        optimizer.state.clear()

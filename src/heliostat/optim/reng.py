@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from heliostat.optim.finite import ExtraPass, FiniteStep, in_own_precision
+from heliostat.optim.copies import is_short
+from heliostat.optim.finite import ExtraPass, FiniteStep, forget_moments, in_own_precision
 from heliostat.optim.ranges import check_group, check_settings
-from heliostat.optim.reductions import all_finite, dot, whole
+from heliostat.optim.reductions import all_finite, dot, whole, wide
 from heliostat.optim.replicas import Group, average, is_sharded, without_gradient_averaging
 
 Mode = Literal["finite-difference", "double-backward"]
@@ -40,7 +41,8 @@ class RENG(FiniteStep):
             group, ``"alone"``: no others.
 
     Raises:
-        ValueError: a setting out of range; ``double-backward`` over sharded weights, which it cannot differentiate.
+        ValueError: a setting out of range; ``double-backward`` over sharded weights, which it cannot differentiate;
+            ``finite-difference`` over weights shorter than float32, between which there is no second point so near.
 
     Limits:
         rho = 0: ``base``, bit for bit, without a second pass. Learning rates 0 and a zero gradient: the same.
@@ -69,6 +71,13 @@ class RENG(FiniteStep):
             raise ValueError(f"mode must be 'finite-difference' or 'double-backward', got '{mode}'")
         if not radius > 0:
             raise ValueError(f"radius must be positive, got {radius}")
+        short = {p.dtype for group in base.param_groups for p in group["params"] if is_short(p)}
+        if short and rho and mode == "finite-difference":
+            raise ValueError(
+                f"mode 'finite-difference' cannot be used on {str(short.pop()).removeprefix('torch.')} weights: their "
+                f"second point, {radius} away, would be rounded back to the first; set mode = 'double-backward', or "
+                "train float32 weights"
+            )
         self.base, self.rho, self.mode, self.radius = base, rho, mode, radius
         self.process_group = process_group
         super().__init__([{"params": group["params"]} for group in base.param_groups], {})
@@ -80,6 +89,28 @@ class RENG(FiniteStep):
         for group in self.param_groups:
             for name in self.carried:
                 group.setdefault(name, getattr(self, name))
+
+    def _copies(self) -> dict[Tensor, Tensor]:
+        return self.base._copies() if isinstance(self.base, FiniteStep) else {}
+
+    def adopt(self) -> None:
+        """Let the base take over what another writer has changed."""
+        if isinstance(self.base, FiniteStep):
+            self.base.adopt()
+
+    def forget(self) -> None:
+        """Drop what the base has learned; its copies of the weights stay."""
+        forget_moments(self.base)
+
+    def _add_to(self, saved: dict[str, Any]) -> None:
+        super()._add_to(saved)
+        if isinstance(self.base, FiniteStep):
+            self.base._add_to(saved)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        super()._restore(saved)
+        if isinstance(self.base, FiniteStep):
+            self.base._restore(saved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Torch puts loaded state and groups here; the base steps them."""
@@ -157,7 +188,7 @@ class RENG(FiniteStep):
         if not all_finite(curved):
             return False
         for (parameter, gradient), change in zip(pairs, curved, strict=True):
-            parameter.grad = gradient.add(change, alpha=self.rho)
+            parameter.grad = wide(gradient).add(change, alpha=self.rho).to(gradient.dtype)
         return True
 
     def _difference(self, pairs: list[tuple[Tensor, Tensor]], norm: float, again: Losses) -> list[Tensor]:
@@ -199,12 +230,12 @@ def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
     parameters, along = [p for p, _ in pairs], [g.detach() for _, g in pairs]
     if is_sharded(parameters):
         raise ValueError("RENG's mode 'double-backward' cannot differentiate sharded weights: use 'finite-difference'")
-    total = [torch.zeros_like(gradient) for gradient in along]
+    total = [torch.zeros_like(wide(gradient)) for gradient in along]
     with sdpa_kernel(SDPBackend.MATH), without_gradient_averaging():
         for loss in _pieces(again):
             with torch.enable_grad():
                 first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-                slope = sum((u * v).sum() for u, v in zip(first, along, strict=True) if u is not None)
+                slope = sum((wide(u) * v).sum() for u, v in zip(first, along, strict=True) if u is not None)
                 if isinstance(slope, Tensor) and slope.requires_grad:
                     second = torch.autograd.grad(slope, parameters, allow_unused=True)
                     total = [t if h is None else t + h for t, h in zip(total, second, strict=True)]

@@ -9,7 +9,7 @@ Left out: averaging gradients (DistributedDataParallel's, FSDP2's, or the traini
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from math import isclose
@@ -68,14 +68,20 @@ def is_due(call: int) -> bool:
 
 
 @torch.no_grad()
-def check_replicas(owner: str, parameters: Sequence[Tensor], ranks: dist.ProcessGroup) -> None:
+def check_replicas(
+    owner: str, parameters: Sequence[Tensor], ranks: dist.ProcessGroup, copies: Mapping[Tensor, Tensor]
+) -> None:
     """Compare shapes, weights and gradients of all ranks, by their sums and squared sums; a collective.
+
+    Args:
+        copies: what a step moves in the place of a weight, where that is not the parameter itself.
 
     Raises:
         ReplicasDisagree: on every rank, if any two differ.
     """
     shapes = zlib.crc32(repr([tuple(parameter.shape) for parameter in parameters]).encode())
-    own = (shapes, *(_sums(tensors, parameters) for tensors in (parameters, [p.grad for p in parameters])))
+    weights = [copies.get(parameter, parameter) for parameter in parameters]
+    own = (shapes, *(_sums(tensors, parameters) for tensors in (weights, [p.grad for p in parameters])))
     everyone: list[Any] = [None] * dist.get_world_size(ranks)
     dist.all_gather_object(everyone, own, group=ranks)
     for (rank, one), (other, another) in pairwise(enumerate(everyone)):

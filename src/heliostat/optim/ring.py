@@ -46,10 +46,12 @@ class RING(LayerOptimizer):
         inverse_every: steps between inverses, or eigenbases.
         damping_form: ``factored`` or ``exact``.
         empirical: use the loss's own output gradients, without an extra pass; the loss must be a mean over rows.
-        momentum, weight_decay: as in SGD with decoupled decay; momentum is of the preconditioned gradient.
+        momentum: as in SGD, of the preconditioned gradient.
+        weight_decay: decoupled, as in AdamW.
         max_kl: shortens the step (before momentum) so that ``lr^2 <d, G> / 2`` over all layers is at most this.
         max_size: layers with a longer side go to AdamW.
-        adamw_lr, adamw_betas: AdamW's own settings for what is not covered.
+        adamw_lr: AdamW's learning rate, for what is not covered.
+        adamw_betas: AdamW's betas, likewise.
         process_group: sums the factors over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count.
 
@@ -228,6 +230,8 @@ class RING(LayerOptimizer):
     def _direction(self, name: str, gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
         state = self.state_of(self.layers[name], gradient.shape[1], gradient)
         if not state["num_statistics"]:
+            if not bool(gradient.any()):  # an adapter whose other half is still zero: no row of it has a gradient
+                return gradient
             raise RuntimeError(
                 f"RING has no statistics of layer '{name}': run 'with optimizer.statistics(): "
                 "sampled_log_likelihood(model(x)).backward()' before step(), or pass statistics_closure, with a model "

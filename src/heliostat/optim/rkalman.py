@@ -22,7 +22,7 @@ from torch import Tensor
 from heliostat.optim.covariance import FORMS, Covariance, CovarianceForm, Rows
 from heliostat.optim.finite import Carried, ExtraPass, FiniteStep, NotFinite, in_own_precision
 from heliostat.optim.ranges import check_settings
-from heliostat.optim.reductions import all_finite, dot
+from heliostat.optim.reductions import all_finite, dot, wide
 from heliostat.optim.replicas import Group, average, gather_rows, is_sharded, without_gradient_averaging
 from heliostat.optim.scores import ScoreBuffer
 
@@ -142,7 +142,10 @@ class RKalman(FiniteStep):
             with self.callers_mode(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
         if measurement is None and loss is None and self._scores.is_empty and self.would_move_nothing():
-            self.covariance.begin([p for group in self.param_groups for p in self.with_gradient(group)])
+            given = [p for group in self.param_groups for p in self.with_gradient(group)]
+            self.covariance.begin(given)
+            for parameter in given:
+                self.weight(parameter)
             return returned
         ranks = self.agreed_ranks()
         if measurement is not None:
@@ -188,7 +191,7 @@ class RKalman(FiniteStep):
         for row, innovation in zip(rows, innovations.tolist(), strict=True):
             for parameter, u in row.items():
                 before = gradient.get(parameter)
-                part = u * (-innovation / self.noise)
+                part = wide(u) * (-innovation / self.noise)
                 gradient[parameter] = part if before is None else before + part
         return rows, noise, gradient, float((innovations**2).mean())
 
@@ -201,7 +204,7 @@ class RKalman(FiniteStep):
             average([mean], ranks)
             loss = float(mean)
         noise = torch.tensor([self.noise], dtype=torch.float64)
-        return [row], noise + 0.0 * loss, {p: g * (loss / self.noise) for p, g in row.items()}, loss**2
+        return [row], noise + 0.0 * loss, {p: wide(g) * (loss / self.noise) for p, g in row.items()}, loss**2
 
     def _of_scores(self, ranks: dist.ProcessGroup | None) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
         scores = self._scores.take(self.num_scores, self.parameters(), ranks)
@@ -221,8 +224,9 @@ class RKalman(FiniteStep):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter in direction:
-                    decayed = parameter * (1 - group["lr"] * group["weight_decay"])
-                    parameter.copy_(decayed - group["lr"] * direction[parameter])
+                    weight = self.weight(parameter)
+                    decayed = weight * (1 - group["lr"] * group["weight_decay"])
+                    weight.copy_(decayed - group["lr"] * direction[parameter])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

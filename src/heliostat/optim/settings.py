@@ -1,6 +1,6 @@
 """What a recipe may say about our own optimizers; each field is the argument of the same name of its class.
 
-They are built over a model and step its own weights, which must be float32 (AdamW and SGD also run on master copies).
+They are built over a model, whose weights they step themselves, on float32 copies where those are shorter.
 
 Left out: what the settings mean (the classes' docstrings), learning rate and schedule.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from heliostat.optim.eva import Eva
 from heliostat.optim.kronecker_product import KroneckerProduct
 from heliostat.optim.kronecker_sum import KroneckerSum
+from heliostat.optim.masters import Groups, on_copies
 from heliostat.optim.matrices import MatrixStep
 from heliostat.optim.rank1 import Rank1NaturalGradient
 from heliostat.optim.reng import RENG
 from heliostat.optim.ring import RING
 from heliostat.optim.rkalman import RKalman
-
-Groups = list[dict[str, Any]]
 
 
 def decay_groups(named: Iterable[tuple[str, Tensor]], weight_decay: float) -> Groups:
@@ -129,7 +128,7 @@ class RengSettings:
     Attributes:
         base: the optimizer that takes the step, with its own defaults.
         rho: weight of the penalty (rho/2) |g|^2.
-        mode: how H g is computed.
+        mode: how H g is computed; bfloat16 weights need double-backward.
         radius: distance of the finite difference's second point in weight space.
     """
 
@@ -142,7 +141,8 @@ class RengSettings:
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         groups = decay_groups(model.named_parameters(), self.weight_decay)
-        return RENG(_BASES[self.base](groups, lr), self.rho, self.mode, self.radius)
+        base = on_copies(groups, lambda own: _BASES[self.base](own, lr))
+        return RENG(base, self.rho, self.mode, self.radius)
 
 
 def _adamw(groups: Groups, lr: float) -> torch.optim.Optimizer:

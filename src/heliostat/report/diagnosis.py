@@ -14,48 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heliostat.monitors.guard import Finding, Guard
-from heliostat.monitors.rules import default_rules
+from heliostat.monitors.foreign import METRIC_OF
+from heliostat.monitors.guard import SAID_OUTRIGHT, Finding
 from heliostat.report.read import Run, finite, read_run
+from heliostat.report.replay import replay, replay_run, training_rows, translated
+from heliostat.report.stories import story_of
 from heliostat.report.texts import TextReport, examine_texts
 from heliostat.storage import read_rows
-
-STORIES: tuple[tuple[frozenset[str], str], ...] = (
-    (
-        frozenset({"mismatch", "mismatch-chi2", "mismatch-ess"}),
-        "It begins with sampler and trainer disagreeing about the same tokens. Everything after that is learned from "
-        "the difference between two programs, so repair this first.",
-    ),
-    (
-        frozenset({"not-finite", "skipped-update"}),
-        "It begins with numbers that are not finite: one batch or one step broke the arithmetic.",
-    ),
-    (
-        frozenset({"step-size", "longer-steps", "gradient", "wrecked"}),
-        "It begins with a step much longer than the ones before. What follows is damage done by that step.",
-    ),
-    (
-        frozenset({"duplicates"}),
-        "It begins with the data: the same prompts came several times in one batch.",
-    ),
-    (
-        frozenset({"reward-jumps", "unconfirmed"}),
-        "It begins with a sudden gain of reward. Read transcripts from there on for a shortcut past the verifier.",
-    ),
-    (
-        frozenset({"entropy-collapse", "answers-collapse", "no-signal", "pass-k-falls", "template"}),
-        "It begins with the policy narrowing: it stopped exploring, so groups agree, rewards agree, and nothing is "
-        "left to learn from.",
-    ),
-    (
-        frozenset({"loops", "repetition", "truncation", "length"}),
-        "It begins in the text: completions repeat themselves or no longer end.",
-    ),
-    (
-        frozenset({"entropy-explosion", "reward-falls"}),
-        "It begins with the policy losing what it knew.",
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +32,7 @@ class Diagnosis:
         events: what the run's own guard did while it ran.
         facts: one sentence each, about the whole run.
         texts: what the kept transcripts show, where there are any.
+        failure: why the run ended, where it failed.
     """
 
     source: str
@@ -75,16 +41,28 @@ class Diagnosis:
     facts: tuple[str, ...] = ()
     texts: TextReport | None = None
     notes: tuple[str, ...] = field(default=())
+    failure: str = ""
 
     @property
     def healthy(self) -> bool:
         """Whether nothing was found."""
-        return not self.findings and not self.taken_back and not (self.texts and self.texts.complaints)
+        return (
+            not self.findings
+            and not self.taken_back
+            and not self.failure
+            and not (self.texts and self.texts.complaints)
+        )
 
     @property
     def taken_back(self) -> list[Mapping[str, Any]]:
         """Events in which the run's own guard went back to a checkpoint; their steps are in ``abandoned.jsonl``."""
         return [event for event in self.events if event.get("action") == "went back"]
+
+    @property
+    def _acts(self) -> list[str]:
+        """What the guard did; findings that were only said stand above."""
+        said = [event for event in self.events if event.get("statistic_name") != SAID_OUTRIGHT]
+        return [str(event.get("text", "")) for event in said]
 
     @property
     def headline(self) -> str:
@@ -95,18 +73,19 @@ class Diagnosis:
                 f"Its own guard took it back {len(back)} time{'s' * (len(back) > 1)}, the first time at step "
                 f"{back[0].get('step')}: {cause}. What is left of the run shows nothing wrong."
             )
+        if not self.findings and self.failure:
+            return f"It failed: {self.failure}"
         if not self.findings:
             complaints = self.texts.complaints if self.texts else ()
             return complaints[0] if complaints else "No rule of the guard finds anything wrong."
-        rule = self.findings[0].rule
-        return next((story for rules, story in STORIES if rule in rules), self.findings[0].meaning)
+        return story_of(self.findings[0])
 
     def format(self) -> str:
         """The whole diagnosis as plain text."""
         lines = [self.source, "", self.headline]
         lines += _listed("What happened, in order of onset:", [_told(finding) for finding in self.findings])
         lines += _listed("What could be done:", list(dict.fromkeys(finding.advice for finding in self.findings)))
-        lines += _listed("What its own guard did:", [str(event.get("text", "")) for event in self.events])
+        lines += _listed("What its own guard did:", self._acts)
         lines += _listed("In the texts:", [*(self.texts.complaints if self.texts else ())])
         lines += _listed("The run as a whole:", [*self.facts, *(self.texts.facts if self.texts else ())])
         lines += _listed("Could not be read:", list(self.notes))
@@ -128,16 +107,15 @@ def diagnose(path: Path | str) -> Diagnosis:
     if not rows:
         raise ValueError(f"{path} has no JSON objects, one a line, to diagnose")
     if all("step" in row for row in rows) and any(_is_metrics(row) for row in rows):
-        metrics = [{key: finite(value) for key, value in row.items()} for row in rows if _is_metrics(row)]
+        metrics = training_rows(
+            [translated({key: finite(value) for key, value in row.items()}) for row in rows if _is_metrics(row)]
+        )
         return Diagnosis(str(path), tuple(replay(metrics)), facts=tuple(_facts(metrics)))
     return Diagnosis(str(path), texts=examine_texts(rows))
 
 
 def diagnose_run(run: Run) -> Diagnosis:
     """Explain a run that was read already."""
-    training = [row for row in run.metrics if (row["step"] or 0) > 0]
-    start = int(run.setting("guard.baseline_start", 20))
-    size = int(run.setting("guard.baseline_steps", 40))
     reason = run.summary.get("reason")
     ending = [f"It ended as {run.status}{f': {reason}' if reason else ''}."]
     last = max((row.step for row in run.transcripts), default=0)
@@ -145,24 +123,13 @@ def diagnose_run(run: Run) -> Diagnosis:
     texts = [{"prompt": row.prompt, "completion": row.completion} for row in latest]
     return Diagnosis(
         run.label,
-        tuple(replay(training, start, size)),
+        tuple(replay_run(run)),
         tuple(run.events),
-        (*ending, *_facts(training)),
+        (*ending, *_facts(training_rows(run.metrics))),
         examine_texts(texts) if texts else None,
         run.notes,
+        str(reason or "no reason was kept") if run.status == "failed" else "",
     )
-
-
-def replay(rows: Sequence[Mapping[str, float | None]], start: int = 20, size: int = 40) -> list[Finding]:
-    """The findings of the guard's rules on logged steps, by onset.
-
-    A run too short for ``start`` and ``size`` is compared with its second tenth to third tenth.
-    """
-    if len(rows) < start + size + 10:
-        start, size = len(rows) // 10, max(2, len(rows) // 5)
-    guard = Guard(default_rules(start, size))
-    found = [finding for row in rows for finding in guard.read(int(row["step"] or 0), row)]
-    return sorted(found, key=lambda finding: (finding.onset, finding.step))
 
 
 def _facts(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
@@ -188,4 +155,4 @@ def _listed(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def _is_metrics(row: Mapping[str, Any]) -> bool:
-    return any("/" in key for key in row)
+    return any("/" in key or key in METRIC_OF for key in row)

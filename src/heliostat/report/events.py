@@ -17,6 +17,7 @@ KINDS = {
     "adjust": ("c3", "adjusted"),
     "freeze controllers": ("c4", "mismatch"),
     "rollback": ("c2", "alarm"),
+    "withdrawn": ("c6", "withdrawn"),
     "went back": ("c2", "went back"),
     "stop": ("c2", "stopped"),
     "switched off": ("c6", "guard failed"),

@@ -6,11 +6,12 @@ Left out: the estimators (``statistics``), sentences (``verdict``) and drawing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heliostat.report.read import Evaluation, Run, dig, finite, number
-from heliostat.statistics import Estimate, bootstrap, difference, pass_at_k
+from heliostat.statistics import Estimate, difference, pass_at_k, success_change, success_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def pass_curve(evaluations: Sequence[Evaluation]) -> list[tuple[int, Estimate]]:
     """Mean pass@k over problems, with its interval, for every ``k`` that all of the problems allow."""
     largest = min((row.num_samples for row in evaluations), default=0)
     return [
-        (k, bootstrap([pass_at_k(row.num_samples, row.num_success, k) for row in evaluations]))
+        (k, success_rate([pass_at_k(row.num_samples, row.num_success, k) for row in evaluations]))
         for k in _spread(largest)
     ]
 
@@ -47,12 +48,12 @@ def outcome(run: Run) -> Outcome:
     first = [row for row in run.evaluations if row.phase == "before"]
     last = last_evaluation(run)
     final = number(run.summary, "after", "pass@1") is not None or any(row.phase == "after" for row in last)
-    before = _from_summary(run, "before") or pass_at_1(first)
-    after = _from_summary(run, "after") or pass_at_1(last)
+    before = _from_summary(run, "before", first) or pass_at_1(first)
+    after = _from_summary(run, "after", last) or pass_at_1(last)
     paired = _paired_changes(first, last)
     change = None
     if before and after:
-        change = bootstrap(paired) if paired else difference(before, after)
+        change = success_change(paired) if paired else difference(before, after)
     step = max((row.step for row in last), default=run.last_step)
     return Outcome(before, after, change, len(paired), step, final)
 
@@ -71,13 +72,15 @@ def against(run: Run, baseline: Run) -> Estimate | None:
     **Limits** A run against itself gives exactly zero; runs without a common problem give ``None``.
     """
     changes = _paired_changes(last_evaluation(baseline), last_evaluation(run))
-    return bootstrap(changes) if changes else None
+    if changes and run is baseline:
+        return Estimate(0.0, 0.0, 0.0)
+    return success_change(changes) if changes else None
 
 
 def pass_at_1(rows: Sequence[Evaluation]) -> Estimate | None:
     """Mean success rate over problems with its interval, ``None`` without problems."""
     rates = [row.num_success / row.num_samples for row in rows]
-    return bootstrap(rates) if rates else None
+    return success_rate(rates) if rates else None
 
 
 def pass_at_1_by_step(run: Run) -> list[tuple[float, Estimate]]:
@@ -104,13 +107,17 @@ def summary_curve(run: Run, phase: str) -> list[tuple[int, Estimate]]:
     return sorted((k, Estimate(value, value, value)) for k, value in points if value is not None)
 
 
-def _from_summary(run: Run, phase: str) -> Estimate | None:
+def _from_summary(run: Run, phase: str, rows: Sequence[Evaluation]) -> Estimate | None:
+    """pass@1 as the summary states it; an interval without width, as early versions wrote, is measured again."""
     value = number(run.summary, phase, "pass@1")
     if value is None:
         return None
     interval = dig(run.summary, phase, "ci95", default=())
     ends = [finite(end) for end in interval] if isinstance(interval, list) else []
     low, high = ends if len(ends) == 2 else (None, None)
+    measured = pass_at_1(rows) if low == high else None
+    if measured is not None and math.isclose(measured.value, value, abs_tol=1e-9):
+        return measured
     return Estimate(value, value if low is None else low, value if high is None else high)
 
 

@@ -14,8 +14,10 @@ from heliostat.report.frame import framed, write_page
 from heliostat.report.markup import Html, element
 from heliostat.report.read import Run, read_runs
 from heliostat.report.sections import (
+    audit_section,
     chart_sections,
     events_section,
+    findings_section,
     missing_section,
     settings_section,
     transcripts_section,
@@ -53,6 +55,7 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
     sections = [
         *chart_sections(runs, figures),
         events_section(runs),
+        audit_section(runs),
         wall_section(runs),
         transcripts_section(runs),
         settings_section(runs),
@@ -61,6 +64,7 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
     main = element(
         "main",
         heading(runs),
+        findings_section(runs),
         verdict_section(runs, verdicts),
         missing_section(runs),
         cards(runs[0], verdicts[0]) if len(runs) == 1 else _run_keys(runs),

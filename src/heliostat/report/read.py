@@ -30,6 +30,7 @@ CONSEQUENCES = {
     "transcripts.jsonl": "there are no transcripts to show",
     "summary.json": "the run did not end by itself; its totals are added up from the log",
 }
+AUDIT = "audit.json"  # of runs that were audited: its absence is no loss
 LARGEST = 1e300  # beyond this an axis cannot be computed in float64, and no metric means anything
 
 
@@ -45,6 +46,9 @@ class Evaluation:
     num_success: Annotated[int, Field(ge=0)]
     mean_reward: float | None = None
     greedy_success: bool | None = None
+    num_failures: int = 0
+    num_cut: int = 0
+    max_length: int = 0
 
     def __post_init__(self) -> None:
         if self.num_success > self.num_samples:
@@ -76,6 +80,7 @@ class Run:
         label: how the page calls the run; unique among the runs of one page.
         metrics: one mapping per step, steps ascending; ``None`` where a logged number was not finite.
         events: what the run's guard saw and did, in order.
+        audit: what the audit of its reward found before it trained; empty where there was none.
         notes: one sentence for each thing that was missing or unreadable.
     """
 
@@ -88,6 +93,7 @@ class Run:
     transcripts: Sequence[Transcript] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     events: Sequence[Mapping[str, Any]] = ()
+    audit: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def series(self, key: str) -> list[tuple[float, float | None]]:
@@ -129,6 +135,7 @@ def read_run(folder: Path, label: str = "") -> Run:
         transcripts=_read_records(folder / "transcripts.jsonl", Transcript, notes),
         summary=_read_document(folder / "summary.json", json.loads, notes),
         events=_read_lines(folder / "events.jsonl")[0],  # absent where the guard had nothing to say
+        audit=_read_document(folder / AUDIT, json.loads, notes, "what the audit of the reward found is unknown"),
         notes=tuple(notes),
     )
 
@@ -181,7 +188,7 @@ def _check_is_run(folder: Path) -> None:
     raise ValueError(f"{folder} is not a run folder: it holds none of {', '.join(CONSEQUENCES)}{hint}")
 
 
-def _read_document(path: Path, parse: Any, notes: list[str]) -> Mapping[str, Any]:
+def _read_document(path: Path, parse: Any, notes: list[str], loss: str = "") -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -189,7 +196,7 @@ def _read_document(path: Path, parse: Any, notes: list[str]) -> Mapping[str, Any
     except (ValueError, RecursionError):  # TOML, JSON and UTF-8 errors are all ValueErrors
         document = None
     if not isinstance(document, dict):
-        notes.append(f"{path.name} is damaged and was left out: {CONSEQUENCES[path.name]}.")
+        notes.append(f"{path.name} is damaged and was left out: {loss or CONSEQUENCES[path.name]}.")
         return {}
     return document
 

@@ -16,6 +16,8 @@ from heliostat.report.markup import Html, element
 from heliostat.report.panels import GROUPS, GUARD, LEARNING, SPEED, PanelGroup, remaining_panels
 from heliostat.report.phases import flops, seconds
 from heliostat.report.read import Run
+from heliostat.report.replay import outright_findings
+from heliostat.report.reward_audit import audit_cards
 from heliostat.report.scales import format_quantity, format_seconds
 from heliostat.report.tables import by_task, recipe_table, versions_table
 from heliostat.report.transcripts import transcript_section
@@ -40,6 +42,22 @@ def missing_section(runs: Sequence[Run]) -> Html | None:
         element("h2", "What this page could not read"),
         element("ul", [element("li", note) for note in notes]),
         class_="missing card",
+    )
+
+
+def findings_section(runs: Sequence[Run]) -> Html | None:
+    """What the runs say outright, with what to do; ``None`` where they say nothing."""
+    found = [(run.label, finding) for run in runs for finding in outright_findings(run)]
+    if not found:
+        return None
+    lines = [
+        element(
+            "li", element("strong", f"{label}: " if len(runs) > 1 else ""), f"{finding.sentence()}; {finding.advice}"
+        )
+        for label, finding in found
+    ]
+    return element(
+        "section", element("h2", "What the run says first"), element("ul", lines), class_="missing card", id="findings"
     )
 
 
@@ -80,6 +98,13 @@ def events_section(runs: Sequence[Run]) -> Section | None:
         "Hollow marks were only said: in shadow mode the guard does not act. Each line names the statistic behind it."
     )
     return Section("events", _titled("events", "What the guard saw", intro, parts)) if parts else None
+
+
+def audit_section(runs: Sequence[Run]) -> Section | None:
+    """What the audit of the reward found before training."""
+    parts = _of_each([(run.label, audit_cards(run)) for run in runs])
+    intro = "Before training, the verifiers were paid right answers, and texts that solve nothing."
+    return Section("audit", _titled("audit", "Is the reward sound?", intro, parts)) if parts else None
 
 
 def wall_section(runs: Sequence[Run]) -> Section | None:

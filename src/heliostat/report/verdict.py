@@ -15,7 +15,9 @@ from heliostat.statistics import Estimate
 
 Kind = Literal["better", "worse", "unclear", "unknown"]
 
-MIN_PROBLEMS = 10  # resampling fewer problems than this gives intervals that are far too narrow
+MIN_PROBLEMS = 10  # fewer problems than this say too little about all the others
+FAR = 0.2  # of success: training problems solved so much more often than held-out ones were learned by themselves
+NUM_LAST = 10  # steps that training success is averaged over
 
 HEADLINES: dict[Kind, str] = {
     "better": "It got better",
@@ -44,7 +46,8 @@ def judge(run: Run) -> Verdict:
     """
     result = outcome(run)
     kind = _kind(result)
-    return Verdict(kind, HEADLINES[kind], _sentence(result), _ending(run), result)
+    sentence = " ".join(filter(None, (_sentence(result), _gap(run, result))))
+    return Verdict(kind, HEADLINES[kind], sentence, _ending(run), result)
 
 
 def percent(estimate: Estimate) -> str:
@@ -75,7 +78,9 @@ def _sentence(result: Outcome) -> str:
         side = "before training" if result.before else "after training"
         return f"Held-out pass@1 {side} was {percent(known)}, and there is no second evaluation to compare it with."
     change = result.change
-    verb = "rose" if change.value > 0 else "fell" if change.value < 0 else "stayed"
+    after = percent(result.after)
+    verb = "rose" if change.value > 0 else "fell"
+    went = f"{verb} from {percent(result.before)} to {after}" if change.value else f"stayed at {after}"
     when = "" if result.final else f" at step {result.last_step}, the last evaluation before the run stopped"
     paired = f", paired over {result.num_problems} problems" if result.num_problems else ""
     meanings: dict[Kind, str] = {
@@ -85,9 +90,25 @@ def _sentence(result: Outcome) -> str:
         "unknown": f"fewer than {MIN_PROBLEMS} problems are too few for an interval to be trusted",
     }
     return (
-        f"Held-out pass@1 {verb} from {percent(result.before)} to {percent(result.after)}{when}. "
+        f"Held-out pass@1 {went}{when}. "
         f"The change is {points(change.value)} points with a 95% interval of {points(change.low)} to "
         f"{points(change.high)}{paired}: {meanings[_kind(result)]}."
+    )
+
+
+def _gap(run: Run, result: Outcome) -> str:
+    """A sentence where training problems were solved far more often than held-out ones, else nothing."""
+    logged = run.series("prefix/success_without") or run.series("reward/success")
+    last = [value for step, value in logged if step > 0 and value is not None][-NUM_LAST:]
+    if result.after is None or not last:
+        return ""
+    trained = sum(last) / len(last)
+    if trained < result.after.value + FAR or trained <= result.after.high:
+        return ""
+    steps = "the last step" if len(last) == 1 else f"the last {len(last)} steps"
+    return (
+        f"Training problems were solved {format_value(trained, 'fraction')} of the time over {steps}, far above "
+        "held-out ones: what was learned holds for them and not beyond."
     )
 
 

@@ -61,8 +61,7 @@ class Server:
         """Break off every request, from any thread and for good; what waits for an answer gets ``SamplingStopped``."""
         self._aborted.set()
         for sock in list(self._open):
-            with suppress(OSError):  # it may have ended by itself just now
-                sock.shutdown(socket.SHUT_RDWR)
+            _shut(sock)
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET; see ``post``."""
@@ -84,7 +83,7 @@ class Server:
             try:
                 return self._attempt(method, path, body)
             except (_Transient, OSError, http.client.HTTPException) as error:
-                reason = str(error) or type(error).__name__
+                reason = shortened(str(error)) or type(error).__name__
                 if attempt < self.num_retries:
                     self._aborted.wait(min(10.0, self.first_pause_s * 2**attempt))
         if self._aborted.is_set():
@@ -105,9 +104,13 @@ class Server:
         try:
             payload = None if body is None else json.dumps(body)
             connection.connect()
-            with self._abortable(connection.sock):
+            with self._abortable(connection.sock), _closed_at(connection.sock, deadline):
                 connection.request(method, parts.path.rstrip("/") + path, payload, headers)
                 return self._answer(connection, path, deadline)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if time.monotonic() < deadline:
+                raise
+            raise self._late() from error
         finally:
             connection.close()
 
@@ -135,14 +138,16 @@ class Server:
                 )
             left = deadline - time.monotonic()
             if left <= 0:
-                raise _Transient(f"the answer was not complete after {self.timeout_s:g} s")
+                raise self._late()
             if response.fp is not None:
                 sock.settimeout(left)
+        if time.monotonic() >= deadline:  # shut down by us: what ends in its headers looks like an empty answer
+            raise self._late()
         if response.length:
             raise _Transient(f"the answer broke off {response.length} bytes before its end")
         text = b"".join(pieces).decode("utf-8", errors="replace")
         if response.status in RETRIED:
-            raise _Transient(f"status {response.status}: {_shortened(text)}")
+            raise _Transient(f"status {response.status}: {shortened(text)}")
         if response.status != http.HTTPStatus.OK:
             raise ServerError(self._refusal(path, response.status, text, response.getheader("Location")))
         if not text:
@@ -152,7 +157,10 @@ class Server:
         except RecursionError:
             raise ServerError(f"rollout server {self.url}{path} sent JSON that is nested too deeply") from None
         except ValueError:
-            raise _Transient(f"the answer is not JSON: {_shortened(text)}") from None
+            raise _Transient(f"the answer is not JSON: {shortened(text)}") from None
+
+    def _late(self) -> _Transient:
+        return _Transient(f"the answer was not complete after {self.timeout_s:g} s")
 
     def _refusal(self, path: str, status: int, text: str, location: str | None) -> str:
         if location is not None:
@@ -161,13 +169,31 @@ class Server:
         elif status in (401, 403):
             advice = "the environment variable VLLM_API_KEY holds no key that it accepts"
         else:
-            advice = self._hidden(_shortened(text))
+            advice = self._hidden(shortened(text))
         return f"rollout server {self.url}{path} answered status {status}: {advice}"
 
     def _hidden(self, text: str) -> str:
         return text.replace(self.api_key, "***") if self.api_key else text
 
 
-def _shortened(text: str, size: int = 200) -> str:
+@contextmanager
+def _closed_at(sock: socket.socket, deadline: float) -> Iterator[None]:
+    """Shut a connection down at the deadline: a timeout of its own begins anew with every byte, also of the headers."""
+    ended = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, [sock])
+    ended.daemon = True
+    ended.start()
+    try:
+        yield
+    finally:
+        ended.cancel()
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):  # it may have ended by itself just now
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def shortened(text: str, size: int = 200) -> str:
+    """The beginning of a foreign text on one line, visible."""
     flat = visible_line(text[: 8 * size])
     return flat if len(flat) <= size else flat[:size] + "..."

@@ -28,10 +28,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from heliostat.models import LoadedModel, save_model
 from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
@@ -39,26 +39,44 @@ from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.mark import weights_mark
 from heliostat.rollout.parity import ParityError, parity_gap
 from heliostat.rollout.sampling import SamplingSettings
-from heliostat.rollout.server import Server, ServerError
+from heliostat.rollout.server import Server, ServerError, shortened
 from heliostat.types import Group, Prompt, StopReason
 
 NUM_PROBES = 2
 PROBE_TOKENS = 32
+MAX_LOGP = 1e-3
+"""Above 0 by rounding, not by more."""
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-class _LogProbs(BaseModel):
+class _Strict(BaseModel):
+    """An answer's part: what is asked for must have its type, what else is there is not read."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _LogProbs(_Strict):
     token_logprobs: list[float]
 
 
-class _Choice(BaseModel):
+class _Choice(_Strict):
     index: int
     token_ids: list[int]
     logprobs: _LogProbs
     finish_reason: str
 
 
-class _Completions(BaseModel):
+class _Completions(_Strict):
     choices: list[_Choice]
+
+
+class _Served(_Strict):
+    id: str
+
+
+class _Models(_Strict):
+    data: list[_Served] = Field(min_length=1)
 
 
 Lead = Callable[[Callable[[], str]], str]
@@ -184,12 +202,7 @@ class VllmEngine:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        try:
-            choices = _Completions.model_validate(self.server.post("/v1/completions", body)).choices
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise self._wrong(f"'{where}' in its answer: {first['msg']}") from None
+        choices = self._read(_Completions, self.server.post("/v1/completions", body)).choices
         if sorted(choice.index for choice in choices) != list(range(len(drafts))):
             raise self._wrong(f"{len(choices)} completions where {len(drafts)} were asked for")
         for choice in choices:
@@ -200,8 +213,10 @@ class VllmEngine:
         if not 1 <= len(ids) <= draft.num_left or len(ids) != len(logps):
             raise self._wrong(f"{len(ids)} tokens with {len(logps)} log-probabilities, of at most {draft.num_left}")
         size = self.loaded.model.config.get_text_config().vocab_size
-        if not all(0 <= token < size for token in ids) or not all(math.isfinite(logp) for logp in logps):
-            raise self._wrong("token ids outside the vocabulary, or log-probabilities that are not finite")
+        if not all(0 <= token < size for token in ids) or not all(
+            math.isfinite(logp) and logp < MAX_LOGP for logp in logps
+        ):
+            raise self._wrong("token ids outside the vocabulary, or log-probabilities that are not finite or above 0")
         stop_reason = self._stop_reason(draft, choice)
         draft.token_ids, draft.logp, draft.entropy = list(ids), list(logps), [-logp for logp in logps]
         draft.stop_reason = stop_reason
@@ -213,10 +228,20 @@ class VllmEngine:
             return StopReason.STOP_STRING
         if choice.finish_reason == "length" and len(choice.token_ids) == draft.num_left:
             return draft.out_of_room
+        reason = shortened(choice.finish_reason, 40)
         raise self._wrong(
-            f"a completion of {len(choice.token_ids)} tokens that ended by '{choice.finish_reason}', for no reason "
-            "that the request gave"
+            f"a completion of {len(choice.token_ids)} tokens that ended by '{reason}', for no reason that the request "
+            "gave"
         )
+
+    def _read(self, kind: type[_Answer], answer: Any) -> _Answer:
+        """An answer as what it should be."""
+        try:
+            return kind.model_validate(answer)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "its whole"
+            raise self._wrong(f"{shortened(first['msg'])} at '{where}'") from None
 
     def _wrong(self, what: str) -> ServerError:
         return ServerError(
@@ -271,11 +296,7 @@ class VllmEngine:
             weight.data = kept
 
     def _served_model(self) -> str:
-        answer = self.server.get("/v1/models")
-        try:
-            return str(answer["data"][0]["id"])
-        except (KeyError, IndexError, TypeError):
-            raise self._wrong("no list of models") from None
+        return self._read(_Models, self.server.get("/v1/models")).data[0].id
 
     def _send(self) -> None:
         folder = (self.sync_dir / "weights").resolve()

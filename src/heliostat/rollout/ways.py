@@ -122,7 +122,7 @@ def fastest_right_way(loaded: LoadedModel, limits: DecodeLimits, section: Rollou
         return engine
     raise ConfigError(
         f"model '{loaded.name}' cannot be sampled: even the whole text run again for every token does not give the "
-        f"numbers of its own forward ({passed_over[-1]}), so it does not say the same twice"
+        f"numbers of its own forward ({passed_over[-1]}), so {trial.how_it_wavers()}"
     )
 
 
@@ -162,6 +162,17 @@ class Trial:
             )
         engine.take_counts()
         return engine
+
+    def how_it_wavers(self) -> str:
+        """In what the model contradicts itself: from one time to the next, or from a text to a longer one."""
+        context, *_ = mixed_contexts(self.loaded)
+        with comparing(self.loaded, self.measure.gain):
+            once, again = (
+                true_log_probs(self.loaded, context[:1], context[1:], self.measure.temperature) for _ in range(2)
+            )
+        if not float((once - again).abs().sum()) <= self.measure.bound:
+            return "it does not say the same twice"
+        return "what it says of a text changes when the text goes on, and it is not a causal language model"
 
     def _sample(self, engine: InProcess) -> list[Group]:
         """All prompts side by side to the last token; then with rows that end and others that take their place."""

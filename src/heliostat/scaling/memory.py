@@ -2,9 +2,10 @@
 
 With ``P`` weights, ``n`` ranks and ``e`` bytes a stored weight:
 
-    weights ``e P``, gradients ``e P``, optimizer ``12 P`` (AdamW's two moments and a float32 master) or ``8 P``
+    weights ``e P``, gradients ``4 P``, optimizer ``12 P`` (AdamW's two moments and a float32 master) or ``8 P``
 
-where ``e = 2`` needs the master and ``e = 4`` is its own; 16 bytes a weight either way, divided by ``n`` if sharded.
+where ``e = 2`` needs the master and ``e = 4`` is its own: 18 or 16 bytes a weight, divided by ``n`` if sharded.
+Gradients of micro-batches add up in float32 whatever the weights are (``optim.gradients``).
 
 Left out: allocator fragmentation, CUDA's and NCCL's own buffers (some GB together), LoRA, optimizers other than AdamW.
 """
@@ -35,7 +36,6 @@ class TrainingMemory:
     Attributes:
         gathered: layers made whole for a pass (sharded only): the one in use and the next.
         activations: kept from a forward for its backward pass, logits included.
-        cast: float32 copies of bfloat16 gradients while the optimizer steps; activations are gone by then.
     """
 
     weights: float
@@ -43,7 +43,6 @@ class TrainingMemory:
     optimizer: float
     gathered: float
     activations: float
-    cast: float
 
     @property
     def state(self) -> float:
@@ -53,7 +52,7 @@ class TrainingMemory:
     @property
     def peak(self) -> float:
         """The most at any time."""
-        return self.state + max(self.gathered + self.activations, self.cast)
+        return self.state + self.gathered + self.activations
 
 
 def training_memory(
@@ -77,11 +76,10 @@ def training_memory(
         held = rest / layout.num_trainers + experts / layout.num_trainers  # expert groups are cut again over the rest
     return TrainingMemory(
         weights=size * held,
-        gradients=size * held,
+        gradients=4.0 * held,
         optimizer=(12 if size == 2 else 8) * held,
         gathered=gathered,
         activations=activation_bytes(shape, job, used),
-        cast=4.0 * held if size == 2 else 0.0,
     )
 
 

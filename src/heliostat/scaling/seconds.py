@@ -87,7 +87,9 @@ def step_seconds(
     prefill, decode, steady = _sampling(shape, job, layout, hardware, stored)
     moved = step_traffic(shape, job, layout, stored, computed)
     held = shape.num_parameters / (num if layout.sharded else 1)
-    state = (3 * size + 2 * (12 if size == 2 else 8)) * held  # gradients and weights read, weights and state rewritten
+    state = (
+        4 + 2 * size + 2 * (12 if size == 2 else 8)
+    ) * held  # gradients and weights read, weights and state rewritten
     handed = 0.0
     if layout.num_samplers:
         over_links = hardware.link_s(moved.sync, layout.num_gpus)

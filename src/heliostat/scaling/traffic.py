@@ -90,7 +90,7 @@ def step_traffic(
     exchange = job.num_rows * (TOKEN_BYTES * job.mean_tokens + ROW_BYTES)
     moved = shape.num_parameters - shape.num_expert_parameters * (1 - 1 / layout.expert_ways)
     if not layout.sharded:
-        return Traffic(reduce=float(size * moved * job.num_updates), exchange=exchange, sync=sync)
+        return Traffic(reduce=4.0 * moved * job.num_updates, exchange=exchange, sync=sync)
     trained, scored = num_passes(job, num)
     return Traffic(
         sampling_gather=0.0 if layout.num_samplers else float(used * shape.num_parameters),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,21 @@ class StorageError(OSError):
 
 class Damaged(ValueError):
     """A file is not what was written; the message names the file."""
+
+
+_FULL = ("os error 28", "No space left on device", "unexpected pos")
+"""How libraries say that a disk is full; the last is torch's, whose file came out shorter than what it wrote."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why the disk refused, in the system's words where there are some."""
+    cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
+    return os.strerror(errno.ENOSPC) if any(words in str(cause) for words in _FULL) else str(cause)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that the disk is full."""
+    return reason_of(error) == os.strerror(errno.ENOSPC)
 
 
 @contextmanager

@@ -13,8 +13,10 @@ Left out: single files (``files``), and whether the content is right (``manifest
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,7 +43,7 @@ class FolderDraft:
         self.folder = folder
         self.path = partial_of(folder)
         with naming(folder):
-            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            if _is_other(folder):
                 raise StorageError(f"will not replace {folder}: it is no folder (a link or a file); remove it first")
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _claim_settled(folder)
@@ -206,21 +208,41 @@ def _delete(path: Path, folder: Path) -> None:
     deleted = _with(folder, DELETED)
     if not os.path.lexists(path):
         return
-    if path != deleted:
+    while path != deleted and os.path.lexists(path):
         _erase(deleted)
-        with suppress(FileNotFoundError):  # another process recovers the same folder
+        with _meeting_others():
             path.rename(deleted)
-        sync_folder(folder.parent)
+    sync_folder(folder.parent)
     _erase(deleted)
 
 
 def _erase(path: Path) -> None:
     while os.path.lexists(path):
-        with suppress(FileNotFoundError):  # another process deletes it as well
+        with _meeting_others():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+@contextmanager
+def _meeting_others() -> Iterator[None]:
+    """Try again later what failed because another process deletes the same folder, or renamed one to the same name."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def _is_other(path: Path) -> bool:
+    """Whether something is at ``path`` that is no folder."""
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _empty(folder: Path) -> None:

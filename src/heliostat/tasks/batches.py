@@ -24,16 +24,21 @@ class VerifierError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One problem with its texts, and the future that waits for their verdicts."""
+    """One problem with its texts, and the future that waits for their verdicts.
+
+    Attributes:
+        token_ids: per text, as it was sampled; empty: nobody sampled these.
+    """
 
     task: Task
     task_number: int
     problem: Problem
     texts: tuple[str, ...]
     finish: Callable[[list[Verdict]], Any]
+    token_ids: tuple[tuple[int, ...], ...] = ()
     future: Future[Any] = field(default_factory=Future)
 
-    def request(self, texts: Iterable[tuple[int, str]]) -> Request:
+    def request(self, texts: Iterable[tuple[int, str, tuple[int, ...] | None]]) -> Request:
         prompt = self.problem.prompt
         return Request(
             task=self.task_number,
@@ -60,6 +65,7 @@ class Batch:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
         self.owners = [job for job in jobs for _ in job.texts]  # text number -> job
+        self.texts = [text for job in jobs for text in job.texts]
         self.outcomes: dict[int, Outcome] = {}
 
     @property
@@ -69,11 +75,11 @@ class Batch:
     def requests(self) -> list[Request]:
         """The texts that have no outcome yet."""
         numbers = itertools.count()
-        numbered = [(job, [(next(numbers), text) for text in job.texts]) for job in self.jobs]
-        return [
-            job.request((number, text) for number, text in texts if number not in self.outcomes)
-            for job, texts in numbered
+        numbered = [
+            (job, [(next(numbers), *pair) for pair in zip(job.texts, job.token_ids or itertools.repeat(None))])  # noqa: B905
+            for job in self.jobs
         ]
+        return [job.request(text for text in texts if text[0] not in self.outcomes) for job, texts in numbered]
 
     def resolve(self) -> None:
         """Hand every job its verdicts."""

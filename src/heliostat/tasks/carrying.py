@@ -5,7 +5,8 @@ value, with the globals and closed-over variables that they use, travel
 
     functions of the running script, a notebook, standard input or a multiprocessing child (``__main__``),
     lambdas, closures and callable objects, with or without decorators and functools.partial,
-    functions of modules that a fresh interpreter does not find, or that hold parts of the script.
+    functions of modules that a fresh interpreter does not find, that hold parts of the script, or that start the run
+    while they are imported.
 
 Left out: what runs on the other side (``verifiers``), and refusing runs there (``nesting``).
 """
@@ -106,6 +107,11 @@ def _holds_script(module: ModuleType) -> bool:
     )
 
 
+def _is_unfinished(module: ModuleType) -> bool:
+    """Whether a module is being imported at this moment, so that importing it again would come to this place again."""
+    return bool(getattr(module.__spec__, "_initializing", False))
+
+
 def _is_own(name: str, module: object) -> bool:
     """Whether a module is a file of the user's project, as opposed to an installed package, this one, or the script."""
     if type(module) is not ModuleType or module.__name__ != name:
@@ -121,7 +127,9 @@ def _strangers_by_value() -> Iterator[None]:
 
     known = set(cloudpickle.list_registry_pickle_by_value())
     own = [module for name, module in list(sys.modules.items()) if name not in known and _is_own(name, module)]
-    strangers = [module for module in own if not is_importable(module) or _holds_script(module)]
+    strangers = [
+        module for module in own if _is_unfinished(module) or not is_importable(module) or _holds_script(module)
+    ]
     for module in strangers:
         cloudpickle.register_pickle_by_value(module)
     try:

@@ -21,6 +21,7 @@ from heliostat.config import ConfigError
 from heliostat.tasks.batches import Batch, Job, VerifierError
 from heliostat.tasks.nesting import refuse_nested
 from heliostat.tasks.task import Task
+from heliostat.tasks.verifiers import Function
 from heliostat.tasks.watched import Worker, WorkerLost
 from heliostat.tasks.worker import TaskSpec
 from heliostat.types import Group, Problem, Verdict
@@ -70,18 +71,29 @@ class VerifierPool:
             keeper.stop()
         self._keepers = []
 
-    def judge(self, problem: Problem, texts: Sequence[str]) -> Future[tuple[Verdict, ...]]:
+    @property
+    def num_workers(self) -> int:
+        """Worker processes that judge side by side."""
+        return max(task.num_workers for _, task in self._tasks.values())
+
+    def judge(self, problem: Problem, texts: Sequence[str], *, stops: bool = True) -> Future[tuple[Verdict, ...]]:
         """Judge completions of one problem; the future holds one verdict per text, in order.
+
+        Args:
+            stops: whether a failure counts as the task's ``on_failure`` says; else it only stands in its verdict.
 
         Raises (through the future):
             VerifierError: a verifier failed and the task's ``on_failure`` is ``stop``, or no worker can be started.
         """
-        return self._put(problem, texts, tuple)
+        return self._put(problem, texts, tuple, stops)
 
     def submit(self, group: Group) -> Future[Group]:
         """Start judging a group; the future holds the same group with its verdicts."""
         texts = [completion.text for completion in group.completions]
-        return self._put(group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)))
+        ids = tuple(completion.token_ids for completion in group.completions)
+        return self._put(
+            group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)), token_ids=ids
+        )
 
     def begin(self) -> Judging:
         """Judge groups as they are announced."""
@@ -95,13 +107,23 @@ class VerifierPool:
         """
         return self.begin().finish(groups)
 
-    def _put(self, problem: Problem, texts: Sequence[str], finish: Callable[[list[Verdict]], Any]) -> Future[Any]:
+    def _put(
+        self,
+        problem: Problem,
+        texts: Sequence[str],
+        finish: Callable[[list[Verdict]], Any],
+        stops: bool = True,
+        token_ids: tuple[tuple[int, ...], ...] = (),
+    ) -> Future[Any]:
         if not self._keepers:
             raise RuntimeError("a VerifierPool judges only inside its `with` block")
         if problem.task not in self._tasks:
             raise ValueError(f"problem {problem.problem_id} belongs to task '{problem.task}', not to one of this pool")
         number, task = self._tasks[problem.task]
-        job = Job(task, number, problem, tuple(texts), finish)
+        if not any(isinstance(weighted.verifier, Function) for weighted in task.verifiers):
+            token_ids = ()
+        task = task if stops else replace(task, on_failure="zero")
+        job = Job(task, number, problem, tuple(texts), finish, token_ids)
         self._jobs.put(job)
         return job.future
 

@@ -49,24 +49,15 @@ class Probe:
 
     Attributes:
         texts: per problem; ``None``: the probe does not apply to it.
-        complete: whether the texts are whole completions, and not what follows the answer marker.
     """
 
     name: str
     texts: tuple[str | None, ...]
-    complete: bool = False
 
     def completion(self, number: int, answer_after: str) -> str | None:
         """What a model would have to write to try this on problem ``number``."""
         text = self.texts[number]
-        return text if text is None or self.complete else answer_after + text
-
-
-def oracle_probe(problems: Sequence[Problem], answer_after: str) -> Probe:
-    """The worked solutions, or else the oracle answers."""
-    answers = [None if problem.answer is None else answer_after + problem.answer for problem in problems]
-    texts = tuple(problem.solution or answer for problem, answer in zip(problems, answers, strict=True))
-    return Probe("oracle answer", texts, complete=True)
+        return None if text is None else answer_after + text
 
 
 def fixed_probes(problems: Sequence[Problem], num_borrowed: int) -> list[Probe]:

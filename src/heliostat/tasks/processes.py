@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 
 from heliostat.tasks.kin import SUPERVISED, end_kin
 from heliostat.tasks.nesting import INSIDE
+from heliostat.tasks.saying import forward
 
 _BOOT = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); fds = [*map(int, sys.argv[3:])]; "
@@ -33,6 +35,7 @@ _BOOT = (
 )
 _TICK_S = 0.005
 _PATIENCE_S = 10.0  # for a supervisor to collect what it had; then it is killed too
+_LAST_WORDS_S = 1.0
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
@@ -48,11 +51,13 @@ class Child:
     Attributes:
         process: the interpreter's supervisor, or itself where the system has none; ends as the interpreter ends.
         mark: stands in the environment of the interpreter and of whatever it starts, and of nothing else.
+        speech: shows what it prints until all of that is shown.
     """
 
     process: subprocess.Popen[bytes]
     connection: Connection
     mark: str
+    speech: threading.Thread
 
     def interrupt(self) -> None:
         """Send the kill to it and to all it started; does not wait, so any thread may call it."""
@@ -74,6 +79,7 @@ class Child:
                 self.process.wait(_TICK_S)
         while end_kin(-1, self.mark) and time.monotonic() < patience:  # left by a supervisor that was killed itself
             time.sleep(_TICK_S)
+        self.speech.join(_LAST_WORDS_S)
         return self.process.returncode
 
 
@@ -81,18 +87,21 @@ def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
     """Run ``module.main(connection_fd, *inherited_fds)`` in a fresh interpreter.
 
     The child sees end-of-file on its connection when this process ends, in whatever way. What it prints goes to
-    standard error, because somebody's program may read standard output.
+    standard error, because somebody's program may read standard output, and is made visible on the way.
     """
     ours, theirs = socket.socketpair()
     mark = uuid.uuid4().hex
-    with theirs:
+    heard, said = os.pipe()
+    speech = forward(heard)  # which also closes it, where no child comes to be
+    with theirs, open(said, "wb", buffering=0) as saying:  # noqa: PTH123  a descriptor
         fds = (theirs.fileno(), *inherited_fds)
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, json.dumps(sys.path), module, *map(str, fds)],
             stdin=subprocess.DEVNULL,
-            stdout=2,
+            stdout=saying,
+            stderr=saying,
             env=os.environ | _ENVIRONMENT | {INSIDE: mark},
             pass_fds=fds,
             start_new_session=True,
         )
-    return Child(process, Connection(ours.detach()), mark)
+    return Child(process, Connection(ours.detach()), mark, speech)

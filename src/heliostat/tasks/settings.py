@@ -16,8 +16,9 @@ from pydantic import Field
 from heliostat.config import ConfigError, build_checked, nearest
 from heliostat.tasks.carrying import dump_function
 from heliostat.tasks.given import PREFIX, find_function
+from heliostat.tasks.rewards import COMPLETION_IDS
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, parameters, resolve, running_script
+from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, named, resolve, running_script
 from heliostat.types import Problem
 
 
@@ -166,19 +167,34 @@ def check_needs(task: Task) -> None:
 
 def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None:
     function = verifier.resolved()
+    _check_kind(verifier.path, function)
     columns = set(problems[0].columns).intersection(*(problem.columns for problem in problems))
-    given = {"prompts", "completions"} | columns | set(verifier.arguments)
-    accepted = parameters(function)
-    if accepted is not None:
-        for key in verifier.arguments:
-            if key not in accepted:
-                raise ConfigError(f"'{verifier.path}' takes no argument '{key}'{nearest(key, accepted)}")
-    for parameter in inspect.signature(function).parameters.values():
-        fillable = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if fillable and parameter.default is parameter.empty and parameter.name not in given:
+    given = {"prompts", "completions", COMPLETION_IDS} | columns | set(verifier.arguments)
+    own = sorted(named(function).keys() - {"prompts", "completions", COMPLETION_IDS} - columns)
+    for key in verifier.arguments:
+        if key not in named(function):  # with **kwargs it would be taken and, as likely as not, never looked at
             raise ConfigError(
-                f"'{verifier.path}' needs '{parameter.name}'{nearest(parameter.name, given)}; the data has: "
-                + ", ".join(sorted(columns))
+                f"'{verifier.path}' takes no argument '{key}'{nearest(key, own)}; it takes: {', '.join(own) or 'none'}"
+            )
+    for name, parameter in named(function).items():
+        if parameter.default is parameter.empty and name not in given:
+            raise ConfigError(
+                f"'{verifier.path}' needs '{name}'{nearest(name, given)}; the data has: {', '.join(sorted(columns))}"
+            )
+
+
+def _check_kind(path: str, function: Any) -> None:
+    """Refuse what can be called and yet never gives a list of rewards, whatever it is called with."""
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
+    if isinstance(function, type):
+        raise ConfigError(f"'{path}' is a class; give an object of it, or a function")
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise ConfigError(f"'{path}' yields its rewards; let it return a list with one number per completion")
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise ConfigError(
+                f"'{path}' takes '{parameter.name}' by position only, and rewards are called by name "
+                "(prompts=..., completions=..., and the columns); take the / out of its parameters"
             )
 
 

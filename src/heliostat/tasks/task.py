@@ -30,6 +30,9 @@ class WeightedVerifier:
     sees: Literal["answer", "completion"] = "answer"
 
 
+FULL_MARKS_WITHIN = 1e-9
+"""A score this near to 1 is full marks: what sums of tenths miss it by in float64, and no partial credit."""
+
 Teacher = Callable[[Problem, np.random.Generator, float], str | None]
 """Shows how a problem is worked out, as a text to imitate; ``None`` where it cannot.
 
@@ -49,7 +52,7 @@ class Task:
     Attributes:
         train: problems to train on.
         heldout: problems to evaluate on; no question text occurs in both.
-        verifiers: every one of positive weight must give 1.0 for a success.
+        verifiers: every one of positive weight must give full marks for a success.
         shaped: whether the reward is the weighted sum of raw scores, instead of 1.0 for a success and 0.0 otherwise.
         answer_after: the answer is what follows this marker's last occurrence; empty: the whole completion.
         timeout_s: wall-clock limit of one verdict, in seconds.
@@ -77,7 +80,7 @@ class Task:
         """Combine the verifiers' scores into one verdict.
 
         With scores s_i and weights w_i of the verifiers that apply (score not ``None``):
-        ``success = all(s_i == 1 for w_i > 0)``, and ``reward = sum_i w_i s_i`` if shaped, else ``1[success]``.
+        ``success = all(|s_i - 1| <= 1e-9 for w_i > 0)``, and ``reward = sum_i w_i s_i`` if shaped, else ``1[success]``.
 
         Args:
             scores: by verifier name; ``None``: that verifier does not apply to this problem.
@@ -93,6 +96,6 @@ class Task:
             failure = "no verifier applies to this problem"
         if failure:
             return Verdict(reward=0.0, success=False, scores=known, failure=failure)
-        success = all(known[weighted.name] == 1.0 for weighted in counted)
+        success = all(abs(known[weighted.name] - 1) <= FULL_MARKS_WITHIN for weighted in counted)
         shaped = sum(weighted.weight * known[weighted.name] for weighted in counted)
         return Verdict(reward=shaped if self.shaped else float(success), success=success, scores=known)

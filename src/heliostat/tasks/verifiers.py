@@ -13,31 +13,33 @@ import importlib.util
 import inspect
 import logging
 import pickle
-import re
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Protocol
 
+from heliostat.tasks.importing import import_ahead
 from heliostat.tasks.nesting import NestedRun, importing
-from heliostat.tasks.numerals import last_number, parse_number, same_number
+from heliostat.tasks.numerals import last_number, meets, parse_number
+from heliostat.tasks.rewards import COMPLETION_IDS, single_reward
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a verifier is told: the problem, and the text to judge."""
+    """What a verifier is told: the problem, and the text to judge.
+
+    Attributes:
+        completion_ids: the sampled tokens; ``None``: nobody sampled the text.
+    """
 
     prompt: str | list[dict[str, str]]
     answer: str | None
     columns: Mapping[str, Any]
     text: str
+    completion_ids: tuple[int, ...] | None = None
 
-
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_TRIGONOMETRY = {"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
-_FUNCTION_NAMES = _TRIGONOMETRY | {"log", "ln", "exp", "sqrt", "pi"}
 
 Check = Callable[[Sample], object]  # a score, or None where the verifier does not apply; the worker checks the type
 
@@ -84,7 +86,7 @@ class Numeric:
     """1.0 if the text is the oracle answer's number, however it is written.
 
     Attributes:
-        tolerance: relative (absolute below 1); whole numbers must be equal.
+        tolerance: relative (absolute below 1); an answer written as a whole number must be met exactly.
         read: ``whole``: the text must be one number and nothing else; ``last``: the last number in it counts.
     """
 
@@ -105,35 +107,32 @@ class Numeric:
         if answer is None:
             raise ValueError(f"the oracle answer {sample.answer!r} is not a number")
         value = parse_number(sample.text) if self.read == "whole" else last_number(sample.text)
-        return float(value is not None and same_number(value, answer, self.tolerance))
+        return float(value is not None and meets(value, answer, self.tolerance))
 
 
 @dataclass(frozen=True)
 class Math:
-    r"""1.0 if math-verify finds the text equal to the oracle answer as mathematics (LaTeX or plain).
+    r"""1.0 if the text commits to the oracle answer as mathematics (LaTeX or plain), by math-verify.
 
-    Both may be bare (``\frac12``) or delimited (``$\frac12$``, ``\boxed{\frac12}``). Sentences around it are read only
-    where the mathematics in them is delimited: ``not 42 but 7`` contains two answers and commits to none.
+    Both may be bare (``\frac12``) or delimited (``$\frac12$``, ``\boxed{\frac12}``). Sentences around an answer are
+    read where they mark it (``The answer is``, ``$…$``); ``not 42 but 7`` contains two answers and commits to none.
+
+    Attributes:
+        lenient: accept a text without the percent or degree sign of the answer, and an exact value for a decimal.
     """
 
     needs_answer: ClassVar[bool] = True
     sealed: ClassVar[bool] = True
+    lenient: bool = False
 
     def prepare(self) -> Check:
-        import math_verify  # 0.6 CPU-seconds, with sympy
+        from heliostat.tasks.mathematics import same  # 0.6 CPU-seconds, with sympy
 
         # The worker's own limits replace math-verify's alarm, and the warning that says so is about us.
         logging.getLogger("math_verify").setLevel(logging.ERROR)
 
-        def read(text: str) -> list[Any]:
-            delimited = any(mark in text for mark in ("$", "\\boxed", "\\[", "\\("))
-            if not delimited and _is_prose(text):
-                return []
-            parsed: list[Any] = math_verify.parse(text if delimited else f"${text}$", parsing_timeout=None)
-            return parsed
-
         def check(sample: Sample) -> float:
-            return float(math_verify.verify(read(str(sample.answer)), read(sample.text), timeout_seconds=None))
+            return float(same(str(sample.answer), sample.text, self.lenient))
 
         return check
 
@@ -170,7 +169,7 @@ class Function:
 
     It is called with lists of length one, so that one bad sample cannot cost its neighbours anything. Chat prompts
     come as lists of messages, and so do their completions. Columns that it does not name are kept from it unless it
-    takes ``**kwargs``.
+    takes ``**kwargs``. One that needs ``completion_ids`` does not apply to texts that no model sampled.
 
     Attributes:
         path: ``module:function``, importable from ``folder`` or the working directory, or what a given function is
@@ -211,16 +210,22 @@ class Function:
     def prepare(self) -> Check:
         function = self.resolved()
         accepted = parameters(function)
+        ids = named(function).get(COMPLETION_IDS)
+        needs_ids = ids is not None and ids.default is ids.empty
+        import_ahead(function)
 
         def check(sample: Sample) -> object:
             chat = not isinstance(sample.prompt, str)
             completion = [{"role": "assistant", "content": sample.text}] if chat else sample.text
             given: dict[str, Any] = {name: [value] for name, value in sample.columns.items()}
             given |= {"prompts": [sample.prompt], "completions": [completion]} | self.arguments
+            if sample.completion_ids is not None:
+                given[COMPLETION_IDS] = [list(sample.completion_ids)]
+            elif needs_ids:
+                return None
             if accepted is not None:
                 given = {name: value for name, value in given.items() if name in accepted}
-            rewards = function(**given)
-            return _only(_awaited(rewards) if inspect.iscoroutine(rewards) else rewards, self.path)
+            return single_reward(function(**given), self.path)
 
         return check
 
@@ -297,21 +302,8 @@ def parameters(function: Callable[..., Any]) -> frozenset[str] | None:
     return frozenset(parameter.name for parameter in declared)
 
 
-def _is_prose(text: str) -> bool:
-    """Whether bare text has more than one word that is no function's name (one may be a unit)."""
-    return sum(word.lower() not in _FUNCTION_NAMES for word in _WORD.findall(text)) > 1
-
-
-def _awaited(coroutine: Coroutine[Any, Any, object]) -> object:
-    import asyncio  # a third of a light worker's start
-
-    return asyncio.run(coroutine)
-
-
-def _only(rewards: object, path: str) -> object:
-    if isinstance(rewards, str | bytes | Mapping) or not hasattr(rewards, "__len__"):
-        raise TypeError(f"'{path}' returned {type(rewards).__name__}, expected a list with one number per completion")
-    if len(rewards) != 1:
-        raise ValueError(f"'{path}' returned {len(rewards)} rewards for 1 completion")
-    single: Sequence[object] = list(rewards)  # type: ignore[call-overload]
-    return single[0]
+def named(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of ``function`` that have a name of their own: all but ``*args`` and ``**kwargs``."""
+    declared = inspect.signature(function).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: parameter for name, parameter in declared.items() if parameter.kind not in variable}

@@ -22,7 +22,7 @@ from typing import Any
 from heliostat.tasks.batches import Batch, Outcome, VerifierError
 from heliostat.tasks.processes import Child, start_child
 from heliostat.tasks.wire import Wire
-from heliostat.tasks.worker import Progress, TaskSpec
+from heliostat.tasks.worker import Progress, TaskSpec, excerpt
 
 _START_S = 120.0  # importing reasoning-gym takes 2 CPU-seconds, and longer on a busy machine
 _BETWEEN_S = 60.0  # a worker may take this long to receive a request before its first text starts
@@ -92,8 +92,9 @@ class Worker:
                     batch.outcomes.update(_results(message, batch))
                     continue
             if overdue := watch.overdue():
+                number, reason = overdue
                 self.child.kill()
-                raise WorkerLost(*overdue)
+                raise WorkerLost(number, self._said(reason, number, batch))
 
     @contextlib.contextmanager
     def _losing(self, number: int | None, batch: Batch | None = None) -> Iterator[None]:
@@ -106,13 +107,22 @@ class Worker:
         except (EOFError, OSError):
             code = self.child.kill()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise WorkerLost(self._at(number, batch), f"the verifier's process died ({how})") from None
+            blamed = self._at(number, batch)
+            raise WorkerLost(blamed, self._said(f"the verifier's process died ({how})", blamed, batch)) from None
         except (ValueError, RecursionError) as error:
             self.child.kill()
             blamed = self._at(number, batch)
             if blamed < 0 and batch is not None:
                 blamed = _first_open(batch)
             raise WorkerLost(blamed, f"the verifier's process sent what is no verdict ({error!s:.80})") from None
+
+    def _said(self, reason: str, number: int, batch: Batch | None) -> str:
+        """A reason with the verifier that was at work, and the end of what it read."""
+        if number < 0 or batch is None:
+            return reason
+        verifiers, index = batch.owners[number].task.verifiers, self.progress.read()[2]
+        name = f"verifier '{verifiers[index].name}': " if 0 <= index < len(verifiers) else ""
+        return f"{name}{reason}; it read {excerpt(batch.texts[number])}"
 
     def _at(self, number: int | None, batch: Batch | None) -> int:
         return _blamed(self.progress.read()[0], batch) if number is None and batch is not None else -1

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from multiprocessing.connection import Connection
 from numbers import Real
 from pathlib import Path
@@ -29,6 +30,7 @@ from heliostat.tasks.seal import close_evaluators, install_net, judging
 from heliostat.tasks.verifiers import Check, Sample, Verifier
 
 _REPORT_EVERY_S = 0.05  # results wait for each other this long: one message for many cheap verdicts
+_EXCERPT = 60  # characters of a judged text that a failure quotes
 _ORPHAN_S = 5.0  # a worker that hangs without a parent to kill it ends itself this long after its limits are used up
 
 
@@ -48,31 +50,38 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Texts to judge as answers to one problem; numbers are unique within one message."""
+    """Texts to judge as answers to one problem.
+
+    Attributes:
+        texts: (number, text, sampled token ids); numbers are unique within one message.
+    """
 
     task: int
     prompt: str | list[dict[str, str]]
     answer: str | None
     columns: Mapping[str, Any]
-    texts: tuple[tuple[int, str], ...]
+    texts: tuple[tuple[int, str, tuple[int, ...] | None], ...]
     also_right: tuple[str, ...] = ()
 
 
 class Progress:
-    """Sixteen bytes shared with the parent: the number of the text being judged (-1: none), and since when."""
+    """Bytes shared with the parent: number of the text being judged (-1: none), since when, and by which verifier."""
 
-    SIZE = 16
+    SIZE = 24
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
 
     def write(self, number: int) -> None:
-        struct.pack_into("<qd", self._memory, 0, number, time.monotonic())
+        struct.pack_into("<qdq", self._memory, 0, number, time.monotonic(), 0)
 
-    def read(self) -> tuple[int, float]:
-        """Number, and start on the system-wide monotonic clock in seconds."""
-        number, start = struct.unpack_from("<qd", self._memory, 0)
-        return int(number), float(start)
+    def write_verifier(self, index: int) -> None:
+        struct.pack_into("<q", self._memory, 16, index)
+
+    def read(self) -> tuple[int, float, int]:
+        """Number, start on the system-wide monotonic clock in seconds, and index of the verifier in its task."""
+        number, start, verifier = struct.unpack_from("<qdq", self._memory, 0)
+        return int(number), float(start), int(verifier)
 
 
 def main(connection_fd: int, progress_fd: int) -> None:
@@ -85,7 +94,7 @@ def _serve(connection: Connection, progress_fd: int) -> None:
     progress = Progress(mmap.mmap(progress_fd, Progress.SIZE))
     specs: list[TaskSpec] = connection.recv()
     try:
-        judges = [_Judge(spec) for spec in specs]
+        judges = [_Judge(spec, progress) for spec in specs]
         close_evaluators()
         install_net()
     except BaseException as error:
@@ -104,9 +113,9 @@ def _serve(connection: Connection, progress_fd: int) -> None:
                 for request in requests:
                     judge = judges[request.task]
                     memory.allow(judge.spec.memory_mb)
-                    for number, text in request.texts:
+                    for number, text, token_ids in request.texts:
                         progress.write(number)
-                        result = judge.score(request, text)
+                        result = judge.score(request, text, token_ids)
                         progress.write(-1)
                         reporter.add(number, *result)
                 reporter.send()
@@ -138,32 +147,46 @@ class _Reporter:
 class _Judge:
     """One task's verifiers, loaded."""
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: TaskSpec, progress: Progress) -> None:
         self.spec = spec
+        self._progress = progress
         self._checks: list[tuple[str, str, tuple[bool, bool], Check]] = [
             (name, sees, (verifier.sealed, verifier.needs_answer), verifier.prepare())
             for name, sees, verifier in spec.verifiers
         ]
 
-    def score(self, request: Request, completion: str) -> tuple[dict[str, float | None], str]:
+    def score(
+        self, request: Request, completion: str, token_ids: tuple[int, ...] | None
+    ) -> tuple[dict[str, float | None], str]:
         """Scores by verifier name, and how a verifier failed (the first that did; the later ones are not asked)."""
         scores: dict[str, float | None] = {}
         answer = find_answer(completion, self.spec.answer_after)
         answers = {True: (request.answer, *request.also_right), False: (request.answer,)}
-        for name, sees, (sealed, compares), check in self._checks:
+        for index, (name, sees, (sealed, compares), check) in enumerate(self._checks):
+            self._progress.write_verifier(index)
             text = answer if sees == "answer" else completion.strip()
             if text is None:  # no answer marker, so no answer: a wrong answer, not a failure of the verifier
                 scores[name] = 0.0
                 continue
-            samples = [Sample(request.prompt, answer, request.columns, text) for answer in answers[compares]]
+            samples = [Sample(request.prompt, each, request.columns, text, token_ids) for each in answers[compares]]
             try:
                 with judging() if sealed else nullcontext():
                     scores[name] = _best(_as_score(check(sample)) for sample in samples)
             except NestedRun:
                 raise
             except BaseException as error:  # SystemExit too: a verifier must not end the worker
-                return scores, f"verifier '{name}' raised {type(error).__name__}: {str(error)[:200]}"
+                return scores, f"{raised(name, error)}; it read {excerpt(text)}"
         return scores, ""
+
+
+def raised(name: str, error: BaseException) -> str:
+    """Say which verifier raised what."""
+    return f"verifier '{name}' raised {type(error).__name__}: {str(error)[:200]}"
+
+
+def excerpt(text: str) -> str:
+    """A text, or its last words: the answer is there."""
+    return repr(text if len(text) <= _EXCERPT else f"…{text[-_EXCERPT:]}")
 
 
 def _best(scores: Iterable[float | None]) -> float | None:
@@ -181,9 +204,9 @@ def _as_score(value: object) -> float | None:
     """A finite float, or ``None`` for a verifier that does not apply."""
     if value is None:
         return None
-    if not isinstance(value, Real):
+    if not isinstance(value, Real | Decimal):
         value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
-    if not isinstance(value, Real):
+    if not isinstance(value, Real | Decimal):
         raise TypeError(f"a score must be a number, got {type(value).__name__} {value!r:.80}")
     score = float(value)
     if not math.isfinite(score):

@@ -8,6 +8,7 @@ Left out: anything measured in training (``measured``, ``report``).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from heliostat.outputs import check_replaceable
+from heliostat.storage import publish_file
 from heliostat.theory.binary import binary_pmd_mean, binary_pmd_part
 from heliostat.theory.convergence import Method, iterate
 from heliostat.theory.finite import finite_pmd_mean, finite_pmd_part
@@ -85,7 +87,9 @@ def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) 
                 ticks.set_major_formatter(lambda value, _: f"{value:g}")
         path = folder / f"{name}.svg"
         check_replaceable(path, CREATOR, "a figure")
-        figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": CREATOR})
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": CREATOR})
+        publish_file(path, drawn.getvalue())
     return path
 
 

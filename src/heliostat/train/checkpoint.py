@@ -1,21 +1,17 @@
-"""Checkpoints: complete or absent, checked before they are used; the newest few are kept.
+"""The checkpoints of a run: complete or absent, checked before they are used; the newest few are kept.
 
-A checkpoint is a folder ``step_000120`` with ``model.safetensors``, ``optimizer.pt`` (tensors and plain values only,
-read back weights-only), ``state.json``, and ``rollouts.pt`` where rollouts of coming steps exist (``train.rollouts``);
-a run with sharded weights has ``shards/`` in place of the first two. Its ``manifest.json`` has the digest of every
-file, the step, how many checkpoints the run had written before it, and how far the run's logs went. It is published
-whole (``storage.folders``). Either kind is read by any number of ranks.
+A checkpoint is a folder ``step_000120`` (``train.checkpoint_folder``) that is published whole (``storage.folders``). It
+is read by any number of ranks, whichever number wrote it.
 
 The newest checkpoint is the one that was written last, not the one with the highest step: after a rollback the
 checkpoint that the run went back to is written again, and from then on later steps are obsolete.
 
-Left out: the inside of ``shards/`` (``train.shards``), and random number state: every draw of a run is derived from its
-seed and step.
+Left out: what is in its files (``train.checkpoint_files``), and random number state: every draw of a run is derived
+from its seed and step.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,30 +20,26 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from heliostat.storage import (
-    Damaged,
-    Extent,
-    FolderDraft,
-    StorageError,
-    check_folder,
-    read_manifest,
-    recover_folder,
-    remove_folder,
-    write_manifest,
+from heliostat.storage import Damaged, Extent, FolderDraft, recover_folder, remove_folder
+from heliostat.storage.errors import reason_of
+from heliostat.storage.folders import partial_of
+from heliostat.train.checkpoint_files import CheckpointError, read_files, write_rest, write_weights
+from heliostat.train.checkpoint_folder import (
+    About,
+    check,
+    describe,
+    left_behind,
+    name_of,
+    read_about,
+    step_of,
+    unchecked,
 )
-from heliostat.storage.folders import ENDINGS, partial_of
-from heliostat.train.precision import NAMES, stored_dtype, trained_dtype
+from heliostat.train.precision import stored_dtype
 from heliostat.train.runtime import RankLost, Runtime
-from heliostat.train.shards import cut_like, cut_state, read_shards, write_shards
 
 WRITING_FAILURES = (OSError, RuntimeError, SafetensorError)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which and what is still good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +49,7 @@ class ResumePoint:
     Attributes:
         step: of the newest intact checkpoint; ``None`` where there is no checkpoint at all.
         logs: how far each log went when it was written.
-        losses: one sentence for each newer checkpoint that is damaged.
+        losses: one sentence for each newer checkpoint that is damaged, and one if this one has no digests.
         is_intact: whether it can be loaded; where there are checkpoints and all are damaged, ``step`` is the last one.
     """
 
@@ -77,12 +69,12 @@ class Checkpoints:
         self._point: ResumePoint | None = None
         self._just_checked: int | None = None
         if runtime.is_main:
-            for path in _left_behind(folder):
+            for path in left_behind(folder):
                 recover_folder(path)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, lowest first; one that is being written, a link or a copy is none."""
-        found = [_step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir() and not path.is_symlink()]
+        found = [step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir() and not path.is_symlink()]
         return sorted(step for step in found if step is not None)
 
     @property
@@ -96,16 +88,16 @@ class Checkpoints:
         return self._point
 
     def _find_newest(self) -> ResumePoint:
-        ages: dict[int, int] = {}
+        ages: dict[int, tuple[int, int]] = {}
         damaged: dict[int, str] = {}
         for step in self.steps():
             try:
-                ages[step] = _about(self._path(step), step)["number"]
+                ages[step] = read_about(self._path(step), step).age
             except Damaged as error:
                 damaged[step] = str(error)
         for step in sorted(ages, key=ages.__getitem__, reverse=True):
             try:
-                about = self._check(step)
+                about = check(self._path(step), step)
             except Damaged as error:
                 damaged[step] = str(error)
                 continue
@@ -116,7 +108,8 @@ class Checkpoints:
             lost = [f"a checkpoint is lost: {why}; step {step} is intact" for at, why in damaged.items() if at >= step]
             if not lost:  # else they stay to be looked at, until the next checkpoint is written
                 self._prune(step)
-            return ResumePoint(step, {name: Extent.from_json(one) for name, one in about["logs"].items()}, tuple(lost))
+            notes = [] if about.is_checked else [unchecked(self._path(step))]
+            return ResumePoint(step, about.logs, (*lost, *notes))
         return ResumePoint(max(damaged, default=None), is_intact=not damaged)
 
     def intact(self) -> list[int]:
@@ -127,7 +120,7 @@ class Checkpoints:
         good = []
         for step in self.steps():
             with suppress(Damaged):
-                self._check(step)
+                check(self._path(step), step)
                 good.append(step)
         return good
 
@@ -156,10 +149,11 @@ class Checkpoints:
                 if self.runtime.is_main:
                     draft = FolderDraft(final)
             with self.runtime.together():
-                self._write_weights(partial_of(final), model, optimizer)
+                write_weights(partial_of(final), model, optimizer, self.runtime)
             with self.runtime.together():
                 if draft is not None:
-                    self._write_rest(draft.path, state | {"step": step}, rollouts, step, logs or {})
+                    write_rest(draft.path, state | {"step": step}, rollouts)
+                    describe(draft.path, step, self._next_number(), logs or {})
                     draft.publish()
             with self.runtime.together():
                 self._prune(step)
@@ -167,37 +161,19 @@ class Checkpoints:
             raise
         except WRITING_FAILURES as error:
             good = f"the checkpoint of step {self.steps()[-1]} is intact" if self.steps() else "there is none yet"
-            raise CheckpointError(f"could not write checkpoint {final} ({_reason(error)}); {good}") from error
+            raise CheckpointError(f"could not write checkpoint {final} ({reason_of(error)}); {good}") from error
         finally:
             if draft is not None:
                 draft.discard()  # nothing is left of it once it is published
         return final
 
-    def _write_weights(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.runtime.sharded:
-            write_shards(folder / "shards", model, optimizer, self.runtime.is_main)
-        elif self.runtime.is_main:
-            save_file(_unique_tensors(model), folder / "model.safetensors")
-            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-
-    def _write_rest(
-        self,
-        folder: Path,
-        state: dict[str, Any],
-        rollouts: Sequence[dict[str, Any]],
-        step: int,
-        logs: Mapping[str, Extent],
-    ) -> None:
-        if rollouts:
-            torch.save(list(rollouts), folder / "rollouts.pt")
-        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    def _next_number(self) -> int:
+        """How many checkpoints the run has written, as far as those that are left say."""
         number = 0
-        for other in self.steps():
+        for step in self.steps():
             with suppress(Damaged):
-                number = max(number, _about(self._path(other), other)["number"] + 1)
-        write_manifest(
-            folder, {"step": step, "number": number, "logs": {name: one.to_json() for name, one in logs.items()}}
-        )
+                number = max(number, read_about(self._path(step), step).number + 1)
+        return number
 
     def _prune(self, step: int) -> None:
         if not self.runtime.is_main:
@@ -220,142 +196,30 @@ class Checkpoints:
         """
         folder = self._path(step)
         try:
-            files = self.runtime.led(lambda: self._checked_files(step))
-            self._check_dtype(folder, model)
-            if "optimizer.pt" in files:
-                tensors = load_file(folder / "model.safetensors")
-                optimizer_state = torch.load(folder / "optimizer.pt", weights_only=True)
-            else:
-                optimizer_state = read_shards(folder / "shards", model)
-            state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            coming = folder / "rollouts.pt"
-            state["rollouts"] = torch.load(coming, weights_only=True) if coming.name in files else []
+            files = self.runtime.led(lambda: self._checked(step)).files
+            return read_files(folder, files, model, optimizer, self.runtime)
         except (RankLost, CheckpointError):
             raise
         except Exception as error:
             raise CheckpointError(
                 f"cannot read checkpoint {folder} ({error}); remove that folder to continue from an earlier one"
             ) from error
-        if "optimizer.pt" in files:
-            wrong = _put(tensors, model)
-            if wrong:
-                raise CheckpointError(f"checkpoint {folder} is of another model: {wrong[:3]} do not match")
-            if self.runtime.sharded:
-                parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-                whole: frozenset[str] = getattr(optimizer, "whole_state", frozenset())
-                optimizer_state = cut_state(optimizer_state, parameters, whole)
-        optimizer.load_state_dict(optimizer_state)
-        return state
 
-    def _checked_files(self, step: int) -> frozenset[str]:
-        """Names of a checkpoint's files, compared with their digests unless that was done just now."""
+    def _checked(self, step: int) -> About:
+        """What a checkpoint says of itself; its files are compared with their digests unless that was done just now."""
         fresh, self._just_checked = self._just_checked == step, None
-        if not fresh:
-            self._check(step)
-        return frozenset(read_manifest(self._path(step))["files"])
-
-    def _check(self, step: int) -> dict[str, Any]:
-        """Compare every file with its digest, and the folder's name with the step inside; returns ``about``."""
-        folder = self._path(step)
-        about = _about(folder, step)
-        check_folder(folder)
-        return about
+        return (read_about if fresh else check)(self._path(step), step)
 
     def stored_dtype(self, step: int | None) -> torch.dtype | None:
         """The type of the weights in a checkpoint; ``None`` without one, or where that cannot be told."""
         return None if step is None else stored_dtype(self._path(step))
 
-    def _check_dtype(self, folder: Path, model: nn.Module) -> None:
-        stored, here = stored_dtype(folder), trained_dtype(model)
-        if stored in NAMES and here in NAMES and stored != here:
-            raise CheckpointError(
-                f"checkpoint {folder} holds {NAMES[stored]} weights, and this model's are {NAMES[here]}; continue it "
-                f"with model.dtype = '{NAMES[stored]}', or begin another run in another folder"
-            )
-
     def _path(self, step: int) -> Path:
-        return self.folder / _name(step)
-
-
-def reference_is_intact(folder: Path, step: int) -> bool:
-    """Whether the frozen reference policy is what was written; at step 0 it can be written again.
-
-    Raises:
-        CheckpointError: it is not, and the weights at hand are trained ones, which must not take its place.
-    """
-    try:
-        check_folder(folder)
-    except Damaged as error:
-        if step == 0:
-            return False
-        raise CheckpointError(
-            f"the reference policy is lost ({error}), and the weights of step 0 are gone; restore {folder}, or start "
-            "anew with another --run"
-        ) from error
-    return True
-
-
-def _name(step: int) -> str:
-    return f"step_{step:06d}"
-
-
-def _step_of(name: str) -> int | None:
-    """The step that a folder's name says, or ``None`` for a name that ``_name`` does not write."""
-    with suppress(ValueError):
-        step = int(name.removeprefix("step_"))
-        return step if name == _name(step) else None
-    return None
-
-
-def _left_behind(folder: Path) -> list[Path]:
-    """Checkpoints of which a killed process left something behind."""
-    found = {path.with_suffix("") for ending in ENDINGS for path in folder.glob(f"step_*{ending}")}
-    return sorted(path for path in found if _step_of(path.name) is not None)
-
-
-def _about(folder: Path, step: int) -> dict[str, Any]:
-    """What a checkpoint's manifest says of it.
-
-    Raises:
-        Damaged: the manifest cannot be read, or is that of another step.
-    """
-    about: dict[str, Any] = read_manifest(folder)["about"]
-    if about["step"] != step:
-        raise Damaged(f"{folder} holds the checkpoint of step {about['step']}: folders were renamed or exchanged")
-    return about
+        return self.folder / name_of(step)
 
 
 def _is_readable(folder: Path, step: int) -> bool:
-    try:
-        _about(folder, step)
-    except Damaged:
-        return False
-    return True
-
-
-def _reason(error: BaseException) -> str:
-    """Why the disk refused, in the system's words where there are some."""
-    cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
-    return str(cause)
-
-
-def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without second names of tied weights (safetensors refuses shared memory) and frozen weights."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    seen: set[int] = set()
-    unique: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if name in frozen or (tensor.data_ptr() in seen and tensor.numel()):
-            continue
-        seen.add(tensor.data_ptr())
-        unique[name] = tensor.contiguous()
-    return unique
-
-
-def _put(tensors: dict[str, torch.Tensor], model: nn.Module) -> list[str]:
-    """Stored weights in their places; returns the names that have none, or lack a weight."""
-    own = dict(model.named_parameters())
-    cut = {name: cut_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
-    missing, unexpected = model.load_state_dict(cut, strict=False)
-    wanted = {name for name, parameter in own.items() if parameter.requires_grad} | dict(model.named_buffers()).keys()
-    return [*(name for name in missing if name in wanted), *unexpected]
+    with suppress(Damaged):
+        read_about(folder, step)
+        return True
+    return False

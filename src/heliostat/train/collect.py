@@ -11,13 +11,14 @@ Left out: failures; they are counted, with what they cost, and not kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.traces import Attempts, Bank, BankSummary, policy_fingerprint, summarise
+from heliostat.train.encodable import check_encodable
 from heliostat.train.keeping import sources_of, traces_of
 from heliostat.train.ledger import Ledger
 from heliostat.train.progress import Display
@@ -147,6 +148,7 @@ def run_collect(
     tasks = load_tasks(recipe)
     problems = [problem for task in tasks for problem in task.train][:num_problems]
     bench = set_up_model(recipe, start_runtime(recipe.run))
+    check_encodable(recipe, [replace(task, train=(), heldout=task.train) for task in tasks], bench)
     with VerifierPool(tasks) as pool, Bank.open(bank) as opened, display or Display() as shown:
         Collector(recipe, bench, tasks, pool, opened, quota, shown).collect(problems)
         return summarise(opened)

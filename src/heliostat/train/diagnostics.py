@@ -33,6 +33,7 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, Mean]:
         "reward/success": _mean([verdict.success for verdict in verdicts]),
         "reward/zero_signal": _mean(uniform),
         "reward/failures": Mean(sum(bool(verdict.failure) for verdict in verdicts), 1),
+        "reward/completions": Mean(len(verdicts), 1),
         "policy/entropy": Mean(float(sum(c.entropy.sum(dtype=np.float64) for c in completions)), sum(lengths)),
         "length/mean": _mean(lengths),
         "length/truncated": _mean([completion.stop_reason.truncated for completion in completions]),

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from heliostat.rollout import Engine, SamplingSettings
-from heliostat.statistics import bootstrap, pass_at_k
+from heliostat.statistics import pass_at_k, success_change, success_rate
 from heliostat.tasks import VerifierPool
 from heliostat.train.runtime import Runtime
 from heliostat.types import Group, Prompt
@@ -23,7 +23,12 @@ from heliostat.types import Group, Prompt
 
 @dataclass(frozen=True, slots=True)
 class ProblemResult:
-    """One problem's outcome: how many of its sampled completions succeeded, and whether the greedy one did."""
+    """One problem's outcome: how many of its sampled completions succeeded, and whether the greedy one did.
+
+    Attributes:
+        num_failures: samples on which a verifier failed; ``num_cut`` reached the token budget or the context window.
+        max_length: tokens of the longest sample; 0 in rows of a version that did not keep it.
+    """
 
     task: str
     problem_id: str
@@ -31,6 +36,9 @@ class ProblemResult:
     num_success: int
     mean_reward: float
     greedy_success: bool | None = None
+    num_failures: int = 0
+    num_cut: int = 0
+    max_length: int = 0
 
     @property
     def rate(self) -> float:
@@ -54,8 +62,8 @@ class Evaluation:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95% bootstrap interval of pass@1 over problems."""
-        estimate = bootstrap(self.rates)
+        """95% interval of pass@1 over problems."""
+        estimate = success_rate(self.rates)
         return estimate.low, estimate.high
 
     @property
@@ -129,7 +137,7 @@ class Comparison:
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """Paired difference of pass@1, with a bootstrap interval over the shared problems, and what one alone solved.
+    """Paired difference of pass@1, with its interval over the shared problems, and what one alone solved.
 
     Raises:
         ValueError: the two share no problem.
@@ -139,7 +147,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     if not pairs:
         raise ValueError("the two evaluations share no problem, so they cannot be compared in pairs")
     differences = np.asarray([after - before for before, after in pairs])
-    estimate = bootstrap(differences)
+    estimate = success_change(differences)
     only_first = sum(before > 0 == after for before, after in pairs)
     only_second = sum(after > 0 == before for before, after in pairs)
     return Comparison(estimate.value, (estimate.low, estimate.high), len(pairs), only_first, only_second)
@@ -181,6 +189,9 @@ def evaluate(
             num_success=sum(verdict.success for verdict in group.verdicts),
             mean_reward=float(np.mean(group.rewards)),
             greedy_success=greedy_success.get(group.prompt.problem.problem_id),
+            num_failures=sum(bool(verdict.failure) for verdict in group.verdicts),
+            num_cut=sum(completion.stop_reason.truncated for completion in group.completions),
+            max_length=max(len(completion.token_ids) for completion in group.completions),
         )
         for group in groups
     )

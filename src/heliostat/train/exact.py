@@ -1,7 +1,8 @@
 """Which layouts of rows give a model's own numbers: each is tried once per model, before anything is trained with it.
 
 A trial scores a few groups of mixed lengths and compares every log-probability with the model's own forward of each
-text alone (``models.agreement``). What fails is left out; where even padding is wrong, rows run one by one.
+text alone (``models.agreement``), and its gradient (``train.gradient_trial``). What fails is left out; where even
+padding is wrong, rows run one by one.
 
 Left out: which of the right layouts is cheapest for a batch (``train.policy``).
 """
@@ -25,6 +26,7 @@ from heliostat.models.agreement import (
     what_failed,
     yardstick,
 )
+from heliostat.train.gradient_trial import GradientTrial
 from heliostat.train.layouts import Alone, Cached, Layout, Plain, Tree
 from heliostat.train.packing import Row
 from heliostat.types import Completion, Problem, Prompt, StopReason
@@ -41,11 +43,13 @@ class Exact:
         sharing: those that run a prompt once per group.
         single: one that runs every row with a prompt of its own.
         faults: what was wrong with the others, a few words each.
+        untrainable: why the model can be scored and not trained, empty where it can be trained.
     """
 
     sharing: tuple[Layout, ...]
     single: Layout
     faults: tuple[str, ...]
+    untrainable: str = ""
 
     @property
     def way(self) -> str:
@@ -101,11 +105,17 @@ def _tried(loaded: LoadedModel) -> Exact:
                 faults[type(layout)] = f"{NAMES[type(layout)]}: {fault}"
             else:
                 right.append(layout)
+    with comparing(loaded):
+        trial = GradientTrial(loaded, rows, measure.temperature)
+        for layout in tuple(right):
+            if fault := trial.fault(layout):
+                faults[type(layout)] = f"{NAMES[type(layout)]}: {fault}"
+                right.remove(layout)
     sharing = tuple(layout for layout in right if not isinstance(layout, Plain))
     single: Layout = Alone() if Plain in faults else Plain()
     # A tree that fails beside a cache that holds costs little, and says nothing that a user could act on.
     heard = () if sharing and Plain not in faults else tuple(faults.values())
-    return Exact(sharing, single, heard)
+    return Exact(sharing, single, heard, trial.untrainable)
 
 
 def _fault(

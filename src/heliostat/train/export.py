@@ -1,6 +1,6 @@
 """A run's model as folders that plain transformers and PEFT load, from any number of ranks, read back before trusted.
 
-    try_export   of the model before training, adapters stirred: what could be lost is lost now
+    try_export   of the model before training, what is trained shaken: what could be lost is lost now
     export       of the model after training
 
 Left out: what is in such a folder (``models.saving``, ``models.lora``) and how it is compared (``models.readback``).
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from heliostat.config import ConfigError
 from heliostat.models import LoadedModel, save_model
-from heliostat.models.lora import is_adapted, save_adapter, stirred
+from heliostat.models.lora import held, is_adapted, save_adapter, stirred
 from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, trainer_logits
 from heliostat.models.saving import replacing
+from heliostat.models.shaking import shaken
+from heliostat.storage.errors import is_full
 from heliostat.train.runtime import RankLost, Runtime
 from heliostat.train.sharding import gathered, whole_weights
 from heliostat.types import Prompt
@@ -57,8 +59,13 @@ def export(
         ) from error
 
 
-def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt]) -> None:
+def try_export(
+    loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], resumes: bool = False
+) -> None:
     """Go the whole way of ``export`` with the model as it is before training, in a place below ``folder``.
+
+    Args:
+        resumes: whether the run was trained in an earlier session; disk and packages may be others since.
 
     **Limits**: the model is afterwards what it was, bit for bit.
 
@@ -66,17 +73,22 @@ def try_export(loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Seq
         ConfigError: this model, with these adapters, in this place, cannot be saved as what it is.
     """
     trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=folder)) if runtime.is_main else folder
+    seed = runtime.rank if runtime.sharded else 0
+    trained = [held(each) for each in loaded.model.parameters() if each.requires_grad]
     try:
-        with stirred(loaded.model, seed=runtime.rank if runtime.sharded else 0):
+        with stirred(loaded.model, seed), shaken(trained, seed):
             _export(loaded, runtime, trial / "model", prompts, trial / "adapter")
     except RankLost:
         raise
     except Exception as error:  # as above
-        way_out = "leave layers out of lora.layers" if is_adapted(loaded.model) else "try another model"
-        if isinstance(error, OSError):
+        way_out = (
+            "leave layers out of lora.layers" if is_adapted(loaded.model) else "train adapters instead (lora.rank)"
+        )
+        if isinstance(error, OSError) or is_full(error):
             way_out = "make room"
+        nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(
-            f"nothing was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
+            f"{nothing} was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
             f"{way_out}, or set train.try_export = false to train all the same"
         ) from error
     finally:

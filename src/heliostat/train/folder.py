@@ -2,7 +2,8 @@
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
-    one)  adapter/ (LoRA)  template_day.txt (of chat templates that tell the day)
+    one)  adapter/ (LoRA)  audit.json (what the audit before training found)
+    template_day.txt (of chat templates that tell the day)
 
 Left out: the contents of a checkpoint (``train.checkpoint``) and of the page (``report``).
 """
@@ -26,7 +27,7 @@ from typing import Any, TextIO
 import torch
 
 from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, is_same_place, load_recipe
-from heliostat.outputs import claim_folder, release_folder
+from heliostat.outputs import MARKER, claim_folder, release_folder
 from heliostat.storage import (
     MANIFEST,
     Damaged,
@@ -38,18 +39,18 @@ from heliostat.storage import (
     new_folder,
     publish_file,
     read_rows,
-    recover_folder,
-    remove_folder,
     replace_rows,
     truncate_rows,
     write_manifest,
 )
 from heliostat.storage.errors import naming
 from heliostat.train.evaluate import Evaluation
+from heliostat.train.places import check_places, keep_apart, sweep
 from heliostat.train.records import evaluation_from_rows
 
 _STARTING = (
     "checkpoints",
+    "audit.json",
     "prefixes.json",
     "trackers.json",
     "template_day.txt",
@@ -62,14 +63,11 @@ _STARTING = (
 KEPT = frozenset(
     {
         *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
-        *("abandoned.jsonl", "prefixes.json", "summary.json", "model", "adapter", "reference"),
+        *("abandoned.jsonl", "audit.json", "prefixes.json", "summary.json", "model", "adapter", "reference"),
         "template_day.txt",
     }
 )
 """What the manifest of a run that has ended lists."""
-
-LEFTOVERS = (".{}-????????", ".old-{}-????????")
-"""What killed exports of earlier versions are called."""
 
 
 class RunLocked(RuntimeError):
@@ -111,10 +109,9 @@ class RunFolder:
             self._is_new = claim_folder(path, "heliostat train", _is_older_run) or reserved
             self._lock = self._take_lock()
             self._check_recipe(recipe)
-            if self.checkpoints.is_symlink():
-                raise ConfigError(f"{self.checkpoints} is a link; keep the whole run where it points to, with --run")
+            sweep(path, (*KEPT, MARKER, MANIFEST, "trackers.json", "report.html"))
+            check_places(path)
             self.checkpoints.mkdir(exist_ok=True)
-            self._sweep()
         self.metrics = path / "metrics.jsonl"
         self.evals = path / "evals.jsonl"
         self.transcripts = path / "transcripts.jsonl"
@@ -125,26 +122,18 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.prefixes = path / "prefixes.json"
         self.reference = path / "reference"
+        if writes:
+            keep_apart(self._logs)
 
     @property
     def _logs(self) -> tuple[Path, ...]:
         return self.metrics, self.evals, self.transcripts, self.events, self.abandoned
 
-    def _sweep(self) -> None:
-        """Put right what a killed process left of writing models, and remove its other leftovers."""
-        for name in ("model", "adapter", "reference"):
-            recover_folder(self.path / name)
-            for ending in LEFTOVERS:
-                for leftover in self.path.glob(ending.format(name)):
-                    remove_folder(leftover)
-        for leftover in self.path.glob(".trial-????????"):
-            remove_folder(leftover)
-        for leftover in self.path.glob("*.partial"):
-            if leftover.is_file() or leftover.is_symlink():
-                leftover.unlink()
-
     def _take_lock(self) -> TextIO:
-        lock = (self.path / "run.lock").open("a+", encoding="utf-8")
+        path = self.path / "run.lock"
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link; remove it, or choose another folder with --run")
+        lock = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -228,8 +217,8 @@ class RunFolder:
             return []
         losses = []
         for path in self._logs:
-            if path.name not in extents:
-                self._salvage(path, step)
+            if path.name not in extents:  # a checkpoint of an earlier version, which has no results of before either
+                self._salvage(path, step, phases=("before", "during"))
                 continue
             try:
                 truncate_rows(path, extents[path.name])
@@ -238,12 +227,16 @@ class RunFolder:
                 losses.append(f"{error}; its readable rows are kept, {num_lost} lines could not be read")
         return losses
 
-    def _salvage(self, path: Path, step: int) -> int:
-        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later."""
+    def _salvage(self, path: Path, step: int, phases: Sequence[str] = ("during",)) -> int:
+        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later.
+
+        Args:
+            phases: of the evaluations to keep; those before training are in the checkpoint.
+        """
         if path.is_symlink():
             path.unlink()
-        if path == self.evals:  # what was measured before training is in the checkpoint
-            return keep_rows(path, lambda row: row.get("phase") == "during" and _at(row, "step") <= step)
+        if path == self.evals:
+            return keep_rows(path, lambda row: row.get("phase") in phases and _at(row, "step") <= step)
         if path in self._by_step:
             return keep_rows(path, lambda row: _at(row, "step") <= step)
         return keep_rows(path, lambda row: _at(row, "tick") < math.inf)
@@ -291,6 +284,11 @@ class RunFolder:
         except (OSError, ValueError, RecursionError):
             return False
         return isinstance(summary, dict) and summary.get("status") == "finished"
+
+    def write_audit(self, content: str) -> None:
+        """Keep what the audit before training found."""
+        if self.writes:
+            publish_file(self.path / "audit.json", content)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace ``summary.json``, and list what the run leaves behind by its digests."""
@@ -340,7 +338,7 @@ def _at(row: Mapping[str, Any], key: str) -> float:
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
     """The first key on which two recipes differ, but for those that do not change the result."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
-        if not where and key in ("tracking", "distributed"):
+        if not where and key in ("tracking", "distributed", "audit"):
             continue
         old, new = stored.get(key), asked.get(key)
         if where == "" and key == "task":

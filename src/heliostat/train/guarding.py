@@ -1,5 +1,6 @@
 """The guard at work in a run: it reads every step, turns its actuator, asks for rollbacks, and writes down why.
 
+    first_look(signals)    the evaluation before training: what it says outright
     act(step, signals)     judge; returns the guard's own numbers; ``order`` then says whether the run must go back
     rescue(step, error)    the same for a step that broke instead of ending
 
@@ -23,9 +24,12 @@ from typing import Any
 from heliostat.config import GuardSection
 from heliostat.monitors.controllers import CONTROLLERS, Controller
 from heliostat.monitors.guard import Finding, Guard, not_finite
+from heliostat.monitors.outright import Outright
+from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.reference import Reference
 from heliostat.monitors.rules import default_rules
 from heliostat.rollout import NonFiniteLogits
+from heliostat.tracking import read_metrics
 from heliostat.train.actuators import Actuator
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarded_step import TrainingDiverged
@@ -59,6 +63,7 @@ class RunGuard:
         num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
         rewards: of the steps since the panel was last looked at, whose mean it is compared with.
         disabled: empty, or why the guard switched itself off.
+        outright: what can be said without a level of the run's own; it speaks in every mode, ``off`` included.
     """
 
     section: GuardSection
@@ -74,6 +79,7 @@ class RunGuard:
     num_quiet: int = 0
     rewards: list[float] = field(default_factory=list)
     disabled: str = ""
+    outright: Outright = field(default_factory=lambda: Outright(OUTRIGHT))
     guard: Guard = field(init=False)
     controller: Controller = field(init=False)
     early_entropy: Reference = field(init=False)
@@ -102,15 +108,30 @@ class RunGuard:
 
     def act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
         """Judge a step; returns the guard's and the panel's numbers for the log."""
-        if self.section.mode == "off" or self.disabled:
+        if self.disabled:
             return {}
         try:
-            return self._act(step, signals)
+            self._say_outright(step, signals)
+            return {} if self.section.mode == "off" else self._act(step, signals)
         except NUMERIC_FAILURES:
             raise  # the policy is broken, not the guard
         except Exception as error:
             self._disable(step, error)
             return {}
+
+    def first_look(self, signals: Mapping[str, float]) -> None:
+        """Judge the evaluation before training, unless training is on its way already."""
+        if self.disabled or self.outright.seen:
+            return
+        try:
+            for finding in self.outright.evaluated(signals):
+                self._found_outright(finding)
+        except Exception as error:
+            self._disable(0, error)
+
+    def see_failures(self, failures: Iterable[str]) -> None:
+        """Remember how a verifier failed, for the sentence about it."""
+        self.outright.failure = next(filter(None, failures), self.outright.failure)
 
     def rescue(self, step: int, error: Exception) -> bool:
         """Whether going back is to be tried for a step that ended in ``error``."""
@@ -136,6 +157,8 @@ class RunGuard:
             self.rewards.clear()
         numbers = {"guard/step_scale": scale}
         for finding in self.guard.read(step, {**signals, **looked, **numbers}):
+            if finding.rule in self.outright.hidden:
+                continue
             if finding.level in ("rollback", "broken"):
                 self._ask(finding)
             else:
@@ -144,6 +167,25 @@ class RunGuard:
         self._recover()
         numbers |= {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
         return looked | numbers | self._control(step, signals)
+
+    def _say_outright(self, step: int, signals: Mapping[str, float]) -> None:
+        """Say what the step shows by itself; what is damage asks for going back, where the guard may do that."""
+        for finding in self.outright.read(step, signals):
+            self._found_outright(finding)
+        for rule in self.outright.withdrawn():
+            text = f"step {step}: the first steps do not confirm what the evaluation said ({rule})"
+            self._event(step, "withdrawn", True, text, {"rule": rule})
+
+    def _found_outright(self, finding: Finding) -> None:
+        """Say it and write it down, the evaluation's once however often the run is continued before its first step."""
+        asks = finding.level == "rollback" and self.section.mode != "off"
+        text = f"{finding.sentence()}; {finding.advice}"
+        if not finding.step and any(row.get("text") == text for row in read_metrics(self.folder.events)):
+            self.note(f"guard: {text}")
+            return
+        self._event(finding.step, "rollback" if asks else "note", self.acts or not asks, text, finding.to_row())
+        if asks and self.acts and self.order is None:
+            self.order = finding
 
     def _recover(self) -> None:
         """Give back what a rollback took of the step, once the run has been quiet for a while."""
@@ -243,6 +285,7 @@ class RunGuard:
             "controller": self.controller.state_dict(),
             "early_entropy": self.early_entropy.state_dict(),
             "output": self.controller.output if self.acts else 0.0,
+            "outright": self.outright.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -258,6 +301,8 @@ class RunGuard:
         self.controller.load_state_dict(state["controller"])
         self.early_entropy.load_state_dict(state["early_entropy"])
         self.rewards = list(state["rewards"])
+        if "outright" in state:  # a checkpoint of an earlier version has none
+            self.outright.load_state_dict(state["outright"])
         if self.actuator is not None:
             self.actuator.set(state["output"])
 

@@ -1,7 +1,8 @@
 """In which type a run keeps its weights: decided when it begins, whatever machine it is continued on.
 
 ``model.dtype = "auto"`` depends on the device, and a checkpoint does not: bfloat16 weights with their float32 copies
-cannot go on as float32 weights, bit for bit, nor the other way round.
+cannot go on as float32 weights, bit for bit, nor the other way round. A model in a run's folder has the results that
+the run reports in the type that it was trained in, so that it is evaluated in that one.
 
 Left out: the type that sharded weights are computed in, which a continued run may change (``distributed``).
 """
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from heliostat.config import Recipe
+from heliostat.outputs import MARKER
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """As a recipe says them."""
@@ -35,8 +37,19 @@ def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": NAMES[dtype]})})
 
 
+def as_saved(recipe: Recipe) -> Recipe:
+    """The recipe with the type of its model's weights, where that is a run's saved model and the recipe leaves it open.
+
+    **Limits**: a saved model that was moved out of its run is loaded like any other.
+    """
+    folder = Path(recipe.model.path).expanduser()
+    if recipe.model.dtype != "auto" or not (folder.parent / MARKER).is_file() or not folder.is_dir():
+        return recipe
+    return begun_in(recipe, stored_dtype(folder))
+
+
 def stored_dtype(checkpoint: Path) -> torch.dtype | None:
-    """The type of the weights in a checkpoint's folder; ``None`` where it cannot be told.
+    """The type of the weights in a checkpoint's folder, or a saved model's; ``None`` where it cannot be told.
 
     **Limits**: a folder that cannot be read: ``None``; reading it for its weights says why.
     """
@@ -48,8 +61,10 @@ def stored_dtype(checkpoint: Path) -> torch.dtype | None:
 
 
 def _of_file(checkpoint: Path) -> set[torch.dtype]:
-    with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
-        named = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    named: set[str] = set()
+    for path in checkpoint.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            named |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # it is no mapping
     return {_STORED[name] for name in named if name in _STORED}
 
 

@@ -8,11 +8,13 @@ Left out: which layers are worth it, and offloading.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -29,10 +31,23 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
     if not torch.is_grad_enabled():
         layers = []
     for layer in layers:
-        recompute_layer(layer, partial(checkpoint, use_reentrant=False))
-        layer.training = True  # of this module alone: what is inside it, dropout included, stays in eval mode
+        recompute_layer(layer, partial(_recomputed, layer))
+        layer.training = True  # which is asked for; the layer's own forward runs without (``_recomputed``)
     try:
         yield
     finally:
         for layer in layers:
             layer.gradient_checkpointing = layer.training = False
+
+
+def _recomputed(layer: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+    """A layer's forward, now and again in the backward pass, both times in eval mode: some drop out by themselves."""
+
+    def quiet(*given: Any) -> Any:
+        before, layer.training = layer.training, False
+        try:
+            return forward(*given)
+        finally:
+            layer.training = before
+
+    return checkpoint(quiet, *inputs, use_reentrant=False)

@@ -11,6 +11,9 @@ from typing import Any
 from heliostat.train.evaluate import Evaluation, ProblemResult
 from heliostat.types import Group
 
+COUNTS = ("num_failures", "num_cut", "max_length")
+"""Counts of a result that rows of earlier versions do not have."""
+
 
 def eval_rows(step: int, phase: str, evaluation: Evaluation) -> list[dict[str, Any]]:
     """One row per problem."""
@@ -24,6 +27,7 @@ def eval_rows(step: int, phase: str, evaluation: Evaluation) -> list[dict[str, A
             "num_success": result.num_success,
             "mean_reward": result.mean_reward,
             "greedy_success": result.greedy_success,
+            **{name: getattr(result, name) for name in COUNTS},
         }
         for result in evaluation.results
     ]
@@ -54,6 +58,7 @@ def _result(row: Mapping[str, Any]) -> ProblemResult:
         num_success=row["num_success"],
         mean_reward=row["mean_reward"],
         greedy_success=row.get("greedy_success"),
+        **{name: row[name] for name in COUNTS if type(row.get(name)) is int},
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from rich.console import Console
 
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.models.templates import day_of
+from heliostat.monitors import standing
+from heliostat.monitors.outright_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
@@ -28,8 +30,10 @@ from heliostat.tasks.demonstrations import demonstrations_of
 from heliostat.tasks.nesting import refuse_nested
 from heliostat.traces import BankError
 from heliostat.trackers import open_services
-from heliostat.tracking import JsonlTracker, Tracker
-from heliostat.train.checkpoint import CheckpointError, Checkpoints, ResumePoint
+from heliostat.tracking import JsonlTracker, Tracker, read_metrics
+from heliostat.train.checkpoint import Checkpoints, ResumePoint
+from heliostat.train.checkpoint_files import CheckpointError
+from heliostat.train.encodable import check_encodable
 from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.exact import exact_layouts
 from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
@@ -39,9 +43,10 @@ from heliostat.train.guarding import GuardStopped
 from heliostat.train.interrupt import Interrupted, InterruptGuard
 from heliostat.train.keeping import TraceLog
 from heliostat.train.ledger import Ledger
-from heliostat.train.precision import begun_in
+from heliostat.train.precision import as_saved, begun_in
 from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
+from heliostat.train.reward_audit import RewardRefused, audit_rewards
 from heliostat.train.runtime import RankLost, Runtime, running, spoken_transport, start_runtime
 from heliostat.train.setup import Bench, check_ranks, check_recipe, load_tasks, set_up_model
 from heliostat.train.trainer import Trainer
@@ -50,7 +55,7 @@ from heliostat.types import Group, Problem
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
-    *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError),
+    *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
 
@@ -62,6 +67,7 @@ class RunResult:
     Attributes:
         status: ``finished``, ``interrupted`` or ``failed``; ``reason`` says why if not finished.
         before, after: held-out results, where the run got that far.
+        findings: what the run's first minute and its falls say outright, a sentence each.
         speaks: whether this process is the one of its run that talks to people.
     """
 
@@ -71,6 +77,7 @@ class RunResult:
     before: Evaluation | None
     after: Evaluation | None
     speaks: bool = True
+    findings: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -108,7 +115,8 @@ def run_recipe(
                 shown.note(change)
             shown.note("this run is finished already; nothing to do")
             results = (folder.recorded("before"), folder.recorded("after"))
-            return RunResult(path, "finished", "", *results, speaks=runtime.is_main)
+            found = tuple(standing(read_metrics(folder.events)))
+            return RunResult(path, "finished", "", *results, speaks=runtime.is_main, findings=found)
         with runtime.together():  # what is missing for a tracker is said before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
@@ -122,10 +130,16 @@ def run_recipe(
             bench = set_up_model(recipe, runtime, lambda today: runtime.from_main(folder.keep_day(today)))
         for note in _said_of_data(tasks, bench):
             shown.note(note)
-        if recipe.train.try_export and point.step is None:
+        runtime.led(lambda: check_encodable(recipe, tasks, bench, shown.note))
+        refused = ""
+        if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
+            refused = runtime.led(lambda: audit_rewards(recipe, tasks, pool, bench, folder, shown.note))
+        if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # then the export is next
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
-            try_export(bench.loaded, runtime, folder.path, [bench.prompt(problem) for problem in problems])
-        shown.note(f"sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
+            prompts = [bench.prompt(problem) for problem in problems]
+            try_export(bench.loaded, runtime, folder.path, prompts, resumes=point.step is not None)
+        dtype = str(bench.loaded.model.dtype).removeprefix("torch.")
+        shown.note(f"{dtype} weights; sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
         _rewind(folder, point, runtime, shown)
         trackers: list[Tracker] = [*services]
         if runtime.is_main:
@@ -149,7 +163,7 @@ def run_recipe(
             ledger,
             traces,
         )
-        return _carry_out(trainer, recipe_name)
+        return _carry_out(trainer, recipe_name, refused)
 
 
 def _said_of_data(tasks: Sequence[Task], bench: Bench) -> Iterator[str]:
@@ -170,11 +184,13 @@ def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Disp
         shown.note(loss)
 
 
-def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
-    """Run, and leave a summary behind however it ends."""
+def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
+    """Run, unless there is a reason against it, and leave a summary behind however it ends."""
     before = after = None
     status, reason = "finished", ""
     try:
+        if refused:
+            raise RewardRefused(refused)
         with spoken_transport():  # sharded weights travel inside torch
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
@@ -188,21 +204,30 @@ def _carry_out(trainer: Trainer, recipe_name: str) -> RunResult:
         if isinstance(error, RankLost):
             trainer.display.note(reason)  # at once: torchrun is about to end this process as well
     before = before or trainer.folder.recorded("before")
+    findings = tuple(standing(read_metrics(trainer.folder.events)))
     try:
-        _summarise(trainer, recipe_name, status, reason, before, after)
+        _summarise(trainer, recipe_name, status, reason, before, after, findings)
     except StorageError as error:
         status, reason = "failed", "; ".join(filter(None, (reason, str(error))))
-    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main)
+    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main, findings)
 
 
 def _summarise(
-    trainer: Trainer, recipe_name: str, status: str, reason: str, before: Evaluation | None, after: Evaluation | None
+    trainer: Trainer,
+    recipe_name: str,
+    status: str,
+    reason: str,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    findings: Sequence[str],
 ) -> None:
     trainer.folder.write_summary(
         {
             "status": status,
             "reason": reason,
             "recipe": recipe_name,
+            "findings": list(findings),
+            "longest_solution": trainer.guard.outright.settings.get(LONGEST_SOLUTION),
             "steps": trainer.step,
             "sampled_with": trainer.bench.engine.way,
             "scored_with": exact_layouts(trainer.bench.loaded).way,
@@ -235,20 +260,29 @@ def run_sft(
     return run_recipe(Recipe.model_validate(changes), run_dir, recipe_name)
 
 
+def _by_task(result: Evaluation) -> dict[str, Any]:
+    return {task: part.summary() for task, part in result.by_task().items()}
+
+
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Held-out results of one model, or of two on the same problems."""
+    """Held-out results of one model, or of two on the same problems.
+
+    Attributes:
+        dtypes: type of each model's weights.
+    """
 
     models: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
     comparison: Comparison | None
+    dtypes: tuple[str, ...]
 
     def to_json(self) -> str:
         """Everything as JSON."""
         content = {
             "models": [
-                {"model": model, **result.summary(), "tasks": {t: e.summary() for t, e in result.by_task().items()}}
-                for model, result in zip(self.models, self.evaluations, strict=True)
+                {"model": model, "dtype": dtype, **result.summary(), "tasks": _by_task(result)}
+                for model, dtype, result in zip(self.models, self.dtypes, self.evaluations, strict=True)
             ],
             "comparison": None
             if self.comparison is None
@@ -278,10 +312,11 @@ def run_eval(
     runtime = start_runtime(recipe.run)
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
-    evaluations = []
+    evaluations, dtypes = [], []
     with VerifierPool(tasks) as pool:
         for path in models:
             bench = set_up_model(_with_model(recipe, path), runtime)
+            check_encodable(recipe, [_only(task, heldout) for task in tasks], bench)
             evaluation, _ = evaluate(
                 bench.engine,
                 pool,
@@ -293,8 +328,15 @@ def run_eval(
                 greedy=greedy,
             )
             evaluations.append(evaluation)
+            dtypes.append(str(bench.loaded.model.dtype).removeprefix("torch."))
     comparison = compare(*evaluations) if len(evaluations) == 2 else None
-    return EvalReport(tuple(models), tuple(evaluations), comparison)
+    return EvalReport(tuple(models), tuple(evaluations), comparison, tuple(dtypes))
+
+
+def _only(task: Task, heldout: Sequence[Problem]) -> Task:
+    """A task with the problems that are evaluated, and no others."""
+    evaluated = {problem.problem_id for problem in heldout}
+    return replace(task, train=(), heldout=tuple(one for one in task.heldout if one.problem_id in evaluated))
 
 
 def run_sample(
@@ -323,4 +365,4 @@ def _with_model(recipe: Recipe, path: str) -> Recipe:
     section = recipe.model.model_copy(
         update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
     )
-    return recipe.model_copy(update={"model": section, "lora": LoraSection()})
+    return as_saved(recipe.model_copy(update={"model": section, "lora": LoraSection()}))

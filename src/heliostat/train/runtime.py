@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from heliostat.config import ConfigError, DistributedSection, RunSection
+from heliostat.optim.gradients import no_gradient
 from heliostat.types import Mean, Prompt
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Runtime:
             return
         for parameter in parameters:
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = no_gradient(parameter)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])

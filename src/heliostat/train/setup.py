@@ -16,7 +16,7 @@ from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
 from heliostat.models.lora import add_adapters
 from heliostat.models.templates import day_of, with_day
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import FiniteStep, Schedule, build_optimizer, optimizer_settings
+from heliostat.optim import FiniteStep, Schedule, accumulate_in_float32, build_optimizer, optimizer_settings
 from heliostat.optim.replicas import ALONE
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
@@ -82,8 +82,8 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
         )
     name, settings = recipe.optimizer.name, recipe.optimizer.settings
     why = ""
-    if name == "reng" and settings.get("mode") == "double-backward":
-        why = "its double backward sees one rank's rows only; set optimizer.mode = 'finite-difference'"
+    if runtime.sharded and name == "reng" and settings.get("mode") == "double-backward":
+        why = "its double backward cannot differentiate weights that are cut; set optimizer.mode = 'finite-difference'"
     elif runtime.sharded and name == "rkalman" and settings.get("form") == "low-rank":
         why = "its low-rank rows are not cut over ranks; set optimizer.form = 'diagonal'"
     if why:
@@ -147,9 +147,12 @@ def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
     """Find the layouts that are right for a model, while its weights are whole.
 
     Raises:
-        ConfigError: rows must be run one by one, and weights are to be cut over ranks.
+        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be cut over ranks.
     """
-    if isinstance(exact_layouts(loaded).single, Alone) and runtime.sharded:
+    exact = exact_layouts(loaded)
+    if exact.untrainable:
+        raise ConfigError(f"model '{loaded.name}' can be sampled from and not trained: {exact.untrainable}")
+    if isinstance(exact.single, Alone) and runtime.sharded:
         raise ConfigError(
             f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
             f"step; set distributed.placement = 'replicated'"
@@ -190,6 +193,7 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     """The policy-gradient side of a run."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
+    accumulate_in_float32(bench.loaded.model.parameters())
     if isinstance(optimizer, FiniteStep) and optimizer.extra_pass == "scores":
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(

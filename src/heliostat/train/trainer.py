@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from heliostat.config import Recipe
+from heliostat.monitors import evaluation_signals
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.objectives import Objective
 from heliostat.optim import forget_moments
@@ -27,11 +28,12 @@ from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker
 from heliostat.train.actuators import build_actuator
 from heliostat.train.ahead import Ahead
-from heliostat.train.checkpoint import Checkpoints, reference_is_intact
+from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.evaluate import Evaluation
 from heliostat.train.export import NUM_PROMPTS, export
+from heliostat.train.first_minute import first_minute_settings
 from heliostat.train.folder import RunFolder
 from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
 from heliostat.train.heldout import HeldOut
@@ -42,6 +44,7 @@ from heliostat.train.observe import make_monitor
 from heliostat.train.panel import Panel
 from heliostat.train.prefixing import open_prefixes
 from heliostat.train.progress import Display
+from heliostat.train.reference import reference_is_intact
 from heliostat.train.rollouts import Order, Rollouts
 from heliostat.train.run_state import ROLLOUTS, Part, RunState, attribute, stateful, surviving
 from heliostat.train.runtime import Runtime
@@ -118,6 +121,7 @@ class Trainer:
         self.guard = RunGuard(
             section, self.folder, self.display.note, self.runtime.is_main, actuator, self._make_panel()
         )
+        self.guard.outright.settings = first_minute_settings(self.bench, self.tasks)
         self.state = RunState(self.checkpoints, self.bench.loaded.model, self._parts())
 
     def run(self) -> tuple[Evaluation | None, Evaluation]:
@@ -133,6 +137,8 @@ class Trainer:
             self._save(self.updater.guarded.optimizer)
         if not supervised_alone:
             before = self.heldout.measure_before(0, self.step == 0)
+            if before is not None and self.recipe.prefix.name == "none":  # prefixes begin where nothing is solved
+                self.guard.first_look(evaluation_signals(before.results))
         self._freeze_reference()
         self._train()
         after = self.heldout.measure_after(self.step)
@@ -182,6 +188,7 @@ class Trainer:
         self.interrupt.check()  # everything is still as the last step left it: nothing is lost by stopping here
         self.curriculum.learn(groups)
         self.prefixes.learn(groups)
+        self.guard.see_failures(verdict.failure for group in groups for verdict in group.verdicts)
         self._keep(rollouts)
         anchors = rollouts.anchors(self.updater.version)
         batch = self.updater.make_batch(groups, anchors)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from heliostat.config import OptimizerSection, Recipe
-from heliostat.optim import Schedule, build_optimizer
+from heliostat.optim import Schedule, accumulate_in_float32, build_optimizer
 from heliostat.rollout import completion_seed
 from heliostat.tasks import Task
 from heliostat.train.curriculum import Passes
@@ -38,6 +38,7 @@ class WarmStart:
     def __post_init__(self) -> None:
         section, train = self.recipe.warm_start, self.recipe.train
         optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
+        accumulate_in_float32(self.bench.loaded.model.parameters())
         self.updater = SupervisedUpdater(
             policy=self.feedback.policy,
             guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),

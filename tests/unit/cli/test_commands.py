@@ -15,6 +15,7 @@ from heliostat.cli import main
 from heliostat.cli.theory import read_measured
 from heliostat.config import ConfigError, build_recipe, load_recipe
 from heliostat.rollout import SamplingSettings
+from heliostat.tasks import VerifierError
 from heliostat.theory import MeasuredStep
 from heliostat.tracking import METRICS
 from heliostat.train.evaluate import Comparison
@@ -163,6 +164,16 @@ def test_eval_takes_one_model_or_two(behind_api, capsys):
     assert calls == []
 
 
+def test_an_evaluation_that_fails_is_one_sentence_and_exit_code_1(behind_api, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise VerifierError("task 'sums', problem sums/1: a verifier raised KeyError")
+
+    behind_api(run_eval=None)
+    monkeypatch.setattr("heliostat.api.run_eval", fail)
+    assert main(["eval", "tiny", "--recipe", "demo"]) == 1
+    assert capsys.readouterr().err == "heliostat: task 'sums', problem sums/1: a verifier raised KeyError\n"
+
+
 def test_sample_prints_completions_as_they_are(behind_api, capsys):
     calls = behind_api(run_sample=[group("1+1?", "[bold]2[/bold]", "3")])
     assert main(["sample", "tiny", "--prompt", "1+1?", "-n", "2", "--temperature", "0.5"]) == 0
@@ -215,9 +226,9 @@ def test_tasks_list_and_show(room, capsys):
     assert capsys.readouterr().out == "shown reasoning-gym/x\n"
 
 
-@pytest.mark.parametrize(("hackable", "code"), [(False, 0), (True, 1)])
-def test_audit_exits_by_its_verdict(room, capsys, hackable, code):
-    report = SimpleNamespace(hackable=hackable, format=lambda: "the audit")
+@pytest.mark.parametrize(("hackable", "refused", "code"), [(False, (), 0), (True, (), 1), (False, ("an answer",), 1)])
+def test_audit_exits_by_its_verdict(room, capsys, hackable, refused, code):
+    report = SimpleNamespace(hackable=hackable, refused=refused, format=lambda: "the audit")
     calls = room("heliostat.tasks", load_task=lambda section, seed: (section, seed), audit=report)
     arguments = ["--task.settings.max_terms", "3", "--seed", "7"]
     assert main(["tasks", "audit", "reasoning-gym/chain_sum", *arguments]) == code
@@ -228,7 +239,9 @@ def test_audit_exits_by_its_verdict(room, capsys, hackable, code):
 
 
 def test_audit_of_a_recipe_takes_its_tasks(room):
-    calls = room("heliostat.tasks", load_task=None, audit=SimpleNamespace(hackable=False, format=lambda: ""))
+    calls = room(
+        "heliostat.tasks", load_task=None, audit=SimpleNamespace(hackable=False, refused=(), format=lambda: "")
+    )
     assert main(["tasks", "audit", "demo"]) == 0
     assert calls[0].args == (load_recipe("demo").task[0], 0)
 

@@ -1,6 +1,7 @@
 """Saving, loading and changing a model: it comes back as it was, and settings given when it is loaded hold."""
 
 import copy
+import io
 import pickle
 
 import gymnasium
@@ -166,6 +167,17 @@ def test_settings_given_to_load_hold_and_state_is_kept(tmp_path):
     assert untouched.actor_optimizer.param_groups[0]["damping"] == 0.1
     with pytest.raises(ValueError, match="unknown direction"):
         SMAC.load(tmp_path / "model", direction="evva")
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_keyword_of_load_that_means_nothing_is_refused(tmp_path, as_file):
+    path = tmp_path / "model.zip"
+    made().save(path)
+    given = io.BytesIO(path.read_bytes()) if as_file else path
+    with pytest.raises(TypeError, match=r"SMAC.load has no keyword 'n_step' \(did you mean 'n_steps'\?\)"):
+        SMAC.load(given, n_step=3)
+    model = SMAC.load(given, n_steps=3, learning_rate=lambda left: 0.5, num_timesteps=7, n_envs=1, verbose=0)
+    assert (model.n_steps, model.num_timesteps, model.lr_schedule(1.0)) == (3, 7, 0.5)
 
 
 def test_a_checkpoint_of_the_middle_continues_its_schedule(tmp_path):

@@ -168,6 +168,9 @@ def test_layers_that_the_model_reads_past_get_no_adapter(checkpoint):
         ),
         (("input_layernorm",), r"layers\.0\.input_layernorm is a LlamaRMSNorm: adapters go on linear layers"),
         (("self_attn",), "is a LlamaAttention"),
+        (("all-linear",), "not patterns, and an empty list means every linear layer but the head"),
+        (("q_.*",), "not patterns"),
+        (("q_proj", " "), "a name is empty"),
     ],
 )
 def test_every_name_must_lead_to_an_adapter(layers, reason):
@@ -193,11 +196,31 @@ def test_modules_to_save_are_trained_whole_and_tied_ones_together(tmp_path):
         assert torch.allclose(logits(theirs), logits(model), atol=1e-5)
 
 
+def test_a_module_with_modules_inside_is_trained_whole_without_adapters_in_it(tmp_path):
+    loaded = nano()
+    model = loaded.model
+    add_adapters(model, LoraSection(rank=2, modules_to_save=("mlp",)), seed=1)
+    trained = {name.rpartition(".mlp.")[2] for name, one in model.named_parameters() if one.requires_grad}
+    assert {name for name in trained if ".lora_" not in name} == {f"{n}_proj.weight" for n in ("gate", "up", "down")}
+    assert not any(".mlp." in name for name in model.state_dict() if ".lora_" in name)
+    with stirred(model, seed=0), torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+        save_model(loaded, tmp_path / "model")
+        save_adapter(model, model.state_dict(), tmp_path / "adapter")
+        again = load_model(ModelSection(path=str(tmp_path / "model"), dtype="float32"), 0)
+        theirs = PeftModel.from_pretrained(nano().model, tmp_path / "adapter")
+        assert torch.allclose(logits(again.model), logits(model), atol=1e-5)
+        assert torch.allclose(logits(theirs), logits(model), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("section", "reason"),
     [
         ({"modules_to_save": ("nope",)}, "names no module of the model that has weights: 'nope'"),
         ({"modules_to_save": ("mlp",), "layers": ("down_proj",)}, "train it whole or by an adapter"),
+        ({"modules_to_save": ("layers",)}, r"leaves no layer for an adapter; name fewer modules, or .* lora.rank = 0"),
+        ({"modules_to_save": ("model",)}, "leaves no layer for an adapter"),
+        ({"modules_to_save": ("",)}, "a name is empty"),
     ],
 )
 def test_modules_to_save_that_cannot_be(section, reason):

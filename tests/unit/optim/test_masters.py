@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heliostat.config import ConfigError, OptimizerSection
-from heliostat.optim import build_optimizer, forget_moments, optimizer_names
+from heliostat.optim import FiniteStep, build_optimizer, forget_moments, optimizer_names
 from heliostat.optim.masters import MasterWeights
 
 
@@ -179,12 +179,26 @@ def test_double_precision_keeps_its_own_and_half_is_refused():
 
 
 @pytest.mark.parametrize("name", sorted(optimizer_names()))
-def test_every_optimizer_of_a_recipe_keeps_bfloat16_weights_with_copies_or_says_what_to_set(name):
-    section = OptimizerSection(name=name, lr=1e-3)
-    if name in ("adamw", "sgd"):
-        assert isinstance(build_optimizer(section, pair()[0]), MasterWeights)
-        return
-    with pytest.raises(ConfigError, match=rf"'{name}' steps float32 weights; set model\.dtype = 'float32'"):
-        build_optimizer(section, pair()[0])
+def test_every_optimizer_of_a_recipe_steps_bfloat16_weights_on_copies(name):
+    """Torch's behind master weights, ours by themselves; RENG, in the mode that needs no second point."""
+    section = OptimizerSection(name=name, lr=1e-3, **({"mode": "double-backward"} if name == "reng" else {}))
+    optimizer = build_optimizer(section, pair()[0])
+    assert isinstance(optimizer, MasterWeights) == (name in ("adamw", "sgd"))
+    assert isinstance(optimizer, FiniteStep)
     frozen_base = torch.nn.Sequential(pair()[0].requires_grad_(False), torch.nn.Linear(8, 8))
-    build_optimizer(section, frozen_base)  # what is trained decides
+    assert not isinstance(build_optimizer(section, frozen_base), MasterWeights)  # what is trained decides
+
+
+def test_a_second_point_that_would_round_away_is_refused_with_the_setting_to_change():
+    with pytest.raises(ConfigError, match=r"optimizer\.mode 'finite-difference'.*bfloat16.*mode = 'double-backward'"):
+        build_optimizer(OptimizerSection(name="reng", lr=1e-3), pair()[0])
+
+
+def test_double_precision_inside_is_copied_in_double_precision():
+    short, wide = pair()[0], torch.nn.Linear(8, 1, bias=False, dtype=torch.float64)
+    optimizer = build_optimizer(OptimizerSection(name="sgd", lr=2.0**-40), torch.nn.Sequential(short, wide))
+    before = wide.weight.detach().clone()
+    wide.weight.grad = torch.ones_like(wide.weight)
+    optimizer.step()
+    assert torch.equal(wide.weight, before - 2.0**-40)
+    assert not torch.equal(wide.weight, before)

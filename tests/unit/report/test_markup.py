@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.report.markup import Html, data_script, element, escape
+from heliostat.printed import is_hidden, visible
+from heliostat.report.markup import TEXT_ONLY, Html, data_script, element, escape
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\'"'
 
@@ -40,7 +42,22 @@ def read(markup: str) -> Reader:
 def test_text_comes_back_as_text_and_makes_no_element(text: str) -> None:
     seen = read(element("p", text, title=text))
     assert seen.text == text
-    assert seen.elements == [("p", {"title": text})]
+    marks = [("bdi", {"class": "unseen", "data-code": f"U+{ord(one):04X}"}) for one in text if is_hidden(one)]
+    assert seen.elements == [("p", {"title": visible(text)}), *marks]
+
+
+@pytest.mark.parametrize("name", sorted(TEXT_ONLY))
+def test_where_no_element_may_stand_hidden_characters_are_escapes(name: str) -> None:
+    assert read(element(name, "a\u202eb<i>", ["\u200b"])).elements == [(name, {})]
+    assert element(name, "a\u202eb") == f"<{name}>a\\u202eb</{name}>"
+
+
+def test_hidden_characters_are_isolated_and_shown() -> None:
+    assert escape("a\u202eb") == 'a<bdi class="unseen" data-code="U+202E">\u202e</bdi>b'
+    assert escape("\u200b\U000e0041") == (
+        '<bdi class="unseen" data-code="U+200B">\u200b</bdi><bdi class="unseen" data-code="U+E0041">\U000e0041</bdi>'
+    )
+    assert ".unseen::before" in files("heliostat.report").joinpath("style.css").read_text(encoding="utf-8")
 
 
 def test_hostile_text_stays_text_but_markup_stays_markup() -> None:

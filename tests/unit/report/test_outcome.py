@@ -9,7 +9,7 @@ import pytest
 
 from heliostat.report.outcome import against, outcome, pass_at_1_by_step, pass_curve, summary_curve
 from heliostat.report.read import Evaluation, Run, read_run
-from heliostat.report.verdict import MIN_PROBLEMS, judge
+from heliostat.report.verdict import MIN_PROBLEMS, judge, percent, points
 
 from .synthetic import Shape, make_run
 
@@ -147,8 +147,46 @@ def test_the_verdict_is_what_the_interval_says(before: list[int], after: list[in
 
 def test_the_sentence_states_both_rates_the_change_and_its_interval() -> None:
     verdict = judge(run_of(*rows("before", [1] * 40), *rows("after", [3] * 40, 9)))
-    assert "rose from 25.0% (25.0% to 25.0%) to 75.0% (75.0% to 75.0%)" in verdict.sentence
-    assert "+50.0 points with a 95% interval of +50.0 to +50.0, paired over 40 problems" in verdict.sentence
+    before, after, change = verdict.outcome.before, verdict.outcome.after, verdict.outcome.change
+    assert before
+    assert after
+    assert change
+    assert f"rose from {percent(before)} to {percent(after)}" in verdict.sentence
+    interval = f"{points(change.low)} to {points(change.high)}, paired over 40 problems"
+    assert f"+50.0 points with a 95% interval of {interval}" in verdict.sentence
+
+
+def test_what_did_not_change_stayed_where_it_was_and_is_no_certainty() -> None:
+    verdict = judge(run_of(*rows("before", [0] * 16), *rows("after", [0] * 16, 9)))
+    assert verdict.sentence.startswith("Held-out pass@1 stayed at 0.0% (0.0% to 19.4%). The change is 0.0 points")
+    assert verdict.kind == "unclear"
+    assert judge(run_of(*rows("before", [4] * 16), *rows("after", [4] * 16, 9))).sentence.startswith(
+        "Held-out pass@1 stayed at 100.0% (80.6% to 100.0%)"
+    )
+
+
+def test_an_interval_without_width_in_an_old_summary_is_measured_again() -> None:
+    stated: dict[str, object] = {
+        "before": {"pass@1": 0.0, "ci95": [0.0, 0.0]},
+        "after": {"pass@1": 0.5, "ci95": [0.4, 0.6]},
+    }
+    result = outcome(run_of(*rows("before", [0] * 16), *rows("after", [2] * 16), summary=stated))
+    assert result.before
+    assert result.after
+    assert result.before.high == pytest.approx(0.1936, abs=1e-4)
+    assert (result.after.low, result.after.high) == (0.4, 0.6)
+
+
+@pytest.mark.parametrize(("trained", "key", "said"), [
+    (0.9, "reward/success", True), (0.3, "reward/success", False), (0.1, "reward/success", False),
+    (0.9, "prefix/success_without", True),
+])  # fmt: skip
+def test_training_far_above_held_out_success_is_said(trained: float, key: str, said: bool) -> None:
+    evaluations = (*rows("before", [1] * 40), *rows("after", [1] * 40, 9))
+    metrics = [{"step": float(step), "reward/success": 0.9, key: trained} for step in range(1, 10)]
+    verdict = judge(Run("r", Path("r"), evaluations=evaluations, metrics=metrics))
+    assert ("far above held-out ones" in verdict.sentence) is said
+    assert (f"{trained:.1%} of the time over the last 9 steps" in verdict.sentence) is said
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,18 @@ def test_a_model_that_never_says_the_same_twice_is_refused():
         build(loaded)
 
 
+def test_a_model_whose_answers_depend_on_what_follows_is_refused_as_such():
+    """As where a text's length picks its positions: a change of a later token alone would not show it."""
+    loaded = make_nano()
+
+    def longer(module, args, output):
+        output.logits = output.logits * (1 + output.logits.shape[1] / 9)
+
+    loaded.model.register_forward_hook(longer)
+    with pytest.raises(ConfigError, match=r"what it says of a text changes when the text goes on, and it is not a"):
+        build(loaded)
+
+
 def test_trials_leave_nothing_behind():
     loaded = make_nano()
     loaded.model.to(torch.bfloat16).train()
@@ -179,6 +191,25 @@ def test_windows_are_exceeded_where_that_is_cheap_and_distrusted_where_not(monke
     assert reach(loaded) is None
     assert unreached(loaded)
     assert isinstance(build(loaded), PlainEngine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"keep_window_size": 30}, 33),
+        ({"sliding_window_size": 30}, 33),
+        ({"local_attention": 30}, 33),
+        ({"index_topk": 30, "layer_types": ["full_attention"]}, 33),
+        ({"index_topk_blocks": 5, "index_block_size": 6}, 33),
+        ({"sliding_window": 30, "layer_types": ["full_attention"]}, None),
+        ({"max_window_layers": 30, "sliding_window_pattern": 30, "use_sliding_window": True}, None),
+    ],
+)
+def test_whatever_a_long_text_is_seen_through_is_exceeded(settings, expected):
+    loaded = make_nano(context_length=128)
+    for name, value in settings.items():
+        setattr(loaded.model.config, name, value)
+    assert reach(loaded) == expected
 
 
 @pytest.mark.parametrize("context_length", [2, 6, 24])

@@ -17,6 +17,7 @@ from heliostat.storage import (
     remove_folder,
     signals_held,
 )
+from heliostat.storage.errors import is_full, reason_of
 from tests.conftest import in_child
 from tests.kills import count_events, killed_at
 
@@ -215,3 +216,18 @@ def test_two_writers_take_turns(tmp_path):
 
 def test_a_new_folder_is_nobody_elses(tmp_path):
     assert [new_folder(tmp_path / "run").name for _ in range(3)] == ["run", "run-2", "run-3"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No space left on device (os error 28)",
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 70720 vs 70608",
+    ],
+)
+def test_a_full_disk_is_told_in_whatever_words_a_library_says_it(said):
+    assert is_full(Exception(said))
+    assert reason_of(RuntimeError(said)) == os.strerror(28)
+    assert not is_full(RuntimeError("unexpected key"))
+    assert reason_of(RuntimeError("unexpected key")) == "unexpected key"

@@ -1,7 +1,9 @@
 """Reward functions with TRL's signature, most of them broken; tests name them as ``tests.unit.tasks.rewards:x``."""
 
+import asyncio
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +18,11 @@ def good(prompts, completions, answer):
 
 def length(prompts, completions, **columns):
     return [float(len(text)) for text in completions]
+
+
+def slow(prompts, completions, seconds, **columns):
+    time.sleep(seconds)
+    return [1.0]
 
 
 def at_least_ten_characters(prompts, completions):
@@ -156,3 +163,51 @@ def faulty(prompts, completions, answer):
     """Judges like ``good``, unless the completion names a fault; then it has that fault."""
     name = completions[0].split(" ")[0]
     return FAULTS[name](completions[0]) if name in FAULTS else good(prompts, completions, answer)
+
+
+CLIENT = {}
+
+
+async def keeps_a_client(prompts, completions, port, **columns):
+    """Asks a server over the one connection that it ever opens; the server says how many it has had."""
+    if "connection" not in CLIENT:
+        CLIENT["connection"] = await asyncio.open_connection("127.0.0.1", port)
+        CLIENT["loop"] = asyncio.get_running_loop()
+    if completions == ["raise"]:
+        raise RuntimeError("asked to")
+    reader, writer = CLIENT["connection"]
+    writer.write(b"?\n")
+    await writer.drain()
+    return [float(await asyncio.wait_for(reader.readline(), 20))]
+
+
+async def shares_the_loop(prompts, completions, port, **columns):
+    return [float(CLIENT["loop"] is asyncio.get_running_loop())]
+
+
+def counts_tokens(completions, completion_ids, **columns):
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def takes_limit(completions, limit=3, **columns):
+    return [float(len(text) <= limit) for text in completions]
+
+
+def has_thoughts(completions, **kwargs):
+    texts = [completion[0]["content"] for completion in completions]
+    return [1.0 if re.match(r"^<think>(?!.*<think>)(.*?)</think>.*$", text, re.DOTALL) else 0.0 for text in texts]
+
+
+def is_accurate(completions, solution, log_extra=None, **kwargs):
+    texts = [completion[0]["content"] for completion in completions]
+    return [float(text.endswith(right)) for text, right in zip(texts, solution, strict=True)]
+
+
+def _overlong(longest, soft):
+    def punish(completion_ids, **kwargs):
+        return [-min(1.0, max(0.0, (len(ids) - longest + soft) / soft)) for ids in completion_ids]
+
+    return punish
+
+
+not_too_long = _overlong(10, 5)

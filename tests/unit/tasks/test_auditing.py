@@ -1,12 +1,14 @@
 """The audit finds rewards that can be had for nothing, and only those."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from heliostat.config import TaskSection
 from heliostat.tasks import VerifierPool, audit, load_task
-from heliostat.tasks.auditing import AuditReport, FindingKind
+from heliostat.tasks.auditing import AuditReport, Effort, FindingKind
+from heliostat.tasks.oracles import oracle_sample
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Math, Numeric
 from heliostat.types import Problem
@@ -112,3 +114,74 @@ def test_chain_sum_is_sound_unless_its_containment_credit_is_paid(gym_reports: d
     shaped = gym_reports["shaped"]
     assert kinds(shaped) == {FindingKind.PARTIAL_CREDIT}
     assert "shaped = true pays it" in shaped.format()
+
+
+# -- right answers, and time -------------------------------------------------------------------------------------------
+
+
+def test_refused_answers_are_named_with_what_was_read_and_no_trick_worked_is_not_claimed() -> None:
+    task = make_task(WeightedVerifier("numeric", Numeric()), num=8, answer_after="#")
+    wrong = tuple(replace(one, answer=f"{one.answer} apples", place="sums.jsonl, line 7") for one in task.train)
+    report = audit(replace(task, train=wrong))
+    assert len(report.refused) == 8
+    said = report.format()
+    assert said.splitlines()[0].endswith("right answers are refused")
+    assert "no trick worked" not in said
+    assert "'0 + 1 =' (sums.jsonl, line 7): of the answer '1 apples' the verifier reads '1 apples'" in said
+    assert "the oracle answer '1 apples' is not a number" in said
+    assert not report.hackable
+
+
+def test_an_answer_without_its_marker_is_read_as_nothing() -> None:
+    task = make_task(EXACT, answer_after="####")
+    lost = tuple(replace(problem, solution=f"so {problem.answer}", answer=None) for problem in task.train)
+    (finding,) = [one for one in audit(replace(task, train=lost)).findings if one.kind is FindingKind.ORACLE_REFUSED]
+    assert "the verifier reads nothing, because the answer marker is missing" in finding.sentence
+
+
+def test_a_worked_solution_that_is_refused_is_followed_by_the_answer_alone() -> None:
+    task = make_task(EXACT)
+    wordy = tuple(replace(problem, solution=f"It is {problem.answer}.") for problem in task.train)
+    report = audit(replace(task, train=wordy))
+    assert (report.refused, report.num_bare, report.num_oracles) == ((), 8, 8)
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_right_answers_are_a_sample_drawn_by_the_seed(heldout: bool) -> None:
+    task = make_task(EXACT, num=30)
+    some = Effort(num_oracles=5, num_problems=2, num_first=2)
+    assert audit(task, effort=some, heldout=heldout).num_oracles == 5
+    assert audit(task, heldout=heldout).num_oracles == (32 if heldout else 30)
+    assert oracle_sample(task.train, 5, 1) == oracle_sample(task.train, 5, 1) != oracle_sample(task.train, 5, 2)
+
+
+def test_tricks_that_earn_nothing_at_first_are_not_tried_on_the_others() -> None:
+    task = make_task(EXACT, reward("contains"), num=20)
+    report = audit(task, effort=Effort(num_first=3))
+    tried = {probe.name: probe.num_problems for probe in report.probes}
+    assert tried["fixed: empty"] == 3
+    assert tried["contains: it, then another"] == 20
+
+
+def test_slow_verifiers_are_cut_and_it_is_said() -> None:
+    task = make_task(reward("slow", seconds=0.2), num=20)
+    report = audit(task, effort=Effort(budget_s=1.0))
+    assert 0 < report.num_oracles < 20
+    assert report.num_left > 0
+    assert f"time was up before {report.num_left} more texts were judged" in report.format()
+    with VerifierPool([task]) as pool:  # what was not judged is not waited for
+        audit(task, pool=pool, effort=Effort(budget_s=0.5))
+        assert pool.judge(task.train[0], ["1"]).result()[0].success
+
+
+def test_a_shaped_reward_that_is_the_same_for_all_is_a_finding() -> None:
+    assert FindingKind.CONSTANT in kinds(audit(make_task(reward("half"), shaped=True)))
+    assert FindingKind.CONSTANT not in kinds(audit(make_task(reward("length"), shaped=True)))
+    assert FindingKind.CONSTANT not in kinds(audit(make_task(EXACT, shaped=True)))
+
+
+def test_an_audit_can_be_written_down() -> None:
+    report = audit(make_task(reward("half")))
+    written = json.loads(json.dumps(report.to_json()))
+    assert len(written["refused"]) == report.num_oracles == 8
+    assert written["refused"][0]["why"] == "'half' gives 0.5"

@@ -249,6 +249,13 @@ def test_a_module_beside_the_script_may_take_things_from_it(tmp_path):
     assert [line.count("2.0") + line.count("4.0") for line in done.stdout.splitlines()] == [1, 1], done.stderr
 
 
+def test_a_module_that_starts_a_run_while_it_is_imported_runs_once(tmp_path):
+    (tmp_path / "experiment.py").write_text(f"{JUDGE}\njudge(reward)\n")
+    done = python("-c", "import experiment", folder=tmp_path)
+    assert done.stderr.count("body runs") == 1, done.stderr
+    assert [line.count("2.0") + line.count("4.0") for line in done.stdout.splitlines()] == [1, 1]
+
+
 def test_a_module_that_trains_when_it_is_imported_is_refused_where_it_is_named(tmp_path, monkeypatch):
     (tmp_path / "trains_at_once.py").write_text(
         "import heliostat\ndef reward(completions): return [1.0]\nheliostat.post_train('demo')\n"

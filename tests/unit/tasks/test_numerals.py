@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.tasks.numerals import last_number, parse_number, same_number
+from heliostat.tasks.numerals import last_number, meets, parse_number, same_number
 
 decimals = st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=3)
 
@@ -78,6 +78,89 @@ def test_the_last_number_of_a_text() -> None:
     assert last_number("nothing") is None
 
 
+WRITTEN = [
+    ("- 5", "-5"),
+    ("−5", "-5"),
+    ("+5", "5"),
+    ("5.", "5"),
+    (".5", "0.5"),
+    ("1 000", "1000"),
+    ("1\u00a0000", "1000"),
+    ("1\u202f234\u202f567", "1234567"),
+    (r"1\,000", "1000"),
+    ("1{,}000", "1000"),
+    ("1,00,000", "100000"),
+    (r"\$18", "18"),
+    ("18 €", "18"),
+    ("-$1,200.50", "-1200.5"),
+    ("18%", "18"),
+    (r"18\%", "18"),
+    ("1e3", "1000"),
+    ("1.2 x 10^3", "1200"),
+    ("1.2 × 10³", "1200"),
+    (r"1.2 \times 10^{-3}", "0.0012"),
+    (r"\frac{1}{2}", "0.5"),
+    (r"-\frac34", "-0.75"),
+    ("½", "0.5"),
+    ("2½", "2.5"),
+    ("5 1/2", "5.5"),
+    ("-5 1/2", "-5.5"),
+    ("5 million", "5000000"),
+    ("1.5 thousand", "1500"),
+    ("5k", "5000"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), WRITTEN)
+def test_what_people_write(text: str, value: str) -> None:
+    assert parse_number(text) == Decimal(value)
+    for sentence in ("{}", "It is {}.", "It is {} in all", "12 or 3, so: {}", "**{}**", r"\boxed{{{}}}", "#### {}"):
+        assert last_number(sentence.format(text)) == Decimal(value), sentence
+
+
+def test_every_written_form_refuses_its_neighbours() -> None:
+    for text, value in WRITTEN:
+        for other in (-Decimal(value), Decimal(value) * 10, Decimal(value) + 1):
+            assert parse_number(text) != other
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("answer: 5 apples", 5),
+        ("18km", 18),
+        ("48 + 24 = 72", 72),
+        ("72 (since 48 + 24 = 72)", 72),
+        ("48 - 24", 24),
+        ("from 5 to -10", -10),
+        ("5-10", 10),
+        ("minus 5", -5),
+        ("a loss of negative 5", -5),
+        ("x = - 3", -3),
+        ("at 10:30 there were 3", 3),
+        ("3 on 2024-05-06", 3),
+        ("4 is H2O", 4),
+    ],
+)
+def test_which_number_is_the_last(text: str, value: int) -> None:
+    assert last_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1,2345", "2,5", "1.234,5", "3.0.3", "x^3", "x^{3}", "2^10", "a_1", "10:30", "2024-05-06", "5/0", "1/2/3", "٣"],
+)
+def test_a_last_number_that_cannot_be_read_is_none_and_not_a_part_of_it(text: str) -> None:
+    assert last_number(text) is None
+    assert last_number(f"it was 7, then {text}") in (None, Decimal(7))
+
+
+@given(st.integers(-(10**6), 10**6), st.decimals(min_value=-100, max_value=100, places=4))
+def test_an_answer_written_as_a_whole_number_is_met_exactly(answer: int, gap: Decimal) -> None:
+    assert meets(Decimal(answer) + gap, Decimal(answer), 0.9) == (gap == 0)
+    assert meets(Decimal(answer) + Decimal("0.5"), Decimal(f"{answer}.0"), 0.9)
+
+
 HOSTILE = {
     "spaces": " " * 100_000,
     "spaces after a sign": "+" + " " * 100_000 + "x",
@@ -91,6 +174,15 @@ HOSTILE = {
     "digits": "1" * 100_000 + "x",
     "points": "1." * 50_000 + "x",
     "exponents": "1e" * 50_000,
+    "grouped by spaces": "1" + " 111" * 25_000 + " 1",
+    "grouped as in India": "1" + ",11" * 33_000 + "x",
+    "fractions": "½" * 20_000,
+    "mixed numbers": "1 1/" * 25_000,
+    "powers": "1 x 10^" * 14_000,
+    "times": "1:" * 50_000,
+    "dates": "2024-" * 20_000,
+    "minus": "minus " * 16_000,
+    "names": "x1" * 50_000,
 }
 
 

@@ -1,5 +1,6 @@
 """Checkpoints that were flipped, exchanged, copied, linked or half deleted: the newest intact one is used."""
 
+import json
 import random
 import shutil
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from heliostat.storage import Extent
-from heliostat.train.checkpoint import CheckpointError, Checkpoints
+from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.checkpoint_files import CheckpointError
 from heliostat.train.runtime import Runtime
 from tests.kills import count_events, killed_at
 
@@ -116,6 +118,44 @@ def test_damaged_ones_do_not_push_out_intact_ones(folder):
     (folder / "step_000004" / "manifest.json").write_text("{}")
     save(folder, 5)
     assert Checkpoints(folder, 2, CPU).steps() == [2, 5]
+
+
+def as_earlier_versions_wrote(folder):
+    """No manifest, and a state that does not speak of one."""
+    for path in folder.iterdir():
+        (path / "manifest.json").unlink()
+        state = json.loads((path / "state.json").read_text())
+        del state["has_manifest"]
+        (path / "state.json").write_text(json.dumps(state))
+
+
+def test_one_of_an_earlier_version_is_read_whole_and_said_to_be_unchecked(folder):
+    as_earlier_versions_wrote(folder)
+    point, value = resume(folder)
+    assert (point.step, value, point.is_intact) == (4, 4, True)
+    assert len(point.losses) == 1
+    assert "step_000004 is of an earlier version and has no digests" in point.losses[0]
+    save(folder, 5)
+    assert resume(folder)[0].losses == (), "the next one has digests"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "rollouts.pt"])
+def test_a_torn_file_of_an_earlier_version_is_found(folder, name):
+    as_earlier_versions_wrote(folder)
+    path = folder / "step_000004" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    point, value = resume(folder)
+    assert (point.step, value) == (2, 2)
+    assert name in point.losses[0]
+    assert "earlier version" in point.losses[1]
+
+
+def test_exchanged_ones_of_an_earlier_version_are_refused(folder):
+    as_earlier_versions_wrote(folder)
+    shutil.rmtree(folder / "step_000002")
+    (folder / "step_000004").rename(folder / "step_000002")
+    with pytest.raises(CheckpointError, match="renamed or exchanged"):
+        resume(folder)
 
 
 @pytest.mark.parametrize(("step", "keep"), [(4, 2), (4, 1), (2, 2), (6, 1)])

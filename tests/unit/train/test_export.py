@@ -102,3 +102,34 @@ def test_families_pass_with_adapters_wherever_they_can_be(family, layers, dtype,
         }[family]
     add_adapters(loaded.model, LoraSection(rank=2, layers=layers), seed=0)
     try_export(loaded, ALONE, tmp_path, PROMPTS)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_weights_that_loading_overwrites_show_before_training(rank, tmp_path):
+    """A loader that zeroes the padding row, which the tied head trains: it is right until the first step is made."""
+    from tests.unit.models.small_families import load_small
+
+    loaded = load_small("youtu", tmp_path)
+    if rank:
+        add_adapters(loaded.model, LoraSection(rank=rank), seed=0)
+        try_export(loaded, ALONE, tmp_path, PROMPTS)  # adapters leave that row alone
+        return
+    before = model_fingerprint(loaded)
+    with pytest.raises(ConfigError, match=r"embed_tokens.weight comes back with other numbers; train adapters instead"):
+        try_export(loaded, ALONE, tmp_path, PROMPTS)
+    assert model_fingerprint(loaded) == before
+
+
+def test_weights_that_are_tied_only_on_the_way_show_before_training(tmp_path, monkeypatch):
+    """Two weights with the same numbers, of which a way of saving keeps one."""
+    loaded = load_model(ModelSection(path="tiny", settings=NANO), 0)
+    layers = loaded.model.model.layers
+    with torch.no_grad():
+        layers[1].mlp.up_proj.weight.copy_(layers[0].mlp.up_proj.weight)
+    name = "model.layers.{}.mlp.up_proj.weight"
+    monkeypatch.setattr(
+        "heliostat.models.saving.plain_state",
+        lambda model, weights=None: dict(weights) | {name.format(1): weights[name.format(0)].clone()},
+    )
+    with pytest.raises(ConfigError, match="logits differ from the trainer's"):
+        try_export(loaded, ALONE, tmp_path, PROMPTS)

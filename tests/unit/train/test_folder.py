@@ -1,6 +1,8 @@
 """The run folder: which folders a run may have, what it leaves behind, and what it never touches."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,61 @@ def test_what_somebody_puts_into_a_run_that_never_began_stays(tmp_path):
     (tmp_path / "run" / "notes.txt").write_text("mine")
     folder.close()
     assert names(tmp_path / "run") == [MARKER, "notes.txt"]
+
+
+def test_half_written_files_of_ours_go_and_those_of_others_stay(tmp_path):
+    RunFolder(tmp_path, RECIPE)._lock.close()
+    for name in ("summary.json.partial", "trackers.json.partial", "download.partial", "model.safetensors.partial"):
+        (tmp_path / name).write_text("x")
+    RunFolder(tmp_path, RECIPE).close()
+    assert sorted(path.name for path in tmp_path.glob("*.partial")) == ["download.partial", "model.safetensors.partial"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "model", "adapter", "reference"])
+@pytest.mark.parametrize("what", ["link", "file", "foreign files"])
+def test_what_would_be_in_the_way_at_the_end_is_refused_at_the_beginning(tmp_path, name, what):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    RunFolder(run, RECIPE)._lock.close()
+    (run / "checkpoints").rmdir()
+    place = run / name
+    if what == "link":
+        place.symlink_to(elsewhere)
+    elif what == "file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "notes.txt").write_text("mine")
+    before = names(tmp_path)
+    if (name, what) == ("checkpoints", "foreign files"):  # they are not in the way
+        RunFolder(run, RECIPE).close()
+    else:
+        with pytest.raises(ConfigError, match=f"{name} (is a link|is no folder|holds no model)"):
+            RunFolder(run, RECIPE)
+    assert names(tmp_path) == before
+
+
+def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
+    (tmp_path / "diary").write_text("mine")
+    RunFolder(tmp_path / "run", RECIPE)._lock.close()
+    (tmp_path / "run" / "run.lock").unlink()
+    (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "diary")
+    with pytest.raises(ConfigError, match=r"run.lock is a link"):
+        RunFolder(tmp_path / "run", RECIPE)
+    assert (tmp_path / "diary").read_text() == "mine"
+
+
+def test_a_copy_by_hard_links_does_not_write_into_the_original(tmp_path):
+    first = RunFolder(tmp_path / "run", RECIPE)
+    first.append(first.metrics, [{"step": 1}])
+    first._lock.close()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=os.link)
+    (tmp_path / "copy" / "run.lock").unlink()
+    copy = RunFolder(tmp_path / "copy", RECIPE)
+    copy.append(copy.metrics, [{"step": 2}])
+    copy.close()
+    assert first.metrics.read_text() == '{"step": 1}\n'
+    assert copy.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_folders_beside_the_checkpoints_are_not_taken_for_ours(tmp_path):

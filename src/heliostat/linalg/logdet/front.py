@@ -21,6 +21,7 @@ from heliostat.linalg.logdet.methods import METHODS, Options, Solution, unit_sca
 from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
 from heliostat.linalg.logdet.sparse import decompose_sparse, is_sparse
 from heliostat.linalg.logdet.subspaces.base import Subspace, symmetric_stack
+from heliostat.linalg.logdet.units import Units, check_held
 
 
 def inverse_decomposition(
@@ -49,14 +50,16 @@ def inverse_decomposition(
         requires gradients are differentiable once, by implicit differentiation.
 
     Raises:
-        ValueError: A is not square, symmetric, finite, floating point or positive definite; the subspace has another n
-            or leaves no room for B; the method is unknown or does not apply.
+        ValueError: A is not square, symmetric, finite, floating point or positive definite, or hides entries behind a
+            mask; the subspace has another n or leaves no room for B; the method is unknown or does not apply; B leaves
+            the range of its dtype.
         DegenerateSubspaceError: (a ``ValueError``) S contains a positive semidefinite direction, the ``witness``.
         ConvergenceError: the tolerance was not reached; ``best`` is the best feasible result.
 
     **Limits**: tr(AB) = n and det B⁻¹ ≥ det A always. S = {0} gives B = A⁻¹; a diagonal pattern B = diag(1/A_ii); a
         block-diagonal one B_bb = A_bb⁻¹. A → tA gives B/t and tC. For invertible G, (GAGᵀ, GSGᵀ) gives
-        (G⁻ᵀBG⁻¹, GCGᵀ). A⁻¹ ∈ S⊥ gives C = 0.
+        (G⁻ᵀBG⁻¹, GCGᵀ). A⁻¹ ∈ S⊥ gives C = 0. For t = 4^k, and on patterns for diagonal G of powers of two, these
+        hold digit for digit, as far as A and B are normal numbers of their dtype.
 
     References:
         T. W. Anderson (1970), linear concentration models; A. P. Dempster (1972), covariance selection; R. Grone,
@@ -76,11 +79,11 @@ def inverse_decomposition(
         raise ValueError("the complement of this subspace has dimension zero: no B is left to find")
     if is_sparse(A):
         return decompose_sparse(A, subspace, method=method, tolerance=tolerance, max_steps=max_steps)
-    dense = read_dense(A)
+    dense = read_dense(A, subspace.rescales)
     if dense.stack.shape[-1] != subspace.n:
         raise ValueError(f"A has {dense.stack.shape[-1]} rows but the subspace has n={subspace.n}")
-    factor = require_positive_definite(dense.stack)
-    solution = _solve(dense.stack, subspace, method, start, max_steps)
+    factor = require_positive_definite(dense.stack, dense.units)
+    solution = _solve(dense, subspace, method, start, max_steps)
     evidence = measure(dense.stack, factor, solution.B, subspace)
     result = _package(dense, factor, solution, evidence, subspace)
     worst = float(evidence.residual.max())
@@ -93,13 +96,16 @@ def inverse_decomposition(
     return result
 
 
-def _solve(stack: Tensor, subspace: Subspace, method: str, start: Any, max_steps: int) -> Solution:
+def _solve(dense: DenseInput, subspace: Subspace, method: str, start: Any, max_steps: int) -> Solution:
     """Run the method on A scaled to unit diagonal, and scale B back."""
+    stack = dense.stack
     scaling = unit_scaling(stack, subspace)
     weights = scaling[:, :, None] * scaling[:, None, :]
     options = Options(max_steps=max_steps)
     if start is not None:
-        options = Options(start=_read_start(start, subspace).to(stack.device) / weights, max_steps=max_steps)
+        options = Options(
+            start=_read_start(start, dense.units, subspace).to(stack.device) / weights, max_steps=max_steps
+        )
     solution = METHODS[method](stack * weights, subspace, options)
     if solution is None:
         raise ValueError(f"method {method!r} does not apply to {subspace!r} with this A; use method='auto'")
@@ -107,8 +113,8 @@ def _solve(stack: Tensor, subspace: Subspace, method: str, start: Any, max_steps
     return Solution(B * weights, solution.iterations, solution.method)
 
 
-def _read_start(start: Any, subspace: Subspace) -> Tensor:
-    stack = symmetric_stack(start, subspace.n)
+def _read_start(start: Any, units: Units, subspace: Subspace) -> Tensor:
+    stack = units.read_precision(symmetric_stack(start, subspace.n).expand(len(units.exponents), -1, -1))
     if not subspace.complement_contains(stack, 1e-6):
         raise ValueError("start is not in the complement of the subspace, where B lives")
     stack = subspace.project_complement_stack(stack)
@@ -131,12 +137,16 @@ def _certificate(evidence: Evidence, solution: Solution) -> Certificate:
 def _package(
     dense: DenseInput, factor: Tensor, solution: Solution, evidence: Evidence, subspace: Subspace
 ) -> InverseDecomposition:
-    """Back to the caller's kind; what rounding to its dtype costs is measured, not assumed."""
-    B, C, kl = solution.B, evidence.C, evidence.kl
-    certificate = _certificate(evidence, solution)
-    rounded = dense.restore(B)
-    if rounded.dtype in (torch.float32, "float32"):
-        kept = torch.as_tensor(rounded).to(torch.float64).reshape(B.shape)
+    """Back to the caller's units and kind; what rounding to its dtype costs is measured, not assumed."""
+    units, certificate = dense.units, _certificate(evidence, solution)
+    B, C, kl = units.write_precision(solution.B), units.write(evidence.C), dense.scalar(evidence.kl)
+    rounded, remainder = dense.restore(B), dense.restore(C)
+    dtype = str(rounded.dtype).removeprefix("torch.")
+    check_held(solution.B.diagonal(dim1=-2, dim2=-1).cpu().numpy(), units.exponents, dtype)
+    if not bool(torch.as_tensor(remainder).isfinite().all() | evidence.C.isnan().any()):
+        raise ValueError(f"C would have entries that {dtype} cannot hold; give A in larger units (C of t A is t C)")
+    if dtype == "float32":
+        kept = units.read_precision(torch.as_tensor(rounded).to(torch.float64).reshape(B.shape))
         certificate = _certificate(measure(dense.stack, factor, kept, subspace), solution)
         if certificate.residual == float("inf"):
             best = InverseDecomposition(B, C, kl, _certificate(evidence, solution))
@@ -144,8 +154,16 @@ def _package(
                 "B loses positive definiteness when rounded to float32; pass A as float64 (`best` is in float64)", best
             )
     if dense.original is None:
-        return InverseDecomposition(rounded, dense.restore(C), dense.scalar(kl), certificate)
-    B_attached, C_attached = implicit.attach(dense.original, B, C, subspace)
-    return InverseDecomposition(
-        B_attached, C_attached, implicit.divergence(dense.original, B_attached, subspace.n), certificate
-    )
+        return InverseDecomposition(rounded, remainder, kl, certificate)
+    return _attached(dense, solution.B, evidence.C, subspace, certificate)
+
+
+def _attached(
+    dense: DenseInput, B: Tensor, C: Tensor, subspace: Subspace, certificate: Certificate
+) -> InverseDecomposition:
+    """B and C as functions of the caller's A."""
+    assert dense.original is not None
+    covariance = dense.units.read(dense.original)
+    B, C = implicit.attach(covariance, B, C, subspace)
+    kl = implicit.divergence(covariance, B, subspace.n)
+    return InverseDecomposition(dense.units.write_precision(B), dense.units.write(C), kl, certificate)

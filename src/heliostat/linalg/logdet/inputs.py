@@ -13,26 +13,54 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.masked import MaskedTensor
 
-ASYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest entry
+from heliostat.linalg.logdet.units import TOO_LARGE, Units, unit_exponents
+
+ASYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest entry, in units
 
 
 @dataclass(frozen=True, slots=True)
 class DenseInput:
-    """A as a symmetric float64 stack, the way back to the caller's kind, and A itself for differentiation."""
+    """A as a symmetric float64 stack in units, the way back to the caller's kind, and A itself for differentiation."""
 
     stack: Float[Tensor, "batch n n"]
+    units: Units
     restore: Callable[[Tensor], Any]  # (batch, ...) float64 -> caller's leading shape, dtype, kind
     scalar: Callable[[Tensor], Any]  # (batch,) -> float for a single numpy matrix, else as ``restore``
     original: Tensor | None  # the caller's tensor where it asks for gradients
 
 
-def read_dense(matrix: Any) -> DenseInput:
-    """Check a dense A and bring it to one form.
+def unmasked(matrix: Any) -> Any:
+    """``matrix`` without its mask, if that hides nothing.
 
     Raises:
-        ValueError: not square, empty, integer or complex dtype, NaN or infinity, not symmetric; one sentence.
+        ValueError: it does; numpy would hand over whatever lies under the mask.
     """
+    hidden = 0
+    if isinstance(matrix, np.ma.MaskedArray):
+        hidden = int(np.ma.getmaskarray(matrix).sum())
+    elif isinstance(matrix, MaskedTensor):  # where True is shown
+        hidden = int((~matrix.get_mask()).sum())  # type: ignore[no-untyped-call]
+        matrix = matrix.get_data()  # type: ignore[no-untyped-call]
+    if hidden:
+        raise ValueError(
+            f"{hidden} entries of A are masked; fill them in, or pass Partial of a scipy.sparse matrix that stores the "
+            "known entries"
+        )
+    return matrix
+
+
+def read_dense(matrix: Any, each: bool = False) -> DenseInput:
+    """Check a dense A and bring it to one form.
+
+    Args:
+        each: whether every variable may have a unit of its own.
+
+    Raises:
+        ValueError: not square, empty, masked, integer or complex dtype, NaN or infinity, not symmetric; one sentence.
+    """
+    matrix = unmasked(matrix)
     is_torch = isinstance(matrix, Tensor)
     array: Any = matrix if is_torch else np.asarray(matrix)
     if is_torch and array.layout != torch.strided:
@@ -46,12 +74,17 @@ def read_dense(matrix: Any) -> DenseInput:
     if name not in ("float32", "float64"):
         raise ValueError(f"A has dtype {name}; convert it to float64 (or float32) first")
     tensor: Tensor = array if is_torch else torch.from_numpy(np.ascontiguousarray(array, dtype=name))
-    stack = tensor.detach().to(torch.float64).reshape(-1, shape[-1], shape[-1])
-    if not bool(torch.isfinite(stack).all()):
+    given = tensor.detach().to(torch.float64).reshape(-1, shape[-1], shape[-1])
+    if not bool(torch.isfinite(given).all()):
         raise ValueError("A contains NaN or infinity")
-    gap, size = (stack - stack.mT).abs().amax(), stack.abs().amax()
-    if bool(gap > ASYMMETRY[tensor.dtype] * size):
-        raise ValueError(f"A is not symmetric: entries differ from their mirror by up to {float(gap):.3g}")
+    units = Units(unit_exponents(given.diagonal(dim1=-2, dim2=-1).cpu().numpy(), each))
+    stack = units.read(given)
+    if not bool(torch.isfinite(stack).all()):
+        raise ValueError(TOO_LARGE)
+    gap = (stack - stack.mT).abs()
+    if bool(gap.amax() > ASYMMETRY[tensor.dtype] * stack.abs().amax()):
+        apart = float((given - given.mT).abs().flatten()[gap.argmax()])
+        raise ValueError(f"A is not symmetric: entries differ from their mirror by up to {apart:.3g}")
 
     def restore(result: Tensor) -> Any:
         shaped = result.reshape(shape[:-2] + result.shape[1:]).to(tensor.dtype)
@@ -61,11 +94,11 @@ def read_dense(matrix: Any) -> DenseInput:
         return float(result[0]) if not is_torch and len(shape) == 2 else restore(result)
 
     original = tensor if is_torch and tensor.requires_grad and torch.is_grad_enabled() else None
-    return DenseInput((stack + stack.mT) / 2, restore, scalar, original)
+    return DenseInput((stack + stack.mT) / 2, units, restore, scalar, original)
 
 
-def require_positive_definite(stack: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-    """The Cholesky factor of A.
+def require_positive_definite(stack: Float[Tensor, "batch n n"], units: Units) -> Float[Tensor, "batch n n"]:
+    """The Cholesky factor of A in units.
 
     Raises:
         ValueError: A is not positive definite to working precision; names the smallest eigenvalue found.
@@ -80,7 +113,7 @@ def require_positive_definite(stack: Float[Tensor, "batch n n"]) -> Float[Tensor
     else:
         singular = (diagonal <= 0).any(-1)
     index = int(singular.nonzero()[0, 0])
-    eigenvalues = torch.linalg.eigvalsh(stack[index])
+    eigenvalues = torch.linalg.eigvalsh(units.write(stack)[index])
     which = f" (matrix {index} of the batch)" if len(stack) > 1 else ""
     raise ValueError(
         f"A is not positive definite to working precision{which}: its smallest eigenvalue is "

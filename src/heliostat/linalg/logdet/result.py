@@ -17,7 +17,8 @@ class Certificate:
     """Evidence that A = B⁻¹ + C; over a batch every number is the worst member's.
 
     Attributes:
-        residual: max |Π_{S⊥}(A - B⁻¹)| / max |A|, the relative stationarity error; 0 at the exact answer.
+        residual: max |Π_{S⊥}(A - B⁻¹)| / max |A|, the relative stationarity error; 0 at the exact answer. On patterns
+            every variable has a unit of its own (``units``), so that small variables count like large ones.
         duality_gap: tr(AB) - n - log det B - log det(A - C), never negative in exact arithmetic; half of it bounds
             how far B's divergence is from the least one. Infinite where A - C is not positive definite.
         trace_error: tr(AB) - n, 0 at the exact answer.

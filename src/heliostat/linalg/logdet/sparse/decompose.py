@@ -2,7 +2,8 @@
 
 The certificate is measured on the B that is returned: it is factorised again and its inverse compared with A on the
 pattern. With R = Π_{S⊥}(A - B⁻¹) the duality gap tr(BR) - log det(I + BR) is bounded by x²/(2(1 - x)),
-x = ‖B‖_∞ ‖R‖_F. Left out: subspaces other than sparsity patterns.
+x = ‖B‖_∞ ‖R‖_F. All of it happens in units of every variable's own (``units``). Left
+out: subspaces other than sparsity patterns.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 
 from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
 from heliostat.linalg.logdet.sparse import banded, chordal, embedding
-from heliostat.linalg.logdet.sparse.forms import BandedMatrix, FloatArray, Partial, Remainder, require_scipy
+from heliostat.linalg.logdet.sparse.forms import BandedMatrix, FloatArray, Partial, Remainder, require_scipy, rescaled
 from heliostat.linalg.logdet.subspaces.base import Subspace
-from heliostat.linalg.logdet.subspaces.pattern import BandedPattern, SparsityPattern
+from heliostat.linalg.logdet.subspaces.pattern import BandedPattern, IntArray, SparsityPattern
+from heliostat.linalg.logdet.units import check_held, unit_exponents
 
 
 def is_sparse(matrix: Any) -> bool:
@@ -39,17 +41,37 @@ def decompose_sparse(
         raise ValueError(f"method {method!r} is for dense A; a sparse A takes 'auto' or 'closed_form'")
     if tuple(matrix.shape) != (subspace.n, subspace.n):
         raise ValueError(f"A has shape {tuple(matrix.shape)} but the subspace has n={subspace.n}")
-    if isinstance(matrix, BandedMatrix) and isinstance(subspace, BandedPattern):
-        result = _on_band(matrix, partial, subspace)
-    else:
-        stored = matrix.to_sparse() if isinstance(matrix, BandedMatrix) else _checked(matrix)
-        result = _on_pattern(stored, partial, subspace, method, max_steps)
+    matrix = matrix if isinstance(matrix, BandedMatrix) else _checked(matrix)
+    exponents = unit_exponents(matrix.diagonal())
+    matrix = rescaled(matrix, -exponents)
+    try:
+        if isinstance(matrix, BandedMatrix) and isinstance(subspace, BandedPattern):
+            found = _on_band(matrix, partial, subspace)
+        else:
+            stored = matrix.to_sparse() if isinstance(matrix, BandedMatrix) else _symmetric(matrix)
+            found = _on_pattern(stored, partial, subspace, method, max_steps)
+    except ConvergenceError as error:
+        raise ConvergenceError(str(error), _written(error.best, exponents)) from None
+    check_held(found.B.diagonal(), exponents, "float64")
+    result = _written(found, exponents)
     if not result.certificate.residual <= tolerance:
         raise ConvergenceError(
             f"B leaves a relative residual of {result.certificate.residual:.1e} (asked: {tolerance:.1e}), see `best`",
             result,
         )
     return result
+
+
+def _written(found: InverseDecomposition, exponents: IntArray) -> InverseDecomposition:
+    """B and C in the caller's units."""
+    own = found.C
+
+    def matvec(x: FloatArray) -> FloatArray:
+        shifts = exponents.reshape(-1, *(1 for _ in np.shape(x)[1:]))
+        return np.asarray(np.ldexp(own.matvec(np.ldexp(x, shifts)), shifts))
+
+    C = own and Remainder(own.n, matvec)
+    return InverseDecomposition(rescaled(found.B, -exponents), C, found.kl, found.certificate)
 
 
 def _on_band(matrix: BandedMatrix, partial: bool, pattern: BandedPattern) -> InverseDecomposition:
@@ -162,9 +184,13 @@ def _checked(matrix: Any) -> Any:
     stored = stored.astype(np.float64)
     if not np.isfinite(stored.data).all():
         raise ValueError("A contains NaN or infinity")
+    return stored
+
+
+def _symmetric(stored: Any) -> Any:
     gap = np.abs(stored - stored.T).max()
     if gap > 1e-9 * np.abs(stored).max():
-        raise ValueError(f"A is not symmetric: entries differ from their mirror by up to {gap:.3g}")
+        raise ValueError(f"A is not symmetric: entries differ from their mirror by up to {gap:.3g} of their diagonal's")
     return stored
 
 

@@ -15,6 +15,10 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from heliostat.linalg.logdet.inputs import unmasked
+from heliostat.linalg.logdet.units import TOO_LARGE
+
+IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.floating[Any]]
 DENSE_ROWS = 20_000  # ``to_dense`` refuses beyond: 3 GB
 
@@ -37,11 +41,11 @@ class BandedMatrix:
         bands: shape (bandwidth + 1, n); ``bands[k, i]`` is entry (i + k, i); the last k entries of row k are ignored.
 
     Raises:
-        ValueError: not a two-dimensional float array, more bands than rows, NaN or infinity.
+        ValueError: not a two-dimensional float array, more bands than rows, masked entries, NaN or infinity.
     """
 
     def __init__(self, bands: Any) -> None:
-        array = np.asarray(bands)
+        array = np.asarray(unmasked(bands))
         if array.ndim != 2 or not 1 <= array.shape[0] <= array.shape[1]:
             raise ValueError(f"bands must have shape (bandwidth + 1, n) with bandwidth < n, got {array.shape}")
         if array.dtype not in (np.float32, np.float64):
@@ -55,7 +59,7 @@ class BandedMatrix:
     @classmethod
     def from_dense(cls, matrix: Any, bandwidth: int) -> BandedMatrix:
         """The diagonals 0..bandwidth of a square array."""
-        array = np.asarray(matrix)
+        array = np.asarray(unmasked(matrix))
         return cls(np.stack([np.pad(np.diagonal(array, -k), (0, k)) for k in range(bandwidth + 1)]))
 
     @property
@@ -69,6 +73,11 @@ class BandedMatrix:
     @property
     def shape(self) -> tuple[int, int]:
         return (self.n, self.n)
+
+    def diagonal(self) -> FloatArray:
+        """The entries (i, i)."""
+        entries: FloatArray = self.bands[0]
+        return entries
 
     def matvec(self, x: FloatArray) -> FloatArray:
         """The matrix times a vector or a matrix of columns."""
@@ -116,6 +125,26 @@ class Remainder:
         """As an n x n array; refuses beyond ``DENSE_ROWS``."""
         dense = self.matvec(_identity(self.n))
         return (dense + dense.T) / 2
+
+
+def rescaled(matrix: Any, exponents: IntArray) -> Any:
+    """diag(2^k) M diag(2^k) of a ``BandedMatrix`` or a scipy.sparse CSC array, digit for digit.
+
+    Raises:
+        ValueError: an entry of M is too large for its diagonal, so that M is not positive definite.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        if isinstance(matrix, BandedMatrix):
+            shifted = [exponents + np.roll(exponents, -offset) for offset in range(len(matrix.bands))]
+            scaled: Any = BandedMatrix.__new__(BandedMatrix)
+            scaled.bands = data = np.ldexp(matrix.bands, np.stack(shifted))
+        else:
+            scaled = matrix.copy()
+            columns = np.repeat(np.arange(matrix.shape[1]), np.diff(matrix.indptr))
+            scaled.data = data = np.ldexp(matrix.data, exponents[matrix.indices] + exponents[columns])
+    if not np.isfinite(data).all():
+        raise ValueError(TOO_LARGE)
+    return scaled
 
 
 def _identity(n: int) -> FloatArray:

@@ -1,0 +1,58 @@
+"""Change weights by about a sixteenth and back again, bit for bit and without a copy of them.
+
+A weight that is lost, tied to another or written over on its way through a folder shows only if it is not what the
+other side would put there by itself: the number of the original checkpoint, 0 in a padding row, the same as its twin's.
+
+Left out: adapters that are still 0 (``models.lora``), and who looks (``train.export``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+"""Types whose weights are changed; others are left as they are."""
+SMALL_BITS, FOR_ZERO, MAX_ENTRIES = 4, 2.0**-8, 2**24
+"""Which bit of the mantissa is turned over, what takes the place of 0, and how many entries are looked at at once."""
+
+
+@contextmanager
+def shaken(weights: Iterable[Tensor], seed: int) -> Iterator[None]:
+    """Inside, about half of the entries of every weight are other numbers; afterwards each is what it was.
+
+    One bit of the mantissa is turned over, and 0 changes places with ``FOR_ZERO``: doing it twice undoes it.
+
+    Args:
+        weights: changed in place; they must not be written to inside.
+        seed: which entries.
+    """
+    changed = [each.detach() for each in weights if each.dtype in FLOATS and each.numel()]
+    for number, weight in enumerate(changed):
+        _turn_over(weight, seed + number)
+    try:
+        yield
+    finally:
+        for number, weight in reversed([*enumerate(changed)]):  # two weights may share memory
+            _turn_over(weight, seed + number)
+
+
+def _turn_over(weight: Tensor, seed: int) -> None:
+    """Its own inverse."""
+    integer = INTEGERS[weight.element_size()]
+    mantissa = -round(math.log2(torch.finfo(weight.dtype).eps))
+    bit = 1 << (mantissa - SMALL_BITS)
+    for_zero = int(torch.tensor(FOR_ZERO, dtype=weight.dtype).view(integer))
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    rows = weight.view(integer) if weight.dim() else weight.view(integer)[None]
+    for part in torch.split(rows, max(1, MAX_ENTRIES // max(1, rows[0].numel()))):
+        chosen = torch.empty(part.shape, dtype=torch.bool, device=part.device).bernoulli_(0.5, generator=generator)
+        change = torch.full_like(part, bit)
+        change.masked_fill_((part == bit) | (part == for_zero ^ bit), 0)  # where these two changes would meet
+        change.masked_fill_((part == 0) | (part == for_zero), for_zero)
+        part.bitwise_xor_(change.masked_fill_(~chosen, 0))

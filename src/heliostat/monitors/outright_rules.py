@@ -1,0 +1,416 @@
+"""What can be said of a run outright, causes before what they cause. Adding a condition is adding an entry.
+
+    verifiers and lengths       every verdict is a failure, every completion is cut off
+    nothing to learn from       nothing solved, everything solved, one reward for all, groups that agree: four causes
+    nothing that learns         gradients of zero, weights or a policy that stay
+    damage by one step          a leap of the policy, a reward that falls at once
+
+Left out: counting and remembering (``outright``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from heliostat.monitors.outright import OutrightRule, View, level_of
+
+LEAP_NATS = 5.0
+"""A step this many nats long is damage; recorded healthy runs stay below 1.5, and wrecked ones begin at 5."""
+LEAP_NATS_PER_TOKEN = 0.1
+"""For long completions, whose log-ratios add up."""
+FALL = 0.1
+"""A reward falls at once where it keeps no more than this share of its level."""
+LEARNED = 0.95
+"""A run with this share of right completions has learned its task: groups that agree are its success."""
+LONGEST_SOLUTION = "task.longest_solution"
+LARGE_REWARD = 1e3
+LARGE_MISMATCH = 0.02
+"""Nats a token between sampler and trainer; other kernels or bfloat16 stay below a tenth of it."""
+ENORMOUS_GRADIENT, TINY_GRADIENT = 5e3, 1e-4
+"""Norms of a gradient that no scale of rewards and penalties near 1 gives."""
+
+NO_SIGNAL = frozenset({"hardly-solved", "same-reward", "groups-agree", "groups-too-small", "no-signal", "no-gradient"})
+FALLS = frozenset({"reward-falls-at-once", "reward-vanishes", "reward-falls", "hardly-solved", "no-signal"})
+
+
+_END = "set rollout.stop, or teach the model to end its answers by a warm start (warm_start.num_steps)"
+
+
+def _said(text: str) -> Callable[[View], str]:
+    return lambda _: text
+
+
+def _whole(value: float, otherwise: str) -> str:
+    return otherwise if math.isnan(value) else f"{value:.0f}"
+
+
+def _of_problems(view: View, quantity: str) -> str:
+    """``none of the 20 held-out problems, 80 completions``, or of the step's completions."""
+    problems, count = view["eval/problems"], view.num_completions
+    if not math.isnan(problems):
+        return f"{quantity} of the {problems:.0f} held-out problems is solved in {count:.0f} completions"
+    return f"{quantity} of the {_whole(count, 'sampled')} completions of a step is right"
+
+
+def _nothing_advice(view: View) -> str:
+    steps = view.setting("warm_start.num_steps")
+    more = (
+        f"a longer warm start (warm_start.num_steps, now {steps:.0f})"
+        if steps > 0
+        else "a warm start on worked solutions (warm_start.num_steps = 200)"
+    )
+    return (
+        f"add {more}, or easier problems; if the texts look right, heliostat tasks audit shows what the verifier reads"
+    )
+
+
+def _cut_meaning(view: View) -> str:
+    longest, mean = view["length/max"], view["length/mean"]
+    length = mean if math.isnan(longest) else longest
+    at = "" if math.isnan(length) else f" at {length:.0f} tokens"
+    share = view["length/truncated"]
+    which = "every completion is" if share > 0.999 else f"{share:.0%} of completions are"
+    return f"{which} cut off{at} before the end, so an answer that comes last is never read"
+
+
+def _cut_advice(view: View) -> str:
+    limit, longest = view.setting("rollout.max_new_tokens"), view.setting(LONGEST_SOLUTION)
+    if longest > limit:
+        to = f"{1.25 * longest:.0f}"
+        return f"set rollout.max_new_tokens to {to}: the longest worked solution has {longest:.0f} tokens"
+    doubled = view["length/max"] if math.isnan(limit) else limit
+    to = "" if math.isnan(doubled) else f" to {2 * doubled:.0f}"
+    return f"set rollout.max_new_tokens{to}; if they are cut off there too, {_END}"
+
+
+def _ends_fit(view: View) -> bool:
+    """Whether worked solutions are known to end before the limit."""
+    return view.setting(LONGEST_SOLUTION) <= view.setting("rollout.max_new_tokens")
+
+
+def _too_short(view: View) -> bool:
+    """Whether the limit is what cuts: nearly all where solutions are known to be longer, all where nothing is known."""
+    longer = view.setting(LONGEST_SOLUTION) > view.setting("rollout.max_new_tokens")
+    return view["length/truncated"] > 0.9 if longer else _all_cut(view) and not _ends_fit(view)
+
+
+def _all_cut(view: View) -> bool:
+    return view["length/truncated"] > 0.999
+
+
+def _failing(view: View) -> str:
+    return f": {view.failure}" if view.failure else ""
+
+
+def _touched(view: View) -> bool:
+    """Whether the policy itself has changed in the last steps, and not only what it is paid."""
+    entropies = view.earlier("policy/entropy")
+    usual = sum(entropies) / len(entropies) if entropies else math.nan
+    now = view["policy/entropy"]
+    moved = [view["policy/lambda_hat"], *view.earlier("policy/lambda_hat")]
+    return now > 2 * usual or now < 0.5 * usual or any(abs(size) > 1 for size in moved)
+
+
+def _fell(view: View) -> bool:
+    count = view.num_completions
+    enough = math.isnan(count) or view.level * count >= 5
+    paid_more = view["reward/mean"] > view.reward  # for something else than being right
+    return view.level >= FALL and enough and level_of(view) <= FALL * view.level and not paid_more
+
+
+def _fall(view: View) -> str:
+    name = "the mean reward" if math.isnan(view["reward/success"]) else "the share of right completions"
+    return f"{name} fell from {view.level:.2g} to {level_of(view):.2g} at once"
+
+
+def _agree_advice(view: View) -> str:
+    temperature = view.setting("rollout.temperature")
+    now = "" if math.isnan(temperature) else f" (now {temperature:g})"
+    return f"raise rollout.temperature{now} or rollout.group_size, or start from a checkpoint that still explores"
+
+
+def _usual_success(view: View) -> float:
+    shares = [*view.earlier("reward/success"), view["reward/success"]]
+    return sum(shares) / len(shares)
+
+
+def _groups_agree(view: View) -> bool:
+    shares = [*view.earlier("reward/zero_signal"), view["reward/zero_signal"]]
+    return min(shares) > 0.9 and not math.isnan(shares[-1]) and 0.02 < _usual_success(view) < 0.98
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+OUTRIGHT: tuple[OutrightRule, ...] = (
+    OutrightRule(
+        "mismatch-from-the-start",
+        "mismatch/k3",
+        "note",
+        2,
+        lambda view: view["mismatch/k3"] > LARGE_MISMATCH,
+        lambda view: f"sampler and trainer differ by {view['mismatch/k3']:.2g} nats a token from the first step on",
+        _said("compare their temperature, precision and weights before anything else: they are not the same policy"),
+        frozenset({"mismatch", "mismatch-chi2", "mismatch-ess"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "verifier-fails",
+        "reward/failures",
+        "note",
+        1,
+        lambda view: view.failed > 0.999,
+        lambda view: f"every verdict is a failure of the verifier, so nothing was judged{_failing(view)}",
+        _said("mend the verifier, or raise task.timeout_s if it is slow: heliostat tasks audit shows how it fails"),
+        NO_SIGNAL | FALLS | {"nothing-solved", "verifier-bursts"},
+        evaluated=True,
+    ),
+    OutrightRule(
+        "verifier-bursts",
+        "reward/failures",
+        "note",
+        1,
+        lambda view: view.failed > 0.1,
+        lambda view: (
+            f"the verifier failed on {view['reward/failures']:.0f} of {view.num_completions:.0f} completions, which "
+            f"were paid as if they were wrong{_failing(view)}"
+        ),
+        _said(
+            "raise task.timeout_s or task.num_workers, or mend what the verifier calls; task.on_failure = 'stop' ends "
+            "a run there"
+        ),
+        FALLS | {"no-signal"},
+        evaluated=True,
+    ),
+    OutrightRule(
+        "reward-scale",
+        "reward/mean",
+        "note",
+        1,
+        lambda view: abs(view["reward/mean"]) > LARGE_REWARD,
+        lambda view: (
+            f"rewards are as large as {view['reward/mean']:.3g}, which objectives with a temperature read as certainty"
+        ),
+        _said("scale the reward to about 1, or raise objective.tau as much"),
+        frozenset({"leap", "gradients-enormous", "gradient"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "all-cut",
+        "length/truncated",
+        "note",
+        2,
+        _too_short,
+        _cut_meaning,
+        _cut_advice,
+        NO_SIGNAL | {"nothing-solved", "never-ends", "cut-at-limit", "truncation", "length", "loops", "repetition"},
+        first_only=True,
+        evaluated=True,
+    ),
+    OutrightRule(
+        "gradients-enormous",
+        "optim/grad_norm",
+        "note",
+        3,
+        lambda view: view["optim/grad_norm"] > ENORMOUS_GRADIENT,
+        lambda view: f"gradients are {view['optim/grad_norm']:.2g} long: one term of the loss outweighs all others",
+        _said(
+            "look at the scale of rewards, objective.tau and objective.kl_ref; clipping leaves that term's direction"
+        ),
+        frozenset({"gradient"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "leap",
+        "policy/lambda_hat",
+        "rollback",
+        1,
+        lambda view: view["policy/lambda_hat"] > max(LEAP_NATS, LEAP_NATS_PER_TOKEN * _or_zero(view["length/mean"])),
+        lambda view: (
+            f"one step moved the policy {view['policy/lambda_hat']:.3g} nats a completion away from what was sampled"
+        ),
+        _said(
+            "lower optimizer.lr tenfold, or raise objective.tau where there is one; optimizer.warmup_steps softens a "
+            "first step"
+        ),
+        FALLS | {"nothing-solved", "step-size", "longer-steps", "gradient", "entropy-explosion"},
+    ),
+    OutrightRule(
+        "reward-falls-at-once",
+        "reward/success",
+        "rollback",
+        2,
+        lambda view: _fell(view) and _touched(view),
+        lambda view: f"{_fall(view)}, and the policy changed with it: a step has wrecked it",
+        _said("lower optimizer.lr, and look at the batch before the fall"),
+        FALLS - {"reward-falls-at-once"} | {"nothing-solved"},
+    ),
+    OutrightRule(
+        "reward-vanishes",
+        "reward/success",
+        "note",
+        2,
+        _fell,
+        lambda view: f"{_fall(view)}, while the policy stayed as it was: the reward changed, not the model",
+        _said("look at the verifier and what it calls, and at transcripts of that step; the weights are sound"),
+        frozenset({"reward-falls", "hardly-solved", "no-signal", "nothing-solved"}),
+    ),
+    OutrightRule(
+        "nothing-solved",
+        "reward/success",
+        "note",
+        3,
+        lambda view: view.success == 0 and view.uniform and not view["reward/mean"] > 0,
+        lambda view: f"{_of_problems(view, 'none')}: there is nothing to reinforce",
+        _nothing_advice,
+        NO_SIGNAL | {"never-ends", "cut-at-limit", "loops", "repetition"},
+        first_only=True,
+        evaluated=True,
+    ),
+    OutrightRule(
+        "never-ends",
+        "length/truncated",
+        "note",
+        2,
+        lambda view: _all_cut(view) and _ends_fit(view),
+        lambda view: (
+            f"every completion runs into the limit of {view.setting('rollout.max_new_tokens'):.0f} tokens, though the "
+            f"longest worked solution has {view.setting(LONGEST_SOLUTION):.0f}: the model does not end its answers"
+        ),
+        _said(_END),
+        frozenset({"cut-at-limit", "truncation", "length", "loops", "repetition"}),
+        first_only=True,
+        evaluated=True,
+    ),
+    OutrightRule(
+        "cut-at-limit",
+        "length/truncated",
+        "note",
+        3,
+        lambda view: view["length/truncated"] > 0.9,
+        lambda view: (
+            f"{view['length/truncated']:.0%} of completions are as long as the limit allows and are cut off there"
+        ),
+        lambda view: f"read transcripts: is length paid, or do texts loop? If neither, {_cut_advice(view)}",
+        frozenset({"truncation", "length"}),
+    ),
+    OutrightRule(
+        "everything-solved",
+        "reward/success",
+        "note",
+        3,
+        lambda view: view.success > 0.98 and view["reward/zero_signal"] > LEARNED,
+        lambda view: f"{_of_problems(view, 'every one')} from the start: there is nothing left to learn",
+        _said("take harder problems; if the texts look wrong, the verifier pays anything: heliostat tasks audit tries"),
+        NO_SIGNAL,
+        first_only=True,
+        evaluated=True,
+    ),
+    OutrightRule(
+        "learned",
+        "reward/success",
+        "note",
+        1,
+        lambda view: view.success >= LEARNED,
+        _said(""),
+        _said(""),
+        frozenset({"no-signal", "entropy-collapse", "answers-collapse"}),
+        quiet=True,
+    ),
+    OutrightRule(
+        "same-reward",
+        "reward/mean",
+        "note",
+        3,
+        lambda view: (
+            view.uniform
+            and not view.success > 0.02
+            and all(math.isclose(mean, view["reward/mean"], rel_tol=1e-6) for mean in view.earlier("reward/mean"))
+        ),
+        lambda view: (
+            f"every completion earns the same {view['reward/mean']:.3g}, whatever it says: the reward tells nothing "
+            "apart"
+        ),
+        _said("look at what the verifier returns for a right and a wrong answer: heliostat tasks audit"),
+        frozenset({"groups-agree", "groups-too-small", "hardly-solved", "no-signal", "no-gradient"}),
+        first_only=True,
+        evaluated=True,
+    ),
+    OutrightRule(
+        "groups-agree",
+        "reward/zero_signal",
+        "note",
+        3,
+        _groups_agree,
+        lambda view: (
+            f"the completions of a group earn the same though {_usual_success(view):.0%} are right: problems are "
+            "solved always or never"
+        ),
+        _agree_advice,
+        frozenset({"no-signal", "no-gradient", "hardly-solved"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "groups-too-small",
+        "reward/zero_signal",
+        "note",
+        5,
+        lambda view: (
+            view.setting("rollout.group_size") <= 4 and view.agreement > 0.8 and 0.02 < _usual_success(view) < 0.98
+        ),
+        lambda view: (
+            f"{view.agreement:.0%} of the groups of {view.setting('rollout.group_size'):.0f} earned the same in the "
+            "first steps, so few of them teach anything"
+        ),
+        _said("raise rollout.group_size: in a larger group the right and the wrong meet more often"),
+        frozenset({"no-signal"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "hardly-solved",
+        "reward/success",
+        "note",
+        5,
+        lambda view: view.success < FALL and view["reward/zero_signal"] > 0.9,
+        lambda view: f"only {view.success:.1%} of completions are right, so almost every group is all wrong",
+        _said("take easier problems, more warm start, larger groups (rollout.group_size) or train.focus"),
+        frozenset({"no-signal"}),
+    ),
+    OutrightRule(
+        "no-gradient",
+        "optim/grad_norm",
+        "note",
+        3,
+        lambda view: view["optim/grad_norm"] == 0 and not view.uniform,
+        _said("every gradient is zero though rewards differ: nothing that is trained reaches the loss"),
+        _said("check which weights are trained (lora.layers, frozen ones) and what the objective clips away"),
+        frozenset({"weights-still"}),
+        first_only=True,
+    ),
+    OutrightRule(
+        "gradients-tiny",
+        "optim/grad_norm",
+        "note",
+        3,
+        lambda view: 0 < view["optim/grad_norm"] < TINY_GRADIENT and not view.uniform,
+        lambda view: (
+            f"rewards differ and gradients are only {view['optim/grad_norm']:.2g} long: rewards hardly count in it"
+        ),
+        _said("lower objective.tau, or scale the reward to about 1"),
+        first_only=True,
+    ),
+    OutrightRule(
+        "weights-still",
+        "optim/update_ratio",
+        "note",
+        3,
+        lambda view: view["optim/update_ratio"] < 1e-9 and view["optim/grad_norm"] > 0 and not view.uniform,
+        lambda view: f"there are gradients, and the weights stay where they are (learning rate {view['optim/lr']:.2g})",
+        _said("raise optimizer.lr; in bfloat16, steps below the last digit of a weight are lost"),
+        frozenset(),
+        first_only=True,
+    ),
+)
+"""Every condition, causes first: one that holds hides what it explains."""

@@ -1,0 +1,74 @@
+"""Whether working out an expression would take forever: 10^(10^10), (10^6)!, sums over a billion terms.
+
+Exponents and bounds are estimated in floating point, never worked out.
+
+Left out: integrals and whatever else is slow without being large; the limits of one verdict end those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import sympy
+
+MAX_EXPONENT = 20_000
+"""Of a number; 2 to this power has 6,000 digits."""
+
+_MAX_EXPANDED = 64  # exponent of a sum with variables, which simplification multiplies out
+_MAX_TERMS = 10_000
+
+
+def is_huge(expression: object) -> bool:
+    """Whether some power, factorial, binomial or sum in ``expression`` is beyond what can be worked out.
+
+    Limits:
+        What is no number is no exponent: ``2^n`` is small.
+    """
+    return any(map(_is_huge_node, _nodes(expression)))
+
+
+def _nodes(expression: Any) -> Iterator[Any]:
+    entries = expression.flat() if isinstance(expression, sympy.MatrixBase) else [expression]
+    for entry in entries:
+        if isinstance(entry, sympy.Basic):
+            yield from sympy.preorder_traversal(entry)
+
+
+def _is_huge_node(node: Any) -> bool:
+    if isinstance(node, sympy.Pow):
+        most = _MAX_EXPANDED if node.base.free_symbols and node.base.is_Add else MAX_EXPONENT
+        return abs(_estimate(node.exp)) > most and node.base not in (0, 1, -1)
+    if isinstance(node, sympy.factorial | sympy.factorial2 | sympy.gamma | sympy.binomial):
+        return abs(_estimate(node.args[0])) > MAX_EXPONENT
+    if isinstance(node, sympy.Sum | sympy.Product):
+        return any(
+            abs(_estimate(limit[2]) - _estimate(limit[1])) > _MAX_TERMS for limit in node.limits if len(limit) == 3
+        )
+    return False
+
+
+def _estimate(expression: Any) -> float:
+    """The value in floating point; infinite where it overflows, 0 where there is none."""
+    try:
+        return _value(expression)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 0.0
+
+
+def _value(expression: Any) -> float:
+    if expression.is_Number or not expression.args:
+        return float(expression) if expression.is_number and not expression.is_infinite else 0.0
+    values = [_value(argument) for argument in expression.args]
+    if isinstance(expression, sympy.Add):
+        return sum(values)
+    if isinstance(expression, sympy.Mul):
+        return math.prod(values)
+    if isinstance(expression, sympy.Pow):
+        return float(abs(values[0]) ** values[1])
+    if isinstance(expression, sympy.factorial):
+        return math.gamma(values[0] + 1)
+    return 0.0

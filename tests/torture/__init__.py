@@ -1,0 +1,1 @@
+"""Runs, files, texts, verifiers, servers and matrices broken on purpose: ``python -m tests.torture``."""
