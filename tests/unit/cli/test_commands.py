@@ -23,7 +23,7 @@ from heliostat.train.evaluate import Comparison
 
 def finished(folder, status="finished", code=0, reason=""):
     return SimpleNamespace(
-        folder=folder, status=status, reason=reason, exit_code=code, speaks=True, before=None, after=None
+        folder=folder, status=status, reason=reason, exit_code=code, speaks=True, before=None, after=None, findings=()
     )
 
 
@@ -119,7 +119,11 @@ def evaluation_part(rate):
 def test_eval_prints_intervals_and_the_paired_difference(behind_api, tmp_path, capsys):
     pair = Comparison(0.3, (0.2, 0.4), num_problems=50, num_only_first=2, num_only_second=17)
     report = SimpleNamespace(
-        models=("a", "b"), evaluations=(evaluation(0.2), evaluation(0.5)), comparison=pair, to_json=lambda: '{"x": 1}'
+        models=("a", "b"),
+        evaluations=(evaluation(0.2), evaluation(0.5)),
+        comparison=pair,
+        dtypes=("float32", "bfloat16"),
+        to_json=lambda: '{"x": 1}',
     )
     calls = behind_api(run_eval=report)
     out = tmp_path / "numbers.json"
@@ -144,7 +148,9 @@ def test_eval_prints_intervals_and_the_paired_difference(behind_api, tmp_path, c
 
 
 def test_eval_defaults_are_the_recipes(behind_api):
-    calls = behind_api(run_eval=SimpleNamespace(models=("a",), evaluations=(evaluation(0.5),), comparison=None))
+    calls = behind_api(
+        run_eval=SimpleNamespace(models=("a",), evaluations=(evaluation(0.5),), comparison=None, dtypes=("float32",))
+    )
     assert main(["eval", "a", "--recipe", "demo", "--rollout.temperature", "0.7"]) == 0
     (call,) = calls
     settings = SamplingSettings(temperature=0.7)
