@@ -22,7 +22,7 @@ def diagnosis(name: str) -> Diagnosis:
 
 def table() -> str:
     """One row a run: its fault, and the sentence that a user reads first."""
-    lines = ["| run | first finding | |", "| --- | --- | --- |"]
+    lines = ["| run | first finding | as expected |", "| --- | --- | --- |"]
     right = 0
     names = [*WRECKS, *(f"healthy-{name}" for name in HEALTHY)]
     present = [name for name in names if (RECORDED / f"{name}.json").exists()]
@@ -31,6 +31,10 @@ def table() -> str:
         wanted = WRECKS[name].rule if name in WRECKS else ""
         rule = found.findings[0].rule if found.findings else ""
         right += rule == wanted
-        said = found.findings[0].sentence() if found.findings else found.headline
-        lines.append(f"| {name} | {said} | {'yes' if rule == wanted else f'no: {rule or None} for {wanted or None}'} |")
+        said = found.findings[0].sentence() if found.findings else "none"
+        cases = WRECKS | {f"healthy-{key}": case for key, case in HEALTHY.items()}
+        held_out = " (held out)" * cases[name].held_out
+        lines.append(
+            f"| {name}{held_out} | {said} | {'yes' if rule == wanted else f'no: {rule or None} for {wanted or None}'} |"
+        )
     return "\n".join([*lines, "", f"{right} of {len(present)} as expected."])

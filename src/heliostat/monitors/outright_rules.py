@@ -345,7 +345,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         3,
         _groups_agree,
         lambda view: (
-            f"the completions of a group earn the same though {_usual_success(view):.0%} are right: problems are "
+            f"the completions of a group earn the same though {_usual_success(view):.0%} are right: a problem is "
             "solved always or never"
         ),
         _agree_advice,

@@ -28,6 +28,7 @@ class HeldOut:
     Attributes:
         note: shows a line to people.
         before: rows of the evaluation before training.
+        failures: how a verifier failed in the last whole evaluation of this process, in its words.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class HeldOut:
     note: Callable[[str], None]
     problems: Sequence[Problem]
     before: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def look(self, step: int) -> dict[str, float]:
         """The periodic check on the first problems, for the log."""
@@ -89,6 +91,7 @@ class HeldOut:
         self.note(f"evaluating {phase} training on {len(self.problems)} held-out problems")
         evaluation, groups = self._evaluate(len(self.problems), self.recipe.eval.final_samples, greedy=True)
         self._record(step, phase, evaluation, groups)
+        self.failures[:] = [verdict.failure for group in groups for verdict in group.verdicts if verdict.failure][:1]
         return evaluation
 
     def _evaluate(self, num_problems: int, num_samples: int, greedy: bool) -> tuple[Evaluation, list[Group]]:

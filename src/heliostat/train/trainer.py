@@ -138,6 +138,7 @@ class Trainer:
         if not supervised_alone:
             before = self.heldout.measure_before(0, self.step == 0)
             if before is not None and self.recipe.prefix.name == "none":  # prefixes begin where nothing is solved
+                self.guard.see_failures(self.heldout.failures)
                 self.guard.first_look(evaluation_signals(before.results))
         self._freeze_reference()
         self._train()

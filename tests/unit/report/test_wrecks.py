@@ -13,7 +13,7 @@ from heliostat.report.read import read_run
 from heliostat.report.stories import STORIES
 
 NAMES = sorted(path.stem for path in RECORDED.glob("*.json"))
-MISSED = frozenset[str]()
+MISSED = frozenset({"one-long-step-of-dapo", "inverted-verifier"})
 """Runs whose first finding is another one than it should be; the page says so."""
 
 

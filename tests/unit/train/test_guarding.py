@@ -125,3 +125,61 @@ def test_rewards_since_the_last_panel_are_in_the_checkpoint():
     again.load_judgement(json.loads(json.dumps(guard.judgement())))
     again.act(3, FINE | {"reward/mean": 0.6})
     assert again.act(4, FINE | {"reward/mean": 0.8})["panel/gap"] == pytest.approx(0.5)
+
+
+WRONG = FINE | {"reward/success": 0.0, "reward/mean": 0.0, "reward/zero_signal": 1.0}
+LEAP = FINE | {"policy/lambda_hat": 22.0}
+
+
+@pytest.mark.parametrize(("mode", "orders"), [("act", True), ("shadow", False), ("off", False)])
+def test_a_leap_in_the_first_step_asks_for_going_back_where_the_guard_may(mode, orders):
+    said = []
+    guard = make(mode)
+    guard.writes, guard.note, guard.folder = True, said.append, FakeFolder()
+    guard.act(1, LEAP)
+    assert (guard.order is not None) is orders
+    assert "22 nats" in said[0]
+    assert ("in mode act: rollback" in said[0]) is (mode == "shadow")
+
+
+class FakeFolder:
+    """Takes events and keeps them."""
+
+    def __init__(self, path=None):
+        self.events, self.rows = path, []
+
+    def append(self, path, rows):
+        self.rows += rows
+
+
+def test_what_the_evaluation_said_survives_a_checkpoint(tmp_path):
+    before, after = make("shadow"), make("shadow")
+    for guard in (before, after):
+        guard.writes, guard.folder = True, FakeFolder(tmp_path / "events.jsonl")
+    before.first_look(WRONG)
+    before.act(1, WRONG)
+    after.load_judgement(json.loads(json.dumps(before.judgement())))
+    after.first_look(WRONG)
+    for step in (2, 3, 4):
+        after.act(step, WRONG)
+    assert [row["rule"] for row in before.folder.rows] == ["nothing-solved"]
+    assert after.folder.rows == []
+
+
+def test_what_the_steps_do_not_confirm_is_withdrawn(tmp_path):
+    guard = make("off")
+    guard.writes, guard.folder = True, FakeFolder(tmp_path / "events.jsonl")
+    guard.first_look(WRONG)
+    for step in (1, 2, 3, 4):
+        guard.act(step, FINE | {"reward/success": 0.3, "reward/zero_signal": 0.4})
+    assert [(row["rule"], row["action"]) for row in guard.folder.rows] == [
+        ("nothing-solved", "note"),
+        ("nothing-solved", "withdrawn"),
+    ]
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_outright_state():
+    guard = make("shadow")
+    state = guard.judgement()
+    del state["outright"]
+    make("shadow").load_judgement(state)
