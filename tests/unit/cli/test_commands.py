@@ -23,7 +23,7 @@ from heliostat.train.evaluate import Comparison
 
 def finished(folder, status="finished", code=0, reason=""):
     return SimpleNamespace(
-        folder=folder, status=status, reason=reason, exit_code=code, speaks=True, before=None, after=None
+        folder=folder, status=status, reason=reason, exit_code=code, speaks=True, before=None, after=None, findings=()
     )
 
 
