@@ -1,4 +1,4 @@
-"""The table of ``docs/model-families.md``, from ``results/families.json``; with ``--write`` it is put into the page.
+"""The tables of ``docs/model-families.md``, from the files of ``results``; with ``--write`` they are put into the page.
 
 python benchmarks/families/page.py [--write]
 """
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "model-families.md"
 RESULTS = HERE / "results" / "families.json"
 CELLS = ("load", "sample", "score", "train", "save", "reload")
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+VERSIONS = HERE / "results" / "versions.json"
 
 
 def rows() -> list[dict[str, Any]]:
@@ -52,10 +52,27 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def versions() -> str:
+    """One row a version of transformers, one column a family."""
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(VERSIONS.read_text(encoding="utf-8"))
+    names = list(dict.fromkeys(family for by_family in found.values() for family in by_family))
+    lines = [f"| transformers | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for version in sorted(found, key=lambda text: tuple(map(int, text.split(".")))):
+        cells = (verdict(found[version][name]) if name in found[version] else "not run" for name in names)
+        lines.append(f"| {version} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES = {"families": table, "versions": versions}
+
+
 def filled(text: str) -> str:
-    """The page with today's table in it."""
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    """The page with today's tables in it."""
+    for name, made in TABLES.items():
+        begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n\n{made()}\n\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def main() -> None:
@@ -64,7 +81,7 @@ def main() -> None:
     if parser.parse_args().write:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print(table())
+        print(table(), versions(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -93,13 +93,10 @@ def sft(
     """
     checked, name = _recipe(recipe, overrides)
     with giving() as given:
-        if isinstance(data, str | Path):
-            if not Path(data).exists():
-                raise FileNotFoundError(f"there is no data file {data}")
-            data = Path(data)
-        elif data is not None:
-            data = given.rows(data)
-        return _concluded(run_sft(checked, data, _path(run_dir), name))
+        if isinstance(data, str | Path) and not Path(data).exists():
+            raise FileNotFoundError(f"there is no data file {data}")
+        path = _path(data) if data is None or isinstance(data, str | Path) else given.rows(data)
+        return _concluded(run_sft(checked, path, _path(run_dir), name))
 
 
 def evaluate(

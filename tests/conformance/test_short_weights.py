@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from optimizer_rows import ROWS, Classifier, Row, batch, row_name, saved, train_step, weights
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heliostat.optim import RENG, Eva, KroneckerSum, accumulate_in_float32, forget_moments
 from heliostat.optim.copies import COPY
@@ -188,3 +189,69 @@ def test_a_skipped_step_leaves_no_copy_behind_that_differs(make):
         optimizer.step()
     assert torch.equal(weights(model), before)
     assert optimizer.num_skipped == 1
+
+
+# -- other writers, and other private copies ---------------------------------------------------------------------------
+
+
+def averaged(model):
+    """Weights averaged over steps, put in the model's place."""
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    mean.update_parameters(model)
+    model.load_state_dict(mean.module.state_dict())
+
+
+def moved_to_shared_memory(model):
+    model.share_memory()
+    model.head.weight.data[0] *= 2
+
+
+def converted_and_back(model):
+    model.float()
+    with torch.no_grad():
+        model.head.weight.mul_(1.5)
+    model.bfloat16()
+
+
+def parametrized(model):
+    torch.nn.utils.parametrize.register_parametrization(model.hidden, "weight", torch.nn.Identity())
+    with torch.no_grad():
+        model.hidden.parametrizations.weight.original.mul_(0.5)
+    torch.nn.utils.parametrize.remove_parametrizations(model.hidden, "weight")
+
+
+def other_memory(model):
+    for parameter in model.parameters():
+        parameter.data = parameter.detach().clone() * 2
+
+
+WRITERS = [averaged, moved_to_shared_memory, converted_and_back, parametrized, other_memory]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(
+    "row", [r for r in EVERY if r.name in {"rank1", "eva", "kronecker-sum", "master-adamw"}], ids=row_name
+)
+def test_the_next_step_starts_from_what_was_written(row, write):
+    model, optimizer = made(row, small=1e-3)
+    train(model, optimizer, 0, 2)
+    write(model)
+    written = weights(model).float()
+    train(model, optimizer, 2, 3)
+    assert 0 < float((copies(model, optimizer) - written).abs().max()) < 2.0**-7
+    assert torch.equal(weights(model), copies(model, optimizer).bfloat16())
+
+
+def test_weights_put_aside_and_back_keep_their_copies():
+    """As an evaluation of averaged weights does between two steps."""
+    for row in EVERY:
+        model, optimizer = made(row, small=1e-3)
+        train(model, optimizer, 0, 2)
+        before, aside = copies(model, optimizer), copy.deepcopy(model.state_dict())
+        model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in aside.items()})
+        model.load_state_dict(aside)
+        optimizer.adopt()
+        assert torch.equal(copies(model, optimizer), before), row.name

@@ -85,8 +85,10 @@ def without_opened(loaded: LoadedModel, prompt: Prompt, solution: str) -> str:
     if opening is None:
         return solution
     tail = str(loaded.tokenizer.decode(list(prompt.context_ids[-16:])))
-    closed = tail.rstrip().endswith(opening.group())
-    return solution[opening.end() :].lstrip("\n") if closed and not isinstance(prompt.problem.prompt, str) else solution
+    asked = prompt.problem.prompt
+    typed = isinstance(asked, str) and asked.rstrip().endswith(opening.group())
+    opened = tail.rstrip().endswith(opening.group()) and not typed
+    return solution[opening.end() :].lstrip("\n") if opened else solution
 
 
 def chat_messages(

@@ -59,10 +59,16 @@ def check_group(group: Mapping[str, Any], optimizer: str) -> None:
         raise ValueError(f"{optimizer} has no setting '{switched_on[0]}'; take it out of the parameter group")
     for item in group["params"]:
         weight = item[1] if isinstance(item, tuple) else item
-        if isinstance(weight, Tensor) and not weight.is_floating_point():
-            way_out = (
-                "optimize torch.view_as_real(weight), a real tensor, and make the complex one from it"
-                if torch.is_complex(weight)
-                else "leave it out"
-            )
+        if isinstance(weight, Tensor) and (way_out := _way_out(weight)):
             raise ValueError(f"{optimizer} does not step weights of type {weight.dtype}: {way_out}")
+
+
+def _way_out(weight: Tensor) -> str | None:
+    """What to do about a weight that no optimizer here can step; ``None``: it can."""
+    if torch.is_complex(weight):
+        return "optimize torch.view_as_real(weight), a real tensor, and make the complex one from it"
+    if not weight.is_floating_point():
+        return "leave it out"
+    if weight.itemsize == 1 and weight.requires_grad:
+        return "freeze it and train adapters, or convert it to bfloat16"
+    return None

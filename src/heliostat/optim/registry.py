@@ -123,9 +123,9 @@ def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.
 
     Raises:
         ConfigError: unknown name or setting, a setting out of range or one that cannot be used on weights shorter than
-            float32, or float16 weights.
+            float32, or weights in float16 or in eight bits.
     """
-    _refuse_half(model)
+    _refuse_untrainable(model)
     optimizer = _built(section, model)
     refuse_replaced_weights(optimizer, model)
     return optimizer
@@ -143,13 +143,19 @@ def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer
     return on_copies(groups, lambda own: settings.build(own, section.lr))
 
 
-def _refuse_half(model: nn.Module) -> None:
-    """Raise where something that is trained is kept in a type whose range needs loss scaling.
+def _refuse_untrainable(model: nn.Module) -> None:
+    """Raise where something that is trained is kept in a type whose range needs loss scaling, or in eight bits.
 
     Raises:
         ConfigError: it is.
     """
-    if any(parameter.dtype == torch.float16 for parameter in model.parameters() if parameter.requires_grad):
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if eight := [dtype for dtype in dtypes if dtype.itemsize == 1]:
+        raise ConfigError(
+            f"weights of type {eight[0]} are not trained: freeze them and train adapters (lora.rank), or load the "
+            "model in bfloat16"
+        )
+    if torch.float16 in dtypes:
         raise ConfigError(
             "float16 weights are not trained: their gradients would vanish without loss scaling; set model.dtype = "
             "'bfloat16' or 'float32', or convert the model with model.bfloat16()"

@@ -51,6 +51,9 @@ GROUP_SIZE, MAX_ROWS = 2, 4
 MEAN_LENGTH = 3
 """One id of so many ends a trial's completion, so that rows end at different times."""
 
+NUM_STORED = 2
+"""Tokens that are written in the stored type as well, where the comparison is made in another: one is the prompt's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -149,9 +152,10 @@ class Trial:
             if engine is None:
                 return None
             with comparing(self.loaded, self.measure.gain):
-                gap = float(np.max([self._gap(group) for group in self._sample(engine)]))
+                groups = self._sample(engine, num_tried(self.loaded))
+                gap = float(np.max([self._gap(group) for group in groups]))
             if self.loaded.model.dtype != torch.float32:
-                self._sample(engine)  # what fails in the stored type alone
+                self._sample(engine, min(NUM_STORED, num_tried(self.loaded)))  # what fails in the stored type alone
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
@@ -174,10 +178,10 @@ class Trial:
             return "it does not say the same twice"
         return "what it says of a text changes when the text goes on, and it is not a causal language model"
 
-    def _sample(self, engine: InProcess) -> list[Group]:
+    def _sample(self, engine: InProcess, num: int) -> list[Group]:
         """All prompts side by side to the last token; then with rows that end and others that take their place."""
         settings = SamplingSettings(temperature=self.measure.temperature)
-        mixed, num = _prompts(mixed_contexts(self.loaded)), num_tried(self.loaded)
+        mixed = _prompts(mixed_contexts(self.loaded))
         endless = dataclasses.replace(self.loaded, eos_ids=frozenset())
         if isinstance(engine, PlainEngine):  # decodes rows of one length together, to the end
             with _borrowed(engine, endless, DecodeLimits(num)):

@@ -48,7 +48,7 @@ class Given:
         return PREFIX + name
 
     def rows(self, data: object) -> str:
-        """The name of a list of dicts, a pandas frame or a ``datasets.Dataset``: its fingerprint.
+        """The name of a list of dicts, a frame, an Arrow table or a ``datasets.Dataset``: its fingerprint.
 
         Raises:
             TypeError: it is none of these.

@@ -108,10 +108,11 @@ def test_unusual_templates_are_used_as_they_are_meant(name: str, model_with) -> 
 
 def test_a_tag_that_the_prompt_has_opened_is_not_opened_again(model_with) -> None:
     loaded = model_with(CHATML.replace("assistant\n", "assistant\n<think>\n"))
-    prompt = encode_problem(loaded, Problem("a", "t", USER))
-    for solution in ("<think>\ntwo</think>4", "<think>two</think>4", "two</think>4"):
-        said = loaded.tokenizer.decode(list(prompt.token_ids + encode_solution(loaded, prompt, solution)))
-        assert said.endswith("assistant\n<think>\ntwo</think>4<|im_end|>"), said
+    for asked in (USER, "2+2?"):
+        prompt = encode_problem(loaded, Problem("a", "t", asked), chat=True)
+        for solution in ("<think>\ntwo</think>4", "<think>two</think>4", "two</think>4"):
+            said = loaded.tokenizer.decode(list(prompt.token_ids + encode_solution(loaded, prompt, solution)))
+            assert said.endswith("assistant\n<think>\ntwo</think>4<|im_end|>"), said
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heliostat.config import ConfigError, OptimizerSection
-from heliostat.optim import FiniteStep, build_optimizer, forget_moments, optimizer_names
+from heliostat.optim import FiniteStep, KroneckerSum, build_optimizer, forget_moments, optimizer_names
 from heliostat.optim.masters import MasterWeights
 
 
@@ -202,3 +202,16 @@ def test_double_precision_inside_is_copied_in_double_precision():
     optimizer.step()
     assert torch.equal(wide.weight, before - 2.0**-40)
     assert not torch.equal(wide.weight, before)
+
+
+def test_weights_of_eight_bits_are_refused_unless_they_are_frozen():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[0].weight = torch.nn.Parameter(model[0].weight.detach().to(torch.float8_e4m3fn))
+    for name in ("adamw", "eva", "kronecker-sum"):
+        with pytest.raises(ConfigError, match=r"float8_e4m3fn are not trained: freeze them and train adapters"):
+            build_optimizer(OptimizerSection(name=name, lr=0.1), model)
+    with pytest.raises(ValueError, match=r"does not step weights of type torch\.float8_e4m3fn: freeze it"):
+        KroneckerSum([model[0].weight], lr=0.1)
+    model[0].weight.requires_grad_(False)
+    for name in ("adamw", "eva", "kronecker-sum"):
+        build_optimizer(OptimizerSection(name=name, lr=0.1), model)

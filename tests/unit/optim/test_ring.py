@@ -200,3 +200,22 @@ def test_statistics_are_asked_for_when_due_and_missed_ones_are_named():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         RING(model(), **{"lr": 0.1, **settings})
+
+
+def test_an_adapter_whose_other_half_is_zero_waits_for_it():
+    """No row of its has an output gradient, and it has none itself: the other half moves first."""
+    torch.manual_seed(0)
+    down, up = torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(2, 3, bias=False)
+    torch.nn.init.zeros_(up.weight)
+    model = torch.nn.Sequential(down, up)
+    optimizer = RING(model, lr=0.1, damping=0.1, skip_unscored=True)
+    inputs, labels = torch.randn(8, 4), torch.arange(8) % 3
+    before = down.weight.detach().clone()
+    for step in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        with optimizer.statistics():
+            torch.nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()
+        optimizer.step()
+        assert bool(up.weight.any())
+        assert torch.equal(down.weight, before) == (step == 0)

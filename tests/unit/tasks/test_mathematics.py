@@ -112,6 +112,24 @@ def test_order_counts_in_parentheses_and_not_in_braces_or_bare_lists(values: lis
     assert not any(same(str(value), listed) for value in values)
 
 
+def test_the_same_holds_in_the_sealed_process_that_judges() -> None:
+    """Nothing that a comparison needs is closed there, and no wrong neighbour costs a failure."""
+    from heliostat.tasks import VerifierPool
+    from heliostat.tasks.task import WeightedVerifier
+    from heliostat.tasks.verifiers import Math
+    from heliostat.types import Problem
+    from tests.unit.tasks.tasks_for_tests import make_task
+
+    tables = [(pair, name == "same") for name in ("same", "different") for pair in pairs(name)]
+    problems = tuple(Problem(f"p{n}", "sums", "q", {}, gold) for n, ((gold, _), _) in enumerate(tables))
+    task = make_task(WeightedVerifier("math", Math()), train=problems, timeout_s=60.0)
+    with VerifierPool([task]) as pool:
+        judged = [pool.judge(problem, [text]) for problem, ((_, text), _) in zip(problems, tables, strict=True)]
+        verdicts = [future.result()[0] for future in judged]
+    assert [verdict.failure for verdict in verdicts if verdict.failure] == []
+    assert [pair for (pair, right), verdict in zip(tables, verdicts, strict=True) if verdict.success != right] == []
+
+
 def test_lenient_forgives_signs_and_roundings_and_nothing_else() -> None:
     forgiven = [
         (r"50\%", "50"),

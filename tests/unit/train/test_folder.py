@@ -137,3 +137,13 @@ def test_a_dated_name_is_one_that_is_not_taken(tmp_path):
         second = default_run_dir(section, "demo")
         assert second != first
         first = second
+
+
+def test_the_day_of_a_chat_template_is_that_of_the_first_session(tmp_path):
+    folder = RunFolder(tmp_path / "run", RECIPE)
+    assert folder.keep_day("2026-03-01") == folder.keep_day("2026-03-02")
+    assert folder.keep_day("2026-03-02").startswith("2026-03-01")
+    (tmp_path / "run" / "template_day.txt").write_text("yesterday\n")
+    with pytest.raises(ConfigError, match=r"template_day.txt is damaged: it says which day the chat template tells"):
+        folder.keep_day("2026-03-02")
+    folder.close()

@@ -47,7 +47,7 @@ def distance(A, B, subspace, num_steps=5):
                 given[i, j] *= unit[i] * unit[j]
         point, step = given.copy(), None
         for _ in range(num_steps):
-            weight = mpmath.inverse(point)
+            weight = _inverse(point)
             gradient = [_inner(exact - weight, member) for member in members]
             around = [weight * member * weight for member in members]
             hessian = mpmath.matrix([[_inner(one, member) for member in members] for one in around])
@@ -64,8 +64,19 @@ def distance(A, B, subspace, num_steps=5):
                 point += size * member
             if decrement < mpmath.mpf(10) ** (-DIGITS // 2):
                 break
-        weight, apart = mpmath.inverse(point), given - point
+        weight, apart = _inverse(point), given - point
         return float(mpmath.sqrt(abs(_inner(weight * apart * weight, apart))))
+
+
+def _inverse(matrix):
+    """The inverse of a positive definite matrix of any grading; mpmath takes small pivots for zeros."""
+    size = [mpmath.sqrt(abs(matrix[i, i])) for i in range(matrix.rows)]
+    inverse = mpmath.inverse(_divided(matrix, size))
+    return _divided(inverse, size)
+
+
+def _divided(matrix, size):
+    return mpmath.matrix([[matrix[i, j] / size[i] / size[j] for j in range(matrix.cols)] for i in range(matrix.rows)])
 
 
 def _inner(left, right):
