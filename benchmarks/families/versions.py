@@ -64,7 +64,8 @@ def row_of(family: str, folder: Path) -> dict[str, Any]:
     if done.returncode == 0:
         row: dict[str, Any] = json.loads(done.stdout)
         return row
-    return {"family": family, "build": f"FAILS: {done.stderr.strip().splitlines()[-1][-300:]}"}
+    last = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+    return {"family": family, "build": f"FAILS: {last[-300:]}"}
 
 
 def bad_cells(row: dict[str, Any]) -> dict[str, str]:
