@@ -33,7 +33,8 @@ def checkpoint_flips(run_dir: Path, num: int, randomness: random.Random) -> dict
     found = {}
     folder = run_dir / "checkpoints" / f"step_{newest:06d}"
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        results = [checkpoints.find_newest().step != newest for _ in flips(path, num, randomness)]
+        points = [checkpoints.find_newest() for _ in flips(path, num, randomness)]
+        results = [point.step != newest or not point.is_intact for point in points]
         found[f"flips of checkpoints/*/{path.relative_to(folder).as_posix()}, found"] = sum(results), len(results)
     return found
 
