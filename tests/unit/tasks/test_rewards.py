@@ -47,7 +47,7 @@ def group_of(problem: Problem, texts: list[str], lengths: list[int]) -> Group:
         map(float, ["1"]),
         {1.0},
     ],
-    ids=repr,
+    ids=lambda returned: type(returned).__name__,
 )
 def test_one_number_in_anything_that_can_be_gone_through(returned: object) -> None:
     assert _as_score(single_reward(returned, "f")) == 1.0
