@@ -52,6 +52,7 @@ def in_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        torch.set_num_threads(1)  # threads do not survive a fork, and OpenMP would wait for its own for ever
         try:
             work()
             code = 0

@@ -53,9 +53,11 @@ def on_ranks(root: Path, work: Callable[[Runtime, Events], None], doomed: tuple[
         return run
 
     ranks = [in_child(one(rank)) for rank in range(NUM_RANKS)]
-    codes = {}
+    codes: dict[int, int] = {}
     while len(codes) < NUM_RANKS:
         pid, status = os.wait()
+        if pid not in ranks:  # a child of another test in this process
+            continue
         codes[pid] = os.waitstatus_to_exitcode(status)
         if codes[pid]:
             for other in set(ranks) - set(codes):

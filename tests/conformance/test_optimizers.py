@@ -119,7 +119,7 @@ def test_single_and_double_precision_agree(row):
     assert float((moved - same).norm() / moved.norm()) < 2e-3
 
 
-@every
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name != "reng-difference"], ids=row_name)  # refused
 def test_bfloat16_weights_move_and_stay_finite_with_wide_state(row):
     model, optimizer = trained(row, steps=3, dtype=torch.bfloat16)
     assert bool(torch.isfinite(weights(model)).all())

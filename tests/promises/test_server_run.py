@@ -2,6 +2,7 @@
 
 import pytest
 
+from heliostat.config import load_recipe
 from heliostat.train import run_recipe
 from tests.promises import small
 from tests.unit.rollout import fake_vllm
@@ -17,14 +18,16 @@ GAPS = {"float32": 1e-3, "bfloat16": 0.2}
 @pytest.fixture
 def server(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
-    recipe = small.recipe(tmp_path)
+    path = small.write_recipe(tmp_path)
+    path.write_text(small.shaped(path.read_text()))  # every batch has a signal, so that weights move at every step
+    recipe = load_recipe(str(path), {})
     with serving_tiny(recipe.model.settings, weights.dtype) as (state, url):
         changes = {
             **served_from(url, tmp_path),
             "train.num_steps": 3,
             "train.checkpoint_every": 1,
         }
-        yield state, small.recipe(tmp_path, **changes)
+        yield state, load_recipe(str(path), changes)
 
 
 @pytest.mark.parametrize(

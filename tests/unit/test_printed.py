@@ -92,8 +92,9 @@ def test_answers_and_samples_are_visible(attack: str, capsys: pytest.CaptureFixt
     group = SimpleNamespace(prompt=SimpleNamespace(problem=problem), completions=[completion], verdicts=())
     print_completions([group])  # type: ignore[list-item]
     row = {"prompt": attack, "completion": attack, "answer": attack, "success": True}
-    result = SimpleNamespace(before=None, after=None, folder=Path("run"))
+    result = SimpleNamespace(before=None, after=None, folder=Path("run"), findings=(attack,))
     print_outcome(result, [row], Path("report.html"))  # type: ignore[arg-type]
     written = capsys.readouterr().out
     assert not obeys(written)
-    assert written.count(visible(attack)) == 5
+    assert written.count(visible(attack)) >= 5
+    assert f"finding                 {visible_line(attack)}\n" in written

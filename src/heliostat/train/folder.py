@@ -335,6 +335,10 @@ def _at(row: Mapping[str, Any], key: str) -> float:
     return value if isinstance(value, int) else math.inf
 
 
+INDIFFERENT = ("run.name", "run.root", "train.try_export")
+"""Keys that a run may be continued with another value of: they do not change what comes out."""
+
+
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
     """The first key on which two recipes differ, but for those that do not change the result."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
@@ -347,7 +351,7 @@ def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where
             difference = _first_difference(old, new, f"{where}{key}.")
             if difference:
                 return difference
-        elif old != new and f"{where}{key}" not in ("run.name", "run.root") and not is_same_place(old, new):
+        elif old != new and f"{where}{key}" not in INDIFFERENT and not is_same_place(old, new):
             return f"{where}{key} was {_said(old)}, is now {_said(new)}"
     return ""
 
