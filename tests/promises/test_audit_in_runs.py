@@ -76,6 +76,21 @@ def options():
     return [f"--{key.replace('__', '.')}={value}" for key, value in SHORT.items()]
 
 
+@pytest.mark.parametrize(
+    ("name", "status"), [("any_column", "finished"), ("no_column", "finished"), ("with_answer", "failed")]
+)
+def test_a_function_that_names_no_column_owes_right_answers_nothing(tmp_path, monkeypatch, name, status):
+    (tmp_path / "unpaid.py").write_text(
+        "def any_column(completions, **columns): return [0.0]\n"
+        "def no_column(completions): return [0.0]\n"
+        "def with_answer(completions, answer): return [0.0]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = small.recipe(tmp_path, **SHORT, task__verifiers=[{"name": f"unpaid:{name}"}])
+    result = run_recipe(recipe, tmp_path / "run")
+    assert result.status == status, result.reason
+
+
 @pytest.mark.parametrize(("share", "status"), [(0.05, "finished"), (0.3, "failed")])
 def test_the_share_that_may_be_refused_decides(tmp_path, capsys, share, status):
     result = run_recipe(refused_recipe(tmp_path, share), tmp_path / "run")

@@ -13,7 +13,7 @@ from typing import Any
 from heliostat.tasks.answers import find_answer
 from heliostat.tasks.paying import Payments
 from heliostat.tasks.task import Task
-from heliostat.tasks.verifiers import Function
+from heliostat.tasks.verifiers import Function, named
 from heliostat.types import Problem, Verdict
 
 Say = Callable[[Problem, str], str]
@@ -47,12 +47,14 @@ class Refusal:
     Attributes:
         read: what the verifier saw of it; ``None``: nothing, since the answer marker was not there.
         why: how the verifier failed, or the scores that it gave.
+        failed: whether it failed.
     """
 
     problem: Problem
     answer: str
     read: str | None
     why: str
+    failed: bool = False
 
     def format(self) -> str:
         """The problem, the answer, and what the verifiers made of it, on one line."""
@@ -105,6 +107,16 @@ def accepts(task: Task, verdict: Verdict) -> bool:
     return all(mark == 1.0 for mark in marks)
 
 
+def knows_answers(task: Task) -> bool:
+    """Whether a right answer is owed full marks: a verifier is ours, or a function that names a column of the data.
+
+    **Limits**: a function that takes the columns as ``**kwargs`` alone may look at them or not; nothing is owed there.
+    """
+    weighted = [one.verifier for one in task.verifiers if one.weight > 0]
+    columns = {name for problem in task.train[:1] + task.heldout[:1] for name in problem.columns}
+    return any(not isinstance(one, Function) or not columns.isdisjoint(named(one.resolved())) for one in weighted)
+
+
 def refusals(task: Task, paid: Sequence[Paid]) -> tuple[Refusal, ...]:
     """The right answers that did not get what they should."""
     return tuple(_refusal(task, one) for one in paid if not accepts(task, one.verdict))
@@ -119,7 +131,8 @@ def _refusal(task: Task, paid: Paid) -> Refusal:
     read = paid.text.strip() if whole else find_answer(paid.text, task.answer_after)
     scores = ", ".join(f"'{name}' gives {score:g}" for name, score in verdict.scores.items())
     answer = paid.problem.answer if paid.problem.answer is not None else str(paid.problem.solution)
-    return Refusal(paid.problem, answer, read, verdict.failure or scores or "no score")
+    why = verdict.failure or scores or "no score"
+    return Refusal(paid.problem, answer, read, why, failed=bool(verdict.failure))
 
 
 def _texts(problem: Problem, answer_after: str) -> list[str]:

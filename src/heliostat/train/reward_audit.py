@@ -17,7 +17,7 @@ from heliostat.config import AuditSection, Recipe
 from heliostat.models import decode, encode_solution
 from heliostat.tasks import AuditReport, Task, VerifierPool, audit
 from heliostat.tasks.auditing import IN_A_RUN, FindingKind
-from heliostat.tasks.oracles import Say
+from heliostat.tasks.oracles import Say, knows_answers
 from heliostat.train.folder import RunFolder
 from heliostat.train.setup import Bench
 from heliostat.types import Problem
@@ -51,7 +51,8 @@ def audit_rewards(
     for task in tasks:
         reports.append(audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bench)))
     seconds = time.monotonic() - began
-    stop = next(filter(None, (reason_to_stop(report, section) for report in reports)), "")
+    reasons = (reason_to_stop(task, report, section) for task, report in zip(tasks, reports, strict=True))
+    stop = next(filter(None, reasons), "")
     content = {"seconds": seconds, "stop": stop, "tasks": [report.to_json() for report in reports]}
     folder.write_audit(json.dumps(content, indent=1) + "\n")
     for report in () if stop else reports:
@@ -72,14 +73,18 @@ def spoken(bench: Bench) -> Say:
     return say
 
 
-def reason_to_stop(report: AuditReport, section: AuditSection) -> str:
-    """Why a run on this task would be in vain; empty where it would not."""
-    refused = len(report.refused)
+def reason_to_stop(task: Task, report: AuditReport, section: AuditSection) -> str:
+    """Why a run on this task would be in vain; empty where it would not.
+
+    A function that asks for no column of the data may pay for anything; right answers must only not make it fail.
+    """
+    counted = [one for one in report.refused if one.failed or knows_answers(task)]
+    refused = len(counted)
     if not refused or refused <= section.max_refused * report.num_oracles:
         return ""
     return (
         f"task '{report.task}': {refused} of {report.num_oracles} right answers earn nothing, for example "
-        f"{report.refused[0].format()}. Mend the answers or the verifiers, or go on with --no-audit "
+        f"{counted[0].format()}. Mend the answers or the verifiers, or go on with --no-audit "
         f"(audit.enabled = false); audit.max_refused = {section.max_refused:g} is the share that is let pass"
     )
 
