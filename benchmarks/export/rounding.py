@@ -1,4 +1,4 @@
-"""How far apart the logits of two copies of one model are: by one unit of rounding, and by a lost adapter.
+"""Measure how far one unit of rounding, and a lost adapter, move the logits of a model.
 
     python benchmarks/export/rounding.py --model smollm2-135m --rank 8
 

@@ -2,5 +2,5 @@
 
 
 def parity(prompts: list[str], completions: list[str], **_columns: object) -> list[float]:
-    """Whether the characters' codes add up to an odd number."""
+    """Pay 1 where the characters' codes add up to an odd number, else 0."""
     return [float(sum(map(ord, completion)) % 2) for completion in completions]

@@ -77,7 +77,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def check(requirement: str, families: Sequence[str], packages: Path, again: bool) -> bool:
-    """Whether a version does everything with these families; results are written as they come."""
+    """Try a version on these families, write results as they come, and return whether it does everything."""
     version = requirement.removeprefix("==")
     folder = packages / f"transformers-{version}"
     good = True

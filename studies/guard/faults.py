@@ -1,6 +1,7 @@
 """Faults to inject into a running trainer, each for a window of ticks (steps made, abandoned ones included).
 
-Left out: faults that a single process cannot have (dead workers, network partitions).
+Other studies build theirs from the same parts. Left out: faults that a single process cannot have (dead workers,
+network partitions).
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ from heliostat.tasks.pool import Judging
 from heliostat.train.curriculum import Curriculum
 from heliostat.train.guarded_step import GuardedStep
 from heliostat.train.trainer import Trainer
+from heliostat.types import Verdict
 
 FIRST = 60
-STALENESS = 20
+ALWAYS = (1, 10**9)
 
 
 class Clock:
-    """Which tick a trainer is in, and whether it is inside a training step."""
+    """The step that a trainer is in, steps that were taken back included, and whether it is inside one."""
 
-    def __init__(self, last: int) -> None:
-        self.tick, self.in_step, self.last = 0, False, last
+    def __init__(self, window: tuple[int, int]) -> None:
+        self.window, self.tick, self.in_step = window, 0, False
 
     @property
     def broken(self) -> bool:
-        return self.in_step and FIRST <= self.tick <= self.last
+        return self.in_step and self.window[0] <= self.tick <= self.window[1]
 
     def wrap(self, step: Callable) -> Callable:
         def counted(trainer, number):
@@ -47,31 +49,71 @@ class Clock:
         return counted
 
 
-def long_steps(clock: Clock, stack: ExitStack) -> None:
-    """The learning rate times ten."""
-    lr = Schedule.lr
-    stack.enter_context(patch.object(Schedule, "lr", lambda self, step: lr(self, step) * (10 if clock.broken else 1)))
+Install = Callable[[Clock, ExitStack], None]
 
 
-def stale_rollouts(clock: Clock, stack: ExitStack) -> None:
-    """Completions come from the weights of 20 steps ago."""
-    sample, history = TorchEngine.sample, deque(maxlen=STALENESS)
+def longer_steps(factor: float) -> Install:
+    """The learning rate times ``factor``."""
 
-    def stale(self, *args, **kwargs):
-        model = self.loaded.model
-        if not clock.in_step:
-            return sample(self, *args, **kwargs)
-        history.append(copy.deepcopy(model.state_dict()))
-        if not clock.broken:
-            return sample(self, *args, **kwargs)
-        current = copy.deepcopy(model.state_dict())
-        model.load_state_dict(history[0])
-        try:
-            return sample(self, *args, **kwargs)
-        finally:
-            model.load_state_dict(current)
+    def install(clock: Clock, stack: ExitStack) -> None:
+        lr = Schedule.lr
+        stack.enter_context(
+            patch.object(Schedule, "lr", lambda self, step: lr(self, step) * (factor if clock.broken else 1))
+        )
 
-    stack.enter_context(patch.object(TorchEngine, "sample", stale))
+    return install
+
+
+def verdicts(change: Callable[[Verdict, str, int], Verdict]) -> Install:
+    """Every verdict as ``change`` of verdict, text and place in the step leaves it."""
+
+    def install(clock: Clock, stack: ExitStack) -> None:
+        finish = Judging.finish
+
+        def changed(self, groups):
+            groups = finish(self, groups)
+            if not clock.broken:
+                return groups
+            place = iter(range(10**9))
+            return [
+                dataclasses.replace(
+                    group,
+                    verdicts=tuple(
+                        change(verdict, completion.text, next(place))
+                        for completion, verdict in zip(group.completions, group.verdicts, strict=True)
+                    ),
+                )
+                for group in groups
+            ]
+
+        stack.enter_context(patch.object(Judging, "finish", changed))
+
+    return install
+
+
+def stale_weights(age: int) -> Install:
+    """Completions come from the weights of ``age`` steps ago."""
+
+    def install(clock: Clock, stack: ExitStack) -> None:
+        sample, history = TorchEngine.sample, deque(maxlen=age + 1)
+
+        def stale(self, *args, **kwargs):
+            if not clock.in_step:
+                return sample(self, *args, **kwargs)
+            model = self.loaded.model
+            history.append(copy.deepcopy(model.state_dict()))
+            if not clock.broken:
+                return sample(self, *args, **kwargs)
+            current = history[-1]
+            model.load_state_dict(history[0])
+            try:
+                return sample(self, *args, **kwargs)
+            finally:
+                model.load_state_dict(current)
+
+        stack.enter_context(patch.object(TorchEngine, "sample", stale))
+
+    return install
 
 
 def corrupted_log_probs(clock: Clock, stack: ExitStack) -> None:
@@ -93,28 +135,7 @@ def corrupted_log_probs(clock: Clock, stack: ExitStack) -> None:
     stack.enter_context(patch.object(Judging, "finish", noisy))
 
 
-def hackable_reward(clock: Clock, stack: ExitStack) -> None:
-    """Every completion that begins with the digit 1 gets full marks; held-out evaluations stay honest."""
-    finish = Judging.finish
-
-    def paid(self, groups):
-        groups = finish(self, groups)
-        if not clock.broken:
-            return groups
-
-        def judged(group):
-            verdicts = tuple(
-                dataclasses.replace(v, reward=1.0, success=True) if c.text.strip().startswith("1") else v
-                for c, v in zip(group.completions, group.verdicts, strict=True)
-            )
-            return dataclasses.replace(group, verdicts=verdicts)
-
-        return [judged(group) for group in groups]
-
-    stack.enter_context(patch.object(Judging, "finish", paid))
-
-
-def duplicated_prompts(clock: Clock, stack: ExitStack) -> None:
+def one_prompt(clock: Clock, stack: ExitStack) -> None:
     """A step's prompts are all the same one."""
     following = Curriculum.next
 
@@ -125,37 +146,45 @@ def duplicated_prompts(clock: Clock, stack: ExitStack) -> None:
     stack.enter_context(patch.object(Curriculum, "next", repeated))
 
 
-def nan_batch(clock: Clock, stack: ExitStack) -> None:
-    """One batch whose gradient is not a number."""
-    apply = GuardedStep.apply
+def gradients(value: float) -> Install:
+    """Every gradient is ``value``."""
 
-    def poisoned(self, loss, *args):
-        if clock.broken:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.fill_(float("nan"))
-        return apply(self, loss, *args)
+    def install(clock: Clock, stack: ExitStack) -> None:
+        apply = GuardedStep.apply
 
-    stack.enter_context(patch.object(GuardedStep, "apply", poisoned))
+        def poisoned(self, loss, *args):
+            if clock.broken:
+                for parameter in self.parameters:
+                    if parameter.grad is not None:
+                        parameter.grad.fill_(value)
+            return apply(self, loss, *args)
+
+        stack.enter_context(patch.object(GuardedStep, "apply", poisoned))
+
+    return install
 
 
-FAULTS: dict[str, tuple[Callable[[Clock, ExitStack], None] | None, int]] = {
-    "none": (None, 0),
-    "learning rate x10": (long_steps, FIRST + 14),
-    "stale rollouts": (stale_rollouts, FIRST + 9),
-    "corrupted log-probs": (corrupted_log_probs, FIRST + 4),
-    "hackable reward": (hackable_reward, 10**9),
-    "duplicated prompts": (duplicated_prompts, FIRST + 19),
-    "one NaN batch": (nan_batch, FIRST),
+def begins_with_1(verdict: Verdict, text: str, place: int) -> Verdict:
+    """Full marks for every completion that begins with the digit 1; held-out evaluations stay honest."""
+    return dataclasses.replace(verdict, reward=1.0, success=True) if text.strip().startswith("1") else verdict
+
+
+FAULTS: dict[str, tuple[Install | None, tuple[int, int]]] = {
+    "none": (None, ALWAYS),
+    "learning rate x10": (longer_steps(10), (FIRST, FIRST + 14)),
+    "stale rollouts": (stale_weights(19), (FIRST, FIRST + 9)),
+    "corrupted log-probs": (corrupted_log_probs, (FIRST, FIRST + 4)),
+    "hackable reward": (verdicts(begins_with_1), (FIRST, 10**9)),
+    "duplicated prompts": (one_prompt, (FIRST, FIRST + 19)),
+    "one NaN batch": (gradients(float("nan")), (FIRST, FIRST)),
 }
-"""Each fault with the last tick it is active in."""
+"""Each fault with the first and the last tick it is active in."""
 
 
 @contextmanager
-def injected(name: str) -> Iterator[None]:
+def injected(install: Install | None, window: tuple[int, int] = ALWAYS) -> Iterator[None]:
     """Run with a fault."""
-    install, last = FAULTS[name]
-    clock = Clock(last)
+    clock = Clock(window)
     torch.manual_seed(0)
     with ExitStack() as stack:
         stack.enter_context(patch.object(Trainer, "_step", clock.wrap(Trainer._step)))

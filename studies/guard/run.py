@@ -54,7 +54,7 @@ def problems(folder: Path) -> Path:
 
 def one(fault: str, mode: str, seed: int, keep: Path | None = None) -> dict:
     """One run, as a row of results; ``keep`` takes what the guard's rules read."""
-    with tempfile.TemporaryDirectory() as name, injected(fault):
+    with tempfile.TemporaryDirectory() as name, injected(*FAULTS[fault]):
         folder = Path(name)
         task = {"name": "file", "path": str(problems(folder)), "answer_column": "answer",
                 "verifiers": [{"name": "numeric"}], "num_train": 70, "num_heldout": 30}  # fmt: skip

@@ -10,17 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from studies.wrecks.faults import (
-    ALWAYS,
-    Install,
-    gradients,
-    longer_steps,
-    one_prompt,
-    other_temperature,
-    stale_weights,
-    two_prompts,
-    verdicts,
-)
+from studies.guard.faults import ALWAYS, Install, gradients, longer_steps, one_prompt, stale_weights, verdicts
+from studies.wrecks.faults import other_temperature, two_prompts
 
 from heliostat.types import Verdict
 

@@ -18,8 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from studies.guard.faults import injected
 from studies.wrecks.cases import BASE, HEALTHY, WRECKS, Case
-from studies.wrecks.faults import injected
 from studies.wrecks.records import RECORDED, record_of
 from studies.wrecks.table import table
 

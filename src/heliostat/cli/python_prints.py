@@ -1,4 +1,4 @@
-"""What Python itself prints during a command, made visible: tracebacks, warnings and log records.
+"""Make visible what Python itself prints during a command: tracebacks, warnings and log records.
 
 Their messages quote what models and data files hold, and a terminal would obey it.
 

@@ -35,7 +35,7 @@ def located(layer: Layer, folder: Path) -> Layer:
 
 
 def is_same_place(stored: object, asked: object) -> bool:
-    """Whether a relative path that a run was begun with is the end of the absolute one that it is now."""
+    """Tell whether a relative path that a run was begun with is the end of the absolute one that it is now."""
     if not (isinstance(stored, str) and isinstance(asked, str)) or not stored:
         return False
     old, new = PurePath(stored), PurePath(asked)

@@ -23,7 +23,7 @@ from heliostat.train.keeping import sources_of, traces_of
 from heliostat.train.ledger import Ledger
 from heliostat.train.progress import Display
 from heliostat.train.runtime import start_runtime
-from heliostat.train.setup import Bench, load_tasks, set_up_model
+from heliostat.train.setup import Bench, load_tasks, set_up_sampler
 from heliostat.types import Group, Problem
 
 
@@ -147,7 +147,7 @@ def run_collect(
     recipe = recipe.model_copy(update={"model": section})
     tasks = load_tasks(recipe)
     problems = [problem for task in tasks for problem in task.train][:num_problems]
-    bench = set_up_model(recipe, start_runtime(recipe.run))
+    bench = set_up_sampler(recipe, start_runtime(recipe.run))
     check_encodable(recipe, [replace(task, train=(), heldout=task.train) for task in tasks], bench)
     with VerifierPool(tasks) as pool, Bank.open(bank) as opened, display or Display() as shown:
         Collector(recipe, bench, tasks, pool, opened, quota, shown).collect(problems)

@@ -12,7 +12,7 @@ from heliostat.config import Recipe
 from heliostat.tasks import Task, VerifierPool
 from heliostat.traces import Problems
 from heliostat.train.runtime import start_runtime
-from heliostat.train.setup import load_tasks, set_up_model
+from heliostat.train.setup import load_tasks, set_up_sampler
 
 
 def verifier_names(task: Task) -> str:
@@ -24,7 +24,7 @@ def verifier_names(task: Task) -> str:
 def problems_of(recipe: Recipe) -> Iterator[Problems]:
     """The recipe's problems, training and held-out ones, with its model's ids and its verifiers' verdicts."""
     tasks = load_tasks(recipe)
-    bench = set_up_model(recipe, start_runtime(recipe.run))
+    bench = set_up_sampler(recipe, start_runtime(recipe.run))
     problems = [problem for task in tasks for problem in (*task.train, *task.heldout)]
     verifier = "+".join(dict.fromkeys(verifier_names(task) for task in tasks))
     with VerifierPool(tasks) as pool:

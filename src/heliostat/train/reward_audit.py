@@ -47,9 +47,7 @@ def audit_rewards(
     effort = dataclasses.replace(
         IN_A_RUN, num_oracles=section.num_oracles, budget_s=section.budget_s / len(tasks), seed=recipe.run.seed
     )
-    reports = []
-    for task in tasks:
-        reports.append(audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bench)))
+    reports = [audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bench)) for task in tasks]
     seconds = time.monotonic() - began
     reasons = (reason_to_stop(task, report, section) for task, report in zip(tasks, reports, strict=True))
     stop = next(filter(None, reasons), "")

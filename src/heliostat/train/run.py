@@ -48,7 +48,7 @@ from heliostat.train.profile import Profile
 from heliostat.train.progress import Display
 from heliostat.train.reward_audit import RewardRefused, audit_rewards
 from heliostat.train.runtime import RankLost, Runtime, running, spoken_transport, start_runtime
-from heliostat.train.setup import Bench, check_ranks, check_recipe, load_tasks, set_up_model
+from heliostat.train.setup import Bench, check_ranks, check_recipe, load_tasks, set_up_model, set_up_sampler
 from heliostat.train.trainer import Trainer
 from heliostat.types import Group, Problem
 
@@ -315,7 +315,7 @@ def run_eval(
     evaluations, dtypes = [], []
     with VerifierPool(tasks) as pool:
         for path in models:
-            bench = set_up_model(_with_model(recipe, path), runtime)
+            bench = set_up_sampler(_with_model(recipe, path), runtime)
             check_encodable(recipe, [_only(task, heldout) for task in tasks], bench)
             evaluation, _ = evaluate(
                 bench.engine,
@@ -350,7 +350,7 @@ def run_sample(
     """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
     refuse_nested("a model")
     runtime = start_runtime(recipe.run)
-    bench = set_up_model(_with_model(recipe, model), runtime)
+    bench = set_up_sampler(_with_model(recipe, model), runtime)
     if prompt is not None:
         problems = [Problem("prompt", "prompt", prompt, markup=((0, len(prompt)),))]
     else:

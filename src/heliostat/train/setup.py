@@ -119,7 +119,7 @@ class Bench:
         return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
 
 
-def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
+def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
 
     Args:
@@ -133,13 +133,18 @@ def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
-    # Tried before weights are cut: that would leave them gathered.
     engine = build_engine(loaded, limits, section, runtime.led)
-    _try_layouts(loaded, runtime)
-    twin = twin_of(loaded) if section.max_staleness else None
+    return Bench(loaded, engine, recipe, loaded.model.dtype)
+
+
+def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
+    """Set up a sampler whose model can also be scored and trained, cut over ranks where the recipe asks for it."""
+    bench = set_up_sampler(recipe, runtime, keep_day)
+    loaded = bench.loaded
+    _try_layouts(loaded, runtime)  # like the engine before weights are cut: that would leave them gathered
+    twin = twin_of(loaded) if recipe.rollout.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
-    if runtime.sharded:
-        engine = GatheredEngine(engine, loaded.model)
+    engine = GatheredEngine(bench.engine, loaded.model) if runtime.sharded else bench.engine
     return Bench(loaded, engine, recipe, numerics, twin)
 
 

@@ -3,12 +3,14 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, load_model
+from heliostat.models.loaded import assemble
 from heliostat.models.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 VOCAB_SIZE = 520  # a few rows more than the tokenizer has ids, as real checkpoints do
@@ -143,3 +145,15 @@ def tiny() -> LoadedModel:
     loaded = load_model(ModelSection(), seed=0, device=torch.device("cpu"))
     loaded.model.eval()
     return loaded
+
+
+@pytest.fixture(scope="session")
+def model_with(tiny: LoadedModel) -> Callable[[Any], LoadedModel]:
+    """The tiny model with a chat tokenizer of a given template."""
+
+    def make(template: Any) -> LoadedModel:
+        tokenizer = chat_tokenizer()
+        tokenizer.chat_template = template
+        return assemble(tiny.model, tokenizer, "m")
+
+    return make

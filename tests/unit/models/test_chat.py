@@ -2,7 +2,6 @@
 
 import datetime
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ import pytest
 
 from heliostat.config import ConfigError, ModelSection
 from heliostat.models import LoadedModel, encode_problem, encode_solution, load_model, save_model
-from heliostat.models.loaded import assemble
 from heliostat.models.templates import day_of, with_arguments, with_day, without_day
 from heliostat.types import Problem
-from tests.unit.models.conftest import chat_tokenizer
 
 USER = ({"role": "user", "content": "2+2?"},)
 SYSTEM = ({"role": "system", "content": "Be brief."}, *USER)
@@ -21,16 +18,6 @@ TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
 CUE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 CHATML = "{% for m in messages %}" + TURN + "{% endfor %}" + CUE
 TODAY = "Today is {{ strftime_now('%d %b %Y') }}.\n" + CHATML
-
-
-@pytest.fixture(scope="module")
-def model_with(tiny: LoadedModel) -> Callable[[Any], LoadedModel]:
-    def make(template: Any) -> LoadedModel:
-        tokenizer = chat_tokenizer()
-        tokenizer.chat_template = template
-        return assemble(tiny.model, tokenizer, "m")
-
-    return make
 
 
 def shown(loaded: LoadedModel, messages: tuple[dict[str, str], ...] = USER, system: str = "") -> str:

@@ -1,13 +1,9 @@
 """Every assistant turn is taught in its place and nobody else's words: against transformers' own mask, and by hand."""
 
-from collections.abc import Callable
-
 import pytest
 
 from heliostat.models import LoadedModel, decode, encode_problem, encode_turns
-from heliostat.models.loaded import assemble
 from heliostat.types import Problem
-from tests.unit.models.conftest import chat_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*in data it stays text")
 CUE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -37,16 +33,6 @@ TALKS = {
     "two in a row": [ASK, REPLY, {"role": "assistant", "content": "And more."}],
     "repeats the user": [ASK, {"role": "assistant", "content": "2+2?"}, *MORE],
 }
-
-
-@pytest.fixture(scope="module")
-def model_with(tiny: LoadedModel) -> Callable[[str], LoadedModel]:
-    def make(template: str) -> LoadedModel:
-        tokenizer = chat_tokenizer()
-        tokenizer.chat_template = template
-        return assemble(tiny.model, tokenizer, "m")
-
-    return make
 
 
 def worked(talk: list[dict]) -> Problem:

@@ -31,38 +31,20 @@ def raw(content):
     return lambda handler, answer: handler.send(200, content)
 
 
-def header_drip(handler, answer):
-    """Headers that never end, a byte at a time."""
-    handler.close_connection = True
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-    while not handler.server.state.released.wait(0.05):
-        try:
-            handler.wfile.write(b"x")
-            handler.wfile.flush()
-        except OSError:
-            return
+def dripping(first, piece, pause_s):
+    """An answer that never ends: a beginning, then the same piece again and again, until the test is over."""
 
+    def fault(handler, answer):
+        handler.close_connection = True
+        handler.wfile.write(first)
+        while not handler.server.state.released.wait(pause_s):
+            try:
+                handler.wfile.write(piece)
+                handler.wfile.flush()
+            except OSError:
+                return
 
-def continues(handler, answer):
-    """Status 100, for ever."""
-    handler.close_connection = True
-    while not handler.server.state.released.wait(0.02):
-        try:
-            handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            handler.wfile.flush()
-        except OSError:
-            return
-
-
-def chunks_for_ever(handler, answer):
-    handler.close_connection = True
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    while not handler.server.state.released.wait(0.02):
-        try:
-            handler.wfile.write(b"1\r\n \r\n")
-            handler.wfile.flush()
-        except OSError:
-            return
+    return fault
 
 
 def bad_chunk(handler, answer):
@@ -122,9 +104,9 @@ CONNECTIONS = {
     "closed": dies,
     "silent": hangs,
     "a body by drips": drips,
-    "headers by drips": header_drip,
-    "status 100 for ever": continues,
-    "chunks for ever": chunks_for_ever,
+    "headers by drips": dripping(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x", 0.05),
+    "status 100 for ever": dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02),
+    "chunks for ever": dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.02),
     "a chunk without a size": bad_chunk,
     "no HTTP": no_http,
     "cut off": truncated,
