@@ -14,10 +14,10 @@ from heliostat.optim import accumulate_in_float32, build_optimizer
 from heliostat.optim.copies import COPY
 from heliostat.optim.layers import LayerOptimizer
 from heliostat.optim.reductions import whole
+from heliostat.train.checks.recipe import check_ranks
 from heliostat.train.distributed.fsdp import shard, whole_weights
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.layout_trial import exact_layouts
-from heliostat.train.recipe_checks import check_ranks
 from heliostat.train.update.updater import make_batch
 from heliostat.types import Mean
 from tests.conftest import make_nano, make_prompts

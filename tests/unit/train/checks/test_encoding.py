@@ -10,7 +10,7 @@ from heliostat.models import encode_problem, encode_solution, load_model
 from heliostat.models.sizes import prompt_sizes, solution_sizes
 from heliostat.models.tiny import CHAT_TEMPLATE
 from heliostat.tasks import load_task
-from heliostat.train.data.encoding_check import check_encodable
+from heliostat.train.checks.encoding import check_encodable
 from heliostat.types import Problem, Prompt
 from tests.unit.models.conftest import CONTEXT_LENGTH, chat_tokenizer, load_float32, write_checkpoint
 
