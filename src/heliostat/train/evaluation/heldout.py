@@ -93,23 +93,22 @@ class HeldOut:
         return evaluation
 
     def _evaluate(self, num_problems: int, num_samples: int, greedy: bool) -> tuple[Evaluation, list[Group]]:
-        prompts = [self.context.bench.prompt(problem) for problem in self.problems[:num_problems]]
-        settings = SamplingSettings(temperature=self.context.recipe.rollout.temperature)
-        seed = completion_seed(self.context.recipe.run.seed, "evaluation")
-        with self.context.ledger.phase("eval"):
+        context = self.context
+        prompts = [context.bench.prompt(problem) for problem in self.problems[:num_problems]]
+        settings = SamplingSettings(temperature=context.recipe.rollout.temperature)
+        seed = completion_seed(context.recipe.run.seed, "evaluation")
+        with context.ledger.phase("eval"):
             result = evaluate(
-                self.context.bench.engine,
-                self.context.pool,
+                context.bench.engine,
+                context.pool,
                 prompts,
                 num_samples,
                 settings,
-                self.context.runtime,
+                context.runtime,
                 seed=seed,
                 greedy=greedy,
             )
-        self.context.ledger.charge_sampling(
-            "eval", self.context.bench.loaded, self.context.bench.engine, self.context.runtime
-        )
+        context.ledger.charge_sampling("eval", context.bench.loaded, context.bench.engine, context.runtime)
         return result
 
     def _record(self, step: int, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
