@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.optim.finite import FiniteStep
+from heliostat.optim.base.optimizer import BaseOptimizer
 
 
 def gram(scores: Mapping[Tensor, Float[Tensor, "row ..."]]) -> Float[Tensor, "row row"]:
@@ -41,7 +41,7 @@ def transformed_advantages(
     return torch.cholesky_solve(advantages.double().unsqueeze(1), torch.linalg.cholesky(system)).squeeze(1)
 
 
-class SampleSpaceNaturalGradient(FiniteStep):
+class SampleSpaceNaturalGradient(BaseOptimizer):
     r"""``w <- w + lr * S'(damping I + SS'/B)^-1 A / B``: uphill, from scores and advantages instead of gradients.
 
     Args:

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
-from heliostat.optim.masters import Groups, on_copies
-from heliostat.optim.replaced import refuse_replaced_weights
-from heliostat.optim.settings import (
+from heliostat.optim.precision.master_weights import ParamGroups, with_master_weights
+from heliostat.optim.recipe_settings import (
     EvaSettings,
     KroneckerProductSettings,
     KroneckerSumSettings,
@@ -24,6 +23,7 @@ from heliostat.optim.settings import (
     RKalmanSettings,
     decay_groups,
 )
+from heliostat.optim.replaced_weights import refuse_replaced_weights
 
 
 class OptimizerSettings(Protocol):
@@ -39,7 +39,7 @@ class OptimizerSettings(Protocol):
 class OverGroups(OptimizerSettings, Protocol):
     """Settings of an optimizer that needs parameter groups only, so that master copies will do."""
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer: ...
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer: ...
 
 
 @runtime_checkable
@@ -67,7 +67,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
 
@@ -83,7 +83,7 @@ class SGD:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
 
 
@@ -140,7 +140,7 @@ def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer
             raise ConfigError(f"optimizer.{error}") from None
     named = decay_groups(model.named_parameters(), settings.weight_decay)
     groups = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in named]
-    return on_copies(groups, lambda own: settings.build(own, section.lr))
+    return with_master_weights(groups, lambda own: settings.build(own, section.lr))
 
 
 def _refuse_untrainable(model: nn.Module) -> None:

@@ -13,17 +13,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from heliostat.optim.copies import is_short
-from heliostat.optim.finite import ExtraPass, FiniteStep, forget_moments, in_own_precision
-from heliostat.optim.ranges import check_group, check_settings
-from heliostat.optim.reductions import all_finite, dot, whole, wide
-from heliostat.optim.replicas import Group, average, is_sharded, without_gradient_averaging
+from heliostat.optim.base.optimizer import BaseOptimizer, ExtraPass, forget_moments, in_own_precision
+from heliostat.optim.base.setting_ranges import check_group, check_settings
+from heliostat.optim.distributed.replicas import Group, average, is_sharded, without_gradient_averaging
+from heliostat.optim.distributed.sharded_tensors import all_finite, dot, full_tensor, upcast
+from heliostat.optim.precision.master_copies import is_low_precision
 
 Mode = Literal["finite-difference", "double-backward"]
 Losses = Callable[[], Tensor | Iterable[Tensor]]
 
 
-class RENG(FiniteStep):
+class RENG(BaseOptimizer):
     r"""Replaces the gradient by ``g + rho H g`` and lets ``base`` take the step.
 
     ``finite-difference``: ``H g ~ (|g| / radius) (g(w + radius g / |g|) - g(w))``, one more forward and backward.
@@ -71,7 +71,7 @@ class RENG(FiniteStep):
             raise ValueError(f"mode must be 'finite-difference' or 'double-backward', got '{mode}'")
         if not radius > 0:
             raise ValueError(f"radius must be positive, got {radius}")
-        short = {p.dtype for group in base.param_groups for p in group["params"] if is_short(p)}
+        short = {p.dtype for group in base.param_groups for p in group["params"] if is_low_precision(p)}
         if short and rho and mode == "finite-difference":
             raise ValueError(
                 f"mode 'finite-difference' cannot be used on {str(short.pop()).removeprefix('torch.')} weights: their "
@@ -87,15 +87,15 @@ class RENG(FiniteStep):
         """Defaults, groups and state are the base optimizer's own objects."""
         self.defaults, self.param_groups, self.state = self.base.defaults, self.base.param_groups, self.base.state
         for group in self.param_groups:
-            for name in self.carried:
+            for name in self.group_numbers:
                 group.setdefault(name, getattr(self, name))
 
-    def _copies(self) -> dict[Tensor, Tensor]:
-        return self.base._copies() if isinstance(self.base, FiniteStep) else {}
+    def _masters(self) -> dict[Tensor, Tensor]:
+        return self.base._masters() if isinstance(self.base, BaseOptimizer) else {}
 
     def adopt(self) -> None:
         """Let the base take over what another writer has changed."""
-        if isinstance(self.base, FiniteStep):
+        if isinstance(self.base, BaseOptimizer):
             self.base.adopt()
 
     def forget(self) -> None:
@@ -104,12 +104,12 @@ class RENG(FiniteStep):
 
     def _add_to(self, saved: dict[str, Any]) -> None:
         super()._add_to(saved)
-        if isinstance(self.base, FiniteStep):
+        if isinstance(self.base, BaseOptimizer):
             self.base._add_to(saved)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         super()._restore(saved)
-        if isinstance(self.base, FiniteStep):
+        if isinstance(self.base, BaseOptimizer):
             self.base._restore(saved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class RENG(FiniteStep):
             )
         pairs = [(p, p.grad) for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
         gradients = [gradient for _, gradient in pairs]
-        ranks = self.agreed_ranks()
+        ranks = self.checked_ranks()
         if not all_finite(gradients):
             self.skip("the gradient")
             return total
@@ -188,7 +188,7 @@ class RENG(FiniteStep):
         if not all_finite(curved):
             return False
         for (parameter, gradient), change in zip(pairs, curved, strict=True):
-            parameter.grad = wide(gradient).add(change, alpha=self.rho).to(gradient.dtype)
+            parameter.grad = upcast(gradient).add(change, alpha=self.rho).to(gradient.dtype)
         return True
 
     def _difference(self, pairs: list[tuple[Tensor, Tensor]], norm: float, again: Losses) -> list[Tensor]:
@@ -230,12 +230,12 @@ def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
     parameters, along = [p for p, _ in pairs], [g.detach() for _, g in pairs]
     if is_sharded(parameters):
         raise ValueError("RENG's mode 'double-backward' cannot differentiate sharded weights: use 'finite-difference'")
-    total = [torch.zeros_like(wide(gradient)) for gradient in along]
+    total = [torch.zeros_like(upcast(gradient)) for gradient in along]
     with sdpa_kernel(SDPBackend.MATH), without_gradient_averaging():
         for loss in _pieces(again):
             with torch.enable_grad():
                 first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-                slope = sum((wide(u) * v).sum() for u, v in zip(first, along, strict=True) if u is not None)
+                slope = sum((upcast(u) * v).sum() for u, v in zip(first, along, strict=True) if u is not None)
                 if isinstance(slope, Tensor) and slope.requires_grad:
                     second = torch.autograd.grad(slope, parameters, allow_unused=True)
                     total = [t if h is None else t + h for t, h in zip(total, second, strict=True)]
@@ -247,7 +247,7 @@ def _norm(gradients: list[Tensor]) -> float:
     square = dot(gradients, gradients)
     if square > 1e-30:
         return float(square**0.5)
-    largest = max((float(whole(gradient.abs().max())) for gradient in gradients if gradient.numel()), default=0.0)
+    largest = max((float(full_tensor(gradient.abs().max())) for gradient in gradients if gradient.numel()), default=0.0)
     scaled = [gradient / largest for gradient in gradients] if largest else []
     return float(largest * dot(scaled, scaled) ** 0.5)
 

@@ -16,8 +16,8 @@ from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
 from heliostat.models.lora import add_adapters
 from heliostat.models.templates import day_of, with_day
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import FiniteStep, Schedule, accumulate_in_float32, build_optimizer, optimizer_settings
-from heliostat.optim.replicas import ALONE
+from heliostat.optim import BaseOptimizer, Schedule, accumulate_in_float32, build_optimizer, optimizer_settings
+from heliostat.optim.distributed.replicas import ALONE
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.tasks import Task, load_task
 from heliostat.train.exact import exact_layouts
@@ -199,7 +199,7 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
     accumulate_in_float32(bench.loaded.model.parameters())
-    if isinstance(optimizer, FiniteStep) and optimizer.extra_pass == "scores":
+    if isinstance(optimizer, BaseOptimizer) and optimizer.extra_pass == "scores":
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(

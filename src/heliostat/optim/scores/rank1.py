@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.optim.finite import ExtraPass, FiniteStep, NotFinite, in_own_precision
-from heliostat.optim.ranges import check_settings
-from heliostat.optim.reductions import all_finite, dot, local, summed_over_shards, wide
-from heliostat.optim.replicas import Group, without_gradient_averaging
-from heliostat.optim.scores import Rows, ScoreBuffer
+from heliostat.optim.base.optimizer import BaseOptimizer, ExtraPass, NotFinite, in_own_precision
+from heliostat.optim.base.setting_ranges import check_settings
+from heliostat.optim.distributed.replicas import Group, without_gradient_averaging
+from heliostat.optim.distributed.sharded_tensors import all_finite, dot, local_shard, sum_over_shards, upcast
+from heliostat.optim.scores.score_buffer import Rows, ScoreBuffer
 
 Block = Literal["global", "param", "layer"]
 Source = Literal["scores", "gradient"]
@@ -56,7 +56,7 @@ class _Solved:
     decrement: float
 
 
-class Rank1NaturalGradient(FiniteStep):
+class Rank1NaturalGradient(BaseOptimizer):
     r"""``w <- w - lr * (damping I + (1/m) sum_k u_k u_k')^-1 g`` with the scores ``u_k`` of m samples.
 
     ``F^-1 g = (1/damping) (g - u (u'g) / (damping + u'u))`` for one score: two inner products, no stored state.
@@ -171,7 +171,7 @@ class Rank1NaturalGradient(FiniteStep):
         Raises:
             RuntimeError: not as many scores as ``num_scores``, or scores that reach none of the parameters.
         """
-        loss = self.evaluated(closure)
+        loss = self.run_closure(closure)
         if score_closure is not None:
             with self.callers_mode(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
@@ -181,7 +181,7 @@ class Rank1NaturalGradient(FiniteStep):
             self._begin_all()
             return loss
         groups = {p: group for group in self.param_groups for p in self.with_gradient(group)}
-        ranks = self.agreed_ranks()
+        ranks = self.checked_ranks()
         num_scores, rows = self._take(ranks)
         if not groups:
             return loss
@@ -219,14 +219,14 @@ class Rank1NaturalGradient(FiniteStep):
     def _take(self, ranks: dist.ProcessGroup | None) -> tuple[int, Rows]:
         """How many scores there are, and this process's part of them."""
         if self.source == "gradient":
-            return 1, {p: local(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
+            return 1, {p: local_shard(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
         return self._scores.take_rows(self.num_scores, self.parameters(), ranks)
 
     def _remember(self, num_scores: int, rows: Rows) -> Rows:
         """The running mean of the score in every place."""
         means: Rows = {}
         for parameter in self.parameters():
-            new = wide(rows[parameter]) if parameter in rows else None
+            new = upcast(rows[parameter]) if parameter in rows else None
             for index in range(num_scores):
                 mean = self._mean(parameter, index).mul_(self.ema)
                 if new is not None:
@@ -239,8 +239,8 @@ class Rank1NaturalGradient(FiniteStep):
         state = self.state[parameter]
         state.setdefault("num_means", 0)
         if f"score_mean_{index}" not in state:
-            state[f"score_mean_{index}"] = torch.zeros_like(wide(parameter))
-        return local(state[f"score_mean_{index}"], parameter)
+            state[f"score_mean_{index}"] = torch.zeros_like(upcast(parameter))
+        return local_shard(state[f"score_mean_{index}"], parameter)
 
     def _blocks(self, groups: dict[Tensor, dict[str, Any]]) -> list[list[Tensor]]:
         if self.block == "global":
@@ -293,24 +293,24 @@ class Rank1NaturalGradient(FiniteStep):
         Gradient and score are added one after the other, while the weights they are added to are in the cache.
         """
         lr, momentum, factor = float(group["lr"]), group["momentum"], scale / group["damping"]
-        target = local(self.weight(parameter), parameter)
+        target = local_shard(self.weight(parameter), parameter)
         if group["weight_decay"]:
             target.mul_(1 - lr * group["weight_decay"])
         receiver, rate = (self._buffer(parameter).mul_(momentum), 1.0) if momentum else (target, -lr)
-        receiver.add_(wide(local(_gradient(parameter), parameter)), alpha=rate * factor)
+        receiver.add_(upcast(local_shard(_gradient(parameter), parameter)), alpha=rate * factor)
         if rows is not None and len(block.weights) == 1:
-            receiver.add_(wide(rows)[0], alpha=-rate * factor * float(block.weights[0]))
+            receiver.add_(upcast(rows)[0], alpha=-rate * factor * float(block.weights[0]))
         elif rows is not None:
             weights = torch.as_tensor(-rate * factor * block.weights).to(receiver)
-            receiver.add_((weights @ _flat(wide(rows))).view(receiver.shape))
+            receiver.add_((weights @ _flat(upcast(rows))).view(receiver.shape))
         if momentum:
             target.add_(receiver, alpha=-lr)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(wide(parameter))
-        return local(state["momentum_buffer"], parameter)
+            state["momentum_buffer"] = torch.zeros_like(upcast(parameter))
+        return local_shard(state["momentum_buffer"], parameter)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ def _inner_products(num_scores: int, rows: Rows, parameters: list[Tensor]) -> np
     reached = [index for index, parameter in enumerate(parameters) if parameter in rows]
     parts: list[Tensor] = []
     for parameter in (parameters[index] for index in reached):
-        scores, gradient = wide(rows[parameter]), wide(local(_gradient(parameter), parameter)).reshape(-1)
+        scores, gradient = upcast(rows[parameter]), upcast(local_shard(_gradient(parameter), parameter)).reshape(-1)
         if num_scores == 1:  # two calls less than the matrix products, for as small a tensor as a bias
             alone = scores.reshape(-1)
             parts += [torch.dot(alone, gradient), torch.dot(alone, alone)]
@@ -342,6 +342,6 @@ def _inner_products(num_scores: int, rows: Rows, parameters: list[Tensor]) -> np
             flat = _flat(scores)
             parts.append(torch.cat(((flat @ gradient)[:, None], flat @ flat.T), 1))
     if parts:
-        summed = summed_over_shards(parts, [parameters[index] for index in reached])
+        summed = sum_over_shards(parts, [parameters[index] for index in reached])
         products[reached] = summed.reshape(-1, num_scores, 1 + num_scores)
     return products

@@ -19,17 +19,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.optim.covariance import FORMS, Covariance, CovarianceForm, Rows
-from heliostat.optim.finite import Carried, ExtraPass, FiniteStep, NotFinite, in_own_precision
-from heliostat.optim.ranges import check_settings
-from heliostat.optim.reductions import all_finite, dot, wide
-from heliostat.optim.replicas import Group, average, gather_rows, is_sharded, without_gradient_averaging
-from heliostat.optim.scores import ScoreBuffer
+from heliostat.optim.base.optimizer import BaseOptimizer, ExtraPass, GroupNumber, NotFinite, in_own_precision
+from heliostat.optim.base.setting_ranges import check_settings
+from heliostat.optim.distributed.replicas import Group, average, gather_rows, is_sharded, without_gradient_averaging
+from heliostat.optim.distributed.sharded_tensors import all_finite, dot, upcast
+from heliostat.optim.scores.covariance import FORMS, Covariance, CovarianceForm, Rows
+from heliostat.optim.scores.score_buffer import ScoreBuffer
 
 Measurement = Callable[[], tuple[Tensor, Tensor]]
 
 
-class RKalman(FiniteStep):
+class RKalman(BaseOptimizer):
     r"""``w <- w + lr * K (y - h)`` with gain ``K`` of a Kalman filter whose prior shrinks with the gradient.
 
     Three kinds of measurement, one per way of calling ``step``:
@@ -75,8 +75,8 @@ class RKalman(FiniteStep):
     """
 
     extra_pass: ClassVar[ExtraPass] = "scores"
-    carried: ClassVar[tuple[str, ...]] = (*FiniteStep.carried, "noise")
-    noise = Carried(1.0)
+    group_numbers: ClassVar[tuple[str, ...]] = (*BaseOptimizer.group_numbers, "noise")
+    noise = GroupNumber(1.0)
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class RKalman(FiniteStep):
         Raises:
             RuntimeError: scores are missing, and no other measurement was given.
         """
-        returned = self.evaluated(closure)
+        returned = self.run_closure(closure)
         if score_closure is not None:
             with self.callers_mode(), without_gradient_averaging():
                 self._scores.differentiate(score_closure(), self.parameters())
@@ -147,7 +147,7 @@ class RKalman(FiniteStep):
             for parameter in given:
                 self.weight(parameter)
             return returned
-        ranks = self.agreed_ranks()
+        ranks = self.checked_ranks()
         if measurement is not None:
             found = self._of_outputs(measurement, ranks)
         elif loss is not None:
@@ -191,7 +191,7 @@ class RKalman(FiniteStep):
         for row, innovation in zip(rows, innovations.tolist(), strict=True):
             for parameter, u in row.items():
                 before = gradient.get(parameter)
-                part = wide(u) * (-innovation / self.noise)
+                part = upcast(u) * (-innovation / self.noise)
                 gradient[parameter] = part if before is None else before + part
         return rows, noise, gradient, float((innovations**2).mean())
 
@@ -204,7 +204,7 @@ class RKalman(FiniteStep):
             average([mean], ranks)
             loss = float(mean)
         noise = torch.tensor([self.noise], dtype=torch.float64)
-        return [row], noise + 0.0 * loss, {p: wide(g) * (loss / self.noise) for p, g in row.items()}, loss**2
+        return [row], noise + 0.0 * loss, {p: upcast(g) * (loss / self.noise) for p, g in row.items()}, loss**2
 
     def _of_scores(self, ranks: dist.ProcessGroup | None) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
         scores = self._scores.take(self.num_scores, self.parameters(), ranks)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heliostat.optim import KroneckerProduct
-from heliostat.optim.kronecker_product import RELATIVE_DAMPING
+from heliostat.optim.matrices.kronecker_product import RELATIVE_DAMPING
 
 SETTINGS = {"lr": 0.1, "betas": (0.9, 0.999), "statistics_ema": 0.8}
 

@@ -26,19 +26,19 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from heliostat.linalg.newton_inverse import NotPositiveDefinite
-from heliostat.optim.copies import COPY, copy_of, is_short, round_from, take_over
-from heliostat.optim.joining import refuse_joining
-from heliostat.optim.ranges import check_group
-from heliostat.optim.reductions import whole
-from heliostat.optim.replicas import Group, check_replicas, is_due, ranks_of
-from heliostat.optim.snapshot import Snapshot, stays_finite
+from heliostat.optim.base.setting_ranges import check_group
+from heliostat.optim.base.snapshot import Snapshot, stays_finite
+from heliostat.optim.distributed.ddp_join import refuse_joining
+from heliostat.optim.distributed.replicas import Group, check_replicas, is_due, ranks_of
+from heliostat.optim.distributed.sharded_tensors import full_tensor
+from heliostat.optim.precision.master_copies import MASTER, adopt_writes, is_low_precision, master_copy, write_rounded
 
 ExtraPass = Literal["none", "scores", "statistics", "reevaluation"]
 MODERATE = 1e15
 """Gradients up to this have squares that are far from float32's end."""
 P = ParamSpec("P")
 R = TypeVar("R")
-Own = TypeVar("Own", bound="FiniteStep")
+Own = TypeVar("Own", bound="BaseOptimizer")
 
 
 class SkippedStepWarning(UserWarning):
@@ -53,7 +53,7 @@ _BROKEN = (NotPositiveDefinite, LinAlgError, np.linalg.LinAlgError, ArithmeticEr
 _UNCOPIED = ("_optimizer_", "_zero_grad_profile_name", "_outside")
 
 
-class Carried(Generic[R]):
+class GroupNumber(Generic[R]):
     """A number of an optimizer that belongs to no weight; it is kept in every group."""
 
     def __init__(self, default: R) -> None:
@@ -72,7 +72,7 @@ class Carried(Generic[R]):
 
 
 def in_own_precision(step: Callable[Concatenate[Own, P], R]) -> Callable[Concatenate[Own, P], R]:
-    """Run a step without gradients and without autocast; ``FiniteStep.callers_mode`` gives both back inside it.
+    """Run a step without gradients and without autocast; ``BaseOptimizer.callers_mode`` gives both back inside it.
 
     Raises:
         RuntimeError: a ``GradScaler`` calls it, and the optimizer does not know what to unscale.
@@ -96,7 +96,7 @@ def in_own_precision(step: Callable[Concatenate[Own, P], R]) -> Callable[Concate
     return cast("Callable[Concatenate[Own, P], R]", run)
 
 
-class FiniteStep(torch.optim.Optimizer):
+class BaseOptimizer(torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` that refuses numbers that are not finite.
 
     Attributes:
@@ -112,15 +112,15 @@ class FiniteStep(torch.optim.Optimizer):
 
     extra_pass: ClassVar[ExtraPass] = "none"
     whole_state: ClassVar[frozenset[str]] = frozenset()
-    carried: ClassVar[tuple[str, ...]] = ("num_skipped", "num_steps")
-    num_skipped = Carried(0)
-    num_steps = Carried(0)
+    group_numbers: ClassVar[tuple[str, ...]] = ("num_skipped", "num_steps")
+    num_skipped = GroupNumber(0)
+    num_steps = GroupNumber(0)
     _outside: list[tuple[str, torch.dtype, bool]] = []  # noqa: RUF012  # only ever replaced
 
     process_group: Group = None
     _num_calls: int = 0
 
-    def agreed_ranks(self) -> dist.ProcessGroup | None:
+    def checked_ranks(self) -> dist.ProcessGroup | None:
         """The ranks this step is taken with; at the first step and now and then they are compared. A collective.
 
         Raises:
@@ -133,7 +133,7 @@ class FiniteStep(torch.optim.Optimizer):
             if is_due(self._num_calls):
                 refuse_joining(type(self).__name__)
                 self.adopt()
-                check_replicas(type(self).__name__, self.parameters(), ranks, self._copies())
+                check_replicas(type(self).__name__, self.parameters(), ranks, self._masters())
         return ranks
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class FiniteStep(torch.optim.Optimizer):
                 stack.enter_context(torch.autocast(device, dtype, enabled=is_enabled))
             yield
 
-    def evaluated(self, closure: Callable[[], Any] | None) -> Any:
+    def run_closure(self, closure: Callable[[], Any] | None) -> Any:
         """What a step's closure returns; ``None`` without one."""
         if closure is None:
             return None
@@ -190,7 +190,7 @@ class FiniteStep(torch.optim.Optimizer):
         Torch's own rules treat every number by itself and cannot leave the range from gradients of moderate size, so
         that no copies are made for those.
         """
-        if isinstance(inner, FiniteStep) and inner.param_groups is self.param_groups:  # its counts are ours
+        if isinstance(inner, BaseOptimizer) and inner.param_groups is self.param_groups:  # its counts are ours
             inner.step()
             return
 
@@ -200,7 +200,7 @@ class FiniteStep(torch.optim.Optimizer):
             if getattr(inner, "num_skipped", 0) != num_skipped:
                 raise NotFinite("the inner step")
 
-        if isinstance(inner, FiniteStep) or not _largest_norm(inner) <= MODERATE:
+        if isinstance(inner, BaseOptimizer) or not _largest_norm(inner) <= MODERATE:
             self.commit(update)
         else:
             self.adopt()
@@ -247,35 +247,35 @@ class FiniteStep(torch.optim.Optimizer):
 
     def weight(self, parameter: Tensor) -> Tensor:
         """The tensor that a step moves: the parameter, or the float32 copy of one that is kept in a shorter type."""
-        if not is_short(parameter):
+        if not is_low_precision(parameter):
             return parameter
         own = self.state[parameter]
-        if COPY not in own:
-            own[COPY] = copy_of(parameter)
-        copied: Tensor = own[COPY]
+        if MASTER not in own:
+            own[MASTER] = master_copy(parameter)
+        copied: Tensor = own[MASTER]
         return copied
 
-    def _copies(self) -> dict[Tensor, Tensor]:
+    def _masters(self) -> dict[Tensor, Tensor]:
         """Every float32 copy that there is, by parameter."""
-        return {parameter: own[COPY] for parameter, own in self.state.items() if COPY in own}
+        return {parameter: own[MASTER] for parameter, own in self.state.items() if MASTER in own}
 
     def adopt(self) -> None:
         """Take over every weight that another writer has changed; one pass over the weights, nothing is remembered."""
         for parameter, own in self.state.items():
-            if COPY in own and not is_short(parameter):  # the model was converted
-                del own[COPY]
-        take_over(self._copies())
+            if MASTER in own and not is_low_precision(parameter):  # the model was converted
+                del own[MASTER]
+        adopt_writes(self._masters())
 
     def round_weights(self) -> None:
         """Write the rounding of every copy into its weight."""
-        round_from(self._copies())
+        write_rounded(self._masters())
 
     def forget(self) -> None:
         """Drop everything in the state but the copies, which belong to the weights."""
-        copies = self._copies()
+        copies = self._masters()
         self.state.clear()
         for parameter, copied in copies.items():
-            self.state[parameter][COPY] = copied
+            self.state[parameter][MASTER] = copied
 
     # -- parameters --------------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class FiniteStep(torch.optim.Optimizer):
             param_group["params"] = [given] if isinstance(given, Tensor) else list(given)
             check_group({**self.defaults, **param_group}, type(self).__name__)
         super().add_param_group(param_group)
-        for name in self.carried:
+        for name in self.group_numbers:
             param_group.setdefault(name, getattr(self, name))
 
     # -- saving, copying, printing -----------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ class FiniteStep(torch.optim.Optimizer):
             handle.remove()
 
     def _add_to(self, saved: dict[str, Any]) -> None:
-        saved.update({name: getattr(self, name) for name in self.carried})
+        saved.update({name: getattr(self, name) for name in self.group_numbers})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` saved, every tensor in the type it was saved in."""
@@ -332,7 +332,7 @@ class FiniteStep(torch.optim.Optimizer):
                 handle.remove()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        for name in self.carried:
+        for name in self.group_numbers:
             setattr(self, name, saved.get(name, getattr(self, name)))
         saved_ids = [index for group in saved["param_groups"] for index in group["params"]]
         for index, parameter in zip(saved_ids, self.parameters(), strict=True):
@@ -351,7 +351,7 @@ class FiniteStep(torch.optim.Optimizer):
             for name in self.defaults.keys() - {"differentiable"}:
                 group.setdefault(name, self.defaults[name])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FiniteStep:
+    def __deepcopy__(self, memo: dict[int, Any]) -> BaseOptimizer:
         ranks = getattr(self, "process_group", None)
         memo[id(ranks)] = ranks  # a handle; a copy talks to the same ranks
         other = type(self).__new__(type(self))
@@ -372,7 +372,7 @@ class FiniteStep(torch.optim.Optimizer):
 
 def forget_moments(optimizer: torch.optim.Optimizer) -> None:
     """Start the optimizer's running averages afresh, weights untouched (what Kimi k1.5 does every iteration)."""
-    if isinstance(optimizer, FiniteStep):
+    if isinstance(optimizer, BaseOptimizer):
         optimizer.forget()
     else:
         optimizer.state.clear()
@@ -387,4 +387,4 @@ def _largest_norm(optimizer: torch.optim.Optimizer) -> float:
     """NaN where one is NaN; one read."""
     given = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norms = torch._foreach_norm(given) if given else []  # the largest entry alone takes ten times as long
-    return float(torch.stack([whole(norm).float().cpu() for norm in norms]).max()) if norms else 0.0
+    return float(torch.stack([full_tensor(norm).float().cpu() for norm in norms]).max()) if norms else 0.0

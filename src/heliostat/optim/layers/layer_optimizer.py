@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from heliostat.curvature.recorder import Recorder, Statistic, covered_layers, num_columns, trainable_parts
-from heliostat.optim.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
-from heliostat.optim.copies import COPY
-from heliostat.optim.finite import FiniteStep, NotFinite
-from heliostat.optim.ranges import check_settings
-from heliostat.optim.reductions import cut, dot, whole, wide
-from heliostat.optim.replicas import ALONE, Group
+from heliostat.optim.base.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
+from heliostat.optim.base.optimizer import BaseOptimizer, NotFinite
+from heliostat.optim.base.setting_ranges import check_settings
+from heliostat.optim.distributed.replicas import ALONE, Group
+from heliostat.optim.distributed.sharded_tensors import distribute, dot, full_tensor, upcast
+from heliostat.optim.precision.master_copies import MASTER
 
 LAYERS = "layers"
 
 
-class LayerOptimizer(FiniteStep):
+class LayerOptimizer(BaseOptimizer):
     """Base of optimizers that treat each linear layer's matrix as one, and everything else by AdamW.
 
     Two kinds of groups: ``rule="layers"`` (matrices of ``covered_layers`` with their biases) and ``rule="adamw"``
@@ -112,7 +112,7 @@ class LayerOptimizer(FiniteStep):
         """
         for name, layer in self.layers.items():
             parts = () if name in seen else trainable_parts(layer)
-            if any(p.grad is not None and bool(whole((p.grad != 0).any())) for p in parts):
+            if any(p.grad is not None and bool(full_tensor((p.grad != 0).any())) for p in parts):
                 raise RuntimeError(
                     f"{type(self).__name__} saw no pass through layer '{name}', which has a gradient: make the "
                     "optimizer before the model is compiled or first run compiled, call the layer itself, and call "
@@ -137,7 +137,7 @@ class LayerOptimizer(FiniteStep):
         """What is known of a layer; begun afresh where its matrix has other columns than before."""
         state: dict[str, Any] = self.state[layer.weight]
         if state.get("num_columns") != num_columns:
-            for name in [name for name in state if name != COPY]:
+            for name in [name for name in state if name != MASTER]:
                 del state[name]
             state["num_columns"] = num_columns
             self._begin(state, like.new_zeros(layer.out_features, num_columns))
@@ -152,7 +152,7 @@ class LayerOptimizer(FiniteStep):
         for layer in self.layers.values():
             if trainable_parts(layer):
                 width = num_columns(layer)
-                like = torch.zeros((), dtype=wide(layer.weight).dtype, device=layer.weight.device)
+                like = torch.zeros((), dtype=upcast(layer.weight).dtype, device=layer.weight.device)
                 state = self.state_of(layer, width, like)
                 if any(group["momentum"] for group in self.param_groups if group["rule"] == LAYERS):
                     _momentum_of(state, like.new_zeros(layer.out_features, width))
@@ -207,7 +207,7 @@ class LayerOptimizer(FiniteStep):
             target = self.weight(parameter)
             if group["weight_decay"]:
                 target.mul_(1 - group["lr"] * group["weight_decay"])
-            target.add_(cut(columns, parameter), alpha=-float(group["lr"]) * scale)
+            target.add_(distribute(columns, parameter), alpha=-float(group["lr"]) * scale)
 
 
 def _momentum_of(state: dict[str, Any], like: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def joined(layer: nn.Linear) -> Tensor:
     """The gradient of a layer's trainable parts as one whole matrix, in float32 or wider: [out, in + 1] of both."""
     columns = []
     for part in trainable_parts(layer):
-        gradient = wide(whole(torch.zeros_like(part) if part.grad is None else part.grad))
+        gradient = upcast(full_tensor(torch.zeros_like(part) if part.grad is None else part.grad))
         columns.append(gradient if gradient.ndim > 1 else gradient.unsqueeze(1))
     return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 

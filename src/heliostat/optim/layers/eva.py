@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.curvature.kronecker import LayerMeans, MeanSums
-from heliostat.optim.finite import ExtraPass, in_own_precision
-from heliostat.optim.layers import LayerOptimizer
-from heliostat.optim.ranges import check_settings
-from heliostat.optim.reductions import all_finite
-from heliostat.optim.replicas import Group
+from heliostat.optim.base.optimizer import ExtraPass, in_own_precision
+from heliostat.optim.base.setting_ranges import check_settings
+from heliostat.optim.distributed.replicas import Group
+from heliostat.optim.distributed.sharded_tensors import all_finite
+from heliostat.optim.layers.layer_optimizer import LayerOptimizer
 
 
 class Eva(LayerOptimizer):
@@ -98,9 +98,9 @@ class Eva(LayerOptimizer):
         Raises:
             RuntimeError: a layer has a gradient, but no pass through it was seen, or its parameters were replaced.
         """
-        loss = self.evaluated(closure)
+        loss = self.run_closure(closure)
         self.refuse_replaced()
-        ranks = self.agreed_ranks()
+        ranks = self.checked_ranks()
         if ranks is not None:
             self._sums.over_ranks(ranks, self.layers)
         means = self._sums.take()

@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.optim.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
-from heliostat.optim.finite import FiniteStep, in_own_precision
-from heliostat.optim.ranges import check_settings
-from heliostat.optim.reductions import all_finite, cut, whole, wide
-from heliostat.optim.replicas import Group
+from heliostat.optim.base.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
+from heliostat.optim.base.optimizer import BaseOptimizer, in_own_precision
+from heliostat.optim.base.setting_ranges import check_settings
+from heliostat.optim.distributed.replicas import Group
+from heliostat.optim.distributed.sharded_tensors import all_finite, distribute, full_tensor, upcast
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
-class MatrixStep(FiniteStep):
+class MatrixStep(BaseOptimizer):
     """One rule for matrices whose sides are at most ``max_size``, AdamW for everything else; see a subclass.
 
     Parameters given in one list are put in groups: matrices of this rule, other matrices, and vectors, which do not
@@ -81,7 +81,7 @@ class MatrixStep(FiniteStep):
         return parameter.ndim == 2 and min(parameter.shape) > 0 and max(parameter.shape) <= self.max_size
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Step further parameters, by this rule where it fits them; see ``FiniteStep.add_param_group``."""
+        """Step further parameters, by this rule where it fits them; see ``BaseOptimizer.add_param_group``."""
         if isinstance(param_group, dict) and param_group.get("rule", self.rule) not in (self.rule, ADAMW):
             raise ValueError(f"a group's rule must be '{self.rule}' or '{ADAMW}', got '{param_group['rule']}'")
         super().add_param_group(param_group)
@@ -99,8 +99,8 @@ class MatrixStep(FiniteStep):
     @in_own_precision
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients in place."""
-        loss = self.evaluated(closure)
-        self.agreed_ranks()
+        loss = self.run_closure(closure)
+        self.checked_ranks()
         groups = [(group, self.with_gradient(group)) for group in self.param_groups]
         if self.would_move_nothing():
             self._step_groups(groups, begin_only=True)
@@ -128,7 +128,7 @@ class MatrixStep(FiniteStep):
     def _blocks_of_gradient(self, parameter: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """A parameter's gradient in blocks, and how many there are down and across; its state is begun."""
         assert parameter.grad is not None
-        gradient = wide(whole(parameter.grad))
+        gradient = upcast(full_tensor(parameter.grad))
         down, across = (_num_parts(side, self.block_size) for side in gradient.shape)
         blocks, state = _blocks_of(gradient, down, across), self.state[parameter]
         if "steps" not in state:
@@ -140,7 +140,7 @@ class MatrixStep(FiniteStep):
         """One step of one parameter, cut over ranks as it is."""
         state = self.state[parameter]
         state["steps"] += 1
-        move = cut(_joined(self.preconditioned(blocks, state, group), *num_parts), parameter)
+        move = distribute(_joined(self.preconditioned(blocks, state, group), *num_parts), parameter)
         target = self.weight(parameter)
         if group["weight_decay"]:
             target.mul_(1 - group["lr"] * group["weight_decay"])

@@ -11,14 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from heliostat.optim.copies import COPY, copy_of, is_short
-from heliostat.optim.finite import FiniteStep, in_own_precision
-from heliostat.optim.replicas import Group
+from heliostat.optim.base.optimizer import BaseOptimizer, in_own_precision
+from heliostat.optim.distributed.replicas import Group
+from heliostat.optim.precision.master_copies import MASTER, is_low_precision, master_copy
 
-Groups = list[dict[str, Any]]
+ParamGroups = list[dict[str, Any]]
 
 
-class MasterWeights(FiniteStep):
+class MasterWeights(BaseOptimizer):
     """Any optimizer, applied in float32 to parameters of a shorter type.
 
     ``m <- w where w != round(m)``, ``m <- step(m, float32(g))``, then ``w <- round(m)``.
@@ -37,7 +37,7 @@ class MasterWeights(FiniteStep):
     """
 
     def __init__(
-        self, groups: Groups, make: Callable[[Groups], torch.optim.Optimizer], process_group: Group = None
+        self, groups: ParamGroups, make: Callable[[ParamGroups], torch.optim.Optimizer], process_group: Group = None
     ) -> None:
         self.masters: dict[Tensor, Tensor] = {}
         self.process_group = process_group
@@ -48,21 +48,21 @@ class MasterWeights(FiniteStep):
             ours.update(_settings(theirs))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Step further parameters on copies of theirs; see ``FiniteStep.add_param_group``."""
+        """Step further parameters on copies of theirs; see ``BaseOptimizer.add_param_group``."""
         super().add_param_group(param_group)
         for parameter in param_group["params"]:
-            self.masters[parameter] = copy_of(parameter)
+            self.masters[parameter] = master_copy(parameter)
         if hasattr(self, "inner"):
             self.inner.add_param_group(self._over_copies(param_group))
 
     def _over_copies(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**_settings(group), "params": [self.masters[parameter] for parameter in group["params"]]}
 
-    def _copies(self) -> dict[Tensor, Tensor]:
+    def _masters(self) -> dict[Tensor, Tensor]:
         return self.masters
 
     def adopt(self) -> None:
-        """Take over every weight that another writer has changed; see ``FiniteStep.adopt``.
+        """Take over every weight that another writer has changed; see ``BaseOptimizer.adopt``.
 
         Raises:
             RuntimeError: the weights were converted to a type that the copies cannot hold.
@@ -78,10 +78,10 @@ class MasterWeights(FiniteStep):
     @in_own_precision
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One inner step on the copies; learning rates set on our groups are handed through."""
-        loss = self.evaluated(closure)
+        loss = self.run_closure(closure)
         if self.would_move_nothing() and self.inner.state:
             return loss
-        self.agreed_ranks()
+        self.checked_ranks()
         for ours, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
             theirs.update(_settings(ours))
         for parameter, master in self.masters.items():
@@ -97,7 +97,7 @@ class MasterWeights(FiniteStep):
     def _share(self) -> None:
         """Show the inner state, with the copies, as ours: what reads an optimizer's state finds it there."""
         for parameter, master in self.masters.items():
-            self.state[parameter] = {**self.inner.state.get(master, {}), COPY: master}
+            self.state[parameter] = {**self.inner.state.get(master, {}), MASTER: master}
 
     def forget(self) -> None:
         """Drop the inner state; the copies stay."""
@@ -112,7 +112,7 @@ class MasterWeights(FiniteStep):
         super()._add_to(saved)
         ids = [index for group in saved["param_groups"] for index in group["params"]]
         saved["state"] = {
-            index: {**self.inner.state.get(master, {}), COPY: master}
+            index: {**self.inner.state.get(master, {}), MASTER: master}
             for index, master in zip(ids, self.masters.values(), strict=True)
         }
 
@@ -123,7 +123,7 @@ class MasterWeights(FiniteStep):
             ValueError: it was saved without copies, by an optimizer of float32 weights.
         """
         ids = [index for group in state_dict["param_groups"] for index in group["params"]]
-        if not all(COPY in state_dict["state"].get(index, {}) for index in ids):
+        if not all(MASTER in state_dict["state"].get(index, {}) for index in ids):
             raise ValueError("it holds no float32 copies: the weights were float32 when it was saved, and are not now")
         super().load_state_dict(state_dict)
 
@@ -133,17 +133,19 @@ class MasterWeights(FiniteStep):
         self.inner.state.clear()
         for parameter, master in self.masters.items():
             entries = dict(self.state.pop(parameter, {}))
-            if COPY in entries:
-                master.copy_(entries.pop(COPY))
+            if MASTER in entries:
+                master.copy_(entries.pop(MASTER))
             if entries:
                 self.inner.state[master] = entries
         self._share()
 
 
-def on_copies(groups: Groups, make: Callable[[Groups], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+def with_master_weights(
+    groups: ParamGroups, make: Callable[[ParamGroups], torch.optim.Optimizer]
+) -> torch.optim.Optimizer:
     """Build an optimizer from groups, on copies of their weights where some are shorter than float32."""
     given = [item for group in groups for item in group["params"]]
-    is_any_short = any(is_short(item[1] if isinstance(item, tuple) else item) for item in given)
+    is_any_short = any(is_low_precision(item[1] if isinstance(item, tuple) else item) for item in given)
     return MasterWeights(groups, make) if is_any_short else make(groups)
 
 

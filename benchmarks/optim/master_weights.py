@@ -1,6 +1,6 @@
 """Time of AdamW's step alone on bfloat16 weights with float32 copies, as a ratio to its step on float32 weights.
 
-    OMP_NUM_THREADS=1 python benchmarks/optim/masters.py
+    OMP_NUM_THREADS=1 python benchmarks/optim/master_weights.py
 
 Both step in turn, in CPU seconds of this process; the ratio is that of medians over rounds.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from heliostat.optim import accumulate_in_float32
-from heliostat.optim.masters import on_copies
+from heliostat.optim.precision.master_weights import with_master_weights
 
 SHAPES = [*((1280, 320), (320, 1280), (320, 320), (320, 320), (320,)) * 9, (8192, 320)]
 ROUNDS = 15
@@ -32,7 +32,7 @@ def optimizer_of(dtype: torch.dtype, wide: bool) -> torch.optim.Optimizer:
         accumulate_in_float32(weights)
     for weight in weights:
         (weight * torch.randn(weight.shape).to(dtype)).sum().backward()  # type: ignore[no-untyped-call]
-    return on_copies([{"params": weights}], adamw)
+    return with_master_weights([{"params": weights}], adamw)
 
 
 def seconds(optimizers: Sequence[torch.optim.Optimizer]) -> list[float]:

@@ -14,21 +14,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from heliostat.optim.eva import Eva
-from heliostat.optim.kronecker_product import KroneckerProduct
-from heliostat.optim.kronecker_sum import KroneckerSum
-from heliostat.optim.masters import Groups, on_copies
-from heliostat.optim.matrices import MatrixStep
-from heliostat.optim.rank1 import Rank1NaturalGradient
+from heliostat.optim.layers.eva import Eva
+from heliostat.optim.layers.ring import RING
+from heliostat.optim.matrices.kronecker_product import KroneckerProduct
+from heliostat.optim.matrices.kronecker_sum import KroneckerSum
+from heliostat.optim.matrices.matrix_optimizer import MatrixStep
+from heliostat.optim.precision.master_weights import ParamGroups, with_master_weights
 from heliostat.optim.reng import RENG
-from heliostat.optim.ring import RING
-from heliostat.optim.rkalman import RKalman
+from heliostat.optim.scores.rank1 import Rank1NaturalGradient
+from heliostat.optim.scores.rkalman import RKalman
 
 
-def decay_groups(named: Iterable[tuple[str, Tensor]], weight_decay: float) -> Groups:
+def decay_groups(named: Iterable[tuple[str, Tensor]], weight_decay: float) -> ParamGroups:
     """Trainable parameters in two groups: matrices with weight decay; norms, biases and scales without."""
     trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    groups: Groups = [
+    groups: ParamGroups = [
         {"params": [pair for pair in trainable if pair[1].ndim >= 2], "weight_decay": weight_decay},
         {"params": [pair for pair in trainable if pair[1].ndim < 2], "weight_decay": 0.0},
     ]
@@ -141,15 +141,15 @@ class RengSettings:
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         groups = decay_groups(model.named_parameters(), self.weight_decay)
-        base = on_copies(groups, lambda own: _BASES[self.base](own, lr))
+        base = with_master_weights(groups, lambda own: _BASES[self.base](own, lr))
         return RENG(base, self.rho, self.mode, self.radius)
 
 
-def _adamw(groups: Groups, lr: float) -> torch.optim.Optimizer:
+def _adamw(groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
-def _sgd(groups: Groups, lr: float) -> torch.optim.Optimizer:
+def _sgd(groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=lr)
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from heliostat.linalg import ConvergenceError, kronecker_sum_from_marginals
 from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.gram import add_lower_gram_
-from heliostat.optim.matrices import MatrixStep, Params
-from heliostat.optim.replicas import Group
+from heliostat.optim.distributed.replicas import Group
+from heliostat.optim.matrices.matrix_optimizer import MatrixStep, Params
 
 RELATIVE_DAMPING = 1e-4
 """Share of the mean eigenvalue that is added to every marginal: early statistics are rank-deficient."""

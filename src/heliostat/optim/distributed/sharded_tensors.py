@@ -25,19 +25,19 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
 
 def inner(left: Tensor, right: Tensor) -> Tensor:
     """``<left, right>`` of one pair, as a scalar."""
-    left, right = wide(left), wide(right)
+    left, right = upcast(left), upcast(right)
     if isinstance(left, DTensor) or isinstance(right, DTensor):
         total: Tensor = (left * right).sum().full_tensor()  # type: ignore[attr-defined]
         return total
     return torch.dot(left.reshape(-1), right.reshape(-1))
 
 
-def wide(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """The tensor in at least float32."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def local(tensor: Tensor, like: Tensor) -> Tensor:
+def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
     """What this process holds of a tensor cut as ``like`` is; a plain tensor is held whole."""
     if not isinstance(like, DTensor):
         return tensor
@@ -46,7 +46,7 @@ def local(tensor: Tensor, like: Tensor) -> Tensor:
     return part
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be cut over ranks; a collective if it is."""
     if not isinstance(tensor, DTensor):
         return tensor
@@ -54,14 +54,14 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def cut(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor that every rank has, cut as ``like`` is; no collective."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def summed_over_shards(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:
+def sum_over_shards(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:
     """Products over this process's part of each parameter, summed over parts; float64, [product, ...].
 
     As many products for every parameter, in the parameters' order. One read and, for each way in which parameters are
@@ -90,6 +90,6 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
         return True
     total = torch.zeros((), dtype=torch.float64)
     for tensor in tensors:
-        part = wide(tensor).sum()
-        total = total + whole(part).double().cpu()
+        part = upcast(tensor).sum()
+        total = total + full_tensor(part).double().cpu()
     return bool(torch.isfinite(total))

@@ -5,7 +5,7 @@ import torch
 
 from heliostat.config import OptimizerSection
 from heliostat.optim import accumulate_in_float32, build_optimizer
-from heliostat.optim.gradients import no_gradient
+from heliostat.optim.precision.gradients import no_gradient
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch before 2.10 has one type")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from heliostat.optim.copies import is_short
+from heliostat.optim.precision.master_copies import is_low_precision
 
 
 def accumulate_in_float32(parameters: Iterable[Tensor]) -> bool:
@@ -29,7 +29,7 @@ def accumulate_in_float32(parameters: Iterable[Tensor]) -> bool:
         n passes: the float32 sum of their n gradients, exactly.
         float32 parameters: nothing changes.
     """
-    short = [parameter for parameter in parameters if parameter.requires_grad and is_short(parameter)]
+    short = [parameter for parameter in parameters if parameter.requires_grad and is_low_precision(parameter)]
     can = hasattr(Tensor, "grad_dtype")
     for parameter in short if can else ():
         if parameter.grad_dtype is not None:
@@ -40,10 +40,10 @@ def accumulate_in_float32(parameters: Iterable[Tensor]) -> bool:
 
 def no_gradient(parameter: Tensor) -> Tensor:
     """A gradient of zeros, in the type that the parameter's gradients have."""
-    is_widened = is_short(parameter) and getattr(parameter, "grad_dtype", parameter.dtype) is None
+    is_widened = is_low_precision(parameter) and getattr(parameter, "grad_dtype", parameter.dtype) is None
     return torch.zeros_like(parameter, dtype=torch.float32 if is_widened else parameter.dtype)
 
 
 def _widen(parameter: Tensor) -> None:
-    if parameter.grad is not None and is_short(parameter.grad):
+    if parameter.grad is not None and is_low_precision(parameter.grad):
         parameter.grad = parameter.grad.float()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from heliostat.optim.reductions import wide
+from heliostat.optim.distributed.sharded_tensors import upcast
 
 ADAMW = "adamw"
 
@@ -64,7 +64,7 @@ def adamw_step(group: dict[str, Any], weights: dict[Tensor, Tensor], state: dict
             continue
         adamw(
             [weights[parameter] for parameter in stepped],
-            [wide(parameter.grad) for parameter in stepped if parameter.grad is not None],
+            [upcast(parameter.grad) for parameter in stepped if parameter.grad is not None],
             [state[parameter]["exp_avg"] for parameter in stepped],
             [state[parameter]["exp_avg_sq"] for parameter in stepped],
             [],

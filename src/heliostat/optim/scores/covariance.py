@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from heliostat.optim.reductions import dot, wide
+from heliostat.optim.distributed.sharded_tensors import dot, upcast
 
 CovarianceForm = Literal["diagonal", "low-rank"]
 Rows = Sequence[Mapping[Tensor, Tensor]]
@@ -56,7 +56,7 @@ class Diagonal(Covariance):
     def _variance(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "variance" not in state:
-            state["variance"] = torch.full_like(wide(parameter), self.initial)
+            state["variance"] = torch.full_like(upcast(parameter), self.initial)
         variance: Tensor = state["variance"]
         return variance
 
@@ -100,7 +100,7 @@ class LowRank(Covariance):
     def _precision(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "precision" not in state:
-            state["precision"] = torch.full_like(wide(parameter), 1 / self.initial)
+            state["precision"] = torch.full_like(upcast(parameter), 1 / self.initial)
             state["rows"], state["num_rows"] = state["precision"].new_zeros(self.rank, *parameter.shape), 0
         precision: Tensor = state["precision"]
         return precision
@@ -128,7 +128,7 @@ class LowRank(Covariance):
             missing = old.new_zeros(num_old - len(old), old.shape[1])
             zero = old.new_zeros(old.shape[1])
             new = [
-                wide(row[parameter]).reshape(-1) * s if parameter in row else zero
+                upcast(row[parameter]).reshape(-1) * s if parameter in row else zero
                 for row, s in zip(rows, scaled, strict=True)
             ]
             found[parameter] = torch.cat([old, missing, torch.stack(new)])
@@ -160,13 +160,13 @@ class LowRank(Covariance):
             rows, precision = self._rows(parameter), self._precision(parameter).reshape(-1)
             scaled = rows / precision
             gram = gram + (scaled @ rows.T).double().cpu()
-            along = along + (scaled @ wide(slope).reshape(-1)).double().cpu()
+            along = along + (scaled @ upcast(slope).reshape(-1)).double().cpu()
         weights = torch.linalg.solve(gram + torch.eye(len(gram), dtype=torch.float64), along)
         direction = {}
         for parameter, slope in gradient.items():
             rows = self._rows(parameter)
             explained = (weights.to(rows) @ rows).view(slope.shape)
-            direction[parameter] = (wide(slope) - explained) / self._precision(parameter)
+            direction[parameter] = (upcast(slope) - explained) / self._precision(parameter)
         return direction
 
     def relax(self, parameters: Sequence[Tensor], process_noise: float, forgetting: float) -> None:

@@ -17,11 +17,11 @@ from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
 from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
-from heliostat.optim.finite import ExtraPass, NotFinite, in_own_precision
-from heliostat.optim.layers import LAYERS, LayerOptimizer
-from heliostat.optim.ranges import check_settings
-from heliostat.optim.reductions import dot
-from heliostat.optim.replicas import Group, without_gradient_averaging
+from heliostat.optim.base.optimizer import ExtraPass, NotFinite, in_own_precision
+from heliostat.optim.base.setting_ranges import check_settings
+from heliostat.optim.distributed.replicas import Group, without_gradient_averaging
+from heliostat.optim.distributed.sharded_tensors import dot
+from heliostat.optim.layers.layer_optimizer import LAYERS, LayerOptimizer
 
 DampingForm = Literal["factored", "exact"]
 NEWTON_TOLERANCE = 1e-3
@@ -160,7 +160,7 @@ class RING(LayerOptimizer):
             RuntimeError: there never were statistics of a layer that has a gradient, its own pass was not seen, or its
                 parameters were replaced.
         """
-        loss = self.evaluated(closure)
+        loss = self.run_closure(closure)
         self.refuse_replaced()
         if statistics_closure is not None and self.wants_statistics:
             with self.callers_mode(), self.statistics():
@@ -212,7 +212,7 @@ class RING(LayerOptimizer):
         self._record_if_due()
 
     def _take_statistics(self) -> dict[str, KroneckerFactors]:
-        ranks = self.agreed_ranks()
+        ranks = self.checked_ranks()
         if ranks is not None:
             self._sums.over_ranks(ranks, self.layers)
         return self._sums.take()

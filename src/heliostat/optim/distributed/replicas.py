@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from heliostat.optim.reductions import local, summed_over_shards, wide
+from heliostat.optim.distributed.sharded_tensors import local_shard, sum_over_shards, upcast
 
 Group = dist.ProcessGroup | Literal["alone"] | None
 """Ranks that hold copies: a group, this rank ``"alone"``, or ``None``: the default group, where there is one."""
@@ -141,10 +141,10 @@ def _sums(tensors: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> lis
     held = [(tensor, p) for tensor, p in zip(tensors, parameters, strict=True) if tensor is not None]
     if not held:
         return [None] * len(tensors)
-    parts = [wide(local(tensor, p).detach()).reshape(-1) for tensor, p in held]
+    parts = [upcast(local_shard(tensor, p).detach()).reshape(-1) for tensor, p in held]
     device = parts[0].device
     sums = [total.to(device, torch.float64) for part in parts for total in (part.sum(), torch.dot(part, part))]
-    found = iter(summed_over_shards(sums, [p for _, p in held]).reshape(-1, 2).tolist())
+    found = iter(sum_over_shards(sums, [p for _, p in held]).reshape(-1, 2).tolist())
     return [None if tensor is None else tuple(next(found)) for tensor in tensors]
 
 

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.optim.reductions import local
-from heliostat.optim.replicas import gather_rows, is_sharded, without_gradient_averaging
+from heliostat.optim.distributed.replicas import gather_rows, is_sharded, without_gradient_averaging
+from heliostat.optim.distributed.sharded_tensors import local_shard
 
 Score = dict[Tensor, Tensor]
 """The gradient of one sample's log-probability, by parameter; parameters it does not reach are absent."""
@@ -155,10 +155,12 @@ def _singly(rows: Rows) -> list[Score]:
 
 
 def _stacked(scores: Sequence[Score], parameter: Tensor) -> Tensor:
-    parts = [local(score[parameter], parameter) if parameter in score else None for score in scores]
+    parts = [local_shard(score[parameter], parameter) if parameter in score else None for score in scores]
     if len(parts) == 1 and parts[0] is not None:
         return parts[0][None]
-    return torch.stack([torch.zeros_like(local(parameter, parameter)) if part is None else part for part in parts])
+    return torch.stack(
+        [torch.zeros_like(local_shard(parameter, parameter)) if part is None else part for part in parts]
+    )
 
 
 def _everywhere(score: Score, parameters: Sequence[Tensor], ranks: dist.ProcessGroup) -> list[Score]:

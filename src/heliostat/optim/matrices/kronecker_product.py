@@ -23,7 +23,7 @@ from torch import Tensor
 
 from heliostat.linalg.eigenbasis import eigenbasis, power_of_two
 from heliostat.linalg.gram import add_lower_gram_, gram
-from heliostat.optim.matrices import MatrixStep
+from heliostat.optim.matrices.matrix_optimizer import MatrixStep
 
 RELATIVE_DAMPING = 1e-3
 """Least eigenvalue of a factor, as a share of the mean one: early gradients are rank-deficient, and where they are zero

@@ -2,7 +2,7 @@
 
 import torch
 
-from heliostat.optim.snapshot import Snapshot, stays_finite
+from heliostat.optim.base.snapshot import Snapshot, stays_finite
 
 
 def test_everything_is_put_back_in_the_tensors_that_held_it():

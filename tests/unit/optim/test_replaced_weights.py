@@ -6,7 +6,7 @@ from torch import nn
 
 from heliostat.config import OptimizerSection
 from heliostat.optim import build_optimizer, optimizer_names
-from heliostat.optim.replaced import refuse_replaced_weights
+from heliostat.optim.replaced_weights import refuse_replaced_weights
 
 
 def network(dtype=torch.float32):
