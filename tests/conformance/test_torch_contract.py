@@ -46,7 +46,10 @@ def in_bfloat16(row):
 def reng_with_masters(params, **settings):
     groups = [{"params": list(params.parameters())}] if isinstance(params, torch.nn.Module) else params
     return RENG(
-        with_master_weights(groups, lambda own: torch.optim.AdamW(own, lr=0.05)), 0.05, "double-backward", **settings
+        with_master_weights(groups, lambda own: torch.optim.AdamW(own, lr=0.05)),
+        0.05,
+        mode="double-backward",
+        **settings,
     )
 
 

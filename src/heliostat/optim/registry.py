@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
-from heliostat.optim.precision.master_weights import ParamGroups, with_master_weights
+from heliostat.optim.base.param_groups import ParamGroups, decay_groups
+from heliostat.optim.precision.master_weights import with_master_weights
 from heliostat.optim.recipe_settings import (
-    EvaSettings,
-    KroneckerProductSettings,
-    KroneckerSumSettings,
-    Rank1,
-    RengSettings,
-    RingSettings,
-    RKalmanSettings,
-    decay_groups,
+    EvaRecipe,
+    KroneckerProductRecipe,
+    KroneckerSumRecipe,
+    Rank1Recipe,
+    RengRecipe,
+    RingRecipe,
+    RKalmanRecipe,
+    trainable,
 )
 from heliostat.optim.replaced_weights import refuse_replaced_weights
 
@@ -89,8 +90,8 @@ class SGD:
 
 _SHIPPED: tuple[type[OverGroups] | type[OverModel], ...] = (
     *(AdamW, SGD),
-    *(Rank1, EvaSettings, RingSettings, RengSettings, RKalmanSettings),
-    *(KroneckerSumSettings, KroneckerProductSettings),
+    *(Rank1Recipe, EvaRecipe, RingRecipe, RengRecipe, RKalmanRecipe),
+    *(KroneckerSumRecipe, KroneckerProductRecipe),
 )
 
 REGISTRY: dict[str, type[OverGroups] | type[OverModel]] = {settings.name: settings for settings in _SHIPPED}
@@ -138,7 +139,7 @@ def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer
             return settings.build_over(model, section.lr)
         except ValueError as error:
             raise ConfigError(f"optimizer.{error}") from None
-    named = decay_groups(model.named_parameters(), settings.weight_decay)
+    named = decay_groups(trainable(model), settings.weight_decay)
     groups = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in named]
     return with_master_weights(groups, lambda own: settings.build(own, section.lr))
 

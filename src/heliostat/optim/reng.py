@@ -6,6 +6,7 @@ Left out: second passes that advance batch-norm statistics, loss scaling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,14 +14,29 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from heliostat.optim.base.optimizer import BaseOptimizer, ExtraPass, forget_moments, in_own_precision
-from heliostat.optim.base.setting_ranges import check_group, check_settings
-from heliostat.optim.distributed.replicas import Group, average, is_sharded, without_gradient_averaging
+from heliostat.optim.base.optimizer import BaseOptimizer
+from heliostat.optim.base.own_precision import ExtraPass, forget_moments, in_own_precision
+from heliostat.optim.base.settings import check_group, settings_from
+from heliostat.optim.distributed.replicas import ProcessGroup, average, is_sharded, without_gradient_averaging
 from heliostat.optim.distributed.sharded_tensors import all_finite, dot, full_tensor, upcast
 from heliostat.optim.precision.master_copies import is_low_precision
 
-Mode = Literal["finite-difference", "double-backward"]
 Losses = Callable[[], Tensor | Iterable[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RengSettings:
+    """Hyperparameters of ``RENG``.
+
+    Attributes:
+        rho: weight of the penalty (rho/2) |g|^2, in units of 1/curvature.
+        mode: how H g is computed; bfloat16 weights need double-backward.
+        radius: distance of the finite difference's second point, in weight space.
+    """
+
+    rho: float = 0.01
+    mode: Literal["finite-difference", "double-backward"] = "finite-difference"
+    radius: float = 0.01
 
 
 class RENG(BaseOptimizer):
@@ -35,12 +51,13 @@ class RENG(BaseOptimizer):
     Args:
         base: any optimizer, over the same parameters; learning rates and groups are its own.
         rho: weight of the penalty ``(rho/2) |g|^2``, in units of 1/curvature.
-        mode: how ``H g`` is computed.
-        radius: distance of the second point, in weight space.
+        settings: further hyperparameters; the defaults of ``RengSettings`` where not given.
         process_group: averages ``H g`` over its ranks in ``double-backward``, where no DDP does. ``None``: the default
             group, ``"alone"``: no others.
+        hyperparameters: fields of ``RengSettings`` by name, such as ``radius=0.1``; they replace those of ``settings``.
 
     Raises:
+        TypeError: a keyword is no field of ``RengSettings``.
         ValueError: a setting out of range; ``double-backward`` over sharded weights, which it cannot differentiate;
             ``finite-difference`` over weights shorter than float32, between which there is no second point so near.
 
@@ -58,28 +75,26 @@ class RENG(BaseOptimizer):
 
     extra_pass: ClassVar[ExtraPass] = "reevaluation"
 
+    settings: RengSettings
+
     def __init__(
         self,
         base: torch.optim.Optimizer,
         rho: float,
-        mode: Mode = "finite-difference",
-        radius: float = 0.01,
-        process_group: Group = None,
+        settings: RengSettings | None = None,
+        *,
+        process_group: ProcessGroup = None,
+        **hyperparameters: Any,
     ) -> None:
-        check_settings({"rho": rho})
-        if mode not in ("finite-difference", "double-backward"):
-            raise ValueError(f"mode must be 'finite-difference' or 'double-backward', got '{mode}'")
-        if not radius > 0:
-            raise ValueError(f"radius must be positive, got {radius}")
+        self.settings = own = settings_from(RengSettings, settings, {**hyperparameters, "rho": rho})
         short = {p.dtype for group in base.param_groups for p in group["params"] if is_low_precision(p)}
-        if short and rho and mode == "finite-difference":
+        if short and own.rho and own.mode == "finite-difference":
             raise ValueError(
                 f"mode 'finite-difference' cannot be used on {str(short.pop()).removeprefix('torch.')} weights: their "
-                f"second point, {radius} away, would be rounded back to the first; set mode = 'double-backward', or "
-                "train float32 weights"
+                f"second point, {own.radius} away, would be rounded back to the first; set mode = 'double-backward', "
+                "or train float32 weights"
             )
-        self.base, self.rho, self.mode, self.radius = base, rho, mode, radius
-        self.process_group = process_group
+        self.base, self.process_group = base, process_group
         super().__init__([{"params": group["params"]} for group in base.param_groups], {})
         self._share()
 
@@ -147,18 +162,18 @@ class RENG(BaseOptimizer):
             with self.callers_mode():
                 total = _accumulate(closure)
             again = closure
-        if again is None and self.rho and not self.would_move_nothing():
+        if again is None and self.settings.rho and not self.would_move_nothing():
             raise RuntimeError(
                 "RENG needs the loss a second time: step(closure), where closure returns it and does not differentiate "
                 "it, or step(again=closure) after backward"
             )
-        pairs = [(p, p.grad) for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
+        pairs = list(self.gradients().items())
         gradients = [gradient for _, gradient in pairs]
         ranks = self.checked_ranks()
         if not all_finite(gradients):
             self.skip("the gradient")
             return total
-        if self.rho and again is not None:
+        if self.settings.rho and again is not None:
             norm = _norm(gradients)
             if norm > 0 and not self._regularise(pairs, norm, again, state, ranks):
                 for parameter, gradient in pairs:
@@ -179,7 +194,7 @@ class RENG(BaseOptimizer):
         """Put ``g + rho H g`` in place; returns whether it is finite."""
         with torch.random.fork_rng(devices=_devices()), self.callers_mode():
             _set_random_state(state)
-            if self.mode == "finite-difference":
+            if self.settings.mode == "finite-difference":
                 curved = self._difference(pairs, norm, again)
             else:
                 curved = _product(pairs, again)
@@ -188,14 +203,14 @@ class RENG(BaseOptimizer):
         if not all_finite(curved):
             return False
         for (parameter, gradient), change in zip(pairs, curved, strict=True):
-            parameter.grad = upcast(gradient).add(change, alpha=self.rho).to(gradient.dtype)
+            parameter.grad = upcast(gradient).add(change, alpha=self.settings.rho).to(gradient.dtype)
         return True
 
     def _difference(self, pairs: list[tuple[Tensor, Tensor]], norm: float, again: Losses) -> list[Tensor]:
         kept = [parameter.detach().clone() for parameter, _ in pairs]
         with torch.no_grad():
             for parameter, gradient in pairs:
-                parameter.add_(gradient, alpha=self.radius / norm)
+                parameter.add_(gradient, alpha=self.settings.radius / norm)
                 parameter.grad = None
         try:
             _accumulate(again)
@@ -204,11 +219,12 @@ class RENG(BaseOptimizer):
             with torch.no_grad():
                 for (parameter, _), old in zip(pairs, kept, strict=True):
                     parameter.copy_(old)
-        return [(new - old) * (norm / self.radius) for new, (_, old) in zip(here, pairs, strict=True)]
+        return [(new - old) * (norm / self.settings.radius) for new, (_, old) in zip(here, pairs, strict=True)]
 
     def __repr__(self) -> str:
-        """Our settings, and the base with its groups."""
-        return f"RENG (rho: {self.rho}, mode: {self.mode}, radius: {self.radius}, base: {self.base!r})"
+        """Show the settings, and the base with its groups."""
+        own = ", ".join(f"{name}: {value}" for name, value in asdict(self.settings).items())
+        return f"RENG ({own}, base: {self.base!r})"
 
 
 def _pieces(losses: Losses) -> Iterable[Tensor]:

@@ -1,43 +1,65 @@
-"""AdamW as a rule for some of an optimizer's groups: for the weights its own rule does not cover.
+"""AdamW for the parameters of an optimizer that its own rule does not cover.
 
-A group says which rule moves it (``group["rule"]``), so that printing an optimizer shows it.
+A group says which rule moves it (``group["rule"]``), so printing an optimizer shows it.
 
-Left out: choosing which weights (each optimizer's).
+Left out: the choice of those parameters (each optimizer's).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from heliostat.optim.base.optimizer import BaseOptimizer
+from heliostat.optim.base.param_groups import ParamGroups, decay_groups
+from heliostat.optim.base.snapshot import OptimizerState
 from heliostat.optim.distributed.sharded_tensors import upcast
 
 ADAMW = "adamw"
+"""The ``rule`` of groups that AdamW steps."""
 
 
-def adamw_group(
-    named: list[tuple[str, Tensor]], lr: float, adamw_lr: float, weight_decay: float, betas: tuple[float, float]
-) -> list[dict[str, Any]]:
-    """Groups under AdamW: matrices with weight decay, vectors without; empty ones are left out.
+def adamw_settings(lr: float, adamw_lr: float, betas: tuple[float, float]) -> dict[str, Any]:
+    """Return the settings of a group under AdamW.
 
     ``lr_scale`` records ``adamw_lr / lr``, so that a schedule of the main learning rate scales both.
     """
-    common = {
-        **{"rule": ADAMW, "lr": adamw_lr, "lr_scale": adamw_lr / lr if lr else 1.0},
-        **{"betas": betas, "eps": 1e-8},
-    }
-    groups = [
-        {"params": [pair for pair in named if pair[1].ndim >= 2], "weight_decay": weight_decay, **common},
-        {"params": [pair for pair in named if pair[1].ndim < 2], "weight_decay": 0.0, **common},
-    ]
-    return [group for group in groups if group["params"]]
+    lr_scale = float(adamw_lr / lr) if lr else 1.0
+    return {"rule": ADAMW, "lr": adamw_lr, "lr_scale": lr_scale, "betas": betas, "eps": 1e-8}
 
 
-def adamw_begin(parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> None:
-    """Zero moments of the parameters that have none."""
+def adamw_groups(
+    named: list[tuple[str, Tensor]], lr: float, adamw_lr: float, weight_decay: float, betas: tuple[float, float]
+) -> ParamGroups:
+    """Put named parameters in groups under AdamW, of which only the matrices decay."""
+    return decay_groups(named, weight_decay, **adamw_settings(lr, adamw_lr, betas))
+
+
+class AdamWFallback(BaseOptimizer):
+    """An optimizer that steps some of its parameters by AdamW."""
+
+    def begin_adamw(self, parameters: Sequence[Tensor]) -> None:
+        """Create AdamW's state of the parameters that have none."""
+        for parameter in parameters:
+            self.weight(parameter)
+        _begin(parameters, self.state)
+
+    def step_by_adamw(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Step parameters of one group, which have gradients, by AdamW.
+
+        Limits:
+            ``torch.optim.AdamW(fused=True)``, bit for bit.
+        """
+        weights = {parameter: self.weight(parameter) for parameter in parameters}
+        _begin(parameters, self.state)
+        _step(group, weights, self.state)
+
+
+def _begin(parameters: Sequence[Tensor], state: OptimizerState) -> None:
     for parameter in parameters:
         own = state[parameter]
         if "exp_avg" not in own:
@@ -48,16 +70,8 @@ def adamw_begin(parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -
 
 
 @torch.no_grad()
-def adamw_step(group: dict[str, Any], weights: dict[Tensor, Tensor], state: dict[Tensor, dict[str, Any]]) -> None:
-    """One AdamW step of the group's parameters, which have gradients, in torch's fused form where it can.
-
-    Args:
-        weights: by parameter, the tensor that is moved: itself, or its float32 copy.
-
-    Limits:
-        ``torch.optim.AdamW(fused=True)``, bit for bit.
-    """
-    adamw_begin(list(weights), state)
+def _step(group: dict[str, Any], weights: dict[Tensor, Tensor], state: OptimizerState) -> None:
+    """Call torch's AdamW on the weights to move, by parameter: in its fused form where it can, without it elsewhere."""
     for fused in (True, False):
         stepped = [parameter for parameter in weights if _is_dense(parameter) == fused]
         if not stepped:
@@ -82,6 +96,6 @@ def adamw_step(group: dict[str, Any], weights: dict[Tensor, Tensor], state: dict
 
 
 def _is_dense(parameter: Tensor) -> bool:
-    """Whether weight and gradient lie in memory alike and without gaps: torch's fused kernel takes that for granted."""
+    """Return whether weight and gradient are both contiguous, which torch's fused kernel takes for granted."""
     assert parameter.grad is not None
     return parameter.is_contiguous() and parameter.grad.is_contiguous()

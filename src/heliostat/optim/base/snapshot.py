@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
-State = dict[Tensor, dict[str, Any]]
+OptimizerState = dict[Tensor, dict[str, Any]]
 
 
 class Snapshot:
     """Copies of ``weights`` and of everything in ``state``; one more of each for as long as it lives."""
 
     @torch.no_grad()
-    def __init__(self, weights: Iterable[Tensor], state: State) -> None:
+    def __init__(self, weights: Iterable[Tensor], state: OptimizerState) -> None:
         self._state = state
         self._weights = [(weight, weight.detach().clone()) for weight in weights]
         self._entries = {owner: (dict(own), _copied(own)) for owner, own in state.items()}
@@ -42,7 +42,7 @@ class Snapshot:
                 own[key] = old.copy_(value) if isinstance(old, Tensor) and old.shape == value.shape else value
 
 
-def stays_finite(weights: Sequence[Tensor], state: State) -> bool:
+def stays_finite(weights: Sequence[Tensor], state: OptimizerState) -> bool:
     """Whether no weight and no entry of the state is NaN or infinite; one read for each device.
 
     Limits:

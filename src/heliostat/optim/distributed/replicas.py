@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from heliostat.optim.distributed.sharded_tensors import local_shard, sum_over_shards, upcast
 
-Group = dist.ProcessGroup | Literal["alone"] | None
+ProcessGroup = dist.ProcessGroup | Literal["alone"] | None
 """Ranks that hold copies: a group, this rank ``"alone"``, or ``None``: the default group, where there is one."""
 
 ALONE: Literal["alone"] = "alone"
@@ -41,7 +41,7 @@ class ReplicasDisagree(RuntimeError):
     """Ranks that should hold copies of one model do not."""
 
 
-def ranks_of(process_group: Group) -> dist.ProcessGroup | None:
+def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
     """The ranks a step exchanges statistics with; ``None`` where there is no other.
 
     Raises:

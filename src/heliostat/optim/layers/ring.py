@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Literal
 
@@ -17,15 +18,37 @@ from heliostat.curvature.kronecker import FactorSums, KroneckerFactors
 from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.newton_inverse import direct_inverse, newton_inverse
-from heliostat.optim.base.optimizer import ExtraPass, NotFinite, in_own_precision
-from heliostat.optim.base.setting_ranges import check_settings
-from heliostat.optim.distributed.replicas import Group, without_gradient_averaging
+from heliostat.optim.base.own_precision import ExtraPass, in_own_precision
+from heliostat.optim.base.settings import settings_from
+from heliostat.optim.base.update_parts import NotFinite
+from heliostat.optim.distributed.replicas import ProcessGroup, without_gradient_averaging
 from heliostat.optim.distributed.sharded_tensors import dot
-from heliostat.optim.layers.layer_optimizer import LAYERS, LayerOptimizer
+from heliostat.optim.layers.layer_optimizer import LAYERS, LayerOptimizer, LayerSettings
 
-DampingForm = Literal["factored", "exact"]
 NEWTON_TOLERANCE = 1e-3
 """Accepted residual per row of an inverse by Newton's iteration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingSettings(LayerSettings):
+    """Hyperparameters of ``RING``.
+
+    Attributes:
+        rho: growth of the damping with the squared norm of the whole gradient, in units of damping / |g|^2.
+        damping: the floor of the damping.
+        ema: weight of the old factors in the running averages.
+        statistics_every: steps between statistics, one more forward and backward pass each.
+        inverse_every: steps between inverses, or eigenbases.
+        damping_form: damp the factors (Newton inverses), or the product in eigenbases.
+        empirical: use the loss's own output gradients, without an extra pass; the loss must be a mean over rows.
+    """
+
+    rho: float = 0.0
+    ema: float = 0.95
+    statistics_every: int = 1
+    inverse_every: int = 10
+    damping_form: Literal["factored", "exact"] = "factored"
+    empirical: bool = False
 
 
 class RING(LayerOptimizer):
@@ -39,23 +62,13 @@ class RING(LayerOptimizer):
     Args:
         model: its linear layers are covered; everything else goes to AdamW. Hooks stay on it (``recorder.close``).
         lr: learning rate.
-        rho: growth of the damping with the squared norm of the whole gradient, in units of damping / |g|^2.
-        damping: the floor of gamma.
-        ema: weight of the old factors in the running averages.
-        statistics_every: steps between statistics (``wants_statistics`` says when).
-        inverse_every: steps between inverses, or eigenbases.
-        damping_form: ``factored`` or ``exact``.
-        empirical: use the loss's own output gradients, without an extra pass; the loss must be a mean over rows.
-        momentum: as in SGD, of the preconditioned gradient.
-        weight_decay: decoupled, as in AdamW.
-        max_kl: shortens the step (before momentum) so that ``lr^2 <d, G> / 2`` over all layers is at most this.
-        max_size: layers with a longer side go to AdamW.
-        adamw_lr: AdamW's learning rate, for what is not covered.
-        adamw_betas: AdamW's betas, likewise.
+        settings: hyperparameters; the defaults of ``RingSettings`` where not given.
         process_group: sums the factors over its ranks; ``None``: the default group, ``"alone"``: no others.
         skip_unscored: rows with a zero output gradient (padding) do not count.
+        hyperparameters: fields of ``RingSettings`` by name, such as ``rho=0.1``; they replace those of ``settings``.
 
     Raises:
+        TypeError: a keyword is no field of ``RingSettings``.
         ValueError: a setting out of range.
 
     Limits:
@@ -77,55 +90,35 @@ class RING(LayerOptimizer):
         | {f"{side}_{what}" for side in ("input", "output") for what in ("factor", "inverse", "basis", "values")}
     )
 
+    settings: RingSettings
+
     def __init__(
         self,
         model: nn.Module,
         lr: float,
-        rho: float = 0.0,
-        damping: float = 1e-3,
-        ema: float = 0.95,
-        statistics_every: int = 1,
-        inverse_every: int = 10,
-        damping_form: DampingForm = "factored",
-        empirical: bool = False,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        max_kl: float | None = None,
-        max_size: int = 4096,
-        adamw_lr: float = 1e-3,
-        adamw_betas: tuple[float, float] = (0.9, 0.999),
-        process_group: Group = None,
+        settings: RingSettings | None = None,
+        *,
+        process_group: ProcessGroup = None,
         skip_unscored: bool = False,
+        **hyperparameters: Any,
     ) -> None:
-        check_settings({"rho": rho, "damping": damping, "ema": ema})
-        if statistics_every < 1 or inverse_every < 1:
-            raise ValueError("statistics_every and inverse_every must be at least 1")
-        if damping_form not in ("factored", "exact"):
-            raise ValueError(f"damping_form must be 'factored' or 'exact', got '{damping_form}'")
-        self.rho, self.ema, self.damping_form, self.empirical = rho, ema, damping_form, empirical
-        self.statistics_every, self.inverse_every = statistics_every, inverse_every
-        self.gamma = damping
-        self._sums = FactorSums(of_mean_loss=empirical)
-        super().__init__(
-            model,
-            self._sums,
-            lr=lr,
-            max_size=max_size,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            max_kl=max_kl,
-            adamw_lr=adamw_lr,
-            adamw_betas=adamw_betas,
-            process_group=process_group,
-            skip_unscored=skip_unscored,
-            damping=damping,
-        )
+        own = settings_from(RingSettings, settings, hyperparameters)
+        self.gamma = own.damping
+        self._sums = FactorSums(of_mean_loss=own.empirical)
+        super().__init__(model, self._sums, lr, own, process_group, skip_unscored)
         self._record_if_due()
+
+    @property
+    def empirical(self) -> bool:
+        """Whether statistics come from the loss's own passes, so that none are to be supplied."""
+        return self.settings.empirical
 
     @property
     def wants_statistics(self) -> bool:
         """Whether the coming step should get fresh statistics."""
-        return self.num_steps % self.statistics_every == 0 or not all(map(self._is_known, self.layers.values()))
+        return self.num_steps % self.settings.statistics_every == 0 or not all(
+            map(self._is_known, self.layers.values())
+        )
 
     def _is_known(self, layer: nn.Linear) -> bool:
         """Whether there ever were statistics of a layer's matrix as it is now; a frozen one needs none."""
@@ -171,35 +164,35 @@ class RING(LayerOptimizer):
             return loss
         if self.recorder.is_recording:
             self.refuse_unseen(factors)
-        gradients = [p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None]
+        gradients = list(self.gradients().values())
         square = dot(gradients, gradients)
         traces = sum(float(f.inputs.trace() * f.outputs.trace()) for f in factors.values())
         if not (square < float("inf") and traces < float("inf")):
             self.skip("the gradient or a factor")
             return loss
-        gamma = self._damping() + self.rho * square
-        if self.commit(lambda: self._take(factors, gamma)):
+        gamma = self._damping() + self.settings.rho * square
+        if self.commit(lambda: self._update(factors, gamma)):
             self.gamma = gamma
             self._record_if_due()
         return loss
 
-    def _take(self, factors: dict[str, KroneckerFactors], gamma: float) -> None:
+    def _update(self, factors: dict[str, KroneckerFactors], gamma: float) -> None:
         for name, fresh in factors.items():
             self._average(name, fresh)
-        refresh = self.num_steps % self.inverse_every == 0
+        refresh = self.num_steps % self.settings.inverse_every == 0
         self._move_all(lambda name, gradient: self._direction(name, gradient, gamma, refresh))
 
     def _begin(self, state: dict[str, Any], matrix: Tensor) -> None:
         num_outputs, num_inputs = matrix.shape
         state["num_statistics"], state["num_inverses"] = 0, 0
         for side, size in (("input", num_inputs), ("output", num_outputs)):
-            for what in ("factor", *_KEPT[self.damping_form]):
+            for what in ("factor", *_KEPT[self.settings.damping_form]):
                 shape = (size,) if what == "values" else (size, size)
                 state[f"{side}_{what}"] = matrix.new_zeros(shape)
 
     def _record_if_due(self) -> None:
         """Empirical statistics come from the coming step's own passes."""
-        self.recorder.is_recording = self.empirical and self.wants_statistics
+        self.recorder.is_recording = self.settings.empirical and self.wants_statistics
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients and statistics, before passes that may have to be recorded."""
@@ -219,9 +212,10 @@ class RING(LayerOptimizer):
 
     def _average(self, name: str, fresh: KroneckerFactors) -> None:
         state = self.state_of(self.layers[name], len(fresh.inputs), fresh.inputs)
-        weight = 1 - self.ema if state["num_statistics"] else 1.0
+        # The first factors are taken whole: an average with the zeros they begin with would be too small.
+        weight = 1 - self.settings.ema if state["num_statistics"] else 1.0
         for key, new in (("input_factor", fresh.inputs), ("output_factor", fresh.outputs)):
-            state[key].mul_(self.ema if weight < 1 else 0.0).add_(new, alpha=weight)
+            state[key].mul_(self.settings.ema if weight < 1 else 0.0).add_(new, alpha=weight)
         state["num_statistics"] += 1
 
     def _damping(self) -> float:
@@ -239,7 +233,7 @@ class RING(LayerOptimizer):
             )
         refresh = refresh or not state["num_inverses"]
         state["num_inverses"] += refresh
-        return _BY_FORM[self.damping_form](state, gradient, gamma, refresh)
+        return _BY_FORM[self.settings.damping_form](state, gradient, gamma, refresh)
 
 
 def _factored(state: dict[str, Any], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:

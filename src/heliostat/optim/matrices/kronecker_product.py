@@ -15,6 +15,7 @@ own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from heliostat.linalg.eigenbasis import eigenbasis, power_of_two
 from heliostat.linalg.gram import add_lower_gram_, gram
-from heliostat.optim.matrices.matrix_optimizer import MatrixStep
+from heliostat.optim.base.settings import settings_from
+from heliostat.optim.distributed.replicas import ProcessGroup
+from heliostat.optim.matrices.matrix_optimizer import MatrixOptimizer, MatrixSettings, Params
 
 RELATIVE_DAMPING = 1e-3
 """Least eigenvalue of a factor, as a share of the mean one: early gradients are rank-deficient, and where they are zero
@@ -34,7 +37,12 @@ STRAIGHTEN_EVERY = 50
 """Renewals between two corrections of the bases' rounding."""
 
 
-class KroneckerProduct(MatrixStep):
+@dataclass(frozen=True, kw_only=True)
+class KroneckerProductSettings(MatrixSettings):
+    """Hyperparameters of ``KroneckerProduct``."""
+
+
+class KroneckerProduct(MatrixOptimizer):
     r"""``W <- W - lr * A^(-1/2) M B^(-1/2)`` for matrices; AdamW for the rest.
 
     ``M`` is the running mean of gradients; ``A`` and ``B`` are those of ``G B^-1 G' / q`` and ``G' A^-1 G / p``, each
@@ -45,16 +53,13 @@ class KroneckerProduct(MatrixStep):
         params: parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
             (``rule="kronecker-product"`` in the groups); everything else: AdamW.
         lr: learning rate of both, in Adam's units.
-        betas: of the mean, and of AdamW's second moment.
-        statistics_ema: weight of the old ``A`` and ``B``.
-        precondition_every: steps between eigenbases.
-        weight_decay: decoupled, for matrices; where groups are given, of each group.
-        max_size: matrices with a longer side go to AdamW.
-        block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
-            block factors of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
+        settings: hyperparameters; the defaults of ``KroneckerProductSettings`` where not given.
         process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
+        hyperparameters: fields of ``KroneckerProductSettings`` by name, such as ``block_size=256``; they replace those
+            of ``settings``.
 
     Raises:
+        TypeError: a keyword is no field of ``KroneckerProductSettings``.
         ValueError: a setting out of range.
 
     Limits:
@@ -74,6 +79,19 @@ class KroneckerProduct(MatrixStep):
         {"mean", "started", "left_factor", "right_factor", "left_basis", "right_basis"}
     )
 
+    settings: KroneckerProductSettings
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        settings: KroneckerProductSettings | None = None,
+        *,
+        process_group: ProcessGroup = None,
+        **hyperparameters: Any,
+    ) -> None:
+        super().__init__(params, lr, settings_from(KroneckerProductSettings, settings, hyperparameters), process_group)
+
     def preconditioned(
         self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
     ) -> Float[Tensor, "block p q"]:
@@ -87,9 +105,9 @@ class KroneckerProduct(MatrixStep):
         state["mean"].lerp_(turned, 1 - beta1)
         self._update(turned, counted[:, None, None], state)
         # Bases from one gradient are arbitrary where it is zero; until more have come, every step renews them.
-        if state["steps"] < state["young_until"] or (state["steps"] - 1) % self.precondition_every == 0:
+        if state["steps"] < state["young_until"] or (state["steps"] - 1) % self.settings.precondition_every == 0:
             _renew(state)
-        if state["steps"] % (STRAIGHTEN_EVERY * self.precondition_every) == 0:
+        if state["steps"] % (STRAIGHTEN_EVERY * self.settings.precondition_every) == 0:
             _straighten(state)
         scaled = state["mean"] * _root(state["left_factor"])[:, :, None]  # one after the other: the product of both
         scaled.mul_(_root(state["right_factor"])[:, None, :]).div_(1 - beta1 ** state["steps"])  # may overflow
@@ -125,7 +143,7 @@ class KroneckerProduct(MatrixStep):
             state[f"{side}_basis"][fresh], state[f"{side}_factor"][fresh] = basis, torch.diag_embed(values * size)
         state["started"] |= fresh
         state["num_waiting"] = int((~state["started"]).sum())
-        state["young_until"] = state["steps"] + self.precondition_every
+        state["young_until"] = state["steps"] + self.settings.precondition_every
 
     def _update(self, turned: Tensor, counted: Tensor, state: dict[str, Any]) -> None:
         """Both factors by one gradient in their bases, each divided by the other's values before this step."""
@@ -133,8 +151,8 @@ class KroneckerProduct(MatrixStep):
         over_right = (turned * _root(state["right_factor"])[:, None, :]).mT
         over_left = turned * _root(state["left_factor"])[:, :, None]
         for side, rows in (("left", over_right), ("right", over_left)):
-            state[f"{side}_factor"].mul_(torch.where(counted, self.statistics_ema, 1.0))
-            add_lower_gram_(state[f"{side}_factor"], rows, 1.0, (1 - self.statistics_ema) / rows.shape[-2])
+            state[f"{side}_factor"].mul_(torch.where(counted, self.settings.statistics_ema, 1.0))
+            add_lower_gram_(state[f"{side}_factor"], rows, 1.0, (1 - self.settings.statistics_ema) / rows.shape[-2])
 
 
 def _damped(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ Left out: what is not a matrix, blocks and sharded weights (``matrices``).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,14 +23,26 @@ from torch import Tensor
 from heliostat.linalg import ConvergenceError, kronecker_sum_from_marginals
 from heliostat.linalg.eigenbasis import eigenbasis
 from heliostat.linalg.gram import add_lower_gram_
-from heliostat.optim.distributed.replicas import Group
-from heliostat.optim.matrices.matrix_optimizer import MatrixStep, Params
+from heliostat.optim.base.settings import settings_from
+from heliostat.optim.distributed.replicas import ProcessGroup
+from heliostat.optim.matrices.matrix_optimizer import MatrixOptimizer, MatrixSettings, Params
 
 RELATIVE_DAMPING = 1e-4
 """Share of the mean eigenvalue that is added to every marginal: early statistics are rank-deficient."""
 
 
-class KroneckerSum(MatrixStep):
+@dataclass(frozen=True, kw_only=True)
+class KroneckerSumSettings(MatrixSettings):
+    """Hyperparameters of ``KroneckerSum``.
+
+    Attributes:
+        graft: give each matrix's step Adam's length; costs one more number per weight.
+    """
+
+    graft: bool = True
+
+
+class KroneckerSum(MatrixOptimizer):
     r"""``W <- W - lr * U [(U' M V) * (l_i + r_j)^(1/2)] V'`` for matrices; AdamW for the rest.
 
     ``M`` is the running mean of gradients; eigenbases and l, r are those of running ``E[GG']`` and ``E[G'G]``,
@@ -39,17 +52,13 @@ class KroneckerSum(MatrixStep):
         params: parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
             (``rule="kronecker-sum"`` in the groups); everything else: AdamW.
         lr: learning rate of both, in Adam's units.
-        betas: of the mean, and of the second moment that grafting and AdamW use.
-        statistics_ema: weight of the old ``E[GG']``, ``E[G'G]``.
-        precondition_every: steps between eigenbases.
-        graft: give each step Adam's length; costs one more number per weight.
-        weight_decay: decoupled, for matrices; where groups are given, of each group.
-        max_size: matrices with a longer side go to AdamW.
-        block_size: cut longer sides into the fewest equal parts of at most this and at least half of it, and give each
-            block bases of its own; a side that has no such parts stays whole. ``None``: nothing is cut.
+        settings: hyperparameters; the defaults of ``KroneckerSumSettings`` where not given.
         process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
+        hyperparameters: fields of ``KroneckerSumSettings`` by name, such as ``block_size=256``; they replace those of
+            ``settings``.
 
     Raises:
+        TypeError: a keyword is no field of ``KroneckerSumSettings``.
         ValueError: a setting out of range.
 
     Limits:
@@ -71,31 +80,18 @@ class KroneckerSum(MatrixStep):
         | {f"{side}_{what}" for side in ("left", "right") for what in ("statistic", "basis", "values")}
     )
 
+    settings: KroneckerSumSettings
+
     def __init__(
         self,
         params: Params,
         lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        statistics_ema: float = 0.95,
-        precondition_every: int = 10,
-        graft: bool = True,
-        weight_decay: float = 0.0,
-        max_size: int = 2048,
-        block_size: int | None = None,
-        process_group: Group = None,
+        settings: KroneckerSumSettings | None = None,
+        *,
+        process_group: ProcessGroup = None,
+        **hyperparameters: Any,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            statistics_ema,
-            precondition_every,
-            weight_decay,
-            max_size,
-            block_size,
-            process_group,
-        )
-        self.graft = graft
+        super().__init__(params, lr, settings_from(KroneckerSumSettings, settings, hyperparameters), process_group)
 
     def preconditioned(
         self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
@@ -104,14 +100,16 @@ class KroneckerSum(MatrixStep):
         beta1, beta2 = group["betas"]
         state["mean"].lerp_(gradient, 1 - beta1)
         for side, rows in (("left", gradient.mT), ("right", gradient)):
-            add_lower_gram_(state[f"{side}_statistic"], rows, self.statistics_ema, 1 - self.statistics_ema)
-        if (state["steps"] - 1) % self.precondition_every == 0 or not state["is_informed"]:
+            add_lower_gram_(
+                state[f"{side}_statistic"], rows, self.settings.statistics_ema, 1 - self.settings.statistics_ema
+            )
+        if (state["steps"] - 1) % self.settings.precondition_every == 0 or not state["is_informed"]:
             self._renew(state)
         left, right = state["left_basis"], state["right_basis"]
         scale = (state["left_values"][:, :, None] + state["right_values"][:, None, :]).sqrt_()
         move: Tensor = left @ (left.mT @ state["mean"] @ right).mul_(scale) @ right.mT
         correction = 1 - beta1 ** state["steps"]
-        if not self.graft:
+        if not self.settings.graft:
             return move.mul_((state["mean_entry"][:, None, None].rsqrt() / correction).to(move))
         state["second_moment"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = state["second_moment"].sqrt().div_((1 - beta2 ** state["steps"]) ** 0.5).add_(group["eps"])
@@ -123,7 +121,7 @@ class KroneckerSum(MatrixStep):
         num, p, q = blocks.shape
         state["mean"], state["is_informed"] = torch.zeros_like(blocks), False
         state["mean_entry"] = blocks.new_full((num,), 0.5, dtype=torch.float64)
-        if self.graft:
+        if self.settings.graft:
             state["second_moment"] = torch.zeros_like(blocks)
         for side, n in (("left", p), ("right", q)):
             state[f"{side}_statistic"] = blocks.new_zeros(num, n, n)
@@ -136,7 +134,7 @@ class KroneckerSum(MatrixStep):
         The values are those of marginals whose mean entry is 1: their own may be out of float32's range.
         """
         (left, left_basis), (right, right_basis) = (eigenbasis(state[f"{s}_statistic"]) for s in ("left", "right"))
-        correction = 1 - self.statistics_ema ** state["steps"]
+        correction = 1 - self.settings.statistics_ema ** state["steps"]
         marginals = [values.double().clamp(min=0) / correction for values in (left, right)]
         trace = marginals[0].sum(-1, keepdim=True)
         if not bool((trace > 0).any()):

@@ -1,7 +1,7 @@
-"""What optimizers of whole matrices share: which weights are theirs, blocks, sharded weights, and AdamW for the rest.
+"""The base class of optimizers of whole matrices: blocks, sharded weights, and AdamW for the rest.
 
-A matrix is gathered where it is sharded, cut into blocks where its sides are long, handed to the rule as
-[block, p, q], and what comes back is put together and cut over ranks again.
+A matrix is gathered where it is sharded, split into blocks where its sides are long, and passed to the rule as
+[block, p, q]. The rule's step is put together again and distributed over ranks.
 
 Left out: any rule for a matrix (``kronecker_sum``, ``kronecker_product``).
 """
@@ -9,76 +9,84 @@ Left out: any rule for a matrix (``kronecker_sum``, ``kronecker_product``).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.optim.base.adamw import ADAMW, adamw_begin, adamw_group, adamw_step
-from heliostat.optim.base.optimizer import BaseOptimizer, in_own_precision
-from heliostat.optim.base.setting_ranges import check_settings
-from heliostat.optim.distributed.replicas import Group
+from heliostat.optim.base.adamw import ADAMW, AdamWFallback, adamw_groups
+from heliostat.optim.base.own_precision import in_own_precision
+from heliostat.optim.base.settings import check_settings
+from heliostat.optim.base.update_parts import decay_
+from heliostat.optim.distributed.replicas import ProcessGroup
 from heliostat.optim.distributed.sharded_tensors import all_finite, distribute, full_tensor, upcast
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
-class MatrixStep(BaseOptimizer):
-    """One rule for matrices whose sides are at most ``max_size``, AdamW for everything else; see a subclass.
-
-    Parameters given in one list are put in groups: matrices of this rule, other matrices, and vectors, which do not
-    decay. Groups that are given stay as they are, with settings and weight decay of their own; in a group of this
-    rule AdamW steps what does not fit it, and a group with ``rule="adamw"`` is AdamW's.
+@dataclass(frozen=True, kw_only=True)
+class MatrixSettings:
+    """Hyperparameters of every optimizer of whole matrices.
 
     Attributes:
-        rule: what groups of matrices are called.
+        betas: of the running mean of gradients, and of the second moment that AdamW uses.
+        statistics_ema: weight of the old second moments of rows and columns.
+        precondition_every: steps between eigenbases.
+        weight_decay: decoupled, for matrices; where groups are given, of each group.
+        max_size: matrices with a longer side go to AdamW.
+        block_size: cut longer sides into the fewest equal blocks of at most this and at least half of it, each with
+            eigenbases of its own; a side that has no such blocks stays whole; empty: nothing is cut.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    statistics_ema: float = 0.95
+    precondition_every: int = 10
+    weight_decay: float = 0.0
+    max_size: int = 2048
+    block_size: int | None = None
+
+
+class MatrixOptimizer(AdamWFallback):
+    """Base of optimizers with one rule for matrices with sides up to ``max_size``, and AdamW for everything else.
+
+    Parameters given in one list are put in groups: matrices of this rule, other matrices, and vectors, which do not
+    decay. Groups that are given stay as they are, with settings and weight decay of their own. In a group of this rule
+    AdamW steps the parameters that do not fit it, and a group with ``rule="adamw"`` is AdamW's.
+
+    Attributes:
+        rule: the ``rule`` of groups of matrices.
     """
 
     rule: ClassVar[str]
+    settings: MatrixSettings
 
-    def __init__(
-        self,
-        params: Params,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        statistics_ema: float = 0.95,
-        precondition_every: int = 10,
-        weight_decay: float = 0.0,
-        max_size: int = 2048,
-        block_size: int | None = None,
-        process_group: Group = None,
-    ) -> None:
-        check_settings({"lr": lr, "betas": betas, "weight_decay": weight_decay, "statistics_ema": statistics_ema})
-        if precondition_every < 1:
-            raise ValueError(f"precondition_every must be at least 1, got {precondition_every}")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size must be at least 1 or None, got {block_size}")
-        self.statistics_ema, self.precondition_every = statistics_ema, precondition_every
-        self.max_size, self.block_size = max_size, block_size
-        self.process_group = process_group
+    def __init__(self, params: Params, lr: float, settings: MatrixSettings, process_group: ProcessGroup) -> None:
+        check_settings({"lr": lr})
+        self.settings, self.process_group = settings, process_group
         groups: Any = params
         if not isinstance(params, Tensor):
             groups = list(params)
             if _is_one_list(groups):
-                groups = self._in_groups(groups, lr, weight_decay, betas)
-        defaults = {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": weight_decay, "rule": self.rule}
-        super().__init__(groups, defaults)
+                groups = self._in_groups(groups, lr)
+        betas, decay = settings.betas, settings.weight_decay
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": decay, "rule": self.rule})
 
-    def _in_groups(
-        self, given: list[Any], lr: float, weight_decay: float, betas: tuple[float, float]
-    ) -> list[dict[str, Any]]:
+    def _in_groups(self, given: list[Any], lr: float) -> list[dict[str, Any]]:
+        """Split one list of parameters into groups of this rule and of AdamW; names are kept where there are any."""
         mine = [item for item in given if self._fits(_tensor(item))]
         ids = {id(_tensor(item)) for item in mine}
         rest = [item for item in given if id(_tensor(item)) not in ids]
         named = [item if isinstance(item, tuple) else ("", item) for item in rest]
-        others = adamw_group(named, lr, lr, weight_decay, betas)
+        decay = self.settings.weight_decay
+        others = adamw_groups(named, lr, lr, decay, self.settings.betas)
         if rest and not isinstance(rest[0], tuple):
             others = [{**group, "params": [pair[1] for pair in group["params"]]} for group in others]
-        return [{"params": mine, "weight_decay": weight_decay}, *others] if mine else others
+        return [{"params": mine, "weight_decay": decay}, *others] if mine else others
 
     def _fits(self, parameter: Tensor) -> bool:
-        return parameter.ndim == 2 and min(parameter.shape) > 0 and max(parameter.shape) <= self.max_size
+        return parameter.ndim == 2 and min(parameter.shape) > 0 and max(parameter.shape) <= self.settings.max_size
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Step further parameters, by this rule where it fits them; see ``BaseOptimizer.add_param_group``."""
@@ -90,70 +98,78 @@ class MatrixStep(BaseOptimizer):
     def preconditioned(
         self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
     ) -> Float[Tensor, "block p q"]:
-        """A matrix's step before the learning rate; ``state["steps"]`` counts this one, the rest is the rule's own."""
+        """Return a matrix's step before the learning rate; ``state["steps"]`` counts this one."""
 
     @abstractmethod
     def begin(self, blocks: Float[Tensor, "block p q"], state: dict[str, Any]) -> None:
-        """Put everything in a matrix's state that steps will use, knowing nothing; ``blocks`` has its size."""
+        """Create every entry of a matrix's state that steps will use; ``blocks`` has the matrix's size."""
 
     @in_own_precision
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on the gradients in place."""
+        """Take one step on the gradients in place."""
         loss = self.run_closure(closure)
         self.checked_ranks()
-        groups = [(group, self.with_gradient(group)) for group in self.param_groups]
+        gradients = self.gradients()
         if self.would_move_nothing():
-            self._step_groups(groups, begin_only=True)
-        elif not all_finite([p.grad for _, parameters in groups for p in parameters if p.grad is not None]):
+            self._begin_all()
+        elif not all_finite(list(gradients.values())):
             self.skip("the gradient")
         else:
-            self.commit(lambda: self._step_groups(groups))
+            self.commit(self._move_all)
         return loss
 
-    def _step_groups(self, groups: list[tuple[dict[str, Any], list[Tensor]]], begin_only: bool = False) -> None:
-        for group, parameters in groups:
+    def _split(self) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor]]]:
+        """Yield every group with its parameters that have a gradient: those of this rule, and those of AdamW."""
+        for group in self.param_groups:
+            parameters = self.with_gradient(group)
             mine = [p for p in parameters if group["rule"] == self.rule and self._fits(p)]
             ids = set(map(id, mine))
-            others = [p for p in parameters if id(p) not in ids]
-            weights = {parameter: self.weight(parameter) for parameter in (*others, *mine)}
-            if begin_only:
-                adamw_begin(others, self.state)
-            else:
-                adamw_step(group, {parameter: weights[parameter] for parameter in others}, self.state)
+            yield group, mine, [p for p in parameters if id(p) not in ids]
+
+    def _begin_all(self) -> None:
+        """Create the state of every parameter that has a gradient, before any step."""
+        for _, mine, others in self._split():
+            self.begin_adamw(others)
             for parameter in mine:
-                blocks, num_parts = self._blocks_of_gradient(parameter)
-                if not begin_only:
-                    self._move(parameter, group, blocks, num_parts)
+                self.weight(parameter)
+                self._blocks_of_gradient(parameter)
+
+    def _move_all(self) -> None:
+        for group, mine, others in self._split():
+            self.step_by_adamw(group, others)
+            for parameter in mine:
+                self._move(parameter, group)
 
     def _blocks_of_gradient(self, parameter: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """A parameter's gradient in blocks, and how many there are down and across; its state is begun."""
+        """Return a parameter's gradient in blocks, and their numbers down and across; create the parameter's state."""
         assert parameter.grad is not None
         gradient = upcast(full_tensor(parameter.grad))
-        down, across = (_num_parts(side, self.block_size) for side in gradient.shape)
+        down, across = (_num_parts(side, self.settings.block_size) for side in gradient.shape)
         blocks, state = _blocks_of(gradient, down, across), self.state[parameter]
         if "steps" not in state:
             state["steps"] = 0
             self.begin(blocks, state)
         return blocks, (down, across)
 
-    def _move(self, parameter: Tensor, group: dict[str, Any], blocks: Tensor, num_parts: tuple[int, int]) -> None:
-        """One step of one parameter, cut over ranks as it is."""
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Step one parameter by this rule; of a sharded one, this rank's shard."""
+        target = self.weight(parameter)
+        blocks, num_parts = self._blocks_of_gradient(parameter)
         state = self.state[parameter]
         state["steps"] += 1
         move = distribute(_joined(self.preconditioned(blocks, state, group), *num_parts), parameter)
-        target = self.weight(parameter)
-        if group["weight_decay"]:
-            target.mul_(1 - group["lr"] * group["weight_decay"])
+        decay_(target, group)
         target.add_(move, alpha=-float(group["lr"]))
 
 
 def _is_one_list(given: list[Any]) -> bool:
-    """Whether it is a list of parameters that can be looked at; what is wrong with another, torch says."""
+    """Return whether ``given`` lists parameters, all with names or all without; torch refuses anything else itself."""
     named = [isinstance(item, tuple) for item in given]
     return all(isinstance(_tensor(item), Tensor) for item in given) and all(named) == any(named)
 
 
 def _num_parts(side: int, block_size: int | None) -> int:
+    """Return the least number of equal parts between half of ``block_size`` and ``block_size`` long; 1 if none fits."""
     if block_size is None or side <= block_size:
         return 1
     fitting = (n for n in range(-(-side // block_size), 2 * side // block_size + 1) if side % n == 0)
@@ -161,7 +177,7 @@ def _num_parts(side: int, block_size: int | None) -> int:
 
 
 def _blocks_of(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
-    """Equal blocks of a matrix [p, q], row by row, as [block, p / num_down, q / num_across]."""
+    """Split a matrix [p, q] into equal blocks, row by row: [block, p / num_down, q / num_across]."""
     if num_down == num_across == 1:
         return matrix.unsqueeze(0)
     p, q = matrix.shape
@@ -169,7 +185,7 @@ def _blocks_of(matrix: Tensor, num_down: int, num_across: int) -> Tensor:
 
 
 def _joined(blocks: Tensor, num_down: int, num_across: int) -> Tensor:
-    """The matrix of these blocks (``_blocks_of``)."""
+    """Put the blocks of ``_blocks_of`` together again."""
     num, p, q = blocks.shape
     if num == 1:
         return blocks[0]

@@ -1,6 +1,6 @@
-"""Master weights: torch's own optimizers, which know of no copies, on float32 copies of weights of a shorter type.
+"""Master weights for torch's own optimizers: they step float32 copies of weights of a lower-precision dtype.
 
-Left out: the copies' own rules (``copies``), loss scaling (bfloat16 has float32's range), and float16.
+Left out: the arithmetic of the copies (``master_copies``), loss scaling (bfloat16 has float32's range), and float16.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from heliostat.optim.base.optimizer import BaseOptimizer, in_own_precision
-from heliostat.optim.distributed.replicas import Group
+from heliostat.optim.base.optimizer import BaseOptimizer
+from heliostat.optim.base.own_precision import in_own_precision
+from heliostat.optim.base.param_groups import ParamGroups
+from heliostat.optim.base.snapshot import OptimizerState
+from heliostat.optim.distributed.replicas import ProcessGroup
 from heliostat.optim.precision.master_copies import MASTER, is_low_precision, master_copy
-
-ParamGroups = list[dict[str, Any]]
 
 
 class MasterWeights(BaseOptimizer):
-    """Any optimizer, applied in float32 to parameters of a shorter type.
+    """Any optimizer, applied in float32 to parameters of a lower-precision dtype.
 
     ``m <- w where w != round(m)``, ``m <- step(m, float32(g))``, then ``w <- round(m)``.
 
@@ -37,7 +38,10 @@ class MasterWeights(BaseOptimizer):
     """
 
     def __init__(
-        self, groups: ParamGroups, make: Callable[[ParamGroups], torch.optim.Optimizer], process_group: Group = None
+        self,
+        groups: ParamGroups,
+        make: Callable[[ParamGroups], torch.optim.Optimizer],
+        process_group: ProcessGroup = None,
     ) -> None:
         self.masters: dict[Tensor, Tensor] = {}
         self.process_group = process_group
@@ -104,9 +108,9 @@ class MasterWeights(BaseOptimizer):
         self.inner.state.clear()
         self.state.clear()
 
-    def _stepped(self) -> tuple[list[Tensor], dict[Tensor, dict[str, Any]]]:
+    def _written(self) -> tuple[list[Tensor], OptimizerState]:
         weights = [*self.masters, *self.masters.values()]
-        return weights, cast("dict[Tensor, dict[str, Any]]", self.inner.state)
+        return weights, cast("OptimizerState", self.inner.state)
 
     def _add_to(self, saved: dict[str, Any]) -> None:
         super()._add_to(saved)

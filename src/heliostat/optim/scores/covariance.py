@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from heliostat.optim.base.snapshot import OptimizerState
 from heliostat.optim.distributed.sharded_tensors import dot, upcast
 
 CovarianceForm = Literal["diagonal", "low-rank"]
-Rows = Sequence[Mapping[Tensor, Tensor]]
-State = dict[Tensor, dict[str, Any]]
+MeasurementRows = Sequence[Mapping[Tensor, Tensor]]
 
 
 class Covariance(ABC):
@@ -30,7 +30,7 @@ class Covariance(ABC):
         initial: variance of a weight that was never measured.
     """
 
-    def __init__(self, state: State, initial: float, rank: int) -> None:
+    def __init__(self, state: OptimizerState, initial: float, rank: int) -> None:
         self.state, self.initial, self.rank = state, initial, rank
 
     @abstractmethod
@@ -42,7 +42,7 @@ class Covariance(ABC):
         """``P^-1 <- P^-1 + precision I``."""
 
     @abstractmethod
-    def measure(self, rows: Rows, noise: Tensor, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    def measure(self, rows: MeasurementRows, noise: Tensor, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Take measurements with these rows of H and noise variances; returns ``P g`` with P after them."""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Diagonal(Covariance):
             variance = self._variance(parameter)
             variance.div_(1 + precision * variance)
 
-    def measure(self, rows: Rows, noise: Tensor, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    def measure(self, rows: MeasurementRows, noise: Tensor, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         spread = [{p: self._variance(p) * u for p, u in row.items()} for row in rows]
         system = _products(rows, spread) + torch.diag(noise)
         inverse = torch.linalg.inv(system)
@@ -120,7 +120,7 @@ class LowRank(Covariance):
         for parameter in parameters if precision else ():
             self._precision(parameter).add_(precision)
 
-    def measure(self, rows: Rows, noise: Tensor, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+    def measure(self, rows: MeasurementRows, noise: Tensor, gradient: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         scaled = (noise**-0.5).tolist()
         found = {parameter: self._rows(parameter) for parameter in gradient}
         num_old = max((len(old) for old in found.values()), default=0)
@@ -186,5 +186,5 @@ def _product(left: Mapping[Tensor, Tensor], right: Mapping[Tensor, Tensor]) -> T
     return torch.tensor(dot([left[p] for p in both], [right[p] for p in both]), dtype=torch.float64)
 
 
-def _products(left: Rows, right: Rows) -> Tensor:
+def _products(left: MeasurementRows, right: MeasurementRows) -> Tensor:
     return torch.stack([torch.stack([_product(a, b) for b in right]) for a in left])

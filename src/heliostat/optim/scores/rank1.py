@@ -2,44 +2,67 @@
 
     F = D + (1/m) sum_k u_k u_k',   d = F^-1 g = D^-1 (g - U w),   (m I + U' D^-1 U) w = U' D^-1 g
 
-with ``u_k`` the score (gradient of the log-probability) of one sample each and ``D`` the damping. The method of one
-sampled score is that of Huo, Dash, Stoican, Kaski and Sun; several scores, blocks, averages, momentum and the KL bound
-are ours.
+with ``u_k`` the score function (gradient of the log-probability) of one sample each and ``D`` the damping. The method
+of one sampled score is that of Huo, Dash, Stoican, Kaski and Sun; several scores, blocks, averages, momentum and the KL
+bound are ours.
 
-Left out: choosing the samples.
+Left out: the choice of samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.optim.base.optimizer import BaseOptimizer, ExtraPass, NotFinite, in_own_precision
-from heliostat.optim.base.setting_ranges import check_settings
-from heliostat.optim.distributed.replicas import Group, without_gradient_averaging
+from heliostat.optim.base.own_precision import in_own_precision
+from heliostat.optim.base.settings import settings_from
+from heliostat.optim.base.update_parts import bounded_divergence, decay_, momentum_buffer
+from heliostat.optim.distributed.replicas import ProcessGroup
 from heliostat.optim.distributed.sharded_tensors import all_finite, dot, local_shard, sum_over_shards, upcast
-from heliostat.optim.scores.score_buffer import Rows, ScoreBuffer
+from heliostat.optim.scores.score_buffer import ScoreRows
+from heliostat.optim.scores.score_optimizer import ScoreOptimizer
 
-Block = Literal["global", "param", "layer"]
-Source = Literal["scores", "gradient"]
+
+@dataclass(frozen=True, kw_only=True)
+class Rank1Settings:
+    """Hyperparameters of ``Rank1NaturalGradient``.
+
+    Attributes:
+        damping: what the Fisher matrix is away from the scores; the effective learning rate is lr / damping.
+        num_scores: samples whose scores each step takes on each process, one backward pass each.
+        block: one Fisher matrix over all parameters, one per tensor, or one per layer.
+        ema: weight of the old mean in a running mean of each of the scores; 0 keeps no memory. Scores have mean zero,
+            so the mean of independent ones is shorter: by ``(1 - ema) / (1 + ema)`` in ``|u|^2``.
+        momentum: of the natural gradient: ``b <- momentum * b + d``.
+        weight_decay: decoupled: ``w <- w - lr * weight_decay * w``.
+        max_kl: shortens the step (before momentum) so that ``lr^2 g'd / 2``, its divergence in F, is at most this, in
+            nats; empty: never.
+    """
+
+    damping: float = 1.0
+    num_scores: int = 1
+    block: Literal["global", "param", "layer"] = "global"
+    ema: float = 0.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    max_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rank1Report:
-    """What the last step saw.
+    """Measurements of the last step.
 
     Attributes:
         score_square_norm: mean of ``|u_k|^2`` over the scores; heavy-tailed for policies that become certain.
         kl: half the damped quadratic form of the step without momentum, in nats; NaN without ``max_kl``.
-        scale: what ``max_kl`` multiplied the step by.
+        scale: factor by which ``max_kl`` shortened the step.
     """
 
     score_square_norm: float
@@ -56,7 +79,7 @@ class _Solved:
     decrement: float
 
 
-class Rank1NaturalGradient(BaseOptimizer):
+class Rank1NaturalGradient(ScoreOptimizer):
     r"""``w <- w - lr * (damping I + (1/m) sum_k u_k u_k')^-1 g`` with the scores ``u_k`` of m samples.
 
     ``F^-1 g = (1/damping) (g - u (u'g) / (damping + u'u))`` for one score: two inner products, no stored state.
@@ -65,21 +88,18 @@ class Rank1NaturalGradient(BaseOptimizer):
     Args:
         params: parameters, named parameters (needed for ``block="layer"``), or groups.
         lr: learning rate; the step is ``lr * d``.
-        damping: what F is away from the scores; may differ by group.
-        num_scores: m, the scores each step takes (on this process).
-        block: ``global``: one F over all parameters; ``param``: one per tensor; ``layer``: one per module.
+        settings: hyperparameters; the defaults of ``Rank1Settings`` where not given. ``damping``, ``momentum`` and
+            ``weight_decay`` may differ by group.
         source: ``scores``: the samples' scores, given before each step; ``gradient``: u is g itself, nothing is given.
-        ema: weight of the old mean in a running mean of each of the m scores; 0 keeps no memory. Scores have mean
-            zero, so the mean of independent ones is shorter: by ``(1 - ema) / (1 + ema)`` in ``|u|^2``.
-        momentum: of the natural gradient: ``b <- momentum * b + d``.
-        weight_decay: decoupled: ``w <- w - lr * weight_decay * w``.
-        max_kl: shortens the step (before momentum) so that ``lr^2 g'd / 2``, its divergence in F, is at most this.
         process_group: scores of all its ranks are gathered: with R ranks F has R * m of them. ``None``: the default
             group, ``"alone"``: no others. Each rank takes scores of samples of its own, from a forward pass that begins
             inside ``score()``, where DDP averages nothing. Of weights sharded over ranks a score is that of all ranks'
             rows: let each run the same sample.
+        hyperparameters: fields of ``Rank1Settings`` by name, such as ``damping=0.1``; they replace those of
+            ``settings``.
 
     Raises:
+        TypeError: a keyword is no field of ``Rank1Settings``.
         ValueError: a setting out of range, or ``block="layer"`` without names.
 
     Limits:
@@ -96,55 +116,29 @@ class Rank1NaturalGradient(BaseOptimizer):
         known of it are the one-sample Fisher, its damping and the formula above.
     """
 
-    extra_pass: ClassVar[ExtraPass] = "scores"
+    settings: Rank1Settings
 
     def __init__(
         self,
         params: Any,
         lr: float,
-        damping: float = 1.0,
-        num_scores: int = 1,
-        block: Block = "global",
-        source: Source = "scores",
-        ema: float = 0.0,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        max_kl: float | None = None,
-        process_group: Group = None,
+        settings: Rank1Settings | None = None,
+        *,
+        source: Literal["scores", "gradient"] = "scores",
+        process_group: ProcessGroup = None,
+        **hyperparameters: Any,
     ) -> None:
-        check_settings({"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay})
-        check_settings({"ema": ema, "max_kl": max_kl})
-        if num_scores < 1:
-            raise ValueError(f"num_scores must be at least 1, got {num_scores}")
-        if block not in ("global", "param", "layer"):
-            raise ValueError(f"block must be 'global', 'param' or 'layer', got '{block}'")
+        self.settings = own = settings_from(Rank1Settings, settings, hyperparameters)
         if source not in ("scores", "gradient"):
             raise ValueError(f"source must be 'scores' or 'gradient', got '{source}'")
-        if source == "gradient" and num_scores != 1:
-            raise ValueError(f"source='gradient' has one u, the gradient: num_scores must be 1, got {num_scores}")
-        self.num_scores, self.block, self.max_kl, self.process_group = num_scores, block, max_kl, process_group
-        self.source, self.ema = source, ema
+        if source == "gradient" and own.num_scores != 1:
+            raise ValueError(f"source='gradient' has one u, the gradient: num_scores must be 1, got {own.num_scores}")
+        self.source = source
         self.report: Rank1Report | None = None
-        self._scores = ScoreBuffer()
-        super().__init__(params, {"lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay})
-        if block == "layer" and "param_names" not in self.param_groups[0]:
+        defaults = {"lr": lr, "damping": own.damping, "momentum": own.momentum, "weight_decay": own.weight_decay}
+        super().__init__(params, defaults, own.num_scores, process_group)
+        if own.block == "layer" and "param_names" not in self.param_groups[0]:
             raise ValueError("block='layer' needs names: pass model.named_parameters()")
-
-    def score(self) -> AbstractContextManager[None]:
-        """The backward pass inside becomes a score; gradients are as before when the context ends.
-
-        The quantity to differentiate is the log-probability of one sample drawn from the model (the sign of a score
-        does not matter, its scale does).
-
-        Raises:
-            RuntimeError: nothing was differentiated inside.
-        """
-        return self._scores.backward_inside(self.parameters())
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients, and scores that no step has taken."""
-        super().zero_grad(set_to_none)
-        self._scores.clear()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -172,15 +166,13 @@ class Rank1NaturalGradient(BaseOptimizer):
             RuntimeError: not as many scores as ``num_scores``, or scores that reach none of the parameters.
         """
         loss = self.run_closure(closure)
-        if score_closure is not None:
-            with self.callers_mode(), without_gradient_averaging():
-                self._scores.differentiate(score_closure(), self.parameters())
+        self.run_score_closure(score_closure)
         if scores is not None:
             self._scores.add(scores, self.parameters())
         if self._scores.is_empty and self.would_move_nothing():
             self._begin_all()
             return loss
-        groups = {p: group for group in self.param_groups for p in self.with_gradient(group)}
+        groups = self.groups_with_gradient()
         ranks = self.checked_ranks()
         num_scores, rows = self._take(ranks)
         if not groups:
@@ -194,13 +186,19 @@ class Rank1NaturalGradient(BaseOptimizer):
         return loss
 
     def _move_all(
-        self, num_scores: int, rows: Rows, products: np.ndarray, groups: dict[Tensor, dict[str, Any]], squares: float
+        self,
+        num_scores: int,
+        rows: ScoreRows,
+        products: np.ndarray,
+        groups: dict[Tensor, dict[str, Any]],
+        squares: float,
     ) -> None:
-        if self.ema:
+        if self.settings.ema:
             rows = self._remember(num_scores, rows)
             products = _inner_products(num_scores, rows, list(groups))
         solved = self._solve(products, groups)
-        kl, scale = self._trust_region(solved)
+        lr = max(float(group["lr"]) for group in self.param_groups)
+        kl, scale = bounded_divergence(self.settings.max_kl, lr, lambda: sum(block.decrement for block in solved))
         for block in solved:
             for parameter in block.parameters:
                 self._move(parameter, groups[parameter], rows.get(parameter), block, scale)
@@ -213,24 +211,24 @@ class Rank1NaturalGradient(BaseOptimizer):
                 self.weight(parameter)
                 if group["momentum"]:
                     self._buffer(parameter)
-                for index in range(self.num_scores if self.ema else 0):
+                for index in range(self.num_scores if self.settings.ema else 0):
                     self._mean(parameter, index)
 
-    def _take(self, ranks: dist.ProcessGroup | None) -> tuple[int, Rows]:
+    def _take(self, ranks: dist.ProcessGroup | None) -> tuple[int, ScoreRows]:
         """How many scores there are, and this process's part of them."""
         if self.source == "gradient":
             return 1, {p: local_shard(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
         return self._scores.take_rows(self.num_scores, self.parameters(), ranks)
 
-    def _remember(self, num_scores: int, rows: Rows) -> Rows:
+    def _remember(self, num_scores: int, rows: ScoreRows) -> ScoreRows:
         """The running mean of the score in every place."""
-        means: Rows = {}
+        means: ScoreRows = {}
         for parameter in self.parameters():
             new = upcast(rows[parameter]) if parameter in rows else None
             for index in range(num_scores):
-                mean = self._mean(parameter, index).mul_(self.ema)
+                mean = self._mean(parameter, index).mul_(self.settings.ema)
                 if new is not None:
-                    mean.add_(new[index], alpha=1 - self.ema if self.state[parameter]["num_means"] else 1.0)
+                    mean.add_(new[index], alpha=1 - self.settings.ema if self.state[parameter]["num_means"] else 1.0)
             self.state[parameter]["num_means"] += 1
             means[parameter] = torch.stack([self._mean(parameter, index) for index in range(num_scores)])
         return means
@@ -243,9 +241,9 @@ class Rank1NaturalGradient(BaseOptimizer):
         return local_shard(state[f"score_mean_{index}"], parameter)
 
     def _blocks(self, groups: dict[Tensor, dict[str, Any]]) -> list[list[Tensor]]:
-        if self.block == "global":
+        if self.settings.block == "global":
             return [list(groups)]
-        if self.block == "param":
+        if self.settings.block == "param":
             return [[parameter] for parameter in groups]
         names = {
             parameter: name
@@ -269,21 +267,10 @@ class Rank1NaturalGradient(BaseOptimizer):
             system = gram + num_scores * np.eye(num_scores)
             weights = cross / system[0] if num_scores == 1 else np.linalg.solve(system, cross)
             own = 0.0
-            if self.max_kl is not None:
+            if self.settings.max_kl is not None:
                 own = sum(dot([_gradient(p)], [_gradient(p)]) / groups[p]["damping"] for p in block)
             solved.append(_Solved(block, weights, own - float(cross @ weights)))
         return solved
-
-    def _trust_region(self, solved: list[_Solved]) -> tuple[float, float]:
-        """The step's divergence at the largest group's learning rate, and what shortens it to ``max_kl``."""
-        if self.max_kl is None:
-            return float("nan"), 1.0
-        lr = max(float(group["lr"]) for group in self.param_groups)
-        kl = 0.5 * lr**2 * sum(block.decrement for block in solved)
-        if not isfinite(kl):
-            raise NotFinite("the divergence of the step")
-        scale = min(1.0, (self.max_kl / kl) ** 0.5) if kl > 0 else 1.0
-        return kl * scale**2, scale
 
     def _move(
         self, parameter: Tensor, group: dict[str, Any], rows: Tensor | None, block: _Solved, scale: float
@@ -294,8 +281,7 @@ class Rank1NaturalGradient(BaseOptimizer):
         """
         lr, momentum, factor = float(group["lr"]), group["momentum"], scale / group["damping"]
         target = local_shard(self.weight(parameter), parameter)
-        if group["weight_decay"]:
-            target.mul_(1 - lr * group["weight_decay"])
+        decay_(target, group)
         receiver, rate = (self._buffer(parameter).mul_(momentum), 1.0) if momentum else (target, -lr)
         receiver.add_(upcast(local_shard(_gradient(parameter), parameter)), alpha=rate * factor)
         if rows is not None and len(block.weights) == 1:
@@ -307,10 +293,7 @@ class Rank1NaturalGradient(BaseOptimizer):
             target.add_(receiver, alpha=-lr)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(upcast(parameter))
-        return local_shard(state["momentum_buffer"], parameter)
+        return local_shard(momentum_buffer(self.state[parameter], parameter), parameter)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -323,12 +306,12 @@ def _flat(rows: Tensor) -> Tensor:
     return rows.reshape(len(rows), rows[0].numel())
 
 
-def _unscored(groups: Iterable[Tensor], rows: Rows) -> list[Tensor]:
+def _unscored(groups: Iterable[Tensor], rows: ScoreRows) -> list[Tensor]:
     """Gradients that no score meets. A number in another that is not finite makes ``u'g`` so too: 0 times it is NaN."""
     return [_gradient(parameter) for parameter in groups if parameter not in rows]
 
 
-def _inner_products(num_scores: int, rows: Rows, parameters: list[Tensor]) -> np.ndarray:
+def _inner_products(num_scores: int, rows: ScoreRows, parameters: list[Tensor]) -> np.ndarray:
     """``[U'g, U'U]`` of every tensor, [tensor, m, 1 + m] in float64 on the CPU; zero where no score is."""
     products = np.zeros((len(parameters), num_scores, 1 + num_scores))
     reached = [index for index, parameter in enumerate(parameters) if parameter in rows]

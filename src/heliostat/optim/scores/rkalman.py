@@ -11,7 +11,7 @@ Left out: full covariances, and Jacobians of large outputs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar
 
@@ -19,17 +19,52 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.optim.base.optimizer import BaseOptimizer, ExtraPass, GroupNumber, NotFinite, in_own_precision
-from heliostat.optim.base.setting_ranges import check_settings
-from heliostat.optim.distributed.replicas import Group, average, gather_rows, is_sharded, without_gradient_averaging
+from heliostat.optim.base.own_precision import in_own_precision
+from heliostat.optim.base.saving import GroupNumber
+from heliostat.optim.base.settings import check_settings, settings_from
+from heliostat.optim.base.snapshot import OptimizerState
+from heliostat.optim.base.update_parts import NotFinite, decay_
+from heliostat.optim.distributed.replicas import (
+    ProcessGroup,
+    average,
+    gather_rows,
+    is_sharded,
+    without_gradient_averaging,
+)
 from heliostat.optim.distributed.sharded_tensors import all_finite, dot, upcast
-from heliostat.optim.scores.covariance import FORMS, Covariance, CovarianceForm, Rows
+from heliostat.optim.scores.covariance import FORMS, Covariance, CovarianceForm, MeasurementRows
 from heliostat.optim.scores.score_buffer import ScoreBuffer
+from heliostat.optim.scores.score_optimizer import ScoreOptimizer
 
 Measurement = Callable[[], tuple[Tensor, Tensor]]
 
 
-class RKalman(BaseOptimizer):
+@dataclass(frozen=True, kw_only=True)
+class RKalmanSettings:
+    """Hyperparameters of ``RKalman``.
+
+    Attributes:
+        rho: weight of the gradient penalty that shrinks the covariance.
+        covariance: initial variance of every weight; the first effective learning rate is lr * covariance.
+        process_noise: variance added to every weight after a step; without it or ``forgetting`` steps die out like 1/k.
+        forgetting: the covariance is divided by this after a step, in (0, 1]; 1 forgets nothing.
+        form: keep the covariance's diagonal, or a low-rank precision.
+        rank: rows of the low-rank form, whose remainder is kept as a diagonal.
+        num_scores: samples whose scores each step takes on each process, one backward pass each.
+        weight_decay: decoupled.
+    """
+
+    rho: float = 0.0
+    covariance: float = 1e-2
+    process_noise: float = 0.0
+    forgetting: float = 1.0
+    form: CovarianceForm = "diagonal"
+    rank: int = 16
+    num_scores: int = 1
+    weight_decay: float = 0.0
+
+
+class RKalman(ScoreOptimizer):
     r"""``w <- w + lr * K (y - h)`` with gain ``K`` of a Kalman filter whose prior shrinks with the gradient.
 
     Three kinds of measurement, one per way of calling ``step``:
@@ -46,20 +81,16 @@ class RKalman(BaseOptimizer):
     Args:
         params: parameters, or groups.
         lr: scales the step; 1 is the filter's own.
-        rho: weight of the gradient penalty.
-        covariance: initial variance of every weight.
-        noise: initial measurement noise R.
+        settings: hyperparameters; the defaults of ``RKalmanSettings`` where not given.
+        noise: initial measurement noise R of outputs and losses.
         noise_ema: weight of the old R in its running average of squared innovations; 1 keeps R constant.
-        process_noise: added to every variance after a step; without it or ``forgetting`` steps die out like 1/k.
-        forgetting: P is divided by this after a step, in (0, 1]; 1 forgets nothing.
-        form: ``diagonal`` or ``low-rank``.
-        rank: rows kept by the low-rank form, whose remainder is kept as a diagonal.
-        num_scores: scores a step takes in the third kind.
-        weight_decay: decoupled.
         process_group: outputs or scores of all its ranks are gathered, and losses averaged. ``None``: the default
             group, ``"alone"``: no others.
+        hyperparameters: fields of ``RKalmanSettings`` by name, such as ``form="low-rank"``; they replace those of
+            ``settings``.
 
     Raises:
+        TypeError: a keyword is no field of ``RKalmanSettings``.
         ValueError: a setting out of range.
 
     Limits:
@@ -74,48 +105,27 @@ class RKalman(BaseOptimizer):
         ``rho``, process noise, forgetting and the low-rank form are ours.
     """
 
-    extra_pass: ClassVar[ExtraPass] = "scores"
-    group_numbers: ClassVar[tuple[str, ...]] = (*BaseOptimizer.group_numbers, "noise")
+    group_numbers: ClassVar[tuple[str, ...]] = (*ScoreOptimizer.group_numbers, "noise")
     noise = GroupNumber(1.0)
+    settings: RKalmanSettings
 
     def __init__(
         self,
         params: Any,
         lr: float = 1.0,
-        rho: float = 0.0,
-        covariance: float = 1e-2,
+        settings: RKalmanSettings | None = None,
+        *,
         noise: float = 1.0,
         noise_ema: float = 0.95,
-        process_noise: float = 0.0,
-        forgetting: float = 1.0,
-        form: CovarianceForm = "diagonal",
-        rank: int = 16,
-        num_scores: int = 1,
-        weight_decay: float = 0.0,
-        process_group: Group = None,
+        process_group: ProcessGroup = None,
+        **hyperparameters: Any,
     ) -> None:
-        check_settings({"lr": lr, "rho": rho, "process_noise": process_noise, "weight_decay": weight_decay})
-        if not (covariance > 0 and noise > 0):
-            raise ValueError(f"covariance and noise must be positive, got {covariance} and {noise}")
-        if not (0 <= noise_ema <= 1 and 0 < forgetting <= 1):
-            raise ValueError(f"noise_ema must be in [0, 1] and forgetting in (0, 1], got {noise_ema} and {forgetting}")
-        if form not in FORMS or rank < 1 or num_scores < 1:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, rank and num_scores at least 1")
-        self.rho, self.noise_ema, self.num_scores = rho, noise_ema, num_scores
-        self.process_noise, self.forgetting, self.process_group = process_noise, forgetting, process_group
-        self._scores = ScoreBuffer()
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.settings = own = settings_from(RKalmanSettings, settings, hyperparameters)
+        check_settings({"noise": noise, "noise_ema": noise_ema})
+        self.noise_ema = noise_ema
+        super().__init__(params, {"lr": lr, "weight_decay": own.weight_decay}, own.num_scores, process_group)
         self.noise = float(noise)
-        self.covariance: Covariance = FORMS[form](self.state, covariance, rank)
-
-    def score(self) -> AbstractContextManager[None]:
-        """The backward pass inside becomes a score; gradients are as before when the context ends."""
-        return self._scores.backward_inside(self.parameters())
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients, and scores that no step has taken."""
-        super().zero_grad(set_to_none)
-        self._scores.clear()
+        self.covariance: Covariance = FORMS[own.form](self.state, own.covariance, own.rank)
 
     @in_own_precision
     def step(
@@ -138,11 +148,9 @@ class RKalman(BaseOptimizer):
             RuntimeError: scores are missing, and no other measurement was given.
         """
         returned = self.run_closure(closure)
-        if score_closure is not None:
-            with self.callers_mode(), without_gradient_averaging():
-                self._scores.differentiate(score_closure(), self.parameters())
+        self.run_score_closure(score_closure)
         if measurement is None and loss is None and self._scores.is_empty and self.would_move_nothing():
-            given = [p for group in self.param_groups for p in self.with_gradient(group)]
+            given = list(self.gradients())
             self.covariance.begin(given)
             for parameter in given:
                 self.weight(parameter)
@@ -161,21 +169,21 @@ class RKalman(BaseOptimizer):
             self.noise = self.noise_ema * self.noise + (1 - self.noise_ema) * innovation
         return returned
 
-    def _update(self, rows: Rows, noise: Tensor, gradient: dict[Tensor, Tensor]) -> None:
+    def _update(self, rows: MeasurementRows, noise: Tensor, gradient: dict[Tensor, Tensor]) -> None:
         tensors = list(gradient.values())
-        precision = self.rho * dot(tensors, tensors) if self.rho else 0.0
+        precision = self.settings.rho * dot(tensors, tensors) if self.settings.rho else 0.0
         if not isfinite(precision):
             raise NotFinite("the squared gradient")
         self.covariance.shrink(list(gradient), precision)
         direction = self.covariance.measure(rows, noise, gradient)
-        self.covariance.relax(list(gradient), self.process_noise, self.forgetting)
+        self.covariance.relax(list(gradient), self.settings.process_noise, self.settings.forgetting)
         self._move(direction)
 
     # -- the three kinds of measurement: rows, noise, gradient, mean squared innovation -----------------------------
 
     def _of_outputs(
         self, measurement: Measurement, ranks: dist.ProcessGroup | None
-    ) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+    ) -> tuple[MeasurementRows, Tensor, dict[Tensor, Tensor], float | None]:
         with self.callers_mode(), without_gradient_averaging():
             outputs, targets = measurement()
             buffer = ScoreBuffer()
@@ -197,8 +205,8 @@ class RKalman(BaseOptimizer):
 
     def _of_loss(
         self, loss: float, ranks: dist.ProcessGroup | None
-    ) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
-        row = self._gradient()
+    ) -> tuple[MeasurementRows, Tensor, dict[Tensor, Tensor], float | None]:
+        row = self.gradients()
         if ranks is not None:
             mean = torch.tensor([loss], dtype=torch.float64, device=self.parameters()[0].device)
             average([mean], ranks)
@@ -206,27 +214,26 @@ class RKalman(BaseOptimizer):
         noise = torch.tensor([self.noise], dtype=torch.float64)
         return [row], noise + 0.0 * loss, {p: upcast(g) * (loss / self.noise) for p, g in row.items()}, loss**2
 
-    def _of_scores(self, ranks: dist.ProcessGroup | None) -> tuple[Rows, Tensor, dict[Tensor, Tensor], float | None]:
+    def _of_scores(
+        self, ranks: dist.ProcessGroup | None
+    ) -> tuple[MeasurementRows, Tensor, dict[Tensor, Tensor], float | None]:
         scores = self._scores.take(self.num_scores, self.parameters(), ranks)
-        gradient = self._gradient()
+        gradient = self.gradients()
         rows = [{p: u for p, u in score.items() if p in gradient} for score in scores]
         noise = torch.full((len(rows),), float(len(rows)), dtype=torch.float64)
         return rows, noise, gradient, None
 
-    def _gradient(self) -> dict[Tensor, Tensor]:
-        return {p: p.grad for group in self.param_groups for p in self.with_gradient(group) if p.grad is not None}
-
-    def _stepped(self) -> tuple[list[Tensor], dict[Tensor, dict[str, Any]]]:
+    def _written(self) -> tuple[list[Tensor], OptimizerState]:
         """Outputs measure weights that have no gradient, too."""
-        return self.parameters(), super()._stepped()[1]
+        return self.parameters(), super()._written()[1]
 
     def _move(self, direction: dict[Tensor, Tensor]) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter in direction:
                     weight = self.weight(parameter)
-                    decayed = weight * (1 - group["lr"] * group["weight_decay"])
-                    weight.copy_(decayed - group["lr"] * direction[parameter])
+                    decay_(weight, group)
+                    weight.sub_(group["lr"] * direction[parameter])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

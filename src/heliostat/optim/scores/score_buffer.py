@@ -20,7 +20,7 @@ from heliostat.optim.distributed.sharded_tensors import local_shard
 Score = dict[Tensor, Tensor]
 """The gradient of one sample's log-probability, by parameter; parameters it does not reach are absent."""
 
-Rows = dict[Tensor, Tensor]
+ScoreRows = dict[Tensor, Tensor]
 """Several scores by parameter, one a row: this process's part of ``[m, *parameter.shape]``."""
 
 
@@ -34,7 +34,7 @@ class ScoreBuffer:
     """
 
     pending: list[Score] = field(default_factory=list)
-    ready: Rows = field(default_factory=dict)
+    ready: ScoreRows = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -128,7 +128,7 @@ class ScoreBuffer:
 
     def take_rows(
         self, num_scores: int, parameters: Sequence[Tensor], ranks: dist.ProcessGroup | None
-    ) -> tuple[int, Rows]:
+    ) -> tuple[int, ScoreRows]:
         """As ``take``, in rows: how many, and this process's part of them. A score's row is zero where it is absent."""
         if self.ready and ranks is None:
             rows, self.ready = self.ready, {}
@@ -149,7 +149,7 @@ def _check(got: Sequence[int], wanted: int) -> None:
         )
 
 
-def _singly(rows: Rows) -> list[Score]:
+def _singly(rows: ScoreRows) -> list[Score]:
     num_scores = len(next(iter(rows.values()))) if rows else 0
     return [{p: part[index] for p, part in rows.items()} for index in range(num_scores)]
 
