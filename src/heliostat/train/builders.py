@@ -8,8 +8,8 @@ import torch
 
 from heliostat.config import Recipe
 from heliostat.objectives import Objective
-from heliostat.optim import FiniteStep, Schedule, accumulate_in_float32, build_optimizer
-from heliostat.optim.replicas import ALONE
+from heliostat.optim import BaseOptimizer, Schedule, accumulate_in_float32, build_optimizer
+from heliostat.optim.distributed.replicas import ALONE
 from heliostat.train.accounting.run_counters import RunCounters
 from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.data.prefixes import Prefixes, open_prefixes
@@ -152,7 +152,7 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
     accumulate_in_float32(bench.loaded.model.parameters())
-    if isinstance(optimizer, FiniteStep) and optimizer.extra_pass == "scores":
+    if isinstance(optimizer, BaseOptimizer) and optimizer.extra_pass == "scores":
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
