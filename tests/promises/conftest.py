@@ -3,7 +3,7 @@
 import pytest
 
 from heliostat.train.trainer import Trainer
-from tests.promises import small
+from tests.support import small
 
 
 @pytest.fixture(scope="module", params=small.EVERY_WEIGHTS, ids=str)

@@ -18,9 +18,8 @@ from heliostat.train.scoring import score
 from heliostat.train.setup import check_ranks
 from heliostat.train.trainer import Trainer
 from heliostat.train.update import UpdateCounts, Updater
-from tests.promises import small
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, served_from, serving_tiny
+from tests.support import fake_vllm, small
+from tests.support.fake_vllm import FakeVllm, served_from, serving_tiny
 
 QUICK = {"warm_start__num_steps": 40, "eval__every": 3, "train__num_steps": 7}
 

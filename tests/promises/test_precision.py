@@ -23,7 +23,7 @@ from heliostat.train.runtime import Runtime
 from heliostat.train.setup import set_up_model
 from heliostat.train.trainer import Trainer
 from heliostat.train.update import Updater
-from tests.promises import small
+from tests.support import small
 
 ALONE = Runtime(torch.device("cpu"))
 QUICK = {

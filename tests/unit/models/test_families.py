@@ -15,7 +15,7 @@ from heliostat.models import (
     tokenizer_fingerprint,
 )
 from heliostat.types import Problem
-from tests.unit.models.conftest import CONTEXT_LENGTH, FAMILIES, VOCAB_SIZE, load_float32
+from tests.support.checkpoints import CONTEXT_LENGTH, FAMILIES, VOCAB_SIZE, load_float32
 
 QUESTION = "47 + 58 = é∑"
 WITH_POSITIONS = [family for family in FAMILIES if family not in ("mamba", "recurrent_gemma")]

@@ -10,7 +10,7 @@ import torch
 
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, load_model, model_fingerprint, save_model, tokenizer_fingerprint
-from tests.unit.models.conftest import load_float32
+from tests.support.checkpoints import load_float32
 
 CPU = torch.device("cpu")
 NANO = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}

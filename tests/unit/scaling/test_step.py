@@ -34,7 +34,7 @@ from heliostat.train.ledger import Ledger
 from heliostat.train.runtime import Runtime
 from heliostat.train.sharding import gathered, shard
 from heliostat.train.update import UpdateCounts, make_batch
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 from tests.unit.train.test_ranks import free_port
 from tests.unit.train.test_update import graded, updater
 

@@ -11,7 +11,7 @@ from heliostat.storage import Extent
 from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.checkpoint_files import CheckpointError
 from heliostat.train.runtime import Runtime
-from tests.kills import count_events, killed_at
+from tests.support.kills import count_events, killed_at
 
 CPU = Runtime(torch.device("cpu"))
 

@@ -12,7 +12,7 @@ from heliostat.train.export import ExportError, export, try_export
 from heliostat.train.runtime import Runtime
 from heliostat.types import Problem, Prompt
 from tests.conftest import NANO
-from tests.unit.models.conftest import write_checkpoint
+from tests.support.checkpoints import write_checkpoint
 
 ALONE = Runtime(torch.device("cpu"))
 PROMPTS = [Prompt(Problem(str(n), "t", ""), tuple(range(6, 6 + n))) for n in (3, 9, 40, 7, 5)]
@@ -107,7 +107,7 @@ def test_families_pass_with_adapters_wherever_they_can_be(family, layers, dtype,
 @pytest.mark.parametrize("rank", [0, 2])
 def test_weights_that_loading_overwrites_show_before_training(rank, tmp_path):
     """A loader that zeroes the padding row, which the tied head trains: it is right until the first step is made."""
-    from tests.unit.models.small_families import load_small
+    from tests.support.model_families import load_small
 
     loaded = load_small("youtu", tmp_path)
     if rank:

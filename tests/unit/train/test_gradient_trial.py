@@ -16,7 +16,7 @@ from heliostat.train.layouts import Alone, Cached, Plain, Tree
 from heliostat.train.runtime import Runtime
 from heliostat.train.setup import set_up_model
 from tests.conftest import make_nano
-from tests.unit.models.small_families import load_small, small
+from tests.support.model_families import load_small, small
 
 
 def kinds(found):

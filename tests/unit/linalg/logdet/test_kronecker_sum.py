@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from heliostat.linalg import ConvergenceError, KroneckerSum, inverse_decomposition, kronecker_sum_from_marginals
-from tests.unit.linalg.logdet.problems import covariance
+from tests.support.logdet_problems import covariance
 
 
 def marginals(p, q, seed=0, spread=4.0):

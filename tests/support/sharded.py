@@ -13,8 +13,9 @@ from heliostat.storage import Extent
 from heliostat.train.checkpoint import Checkpoints
 from heliostat.train.runtime import Runtime
 from heliostat.train.sharding import shard
-from tests.conftest import in_child, make_nano
-from tests.kills import Events
+from tests.support.forks import in_child
+from tests.support.kills import Events
+from tests.support.nano import make_nano
 
 CPU = torch.device("cpu")
 NUM_RANKS = 2

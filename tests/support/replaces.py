@@ -1,6 +1,6 @@
 """Everything in the project that replaces something on the disk, to be killed at every event of it.
 
-Left out: checkpoints (``tests/unit/train/test_checkpoint_damage.py``, ``tests/sharded.py``) and whole runs
+Left out: checkpoints (``tests/unit/train/test_checkpoint_damage.py``, ``tests/support/sharded.py``) and whole runs
 (``tests/torture``).
 """
 
@@ -28,9 +28,9 @@ from heliostat.traces import Bank, Findings, export_bank
 from heliostat.traces.cuts import Donor
 from heliostat.train.folder import RunFolder
 from heliostat.train.prefixing import Donors, kept_donors
-from tests.conftest import make_nano
-from tests.kills import killed_at
-from tests.unit.traces.made import make_trace
+from tests.support.kills import killed_at
+from tests.support.nano import make_nano
+from tests.support.traces import make_trace
 
 ROWS = [{"step": number, "text": "等于几 \u2028 é" * 3} for number in range(6)]
 RECIPE = build_recipe(
