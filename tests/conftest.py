@@ -1,4 +1,4 @@
-"""How hypothesis draws its examples, and the smallest model."""
+"""The checks of shapes, how hypothesis draws its examples, and the smallest model."""
 
 import os
 
@@ -6,8 +6,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.support.forks import in_child
-from tests.support.nano import NANO, make_nano, make_prompts
+from tests.support import shapes
+
+shapes.install()  # before the first import of heliostat
+
+from tests.support.forks import in_child  # noqa: E402
+from tests.support.nano import NANO, make_nano, make_prompts  # noqa: E402
 
 __all__ = ["NANO", "in_child", "make_nano", "make_prompts"]
 
@@ -22,3 +26,10 @@ if os.environ.get("CI"):
 @pytest.fixture
 def nano():
     return make_nano()
+
+
+@pytest.fixture
+def wrong_shapes():
+    """Leave shapes unchecked in a test that passes wrong ones, so that the function's own error is what is raised."""
+    with shapes.unchecked():
+        yield

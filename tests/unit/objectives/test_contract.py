@@ -161,7 +161,7 @@ def test_a_normalizer_that_cannot_divide_is_refused(normalizer):
         build("pmd-mean").loss(*random_batch(4), normalizer)
 
 
-def test_shapes_that_disagree_are_refused():
+def test_shapes_that_disagree_are_refused(wrong_shapes):
     logp_new, tokens = random_batch(4)
     objective = build("pmd-mean")
     with pytest.raises(ValueError, match="a batch of 23 tokens needs one logp_new"):

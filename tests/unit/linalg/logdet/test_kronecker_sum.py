@@ -161,7 +161,7 @@ class TestFloat32:
         (torch.ones(0), torch.ones(0), "none"),
     ],
 )
-def test_refusals(rows, cols, sentence):
+def test_refusals(rows, cols, sentence, wrong_shapes):
     with pytest.raises(ValueError, match=sentence):
         kronecker_sum_from_marginals(rows, cols)
 
