@@ -41,7 +41,7 @@ class LogDet:
 
     x: Float[Tensor, "batch size"]
     value: Float[Tensor, " batch"]
-    factor: Float[Tensor, "batch *factor"]
+    factor: Float[Tensor, "batch ..."]
 
     @cached_property
     def inverse(self) -> Float[Tensor, "batch n n"]:
