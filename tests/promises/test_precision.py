@@ -23,7 +23,7 @@ from heliostat.train.run_folder.checkpoint_files import CheckpointError
 from heliostat.train.run_folder.checkpoints import Checkpoints
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.updater import Updater
-from tests.promises import small
+from tests.support import small
 
 ALONE = Runtime(torch.device("cpu"))
 QUICK = {

@@ -11,7 +11,7 @@ from heliostat.config import ConfigError, LoraSection, ModelSection
 from heliostat.models import hub, load_model
 from heliostat.models.hub import native_bfloat16, resolve_dtype
 from heliostat.models.lora import add_adapters, save_adapter
-from tests.unit.models.conftest import chat_tokenizer, load_float32, write_checkpoint
+from tests.support.checkpoints import chat_tokenizer, load_float32, write_checkpoint
 
 CPU = torch.device("cpu")
 

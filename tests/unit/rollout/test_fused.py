@@ -10,8 +10,8 @@ from heliostat.config import LoraSection
 from heliostat.models.lora import add_adapters
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine, fused
 from heliostat.rollout.fused import Product, fused_layers
-from tests.conftest import make_nano, make_prompts
-from tests.unit.models.conftest import load_float32, write_checkpoint
+from tests.support.checkpoints import load_float32, write_checkpoint
+from tests.support.nano import make_nano, make_prompts
 
 
 def completions(engine, prompts, group_size=4):

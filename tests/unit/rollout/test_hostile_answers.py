@@ -6,9 +6,9 @@ import pytest
 
 from heliostat.printed import visible
 from heliostat.rollout import DecodeLimits, SamplingSettings, Server, ServerError, VllmEngine, server
-from tests.conftest import make_nano, make_prompts
-from tests.unit.rollout.fake_vllm import FakeVllm, serving
-from tests.unit.rollout.hostile_answers import ANSWERS, CONNECTIONS
+from tests.support.fake_vllm import FakeVllm, serving
+from tests.support.hostile_answers import ANSWERS, CONNECTIONS
+from tests.support.nano import make_nano, make_prompts
 
 COMPLETIONS = "/v1/completions"
 

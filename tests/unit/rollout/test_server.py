@@ -3,8 +3,8 @@
 import pytest
 
 from heliostat.rollout import Server, ServerError, server
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, serving
+from tests.support import fake_vllm
+from tests.support.fake_vllm import FakeVllm, serving
 
 PATH = "/v1/models"
 KEY = "sk-very-secret"

@@ -7,7 +7,7 @@ from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
 from heliostat.rollout import shared as shared_rows
 from heliostat.rollout.rows import Rows
 from heliostat.rollout.shared import SharedRows, shares_prompts
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 LIMITS = [
     DecodeLimits(12),

@@ -21,9 +21,9 @@ from heliostat.rollout import (
 )
 from heliostat.rollout.vllm import tensors_of
 from heliostat.types import StopReason
-from tests.conftest import make_nano, make_prompts
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, edits, serving
+from tests.support import fake_vllm
+from tests.support.fake_vllm import FakeVllm, edits, serving
+from tests.support.nano import make_nano, make_prompts
 
 COMPLETIONS = "/v1/completions"
 

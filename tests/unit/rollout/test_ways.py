@@ -13,8 +13,8 @@ from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, Torch
 from heliostat.rollout.rows import PaddedRows, Rows
 from heliostat.rollout.shared import SharedPrompts, SharedRows
 from heliostat.types import Problem
-from tests.conftest import make_nano
-from tests.unit.models.small_families import load_small
+from tests.support.model_families import load_small
+from tests.support.nano import make_nano
 
 NUM_TOKENS = 6
 TEXTS = ("1 + 2 =", "10 + 25 - 3 + 4 - 100 + 77 =", "7 =", "what is 123 + 456 - 789 =", "5 - 4 =")

@@ -8,7 +8,7 @@ import torch
 from heliostat.rollout import DecodeLimits, NonFiniteLogits, SamplingSettings, TorchEngine
 from heliostat.rollout.workers import side_by_side
 from heliostat.spans import span, timed_spans
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 
 def sample(loaded, num_workers, shared=True, **more):

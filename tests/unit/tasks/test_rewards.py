@@ -18,7 +18,7 @@ from heliostat.tasks.task import WeightedVerifier
 from heliostat.tasks.verifiers import Function
 from heliostat.tasks.worker import _as_score
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
-from tests.unit.tasks.tasks_for_tests import EXACT, REWARDS, make_task, reward
+from tests.support.tasks import EXACT, REWARDS, make_task, reward
 
 
 def group_of(problem: Problem, texts: list[str], lengths: list[int]) -> Group:

@@ -13,14 +13,14 @@ import pytest
 from heliostat.tasks import VerifierError, VerifierPool, watched
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Function
-from tests.unit.tasks.hostile import ESCAPES, LIES
-from tests.unit.tasks.tasks_for_tests import make_task
+from tests.support.hostile_rewards import ESCAPES, LIES
+from tests.support.tasks import make_task
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl")
 
 
 def hostile_task(**settings: object) -> Task:
-    verifier = WeightedVerifier("act", Function("tests.unit.tasks.hostile:act"))
+    verifier = WeightedVerifier("act", Function("tests.support.hostile_rewards:act"))
     return make_task(verifier, **{"timeout_s": 1.0, **settings})
 
 
@@ -125,7 +125,7 @@ from heliostat.tasks.task import WeightedVerifier
 from heliostat.tasks.verifiers import Math
 from heliostat.tasks.pool import _spec
 from heliostat.tasks.watched import Worker
-from tests.unit.tasks.tasks_for_tests import make_task
+from tests.support.tasks import make_task
 specs = [_spec(make_task(WeightedVerifier("math", Math())))]
 worker = Worker(specs)
 if sys.argv[1] != "at once":

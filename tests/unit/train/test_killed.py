@@ -19,7 +19,7 @@ from heliostat.train.data.collect import Collector, Quota
 from heliostat.train.model_bundle import Bench
 from heliostat.types import Verdict
 from tests.conftest import in_child, make_nano
-from tests.promises import small
+from tests.support import small
 
 QUOTA = Quota(num_successes=3, max_attempts=40)
 

@@ -5,7 +5,7 @@ import torch
 
 from heliostat.linalg import inverse_decomposition
 from heliostat.linalg.logdet import implicit
-from tests.unit.linalg.logdet.problems import SUBSPACES, covariance, random_pattern
+from tests.support.logdet_problems import SUBSPACES, covariance, random_pattern
 
 
 def root(n, seed=0, batch=()):

@@ -23,7 +23,7 @@ from heliostat.train.logprobs.policy import Policy
 from heliostat.train.trainer import Trainer
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, TrainingGroup, Verdict
 from tests.conftest import make_nano
-from tests.promises import small
+from tests.support import small
 
 PREFIXED = """
 [traces]

@@ -21,7 +21,7 @@ from heliostat.train.rollouts.scheduler import NUM_COMPARED, Ahead
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import TrainingGroup, Verdict
 from tests.conftest import make_nano, make_prompts
-from tests.promises import small
+from tests.support import small
 
 NUM_STEPS = 6
 LIMITS = DecodeLimits(6)

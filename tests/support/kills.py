@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tests.conftest import in_child
+from tests.support.forks import in_child
 
 ANNOUNCED = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "shutil.rmtree"}
 WRAPPED = ("fsync", "write", "open")

@@ -4,7 +4,7 @@ from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Exact, Function
 from heliostat.types import Problem
 
-REWARDS = "tests.unit.tasks.rewards"
+REWARDS = "tests.support.rewards"
 
 
 def additions(num: int, task: str = "sums") -> tuple[Problem, ...]:

@@ -3,7 +3,7 @@
 import mpmath
 import numpy as np
 
-from tests.unit.linalg.logdet.problems import dense_basis
+from tests.support.logdet_problems import dense_basis
 
 DIGITS = 40
 

@@ -1,4 +1,4 @@
-"""Reward functions that do to their worker what they can; tests name them as ``tests.unit.tasks.hostile:act``."""
+"""Reward functions that do to their worker what they can; tests name them as ``tests.support.hostile_rewards:act``."""
 
 import gc
 import mmap

@@ -1,7 +1,6 @@
 """Everything in the project that replaces something on the disk, to be killed at every event of it.
 
-Left out: checkpoints (``tests/unit/train/run_folder/test_checkpoint_damage.py``, ``tests/sharded.py``) and whole runs
-(``tests/torture``).
+Left out: checkpoints (``test_checkpoint_damage.py``, ``tests/support/sharded.py``) and whole runs (``tests/torture``).
 """
 
 import hashlib
@@ -28,9 +27,9 @@ from heliostat.traces import Bank, Findings, export_bank
 from heliostat.traces.cuts import Donor
 from heliostat.train.data.prefixes import Donors, kept_donors
 from heliostat.train.run_folder.folder import RunFolder
-from tests.conftest import make_nano
-from tests.kills import killed_at
-from tests.unit.traces.made import make_trace
+from tests.support.kills import killed_at
+from tests.support.nano import make_nano
+from tests.support.traces import make_trace
 
 ROWS = [{"step": number, "text": "等于几 \u2028 é" * 3} for number in range(6)]
 RECIPE = build_recipe(

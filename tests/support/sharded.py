@@ -13,8 +13,9 @@ from heliostat.storage import Extent
 from heliostat.train.distributed.fsdp import shard
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.run_folder.checkpoints import Checkpoints
-from tests.conftest import in_child, make_nano
-from tests.kills import Events
+from tests.support.forks import in_child
+from tests.support.kills import Events
+from tests.support.nano import make_nano
 
 CPU = torch.device("cpu")
 NUM_RANKS = 2

@@ -1,4 +1,4 @@
-"""Reward functions with TRL's signature, most of them broken; tests name them as ``tests.unit.tasks.rewards:x``."""
+"""Reward functions with TRL's signature, most of them broken; tests name them as ``tests.support.rewards:x``."""
 
 import asyncio
 import ctypes
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-HERE = "tests.unit.tasks.rewards"
+HERE = "tests.support.rewards"
 
 
 def good(prompts, completions, answer):

@@ -4,9 +4,9 @@ import importlib.util
 from pathlib import Path
 
 from heliostat.models import LoadedModel
-from tests.unit.models.conftest import load_float32
+from tests.support.checkpoints import load_float32
 
-PATH = Path(__file__).parents[3] / "benchmarks" / "families" / "small.py"
+PATH = Path(__file__).parents[2] / "benchmarks" / "families" / "small.py"
 spec = importlib.util.spec_from_file_location("families_small", PATH)
 assert spec is not None
 assert spec.loader is not None
