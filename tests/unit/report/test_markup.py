@@ -132,8 +132,8 @@ def test_lines_of_a_template_are_joined_and_those_of_a_value_are_not() -> None:
 
 
 def test_a_template_that_asks_for_what_it_is_not_given_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="title"):
-        fill("frame.html")
+    with pytest.raises(UndefinedError, match="notes"):
+        fill("missing.html")
 
 
 @pytest.mark.parametrize("name", environment().list_templates())
