@@ -42,7 +42,7 @@ from heliostat.scaling import (
     training_memory,
 )
 from heliostat.train import run_recipe
-from heliostat.train.ceilings import measure_ceilings
+from heliostat.train.accounting.machine_peak import measure_ceilings
 from heliostat.train.trainer import Trainer
 
 RECIPE = """

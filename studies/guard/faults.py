@@ -19,9 +19,9 @@ import torch
 from heliostat.optim import Schedule
 from heliostat.rollout.engine import TorchEngine
 from heliostat.tasks.pool import Judging
-from heliostat.train.curriculum import Curriculum
-from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.trainer import Trainer
+from heliostat.train.update.safe_step import GuardedStep
 from heliostat.types import Verdict
 
 FIRST = 60

@@ -11,13 +11,13 @@ from heliostat.models import holding, load_model, trained_weights, twin_of
 from heliostat.traces import Bank, policy_fingerprint
 from heliostat.tracking import METRICS
 from heliostat.train import run_recipe
-from heliostat.train.interrupt import InterruptGuard
-from heliostat.train.policy import Policy
-from heliostat.train.runtime import Runtime
-from heliostat.train.scoring import score
-from heliostat.train.setup import check_ranks
+from heliostat.train.console.interrupt import InterruptGuard
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.logprobs.score import score
+from heliostat.train.recipe_checks import check_ranks
 from heliostat.train.trainer import Trainer
-from heliostat.train.update import UpdateCounts, Updater
+from heliostat.train.update.updater import UpdateCounts, Updater
 from tests.promises import small
 from tests.unit.rollout import fake_vllm
 from tests.unit.rollout.fake_vllm import FakeVllm, served_from, serving_tiny

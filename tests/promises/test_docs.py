@@ -43,7 +43,7 @@ def test_the_step_that_is_shown_is_the_step_that_runs():
     """Every statement of the page's loop stands in the trainer's, in the same order: order, sampling, step."""
     import inspect
 
-    from heliostat.train.ahead import Ahead
+    from heliostat.train.rollouts.scheduler import Ahead
     from heliostat.train.trainer import Trainer
 
     def bare(code):

@@ -12,7 +12,7 @@ from heliostat.config import ConfigError, ModelSection, load_recipe
 from heliostat.models import load_model, lora
 from heliostat.models.lora import add_adapters
 from heliostat.train import run_recipe
-from heliostat.train.interrupt import Interrupted
+from heliostat.train.console.interrupt import Interrupted
 from heliostat.train.trainer import Trainer
 from tests.promises import small
 

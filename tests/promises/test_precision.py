@@ -17,12 +17,12 @@ from heliostat.config import dump_recipe, load_recipe
 from heliostat.models import hub, load_model
 from heliostat.models.lora import add_adapters
 from heliostat.train import run_eval, run_recipe, run_sft
-from heliostat.train.checkpoint import Checkpoints
-from heliostat.train.checkpoint_files import CheckpointError
-from heliostat.train.runtime import Runtime
-from heliostat.train.setup import set_up_model
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.model_bundle import set_up_model
+from heliostat.train.run_folder.checkpoint_files import CheckpointError
+from heliostat.train.run_folder.checkpoints import Checkpoints
 from heliostat.train.trainer import Trainer
-from heliostat.train.update import Updater
+from heliostat.train.update.updater import Updater
 from tests.promises import small
 
 ALONE = Runtime(torch.device("cpu"))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from heliostat.config import Recipe
 from heliostat.train import run_recipe
-from heliostat.train.guarded_step import TrainingDiverged
 from heliostat.train.trainer import Trainer
+from heliostat.train.update.safe_step import TrainingDiverged
 from tests.conftest import in_child
 from tests.kills import Events, count_events, killed_at
 from tests.promises import small

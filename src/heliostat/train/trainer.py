@@ -26,31 +26,32 @@ from heliostat.rollout import PARITY_BOUNDS, ParityError, SamplingSettings, comp
 from heliostat.storage import write_manifest
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker
-from heliostat.train.actuators import build_actuator
-from heliostat.train.ahead import Ahead
-from heliostat.train.checkpoint import Checkpoints
-from heliostat.train.curriculum import Curriculum
-from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
-from heliostat.train.evaluate import Evaluation
-from heliostat.train.export import NUM_PROMPTS, export
-from heliostat.train.first_minute import first_minute_settings
-from heliostat.train.folder import RunFolder
-from heliostat.train.guarding import NUMERIC_FAILURES, RunGuard
-from heliostat.train.heldout import HeldOut
-from heliostat.train.interrupt import Interrupted, InterruptGuard
-from heliostat.train.keeping import TraceLog
-from heliostat.train.ledger import Ledger
-from heliostat.train.observe import make_monitor
-from heliostat.train.panel import Panel
-from heliostat.train.prefixing import open_prefixes
-from heliostat.train.progress import Display
-from heliostat.train.reference import reference_is_intact
-from heliostat.train.rollouts import Order, Rollouts
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.builders import make_feedback, make_updater
+from heliostat.train.console.interrupt import Interrupted, InterruptGuard
+from heliostat.train.console.progress import Display
+from heliostat.train.data.curriculum import Curriculum
+from heliostat.train.data.prefixes import open_prefixes
+from heliostat.train.data.trace_log import TraceLog
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.evaluation.evaluate import Evaluation
+from heliostat.train.evaluation.heldout import HeldOut
+from heliostat.train.guard.actuators import build_actuator
+from heliostat.train.guard.first_minute import first_minute_settings
+from heliostat.train.guard.panel import Panel
+from heliostat.train.guard.run_guard import NUMERIC_FAILURES, RunGuard
+from heliostat.train.guard.signals import make_monitor
+from heliostat.train.model_bundle import Bench, load_reference
+from heliostat.train.rollouts.batch import Order, Rollouts
+from heliostat.train.rollouts.scheduler import Ahead
+from heliostat.train.run_folder.checkpoints import Checkpoints
+from heliostat.train.run_folder.export import NUM_PROMPTS, export
+from heliostat.train.run_folder.folder import RunFolder
+from heliostat.train.run_folder.reference import reference_is_intact
 from heliostat.train.run_state import ROLLOUTS, Part, RunState, attribute, stateful, surviving
-from heliostat.train.runtime import Runtime
-from heliostat.train.setup import Bench, load_reference, make_feedback, make_updater
-from heliostat.train.update import UpdateReport
-from heliostat.train.warm_start import WarmStart
+from heliostat.train.sft.warm_start import WarmStart
+from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.update.updater import UpdateReport
 from heliostat.types import Batch, Group, Prompt
 
 NUM_DIAGNOSTIC_GROUPS = 8

@@ -10,8 +10,8 @@ from heliostat.config import build_recipe
 from heliostat.train import run_recipe
 from heliostat.train.run_state import Part, RunState, attribute, surviving
 from heliostat.train.trainer import Trainer
-from heliostat.train.update import Updater
-from tests.unit.train.test_prefixing import prepared  # noqa: F401  (a fixture: a recipe, and a bank of solutions)
+from heliostat.train.update.updater import Updater
+from tests.unit.train.data.test_prefixes import prepared  # noqa: F401  (a fixture: a recipe, and a bank of solutions)
 
 
 def plain(value):
