@@ -31,6 +31,7 @@ _EXTRAS = {
     "datasets": "data",
     "pyarrow": "data",
     "fsspec": "data",
+    "httpx2": "server",
     "scipy": "linalg",
     "networkx": "linalg",
     "matplotlib": "plots",
