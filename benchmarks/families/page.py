@@ -1,4 +1,4 @@
-"""The tables of ``docs/model-families.md``, from the files of ``results``; with ``--write`` they are put into the page.
+"""The tables of ``docs/reference/model-families.md``, from ``results``; with ``--write`` they are put into the page.
 
 python benchmarks/families/page.py [--write]
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "model-families.md"
+PAGE = HERE.parents[1] / "docs" / "reference" / "model-families.md"
 RESULTS = HERE / "results" / "families.json"
 CELLS = ("load", "sample", "score", "train", "save", "reload")
 VERSIONS = HERE / "results" / "versions.json"

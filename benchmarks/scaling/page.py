@@ -1,4 +1,4 @@
-"""Every table of docs/scaling.md, computed; with ``--write`` they are put into the page.
+"""Every table of docs/explanation/scaling.md, computed; with ``--write`` they are put into the page.
 
     python benchmarks/scaling/page.py [--write]
 
@@ -29,7 +29,7 @@ from heliostat.scaling import (
 )
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "explanation" / "scaling.md"
 MEASURED = Path(__file__).parent / "results" / "measured.json"
 
 JOB = Job(
@@ -232,7 +232,7 @@ def filled(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/explanation/scaling.md")
     if parser.parse_args().write:
         PAGE.write_text(filled(PAGE.read_text()))
         return

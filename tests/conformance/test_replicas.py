@@ -18,7 +18,7 @@ from heliostat.optim.copies import COPY
 from heliostat.optim.replicas import ReplicasDisagree, is_due, ranks_of
 from tests.conformance.test_distributed_optimizers import free_port
 
-PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "optimizers.md"
 BY_NAME = {row.name: row for row in ROWS}
 
 
