@@ -32,7 +32,7 @@ from statistics import mean, median
 
 from heliostat.config import load_recipe
 from heliostat.train import run_recipe
-from heliostat.train.progress import Display
+from heliostat.train.console.progress import Display
 from heliostat.train.run import run_sft
 
 RESULTS = Path(__file__).resolve().parent / "results" / "two_cores.jsonl"

@@ -36,10 +36,10 @@ from heliostat.config import ModelSection, Recipe, RolloutSection
 from heliostat.models import LoadedModel, encode_problem, load_model
 from heliostat.rollout import DecodeLimits, SamplingSettings, build_engine
 from heliostat.train import run_recipe
-from heliostat.train.exact import exact_layouts
-from heliostat.train.packing import rows_of
-from heliostat.train.policy import Policy
-from heliostat.train.progress import Display
+from heliostat.train.console.progress import Display
+from heliostat.train.logprobs.layout_trial import exact_layouts
+from heliostat.train.logprobs.packing import rows_of
+from heliostat.train.logprobs.policy import Policy
 from heliostat.types import Problem, Prompt, TrainingGroup
 
 TEXTS = (

@@ -17,10 +17,10 @@ import torch
 
 from heliostat.config import ModelSection
 from heliostat.models import load_model
-from heliostat.train.ledger import Ledger
-from heliostat.train.packing import Row
-from heliostat.train.policy import Policy
-from heliostat.train.update import UpdateCounts
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.logprobs.packing import Row
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
 GROUP = 8

@@ -25,8 +25,8 @@ from entries import write_model
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, load_model
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
-from heliostat.train.packing import microbatches, rows_of
-from heliostat.train.policy import Policy
+from heliostat.train.logprobs.packing import microbatches, rows_of
+from heliostat.train.logprobs.policy import Policy
 from heliostat.types import Problem, Prompt, TrainingGroup
 
 RESULTS = Path(__file__).resolve().parent / "results" / "curves.jsonl"
@@ -65,7 +65,7 @@ def point(loaded: LoadedModel, group_size: int, prompt: int, answer: int, shared
 
 
 def _shapes(rows: list, policy: Policy) -> list:  # type: ignore[type-arg]
-    from heliostat.train.packing import GroupShape, by_group
+    from heliostat.train.logprobs.packing import GroupShape, by_group
 
     parts = microbatches(rows, 8192, policy.padded_tokens)
     return [[GroupShape.of(group) for group in by_group(part)] for part in parts]

@@ -26,11 +26,11 @@ from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
 from heliostat.config import ModelSection
 from heliostat.models import BACKWARD_COST, LoadedModel, encode_problem, forward_flops, load_model
 from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
-from heliostat.train.ceilings import Ceilings
-from heliostat.train.packing import microbatches, rows_of
-from heliostat.train.policy import Policy
-from heliostat.train.profile import decode_floor
-from heliostat.train.update import UpdateCounts
+from heliostat.train.accounting.machine_peak import Ceilings
+from heliostat.train.accounting.profiler import decode_floor
+from heliostat.train.logprobs.packing import microbatches, rows_of
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Group, Problem, Prompt, TrainingGroup
 
 RESULTS = Path(__file__).resolve().parent / "results" / "switches.jsonl"
@@ -80,7 +80,7 @@ def _sample(engine: TorchEngine, prompts: list[Prompt], entry: Entry) -> list[Gr
 
 
 def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:
-    """As ``heliostat.train.ceilings``, in CPU seconds: the machine may be shared."""
+    """As ``heliostat.train.accounting.machine_peak``, in CPU seconds: the machine may be shared."""
     left, right = torch.ones(2, size, size)
     source = torch.zeros(copy_bytes, dtype=torch.uint8)
     target = torch.empty_like(source)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from heliostat.config import ConfigError, Recipe, load_recipe
     from heliostat.report import write_report
     from heliostat.report.diagnosis import diagnose
-    from heliostat.train.failed import RunFailed
+    from heliostat.train.results import RunFailed
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ __all__ = [
 _HOME = {
     "ConfigError": "config",
     "Recipe": "config",
-    "RunFailed": "train.failed",
+    "RunFailed": "train.results",
     "diagnose": "report.diagnosis",
     "evaluate": "api",
     "load_recipe": "config",

@@ -175,7 +175,7 @@ def collect(
     Returns:
         What the bank holds now, with the histogram of attempts.
     """
-    from heliostat.train.collect import Quota, run_collect
+    from heliostat.train.data.collect import Quota, run_collect
 
     checked, _ = _recipe(recipe, overrides)
     with _failures_raised():

@@ -4,7 +4,7 @@
     release_folder     the reverse, for a run that was refused before it began
     check_replaceable  the same question for a single file
 
-Left out: locks, and what is in a run's folder (``train.folder``, ``control.runs``).
+Left out: locks, and what is in a run's folder (``train.run_folder.folder``, ``control.runs``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A console through which no text reaches the terminal as commands.
 
-Left out: what is printed (``cli.tables``, ``train.progress``).
+Left out: what is printed (``cli.tables``, ``train.console.progress``).
 """
 
 from __future__ import annotations

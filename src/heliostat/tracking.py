@@ -3,7 +3,7 @@
 A key that is not declared in ``METRICS`` is refused, so the glossary in the docs, the report and the log can never
 disagree. Lines are appended and flushed step by step; a resumed run first drops the lines after its checkpoint.
 
-Left out: TensorBoard and hosted services (``trackers``), console progress (``train.progress``), pages (``report``), and
+Left out: TensorBoard and hosted services (``trackers``), console progress (``train.console``), pages (``report``), and
 any aggregation over steps.
 """
 

@@ -28,9 +28,10 @@ from heliostat.rollout import SamplingSettings
 from heliostat.statistics import bootstrap, pass_at_k
 from heliostat.tracking import read_metrics
 from heliostat.train import run_recipe
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.model_bundle import set_up_model
 from heliostat.train.run import run_sft
-from heliostat.train.runtime import start_runtime
-from heliostat.train.setup import load_tasks, set_up_model
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "answers.jsonl"

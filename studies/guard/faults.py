@@ -19,9 +19,9 @@ import torch
 from heliostat.optim import Schedule
 from heliostat.rollout.engine import TorchEngine
 from heliostat.tasks.pool import Judging
-from heliostat.train.curriculum import Curriculum
-from heliostat.train.guarded_step import GuardedStep
+from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.trainer import Trainer
+from heliostat.train.update.safe_step import GuardedStep
 from heliostat.types import Verdict
 
 FIRST = 60
@@ -187,7 +187,7 @@ def injected(install: Install | None, window: tuple[int, int] = ALWAYS) -> Itera
     clock = Clock(window)
     torch.manual_seed(0)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(Trainer, "_step", clock.wrap(Trainer._step)))
+        stack.enter_context(patch.object(Trainer, "step", clock.wrap(Trainer.step)))
         if install is not None:
             install(clock, stack)
         yield

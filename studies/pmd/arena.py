@@ -28,16 +28,18 @@ from heliostat.config import Recipe, load_recipe
 from heliostat.objectives import build_objective
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
-from heliostat.train.curriculum import Passes
-from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
-from heliostat.train.guarded_step import TrainingDiverged
-from heliostat.train.ledger import Ledger
-from heliostat.train.packing import microbatches
-from heliostat.train.policy import Policy
-from heliostat.train.runtime import Runtime, start_runtime
-from heliostat.train.setup import Bench, load_tasks, make_updater, set_up_model
-from heliostat.train.sft import demonstration
-from heliostat.train.update import Updater, UpdateReport, make_batch
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.builders import make_updater
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.demonstrations import demonstration
+from heliostat.train.distributed.ranks import Runtime, start_runtime
+from heliostat.train.logprobs.packing import microbatches
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.model_bundle import Bench, set_up_model
+from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.update.safe_step import TrainingDiverged
+from heliostat.train.update.updater import Updater, UpdateReport, make_batch
 from heliostat.types import Batch, Group, Problem
 
 RECIPE = Path(__file__).with_name("recipe.toml")

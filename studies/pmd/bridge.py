@@ -41,11 +41,11 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     from heliostat.config import ObjectiveSection
     from heliostat.objectives import build_objective
     from heliostat.optim import Schedule
-    from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
-    from heliostat.train.guarded_step import GuardedStep
-    from heliostat.train.policy import Policy
-    from heliostat.train.runtime import Runtime
-    from heliostat.train.update import Updater, make_batch
+    from heliostat.train.distributed.ranks import Runtime
+    from heliostat.train.logprobs.policy import Policy
+    from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
+    from heliostat.train.update.safe_step import GuardedStep
+    from heliostat.train.update.updater import Updater, make_batch
     from heliostat.types import Batch, Verdict
 
     torch.set_num_threads(1)

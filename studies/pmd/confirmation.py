@@ -29,12 +29,14 @@ from heliostat.models import encode_problem, encode_solution
 from heliostat.objectives import build_objective
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
-from heliostat.train.curriculum import Passes
-from heliostat.train.diagnostics import mirror_means, rollout_means, sequence_log_ratios
-from heliostat.train.ledger import Ledger
-from heliostat.train.runtime import start_runtime
-from heliostat.train.setup import load_tasks, make_updater, set_up_model
-from heliostat.train.update import make_batch
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.builders import make_updater
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.data.curriculum import Passes
+from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.model_bundle import set_up_model
+from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.update.updater import make_batch
 from heliostat.types import Batch, Group, Problem
 
 HERE = Path(__file__).parent

@@ -27,15 +27,17 @@ from heliostat.models import LoadedModel, encode_problem, encode_solution, save_
 from heliostat.optim import Schedule, build_optimizer
 from heliostat.tasks import VerifierPool
 from heliostat.traces import Bank, Trace, tokenizer_fingerprint
-from heliostat.train.collect import Collector, Quota, spent_on
-from heliostat.train.guarded_step import GuardedStep
-from heliostat.train.ledger import Ledger
-from heliostat.train.packing import Row, microbatches
-from heliostat.train.policy import Policy
-from heliostat.train.progress import Display
-from heliostat.train.runtime import Runtime, start_runtime
-from heliostat.train.setup import load_tasks, make_feedback, set_up_model
-from heliostat.train.sft import SupervisedUpdater
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.builders import make_feedback
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.console.progress import Display
+from heliostat.train.data.collect import Collector, Quota, spent_on
+from heliostat.train.distributed.ranks import Runtime, start_runtime
+from heliostat.train.logprobs.packing import Row, microbatches
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.model_bundle import set_up_model
+from heliostat.train.sft.updater import SupervisedUpdater
+from heliostat.train.update.safe_step import GuardedStep
 from heliostat.types import Completion, Problem, StopReason
 
 HERE = Path(__file__).parent

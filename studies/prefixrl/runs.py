@@ -23,11 +23,11 @@ from offpolicy import with_trained_prefix
 from heliostat.config import Recipe
 from heliostat.objectives import build_objective
 from heliostat.rollout import SamplingSettings, completion_seed
-from heliostat.train.curriculum import Passes
-from heliostat.train.ledger import Ledger
-from heliostat.train.prefixing import open_prefixes
-from heliostat.train.setup import make_feedback, make_updater
-from heliostat.train.update import Updater, UpdateReport, make_batch
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.builders import make_feedback, make_updater
+from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.prefixes import open_prefixes
+from heliostat.train.update.updater import Updater, UpdateReport, make_batch
 from heliostat.types import Group
 
 NUM_CHECKS = 8

@@ -19,7 +19,7 @@ from heliostat.config import Recipe, TaskSection, load_recipe
 from heliostat.tasks import load_task
 from heliostat.traces import Bank
 from heliostat.train import run_eval, run_recipe
-from heliostat.train.collect import Quota, run_collect
+from heliostat.train.data.collect import Quota, run_collect
 
 HERE = Path(__file__).resolve().parent
 ROUND, CAP = 64, 128

@@ -31,10 +31,10 @@ from transform import transformed  # noqa: E402
 from heliostat.objectives import build_objective  # noqa: E402
 from heliostat.rollout import completion_seed  # noqa: E402
 from heliostat.statistics import bootstrap  # noqa: E402
-from heliostat.train.guarded_step import GuardedStep, TrainingDiverged  # noqa: E402
-from heliostat.train.ledger import Ledger  # noqa: E402
-from heliostat.train.setup import make_updater  # noqa: E402
-from heliostat.train.update import make_batch  # noqa: E402
+from heliostat.train.accounting.flop_ledger import Ledger  # noqa: E402
+from heliostat.train.builders import make_updater  # noqa: E402
+from heliostat.train.update.safe_step import GuardedStep, TrainingDiverged  # noqa: E402
+from heliostat.train.update.updater import make_batch  # noqa: E402
 
 RESULTS = HERE / "results.jsonl"
 RATES = {"SGD": (0.001, 0.003, 0.01, 0.03, 0.1), "AdamW": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}

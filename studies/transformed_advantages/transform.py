@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.train.packing import Row, rows_of
-from heliostat.train.policy import Policy
+from heliostat.train.logprobs.packing import Row, rows_of
+from heliostat.train.logprobs.policy import Policy
 from heliostat.types import Batch
 
 Gram = Float[Tensor, "sequence sequence"]

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from studies.guard.faults import Clock, Install
 
 from heliostat.rollout.engine import TorchEngine
-from heliostat.train.curriculum import Curriculum
+from heliostat.train.data.curriculum import Curriculum
 
 
 def other_temperature(temperature: float) -> Install:

@@ -1,6 +1,5 @@
 """The promise: the documentation builds, says what the code declares, and every link in it leads somewhere."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -37,28 +36,6 @@ def test_generated_pages_leave_nothing_out():
     assert [key.name for key in describe_keys() if f"`{key.name}`" not in settings] == []
     assert [name for name in OBJECTIVES if f"| `{name}` |" not in settings] == []
     assert [name for name in METRICS if f"| `{name}` |" not in metrics] == []
-
-
-def test_the_step_that_is_shown_is_the_step_that_runs():
-    """Every statement of the page's loop stands in the trainer's, in the same order: order, sampling, step."""
-    import inspect
-
-    from heliostat.train.ahead import Ahead
-    from heliostat.train.trainer import Trainer
-
-    def bare(code):
-        return re.sub(r"\s+", "", code.replace("self.", "").replace("bench.", "")).replace(",)", ")")
-
-    page = (ROOT / "docs" / "how-it-works.md").read_text()
-    shown = ast.parse(page.partition("```python\n")[2].partition("```")[0]).body
-    assert len(shown) > 5
-    parts = (Trainer._order, Ahead._sample, Ahead._settled, Trainer._step)
-    source = "".join(bare(ast.unparse(ast.parse(inspect.cleandoc("\n" + inspect.getsource(part))))) for part in parts)
-    position = 0
-    for statement in shown:
-        found = source.find(bare(ast.unparse(statement)), position)
-        assert found >= 0, ast.unparse(statement)
-        position = found + 1
 
 
 def test_every_page_is_in_the_site(site):

@@ -9,7 +9,7 @@ import pytest
 from heliostat.config import ConfigError
 from heliostat.report.read import read_run
 from heliostat.train import run_recipe
-from heliostat.train.folder import RunFolder, reserve_run_dir
+from heliostat.train.run_folder.folder import RunFolder, reserve_run_dir
 from tests.support import small
 from tests.torture import courses as torture
 from tests.torture import flips

@@ -9,8 +9,8 @@ from heliostat.config import ConfigError
 from heliostat.monitors import default_rules
 from heliostat.monitors.guard import Guard
 from heliostat.train import run_recipe
-from heliostat.train.guarding import RunGuard
-from heliostat.train.update import Updater
+from heliostat.train.guard.run_guard import RunGuard
+from heliostat.train.update.updater import Updater
 from tests.support import small
 
 QUICK = {"warm_start__num_steps": 40, "guard__baseline_start": 1, "guard__baseline_steps": 3, "eval__every": 0,
@@ -57,7 +57,7 @@ def only_our_alarms(monkeypatch):
     def calm(start, size):
         return tuple(rule for rule in default_rules(start, size) if rule.level in ("note", "broken"))
 
-    monkeypatch.setattr("heliostat.train.guarding.default_rules", calm)
+    monkeypatch.setattr("heliostat.train.guard.run_guard.default_rules", calm)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from heliostat.config import load_recipe
-from heliostat.train.folder import RunFolder
+from heliostat.train.run_folder.folder import RunFolder
 from tests.support import small
 
 SHORT = {

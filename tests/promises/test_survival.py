@@ -14,7 +14,7 @@ import torch
 
 from heliostat.config import ConfigError
 from heliostat.train import run_recipe
-from heliostat.train.folder import RunFolder, RunLocked
+from heliostat.train.run_folder.folder import RunFolder, RunLocked
 from tests.support import small
 
 

@@ -1,7 +1,7 @@
 """Everything in the project that replaces something on the disk, to be killed at every event of it.
 
-Left out: checkpoints (``tests/unit/train/test_checkpoint_damage.py``, ``tests/support/sharded.py``) and whole runs
-(``tests/torture``).
+Left out: checkpoints (``tests/unit/train/run_folder/test_checkpoint_damage.py``, ``tests/support/sharded.py``) and
+whole runs (``tests/torture``).
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from heliostat.storage import append_rows, extent_of, keep_rows, read_rows, reco
 from heliostat.theory.plots import save as save_figure
 from heliostat.traces import Bank, Findings, export_bank
 from heliostat.traces.cuts import Donor
-from heliostat.train.folder import RunFolder
-from heliostat.train.prefixing import Donors, kept_donors
+from heliostat.train.data.prefixes import Donors, kept_donors
+from heliostat.train.run_folder.folder import RunFolder
 from tests.support.kills import killed_at
 from tests.support.nano import make_nano
 from tests.support.traces import make_trace

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from heliostat.storage import Extent
-from heliostat.train.checkpoint import Checkpoints
-from heliostat.train.runtime import Runtime
-from heliostat.train.sharding import shard
+from heliostat.train.distributed.fsdp import shard
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.run_folder.checkpoints import Checkpoints
 from tests.support.forks import in_child
 from tests.support.kills import Events
 from tests.support.nano import make_nano

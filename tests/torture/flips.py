@@ -10,9 +10,9 @@ from heliostat.config import ConfigError
 from heliostat.outputs import MARKER, claim_folder
 from heliostat.storage import Damaged, append_rows, changed_files, check_folder, extent_of, read_rows, truncate_rows
 from heliostat.traces import Bank, BankError, Findings, check_bank, whole_traces
-from heliostat.train.checkpoint import Checkpoints
-from heliostat.train.prefixing import kept_donors
-from heliostat.train.runtime import Runtime
+from heliostat.train.data.prefixes import kept_donors
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.run_folder.checkpoints import Checkpoints
 
 
 def flips(path: Path, num: int, randomness: random.Random) -> Iterator[None]:
@@ -101,7 +101,7 @@ def bank_flips(folder: Path, num: int, randomness: random.Random) -> tuple[int, 
 
 def donor_flips(folder: Path, num: int, randomness: random.Random) -> tuple[int, int]:
     from heliostat.traces.cuts import Donor
-    from heliostat.train.prefixing import Donors
+    from heliostat.train.data.prefixes import Donors
 
     path = folder / "prefixes.json"
     kept_donors(path, lambda: Donors((Donor("p", (1, 2, 3), 4),), 1.0, 0))

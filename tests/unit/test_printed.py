@@ -12,7 +12,7 @@ from heliostat.cli.entry import one_line
 from heliostat.cli.tables import print_completions, print_outcome
 from heliostat.printed import say, visible, visible_line
 from heliostat.terminal import SafeConsole
-from heliostat.train.progress import Display
+from heliostat.train.console.progress import Display
 
 HIDDEN = [
     chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp")

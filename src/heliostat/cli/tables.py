@@ -1,6 +1,6 @@
 """How results look on a terminal: tables by rich, plain text where the output is a file or a pipe.
 
-Left out: where the numbers come from, and the live display of a run (``train.progress``).
+Left out: where the numbers come from, and the live display of a run (``train.console.progress``).
 """
 
 from __future__ import annotations

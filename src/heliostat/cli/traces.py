@@ -93,7 +93,7 @@ def _problems(args: Namespace) -> Iterator[Problems | None]:
     from heliostat.config import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
-    from heliostat.train.judging import problems_of
+    from heliostat.train.data.problem_lookup import problems_of
 
     with problems_of(recipe) as problems:
         yield problems

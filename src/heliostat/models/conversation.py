@@ -4,7 +4,7 @@ Every assistant turn becomes a prompt (all before it, as the template writes it 
 would have sampled there; nobody else's words are among them. Prompts are rendered anew for every turn, so thoughts that
 a template drops from older turns are dropped, as they are when the model is used.
 
-Left out: conversations in plain text, and the loss (``train.sft``).
+Left out: conversations in plain text, and the loss (``train.sft.updater``).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ What rounding explains is measured on the model itself where it matters, by movi
 
 Memory: one more copy of the model, on its device where half as much again is free, else on the CPU.
 
-Left out: when to ask (``train.export``).
+Left out: when to ask (``train.run_folder.export``).
 """
 
 from __future__ import annotations

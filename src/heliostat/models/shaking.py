@@ -3,7 +3,7 @@
 A weight that is lost, tied to another or written over on its way through a folder shows only if it is not what the
 other side would put there by itself: the number of the original checkpoint, 0 in a padding row, the same as its twin's.
 
-Left out: adapters that are still 0 (``models.lora``), and who looks (``train.export``).
+Left out: adapters that are still 0 (``models.lora``), and who looks (``train.run_folder.export``).
 """
 
 from __future__ import annotations

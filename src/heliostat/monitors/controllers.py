@@ -9,7 +9,7 @@ The output ``u`` is a share of an actuator's range: 0 leaves the recipe as it is
 never moves by more than ``slew`` in a step. ``frozen`` holds it: while sampler and trainer disagree, the measured
 number shows a bug and not the policy.
 
-Left out: what is pushed (``train.actuators``) and where the target comes from (``guard``).
+Left out: what is pushed (``train.guard.actuators``) and where the target comes from (``guard``).
 
 References: Astrom & Hagglund 2006, "Advanced PID Control" (anti-windup by conditional integration).
 """

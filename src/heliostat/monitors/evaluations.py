@@ -3,7 +3,7 @@
     reward/zero_signal    1 where every problem earned the same and was solved always or never, else 0: results kept per
                           problem do not tell which samples differed
 
-Left out: evaluating (``train.evaluate``).
+Left out: evaluating (``train.evaluation.evaluate``).
 """
 
 from __future__ import annotations

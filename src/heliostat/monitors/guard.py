@@ -4,7 +4,7 @@ A rule speaks when its alarm begins and is silent while it lasts. A number that 
 whatever the rules say. The same signals in the same order always give the same findings: the state is all there is, and
 it goes into the checkpoint.
 
-Left out: carrying anything out (``train.guarding``), and where signals come from.
+Left out: carrying anything out (``train.guard.run_guard``), and where signals come from.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Each condition is a line in ``outright_rules``, causes before what they cause. A condition that holds hides the rules
 that it explains. What the evaluation said and no first step confirms is withdrawn.
 
-Left out: changes against the run's own level (``rules``, ``guard``), and carrying anything out (``train.guarding``).
+Left out: changes against the run's own level (``rules``, ``guard``), and carrying anything out (``train.guard``).
 """
 
 from __future__ import annotations

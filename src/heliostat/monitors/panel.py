@@ -5,7 +5,7 @@ r"""Numbers of a fixed panel: calibration of likelihoods, and how much a complet
 
 A collapse to one template keeps token entropy high and brings ``information`` to 0: that is what it is for.
 
-Left out: sampling and scoring the panel (``train.panel``).
+Left out: sampling and scoring the panel (``train.guard.panel``).
 
 References: Oord et al. 2018, arXiv 1807.03748 (the bound); RAGEN-2, arXiv 2604.06268 (template collapse).
 """

@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
-from heliostat.optim.masters import Groups, on_copies
-from heliostat.optim.replaced import refuse_replaced_weights
-from heliostat.optim.settings import (
-    EvaSettings,
-    KroneckerProductSettings,
-    KroneckerSumSettings,
-    Rank1,
-    RengSettings,
-    RingSettings,
-    RKalmanSettings,
-    decay_groups,
+from heliostat.optim.base.param_groups import ParamGroups, decay_groups
+from heliostat.optim.precision.master_weights import with_master_weights
+from heliostat.optim.recipe_settings import (
+    EvaRecipe,
+    KroneckerProductRecipe,
+    KroneckerSumRecipe,
+    Rank1Recipe,
+    RengRecipe,
+    RingRecipe,
+    RKalmanRecipe,
+    trainable,
 )
+from heliostat.optim.replaced_weights import refuse_replaced_weights
 
 
 class OptimizerSettings(Protocol):
@@ -39,7 +40,7 @@ class OptimizerSettings(Protocol):
 class OverGroups(OptimizerSettings, Protocol):
     """Settings of an optimizer that needs parameter groups only, so that master copies will do."""
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer: ...
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer: ...
 
 
 @runtime_checkable
@@ -67,7 +68,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
 
@@ -83,14 +84,14 @@ class SGD:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
 
 
 _SHIPPED: tuple[type[OverGroups] | type[OverModel], ...] = (
     *(AdamW, SGD),
-    *(Rank1, EvaSettings, RingSettings, RengSettings, RKalmanSettings),
-    *(KroneckerSumSettings, KroneckerProductSettings),
+    *(Rank1Recipe, EvaRecipe, RingRecipe, RengRecipe, RKalmanRecipe),
+    *(KroneckerSumRecipe, KroneckerProductRecipe),
 )
 
 REGISTRY: dict[str, type[OverGroups] | type[OverModel]] = {settings.name: settings for settings in _SHIPPED}
@@ -138,9 +139,9 @@ def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer
             return settings.build_over(model, section.lr)
         except ValueError as error:
             raise ConfigError(f"optimizer.{error}") from None
-    named = decay_groups(model.named_parameters(), settings.weight_decay)
+    named = decay_groups(trainable(model), settings.weight_decay)
     groups = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in named]
-    return on_copies(groups, lambda own: settings.build(own, section.lr))
+    return with_master_weights(groups, lambda own: settings.build(own, section.lr))
 
 
 def _refuse_untrainable(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 Steps are equal for the optimizer and not for whoever pays: eight or sixty-four samples a prompt, and traces that had to
 be collected first, are compared by what they took.
 
-Left out: drawing (``charts``), and counting (``train.ledger``).
+Left out: drawing (``charts``), and counting (``train.accounting.flop_ledger``).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from heliostat.scaling.job import Job, Layout
 from heliostat.scaling.shapes import ModelShape
 
 MAX_LOGITS = 2**24
-"""Logits that training has alive at once (``train.policy``)."""
+"""Logits that training has alive at once (``train.logprobs.policy``)."""
 
 MEMORY_SHARE = 0.9
 """Of a GPU's memory that may be planned with; the rest is for what is left out here. vLLM's default, too."""

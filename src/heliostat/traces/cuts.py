@@ -9,7 +9,7 @@ A policy gives shares of the turn; ``cut_donor`` turns shares into tokens, never
 from the seed and the problem alone, and what is learned is plain numbers in a checkpoint, so a resumed run cuts where
 the first one did.
 
-Left out: which prompts a step gets (``train.prefixing``).
+Left out: which prompts a step gets (``train.data.prefixes``).
 
 References: PrefixRL, 2026, arXiv 2601.18795, for the band (reconstruction: the paper's body was not available).
 """

@@ -3,7 +3,7 @@
 The answer begins where it is first said, unless the question says it too; then, and at the latest, behind the last
 answer marker, a restatement right before it included.
 
-Left out: asking the verifier whether a prefix alone earns the reward, which ``train.prefixing`` does as well.
+Left out: asking the verifier whether a prefix alone earns the reward, which ``train.data.prefixes`` does as well.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Training: the loop, its runtime, and the ways to start it."""
 
-from heliostat.train.evaluate import Evaluation, compare
-from heliostat.train.failed import RunFailed
-from heliostat.train.progress import Display
-from heliostat.train.run import EvalReport, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train.console.progress import Display
+from heliostat.train.evaluation.evaluate import Evaluation, compare
+from heliostat.train.evaluation.run_eval import EvalReport, run_eval
+from heliostat.train.evaluation.run_sample import run_sample
+from heliostat.train.results import RunFailed, RunResult
+from heliostat.train.run import run_recipe, run_sft
 
 __all__ = [
     "Display",

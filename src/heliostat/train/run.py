@@ -10,20 +10,18 @@ Left out: argument syntax (``cli``) and the loop (``train.trainer``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from heliostat.config import ConfigError, LoraSection, Recipe
+from heliostat.config import ConfigError, Recipe
 from heliostat.models.templates import day_of
 from heliostat.monitors import standing
 from heliostat.monitors.outright_rules import LONGEST_SOLUTION
-from heliostat.rollout import NonFiniteLogits, ParityError, SamplingSettings, ServerError, completion_seed
+from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
 from heliostat.tasks.demonstrations import demonstrations_of
@@ -31,58 +29,36 @@ from heliostat.tasks.nesting import refuse_nested
 from heliostat.traces import BankError
 from heliostat.trackers import open_services
 from heliostat.tracking import JsonlTracker, Tracker, read_metrics
-from heliostat.train.checkpoint import Checkpoints, ResumePoint
-from heliostat.train.checkpoint_files import CheckpointError
-from heliostat.train.encodable import check_encodable
-from heliostat.train.evaluate import Comparison, Evaluation, compare, evaluate
-from heliostat.train.exact import exact_layouts
-from heliostat.train.export import NUM_PROMPTS, ExportError, try_export
-from heliostat.train.folder import RunFolder, reserve_run_dir
-from heliostat.train.guarded_step import TrainingDiverged
-from heliostat.train.guarding import GuardStopped
-from heliostat.train.interrupt import Interrupted, InterruptGuard
-from heliostat.train.keeping import TraceLog
-from heliostat.train.ledger import Ledger
-from heliostat.train.precision import as_saved, begun_in
-from heliostat.train.profile import Profile
-from heliostat.train.progress import Display
-from heliostat.train.reward_audit import RewardRefused, audit_rewards
-from heliostat.train.runtime import RankLost, Runtime, running, spoken_transport, start_runtime
-from heliostat.train.setup import Bench, check_ranks, check_recipe, load_tasks, set_up_model, set_up_sampler
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.accounting.profiler import Profile
+from heliostat.train.builders import build_trainer
+from heliostat.train.checks.encoding import check_encodable
+from heliostat.train.checks.recipe import check_ranks, check_recipe, load_tasks
+from heliostat.train.checks.reward_audit import RewardRefused, audit_rewards
+from heliostat.train.console.interrupt import Interrupted, InterruptGuard
+from heliostat.train.console.progress import Display
+from heliostat.train.data.trace_log import TraceLog
+from heliostat.train.distributed.ranks import RankLost, Runtime, running, spoken_transport
+from heliostat.train.evaluation.evaluate import Evaluation
+from heliostat.train.evaluation.rows import recorded_evaluation
+from heliostat.train.guard.run_guard import GuardStopped
+from heliostat.train.logprobs.layout_trial import exact_layouts
+from heliostat.train.model_bundle import Bench, set_up_model
+from heliostat.train.results import RunResult
+from heliostat.train.run_context import RunContext
+from heliostat.train.run_folder.checkpoint_files import CheckpointError
+from heliostat.train.run_folder.checkpoints import Checkpoints, ResumePoint
+from heliostat.train.run_folder.export import NUM_PROMPTS, ExportError, try_export
+from heliostat.train.run_folder.folder import RunFolder, reserve_run_dir
+from heliostat.train.run_folder.stored_dtype import begun_in
 from heliostat.train.trainer import Trainer
-from heliostat.types import Group, Problem
+from heliostat.train.update.safe_step import TrainingDiverged
 
-EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
     *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
 )
 """What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        status: ``finished``, ``interrupted`` or ``failed``; ``reason`` says why if not finished.
-        before, after: held-out results, where the run got that far.
-        findings: what the run's first minute and its falls say outright, a sentence each.
-        speaks: whether this process is the one of its run that talks to people.
-    """
-
-    folder: Path
-    status: str
-    reason: str
-    before: Evaluation | None
-    after: Evaluation | None
-    speaks: bool = True
-    findings: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """What the process should exit with: 0 finished, 130 interrupted, 1 failed."""
-        return EXIT_CODES[self.status]
 
 
 def run_recipe(
@@ -114,7 +90,7 @@ def run_recipe(
             for change in folder.changes() if runtime.is_main else ():
                 shown.note(change)
             shown.note("this run is finished already; nothing to do")
-            results = (folder.recorded("before"), folder.recorded("after"))
+            results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
             return RunResult(path, "finished", "", *results, speaks=runtime.is_main, findings=found)
         with runtime.together():  # what is missing for a tracker is said before the model loads
@@ -148,22 +124,22 @@ def run_recipe(
         interrupt = stack.enter_context(InterruptGuard(shown.note, runtime.any))
         ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
         traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name, keeps=runtime.is_main))
-        trainer = Trainer(
-            recipe,
-            folder,
-            checkpoints,
-            runtime,
-            tasks,
-            bench,
-            objective,
-            pool,
-            trackers,
-            shown,
-            interrupt,
-            ledger,
-            traces,
+        context = RunContext(
+            recipe=recipe,
+            folder=folder,
+            checkpoints=checkpoints,
+            runtime=runtime,
+            tasks=tasks,
+            bench=bench,
+            objective=objective,
+            pool=pool,
+            trackers=trackers,
+            display=shown,
+            interrupt=interrupt,
+            ledger=ledger,
+            traces=traces,
         )
-        return _carry_out(trainer, recipe_name, refused)
+        return _carry_out(build_trainer(context), recipe_name, refused)
 
 
 def _said_of_data(tasks: Sequence[Task], bench: Bench) -> Iterator[str]:
@@ -194,22 +170,24 @@ def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
         with spoken_transport():  # sharded weights travel inside torch
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
-        where = f"after step {trainer.step}" if trainer.step > 0 else "before the first step"
+        where = f"after step {trainer.counters.step}" if trainer.counters.step > 0 else "before the first step"
         status, reason = (
             "interrupted",
-            f"stopped by the user {where}; the same command continues with --run {trainer.folder.path}",
+            f"stopped by the user {where}; the same command continues with --run {trainer.context.folder.path}",
         )
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
         if isinstance(error, RankLost):
-            trainer.display.note(reason)  # at once: torchrun is about to end this process as well
-    before = before or trainer.folder.recorded("before")
-    findings = tuple(standing(read_metrics(trainer.folder.events)))
+            trainer.context.display.note(reason)  # at once: torchrun is about to end this process as well
+    before = before or recorded_evaluation(trainer.context.folder.evals, "before")
+    findings = tuple(standing(read_metrics(trainer.context.folder.events)))
     try:
         _summarise(trainer, recipe_name, status, reason, before, after, findings)
     except StorageError as error:
         status, reason = "failed", "; ".join(filter(None, (reason, str(error))))
-    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main, findings)
+    return RunResult(
+        trainer.context.folder.path, status, reason, before, after, trainer.context.runtime.is_main, findings
+    )
 
 
 def _summarise(
@@ -221,22 +199,22 @@ def _summarise(
     after: Evaluation | None,
     findings: Sequence[str],
 ) -> None:
-    trainer.folder.write_summary(
+    trainer.context.folder.write_summary(
         {
             "status": status,
             "reason": reason,
             "recipe": recipe_name,
             "findings": list(findings),
             "longest_solution": trainer.guard.outright.settings.get(LONGEST_SOLUTION),
-            "steps": trainer.step,
-            "sampled_with": trainer.bench.engine.way,
-            "scored_with": exact_layouts(trainer.bench.loaded).way,
+            "steps": trainer.counters.step,
+            "sampled_with": trainer.context.bench.engine.way,
+            "scored_with": exact_layouts(trainer.context.bench.loaded).way,
             "before": before.summary() if before else None,
             "after": after.summary() if after else None,
-            "seconds": {**trainer.ledger.seconds, "total": trainer.elapsed_s},
-            "flops": trainer.ledger.flops,
-            "tokens": trainer.num_tokens,
-            "bad_steps": trainer.num_bad_steps,
+            "seconds": {**trainer.context.ledger.seconds, "total": trainer.counters.elapsed_s},
+            "flops": trainer.context.ledger.flops,
+            "tokens": trainer.counters.num_tokens,
+            "bad_steps": trainer.counters.num_bad_steps,
             "model": "model" if after else None,
             "report": "report.html",
         }
@@ -258,111 +236,3 @@ def run_sft(
     if data is not None:
         changes["task"] = [demonstrations_of(recipe.task[0], str(data))]
     return run_recipe(Recipe.model_validate(changes), run_dir, recipe_name)
-
-
-def _by_task(result: Evaluation) -> dict[str, Any]:
-    return {task: part.summary() for task, part in result.by_task().items()}
-
-
-@dataclass(frozen=True, slots=True)
-class EvalReport:
-    """Held-out results of one model, or of two on the same problems.
-
-    Attributes:
-        dtypes: type of each model's weights.
-    """
-
-    models: tuple[str, ...]
-    evaluations: tuple[Evaluation, ...]
-    comparison: Comparison | None
-    dtypes: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """Everything as JSON."""
-        content = {
-            "models": [
-                {"model": model, "dtype": dtype, **result.summary(), "tasks": _by_task(result)}
-                for model, dtype, result in zip(self.models, self.dtypes, self.evaluations, strict=True)
-            ],
-            "comparison": None
-            if self.comparison is None
-            else {
-                "difference": self.comparison.difference,
-                "ci95": list(self.comparison.ci95),
-                "num_problems": self.comparison.num_problems,
-                "num_only_first": self.comparison.num_only_first,
-                "num_only_second": self.comparison.num_only_second,
-                "significant": self.comparison.significant,
-            },
-        }
-        return json.dumps(content, indent=1)
-
-
-def run_eval(
-    models: Sequence[str],
-    recipe: Recipe,
-    *,
-    num_problems: int | None = None,
-    num_samples: int | None = None,
-    greedy: bool = True,
-    settings: SamplingSettings | None = None,
-) -> EvalReport:
-    """Evaluate one or two models on the recipe's held-out problems, with the same random streams for both."""
-    refuse_nested("an evaluation")
-    runtime = start_runtime(recipe.run)
-    tasks = load_tasks(recipe)
-    heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
-    evaluations, dtypes = [], []
-    with VerifierPool(tasks) as pool:
-        for path in models:
-            bench = set_up_sampler(_with_model(recipe, path), runtime)
-            check_encodable(recipe, [_only(task, heldout) for task in tasks], bench)
-            evaluation, _ = evaluate(
-                bench.engine,
-                pool,
-                [bench.prompt(problem) for problem in heldout],
-                num_samples or recipe.eval.final_samples,
-                settings or SamplingSettings(temperature=recipe.rollout.temperature),
-                runtime,
-                seed=completion_seed(recipe.run.seed, "evaluation"),
-                greedy=greedy,
-            )
-            evaluations.append(evaluation)
-            dtypes.append(str(bench.loaded.model.dtype).removeprefix("torch."))
-    comparison = compare(*evaluations) if len(evaluations) == 2 else None
-    return EvalReport(tuple(models), tuple(evaluations), comparison, tuple(dtypes))
-
-
-def _only(task: Task, heldout: Sequence[Problem]) -> Task:
-    """A task with the problems that are evaluated, and no others."""
-    evaluated = {problem.problem_id for problem in heldout}
-    return replace(task, train=(), heldout=tuple(one for one in task.heldout if one.problem_id in evaluated))
-
-
-def run_sample(
-    model: str,
-    recipe: Recipe,
-    *,
-    prompt: str | None = None,
-    num_samples: int = 3,
-    settings: SamplingSettings | None = None,
-) -> list[Group]:
-    """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
-    refuse_nested("a model")
-    runtime = start_runtime(recipe.run)
-    bench = set_up_sampler(_with_model(recipe, model), runtime)
-    if prompt is not None:
-        problems = [Problem("prompt", "prompt", prompt, markup=((0, len(prompt)),))]
-    else:
-        problems = [problem for task in load_tasks(recipe) for problem in task.heldout][:3]
-    settings = settings or SamplingSettings(temperature=recipe.rollout.temperature)
-    seed = completion_seed(recipe.run.seed, "sample")
-    prompts = [bench.prompt(problem) for problem in problems]
-    return bench.engine.sample(prompts, num_samples, settings, seed=seed, policy_step=0)
-
-
-def _with_model(recipe: Recipe, path: str) -> Recipe:
-    section = recipe.model.model_copy(
-        update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
-    )
-    return as_saved(recipe.model_copy(update={"model": section, "lora": LoraSection()}))

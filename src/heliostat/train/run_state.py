@@ -8,7 +8,7 @@
 There is one list of parts, so that the three cannot disagree. Weights and optimizer are always restored; the checkpoint
 itself puts them into place.
 
-Left out: which parts there are (``train.trainer``), and the files of a checkpoint (``train.checkpoint``).
+Left out: which parts there are (``train.trainer``), and the files of a checkpoint (``train.run_folder.checkpoints``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from heliostat.storage import Extent
-from heliostat.train.checkpoint import Checkpoints
+from heliostat.train.run_folder.checkpoints import Checkpoints
 
 ROLLOUTS = "rollouts"
 """The part that holds tensors; a checkpoint keeps it in a file of its own."""

@@ -18,7 +18,7 @@ from heliostat.rollout import SamplingSettings
 from heliostat.tasks import VerifierError
 from heliostat.theory import MeasuredStep
 from heliostat.tracking import METRICS
-from heliostat.train.evaluate import Comparison
+from heliostat.train.evaluation.evaluate import Comparison
 
 
 def finished(folder, status="finished", code=0, reason=""):

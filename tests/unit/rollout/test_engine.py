@@ -11,8 +11,8 @@ from scipy import stats
 from heliostat.config import RolloutSection
 from heliostat.models import decode
 from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, SamplingStopped, TorchEngine, build_engine
-from heliostat.train.packing import rows_of
-from heliostat.train.policy import Policy
+from heliostat.train.logprobs.packing import rows_of
+from heliostat.train.logprobs.policy import Policy
 from heliostat.types import StopReason, TrainingGroup
 from tests.support.nano import make_nano, make_prompts
 

@@ -29,14 +29,15 @@ from heliostat.scaling import (
     training_flops,
     training_memory,
 )
-from heliostat.train.exact import exact_layouts
-from heliostat.train.ledger import Ledger
-from heliostat.train.runtime import Runtime
-from heliostat.train.sharding import gathered, shard
-from heliostat.train.update import UpdateCounts, make_batch
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.distributed.fsdp import gathered, shard
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.logprobs.layout_trial import exact_layouts
+from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.updater import make_batch
 from tests.support.nano import make_nano
-from tests.unit.train.test_ranks import free_port
-from tests.unit.train.test_update import graded, updater
+from tests.unit.train.distributed.test_ranks import free_port
+from tests.unit.train.update.test_updater import graded, updater
 
 ROOT = Path(__file__).parents[3]
 JOB = Job(num_prompts=64, group_size=8, prompt_tokens=200, mean_tokens=500, longest_tokens=2000, num_updates=2)

@@ -14,12 +14,13 @@ from heliostat.rollout import DecodeLimits, TorchEngine
 from heliostat.tasks import Task, load_task
 from heliostat.traces import Bank, check_bank
 from heliostat.train import run_recipe
-from heliostat.train.collect import Collector, Quota
-from heliostat.train.progress import Display
-from heliostat.train.setup import Bench
+from heliostat.train.console.progress import Display
+from heliostat.train.data.collect import Collector, Quota
+from heliostat.train.model_bundle import Bench
 from heliostat.types import Verdict
-from tests.conftest import in_child, make_nano
 from tests.support import small
+from tests.support.forks import in_child
+from tests.support.nano import make_nano
 
 QUOTA = Quota(num_successes=3, max_attempts=40)
 

@@ -1,0 +1,111 @@
+"""The FLOP ledger: what was computed, by phase, counted from exact token counts rather than estimated from time.
+
+A forward pass over ``n`` tokens that attend to ``a`` positions in all costs ``forward_flops(n, a)``; training costs
+three (one forward, two in the backward pass). What a group shares is computed once, and counted once; ``unshared`` says
+what the same work would have cost with every completion computing its own prompt, as most papers count.
+
+Left out: element-wise work (norms, activations, softmax, the optimizer), which is below a percent of a transformer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from time import monotonic
+
+from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops
+from heliostat.rollout import Engine, RolloutCounts
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.update.counts import UpdateCounts
+
+COMPUTE_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
+PHASES = (*COMPUTE_PHASES, "verify")
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Cumulative FLOPs and wall seconds by phase, and the seconds of each phase's last pass.
+
+    Attributes:
+        flops: as computed, shared prompts once.
+        unshared: the same work without sharing; equal where nothing was shared.
+    """
+
+    flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPUTE_PHASES, 0.0))
+    unshared: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPUTE_PHASES, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    last_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the wall time inside to a phase."""
+        started = monotonic()
+        yield
+        self.last_seconds[name] = monotonic() - started
+        self.seconds[name] += self.last_seconds[name]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one training step; a profiling ledger looks closer here."""
+        yield
+
+    def charge_sampling(self, phase: str, loaded: LoadedModel, engine: Engine, runtime: Runtime) -> None:
+        """What all ranks have sampled since the last call; all call it together."""
+        total = runtime.sum(asdict(engine.take_counts()))
+        self.charge_rollout(phase, loaded, RolloutCounts(**{key: int(value) for key, value in total.items()}))
+
+    def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
+        """Forward passes of sampling: prompts once per prefill, then one token per live row and step."""
+        for book, prefills, prompt_tokens, prompt_attended in (
+            (self.flops, counts.prefills, counts.prompt_tokens, counts.prompt_attended),
+            (self.unshared, counts.unshared_prefills, counts.unshared_tokens, counts.unshared_attended),
+        ):
+            tokens = prompt_tokens + counts.decoded_rows
+            attended = prompt_attended + counts.decoded_attended
+            num_logits = prefills + counts.decoded_rows
+            book[phase] += forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
+
+    def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
+        """Forward passes of training, with their backward passes."""
+        for book, prompt_tokens, prompt_attended in (
+            (self.flops, counts.prompt_tokens, counts.prompt_attended),
+            (self.unshared, counts.unshared_tokens, counts.unshared_attended),
+        ):
+            tokens = prompt_tokens + counts.completion_tokens
+            attended = prompt_attended + counts.completion_attended
+            forward = forward_flops(loaded, tokens, attended / max(1, tokens), counts.completion_tokens)
+            book[phase] += (1 + BACKWARD_COST * with_gradient) * forward
+
+    @property
+    def times_spans(self) -> bool:
+        """Whether spans of other threads are to be timed too."""
+        return False
+
+    def see_ahead(self, seconds: float, spans: Mapping[str, float]) -> None:
+        """Take note of sampling that took wall seconds of its own beside other work; a profiling ledger shows it."""
+
+    def charge(self, phase: str, flops: float) -> None:
+        """Work that was done and counted elsewhere, like the collection of traces."""
+        self.flops[phase] += flops
+        self.unshared[phase] += flops
+
+    @property
+    def spent(self) -> float:
+        """What it took to get here: everything but evaluations, as computed."""
+        return sum(flops for phase, flops in self.flops.items() if phase != "eval")
+
+    @property
+    def spent_unshared(self) -> float:
+        """The same without sharing."""
+        return sum(flops for phase, flops in self.unshared.items() if phase != "eval")
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint keeps."""
+        return {"flops": dict(self.flops), "unshared": dict(self.unshared), "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        """Continue counting from a checkpoint."""
+        self.flops = dict(state["flops"])
+        self.unshared = dict(state["unshared"])
+        self.seconds = dict(state["seconds"])

@@ -1,0 +1,183 @@
+"""Everything that a run will say or read, tried in the model's tokens before step 1.
+
+    prompts     fit the context with room for a whole completion; the chat template takes every one of them
+    solutions   (of a warm start) fit behind their prompts, and are there
+    markers     answer markers and stop strings are still there after decoding
+
+A hundred thousand short rows take seconds, since they are only rendered (``models.sizes``). Left out: whether right
+answers are paid (``reward_audit``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from heliostat.config import ConfigError, Recipe
+from heliostat.models import decode, encode_solution, encode_turns
+from heliostat.models.chat import render
+from heliostat.models.control_tokens import control_tokens
+from heliostat.models.encoding import chat_messages
+from heliostat.models.loaded import LoadedModel
+from heliostat.models.sizes import prompt_sizes, solution_sizes
+from heliostat.tasks import Task
+from heliostat.tasks.task import by_the_book
+from heliostat.train.model_bundle import Bench
+from heliostat.types import Problem, Prompt
+
+_LONG_S = 5.0  # what takes longer is said
+
+
+def check_encodable(recipe: Recipe, tasks: Sequence[Task], bench: Bench, note: Callable[[str], object] = str) -> None:
+    """Refuse what would fail in some step, or could never be said or read; tell what a chat model is given.
+
+    Args:
+        note: what shows a line to people.
+
+    Raises:
+        ConfigError: an answer marker or a stop string holds a special token, which decoding leaves out.
+        ValueError: a prompt or a solution cannot be encoded, or is too long; names its row.
+    """
+    began = time.monotonic()
+    _check_markers(recipe, tasks, bench.loaded)
+    for task in tasks:
+        _check_prompts(recipe, task.heldout, bench, recipe.rollout.max_new_tokens)
+        sampled = recipe.train.num_steps > 0
+        sizes = _check_prompts(recipe, task.train, bench, recipe.rollout.max_new_tokens if sampled else 1)
+        if recipe.warm_start.num_steps:
+            _check_solutions(task, sizes, bench)
+        for sentence in (*_about_form(task, bench), *_about_answers(recipe, task, bench.loaded)):
+            note(sentence)
+    seconds = time.monotonic() - began
+    if seconds > _LONG_S:
+        num = sum(len(task.train) + len(task.heldout) for task in tasks)
+        note(f"{num} problems were encoded in {seconds:.0f} s, to find what would not fit")
+
+
+def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, budget: int) -> list[int]:
+    """Sizes of prompts that leave room for ``budget`` more tokens, exact where they are large."""
+    loaded = bench.loaded
+    room = loaded.context_length - budget
+    sizes = prompt_sizes(loaded, problems, recipe.model.chat, recipe.model.system, room)
+    long = [index for index, size in enumerate(sizes) if size > room]
+    if long:
+        worst = max(long, key=lambda index: sizes[index])
+        left = loaded.context_length - sizes[worst]
+        raise ValueError(
+            f"{problems[worst].described}: its prompt has {sizes[worst]} tokens, and with rollout.max_new_tokens = "
+            f"{budget} more it does not fit the context of model '{loaded.name}', which holds {loaded.context_length}; "
+            f"{_count(len(long), len(problems), 'prompt')} too long: shorten or remove them, or set "
+            f"rollout.max_new_tokens to {left} or less"
+        )
+    return sizes
+
+
+def _check_solutions(task: Task, sizes: Sequence[int], bench: Bench) -> None:
+    """Solutions of the warm start are there, and fit behind their prompts."""
+    loaded = bench.loaded
+    for problem in task.train:
+        nothing = problem.solution is None and problem.answer is None and not problem.turns
+        if nothing and task.teacher is by_the_book:
+            raise ValueError(
+                f"{problem.described} has no solution and no answer to learn from; set warm_start.num_steps = 0"
+            )
+        if problem.turns:
+            _check_turns(problem, bench)
+    alone = [(problem, size) for problem, size in zip(task.train, sizes, strict=True) if not problem.turns]
+    texts = [problem.solution or problem.answer or "" for problem, _ in alone]
+    room = [loaded.context_length - size for _, size in alone]
+    for (problem, _), text, left, size in zip(alone, texts, room, solution_sizes(loaded, texts, room), strict=True):
+        if size > left:
+            prompt = bench.prompt(problem)
+            _check_fits(loaded, prompt, len(encode_solution(loaded, prompt, text)))
+
+
+def _check_turns(problem: Problem, bench: Bench) -> None:
+    """The template takes a worked conversation and the context holds it; its bytes are asked first."""
+    loaded, section = bench.loaded, bench.recipe.model
+    asked = chat_messages(loaded, problem, section.chat, section.system)
+    calls = any(turn.get("tool_calls") for turn in problem.turns)
+    if asked is not None and not calls:
+        text = render(loaded, problem, [*asked, *problem.turns], generation_prompt=False)
+        if text.isascii() and len(text) < loaded.context_length:
+            return
+    for prompt, ids in encode_turns(loaded, problem, section.chat, section.system):
+        _check_fits(loaded, prompt, len(ids))
+
+
+def _check_fits(loaded: LoadedModel, prompt: Prompt, num: int) -> None:
+    asked = len(prompt.token_ids)
+    if asked + num > loaded.context_length:
+        raise ValueError(
+            f"{prompt.problem.described}: its prompt of {asked} and its worked solution of {num} tokens do not fit the "
+            f"context of model '{loaded.name}', which holds {loaded.context_length}; shorten or remove it"
+        )
+
+
+def _check_markers(recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel) -> None:
+    for task in tasks:
+        if task.answer_after and (why := _lost(loaded, task.answer_after)):
+            raise ConfigError(
+                f"task.answer_after = {task.answer_after!r} of task '{task.name}': {why}, so that no verifier would "
+                "ever see it; make it an ordinary token in the tokenizer's files ('special': false), or choose another "
+                "marker"
+            )
+    for stop in recipe.rollout.stop:
+        if (why := _lost(loaded, stop)) and not _ends_by_itself(loaded, stop):
+            raise ConfigError(
+                f"rollout.stop = {stop!r}: {why}, so that no completion would ever end there; make it an ordinary "
+                "token in the tokenizer's files ('special': false), or choose another stop string"
+            )
+
+
+def _lost(loaded: LoadedModel, text: str) -> str:
+    """Why ``text`` would not be found in what is decoded; empty where it would."""
+    special = next((token for token in control_tokens(loaded.tokenizer) if token in text), None)
+    if special is not None:
+        return f"{special!r} is a special token of model '{loaded.name}', which decoding leaves out"
+    for around in (f"so{text}7", f"so {text} 7"):
+        found = decode(loaded, loaded.tokenizer.encode(around, add_special_tokens=False))
+        if text in found:
+            return ""
+    return f"the tokenizer of model '{loaded.name}' does not give it back ({found!r} comes back for {around!r})"
+
+
+def _ends_by_itself(loaded: LoadedModel, text: str) -> bool:
+    """Whether the text is one token that ends a completion anyway."""
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    return len(ids) == 1 and ids[0] in loaded.eos_ids
+
+
+def _about_form(task: Task, bench: Bench) -> Iterator[str]:
+    """What a model with a chat template is given, where the data does not say."""
+    plain = next((one for one in (*task.train, *task.heldout) if isinstance(one.prompt, str)), None)
+    tokenizer, chat = bench.loaded.tokenizer, bench.recipe.model.chat
+    if plain is None or not tokenizer.chat_template or (chat == "auto" and tokenizer.sep_token is not None):
+        return
+    if chat is False:
+        yield (
+            f"prompts of '{task.name}' are plain text and are given to the chat model as they stand, without its chat "
+            "template; model.chat = true makes each a user's message"
+        )
+    elif chat == "auto":
+        yield (
+            f"prompts of '{task.name}' are plain text; each becomes one user's message of the model's chat template "
+            "(model.chat = false gives them as they stand)"
+        )
+
+
+def _about_answers(recipe: Recipe, task: Task, loaded: LoadedModel) -> Iterator[str]:
+    """Right answers that no completion is long enough for."""
+    budget = recipe.rollout.max_new_tokens
+    texts = [task.answer_after + one.answer for one in (*task.train, *task.heldout) if one.answer is not None]
+    sizes = solution_sizes(loaded, texts, [budget] * len(texts))
+    long = [size for size in sizes if size - 1 > budget]  # the end-of-sequence token need not be reached
+    if long:
+        yield (
+            f"warning: {len(long)} of {len(texts)} right answers of '{task.name}' can never be given whole: they take "
+            f"up to {max(long) - 1} tokens, and rollout.max_new_tokens is {budget}"
+        )
+
+
+def _count(num: int, total: int, noun: str) -> str:
+    return f"{num} of {total} {noun}s {'is' if num == 1 else 'are'}"

@@ -1,0 +1,80 @@
+"""Checks of a recipe that need neither data nor weights, and the tasks that it names.
+
+Raises ``ConfigError`` before anything expensive is loaded.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from heliostat.config import ConfigError, Recipe
+from heliostat.objectives import Objective, build_objective
+from heliostat.optim import optimizer_settings
+from heliostat.tasks import Task, load_task
+from heliostat.train.distributed.ranks import Runtime
+
+
+def check_recipe(recipe: Recipe) -> Objective:
+    """Everything about a recipe that can be refused without data or weights.
+
+    Raises:
+        ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
+    """
+    if recipe.lora.modules_to_save and not recipe.lora.rank:
+        raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
+    optimizer_settings(recipe.optimizer)
+    objective = build_objective(recipe.objective)
+    if recipe.train.num_steps > 0:
+        _check_group_size(recipe, objective)
+    return objective
+
+
+def _check_group_size(recipe: Recipe, objective: Objective) -> None:
+    """Refuse groups in which every advantage is 0 whatever the rewards; the objective itself is asked."""
+    size = recipe.rollout.group_size
+    try:
+        learns = bool((objective.advantages(torch.arange(size, dtype=torch.float64)) != 0).any())
+    except ValueError:  # the baseline leaves the completion out, and nothing is left
+        learns = False
+    if not learns:
+        raise ConfigError(
+            f"rollout.group_size = {size} leaves nothing to learn from: objective '{recipe.objective.name}' compares "
+            "each reward with those of its own group; set rollout.group_size to 2 or more (8 is the default)"
+        )
+
+
+def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
+    """What works on one rank and not on these.
+
+    Raises:
+        ConfigError: the recipe asks for it.
+    """
+    if runtime.world_size == 1:
+        return
+    if recipe.rollout.engine == "vllm" and recipe.rollout.max_staleness:
+        raise ConfigError(
+            "rollout.max_staleness above 0 on a rollout server works for one trainer process: ranks hand weights over "
+            "together, and not from a thread each; start it without torchrun, or set rollout.max_staleness = 0"
+        )
+    if runtime.sharded and recipe.rollout.max_staleness:
+        raise ConfigError(
+            "rollout.max_staleness above 0 needs a whole copy of the weights on every rank, which sharding avoids; "
+            "set distributed.placement = 'replicated', or rollout.max_staleness = 0"
+        )
+    name, settings = recipe.optimizer.name, recipe.optimizer.settings
+    why = ""
+    if runtime.sharded and name == "reng" and settings.get("mode") == "double-backward":
+        why = "its double backward cannot differentiate weights that are cut; set optimizer.mode = 'finite-difference'"
+    elif runtime.sharded and name == "rkalman" and settings.get("form") == "low-rank":
+        why = "its low-rank rows are not cut over ranks; set optimizer.form = 'diagonal'"
+    if why:
+        raise ConfigError(f"optimizer '{name}' does not work on {runtime.world_size} ranks like this: {why}")
+
+
+def load_tasks(recipe: Recipe) -> list[Task]:
+    """All tasks of a recipe; their names must differ, since results are reported by name."""
+    tasks = [load_task(section, recipe.run.seed) for section in recipe.task]
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two tasks of the recipe have the same name: {', '.join(names)}")
+    return tasks

@@ -1,0 +1,115 @@
+"""The audit that a run begins with: its own verifiers paid right answers and tricks, in seconds, before it trains.
+
+    tasks, pool, model's text  ->  audit.json, sentences on the screen, and the reason to stop if there is one
+
+Right answers are paid as the model would say them: in its tokens and back, cut at the recipe's stop strings. Left out:
+what is tried and what counts (``tasks.auditing``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+
+from heliostat.config import AuditSection, Recipe
+from heliostat.models import decode, encode_solution
+from heliostat.tasks import AuditReport, Task, VerifierPool, audit
+from heliostat.tasks.auditing import IN_A_RUN, FindingKind
+from heliostat.tasks.oracles import Say, knows_answers
+from heliostat.train.model_bundle import Bench
+from heliostat.train.run_folder.folder import RunFolder
+from heliostat.types import Problem
+
+WARNED = frozenset(kind for kind in FindingKind if kind.hackable) | {FindingKind.CONSTANT, FindingKind.VERIFIER_FAILED}
+
+
+class RewardRefused(RuntimeError):
+    """The verifiers refuse too many right answers for a run to learn from them."""
+
+
+def audit_rewards(
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    pool: VerifierPool,
+    bench: Bench,
+    folder: RunFolder,
+    note: Callable[[str], None],
+) -> str:
+    """Audit every task of a run, keep what was found in its folder, and say it.
+
+    Returns:
+        The sentence that the run should stop with; empty: it may go on.
+    """
+    section = recipe.audit
+    began = time.monotonic()
+    effort = dataclasses.replace(
+        IN_A_RUN, num_oracles=section.num_oracles, budget_s=section.budget_s / len(tasks), seed=recipe.run.seed
+    )
+    reports = [audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bench)) for task in tasks]
+    seconds = time.monotonic() - began
+    reasons = (reason_to_stop(task, report, section) for task, report in zip(tasks, reports, strict=True))
+    stop = next(filter(None, reasons), "")
+    content = {"seconds": seconds, "stop": stop, "tasks": [report.to_json() for report in reports]}
+    folder.write_audit(json.dumps(content, indent=1) + "\n")
+    for report in () if stop else reports:
+        for sentence in sentences(report, seconds, section):
+            note(sentence)
+    return stop
+
+
+def spoken(bench: Bench) -> Say:
+    """What verifiers are given when this run's model means to write a text."""
+
+    def say(problem: Problem, text: str) -> str:
+        ids = encode_solution(bench.loaded, bench.prompt(problem), text)
+        said = decode(bench.loaded, ids)
+        places = [said.find(stop) for stop in bench.recipe.rollout.stop]
+        return said[: min((place for place in places if place >= 0), default=len(said))]
+
+    return say
+
+
+def reason_to_stop(task: Task, report: AuditReport, section: AuditSection) -> str:
+    """Why a run on this task would be in vain; empty where it would not.
+
+    A function that asks for no column of the data may pay for anything; right answers must only not make it fail.
+    """
+    counted = [one for one in report.refused if one.failed or knows_answers(task)]
+    refused = len(counted)
+    if not refused or refused <= section.max_refused * report.num_oracles:
+        return ""
+    return (
+        f"task '{report.task}': {refused} of {report.num_oracles} right answers earn nothing, for example "
+        f"{counted[0].format()}. Mend the answers or the verifiers, or go on with --no-audit "
+        f"(audit.enabled = false); audit.max_refused = {section.max_refused:g} is the share that is let pass"
+    )
+
+
+def sentences(report: AuditReport, seconds: float, section: AuditSection) -> list[str]:
+    """What a person should know of an audit that lets the run go on."""
+    tricks = len(report.probes) - 1
+    lines = [
+        f"reward of '{report.task}' audited in {seconds:.1f} s: {report.num_oracles} right answers and {tricks} tricks "
+        f"paid, {report.verdict}"
+    ]
+    if report.num_left:
+        lines.append(
+            f"warning: the verifiers of '{report.task}' are slow, and the audit was cut after audit.budget_s = "
+            f"{section.budget_s:g} s, with {report.num_left} texts not judged"
+        )
+    if report.num_bare:
+        lines.append(
+            f"warning: {report.num_bare} worked solutions of '{report.task}' earn nothing, though their answers alone "
+            "do: a warm start would teach what the verifiers refuse"
+        )
+    if report.refused:
+        lines.append(
+            f"warning: {len(report.refused)} of {report.num_oracles} right answers of '{report.task}' earn nothing, "
+            f"for example {report.refused[0].format()}"
+        )
+    hints = [finding for finding in report.findings if finding.kind in WARNED]
+    return lines + [
+        f"warning: {finding.kind} in the reward of '{report.task}': {finding.sentence}" for finding in hints
+    ]

@@ -1,0 +1,1 @@
+"""The terminal of a run: progress lines, and Ctrl-C between steps."""

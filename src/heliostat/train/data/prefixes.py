@@ -1,0 +1,284 @@
+"""Prompts that begin with part of a stored solution: which problems, which cut, and how the part is delivered.
+
+    bank --one success per problem--> donors (kept in the run folder) --cut policy--> prompts of a step
+
+``prefix``: an unfinished assistant turn in token ids, conditioned on and never scored. ``hint``: the same text inside
+the question (a control). ``unrelated``: another problem's prefix (a control). Donors are found once, when the run
+begins, and read back when it continues, so that it cuts the same way although the bank has grown meanwhile.
+
+Left out: how much of a solution is given (``traces.cuts``) and how much may be (``traces.spans``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heliostat.config import ConfigError, Recipe
+from heliostat.models import decode
+from heliostat.rollout import completion_seed
+from heliostat.storage import publish_file
+from heliostat.tasks import Task, VerifierPool
+from heliostat.traces import Bank, Trace, check_bank, tokenizer_fingerprint
+from heliostat.traces.cuts import CutPolicy, Donor, build_cut_policy, cut_donor
+from heliostat.traces.spans import answer_start, longest_prefix
+from heliostat.train.data.collect import spent_on
+from heliostat.train.data.curriculum import Passes
+from heliostat.train.model_bundle import Bench
+from heliostat.types import Group, Mean, Message, Problem, Prompt
+
+HINT = "\nA solution begins like this: "
+
+
+@dataclass(frozen=True, slots=True)
+class Donors:
+    """What a run may give away, and what it cost to find.
+
+    Attributes:
+        flops: of every attempt on the donors' problems, as far as the bank knows.
+        num_refused: problems with a success of which nothing can be given without giving the answer.
+        damaged: a sentence for each part of the bank that could not be used.
+    """
+
+    donors: tuple[Donor, ...]
+    flops: float
+    num_refused: int
+    damaged: tuple[str, ...] = ()
+
+
+def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
+    """The oldest success of every training problem in the bank, up to where its answer begins.
+
+    Raises:
+        ConfigError: there is none in this model's token ids.
+        BankError: the bank cannot be read.
+    """
+    problems = {problem.problem_id: (task, problem) for task in tasks for problem in task.train}
+    with Bank.open(Path(recipe.traces.bank), create=False) as bank:
+        tokenizer = tokenizer_fingerprint(bench.loaded)
+        findings = check_bank(bank)
+        picked = bank.pick(problems, 1, tokenizer=tokenizer, findings=type(findings)())  # they have it already
+        flops = spent_on(bank, list(picked))
+    found = [_donor(traces[0], *problems[key], recipe, bench) for key, traces in sorted(picked.items())]
+    donors = tuple(donor for donor in found if donor.ids)
+    if not donors:
+        raise ConfigError(
+            f"prefix.name = '{recipe.prefix.name}' needs successes to cut, but {recipe.traces.bank} has "
+            f"{len(picked)} for this task's training problems in this model's token ids, none of them with a part to "
+            "give before its answer; fill it with heliostat sample MODEL --recipe RECIPE --bank FILE"
+        )
+    return Donors(donors, flops, len(found) - len(donors), tuple(findings.lines()))
+
+
+def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bench: Bench) -> Donor:
+    loaded, turn = bench.loaded, trace.turn_ids
+    start = answer_start(decode(loaded, turn), problem.answer, problem.question, task.answer_after)
+    room = loaded.context_length - len(trace.prompt_ids) - recipe.rollout.max_new_tokens
+    length = longest_prefix(turn, lambda ids: decode(loaded, ids), start, loaded.eos_ids, room)
+    return Donor(problem.problem_id, turn[:length], len(turn) - (turn[-1] in loaded.eos_ids))
+
+
+def kept_donors(path: Path, find: Callable[[], Donors]) -> Donors:
+    """Donors as the run's first start found them.
+
+    Raises:
+        ConfigError: the file that keeps them is not what the run wrote.
+    """
+    if not path.exists():
+        found = find()
+        rows = [[donor.problem_id, list(donor.ids), donor.num_tokens] for donor in found.donors]
+        content = {"flops": found.flops, "num_refused": found.num_refused, "donors": rows}
+        publish_file(path, _checked(content))
+        return found
+    raw = path.read_bytes()
+    try:
+        content = json.loads(raw)
+        del content["sha256"]
+        if _checked(content) != raw:
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(
+            f"{path} is damaged: it says which stored solutions this run cuts prefixes from; restore it, or start anew "
+            "with another --run"
+        ) from None
+    donors = tuple(Donor(problem_id, tuple(ids), num) for problem_id, ids, num in content["donors"])
+    return Donors(donors, content["flops"], content["num_refused"])
+
+
+def _checked(content: Mapping[str, Any]) -> bytes:
+    """``content`` with its own digest: these ids are trained on, so a flipped one must not go unseen."""
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps({**content, "sha256": digest}) + "\n").encode()
+
+
+Deliver = Callable[[Bench, Problem, tuple[int, ...]], Prompt]
+
+
+def as_prefix(bench: Bench, problem: Problem, ids: tuple[int, ...]) -> Prompt:
+    """The assistant has begun to answer."""
+    return replace(bench.prompt(problem), prefix_ids=ids, cut=f"prefix:{len(ids)}")
+
+
+def as_hint(bench: Bench, problem: Problem, ids: tuple[int, ...]) -> Prompt:
+    """The user tells how a solution begins; the answer starts from nothing."""
+    hint = HINT + decode(bench.loaded, ids)
+    prompt: str | tuple[Message, ...]
+    if isinstance(problem.prompt, str):
+        prompt = problem.prompt + hint
+    else:
+        last = problem.prompt[-1]
+        prompt = (*problem.prompt[:-1], {**last, "content": last["content"] + hint})
+    told = bench.prompt(replace(problem, prompt=prompt))
+    return replace(told, problem=problem, cut=f"hint:{len(ids)}")
+
+
+def as_unrelated(bench: Bench, problem: Problem, ids: tuple[int, ...]) -> Prompt:
+    """The assistant has begun to answer something else."""
+    return replace(bench.prompt(problem), prefix_ids=ids, cut=f"unrelated:{len(ids)}")
+
+
+DELIVERIES: dict[str, Deliver] = {"prefix": as_prefix, "hint": as_hint, "unrelated": as_unrelated}
+
+
+@dataclass
+class Prefixes:
+    """Prefixed prompts by step; none at all where the recipe asks for none.
+
+    Attributes:
+        per_step: of the prompts of a step, how many are prefixed.
+        leaks: whether a text alone earns the reward of a problem; such a cut is refused and the problem comes plain.
+        num_leaks: how often that happened so far.
+    """
+
+    bench: Bench
+    problems: Mapping[str, Problem]
+    donors: Sequence[Donor]
+    policy: CutPolicy
+    deliver: Deliver
+    seed: int
+    per_step: int
+    leaks: Callable[[Problem, str], bool]
+    separator: str = ""
+    num_leaks: int = 0
+    _known: dict[tuple[str, tuple[int, ...]], bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._lengths = {donor.problem_id: donor.num_tokens for donor in self.donors}
+        items = [(donor, index) for donor in self.donors for index in range(self.policy.per_problem)]
+        self._stream = Passes(items, completion_seed(self.seed, "prefixes"))
+
+    def next(self, step: int) -> list[Prompt]:
+        """The prefixed prompts of a step (from 0): shuffled passes over all (problem, cut) pairs."""
+        if self.per_step == 0:
+            return []
+        return [self._prompt(donor, index, step) for donor, index in self._stream.next(step, self.per_step)]
+
+    def _prompt(self, donor: Donor, index: int, step: int) -> Prompt:
+        problem = self.problems[donor.problem_id]
+        share = self.policy.share(donor.problem_id, index, self.seed, step)
+        ids = cut_donor(donor, share, self._boundaries(donor))
+        if not ids or self._gives_away(problem, ids):
+            return self.bench.prompt(problem)
+        return self.deliver(self.bench, problem, ids)
+
+    def _boundaries(self, donor: Donor) -> tuple[int, ...] | None:
+        """Lengths at which a step of the solution ends."""
+        if not self.separator:
+            return None
+        loaded = self.bench.loaded
+        return tuple(n for n in range(1, len(donor.ids) + 1) if decode(loaded, donor.ids[:n]).endswith(self.separator))
+
+    def _gives_away(self, problem: Problem, ids: tuple[int, ...]) -> bool:
+        key = (problem.problem_id, ids)
+        if key not in self._known:
+            self._known[key] = self.leaks(problem, decode(self.bench.loaded, ids))
+        self.num_leaks += self._known[key]
+        return self._known[key]
+
+    def learn(self, groups: Sequence[Group]) -> None:
+        """Let the policy see how its cuts went."""
+        for group in groups:
+            if group.prompt.cut:
+                rate = float(np.mean([verdict.success for verdict in group.verdicts]))
+                self.policy.learn(group.prompt.problem.problem_id, rate)
+
+    def means(self, groups: Sequence[Group]) -> dict[str, Mean]:
+        """Success with and without a prefix, and how much of a solution was given."""
+        if self.per_step == 0:
+            return {}
+        means = {}
+        for key, part in (
+            ("prefix/success", [group for group in groups if group.prompt.cut]),
+            ("prefix/success_without", [group for group in groups if not group.prompt.cut]),
+        ):
+            flags = [verdict.success for group in part for verdict in group.verdicts]
+            means[key] = Mean(float(sum(flags)), len(flags))
+        given = [
+            int(group.prompt.cut.rpartition(":")[2]) / self._lengths[group.prompt.problem.problem_id]
+            for group in groups
+            if group.prompt.cut
+        ]
+        return means | {"prefix/share": Mean(sum(given), len(given))}
+
+
+@dataclass(frozen=True, slots=True)
+class _NoCuts:
+    """The policy of a run without prefixes."""
+
+    per_problem: int = 0
+
+    def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
+        return 0.0
+
+    def learn(self, problem_id: str, success: float) -> None: ...
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None: ...
+
+
+def open_prefixes(
+    recipe: Recipe, path: Path, bench: Bench, tasks: Sequence[Task], pool: VerifierPool
+) -> tuple[Prefixes, Donors]:
+    """A run's prefixes and where they come from, as the recipe says.
+
+    Args:
+        path: where the run keeps its donors.
+
+    Raises:
+        ConfigError: the bank has nothing to cut.
+    """
+    section = recipe.prefix
+    problems = {problem.problem_id: problem for task in tasks for problem in task.train}
+    donors = Donors((), 0.0, 0)
+    policy: CutPolicy = _NoCuts()
+    per_step = 0
+    if section.name != "none":
+        policy = build_cut_policy(section.name, section.settings)
+        donors = kept_donors(path, lambda: find_donors(recipe, bench, tasks))
+        per_step = round(section.share * recipe.rollout.prompts_per_step)
+    given = _shifted(donors.donors) if section.deliver == "unrelated" else donors.donors
+    prefixes = Prefixes(
+        bench=bench,
+        problems=problems,
+        donors=given,
+        policy=policy,
+        deliver=DELIVERIES[section.deliver],
+        seed=recipe.run.seed,
+        per_step=per_step,
+        leaks=lambda problem, text: pool.judge(problem, [text]).result()[0].success,
+        separator=section.separator,
+    )
+    return prefixes, donors
+
+
+def _shifted(donors: Sequence[Donor]) -> list[Donor]:
+    """Everyone's prefix for the next problem."""
+    return [replace(donor, problem_id=donors[index - 1].problem_id) for index, donor in enumerate(donors)]

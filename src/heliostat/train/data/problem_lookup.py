@@ -1,0 +1,32 @@
+"""A recipe's problems, model and verifiers, put together to find, encode and judge what a trace file holds.
+
+Left out: the files and the bank (``traces``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from heliostat.config import Recipe
+from heliostat.tasks import Task, VerifierPool
+from heliostat.traces import Problems
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.model_bundle import set_up_sampler
+
+
+def verifier_names(task: Task) -> str:
+    """What a trace of this task says about who judged it."""
+    return "+".join(weighted.name for weighted in task.verifiers)
+
+
+@contextmanager
+def problems_of(recipe: Recipe) -> Iterator[Problems]:
+    """The recipe's problems, training and held-out ones, with its model's ids and its verifiers' verdicts."""
+    tasks = load_tasks(recipe)
+    bench = set_up_sampler(recipe, start_runtime(recipe.run))
+    problems = [problem for task in tasks for problem in (*task.train, *task.heldout)]
+    verifier = "+".join(dict.fromkeys(verifier_names(task) for task in tasks))
+    with VerifierPool(tasks) as pool:
+        yield Problems(problems, bench.loaded, bench.prompt, pool.verify, verifier)

@@ -1,0 +1,99 @@
+"""Verified groups as traces in a bank: what training and rejection sampling log.
+
+Left out: the bank itself (``traces``), and which groups are worth keeping (the callers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from heliostat.config import Recipe
+from heliostat.models import LoadedModel
+from heliostat.tasks import Task
+from heliostat.traces import Bank, Source, Trace, policy_fingerprint, tokenizer_fingerprint
+from heliostat.train.data.problem_lookup import verifier_names
+from heliostat.types import Group
+
+
+def traces_of(groups: Sequence[Group], sources: Mapping[str, Source], flops: float) -> list[Trace]:
+    """Every completion of verified groups as a trace.
+
+    Args:
+        sources: by task, who sampled and judged.
+        flops: of sampling all of them together; each trace gets its share by tokens, the prompt divided by its group.
+    """
+    tokens = [
+        [len(group.prompt.context_ids) / len(group.completions) + len(one.token_ids) for one in group.completions]
+        for group in groups
+    ]
+    per_token = flops / max(1.0, sum(map(sum, tokens)))
+    return [
+        Trace(
+            problem_id=group.prompt.problem.problem_id,
+            task=group.prompt.problem.task,
+            prompt_ids=group.prompt.token_ids,
+            prefix_ids=group.prompt.prefix_ids,
+            cut=group.prompt.cut,
+            completion_ids=completion.token_ids,
+            logp_gen=completion.logp_gen,
+            text=completion.text,
+            reward=verdict.reward,
+            success=verdict.success,
+            stop_reason=completion.stop_reason,
+            seed=completion.seed,
+            flops=per_token * num,
+            source=sources[group.prompt.problem.task],
+        )
+        for group, nums in zip(groups, tokens, strict=True)
+        for completion, verdict, num in zip(group.completions, group.verdicts, nums, strict=True)
+    ]
+
+
+def sources_of(recipe: Recipe, loaded: LoadedModel, tasks: Sequence[Task], run: str, step: int) -> dict[str, Source]:
+    """By task, what a trace says about the policy as it is now."""
+    tokenizer, policy = tokenizer_fingerprint(loaded), policy_fingerprint(loaded)
+    rollout = recipe.rollout
+    return {
+        task.name: Source(
+            tokenizer, policy, run, step, rollout.temperature, rollout.max_new_tokens, verifier_names(task)
+        )
+        for task in tasks
+    }
+
+
+class TraceLog:
+    """A training run's own rollouts on their way into the recipe's bank, if it names one and this rank keeps them."""
+
+    def __init__(
+        self, recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel, run: str, keeps: bool = True
+    ) -> None:
+        section = recipe.traces
+        self._recipe, self._tasks, self._loaded, self._run = recipe, tasks, loaded, run
+        self._stack = ExitStack()
+        self._bank: Bank | None = None
+        self._path = Path(section.bank) if keeps and section.bank and section.keep != "none" else None
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            self._bank = self._stack.enter_context(Bank.open(self._path))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, groups: Sequence[Group], sources: Mapping[str, Source], flops: float) -> None:
+        """Store a step's groups; those of a step that is made again after a restart are known already."""
+        if self._bank is None:
+            return
+        traces = traces_of(groups, sources, flops)
+        kept = [trace for trace in traces if trace.success or self._recipe.traces.keep == "all"]
+        self._bank.append(kept)
+
+    def sources(self, policy_step: int) -> dict[str, Source]:
+        """Who samples now; asked for before the weights move."""
+        if self._bank is None:
+            return {}
+        return sources_of(self._recipe, self._loaded, self._tasks, self._run, policy_step)

@@ -1,0 +1,264 @@
+"""Where a run runs: device, threads, determinism, and what its processes (ranks, under ``torchrun``) do together.
+
+    heliostat train R                                   one rank: every exchange below is the identity
+    torchrun --nproc-per-node 2 -m heliostat train R    two: each samples, judges and differentiates its share
+
+What decides anything (groups, numbers, a wish to stop) is made equal on all ranks by an exchange, so that the code
+above reads like that of one process and no decision is taken twice in different ways. Gradients are averaged over
+ranks, of losses that were multiplied by the number of ranks: torch's own convention, in which a sum stays a sum.
+
+Left out: weights cut over ranks (``fsdp``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from heliostat.config import ConfigError, DistributedSection, RunSection
+from heliostat.optim.precision.gradients import no_gradient
+from heliostat.types import Mean, Prompt
+
+T = TypeVar("T")
+BUCKET = 2**23
+"""Gradient entries sent at once (32 MiB in float32)."""
+
+
+TRANSPORTS = ("gloo", "NCCL", "ProcessGroup")
+"""One of these is in every error of a transport that has no type of its own."""
+
+
+class RankLost(RuntimeError):
+    """Another process of this run has ended or does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One process among its peers.
+
+    Attributes:
+        sharded: whether every rank holds a part of each weight only (``fsdp``).
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    sharded: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """All ranks, for code of torch's; ``None`` where there is one."""
+        return dist.group.WORLD if self.world_size > 1 else None
+
+    # -- exchanges --------------------------------------------------------------------------------------------------
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank.
+
+        Raises:
+            RankLost: a rank has died or does not answer.
+        """
+        if self.world_size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.world_size
+        with spoken_transport():
+            dist.all_gather_object(everyone, value)
+        return everyone
+
+    def from_main(self, value: T) -> T:
+        """The main rank's value, on every rank."""
+        return self.gather(value)[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return any(self.gather(flag))
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Add values up over ranks, key by key; a key that some ranks lack counts as 0 there."""
+        everyone = self.gather(dict(values))
+        keys = dict.fromkeys(key for one in everyone for key in one)
+        return {key: sum(one[key] for one in everyone if key in one) for key in keys}
+
+    def merge(self, means: Mapping[str, Mean]) -> dict[str, Mean]:
+        """Merge means over ranks, weighting by what each counted."""
+        merged: dict[str, Mean] = {}
+        for one in self.gather(dict(means)):
+            for key, mean in one.items():
+                merged[key] = merged[key] + mean if key in merged else mean
+        return merged
+
+    def average(self, parameters: Sequence[Tensor]) -> None:
+        """Average whole gradients over ranks, in buckets; an absent one counts as 0. Sharded ones are already."""
+        if self.world_size == 1 or self.sharded:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = no_gradient(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            with spoken_transport():
+                dist.all_reduce(flat)
+            flat /= self.world_size
+            for gradient, piece in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails inside on any rank fails on all, with the same error."""
+        failure: Exception | None = None
+        try:
+            yield
+        except RankLost:
+            raise
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            failure = error
+        failures = [one for one in self.gather(failure) if one is not None] if self.world_size > 1 else []
+        if failures:
+            raise failure or failures[0]
+
+    def led(self, make: Callable[[], T]) -> T:
+        """What the main rank makes, on every rank; an error there is everybody's."""
+        if self.world_size == 1:
+            return make()
+        with self.together():
+            made = make() if self.is_main else None
+        return cast(T, self.from_main(made))
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main rank does what is inside before the others, which then find it done."""
+        if not self.is_main:
+            self.gather(None)
+        yield
+        if self.is_main:
+            self.gather(None)
+
+    # -- shares -----------------------------------------------------------------------------------------------------
+
+    def share(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts of this rank; copies of one prompt stay together, since they number their random streams."""
+        keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
+        owner = {key: index % self.world_size for index, key in enumerate(keys)}
+        return [prompt for prompt in prompts if owner[prompt.group_key] == self.rank]
+
+    def regroup(self, prompts: Sequence[Prompt], mine: Sequence[T]) -> list[T]:
+        """What every rank made of its ``share``, one thing per prompt, in the order of ``prompts``."""
+        if self.world_size == 1:
+            return list(mine)
+        keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
+        everyone = [iter(one) for one in self.gather(list(mine))]
+        owner = {key: everyone[index % self.world_size] for index, key in enumerate(keys)}
+        return [next(owner[prompt.group_key]) for prompt in prompts]
+
+    def split(self, items: Sequence[T], sizes: Sequence[int]) -> list[T]:
+        """The items of this rank in a division that all ranks make alike: largest first, to whoever has least."""
+        if self.world_size == 1:
+            return list(items)
+        loads = [0] * self.world_size
+        mine = []
+        for index in sorted(range(len(items)), key=lambda index: -sizes[index]):
+            rank = loads.index(min(loads))
+            loads[rank] += sizes[index]
+            if rank == self.rank:
+                mine.append(index)
+        return [items[index] for index in sorted(mine)]
+
+    def num_fillers(self, num_parts: int) -> int:
+        """Forward and backward passes without weight that this rank must add to its own.
+
+        Sharded weights are gathered by all ranks together, so all make equally many passes; hooks that record layers
+        want at least one.
+        """
+        if self.world_size == 1:
+            return 0
+        most = max(self.gather(num_parts))
+        wanted = most if self.sharded else min(1, most)
+        return max(0, wanted - num_parts)
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and (gradient.dtype != bucket[0].dtype or sum(g.numel() for g in bucket) > BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def spoken_transport() -> Iterator[None]:
+    """Say in a sentence what the transport between ranks says in twenty lines; other errors pass.
+
+    Raises:
+        RankLost: a rank has died or does not answer.
+    """
+    try:
+        yield
+    except RankLost:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(name in str(error) for name in TRANSPORTS):
+            raise
+        raise RankLost(
+            f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:120]}); the "
+            "last checkpoint is complete, and the same command continues from it"
+        ) from error
+
+
+def start_runtime(run: RunSection, distributed: DistributedSection | None = None) -> Runtime:
+    """Set threads, determinism and seeds for this process, and meet the others where ``torchrun`` started several.
+
+    Randomness in training never comes from a global generator: every draw has its own seed derived from the run's, so
+    that a resumed run repeats it. The global seed only fixes what libraries draw on their own.
+
+    Raises:
+        ConfigError: several processes were started for something that runs in one (``distributed`` is ``None``).
+    """
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if world_size > 1 and distributed is None:
+        raise ConfigError("only heliostat train and sft run in several processes; start this without torchrun")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = run.num_threads or (len(os.sched_getaffinity(0)) // here if hasattr(os, "sched_getaffinity") else 0)
+    torch.set_num_threads(max(1, threads))
+    torch.manual_seed(run.seed)
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if world_size == 1 or distributed is None:
+        return Runtime(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=distributed.timeout_s))
+    return Runtime(device, rank, world_size, sharded=distributed.placement == "sharded")
+
+
+@contextmanager
+def running(run: RunSection, distributed: DistributedSection) -> Iterator[Runtime]:
+    """A runtime whose ranks part at the end."""
+    try:
+        yield start_runtime(run, distributed)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

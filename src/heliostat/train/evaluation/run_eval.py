@@ -1,0 +1,98 @@
+"""Evaluation of one model, or of two on the same held-out problems."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from heliostat.config import Recipe
+from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.tasks import Task, VerifierPool
+from heliostat.tasks.nesting import refuse_nested
+from heliostat.train.checks.encoding import check_encodable
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
+from heliostat.train.model_bundle import set_up_sampler, with_model
+from heliostat.types import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Held-out results of one model, or of two on the same problems.
+
+    Attributes:
+        dtypes: type of each model's weights.
+    """
+
+    models: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+    comparison: Comparison | None
+    dtypes: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        content = {
+            "models": [
+                {"model": model, "dtype": dtype, **result.summary(), "tasks": _by_task(result)}
+                for model, dtype, result in zip(self.models, self.dtypes, self.evaluations, strict=True)
+            ],
+            "comparison": None
+            if self.comparison is None
+            else {
+                "difference": self.comparison.difference,
+                "ci95": list(self.comparison.ci95),
+                "num_problems": self.comparison.num_problems,
+                "num_only_first": self.comparison.num_only_first,
+                "num_only_second": self.comparison.num_only_second,
+                "significant": self.comparison.significant,
+            },
+        }
+        return json.dumps(content, indent=1)
+
+
+def _by_task(result: Evaluation) -> dict[str, Any]:
+    return {task: part.summary() for task, part in result.by_task().items()}
+
+
+def run_eval(
+    models: Sequence[str],
+    recipe: Recipe,
+    *,
+    num_problems: int | None = None,
+    num_samples: int | None = None,
+    greedy: bool = True,
+    settings: SamplingSettings | None = None,
+) -> EvalReport:
+    """Evaluate one or two models on the recipe's held-out problems, with the same random streams for both."""
+    refuse_nested("an evaluation")
+    runtime = start_runtime(recipe.run)
+    tasks = load_tasks(recipe)
+    heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
+    evaluations, dtypes = [], []
+    with VerifierPool(tasks) as pool:
+        for path in models:
+            bench = set_up_sampler(with_model(recipe, path), runtime)
+            check_encodable(recipe, [_only(task, heldout) for task in tasks], bench)
+            evaluation, _ = evaluate(
+                bench.engine,
+                pool,
+                [bench.prompt(problem) for problem in heldout],
+                num_samples or recipe.eval.final_samples,
+                settings or SamplingSettings(temperature=recipe.rollout.temperature),
+                runtime,
+                seed=completion_seed(recipe.run.seed, "evaluation"),
+                greedy=greedy,
+            )
+            evaluations.append(evaluation)
+            dtypes.append(str(bench.loaded.model.dtype).removeprefix("torch."))
+    comparison = compare(*evaluations) if len(evaluations) == 2 else None
+    return EvalReport(tuple(models), tuple(evaluations), comparison, tuple(dtypes))
+
+
+def _only(task: Task, heldout: Sequence[Problem]) -> Task:
+    """A task with the problems that are evaluated, and no others."""
+    evaluated = {problem.problem_id for problem in heldout}
+    return replace(task, train=(), heldout=tuple(one for one in task.heldout if one.problem_id in evaluated))

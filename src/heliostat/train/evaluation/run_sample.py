@@ -1,0 +1,33 @@
+"""A few completions of a model, to look at."""
+
+from __future__ import annotations
+
+from heliostat.config import Recipe
+from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.tasks.nesting import refuse_nested
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.model_bundle import set_up_sampler, with_model
+from heliostat.types import Group, Problem
+
+
+def run_sample(
+    model: str,
+    recipe: Recipe,
+    *,
+    prompt: str | None = None,
+    num_samples: int = 3,
+    settings: SamplingSettings | None = None,
+) -> list[Group]:
+    """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
+    refuse_nested("a model")
+    runtime = start_runtime(recipe.run)
+    bench = set_up_sampler(with_model(recipe, model), runtime)
+    if prompt is not None:
+        problems = [Problem("prompt", "prompt", prompt, markup=((0, len(prompt)),))]
+    else:
+        problems = [problem for task in load_tasks(recipe) for problem in task.heldout][:3]
+    settings = settings or SamplingSettings(temperature=recipe.rollout.temperature)
+    seed = completion_seed(recipe.run.seed, "sample")
+    prompts = [bench.prompt(problem) for problem in problems]
+    return bench.engine.sample(prompts, num_samples, settings, seed=seed, policy_step=0)

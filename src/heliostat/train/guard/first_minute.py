@@ -1,0 +1,28 @@
+"""What the findings of the first minute need to know of a run: numbers of its recipe, and how long its solutions are.
+
+Left out: the findings (``monitors.outright``), and saying them (``run_guard``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from heliostat.models import encode_solution
+from heliostat.monitors import recipe_numbers
+from heliostat.monitors.outright_rules import LONGEST_SOLUTION
+from heliostat.tasks import Task
+from heliostat.train.model_bundle import Bench
+
+NUM_SOLUTIONS = 64
+
+
+def first_minute_settings(bench: Bench, tasks: Sequence[Task]) -> dict[str, float]:
+    """Numbers by dotted name: the recipe's, and ``task.longest_solution`` in tokens where solutions are worked."""
+    numbers = recipe_numbers(bench.recipe.model_dump())
+    problems = [problem for task in tasks for problem in task.train[:NUM_SOLUTIONS] if problem.solution]
+    lengths = [
+        len(encode_solution(bench.loaded, bench.prompt(problem), problem.solution))
+        for problem in problems
+        if problem.solution
+    ]
+    return numbers | ({LONGEST_SOLUTION: float(max(lengths))} if lengths else {})

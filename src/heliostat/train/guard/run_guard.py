@@ -1,0 +1,338 @@
+"""The guard at work in a run: it reads every step, turns its actuator, asks for rollbacks, and writes down why.
+
+    first_look(signals)    the evaluation before training: what it says outright
+    act(step, signals)     judge; returns the guard's own numbers; ``order`` then says whether the run must go back
+    rescue(step, error)    the same for a step that broke instead of ending
+
+``events.jsonl`` has one line for everything the guard saw or did, each with the statistic that caused it and whether it
+was carried out; ``abandoned.jsonl`` has the metrics of steps that were taken back. Both count in ``tick``, the number
+of steps made including abandoned ones, which never runs backwards.
+
+An error inside the guard never ends a run: the guard switches itself off, says so, and the run goes on as it was.
+
+Left out: judging (``monitors.guard``), and restoring weights (``train.trainer``).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from heliostat.config import GuardSection
+from heliostat.monitors.controllers import CONTROLLERS, Controller
+from heliostat.monitors.guard import Finding, Guard, not_finite
+from heliostat.monitors.outright import Outright
+from heliostat.monitors.outright_rules import OUTRIGHT
+from heliostat.monitors.reference import Reference
+from heliostat.monitors.rules import default_rules
+from heliostat.rollout import NonFiniteLogits
+from heliostat.tracking import read_metrics
+from heliostat.train.guard.actuators import Actuator
+from heliostat.train.run_folder.folder import RunFolder
+from heliostat.train.update.safe_step import TrainingDiverged
+
+NUMERIC_FAILURES = (TrainingDiverged, NonFiniteLogits)
+"""Errors that mean broken numbers: the guard goes back for them in every mode but ``off``."""
+MARGIN = 5
+"""A rollback goes at least this many steps behind the onset of what caused it, if a checkpoint is left there."""
+STEP_CUT = 0.5
+"""What a rollback leaves of the step, or less where its finding says that the step was more than twice too long."""
+RECOVERY_STEPS = 20
+"""A step that was cut is doubled again after so many steps without another alarm of that kind."""
+MISMATCH_CUT = 0.1
+"""What is left of the step, in mode ``act``, while sampler and trainer disagree: the batch shows their difference."""
+
+
+class GuardStopped(RuntimeError):
+    """The guard ended a run that going back did not help."""
+
+
+@dataclass(slots=True)
+class RunGuard:
+    """One run's guard.
+
+    Attributes:
+        note: shows a line to people.
+        panel: takes the panel's numbers, where there is a panel.
+        order: the finding that asks for going back, until the trainer has done so.
+        skipped: steps that were taken back so far; the run's position in its data is ``step + skipped``.
+        lr_scale: what rollbacks have left of the learning rate.
+        num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
+        rewards: of the steps since the panel was last looked at, whose mean it is compared with.
+        disabled: empty, or why the guard switched itself off.
+        outright: what can be said without a level of the run's own; it speaks in every mode, ``off`` included.
+    """
+
+    section: GuardSection
+    folder: RunFolder
+    note: Callable[[str], None]
+    writes: bool
+    actuator: Actuator | None = None
+    panel: Callable[[], Mapping[str, float]] | None = None
+    order: Finding | None = None
+    skipped: int = 0
+    num_rollbacks: int = 0
+    lr_scale: float = 1.0
+    num_quiet: int = 0
+    rewards: list[float] = field(default_factory=list)
+    disabled: str = ""
+    outright: Outright = field(default_factory=lambda: Outright(OUTRIGHT))
+    guard: Guard = field(init=False)
+    controller: Controller = field(init=False)
+    early_entropy: Reference = field(init=False)
+
+    def __post_init__(self) -> None:
+        start, size = self.section.baseline_start, self.section.baseline_steps
+        self.guard = Guard(default_rules(start, size))
+        self.controller = CONTROLLERS[self.section.controller]()
+        self.early_entropy = Reference(size, skip=start)
+
+    @property
+    def acts(self) -> bool:
+        """Whether findings lead to more than words."""
+        return self.section.mode == "act"
+
+    @property
+    def step_scale(self) -> float:
+        """Factor on the next step's learning rate.
+
+        **Limits** 1 in a run that never went back and has no mismatch alarm, and whenever the guard may not act but for
+        broken numbers.
+        """
+        return self.lr_scale * (MISMATCH_CUT if self.acts and not self.disabled and self.guard.mismatched else 1.0)
+
+    def position(self, step: int) -> int:
+        """Return the position of ``step`` in the data, where rolled-back steps count as well."""
+        return step + self.skipped
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
+        """Judge a step; returns the guard's and the panel's numbers for the log."""
+        if self.disabled:
+            return {}
+        try:
+            self._say_outright(step, signals)
+            return {} if self.section.mode == "off" else self._act(step, signals)
+        except NUMERIC_FAILURES:
+            raise  # the policy is broken, not the guard
+        except Exception as error:
+            self._disable(step, error)
+            return {}
+
+    def first_look(self, signals: Mapping[str, float]) -> None:
+        """Judge the evaluation before training, unless training is on its way already."""
+        if self.disabled or self.outright.seen:
+            return
+        try:
+            for finding in self.outright.evaluated(signals):
+                self._found_outright(finding)
+        except Exception as error:
+            self._disable(0, error)
+
+    def see_failures(self, failures: Iterable[str]) -> None:
+        """Remember how a verifier failed, for the sentence about it."""
+        self.outright.failure = next(filter(None, failures), self.outright.failure)
+
+    def rescue(self, step: int, error: Exception) -> bool:
+        """Whether going back is to be tried for a step that ended in ``error``."""
+        wanted = isinstance(error, NUMERIC_FAILURES) or self.acts
+        if (
+            self.section.mode == "off"
+            or self.disabled
+            or not wanted
+            or self.num_rollbacks >= self.section.max_rollbacks
+        ):
+            return False
+        self._ask(not_finite(step, type(error).__name__, str(error)))
+        return True
+
+    def _act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
+        every, scale = self.section.panel_every, self.step_scale  # what this step was made with
+        looked = {}
+        if self.panel is not None and every:
+            self.rewards.append(signals["reward/mean"])
+            looked = dict(self.panel()) if step % every == 0 else {}
+        if "panel/reward" in looked:
+            looked["panel/gap"] = fmean(self.rewards) - looked["panel/reward"]
+            self.rewards.clear()
+        numbers = {"guard/step_scale": scale}
+        for finding in self.guard.read(step, {**signals, **looked, **numbers}):
+            if finding.rule in self.outright.hidden:
+                continue
+            if finding.level in ("rollback", "broken"):
+                self._ask(finding)
+            else:
+                action = "freeze controllers" if finding.level == "mismatch" else "note"
+                self._event(step, action, True, finding.sentence(), finding.to_row())
+        self._recover()
+        numbers |= {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
+        return looked | numbers | self._control(step, signals)
+
+    def _say_outright(self, step: int, signals: Mapping[str, float]) -> None:
+        """Say what the step shows by itself; what is damage asks for going back, where the guard may do that."""
+        for finding in self.outright.read(step, signals):
+            self._found_outright(finding)
+        for rule in self.outright.withdrawn():
+            text = f"step {step}: the first steps do not confirm what the evaluation said ({rule})"
+            self._event(step, "withdrawn", True, text, {"rule": rule})
+
+    def _found_outright(self, finding: Finding) -> None:
+        """Say it and write it down, the evaluation's once however often the run is continued before its first step."""
+        asks = finding.level == "rollback" and self.section.mode != "off"
+        text = f"{finding.sentence()}; {finding.advice}"
+        if not finding.step and any(row.get("text") == text for row in read_metrics(self.folder.events)):
+            self.note(f"guard: {text}")
+            return
+        self._event(finding.step, "rollback" if asks else "note", self.acts or not asks, text, finding.to_row())
+        if asks and self.acts and self.order is None:
+            self.order = finding
+
+    def _recover(self) -> None:
+        """Give back what a rollback took of the step, once the run has been quiet for a while."""
+        if self.lr_scale < 1.0 and self.order is None:
+            self.num_quiet += 1
+            if self.num_quiet >= RECOVERY_STEPS:
+                self.lr_scale, self.num_quiet = min(1.0, self.lr_scale / STEP_CUT), 0
+
+    def _ask(self, finding: Finding) -> None:
+        """Order a rollback, or in shadow mode say that one would have been ordered."""
+        taken = self.acts or finding.level == "broken"
+        self._event(finding.step, "rollback", taken, finding.sentence(), finding.to_row())
+        if taken and self.order is None:
+            self.order = finding
+
+    def _control(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
+        entropy = signals.get("policy/entropy")
+        if entropy is None:
+            return {}
+        self.early_entropy.add(entropy)
+        normal = self.early_entropy.centre()
+        if normal is None or normal <= 0:
+            return {}
+        target = self.section.entropy_target * normal
+        if self.actuator is None:
+            return {"guard/entropy_target": target}
+        frozen = self.guard.mismatched or "length" in self.guard.alarmed
+        before = self.controller.output
+        output = self.controller.update(entropy, target, frozen)
+        setting = self.actuator.set(output) if self.acts else self.actuator.value
+        if (before > 0) != (output > 0):
+            text = f"step {step}: {self.actuator.name} {'engaged' if output > 0 else 'released'}"
+            cause = {"key": "policy/entropy", "value": entropy, "statistic_name": "moving average",
+                     "statistic": self.controller.average, "threshold": target, "normal": normal}  # fmt: skip
+            self._event(step, "adjust", self.acts, f"{text} (entropy {entropy:.3g}, target {target:.3g})", cause)
+        return {"guard/entropy_target": target, "guard/output": output, "guard/setting": setting}
+
+    # -- going back -------------------------------------------------------------------------------------------------
+
+    def destination(self, step: int, kept: Iterable[int]) -> int:
+        """The checkpoint to go back to from ``step``: the newest well before the onset, else the oldest there is.
+
+        Raises:
+            GuardStopped: the run may not go back (again).
+        """
+        assert self.order is not None
+        usable = sorted(checkpoint for checkpoint in kept if 0 <= checkpoint < step)
+        if self.num_rollbacks >= self.section.max_rollbacks or not usable:
+            why = "no checkpoint is left" if not usable else f"after {self.num_rollbacks} rollbacks"
+            self._event(step, "stop", True, f"step {step}: stopped, {why}", self.order.to_row())
+            raise GuardStopped(
+                f"the guard stopped the run {why}: {self.order.sentence()}; {self.order.advice} (heliostat diagnose "
+                f"{self.folder.path} tells the story)"
+            )
+        before = [checkpoint for checkpoint in usable if checkpoint <= self.order.onset - MARGIN]
+        return before[-1] if before else usable[0]
+
+    def went_back(self, step: int, to: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Note that the run now continues from ``to``, where its judgement has been restored to.
+
+        Args:
+            rows: metrics of the steps that were taken back.
+        """
+        order, self.order = self.order, None
+        assert order is not None
+        tick = step + self.skipped
+        if self.writes:
+            self.folder.append(self.folder.abandoned, [{"tick": tick, **row} for row in rows])
+        self.num_rollbacks += 1
+        self.skipped += step - to
+        self.lr_scale *= min(STEP_CUT, 1.0 / order.excess)
+        self.num_quiet = 0
+        text = (
+            f"step {step}: back to the checkpoint of step {to}, other data, learning rate times {self.lr_scale:g} "
+            f"(try {self.num_rollbacks} of {self.section.max_rollbacks})"
+        )
+        self._event(step, "went back", True, text, order.to_row() | {"to": to, "lr_scale": self.lr_scale}, tick)
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """What the guard has done to the run; a rollback leaves it as it is."""
+        return {
+            "tick": step + self.skipped,
+            "skipped": self.skipped,
+            "num_rollbacks": self.num_rollbacks,
+            "lr_scale": self.lr_scale,
+            "num_quiet": self.num_quiet,
+            "disabled": self.disabled,
+        }
+
+    def judgement(self) -> dict[str, Any]:
+        """What the guard has seen of the run, and where its actuator stands; a rollback restores it."""
+        return {
+            "rewards": list(self.rewards),
+            "guard": self.guard.state_dict(),
+            "controller": self.controller.state_dict(),
+            "early_entropy": self.early_entropy.state_dict(),
+            "output": self.controller.output if self.acts else 0.0,
+            "outright": self.outright.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint, with the events up to it."""
+        self.skipped, self.num_rollbacks = state["skipped"], state["num_rollbacks"]
+        self.lr_scale, self.num_quiet, self.disabled = state["lr_scale"], state["num_quiet"], state["disabled"]
+        if self.writes:
+            self.folder.rewind_events(state["tick"])
+
+    def load_judgement(self, state: Mapping[str, Any]) -> None:
+        """Continue from what ``judgement`` returned."""
+        self.guard.load_state_dict(state["guard"])
+        self.controller.load_state_dict(state["controller"])
+        self.early_entropy.load_state_dict(state["early_entropy"])
+        self.rewards = list(state["rewards"])
+        if "outright" in state:  # a checkpoint of an earlier version has none
+            self.outright.load_state_dict(state["outright"])
+        if self.actuator is not None:
+            self.actuator.set(state["output"])
+
+    def _event(
+        self, step: int, action: str, taken: bool, text: str, cause: Mapping[str, Any], tick: int | None = None
+    ) -> None:
+        """Write an event down, and say it."""
+        if not self.writes:
+            return
+        tick = step + self.skipped if tick is None else tick
+        said = text if taken else f"{text}; in mode act: {action}"
+        row = {**cause, "tick": tick, "step": step, "action": action, "taken": taken, "text": said}
+        self.folder.append(self.folder.events, [row])
+        self.note(f"guard: {said}")
+
+    def _disable(self, step: int, error: Exception) -> None:
+        """Switch off for the rest of the run, loudly; a mistake in here must not cost anybody their training."""
+        self.disabled = f"{type(error).__name__}: {error}"
+        self.order = None
+        self.note(
+            f"guard: switched itself off at step {step} after an error of its own ({self.disabled}); the run goes on"
+        )
+        try:
+            trace = traceback.format_exc()
+            row = {"error": self.disabled, "trace": trace, "tick": step + self.skipped, "step": step,
+                   "action": "switched off", "taken": True, "text": f"step {step}: the guard failed"}  # fmt: skip
+            self.folder.append(self.folder.events, [row])
+        except OSError:
+            pass  # the line above has been shown; a full disk is what ends the run, at its next checkpoint

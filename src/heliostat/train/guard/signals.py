@@ -1,0 +1,61 @@
+"""Which signals a run measures at every step, and where its tasks' answers begin.
+
+Left out: the signals themselves (``monitors``), and the mirror step's own numbers (``train.update.mirror_metrics``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from heliostat.models import LoadedModel, decode
+from heliostat.monitors.diversity import AnswerDiversity, DuplicatePrompts, TextRepetition
+from heliostat.monitors.entropy import Concentration, EntropyDrift, ThoughtAndAnswer, TokenEntropy
+from heliostat.monitors.signal import Monitor, Signal
+from heliostat.tasks import Task
+from heliostat.tasks.answers import find_answer
+from heliostat.types import Completion, Group
+
+
+def make_monitor(tasks: Sequence[Task], loaded: LoadedModel) -> Monitor:
+    """The step-level signals of a run of these tasks."""
+    answers = Answers({task.name: task.answer_after for task in tasks}, loaded)
+    signals: list[Signal] = [TokenEntropy(tuple(task.name for task in tasks)), Concentration(), EntropyDrift()]
+    if any(task.answer_after for task in tasks):
+        signals.append(ThoughtAndAnswer(answers.start))
+    return Monitor((*signals, AnswerDiversity(answers.text), TextRepetition(), DuplicatePrompts()))
+
+
+class Answers:
+    """The answers in completions: what follows each task's marker."""
+
+    def __init__(self, markers: dict[str, str], loaded: LoadedModel) -> None:
+        self.markers = markers
+        self.loaded = loaded
+        self._lengths: dict[int, int] = {}
+
+    def text(self, group: Group, completion: Completion) -> str:
+        """The answer, or the whole text where the marker is missing."""
+        marker = self.markers[group.prompt.problem.task]
+        answer = find_answer(completion.text, marker)
+        return completion.text.strip() if answer is None else answer
+
+    def start(self, group: Group, completion: Completion) -> int | None:
+        """Index of the answer's first token; ``None`` without a marker.
+
+        Characters are counted token by token, which is exact but for characters that several tokens share.
+        """
+        marker = self.markers[group.prompt.problem.task]
+        position = completion.text.rfind(marker) if marker else -1
+        if position < 0:
+            return None
+        wanted, seen = position + len(marker), len(decode(self.loaded, completion.token_ids[:1]))
+        for index, token in enumerate(completion.token_ids[1:], start=1):
+            if seen >= wanted:
+                return index
+            seen += self._length(token)
+        return len(completion.token_ids)
+
+    def _length(self, token: int) -> int:
+        if token not in self._lengths:  # after another token, since some decoders drop the first space of a text
+            self._lengths[token] = len(decode(self.loaded, [token, token])) - len(decode(self.loaded, [token]))
+        return self._lengths[token]

@@ -1,0 +1,110 @@
+"""Whether a layout of rows has the gradient that the model's own forward of each text alone has.
+
+    g(token) = sum over places of the token of  d sum log pi(completions) / d embedding(place)
+
+It is taken where tokens enter the model, so that it has gone through every layer, whichever of them are trained: keys
+and values that a cache keeps without their history give the right numbers and lose the prompt's part of it.
+
+Left out: whether the model's own gradient is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from heliostat.models import LoadedModel
+from heliostat.models.agreement import what_failed
+from heliostat.train.logprobs.layouts import Alone, Layout
+from heliostat.train.logprobs.packing import Row
+
+MAX_GAP = 0.1
+"""How far a gradient may be from the model's own, as a share of its norm: above rounding, below any part of it."""
+
+
+@dataclass
+class GradientTrial:
+    """The model's own gradient of the log-probabilities of some rows, to compare layouts with.
+
+    Attributes:
+        temperature: divides the logits.
+        untrainable: why there is none, empty where there is one.
+    """
+
+    loaded: LoadedModel
+    rows: Sequence[Row]
+    temperature: float
+    untrainable: str = field(default="", init=False)
+    _truth: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not any(parameter.requires_grad for parameter in self.loaded.model.parameters()):
+            return
+        try:
+            truth = self._gradient(Alone())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+            self.untrainable = what_failed(error)
+            return
+        if truth is None:
+            return
+        if not truth.isfinite().all():
+            self.untrainable = "its gradient is not finite"
+        elif not truth.any():
+            self.untrainable = "no gradient reaches its tokens"
+        self._truth = truth
+
+    def fault(self, layout: Layout) -> str:
+        """What is wrong with a layout's gradient, empty where nothing is or where it cannot be told."""
+        if self._truth is None or self.untrainable:
+            return ""
+        try:
+            found = self._gradient(layout)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # as above
+            return what_failed(error)
+        gap = float("inf") if found is None else float((found - self._truth).norm() / self._truth.norm())
+        return "" if gap <= MAX_GAP else f"gradients off by {gap:.1g} of their size"
+
+    def _gradient(self, layout: Layout) -> Float[Tensor, "token width"] | None:
+        """Summed over the places of every token; ``None`` where the model's embedding is not called."""
+        targets = torch.tensor([token for row in self.rows for token in row.completion.token_ids])
+        with torch.enable_grad(), _places(self.loaded.model.get_input_embeddings()) as places:
+            logits = self.loaded.head.logits(layout.hidden(self.loaded, self.rows)) / self.temperature
+            logp = torch.log_softmax(logits, dim=-1).gather(1, targets.to(logits.device)[:, None])
+            if not places:
+                return None
+            parts = torch.autograd.grad(logp.sum(), [leaf for _, leaf in places], allow_unused=True)
+        ids = sorted({token for row in self.rows for token in (*row.prompt.context_ids, *row.completion.token_ids)})
+        order = torch.tensor(ids)
+        total = torch.zeros(len(ids) + 1, places[0][1].shape[-1])
+        for (tokens, _), part in zip(places, parts, strict=True):
+            if part is not None:
+                index = torch.searchsorted(order, tokens.flatten().cpu())
+                index[~torch.isin(tokens.flatten().cpu(), order)] = len(ids)  # padding
+                total.index_add_(0, index, part.float().flatten(0, -2).cpu())
+        return total
+
+
+@contextmanager
+def _places(embedding: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Inside, collect the ids that an embedding is asked for and what it gives, as leaves of the graph."""
+    places: list[tuple[Tensor, Tensor]] = []
+
+    def watch(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        places.append((args[0], leaf))
+        return leaf.clone()  # some models write into it
+
+    hook = embedding.register_forward_hook(watch)
+    try:
+        yield places
+    finally:
+        hook.remove()

@@ -1,0 +1,151 @@
+"""Which layouts of rows give a model's own numbers: each is tried once per model, before anything is trained with it.
+
+A trial scores a few groups of mixed lengths and compares every log-probability with the model's own forward of each
+text alone (``models.agreement``), and its gradient (``gradient_trial``). What fails is left out; where even
+padding is wrong, rows run one by one.
+
+Left out: which of the right layouts is cheapest for a batch (``policy``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from heliostat.models import LoadedModel
+from heliostat.models.agreement import (
+    comparing,
+    mixed_contexts,
+    num_tried,
+    true_log_probs,
+    unreached,
+    what_failed,
+    yardstick,
+)
+from heliostat.train.logprobs.gradient_trial import GradientTrial
+from heliostat.train.logprobs.layouts import Alone, Cached, Layout, Plain, Tree
+from heliostat.train.logprobs.packing import Row
+from heliostat.types import Completion, Problem, Prompt, StopReason
+
+MEMO = "exact layouts"
+"""Under this name a loaded model remembers the verdict, which its twins and its sharded form share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The layouts that are right for one model.
+
+    Attributes:
+        sharing: those that run a prompt once per group.
+        single: one that runs every row with a prompt of its own.
+        faults: what was wrong with the others, a few words each.
+        untrainable: why the model can be scored and not trained, empty where it can be trained.
+    """
+
+    sharing: tuple[Layout, ...]
+    single: Layout
+    faults: tuple[str, ...]
+    untrainable: str = ""
+
+    @property
+    def way(self) -> str:
+        """How a sentence calls what rows are scored with."""
+        names = [NAMES[type(layout)] for layout in self.sharing or (self.single,)]
+        return " or ".join(names)
+
+
+NAMES: dict[type, str] = {
+    Tree: "prompts shared in a tree",
+    Cached: "prompts shared through a cache",
+    Plain: "rows padded on the right",
+    Alone: "one row at a time",
+}
+
+
+def exact_layouts(loaded: LoadedModel) -> Exact:
+    """Try the layouts that a model's structure allows; asked again, remember.
+
+    A warning says what was wrong where a model has plain keys and values and yet shares no prompt, or cannot be padded.
+    """
+    if MEMO not in loaded.memo:
+        loaded.memo[MEMO] = exact = _tried(loaded)
+        if exact.faults:
+            warnings.warn(
+                f"model '{loaded.name}' is scored with {exact.way}, because cheaper layouts are wrong: "
+                f"{'; '.join(exact.faults)}",
+                stacklevel=2,
+            )
+    found = loaded.memo[MEMO]
+    assert isinstance(found, Exact)
+    return found
+
+
+def _tried(loaded: LoadedModel) -> Exact:
+    rows = _rows(loaded)
+    measure = yardstick(loaded)
+    with comparing(loaded, measure.gain):
+        truth = torch.cat(
+            [
+                true_log_probs(loaded, row.prompt.context_ids, row.completion.token_ids, measure.temperature)
+                for row in rows
+            ]
+        )
+        faults = {}
+        candidates: list[Layout] = [Plain()]
+        if loaded.cache_kind == "kv" and not unreached(loaded):
+            candidates = [Tree(), Cached(), Plain()]
+        right: list[Layout] = []
+        for layout in candidates:
+            fault = _fault(loaded, layout, rows, truth, measure.temperature, measure.bound)
+            if fault:
+                faults[type(layout)] = f"{NAMES[type(layout)]}: {fault}"
+            else:
+                right.append(layout)
+    with comparing(loaded):
+        trial = GradientTrial(loaded, rows, measure.temperature)
+        for layout in tuple(right):
+            if fault := trial.fault(layout):
+                faults[type(layout)] = f"{NAMES[type(layout)]}: {fault}"
+                right.remove(layout)
+    sharing = tuple(layout for layout in right if not isinstance(layout, Plain))
+    single: Layout = Alone() if Plain in faults else Plain()
+    # A tree that fails beside a cache that holds costs little, and says nothing that a user could act on.
+    heard = () if sharing and Plain not in faults else tuple(faults.values())
+    return Exact(sharing, single, heard, trial.untrainable)
+
+
+def _fault(
+    loaded: LoadedModel, layout: Layout, rows: Sequence[Row], truth: torch.Tensor, temperature: float, bound: float
+) -> str:
+    """What is wrong with a layout, empty where nothing is."""
+    targets = torch.tensor([token for row in rows for token in row.completion.token_ids])
+    try:
+        logits = loaded.head.logits(layout.hidden(loaded, rows)).cpu() / temperature
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+        return what_failed(error)
+    logp = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
+    gap = float((logp - truth).abs().max())
+    if gap <= bound:
+        return ""
+    return f"log-probabilities off by {gap:.1g}, where rounding explains {bound:.1g}"
+
+
+def _rows(loaded: LoadedModel) -> list[Row]:
+    """Two completions of uneven length behind each of the prompts that decoding is tried on."""
+    contexts = mixed_contexts(loaded)
+    longest = num_tried(loaded)
+    ids = [token for context in contexts for token in context]
+    rows = []
+    for group, context in enumerate(contexts):
+        for member, length in enumerate((longest, max(1, longest - 2 - group % 2))):
+            tokens = tuple(ids[(3 * group + member + step) % len(ids)] for step in range(length))
+            nothing = np.zeros(length, dtype=np.float32)
+            prompt = Prompt(Problem(f"trial {group}", "trial", ""), context)
+            rows.append(Row(group, prompt, Completion(tokens, nothing, nothing, StopReason.MAX_TOKENS, ""), 0.0))
+    return rows

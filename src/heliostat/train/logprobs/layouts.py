@@ -1,0 +1,212 @@
+"""How rows become one forward pass: layouts of the same arithmetic, each cheapest somewhere.
+
+    plain    prompt and completion, one row each        any model
+    tree     prompt, then all its completions, in one row; a mask hides siblings from each other
+    alone    prompt and completion, one pass each       any model at all
+    cached   prompt once, its keys and values expanded over its completions, which attend to them
+
+In a tree nothing is padded inside a group, but every token is compared with every other: best for short completions of
+uneven length. The cache pads completions to the longest, but compares only what belongs together: best for long ones.
+All give the hidden state before every completion token, in row order; nobody above this file can tell them apart.
+
+Left out: which give a model's own numbers (``layout_trial``), which one is chosen (``policy``), and cutting a
+batch into micro-batches (``packing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from heliostat.models import LoadedModel
+from heliostat.rollout import key_values
+from heliostat.train.logprobs.packing import GroupShape, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one forward computes, padding included.
+
+    Attributes:
+        num_tokens: tokens run through the model.
+        num_pairs: (token, attended position) pairs.
+    """
+
+    num_tokens: int
+    num_pairs: int
+
+
+class Layout(Protocol):
+    """One way to run rows through a model."""
+
+    def work(self, groups: Sequence[GroupShape]) -> Work:
+        """What a forward over these groups costs."""
+        ...
+
+    def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        """Hidden states from which the completion tokens are predicted, concatenated in row order."""
+        ...
+
+
+class Plain:
+    """One row each, padded on the right: under causal attention and recurrence nothing scored can see the padding."""
+
+    def work(self, groups: Sequence[GroupShape]) -> Work:
+        width = max(group.context + group.longest for group in groups) - 1
+        tokens = sum(group.num_rows for group in groups) * width
+        return Work(tokens, tokens * width)
+
+    def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        inputs = [(row.prompt.context_ids + row.completion.token_ids)[:-1] for row in rows]
+        hidden = loaded.head.hidden(input_ids=_padded(inputs, loaded), use_cache=False)
+        # Position i predicts token i + 1, so a completion's tokens are predicted from the context's last position on.
+        picked = [
+            hidden[index, row.context_length - 1 : row.context_length - 1 + row.num_tokens]
+            for index, row in enumerate(rows)
+        ]
+        return torch.cat(picked)
+
+
+class Alone:
+    """One row at a time, unpadded: the model's own forward, for models that anything beside a row disturbs."""
+
+    def work(self, groups: Sequence[GroupShape]) -> Work:
+        tokens = sum(group.num_rows * (group.context + group.longest - 1) for group in groups)
+        return Work(tokens, sum(group.num_rows * (group.context + group.longest - 1) ** 2 for group in groups))
+
+    def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        return torch.cat([Plain().hidden(loaded, [row]) for row in rows])
+
+
+class Tree:
+    """One row per group: the prompt, then each completion, every token seeing the prompt and its own past alone."""
+
+    def work(self, groups: Sequence[GroupShape]) -> Work:
+        width = max(group.context + group.num_tokens - group.num_rows for group in groups)
+        return Work(len(groups) * width, len(groups) * width * width)
+
+    def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        trees: dict[int, _Grown] = {}
+        spans = [trees.setdefault(row.group, _Grown(row.prompt.context_ids)).add(row) for row in rows]
+        input_ids = _padded([tree.ids for tree in trees.values()], loaded)
+        device, width = input_ids.device, input_ids.shape[1]
+        hidden = loaded.head.hidden(
+            input_ids=input_ids,
+            # Padding counts as prompt that comes last: it may see the prompt, and nobody sees it.
+            attention_mask=_tree_mask(_filled([tree.segments for tree in trees.values()], 0, device)),
+            position_ids=_filled([tree.positions for tree in trees.values()], 0, device),
+            use_cache=False,
+        )
+        order = {group: index for index, group in enumerate(trees)}
+        picked = [
+            order[row.group] * width + position
+            for row, span in zip(rows, spans, strict=True)
+            for position in (row.context_length - 1, *span)
+        ]
+        return hidden.flatten(0, 1)[torch.tensor(picked, device=device)]
+
+
+class _Grown:
+    """One tree under construction: token ids, their true positions, and which completion they belong to (0: prompt)."""
+
+    def __init__(self, context: tuple[int, ...]) -> None:
+        self.ids = list(context)
+        self.positions = list(range(len(context)))
+        self.segments = [0] * len(context)
+        self.context_length, self.num_rows = len(context), 0
+
+    def add(self, row: Row) -> range:
+        """Append a completion's inputs (all but its last token); returns where they went."""
+        inputs = row.completion.token_ids[:-1]
+        self.num_rows += 1
+        began = len(self.ids)
+        self.ids += inputs
+        self.positions += range(self.context_length, self.context_length + len(inputs))
+        self.segments += [self.num_rows] * len(inputs)
+        return range(began, len(self.ids))
+
+
+def _tree_mask(segment: Int[Tensor, "tree token"]) -> Tensor:
+    """Who sees whom, ``[tree, 1, token, token]``: the past, of the prompt (segment 0) or of one's own completion."""
+    past = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool, device=segment.device).tril()
+    kin = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+    return (past & kin)[:, None]
+
+
+class Cached:
+    """The prompt once per group; the completions, padded on the right, attend to its keys and values."""
+
+    def work(self, groups: Sequence[GroupShape]) -> Work:
+        width = max(group.context for group in groups)
+        rest = max(group.longest for group in groups) - 1
+        num_rows = sum(group.num_rows for group in groups)
+        return Work(
+            len(groups) * width + num_rows * rest, len(groups) * width * width + num_rows * rest * (width + rest)
+        )
+
+    def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        contexts = {row.group: row.prompt.context_ids for row in rows}
+        order = {group: index for index, group in enumerate(contexts)}
+        width = max(map(len, contexts.values()))
+        ids = _padded([(loaded.pad_id,) * (width - len(c)) + c for c in contexts.values()], loaded)
+        device = ids.device
+        prompt_of_row = torch.tensor([order[row.group] for row in rows], device=device)
+        start = (width - torch.tensor([len(c) for c in contexts.values()], device=device))[:, None]
+        columns = torch.arange(width, device=device)[None]
+        cache = DynamicCache(config=loaded.model.config)
+        prompt_hidden = loaded.head.hidden(
+            input_ids=ids,
+            attention_mask=(columns >= start).long(),
+            position_ids=(columns - start).clamp(min=0),
+            memory=cache,
+            use_cache=True,
+        )
+        hidden = prompt_hidden[:, -1][prompt_of_row].unsqueeze(1)
+        num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
+        if int(num_tokens.max()) > 1:
+            rest = self._continue(loaded, rows, cache, start[prompt_of_row], prompt_of_row, width)
+            hidden = torch.cat([hidden, rest], dim=1)
+        real = torch.arange(hidden.shape[1], device=device)[None] < num_tokens[:, None]
+        return hidden[real]
+
+    def _continue(
+        self,
+        loaded: LoadedModel,
+        rows: Sequence[Row],
+        cache: DynamicCache,
+        start: Tensor,
+        prompt_of_row: Tensor,
+        width: int,
+    ) -> Float[Tensor, "row token feature"]:
+        """Hidden states of the completions' inputs (all but each last token), attending to their prompt's cache."""
+        ids = _padded([row.completion.token_ids[:-1] for row in rows], loaded)
+        for layer in cache.layers:
+            keys, values = key_values(layer)
+            layer.keys, layer.values = keys[prompt_of_row], values[prompt_of_row]  # type: ignore[union-attr]
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        columns = torch.arange(width + ids.shape[1], device=ids.device)
+        after_padding = columns[None, None] >= start[:, :, None]
+        causal = columns[None, None] <= width + steps[None, :, None]
+        return loaded.head.hidden(
+            input_ids=ids,
+            attention_mask=(after_padding & causal)[:, None],
+            position_ids=width - start + steps[None],
+            memory=cache,
+            use_cache=True,
+        )
+
+
+def _padded(rows: Iterable[Sequence[int]], loaded: LoadedModel) -> Int[Tensor, "row token"]:
+    return _filled(rows, loaded.pad_id, next(loaded.model.parameters()).device)
+
+
+def _filled(rows: Iterable[Sequence[int]], filler: int, device: torch.device) -> Int[Tensor, "row token"]:
+    lists = [list(row) for row in rows]
+    width = max(map(len, lists))
+    return torch.tensor([row + [filler] * (width - len(row)) for row in lists], dtype=torch.long, device=device)

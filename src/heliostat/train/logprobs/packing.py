@@ -1,0 +1,147 @@
+"""From ragged groups to micro-batches under a token budget; the only place where padding is decided.
+
+Rows of similar length go together, a group's rows stay together where they fit (its prompt is then run once), and a
+group that is too large alone is split. Nothing above this file can see the result: losses are sums over tokens divided
+by a denominator of the whole optimizer step, so any cut of the batch gives the same gradient (to float accuracy).
+
+Left out: the forward pass itself (``layouts``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heliostat.types import Completion, Prompt, TokenBatch, TrainingGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One completion to be scored, with what its objective needs.
+
+    Attributes:
+        group: index of its group; rows of one group share one prompt.
+        logp_old: anchor log-probabilities, or ``None`` where the anchor is the current policy itself.
+        logp_ref: the reference's, or ``None`` where no reference is asked.
+    """
+
+    group: int
+    prompt: Prompt
+    completion: Completion
+    advantage: float
+    logp_old: Float[Tensor, " token"] | None = None
+    logp_ref: Float[Tensor, " token"] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.completion.token_ids)
+
+    @property
+    def context_length(self) -> int:
+        return len(self.prompt.context_ids)
+
+
+def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
+    """Every completion of every group as a row, in order."""
+    return [
+        Row(
+            group=index,
+            prompt=group.group.prompt,
+            completion=completion,
+            advantage=float(group.advantages[member]),
+            logp_old=None if group.logp_old is None else group.logp_old[member],
+            logp_ref=None if group.logp_ref is None else group.logp_ref[member],
+        )
+        for index, group in enumerate(groups)
+        for member, completion in enumerate(group.group.completions)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupShape:
+    """How large a group (or a piece of one) is, in tokens: its prompt, all its completions, the longest of them."""
+
+    context: int
+    num_rows: int
+    num_tokens: int
+    longest: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> GroupShape:
+        """The shape of rows that share one prompt."""
+        lengths = [row.num_tokens for row in rows]
+        return cls(rows[0].context_length, len(rows), sum(lengths), max(lengths))
+
+
+Cost = Callable[[Sequence[GroupShape]], int]
+"""Tokens that one forward over these groups computes, padding included."""
+
+
+def by_group(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that share a prompt, together."""
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return list(groups.values())
+
+
+MAX_PADDING, MIN_SHARE = 0.1, 1 / 16
+"""A micro-batch takes no group that pads it by more than this, once it has this share of its budget: products of that
+many tokens run as fast as larger ones, and padding is computed for nothing."""
+
+
+def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
+    """Cut rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
+    pieces = [piece for group in by_group(rows) for piece in _split(group, max_tokens, cost)]
+    shaped = sorted(((GroupShape.of(piece), piece) for piece in pieces), key=lambda pair: cost([pair[0]]))
+    batches: list[list[Row]] = []
+    together: dict[int, GroupShape] = {}
+    for shape, piece in shaped:
+        group = piece[0].group
+        # Two pieces of one group in one batch would be run as one group, so they never meet.
+        if batches and group not in together and _fits([*together.values(), shape], max_tokens, cost):
+            batches[-1] += piece
+            together[group] = shape
+        else:
+            batches.append(list(piece))
+            together = {group: shape}
+    return batches
+
+
+def _fits(shapes: Sequence[GroupShape], max_tokens: int, cost: Cost) -> bool:
+    """Whether the last of these groups may join the others."""
+    together = cost(shapes)
+    unpadded = sum(cost([shape]) for shape in shapes)
+    small = cost(shapes[:-1]) < MIN_SHARE * max_tokens
+    return together <= max_tokens and (small or together <= (1 + MAX_PADDING) * unpadded)
+
+
+def _split(group: list[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
+    """Halve a group, sorted by length, until each piece fits."""
+    if len(group) == 1 or cost([GroupShape.of(group)]) <= max_tokens:
+        return [group]
+    ordered = sorted(group, key=lambda row: row.num_tokens)
+    half = len(ordered) // 2
+    return _split(ordered[:half], max_tokens, cost) + _split(ordered[half:], max_tokens, cost)
+
+
+def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> TokenBatch:
+    """What the objective sees for these rows; an absent anchor means the current policy, where every log-ratio is 0."""
+    device = logp_new.device
+    num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
+    current = torch.split(logp_new.detach(), [row.num_tokens for row in rows])
+    old = [here if row.logp_old is None else row.logp_old.to(device) for row, here in zip(rows, current, strict=True)]
+    ref = [row.logp_ref.to(device) for row in rows if row.logp_ref is not None]
+    return TokenBatch(
+        sequence=torch.repeat_interleave(torch.arange(len(rows), device=device), num_tokens),
+        num_tokens=num_tokens,
+        advantage=torch.tensor([row.advantage for row in rows], dtype=logp_new.dtype, device=device),
+        logp_old=torch.cat(old),
+        logp_gen=torch.from_numpy(np.concatenate([row.completion.logp_gen for row in rows])).to(logp_new),
+        logp_ref=torch.cat(ref) if ref else None,
+    )

@@ -1,0 +1,121 @@
+"""Token log-probabilities of completions under the model being trained.
+
+Every layout of the rows gives the same numbers and the same gradients (``layouts``); the cheapest for the batch
+at hand is taken. Only completion positions reach the LM head, in chunks whose logits are recomputed in the backward
+pass, so no ``[batch, tokens, vocab]`` tensor is ever alive.
+
+Left out: what the numbers are used for (``objectives``), and cutting batches (``packing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from heliostat.models import Head, LoadedModel, forward_flops
+from heliostat.train.distributed.fsdp import inside, is_sharded
+from heliostat.train.logprobs.gradient_checkpointing import recomputing
+from heliostat.train.logprobs.layout_trial import exact_layouts
+from heliostat.train.logprobs.layouts import Cached, Layout, Work
+from heliostat.train.logprobs.packing import GroupShape, Row, by_group
+
+MAX_LOGITS = 2**24
+"""Logits alive at once in the head (64 MiB in float32)."""
+
+
+def completion_log_probs(
+    head: Head,
+    hidden: Float[Tensor, "token feature"],
+    targets: Int[Tensor, " token"],
+    temperature: float,
+    vocab_size: int,
+) -> Float[Tensor, " token"]:
+    r"""``log softmax(head(h_t) / T)[y_t]`` for every completion token, at most ``MAX_LOGITS`` logits at a time.
+
+    Limits:
+        One chunk and many chunks give the same values and gradients (to float accuracy).
+    """
+
+    def of_chunk(chunk: Tensor, target: Tensor) -> Tensor:
+        logits = head.logits(chunk).float()
+        logits = logits if temperature == 1 else logits / temperature  # two passes over the largest tensor there is
+        return torch.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
+
+    chunk_size = max(1, MAX_LOGITS // vocab_size)
+    if hidden.shape[0] <= chunk_size:
+        return of_chunk(hidden, targets)
+    pieces = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([of_chunk(chunk, target) for chunk, target in pieces])
+    recomputed = [checkpoint(of_chunk, chunk, target, use_reentrant=False) for chunk, target in pieces]
+    return torch.cat(recomputed)
+
+
+class Policy:
+    """Log-probabilities of micro-batches, by the cheapest layout that gives the model's own numbers (``layout_trial``).
+
+    Args:
+        shared_prompt: compute each prompt once per group where the model's attention can be told who sees whom.
+        recompute: keep less for the backward pass and compute it again there (``train.recompute``).
+    """
+
+    def __init__(self, loaded: LoadedModel, temperature: float, shared_prompt: bool, recompute: bool = False) -> None:
+        self.loaded = loaded
+        self.temperature = temperature
+        self.recompute = recompute
+        exact = exact_layouts(loaded)
+        sharing = exact.sharing if shared_prompt else ()
+        if recompute or is_sharded(loaded.model):
+            # What is computed again must not write to a cache a second time, and layers that are gathered for a pass
+            # must not be reached through a cache once they are let go.
+            sharing = tuple(layout for layout in sharing if not isinstance(layout, Cached))
+        self.shared_prompt = bool(sharing)
+        self.layouts: tuple[Layout, ...] = sharing or (exact.single,)
+        self.device = next(loaded.model.parameters()).device
+        alone = forward_flops(loaded, 1, 0, 0)
+        self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone
+
+    def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
+        """Log-probability of every completion token of ``rows``, concatenated in row order."""
+        targets = torch.tensor([token for row in rows for token in row.completion.token_ids], device=self.device)
+
+        def work() -> Tensor:
+            return completion_log_probs(
+                self.loaded.head, self._hidden(rows), targets, self.temperature, self._vocab_size
+            )
+
+        return inside(self.loaded.model, work)
+
+    @torch.no_grad()
+    def entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
+        """Entropy of the distribution in front of every completion token, in nats; for looking, without gradient."""
+        return inside(self.loaded.model, lambda: self._entropies(rows))
+
+    def _entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
+        pieces = []
+        for chunk in torch.split(self._hidden(rows), max(1, MAX_LOGITS // self._vocab_size)):
+            logp = torch.log_softmax(self.loaded.head.logits(chunk).float() / self.temperature, dim=-1)
+            pieces.append(torch.special.entr(logp.exp()).sum(dim=-1))
+        return torch.cat(pieces)
+
+    def _hidden(self, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        layout, _ = self._cheapest([GroupShape.of(group) for group in by_group(rows)])
+        with recomputing(self.loaded.model) if self.recompute else nullcontext():
+            return layout.hidden(self.loaded, rows)
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self.loaded.model.config.get_text_config().vocab_size)
+
+    def padded_tokens(self, groups: Sequence[GroupShape]) -> int:
+        """Tokens a forward over these groups computes, padding included."""
+        return self._cheapest(groups)[1].num_tokens
+
+    def _cheapest(self, groups: Sequence[GroupShape]) -> tuple[Layout, Work]:
+        works = [(layout, layout.work(groups)) for layout in self.layouts]
+        return min(works, key=lambda pair: pair[1].num_tokens + self._pair_cost * pair[1].num_pairs)

@@ -1,0 +1,49 @@
+"""Log-probabilities of completions that exist already, under a policy, without gradient.
+
+Left out: keeping ranks in step (``train.update.updater``), and what the numbers are used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from heliostat.spans import span
+from heliostat.train.logprobs.packing import Row, microbatches, rows_of
+from heliostat.train.logprobs.policy import Policy
+from heliostat.types import Group, TrainingGroup
+
+Anchor = tuple[Tensor, ...]
+"""Token log-probabilities of each completion of a group."""
+
+
+@torch.no_grad()
+def score(
+    policy: Policy,
+    groups: Sequence[TrainingGroup],
+    tokens_per_microbatch: int,
+    count: Callable[[Sequence[Row], bool], None],
+) -> list[Anchor]:
+    """Token log-probabilities of every completion under ``policy`` as it is now, by group.
+
+    Args:
+        count: told of every forward, for the ledger.
+    """
+    rows = rows_of(groups)
+    by_row: dict[int, Tensor] = {}
+    parts = microbatches(rows, tokens_per_microbatch, policy.padded_tokens)
+    for part in parts:
+        with span("score"):
+            logp = policy.log_probs(part).cpu()
+        count(part, policy.shared_prompt)
+        for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
+            by_row[id(row)] = piece
+    pieces = iter(rows)
+    return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in groups]
+
+
+def sampler_anchor(group: Group) -> Anchor:
+    """The sampler's own log-probabilities, as an anchor."""
+    return tuple(torch.from_numpy(completion.logp_gen) for completion in group.completions)

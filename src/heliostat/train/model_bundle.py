@@ -1,0 +1,119 @@
+"""A model with its rollout engine, loaded as a recipe says: to sample from, to train, or as a frozen reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from heliostat.config import ConfigError, LoraSection, Recipe
+from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
+from heliostat.models.lora import add_adapters
+from heliostat.models.templates import day_of, with_day
+from heliostat.rollout import DecodeLimits, Engine, build_engine
+from heliostat.train.distributed.fsdp import shard
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.distributed.unsharded_engine import GatheredEngine
+from heliostat.train.logprobs.layout_trial import exact_layouts
+from heliostat.train.logprobs.layouts import Alone
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.run_folder.stored_dtype import NAMES, as_saved
+from heliostat.types import Problem, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A model with its engine, ready to be sampled from and scored.
+
+    Attributes:
+        numerics: the type that log-probabilities are computed in.
+        twin: what samples ahead, where the recipe asks for it.
+    """
+
+    loaded: LoadedModel
+    engine: Engine
+    recipe: Recipe
+    numerics: torch.dtype
+    twin: LoadedModel | None = None
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """A problem in this model's tokens."""
+        return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
+
+
+def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
+    """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
+
+    Args:
+        keep_day: gives the day that a chat template shall tell for the one that it would.
+    """
+    loaded = load_model(recipe.model, recipe.run.seed)
+    if keep_day is not None and (today := day_of(loaded)) is not None:
+        loaded = with_day(loaded, keep_day(today))
+    if recipe.lora.rank:
+        add_adapters(loaded.model, recipe.lora, recipe.run.seed)
+    loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
+    section = recipe.rollout
+    limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
+    engine = build_engine(loaded, limits, section, runtime.led)
+    return Bench(loaded, engine, recipe, loaded.model.dtype)
+
+
+def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
+    """Set up a sampler whose model can also be scored and trained, cut over ranks where the recipe asks for it."""
+    bench = set_up_sampler(recipe, runtime, keep_day)
+    loaded = bench.loaded
+    _try_layouts(loaded, runtime)  # like the engine before weights are cut: that would leave them gathered
+    twin = twin_of(loaded) if recipe.rollout.max_staleness else None
+    numerics = _shard(loaded, recipe, runtime)
+    engine = GatheredEngine(bench.engine, loaded.model) if runtime.sharded else bench.engine
+    return Bench(loaded, engine, recipe, numerics, twin)
+
+
+def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
+    """Find the layouts that are right for a model, while its weights are whole.
+
+    Raises:
+        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be cut over ranks.
+    """
+    exact = exact_layouts(loaded)
+    if exact.untrainable:
+        raise ConfigError(f"model '{loaded.name}' can be sampled from and not trained: {exact.untrainable}")
+    if isinstance(exact.single, Alone) and runtime.sharded:
+        raise ConfigError(
+            f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
+            f"step; set distributed.placement = 'replicated'"
+        )
+
+
+def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:
+    """Cut the weights where the recipe and the ranks ask for it; returns the type that is computed in."""
+    stored: torch.dtype = loaded.model.dtype
+    if not runtime.sharded:
+        return stored
+    numerics = torch.bfloat16 if recipe.distributed.compute_dtype == "bfloat16" else stored
+    shard(loaded.model, runtime.device, None if numerics == stored else numerics)
+    return numerics
+
+
+def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.dtype) -> Policy:
+    """The frozen policy saved in ``folder``, on the run's device, in the type of the policy that it is compared with.
+
+    Args:
+        dtype: of the policy's weights; ``auto`` may mean another for a folder than for the model the run began from.
+    """
+    section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
+    loaded = load_model(section, recipe.run.seed)
+    loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
+    _try_layouts(loaded, runtime)
+    _shard(loaded, recipe, runtime)
+    return Policy(loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
+
+
+def with_model(recipe: Recipe, path: str) -> Recipe:
+    section = recipe.model.model_copy(
+        update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
+    )
+    return as_saved(recipe.model_copy(update={"model": section, "lora": LoraSection()}))

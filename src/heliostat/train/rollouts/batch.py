@@ -1,0 +1,166 @@
+"""What a step asks of the sampler, what it gets, and the form in which that waits in a checkpoint.
+
+Left out: who samples, and when (``scheduler``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heliostat.monitors.mismatch import Mismatch
+from heliostat.rollout import RolloutCounts, SamplingSettings
+from heliostat.traces import Source
+from heliostat.train.logprobs.score import Anchor, sampler_anchor
+from heliostat.train.update.counts import UpdateCounts
+from heliostat.types import Completion, Group, Mean, Problem, Prompt, StopReason, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to sample for one step.
+
+    Attributes:
+        step: that will train on it.
+        policy_step: of the weights to sample with.
+        version: of these weights (``Updater.version``).
+        sources: by task, who samples, for the trace bank.
+    """
+
+    step: int
+    prompts: Sequence[Prompt]
+    settings: SamplingSettings
+    seed: int
+    policy_step: int
+    version: int
+    sources: Mapping[str, Source]
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the weights are expected to move between sampling and training."""
+        return self.policy_step < self.step - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """The judged groups of one step, those of all ranks, and what they took.
+
+    Attributes:
+        step, policy_step, version, sources: as ordered.
+        counts, scored: what sampling and scoring computed.
+        logp_old: by group, the trainer's numbers under the policy that sampled; empty where nobody asked for them.
+        max_gap, mismatch: sampler against trainer under the policy that sampled; ``None`` where nothing was compared.
+        seconds: wall seconds of sampling, wherever it ran; ``spans`` says what of, where that was timed.
+    """
+
+    step: int
+    policy_step: int
+    version: int
+    sources: Mapping[str, Source]
+    groups: list[Group]
+    counts: RolloutCounts
+    scored: UpdateCounts
+    logp_old: list[Anchor]
+    max_gap: float | None
+    mismatch: dict[str, Mean] = field(default_factory=Mismatch().empty)
+    seconds: float = 0.0
+    spans: Mapping[str, float] = field(default_factory=dict)
+
+    def anchors(self, version: int) -> list[Anchor] | None:
+        """``logp_old`` of the policy that sampled; ``None`` where weights of ``version`` still are that policy.
+
+        In a batch without signal a stored anchor would make a full step of its rounding (``Updater``).
+        """
+        if version == self.version:
+            return None
+        return self.logp_old or [sampler_anchor(group) for group in self.groups]
+
+    # -- in a checkpoint --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; numbers of tokens are laid end to end."""
+        completions = [completion for group in self.groups for completion in group.completions]
+        anchors = [logp for anchor in self.logp_old for logp in anchor]
+        return {
+            "step": self.step,
+            "policy_step": self.policy_step,
+            "version": self.version,
+            "sources": {task: asdict(source) for task, source in self.sources.items()},
+            "counts": asdict(self.counts),
+            "scored": asdict(self.scored),
+            "max_gap": self.max_gap,
+            "mismatch": {key: [mean.total, mean.count] for key, mean in self.mismatch.items()},
+            "groups": [_group_state(group) for group in self.groups],
+            "token_ids": torch.tensor([token for one in completions for token in one.token_ids]),
+            "logp_gen": torch.from_numpy(np.concatenate([one.logp_gen for one in completions])),
+            "entropy": torch.from_numpy(np.concatenate([one.entropy for one in completions])),
+            "logp_old": torch.cat(anchors) if anchors else None,
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], problems: Mapping[tuple[str, str], Problem]) -> Rollouts:
+        """The rollouts that ``state_dict`` was called on.
+
+        Args:
+            problems: the run's, by task and id; a checkpoint holds no problem twice.
+        """
+        lengths = [num for group in state["groups"] for num in group["lengths"]]
+        token_ids, logp_gen, entropy = (
+            torch.split(state[key], lengths) for key in ("token_ids", "logp_gen", "entropy")
+        )
+        tokens = zip(token_ids, logp_gen, entropy, strict=True)
+        groups = [_group_of(group, tokens, problems, state["policy_step"]) for group in state["groups"]]
+        old = [] if state["logp_old"] is None else list(torch.split(state["logp_old"], lengths))
+        pieces = iter(old)
+        return cls(
+            step=state["step"],
+            policy_step=state["policy_step"],
+            version=state["version"],
+            sources={task: Source(**source) for task, source in state["sources"].items()},
+            groups=groups,
+            counts=RolloutCounts(**state["counts"]),
+            scored=UpdateCounts(**state["scored"]),
+            logp_old=[tuple(next(pieces) for _ in group.completions) for group in groups] if old else [],
+            max_gap=state["max_gap"],
+            mismatch={key: Mean(*mean) for key, mean in state["mismatch"].items()},
+        )
+
+
+def _group_state(group: Group) -> dict[str, Any]:
+    problem = group.prompt.problem
+    return {
+        "problem": [problem.task, problem.problem_id],
+        "prompt": [list(group.prompt.token_ids), list(group.prompt.prefix_ids), group.prompt.cut],
+        "lengths": [len(one.token_ids) for one in group.completions],
+        "completions": [[str(one.stop_reason), one.text, one.seed] for one in group.completions],
+        "verdicts": [[one.reward, one.success, dict(one.scores), one.failure] for one in group.verdicts],
+    }
+
+
+def _group_of(
+    state: Mapping[str, Any],
+    tokens: Iterator[tuple[Tensor, Tensor, Tensor]],
+    problems: Mapping[tuple[str, str], Problem],
+    policy_step: int,
+) -> Group:
+    task, problem_id = state["problem"]
+    token_ids, prefix_ids, cut = state["prompt"]
+    completions = [
+        _completion_of(next(tokens), StopReason(reason), text, seed) for reason, text, seed in state["completions"]
+    ]
+    return Group(
+        Prompt(problems[task, problem_id], tuple(token_ids), tuple(prefix_ids), cut),
+        tuple(completions),
+        tuple(Verdict(*verdict) for verdict in state["verdicts"]),
+        policy_step,
+    )
+
+
+def _completion_of(tokens: tuple[Tensor, Tensor, Tensor], reason: StopReason, text: str, seed: int) -> Completion:
+    token_ids, logp_gen, entropy = tokens
+    return Completion(tuple(token_ids.tolist()), logp_gen.numpy(), entropy.numpy(), reason, text, seed)

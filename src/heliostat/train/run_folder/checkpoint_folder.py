@@ -1,0 +1,134 @@
+"""One checkpoint's folder: what it is called, and whether it is what was written.
+
+``manifest.json`` has the digest of every file, the step, how many checkpoints the run had written before this one, and
+how far the run's logs went. A checkpoint of an earlier version has no manifest, and a state that does not say that
+there is one: it is read whole, which finds torn files, and is used with a note that flips in it go unseen.
+
+Left out: the contents of the files (``checkpoint_files``), and the choice of a checkpoint (``checkpoints``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heliostat.storage import MANIFEST, Damaged, Extent, check_folder, read_manifest, write_manifest
+from heliostat.storage.folders import ENDINGS
+from heliostat.train.run_folder.checkpoint_files import HAS_MANIFEST, STATE, read_whole
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        step: of the run.
+        number: how many checkpoints the run had written before it; of earlier versions' ones -1.
+        logs: how far each log went.
+        files: names of its files.
+        is_checked: whether its files have digests.
+    """
+
+    step: int
+    number: int = -1
+    logs: Mapping[str, Extent] = field(default_factory=dict)
+    files: frozenset[str] = frozenset()
+    is_checked: bool = True
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Larger for those that were written later; earlier versions wrote none of a lower step after a higher one."""
+        return self.number, self.step
+
+
+def name_of(step: int) -> str:
+    """The folder of the checkpoint of ``step``."""
+    return f"step_{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a folder's name says, or ``None`` for a name that ``name_of`` does not give."""
+    with suppress(ValueError):
+        step = int(name.removeprefix("step_"))
+        return step if name == name_of(step) else None
+    return None
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """Checkpoints in ``folder`` of which a killed process left something behind."""
+    found = {path.with_suffix("") for ending in ENDINGS for path in folder.glob(f"step_*{ending}")}
+    return sorted(path for path in found if step_of(path.name) is not None)
+
+
+def describe(folder: Path, step: int, number: int, logs: Mapping[str, Extent]) -> None:
+    """Write the manifest of a checkpoint whose other files are there.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    write_manifest(
+        folder, {"step": step, "number": number, "logs": {name: one.to_json() for name, one in logs.items()}}
+    )
+
+
+def read_about(folder: Path, step: int) -> About:
+    """What the checkpoint of ``step`` says of itself; its other files are not looked at.
+
+    Raises:
+        Damaged: its manifest cannot be read or is lost, or it is that of another step.
+    """
+    if not (folder / MANIFEST).exists() and _is_older(folder):
+        found = _read_state(folder).get("step", step)
+        about = About(found, files=frozenset(path.name for path in folder.iterdir()), is_checked=False)
+    else:
+        manifest = read_manifest(folder)
+        said = manifest["about"]
+        logs = {name: Extent.from_json(one) for name, one in said["logs"].items()}
+        about = About(said["step"], said["number"], logs, frozenset(manifest["files"]))
+    if about.step != step:
+        raise Damaged(f"{folder} holds the checkpoint of step {about.step}: folders were renamed or exchanged")
+    return about
+
+
+def check(folder: Path, step: int) -> About:
+    """Compare every file with its digest, and the folder's name with the step inside.
+
+    Raises:
+        Damaged: naming the first file that is missing, or not what was written.
+    """
+    about = read_about(folder, step)
+    if about.is_checked:
+        check_folder(folder)
+    else:
+        read_whole(folder)
+    return about
+
+
+def unchecked(folder: Path) -> str:
+    """What is said of a checkpoint without digests that is used."""
+    return (
+        f"{folder} is of an earlier version and has no digests: it can be read whole, but flipped bits go unseen in it"
+    )
+
+
+def _is_older(folder: Path) -> bool:
+    """Whether a checkpoint that has no manifest never had one.
+
+    Raises:
+        Damaged: its state, which says so, cannot be read.
+    """
+    return (folder / STATE).exists() and HAS_MANIFEST not in _read_state(folder)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise Damaged(f"{folder / STATE} cannot be read") from None
+    if not isinstance(state, dict):
+        raise Damaged(f"{folder / STATE} is not what was written")
+    return state

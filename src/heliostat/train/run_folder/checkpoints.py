@@ -1,0 +1,225 @@
+"""The checkpoints of a run: complete or absent, checked before they are used; the newest few are kept.
+
+A checkpoint is a folder ``step_000120`` (``checkpoint_folder``) that is published whole (``storage.folders``). It is
+read by any number of ranks, whichever number wrote it.
+
+The newest checkpoint is the one that was written last, not the one with the highest step: after a rollback the
+checkpoint that the run went back to is written again, and from then on later steps are obsolete.
+
+Left out: the contents of its files (``checkpoint_files``), and random number state, since every draw of a run is
+derived from its seed and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from heliostat.storage import Damaged, Extent, FolderDraft, recover_folder, remove_folder
+from heliostat.storage.errors import reason_of
+from heliostat.storage.folders import partial_of
+from heliostat.train.distributed.ranks import RankLost, Runtime
+from heliostat.train.run_folder.checkpoint_files import CheckpointError, read_files, write_rest, write_weights
+from heliostat.train.run_folder.checkpoint_folder import (
+    About,
+    check,
+    describe,
+    left_behind,
+    name_of,
+    read_about,
+    step_of,
+    unchecked,
+)
+from heliostat.train.run_folder.stored_dtype import stored_dtype
+
+WRITING_FAILURES = (OSError, RuntimeError, SafetensorError)
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a run can continue.
+
+    Attributes:
+        step: of the newest intact checkpoint; ``None`` where there is no checkpoint at all.
+        logs: how far each log went when it was written.
+        losses: one sentence for each newer checkpoint that is damaged, and one if this one has no digests.
+        is_intact: whether it can be loaded; where there are checkpoints and all are damaged, ``step`` is the last one.
+    """
+
+    step: int | None
+    logs: Mapping[str, Extent] = field(default_factory=dict)
+    losses: tuple[str, ...] = ()
+    is_intact: bool = True
+
+
+class Checkpoints:
+    """The checkpoint folder of one run; ranks save and load together, and the main one makes and removes folders."""
+
+    def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.runtime = runtime
+        self._point: ResumePoint | None = None
+        self._just_checked: int | None = None
+        if runtime.is_main:
+            for path in left_behind(folder):
+                recover_folder(path)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, lowest first; one that is being written, a link or a copy is none."""
+        found = [step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir() and not path.is_symlink()]
+        return sorted(step for step in found if step is not None)
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the checkpoint that the run continues from."""
+        return max(self.steps(), default=None) if self._point is None else self._point.step
+
+    def find_newest(self) -> ResumePoint:
+        """Find the newest intact checkpoint, and remove those that it made obsolete; all ranks call it together."""
+        self._point = self.runtime.led(self._find_newest)
+        return self._point
+
+    def _find_newest(self) -> ResumePoint:
+        ages: dict[int, tuple[int, int]] = {}
+        damaged: dict[int, str] = {}
+        for step in self.steps():
+            try:
+                ages[step] = read_about(self._path(step), step).age
+            except Damaged as error:
+                damaged[step] = str(error)
+        for step in sorted(ages, key=ages.__getitem__, reverse=True):
+            try:
+                about = check(self._path(step), step)
+            except Damaged as error:
+                damaged[step] = str(error)
+                continue
+            for other, age in ages.items():
+                if other > step and age < ages[step]:
+                    remove_folder(self._path(other))
+            self._just_checked = step
+            lost = [f"a checkpoint is lost: {why}; step {step} is intact" for at, why in damaged.items() if at >= step]
+            if not lost:  # else they stay to be looked at, until the next checkpoint is written
+                self._prune(step)
+            notes = [] if about.is_checked else [unchecked(self._path(step))]
+            return ResumePoint(step, about.logs, (*lost, *notes))
+        return ResumePoint(max(damaged, default=None), is_intact=not damaged)
+
+    def intact(self) -> list[int]:
+        """Steps of the checkpoints that can be gone back to, lowest first; all ranks call it together."""
+        return self.runtime.led(self._intact)
+
+    def _intact(self) -> list[int]:
+        good = []
+        for step in self.steps():
+            with suppress(Damaged):
+                check(self._path(step), step)
+                good.append(step)
+        return good
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        rollouts: Sequence[dict[str, Any]] = (),
+        logs: Mapping[str, Extent] | None = None,
+    ) -> Path:
+        """Write a checkpoint, then drop those of later steps, which it makes obsolete, and the oldest beyond ``keep``.
+
+        Args:
+            rollouts: of coming steps, as tensors and plain values.
+            logs: how far the run's logs go, by name.
+
+        Raises:
+            CheckpointError: the disk refused; earlier checkpoints are untouched.
+        """
+        final = self._path(step)
+        draft: FolderDraft | None = None
+        try:
+            with self.runtime.together():
+                if self.runtime.is_main:
+                    draft = FolderDraft(final)
+            with self.runtime.together():
+                write_weights(partial_of(final), model, optimizer, self.runtime)
+            with self.runtime.together():
+                if draft is not None:
+                    write_rest(draft.path, state | {"step": step}, rollouts)
+                    describe(draft.path, step, self._next_number(), logs or {})
+                    draft.publish()
+            with self.runtime.together():
+                self._prune(step)
+        except RankLost:
+            raise
+        except WRITING_FAILURES as error:
+            good = f"the checkpoint of step {self.steps()[-1]} is intact" if self.steps() else "there is none yet"
+            raise CheckpointError(f"could not write checkpoint {final} ({reason_of(error)}); {good}") from error
+        finally:
+            if draft is not None:
+                draft.discard()  # nothing is left of it once it is published
+        return final
+
+    def _next_number(self) -> int:
+        """How many checkpoints the run has written, as far as those that are left say."""
+        number = 0
+        for step in self.steps():
+            with suppress(Damaged):
+                number = max(number, read_about(self._path(step), step).number + 1)
+        return number
+
+    def _prune(self, step: int) -> None:
+        if not self.runtime.is_main:
+            return
+        self.drop_after(step)
+        kept = [other for other in self.steps() if _is_readable(self._path(other), other)]
+        for other in set(self.steps()) - set(kept[-self.keep :]):
+            remove_folder(self._path(other))
+
+    def drop_after(self, step: int) -> None:
+        """Remove every checkpoint of a later step than ``step``."""
+        for later in [other for other in self.steps() if other > step] if self.runtime.is_main else []:
+            remove_folder(self._path(later))
+
+    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``.
+
+        Raises:
+            CheckpointError: a file of it is not what was written, or it is of another model, or of another type.
+        """
+        folder = self._path(step)
+        try:
+            files = self.runtime.led(lambda: self._checked(step)).files
+            return read_files(folder, files, model, optimizer, self.runtime)
+        except (RankLost, CheckpointError):
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot read checkpoint {folder} ({error}); remove that folder to continue from an earlier one"
+            ) from error
+
+    def _checked(self, step: int) -> About:
+        """What a checkpoint says of itself; its files are compared with their digests unless that was done just now."""
+        fresh, self._just_checked = self._just_checked == step, None
+        return (read_about if fresh else check)(self._path(step), step)
+
+    def stored_dtype(self, step: int | None) -> torch.dtype | None:
+        """The type of the weights in a checkpoint; ``None`` without one, or where that cannot be told."""
+        return None if step is None else stored_dtype(self._path(step))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / name_of(step)
+
+
+def _is_readable(folder: Path, step: int) -> bool:
+    with suppress(Damaged):
+        read_about(folder, step)
+        return True
+    return False

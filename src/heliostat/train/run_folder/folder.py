@@ -1,0 +1,370 @@
+"""The run folder: one owner at a time, every file in a known place, nothing half-written.
+
+    heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
+    events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
+    one)  adapter/ (LoRA)  audit.json (what the audit before training found)
+    template_day.txt (of chat templates that tell the day)
+
+Left out: the contents of a checkpoint (``checkpoints``) and of the page (``report``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import math
+import os
+import platform
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from heliostat.config import ConfigError, Recipe, RunSection, dump_recipe, is_same_place, load_recipe
+from heliostat.outputs import MARKER, claim_folder, release_folder
+from heliostat.storage import (
+    MANIFEST,
+    Damaged,
+    Extent,
+    append_rows,
+    changed_files,
+    extent_of,
+    keep_rows,
+    new_folder,
+    publish_file,
+    read_rows,
+    replace_rows,
+    truncate_rows,
+    write_manifest,
+)
+from heliostat.storage.errors import naming
+from heliostat.train.run_folder.preparation import check_places, keep_apart, sweep
+
+_STARTING = (
+    "checkpoints",
+    "audit.json",
+    "prefixes.json",
+    "trackers.json",
+    "template_day.txt",
+    "versions.json",
+    "recipe.toml",
+    "run.lock",
+)
+"""What a run writes before anything is refused."""
+
+KEPT = frozenset(
+    {
+        *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
+        *("abandoned.jsonl", "audit.json", "prefixes.json", "summary.json", "model", "adapter", "reference"),
+        "template_day.txt",
+    }
+)
+"""What the manifest of a run that has ended lists."""
+
+
+class RunLocked(RuntimeError):
+    """Another process is working in the run folder."""
+
+
+def default_run_dir(section: RunSection, recipe_name: str) -> Path:
+    """``root/name``, or a dated name that is not taken yet."""
+    if section.name:
+        return Path(section.root) / section.name
+    dated = Path(section.root) / f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = (dated.with_name(f"{dated.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([dated], others) if not path.exists())
+
+
+def reserve_run_dir(section: RunSection, recipe_name: str) -> Path:
+    """``root/name``, or a new folder with a dated name; runs that start in one second get different ones."""
+    path = default_run_dir(section, recipe_name)
+    return path if section.name else new_folder(path)
+
+
+class RunFolder:
+    """A locked run folder.
+
+    Args:
+        writes: whether this process is the one that writes here; what others of a run would write is left out.
+        reserved: whether the folder was made for this run just now (``reserve_run_dir``).
+
+    Raises:
+        RunLocked: another process holds it.
+        ConfigError: it holds a run of a different recipe, or anything that no run of ours put there.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, writes: bool = True, reserved: bool = False) -> None:
+        self.path = path
+        self.writes = writes
+        self.checkpoints = path / "checkpoints"
+        if writes:
+            self._is_new = claim_folder(path, "heliostat train", _is_older_run) or reserved
+            self._lock = self._take_lock()
+            self._check_recipe(recipe)
+            sweep(path, (*KEPT, MARKER, MANIFEST, "trackers.json", "report.html"))
+            check_places(path)
+            self.checkpoints.mkdir(exist_ok=True)
+        self.metrics = path / "metrics.jsonl"
+        self.evals = path / "evals.jsonl"
+        self.transcripts = path / "transcripts.jsonl"
+        self.events = path / "events.jsonl"
+        self.abandoned = path / "abandoned.jsonl"
+        self.summary = path / "summary.json"
+        self.model = path / "model"
+        self.adapter = path / "adapter"
+        self.prefixes = path / "prefixes.json"
+        self.reference = path / "reference"
+        if writes:
+            keep_apart(self._logs)
+
+    @property
+    def _logs(self) -> tuple[Path, ...]:
+        return self.metrics, self.evals, self.transcripts, self.events, self.abandoned
+
+    def _take_lock(self) -> TextIO:
+        path = self.path / "run.lock"
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link; remove it, or choose another folder with --run")
+        lock = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise RunLocked(
+                f"{self.path} is in use by process {owner or 'unknown'}; wait for it, or choose another folder with "
+                "--run"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def _check_recipe(self, recipe: Recipe) -> None:
+        path = self.path / "recipe.toml"
+        if not (self.path / "versions.json").exists():  # first, so that it is there whenever the recipe is
+            publish_file(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+        if path.exists():
+            difference = _first_difference(load_recipe(str(path)).model_dump(), recipe.model_dump())
+            if difference:
+                raise ConfigError(
+                    f"{self.path} holds a run of another recipe ({difference}); choose another folder with --run, or "
+                    "remove this one"
+                )
+            return
+        publish_file(path, dump_recipe(recipe))
+
+    def keep_day(self, today: str) -> str:
+        """The day that the chat template tells throughout the run: the first one it was told.
+
+        Raises:
+            ConfigError: what is written there is no day.
+        """
+        path = self.path / "template_day.txt"
+        if not self.writes:
+            return today
+        if not path.exists():
+            publish_file(path, f"{today}\n")
+        try:
+            return datetime.fromisoformat(path.read_text(encoding="utf-8").strip()).isoformat()
+        except ValueError:
+            raise ConfigError(f"{path} is damaged: it says which day the chat template tells in this run") from None
+
+    def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append JSON lines and flush them to the disk.
+
+        Raises:
+            StorageError: the disk refused; the file is as it was.
+        """
+        if self.writes:
+            append_rows(path, rows)
+
+    def extents(self, step: int) -> dict[str, Extent]:
+        """How far each log goes, for a checkpoint of ``step``; what is about later steps is left out."""
+        if not self.writes:
+            return {}
+        by_step = {log.name: extent_of(log, lambda row: _at(row, "step") <= step) for log in self._by_step}
+        return by_step | {log.name: extent_of(log) for log in (self.events, self.abandoned)}
+
+    @property
+    def _by_step(self) -> tuple[Path, ...]:
+        return self.metrics, self.evals, self.transcripts
+
+    def rewind_to(self, step: int | None, extents: Mapping[str, Extent]) -> list[str]:
+        """Forget what was written after the checkpoint of ``step``, or everything; a resumed run writes it again.
+
+        Args:
+            extents: how far the logs went when that checkpoint was written.
+
+        Returns:
+            A sentence for each log that is not what the run had written. Its readable rows are kept.
+        """
+        if not self.writes:
+            return []
+        (self.path / MANIFEST).unlink(missing_ok=True)  # of how an earlier session ended
+        if step is None:
+            for path in self._logs:
+                path.unlink(missing_ok=True)
+            return []
+        losses = []
+        for path in self._logs:
+            if path.name not in extents:  # a checkpoint of an earlier version, which has no results of before either
+                self._salvage(path, step, phases=("before", "during"))
+                continue
+            try:
+                truncate_rows(path, extents[path.name])
+            except Damaged as error:
+                num_lost = self._salvage(path, step)
+                losses.append(f"{error}; its readable rows are kept, {num_lost} lines could not be read")
+        return losses
+
+    def _salvage(self, path: Path, step: int, phases: Sequence[str] = ("during",)) -> int:
+        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later.
+
+        Args:
+            phases: of the evaluations to keep; those before training are in the checkpoint.
+        """
+        if path.is_symlink():
+            path.unlink()
+        if path == self.evals:
+            return keep_rows(path, lambda row: row.get("phase") in phases and _at(row, "step") <= step)
+        if path in self._by_step:
+            return keep_rows(path, lambda row: _at(row, "step") <= step)
+        return keep_rows(path, lambda row: _at(row, "tick") < math.inf)
+
+    def metrics_after(self, step: int) -> list[dict[str, Any]]:
+        """The metrics of steps after ``step``."""
+        return [row for row in read_rows(self.metrics).rows if _at(row, "step") > step]
+
+    def forget_after(self, step: int) -> None:
+        """Drop evaluations and transcripts of steps that were taken back; those of ``step`` itself and before stay."""
+        if not self.writes:
+            return
+        for path in (self.evals, self.transcripts):
+            keep_rows(path, lambda row: _at(row, "step") <= step)
+
+    def rewind_events(self, tick: int) -> None:
+        """Forget what the guard wrote after ``tick``, its count of steps made (abandoned ones included)."""
+        if not self.writes:
+            return
+        for path in (self.events, self.abandoned):
+            keep_rows(path, lambda row: _at(row, "tick") <= tick)
+
+    def restore_before(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Put the evaluation before training back into ``evals.jsonl``, if it is not there as it was."""
+        if not self.writes or not rows:
+            return
+        found = read_rows(self.evals).rows
+        if [row for row in found if row.get("phase") == "before"] != list(rows):
+            others = [row for row in found if row.get("phase") != "before"]
+            replace_rows(self.evals, [*rows, *others])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run here has ended well; a damaged summary says nothing, and is written again."""
+        try:
+            summary = json.loads(self.summary.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(summary, dict) and summary.get("status") == "finished"
+
+    def write_audit(self, content: str) -> None:
+        """Keep what the audit before training found."""
+        if self.writes:
+            publish_file(self.path / "audit.json", content)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace ``summary.json``, and list what the run leaves behind by its digests."""
+        if not self.writes:
+            return
+        publish_file(self.summary, json.dumps(summary, indent=1) + "\n")
+        self._list_files()
+
+    def changes(self) -> list[str]:
+        """A sentence for each file of a run that has ended which is not what it wrote."""
+        if self.writes and not (self.path / MANIFEST).exists():  # killed right after its summary
+            self._list_files()
+        return changed_files(self.path)
+
+    def _list_files(self) -> None:
+        with naming(self.path / MANIFEST):
+            write_manifest(self.path, {}, KEPT)
+
+    def close(self) -> None:
+        """Release the lock; a run that was refused before it began leaves no folder behind."""
+        if not self.writes:
+            return
+        self._lock.truncate(0)
+        self._lock.close()
+        if self._is_new and not self.metrics.exists():
+            events = [str(path.relative_to(self.path)) for path in self.path.glob("tensorboard/events.out.tfevents.*")]
+            release_folder(self.path, [*events, "tensorboard", *_STARTING])
+
+
+def _is_older_run(path: Path) -> bool:
+    """Whether a folder without marker holds a run of an earlier version: its recipe, and what it was made with."""
+    try:
+        recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
+        made_with = json.loads((path / "versions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    of_a_run = {"run", "model", "task", "train"} <= recipe.keys()
+    return of_a_run and isinstance(made_with, dict) and {"heliostat", "torch"} <= made_with.keys()
+
+
+def _at(row: Mapping[str, Any], key: str) -> float:
+    """The step or tick of a row; infinite where it has none, which no row of ours is."""
+    value = row.get(key)
+    return value if isinstance(value, int) else math.inf
+
+
+INDIFFERENT = ("run.name", "run.root", "train.try_export")
+"""Keys that a run may be continued with another value of: they do not change what comes out."""
+
+
+def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
+    """The first key on which two recipes differ, but for those that do not change the result."""
+    for key in [*asked, *(key for key in stored if key not in asked)]:
+        if not where and key in ("tracking", "distributed", "audit"):
+            continue
+        old, new = stored.get(key), asked.get(key)
+        if where == "" and key == "task":
+            old, new = dict(enumerate(old or ())), dict(enumerate(new or ()))
+        if isinstance(old, dict) and isinstance(new, dict):
+            difference = _first_difference(old, new, f"{where}{key}.")
+            if difference:
+                return difference
+        elif old != new and f"{where}{key}" not in INDIFFERENT and not is_same_place(old, new):
+            return f"{where}{key} was {_said(old)}, is now {_said(new)}"
+    return ""
+
+
+def _said(value: Any) -> str:
+    return "not set" if value is None else repr(value)
+
+
+def versions() -> dict[str, str]:
+    """What this run was made with."""
+    packages = ("heliostat", "torch", "transformers", "numpy", "tokenizers")
+    return {package: version(package) for package in packages} | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cpus": str(os.cpu_count()),
+        "num_threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: updates on worked solutions, the warm start, and feedback on its statistics."""

@@ -1,0 +1,166 @@
+r"""Statistics of a model's own text, held at a target while it learns by likelihood.
+
+    measured   S = mean_i s(y_i),   y_i sampled from the model at T = 1 behind prompts of the batch
+    loss       w (S - S*)^2 is added to the likelihood: both ways, and s itself is pushed
+    lr, temperature, mix        a controller turns one setting of the training while S is below S*
+
+Every statistic is high for varied text, so that a controller has one direction. Without a target in the recipe a run is
+held where it was at the first look. This is a reconstruction of the feedback framework of "Stability as a Liability",
+since the paper's body, which would say which statistics are held and how, was not available.
+
+Left out: statistics of several texts together, and feedback while rewards are learned from (``train.guard.run_guard``).
+
+References: Meng et al. 2026, arXiv 2601.18588 (reconstruction); Williams 1992, Machine Learning 8:229 (the gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from heliostat.config import FeedbackSection
+from heliostat.monitors.controllers import ProportionalIntegral
+from heliostat.monitors.repetition import distinct_share, repeated_share
+from heliostat.rollout import Engine, SamplingSettings, completion_seed
+from heliostat.train.logprobs.packing import Row
+from heliostat.train.logprobs.policy import Policy
+from heliostat.types import Completion, Group, Problem, Prompt
+
+LEAST_LR = 0.1
+LEAST_TEMPERATURE = 0.7
+"""Where a controller's full output takes the learning rate (a share of it) and the temperature of the likelihood."""
+
+
+def _entropy(completion: Completion) -> float:
+    return float(completion.entropy.mean())
+
+
+def _unrepeated(completion: Completion) -> float:
+    return 1.0 - (repeated_share(completion.token_ids, 4) or 0.0)
+
+
+def _distinct(completion: Completion) -> float:
+    return distinct_share([completion.token_ids], 1) or 0.0
+
+
+STATISTICS: dict[str, Callable[[Completion], float]] = {
+    "entropy": _entropy,
+    "unrepeated": _unrepeated,
+    "distinct": _distinct,
+}
+"""Of one text: mean token entropy in nats; 1 - rep-4; different tokens over tokens."""
+
+
+def statistic_loss(logp: Float[Tensor, " text"], statistic: Float[Tensor, " text"], target: float) -> Float[Tensor, ""]:
+    r"""A scalar whose gradient estimates that of ``(E s(y) - S*)^2`` from sampled texts.
+
+        2 (mean s - S*) mean_i [ (s_i - b_i) log p(y_i) + s_i ],      b_i = mean of the other texts' s
+
+    Args:
+        logp: log-probability of each whole text, differentiable.
+        statistic: ``s``; differentiable where the weights act on it directly, constant where only the text does.
+
+    Raises:
+        ValueError: fewer than two texts, which leave no baseline.
+
+    **Limits** ``mean s = S*``, or all ``s_i`` equal and constant: gradient 0. The bracket is unbiased; its product with
+    ``mean s - S*`` of the same texts is biased by their covariance, which falls as one over the number of texts.
+    """
+    num = statistic.shape[0]
+    if num < 2:
+        raise ValueError(f"a statistic is pushed by comparing texts, which takes at least 2 of them, got {num}")
+    seen = statistic.detach()
+    baseline = (seen.sum() - seen) / (num - 1)
+    surrogate = ((seen - baseline) * logp + statistic).mean()
+    return 2.0 * (seen.mean() - target) * surrogate
+
+
+@dataclass(slots=True)
+class Feedback:
+    """What is held, with what, during the supervised steps of one run.
+
+    Attributes:
+        prompt: puts a problem in the model's tokens.
+        extra: problems that the actuator ``mix`` adds.
+        target: what the statistic is held at; ``None`` until the first look.
+        rows: own texts of the current step, where it is one of those that look.
+    """
+
+    section: FeedbackSection
+    engine: Engine
+    policy: Policy
+    prompt: Callable[[Problem], Prompt]
+    seed: int
+    extra: Sequence[Problem] = ()
+    target: float | None = None
+    controller: ProportionalIntegral = field(default_factory=lambda: ProportionalIntegral(deadband=0.02))
+    rows: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.target = self.section.target or None
+
+    def look(self, index: int, problems: Sequence[Problem]) -> dict[str, float]:
+        """Measure own text at supervised step ``index``, if it is time to, and turn the actuator; for the log."""
+        section, self.rows = self.section, []
+        if section.statistic == "none" or index < section.start or (index - section.start) % section.every:
+            return {}
+        prompts = [self.prompt(problems[i % len(problems)]) for i in range(section.num_texts)]
+        seed = completion_seed(self.seed, "feedback", index)
+        groups = self.engine.sample(prompts, 1, SamplingSettings(temperature=1.0), seed=seed, policy_step=index)
+        measured = sum(STATISTICS[section.statistic](group.completions[0]) for group in groups) / len(groups)
+        self.target = measured if self.target is None else self.target
+        numbers = {"feedback/statistic": measured, "feedback/target": self.target}
+        if section.actuator == "loss":
+            self.rows = [_row(number, group) for number, group in enumerate(groups)]
+            return numbers
+        output = self.controller.update(measured, max(self.target, 1e-6))
+        if section.actuator == "temperature":
+            self.policy.temperature = 1.0 - (1.0 - LEAST_TEMPERATURE) * output
+        return numbers | {"feedback/output": output}
+
+    @property
+    def lr_scale(self) -> float:
+        """Factor on the step's learning rate."""
+        return 1.0 - (1.0 - LEAST_LR) * self.controller.output if self.section.actuator == "lr" else 1.0
+
+    def mixed(self, index: int, problems: Sequence[Problem]) -> list[Problem]:
+        """The batch with the share of it replaced that the controller asks for."""
+        if self.section.actuator != "mix" or not self.controller.output:
+            return list(problems)
+        num = round(self.controller.output * len(problems))
+        first = index * len(problems)
+        return [*problems[num:], *(self.extra[(first + i) % len(self.extra)] for i in range(num))]
+
+    def loss(self) -> Tensor | None:
+        """The auxiliary loss of this step, or ``None``."""
+        if not self.rows:
+            return None
+        assert self.target is not None
+        lengths = [row.num_tokens for row in self.rows]
+        logp = torch.stack([piece.sum() for piece in torch.split(self.policy.log_probs(self.rows), lengths)])
+        if self.section.statistic == "entropy":  # the mean surprisal of a text has its entropy's mean, and a gradient
+            statistic = -logp / torch.tensor(lengths, dtype=logp.dtype, device=logp.device)
+        else:
+            measure = STATISTICS[self.section.statistic]
+            statistic = torch.tensor([measure(r.completion) for r in self.rows], dtype=logp.dtype, device=logp.device)
+        return self.section.weight * statistic_loss(logp, statistic, self.target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"target": self.target, "controller": self.controller.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.target = state["target"]
+        self.controller.load_state_dict(state["controller"])
+        if self.section.actuator == "temperature":
+            self.policy.temperature = 1.0 - (1.0 - LEAST_TEMPERATURE) * self.controller.output
+
+
+def _row(number: int, group: Group) -> Row:
+    return Row(number, group.prompt, group.completions[0], 0.0, None)

@@ -1,0 +1,64 @@
+"""Supervised steps on worked solutions: the warm start, and ``heliostat sft``.
+
+The loss is the mean negative log-likelihood per solution token, ``-sum_t log pi(y_t | x, y_<t) / num_tokens``, over
+exactly the tokens the model would have to sample; prompts are not scored. Of a conversation, every assistant turn is a
+row of its own, with what stands before it as its prompt.
+
+Left out: packing several examples into one row, and preference losses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from heliostat.optim import Schedule
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.logprobs.packing import Row, microbatches
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.sft.feedback import Feedback
+from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.rank_sync import Lockstep
+from heliostat.train.update.safe_step import GuardedStep
+
+
+@dataclass(slots=True)
+class SupervisedUpdater:
+    """Maximum likelihood on rows, one optimizer step at a time."""
+
+    policy: Policy
+    guarded: GuardedStep
+    schedule: Schedule
+    runtime: Runtime
+    tokens_per_microbatch: int
+    counts: UpdateCounts = field(default_factory=UpdateCounts)
+
+    def take_counts(self) -> UpdateCounts:
+        """What was computed since the last call."""
+        counts, self.counts = self.counts, UpdateCounts()
+        return counts.over_ranks(self.runtime)
+
+    def step(self, index: int, rows: Sequence[Row], feedback: Feedback) -> dict[str, float]:
+        """One step on ``rows``; returns the loss per token. A step that is not finite is skipped and counted."""
+        lr = self.schedule.set_lr(self.guarded.optimizer, index, feedback.lr_scale)
+        self.guarded.optimizer.zero_grad(set_to_none=True)
+        num_tokens = sum(row.num_tokens for row in rows)
+        numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
+        mine = self.runtime.split(numbered, [row.num_tokens for row in numbered])
+        parts = microbatches(mine, self.tokens_per_microbatch, self.policy.padded_tokens)
+        lockstep = Lockstep.over(self.runtime, self.guarded.parameters, numbered, len(parts))
+        here = 0.0
+        for part in parts:
+            self.counts.add(part, shared_prompt=False)
+            loss = -self.policy.log_probs(part).sum() / num_tokens
+            (loss * lockstep.scale).backward()  # type: ignore[no-untyped-call]
+            here += float(loss.detach())
+        lockstep.fill(self.policy)
+        if (held := feedback.loss()) is not None:  # every rank has the whole of it
+            self.counts.add(feedback.rows if self.runtime.is_main else [], shared_prompt=False)
+            held.backward()  # type: ignore[no-untyped-call]
+        lockstep.synchronise()
+        total = self.runtime.sum({"loss": here})["loss"]
+        norm = self.guarded.apply(total)
+        return {"loss/sft": total, "optim/lr": lr} | ({} if norm is None else {"optim/grad_norm": norm})

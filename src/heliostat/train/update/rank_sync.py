@@ -1,0 +1,58 @@
+"""What keeps the ranks of one update in step: equally many passes, and one gradient.
+
+Left out: which rows are whose (``Runtime.split``), and the transport (``train.distributed.ranks``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.logprobs.packing import Row
+from heliostat.train.logprobs.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Lockstep:
+    """One update's dealings with other ranks.
+
+    Attributes:
+        parameters: whose gradients are averaged.
+        filler: the shortest row of the update; ``None`` where nothing is to be done at all.
+        num_fillers: passes over it, without weight, that this rank makes beside its own.
+
+    Limits:
+        One rank: a factor of 1, and nothing else.
+    """
+
+    runtime: Runtime
+    parameters: Sequence[Tensor]
+    filler: Row | None
+    num_fillers: int
+
+    @classmethod
+    def over(cls, runtime: Runtime, parameters: Sequence[Tensor], rows: Sequence[Row], num_parts: int) -> Lockstep:
+        """For an update over ``rows`` of all ranks, of which this one makes ``num_parts`` micro-batches."""
+        filler = min(rows, key=lambda row: row.context_length + row.num_tokens, default=None)
+        return cls(runtime, parameters, filler, runtime.num_fillers(num_parts))
+
+    @property
+    def scale(self) -> int:
+        """What a loss is multiplied by, since gradients are averaged over ranks and the loss is a sum over them."""
+        return self.runtime.world_size
+
+    def fill(self, policy: Policy) -> None:
+        """Make the passes that other ranks make and this one has no rows for."""
+        for _ in range(self.num_fillers):
+            assert self.filler is not None
+            logp = policy.log_probs([self.filler])
+            if torch.is_grad_enabled():
+                (0.0 * logp.sum()).backward()  # type: ignore[no-untyped-call]
+
+    def synchronise(self) -> None:
+        """Give every rank the gradient of all."""
+        self.runtime.average(self.parameters)

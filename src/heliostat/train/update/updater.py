@@ -1,0 +1,271 @@
+"""One update phase: a verified batch in, changed weights out.
+
+    groups -> advantages -> minibatches -> (log-probs -> loss -> backward) per micro-batch -> clip -> optimizer step
+
+The anchor ``logp_old`` stays fixed over all updates of the phase: the policy at its start, or where the batch brings
+its own anchor, the earlier policy that sampled it. Normalisation is global over each optimizer step.
+A step whose loss or gradient is not finite is skipped and counted; nothing of it reaches the weights.
+
+Left out: where the groups came from, and what is logged about them (``mirror_metrics``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from heliostat.monitors.mismatch import Mismatch
+from heliostat.monitors.signal import merge
+from heliostat.monitors.weights import WeightProbe
+from heliostat.objectives import Objective
+from heliostat.objectives.covariance import CovarianceClip
+from heliostat.optim import Schedule, forget_moments
+from heliostat.spans import span
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.logprobs.packing import Row, microbatches, rows_of, token_batch
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.logprobs.score import Anchor, sampler_anchor, score
+from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.optimizer_passes import ExtraPass
+from heliostat.train.update.rank_sync import Lockstep
+from heliostat.train.update.safe_step import GuardedStep
+from heliostat.types import Batch, Group, Mean, TrainingGroup
+
+
+@dataclass(slots=True)
+class UpdateReport:
+    """What one phase did.
+
+    Attributes:
+        max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
+        counts, scored: what was computed with gradients, and what only scored (an anchor, a reference).
+        mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
+        moved: moments of how far the weights went (``monitors.weights``).
+    """
+
+    means: dict[str, Mean] = field(default_factory=dict)
+    counts: UpdateCounts = field(default_factory=UpdateCounts)
+    scored: UpdateCounts = field(default_factory=UpdateCounts)
+    bad_steps: int = 0
+    max_sampler_gap: float | None = None
+    mismatch: dict[str, Mean] = field(default_factory=Mismatch().empty)
+    moved: dict[str, Mean] = field(default_factory=dict)
+    lr: float = 0.0
+
+    def add(self, key: str, mean: Mean) -> None:
+        self.means[key] = self.means[key] + mean if key in self.means else mean
+
+    def over_ranks(self, runtime: Runtime) -> UpdateReport:
+        """What all ranks did together; ``bad_steps`` and ``lr`` are everybody's already."""
+        gaps = [gap for gap in runtime.gather(self.max_sampler_gap) if gap is not None]
+        return dataclasses.replace(
+            self,
+            means=runtime.merge(self.means),
+            counts=self.counts.over_ranks(runtime),
+            scored=self.scored.over_ranks(runtime),
+            max_sampler_gap=max(gaps, default=None),
+            mismatch=runtime.merge(self.mismatch),
+            moved=runtime.merge(self.moved),
+        )
+
+
+def make_batch(
+    objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0, variety_bonus: float = 0.0
+) -> Batch:
+    """Each group's rewards turned into the objective's advantages.
+
+    Args:
+        entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y`` here, and nowhere that
+            rewards are reported.
+        variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, to completions that succeeded and to no other:
+            rare right answers are worth more, and nothing is to be had by being wrong in a new way.
+
+    **Limits** At the anchor, for advantages that are the reward minus a mean, the bonus adds ``entropy_bonus`` times
+    the gradient of the entropy of whole completions, in expectation.
+    """
+
+    def targets(group: Group) -> torch.Tensor:
+        rewards = torch.tensor(group.rewards, dtype=torch.float32)
+        if entropy_bonus or variety_bonus:
+            surprise = [-float(completion.logp_gen.sum(dtype=np.float64)) for completion in group.completions]
+            weight = [entropy_bonus + variety_bonus * verdict.success for verdict in group.verdicts]
+            rewards = rewards + torch.tensor(weight) * torch.tensor(surprise)
+        return objective.advantages(rewards)
+
+    return Batch(tuple(TrainingGroup(group, targets(group)) for group in groups))
+
+
+@dataclass(slots=True)
+class Updater:
+    """Applies an objective to batches with one optimizer.
+
+    Attributes:
+        reset_every: after so many phases the optimizer forgets its moments; 0 for never.
+        reference: the frozen policy of objectives that need one.
+        lr_scale: factor on the schedule; the guard lowers it when it takes steps back.
+        covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
+        entropy_bonus, variety_bonus: see ``make_batch``; for the batches that are made for this updater.
+        version: steps that have moved the weights; equal where they are the same weights.
+    """
+
+    policy: Policy
+    objective: Objective
+    guarded: GuardedStep
+    schedule: Schedule
+    runtime: Runtime
+    tokens_per_microbatch: int
+    drop_zero_signal: bool
+    anchor_from_sampler: bool
+    reset_every: int = 0
+    reference: Policy | None = None
+    lr_scale: float = 1.0
+    covariance_share: float = 0.0
+    entropy_bonus: float = 0.0
+    variety_bonus: float = 0.0
+    version: int = 0
+    probe: WeightProbe = field(init=False)
+    _current: Objective = field(init=False)
+    _rows: list[Row] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.probe = WeightProbe(self.guarded.parameters)
+        self._current = self.objective
+
+    def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
+        """Verified groups with the targets of this updater's objective and its bonuses.
+
+        Args:
+            anchors: by group, ``logp_old`` of the policy that sampled it, where the weights have moved since.
+        """
+        batch = make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
+        if anchors is None:
+            return batch
+        return Batch(tuple(dataclasses.replace(g, logp_old=a) for g, a in zip(batch.groups, anchors, strict=True)))
+
+    def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
+        """Make ``num_updates`` optimizer steps on one batch of rollouts.
+
+        Args:
+            first_update: index of the phase's first optimizer step in the run, for the learning-rate schedule.
+            seed: decides which groups meet in which update.
+
+        Raises:
+            TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
+        """
+        if self.reset_every and (first_update // num_updates) % self.reset_every == 0:
+            forget_moments(self.guarded.optimizer)
+        report = UpdateReport()
+        self._current = self.objective
+        if self.covariance_share:
+            self._current = CovarianceClip.of_batch(self.objective, batch, self.covariance_share)
+        self.probe.remember()
+        self._rows = rows_of(batch.groups)
+        order = np.random.default_rng(seed).permutation(len(batch.groups))
+        minibatches = batch.minibatches(num_updates, [int(index) for index in order])
+        shares = [self._share(minibatch) for minibatch in minibatches]
+        at_anchor = all(group.logp_old is None for group in batch.groups)
+        if at_anchor:
+            # Until the first step the anchor is the policy itself; later updates need the numbers from before it.
+            shares[1:] = [self._with_anchor(later, report) for later in shares[1:]]
+        for index, (minibatch, mine) in enumerate(zip(minibatches, shares, strict=True)):
+            if self.reference is not None:
+                mine = self._with_reference(mine, self.reference, report)
+            report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index, self.lr_scale)
+            moved = self._step(minibatch, mine, at_anchor, report, (seed, index))
+            self.version += moved
+            at_anchor = at_anchor and not moved
+        report.moved = self.probe.measure()
+        return report.over_ranks(self.runtime)
+
+    def _share(self, batch: Batch) -> Batch:
+        """The groups that this rank differentiates; all of them where it is alone."""
+        sizes = [group.group.num_tokens for group in batch.groups]
+        return Batch(tuple(self.runtime.split(batch.groups, sizes)))
+
+    def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
+        """Fill in ``logp_old``: the sampler's own numbers where they are the trainer's, else one forward pass."""
+        if self.anchor_from_sampler:
+            olds = [sampler_anchor(group.group) for group in batch.groups]
+        else:
+            olds = self._scored(batch, self.policy, report)
+        return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, olds, strict=True)))
+
+    def _with_reference(self, batch: Batch, reference: Policy, report: UpdateReport) -> Batch:
+        """Fill in ``logp_ref``."""
+        scored = self._scored(batch, reference, report)
+        return Batch(tuple(dataclasses.replace(g, logp_ref=r) for g, r in zip(batch.groups, scored, strict=True)))
+
+    @torch.no_grad()
+    def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[Anchor]:
+        """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
+        parts = microbatches(rows_of(batch.groups), self.tokens_per_microbatch, policy.padded_tokens)
+        lockstep = Lockstep.over(self.runtime, [], self._rows, len(parts))  # ranks agree before the first pass
+        scored = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
+        lockstep.fill(policy)
+        return scored
+
+    def _step(self, batch: Batch, mine: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
+        """One optimizer step, or a counted skip; returns whether the weights moved.
+
+        Args:
+            batch, mine: the whole minibatch, which decides, and this rank's share of it, with its anchor filled in.
+
+        While the policy is still the anchor every log-ratio is exactly 0 and is taken as such. Rounding in stored
+        anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
+        """
+        lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
+        normalizer = self._current.normalizer(torch.tensor(lengths))
+        everyone, groups = batch.groups, mine.groups
+        if at_anchor:
+            groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
+        # A second point is not the anchor: there, groups without signal have a gradient of their own.
+        reevaluated = getattr(self.guarded.optimizer, "extra_pass", "none") == "reevaluation"
+        if self.drop_zero_signal and self._current.zero_signal_is_free(at_anchor and not reevaluated):
+            groups = tuple(group for group in groups if group.has_signal)
+            everyone = tuple(group for group in everyone if group.has_signal)
+            report.counts.dropped_groups += len(batch.groups) - len(everyone)
+        self.guarded.optimizer.zero_grad(set_to_none=True)
+        parts = microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens)
+        rows = rows_of(everyone)
+        lockstep = Lockstep.over(self.runtime, self.guarded.parameters, rows, len(parts))
+        anchored = [self._backward(part, normalizer, lockstep.scale, at_anchor, report) for part in parts]
+        lockstep.fill(self.policy)
+        lockstep.synchronise()
+        total = self.runtime.sum({"loss": float(sum(loss for _, loss in anchored))})["loss"]
+        filled = [part for part, _ in anchored]
+        extra = ExtraPass(self.policy, self._current, normalizer, rows, filled, lockstep, report.counts.add)
+        with span("optimizer"):
+            norm = self.guarded.apply(total, lambda: extra.step(self.guarded.optimizer, seed))
+        if norm is None:
+            report.bad_steps += 1
+            return False
+        if self.runtime.is_main:  # everybody's already
+            report.add("loss/objective", Mean(total, 1))
+            report.add("optim/grad_norm", Mean(norm, 1))
+        return norm > 0
+
+    def _backward(
+        self, part: Sequence[Row], normalizer: float, scale: int, at_anchor: bool, report: UpdateReport
+    ) -> tuple[list[Row], float]:
+        """The part's gradient; returns its rows with their anchor filled in, and its share of the loss."""
+        with span("forward"):
+            logp_new = self.policy.log_probs(part)
+        report.counts.add(part, self.policy.shared_prompt)
+        tokens = token_batch(part, logp_new)
+        if at_anchor:
+            gap = float((tokens.logp_gen - logp_new.detach()).abs().max())
+            report.max_sampler_gap = max(report.max_sampler_gap or 0.0, gap)
+            compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
+            report.mismatch = merge([report.mismatch, compared])
+        output = self._current.loss(logp_new, tokens, normalizer)
+        with span("backward"):
+            (output.loss * scale).backward()  # type: ignore[no-untyped-call]
+        for key, mean in output.metrics.items():
+            report.add(key, mean)
+        anchors = torch.split(tokens.logp_old, [row.num_tokens for row in part])
+        anchored = [dataclasses.replace(row, logp_old=anchor) for row, anchor in zip(part, anchors, strict=True)]
+        return anchored, float(output.loss.detach())

@@ -1,0 +1,101 @@
+"""Three layouts, one arithmetic: the same hidden states and gradients, and the token counts they claim."""
+
+import itertools
+
+import pytest
+import torch
+
+from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.train.logprobs.layouts import Cached, Plain, Tree
+from heliostat.train.logprobs.packing import GroupShape, by_group, rows_of
+from heliostat.train.logprobs.policy import Policy
+from heliostat.types import TrainingGroup
+from tests.support.nano import make_nano, make_prompts
+
+LAYOUTS = [Plain(), Tree(), Cached()]
+
+
+def rows_from(loaded, num_prompts=5, group_size=3, max_new_tokens=9):
+    engine = TorchEngine(loaded, DecodeLimits(max_new_tokens))
+    groups = engine.sample(make_prompts(loaded, num_prompts), group_size, SamplingSettings(), seed=1, policy_step=0)
+    return rows_of([TrainingGroup(group, torch.zeros(group_size)) for group in groups])
+
+
+def hidden_and_gradient(layout, loaded, rows):
+    loaded.model.zero_grad()
+    hidden = layout.hidden(loaded, rows)
+    weight = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+    (hidden * weight).sum().backward()
+    return hidden.detach(), torch.cat([p.grad.flatten() for p in loaded.model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(("one", "two"), itertools.combinations(LAYOUTS, 2))
+@pytest.mark.parametrize("max_new_tokens", [1, 9])
+def test_layouts_agree_in_value_and_gradient(nano, one, two, max_new_tokens):
+    rows = rows_from(nano, max_new_tokens=max_new_tokens)
+    first, second = (hidden_and_gradient(layout, nano, rows) for layout in (one, two))
+    torch.testing.assert_close(first[0], second[0], atol=2e-5, rtol=1e-5)
+    assert float((first[1] - second[1]).norm() / second[1].norm()) < 1e-5
+
+
+def test_rows_of_a_group_need_not_stand_together(nano):
+    rows = rows_from(nano)
+    shuffled = rows[1::2] + rows[::2]
+    with torch.no_grad():
+        for layout in LAYOUTS:
+            straight = dict(zip(map(id, rows), _by_row(layout, nano, rows), strict=True))
+            for row, piece in zip(shuffled, _by_row(layout, nano, shuffled), strict=True):
+                torch.testing.assert_close(piece, straight[id(row)], atol=2e-5, rtol=1e-5)
+
+
+def _by_row(layout, loaded, rows):
+    return torch.split(layout.hidden(loaded, rows), [row.num_tokens for row in rows])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_claimed_tokens_are_those_the_model_sees(nano, layout, monkeypatch):
+    rows = rows_from(nano)
+    seen = []
+    embed = nano.model.get_input_embeddings()
+    handle = embed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    with torch.no_grad():
+        layout.hidden(nano, rows)
+    handle.remove()
+    assert sum(seen) == layout.work([GroupShape.of(group) for group in by_group(rows)]).num_tokens
+
+
+def test_uneven_short_completions_grow_on_trees_and_long_ones_are_cached():
+    policy = Policy(make_nano(), 1.0, shared_prompt=True)
+    uneven = [GroupShape(context=16, num_rows=8, num_tokens=8 * 20, longest=60)] * 4
+    long = [GroupShape(context=16, num_rows=8, num_tokens=8 * 4000, longest=4000)]
+    assert isinstance(policy._cheapest(uneven)[0], Tree)
+    assert isinstance(policy._cheapest(long)[0], Cached)
+    # Exact: prompt and inputs of every completion once, nothing else.
+    assert policy.padded_tokens(uneven[:1]) == 16 + 8 * 20 - 8
+    # Eight copies of a long prompt, had it not been shared.
+    assert Plain().work([GroupShape(1000, 8, 80, 10)]).num_tokens == 8 * 1009
+    assert policy.padded_tokens([GroupShape(1000, 8, 80, 10)]) == 1000 + 72
+
+
+def kept_bytes(policy, rows):
+    """Bytes that autograd keeps for the backward pass of a forward."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+        policy.log_probs(rows)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_recomputation_changes_no_gradient_and_keeps_less(nano, shared):
+    rows = rows_from(nano)
+    plain, again = (Policy(nano, 1.0, shared, recompute=flag) for flag in (False, True))
+    results = []
+    for policy in (plain, again):
+        nano.model.zero_grad()
+        logp = policy.log_probs(rows)
+        logp.sum().backward()
+        results.append((logp.detach(), [p.grad.clone() for p in nano.model.parameters()]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(one, two) for one, two in zip(results[0][1], results[1][1], strict=True))
+    assert kept_bytes(again, rows) < 0.7 * kept_bytes(plain, rows)
+    assert not any(module.training for module in nano.model.modules())
