@@ -10,10 +10,7 @@ from tests.support import shapes
 
 shapes.install()  # before the first import of heliostat
 
-from tests.support.forks import in_child  # noqa: E402
-from tests.support.nano import NANO, make_nano, make_prompts  # noqa: E402
-
-__all__ = ["NANO", "in_child", "make_nano", "make_prompts"]
+from tests.support.nano import make_nano  # noqa: E402
 
 torch.set_num_threads(1)
 

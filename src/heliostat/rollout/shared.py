@@ -357,7 +357,7 @@ def _stacked(one: Float[Tensor, "group head column feature"], two: Tensor, lengt
 
 def _attention(
     module: Any,
-    query: Float[Tensor, "row head 1 feature"],
+    query: Float[Tensor, "row head token feature"],
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
@@ -365,7 +365,7 @@ def _attention(
     shared_rows: SharedRows | None = None,
     **usual: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer; returns ``[row, 1, head, feature]``. A prefill attends as usual.
+    """What transformers calls in every layer; returns ``[row, token, head, feature]``. A prefill attends as usual.
 
     ``key`` and ``value`` are the rows' columns, written by transformers a moment ago.
     """

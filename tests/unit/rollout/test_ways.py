@@ -81,7 +81,7 @@ def wrong(kind, name, function):
 
 MISTAKES = {
     "padding is attended to": (
-        wrong(SharedRows, "hide_padding", lambda rows: setattr(rows, "_hidden", None)),
+        wrong(SharedRows, "hide_padding", lambda rows: None),
         wrong(Rows, "mask", property(lambda rows: torch.ones(rows.num_rows, 1, 1, rows.length + 1, dtype=torch.bool))),
     ),
     "positions count padding": (

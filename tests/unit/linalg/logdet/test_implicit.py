@@ -39,7 +39,7 @@ def test_both_sides_pull_back_the_same(name):
     B = torch.tensor(inverse_decomposition(covariance(12), subspace).B)[None]
     bars = [torch.randn(1, 12, 12, generator=generator, dtype=torch.float64) for _ in range(2)]
     bars = [bar + bar.mT for bar in bars]
-    dual, primal = implicit._through_dual(B, *bars, subspace), implicit._through_primal(B, *bars, subspace)
+    dual, primal = implicit.through_dual(B, *bars, subspace), implicit.through_primal(B, *bars, subspace)
     torch.testing.assert_close(dual, primal, rtol=1e-8, atol=1e-7)
 
 

@@ -22,8 +22,8 @@ from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.trainer import Trainer
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, TrainingGroup, Verdict
-from tests.conftest import make_nano
 from tests.support import small
+from tests.support.nano import make_nano
 
 PREFIXED = """
 [traces]

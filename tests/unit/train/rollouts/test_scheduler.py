@@ -20,8 +20,8 @@ from heliostat.train.rollouts.batch import Order
 from heliostat.train.rollouts.scheduler import NUM_COMPARED, Ahead
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import TrainingGroup, Verdict
-from tests.conftest import make_nano, make_prompts
 from tests.support import small
+from tests.support.nano import make_nano, make_prompts
 
 NUM_STEPS = 6
 LIMITS = DecodeLimits(6)

@@ -11,9 +11,9 @@ from heliostat.models.lora import add_adapters
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.run_folder.export import ExportError, export, try_export
 from heliostat.types import Problem, Prompt
-from tests.conftest import NANO
 from tests.support.checkpoints import write_checkpoint
 from tests.support.digests import weights_digest
+from tests.support.nano import NANO
 
 ALONE = Runtime(torch.device("cpu"))
 PROMPTS = [Prompt(Problem(str(n), "t", ""), tuple(range(6, 6 + n))) for n in (3, 9, 40, 7, 5)]
