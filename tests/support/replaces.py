@@ -1,11 +1,6 @@
 """Everything in the project that replaces something on the disk, to be killed at every event of it.
 
-<<<<<<< HEAD
 Left out: checkpoints (``test_checkpoint_damage.py``, ``tests/support/sharded.py``) and whole runs (``tests/torture``).
-=======
-Left out: checkpoints (``tests/unit/train/run_folder/test_checkpoint_damage.py``, ``tests/support/sharded.py``) and
-whole runs (``tests/torture``).
->>>>>>> tests
 """
 
 import hashlib
