@@ -19,7 +19,7 @@ from heliostat.optim.precision.master_copies import MASTER
 from heliostat.optim.precision.master_weights import with_master_weights
 from tests.conformance.test_distributed_optimizers import free_port
 
-PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "optimizers.md"
 BY_NAME = {row.name: row for row in ROWS}
 
 

@@ -6,15 +6,16 @@ The numbers stand in a table under the bars, because a thin slice has no room fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from heliostat.report.markup import Html, element
+from heliostat.report.markup import Html, fill
 from heliostat.report.phases import PHASES
 
 
 def stacked_bars(
     rows: Sequence[tuple[str, Mapping[str, float]]], title: str, write: Callable[[float], str], note: str
 ) -> Html:
-    """One bar per run, and a table with every value and its share.
+    """Draw one bar per run, and a table with every value and its share.
 
     Args:
         rows: per run its label and amount by phase; a phase without an amount takes no space.
@@ -23,71 +24,33 @@ def stacked_bars(
 
     **Limits** A run without any amount gives an empty bar, not a division by zero.
     """
-    totals = [sum(parts.values()) for _, parts in rows]
-    largest = max(totals, default=0.0) or 1.0
+    largest = max((sum(parts.values()) for _, parts in rows), default=0.0) or 1.0
     phases = [phase for phase in PHASES if any(parts.get(phase) for _, parts in rows)]
-    bars = [
-        element(
-            "div",
-            element("p", element("span", label), element("strong", write(total)), class_="bar-label"),
-            _bar(label, parts, phases, largest, write),
-        )
-        for (label, parts), total in zip(rows, totals, strict=True)
+    bars = [_bar(label, parts, phases, largest, write) for label, parts in rows]
+    cells = [
+        {"key": phase, "name": PHASES[phase], "cells": [_cell(parts, phase, write) for _, parts in rows]}
+        for phase in phases
     ]
-    return element(
-        "figure",
-        element("figcaption", element("h3", title)),
-        element(
-            "div",
-            element("div", bars, class_="bars"),
-            element("div", _table(rows, phases, write), class_="scroll", tabindex=0, role="region", aria_label=title),
-            class_="body",
-        ),
-        element("p", note, class_="note"),
-        class_="chart card",
-    )
+    return fill("bars.html", title=title, bars=bars, phases=cells, note=note)
 
 
 def _bar(
     label: str, parts: Mapping[str, float], phases: Sequence[str], largest: float, write: Callable[[float], str]
-) -> Html:
+) -> dict[str, Any]:
     slices, start = [], 0.0
     for phase in phases:
         width = 100 * parts.get(phase, 0.0) / largest
         if width > 0:
             text = f"{PHASES[phase]}: {write(parts[phase])}"
-            slices.append(
-                element(
-                    "rect",
-                    element("title", text),
-                    x=f"{start:.3f}%",
-                    width=f"{width:.3f}%",
-                    height="100%",
-                    class_=f"p-{phase}",
-                )
-            )
+            slices.append({"phase": phase, "start": f"{start:.3f}%", "width": f"{width:.3f}%", "text": text})
             start += width
     shares = ", ".join(f"{PHASES[phase]} {write(parts[phase])}" for phase in phases if parts.get(phase))
-    return element("svg", slices, class_="bar", role="img", aria_label=f"{label}: {shares or 'nothing recorded'}")
+    total = write(sum(parts.values()))
+    return {"label": label, "total": total, "slices": slices, "shares": shares or "nothing recorded"}
 
 
-def _table(
-    rows: Sequence[tuple[str, Mapping[str, float]]], phases: Sequence[str], write: Callable[[float], str]
-) -> Html:
-    several = len(rows) > 1
-    head = element(
-        "tr",
-        element("th", "Phase", scope="col"),
-        [element("th", name if several else "Amount", scope="col") for name, _ in rows],
-    )
-    body = []
-    for phase in phases:
-        cells = []
-        for _, parts in rows:
-            total = sum(parts.values()) or 1.0
-            amount = parts.get(phase, 0.0)
-            share = element("span", f"{100 * amount / total:.0f}%", class_="share")
-            cells.append(element("td", write(amount) if amount else "–", share if amount else None))
-        key = element("span", class_=f"key p-{phase}")
-        body.append(element("tr", element("th", key, PHASES[phase], scope="row"), cells))
-    return element("table", element("thead", head), element("tbody", body), class_="numbers")
+def _cell(parts: Mapping[str, float], phase: str, write: Callable[[float], str]) -> dict[str, str]:
+    """Write an amount and its share of the bar."""
+    if not (amount := parts.get(phase, 0.0)):
+        return {"amount": "–", "share": ""}
+    return {"amount": write(amount), "share": f"{100 * amount / sum(parts.values()):.0f}%"}

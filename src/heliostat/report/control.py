@@ -5,16 +5,21 @@ Left out: single seeds' curves, which stand in the folder's ``laps.jsonl``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from heliostat.control.runs import PAGE, ControlRun, read_control
 from heliostat.report.charts import Chart, Series
 from heliostat.report.frame import framed, write_page
-from heliostat.report.markup import Child, Html, element
+from heliostat.report.markup import Html, fill
 from heliostat.report.scales import format_value
-from heliostat.report.tables import flatten, grid
-from heliostat.statistics import Estimate
+from heliostat.report.tables import EstimateCell, flatten
+
+READING = (
+    "Return: interquartile mean over seeds of the last quarter of evaluations (the deterministic policy on an "
+    "environment of its own), with its 95% bootstrap interval. CPU seconds leave evaluation out; an update is what "
+    "happens between two rollouts, and algorithms differ in how much they put into one."
+)
 
 
 def write_control_page(folder: Path) -> Path:
@@ -37,17 +42,14 @@ def render(run: ControlRun) -> str:
         _chart(run, "training", "Return of the training episodes", "step", "train_return", "step"),
     ]
     drawn = [chart for chart in charts if not chart.is_empty]
-    main = element(
-        "main",
-        _heading(run),
-        element("section", element("h2", "What each ended with"), _outcomes(run), _reading(run), id="results"),
-        element(
-            "section",
-            element("h2", "Curves"),
-            element("div", [_figure(chart) for chart in drawn], class_="charts"),
-            id="curves",
-        ),
-        element("section", element("h2", "Settings"), element("div", _settings(run), class_="card"), id="settings"),
+    main = fill(
+        "control.html",
+        heading=_heading(run),
+        outcomes=_outcomes(run),
+        reading=READING,
+        figures=[_figure(chart) for chart in drawn],
+        settings=_settings(run),
+        versions=_versions(run),
     )
     hover = {chart.identifier: chart.hover_data() for chart in drawn}
     return framed(f"{run.about['env']} · control", main, ["results", "curves", "settings"], hover)
@@ -57,46 +59,29 @@ def _heading(run: ControlRun) -> Html:
     facts = {
         "Environment": run.about["env"],
         "Algorithms": ", ".join(algo.upper() for algo in run.algos),
-        "Seeds": str(run.about["num_seeds"]),
+        "Seeds": run.about["num_seeds"],
         "Steps": f"{run.about['num_steps']:,}",
     }
-    shown = [element("div", element("dt", name), element("dd", value)) for name, value in facts.items()]
-    return element(
-        "header",
-        element("p", "Control", class_="eyebrow"),
-        element("h1", str(run.about["env"])),
-        element("dl", shown, class_="facts-list"),
-    )
+    return fill("heading.html", kind="Control", title=run.about["env"], facts=facts)
 
 
-def _outcomes(run: ControlRun) -> Html:
-    rows: list[Sequence[Child]] = []
-    for index, algo in enumerate(run.algos):
+def _outcomes(run: ControlRun) -> list[dict[str, Any]]:
+    rows = []
+    for algo in run.algos:
         lasts = [seed[-1] for seed in run.of(algo)]
         updates = sum(row["num_updates"] for row in lasts) or 1.0
         cpu = sum(row["cpu_s"] for row in lasts) / len(lasts)
         rows.append(
-            (
-                [element("span", class_=f"key c{index % 6 + 1}"), algo.upper()],
-                _with_interval(run.final(algo)),
-                str(len(lasts)),
-                format_value(sum(row["step"] for row in lasts) / len(lasts) / max(cpu, 1e-9)),
-                format_value(1e3 * sum(row["update_s"] for row in lasts) / updates),
-                format_value(cpu),
-            )
+            {
+                "algo": algo.upper(),
+                "final": EstimateCell.of(run.final(algo), format_value),
+                "num_seeds": len(lasts),
+                "steps_per_s": format_value(sum(row["step"] for row in lasts) / len(lasts) / max(cpu, 1e-9)),
+                "update_ms": format_value(1e3 * sum(row["update_s"] for row in lasts) / updates),
+                "cpu_s": format_value(cpu),
+            }
         )
-    head = ("Algorithm", "Return", "Seeds", "Steps per CPU second", "CPU ms per update", "CPU seconds")
-    return element("div", grid("Results", head, rows), class_="card")
-
-
-def _reading(run: ControlRun) -> Html:
-    return element(
-        "p",
-        "Return: interquartile mean over seeds of the last quarter of evaluations (the deterministic policy on an "
-        "environment of its own), with its 95% bootstrap interval. CPU seconds leave evaluation out; an update is what "
-        "happens between two rollouts, and algorithms differ in how much they put into one.",
-        class_="note",
-    )
+    return rows
 
 
 def _chart(run: ControlRun, identifier: str, title: str, x: str, y: str, x_name: str) -> Chart:
@@ -117,33 +102,16 @@ def _chart(run: ControlRun, identifier: str, title: str, x: str, y: str, x_name:
 
 
 def _figure(chart: Chart) -> Html:
-    keys = []
-    for line in chart.series:
-        sample = element("line", x1="1", x2="21", y1="6", y2="6")
-        mark = element("svg", sample, class_=f"sample {line.css_class}", width="22", height="12", aria_hidden="true")
-        keys.append(element("li", mark, line.label))
-    plot = element("div", chart.svg(), class_="plot", tabindex=0, role="img", aria_label=chart.description(),
-                   data_chart=chart.identifier)  # fmt: skip
-    return element(
-        "figure",
-        element("figcaption", element("h3", chart.title)),
-        element("ul", keys, class_="legend"),
-        plot,
-        element("p", "Interquartile mean over seeds with its 95% bootstrap interval.", class_="note"),
-        class_="chart card wide",
-        id=f"chart-{chart.identifier}",
-    )
+    keys = [(line.label, line.css_class) for line in chart.series]
+    note = "Interquartile mean over seeds with its 95% bootstrap interval."
+    return fill("figure.html", chart=chart, unit=None, trend="", keys=keys, note=note, wide=True)
 
 
-def _settings(run: ControlRun) -> list[Html]:
-    rows = [(element("code", key), str(value)) for key, value in flatten(run.about["settings"])]
-    packages = [(name, str(value)) for name, value in run.about["versions"].items()]
-    return [
-        grid("Settings", ("Setting", "Value"), rows),
-        grid("Versions", ("Package", "Version"), packages),
-    ]
+def _settings(run: ControlRun) -> Html:
+    rows = [(key, str(value)) for key, value in flatten(run.about["settings"])]
+    return fill("settings_grid.html", name="Settings", head=("Setting", "Value"), rows=rows)
 
 
-def _with_interval(estimate: Estimate) -> list[Child]:
-    low, high = format_value(estimate.low), format_value(estimate.high)
-    return [format_value(estimate.value), element("small", f"{low} to {high}")]
+def _versions(run: ControlRun) -> Html:
+    rows = [(name, str(value)) for name, value in run.about["versions"].items()]
+    return fill("grid.html", name="Versions", head=("Package", "Version"), rows=rows)

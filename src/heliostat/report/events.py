@@ -5,10 +5,10 @@ Left out: judging, which happened while the run ran (``monitors``) or happens ag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from heliostat.report.markup import Html, element
+from heliostat.report.markup import Html, fill
 from heliostat.report.read import Run, finite
 
 MAX_LISTED = 40
@@ -26,44 +26,19 @@ KINDS = {
 
 
 def timeline(run: Run) -> Html | None:
-    """The strip and the list of one run's events, or ``None`` where the guard had nothing to say."""
+    """Draw the strip and the list of one run's events; ``None`` where the guard had nothing to say."""
     events = [event for event in run.events if finite(event.get("step")) is not None and event.get("text")]
     if not events:
         return None
-    shown = events[-MAX_LISTED:]
-    rest = len(events) - len(shown)
-    return element(
-        "div",
-        _strip(run, events),
-        element("p", f"The last {len(shown)} of {len(events)} events.", class_="note") if rest else None,
-        element("ol", [_item(event) for event in shown], class_="events"),
-        class_="card",
-    )
-
-
-def _strip(run: Run, events: Sequence[Mapping[str, Any]]) -> Html:
     last = max([run.last_step, *(int(event["step"]) for event in events)], default=1) or 1
-    dots = [
-        element(
-            "circle",
-            element("title", str(event["text"])),
-            cx=f"{100 * max(0, int(event['step'])) / last:.2f}%",
-            cy="50%",
-            r="6",
-            class_=f"mark {_kind(event)[0]}" + ("" if event.get("taken") else " hollow"),
-        )
-        for event in events
-    ]
-    track = element("line", x1="0", x2="100%", y1="50%", y2="50%", class_="track")
-    label = f"{len(events)} events over {last} steps"
-    ends = element("p", element("span", "step 0"), element("span", f"step {last}"), class_="axis")
-    strip = element("svg", track, dots, width="100%", height="24", role="img", aria_label=label)
-    return element("div", strip, ends, class_="strip intervals")
+    shown = [_shown(event, last) for event in events]
+    return fill("events.html", events=shown, listed=shown[-MAX_LISTED:], last_step=last)
 
 
-def _item(event: Mapping[str, Any]) -> Html:
+def _shown(event: Mapping[str, Any], last: int) -> dict[str, Any]:
     css, name = _kind(event)
-    return element("li", element("span", class_=f"key {css}"), element("b", name), " ", str(event["text"]))
+    place = f"{100 * max(0, int(event['step'])) / last:.2f}%"
+    return {"css": css, "name": name, "text": str(event["text"]), "place": place, "taken": bool(event.get("taken"))}
 
 
 def _kind(event: Mapping[str, Any]) -> tuple[str, str]:

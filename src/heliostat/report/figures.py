@@ -12,7 +12,7 @@ from typing import Any
 
 from heliostat.report.axes import Axis, step_axis
 from heliostat.report.charts import Chart, Series
-from heliostat.report.markup import Html, element
+from heliostat.report.markup import Html, fill
 from heliostat.report.outcome import pass_at_1_by_step, pass_curve, summary_curve
 from heliostat.report.panels import Panel
 from heliostat.report.read import Run
@@ -179,35 +179,25 @@ class Figures:
         self.hover[chart.identifier] = chart.hover_data()
         drawn = {line.label.removeprefix(f"{self.runs[line.run].label}: ") for line in chart.series}
         keys = [
-            _key(name, f"c{colours[number] + 1} d0" if not self.several else f"plain d{number}")
+            (name, f"c{colours[number] + 1} d0" if not self.several else f"plain d{number}")
             for number, name in enumerate(names)
             if name in drawn and len(names) > 1
         ]
         if chart.reference:
             level, name = chart.reference
             where = "" if chart.shows_reference else ", outside this chart"
-            keys.append(_key(f"{name} ({format_value(level, chart.unit)}{where})", "plain reference"))
+            keys.append((f"{name} ({format_value(level, chart.unit)}{where})", "plain reference"))
         unit = "" if chart.unit == "fraction" or chart.unit in chart.title.lower() else chart.unit
         unit = ", ".join(part for part in (unit, "log scale" * chart.y_scale.log) if part)
-        plot = element("div", chart.svg(), class_="plot", tabindex=0, role="img", aria_label=chart.description(),
-                       data_chart=chart.identifier)  # fmt: skip
-        return element(
-            "figure",
-            element("figcaption", element("h3", chart.title, " ", element("small", unit)), self._trend(chart)),
-            element("ul", keys, class_="legend"),
-            plot,
-            element("p", note, class_="note"),
-            class_="chart card wide" if wide else "chart card",
-            id=f"chart-{chart.identifier}",
-        )
+        return fill("figure.html", chart=chart, unit=unit, trend=self._trend(chart), keys=keys, note=note, wide=wide)
 
-    def _trend(self, chart: Chart) -> Html | None:
-        """Where the line came from and where it went, if there is only one."""
+    def _trend(self, chart: Chart) -> str:
+        """Say where the line came from and where it went, if there is only one."""
         both = ends(chart.series[0].points) if len(chart.series) == 1 and chart.x_name == self._axis.name else None
         if both is None:
-            return None
+            return ""
         first, last = (format_value(value, chart.unit) for value in both)
-        return element("span", f"{first} → {last}", class_="trend", title="mean of the first and of the last tenth")
+        return f"{first} → {last}"
 
 
 def _part(points: Sequence[tuple[float, float | None]], warm_start: bool) -> list[tuple[float, float | None]]:
@@ -217,9 +207,3 @@ def _part(points: Sequence[tuple[float, float | None]], warm_start: bool) -> lis
 
 def _drawable(lines: Sequence[Series]) -> list[Series]:
     return [line for line in lines if any(y is not None for _, y in line.points)]
-
-
-def _key(name: str, css_class: str) -> Html:
-    line = element("line", x1="1", x2="21", y1="6", y2="6")
-    sample = element("svg", line, class_=f"sample {css_class}", width="22", height="12", aria_hidden="true")
-    return element("li", sample, name)

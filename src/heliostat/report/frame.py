@@ -15,15 +15,8 @@ from typing import Any
 
 import heliostat
 from heliostat.outputs import check_replaceable
-from heliostat.report.markup import Html, data_script, element
+from heliostat.report.markup import Html, data_script, fill
 from heliostat.storage import publish_file
-
-LOGO = (
-    '<svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><circle cx="24" cy="7" r="4.5" class="sun"/>'
-    '<path d="M20.5 10.5 12 19M12 19 5.5 6" class="ray"/><path d="M5 15.5 19.5 22.5" class="mirror"/>'
-    '<path d="M12 20.5V29M7 29h10" class="stand"/></svg>'
-)
-
 
 MARK = "Written by Heliostat"
 """In the footer of every page; a file without it is not written over."""
@@ -39,26 +32,19 @@ def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, A
     """
     folder = files("heliostat.report")
     style, script = (Html(folder.joinpath(name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("link", rel="icon", href="data:,"),
-        element("title", f"{title} · Heliostat"),
-        element("style", style),
+    page = fill(
+        "frame.html",
+        title=title,
+        policy=_policy(script),
+        style=style,
+        anchors=anchors,
+        main=main,
+        mark=MARK,
+        version=heliostat.__version__,
+        figures=data_script("figures", hover),
+        script=script,
     )
-    top = element(
-        "div",
-        element("span", Html(LOGO), "Heliostat", class_="brand"),
-        element("nav", [element("a", name.capitalize(), href=f"#{name}") for name in anchors], aria_label="Sections"),
-        element("button", "Theme", id="theme", type="button", hidden=True),
-        class_="top",
-    )
-    foot = element("footer", f"{MARK} {heliostat.__version__}. This page is one file and makes no requests.")
-    body = element("body", top, main, foot, data_script("figures", hover), element("script", script))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    return f"<!doctype html>\n{page}\n"
 
 
 def write_page(target: Path, page: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from heliostat.report.axes import AXES
 from heliostat.report.figures import Figures
 from heliostat.report.frame import framed, write_page
-from heliostat.report.markup import Html, element
+from heliostat.report.markup import fill
 from heliostat.report.read import Run, read_runs
 from heliostat.report.sections import (
     audit_section,
@@ -61,30 +61,14 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
         settings_section(runs),
     ]
     present = [section for section in sections if section]
-    main = element(
-        "main",
+    parts = [
         heading(runs),
         findings_section(runs),
         verdict_section(runs, verdicts),
         missing_section(runs),
-        cards(runs[0], verdicts[0]) if len(runs) == 1 else _run_keys(runs),
-        [section.body for section in present],
-    )
-    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
-    return framed(title, main, [part.anchor for part in present if part.anchor], figures.hover)
-
-
-def _run_keys(runs: Sequence[Run]) -> Html:
-    """The colours of the runs; with JavaScript, each key shows and hides its run in every figure."""
-    keys = [
-        element(
-            "button",
-            element("span", class_=f"key c{index % 6 + 1}"),
-            run.label,
-            type="button",
-            data_run=index,
-            aria_pressed="true",
-        )
-        for index, run in enumerate(runs)
+        cards(runs[0], verdicts[0]) if len(runs) == 1 else fill("run_keys.html", runs=runs),
+        *(section.body for section in present),
     ]
-    return element("nav", keys, class_="runs", aria_label="Runs shown in the figures")
+    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+    main = fill("main.html", parts=parts)
+    return framed(title, main, [part.anchor for part in present if part.anchor], figures.hover)

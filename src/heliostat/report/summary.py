@@ -6,8 +6,9 @@ Left out: charts, transcripts and settings (``sections``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from heliostat.report.markup import Html, element
+from heliostat.report.markup import NUM_COLOURS, Html, fill
 from heliostat.report.outcome import pass_curve
 from heliostat.report.phases import flops, seconds, tokens
 from heliostat.report.read import Run, number
@@ -19,11 +20,9 @@ from heliostat.statistics import Estimate
 
 
 def heading(runs: Sequence[Run]) -> Html:
-    """The page's title and, for one run, what was run in one line of facts."""
+    """Write the page's title and, for one run, the facts about it in one line."""
     if len(runs) > 1:
-        return element(
-            "header", element("p", "Run report", class_="eyebrow"), element("h1", f"{len(runs)} runs compared")
-        )
+        return fill("heading.html", kind="Run report", title=f"{len(runs)} runs compared", facts={})
     run = runs[0]
     tasks = run.setting("task", default=[])
     names = [task.get("name", "") for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
@@ -37,45 +36,27 @@ def heading(runs: Sequence[Run]) -> Html:
         "Seed": run.setting("run.seed"),
         "Machine": _machine(run),
     }
-    shown = [
-        element("div", element("dt", name), element("dd", str(value)))
-        for name, value in facts.items()
-        if value not in (None, "")
-    ]
-    return element(
-        "header",
-        element("p", "Run report", class_="eyebrow"),
-        element("h1", run.label),
-        element("dl", shown, class_="facts-list"),
-    )
+    shown = {name: value for name, value in facts.items() if value not in (None, "")}
+    return fill("heading.html", kind="Run report", title=run.label, facts=shown)
 
 
 def verdict_section(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
-    """The judgement in words beside before and after drawn with their intervals."""
+    """Write the judgement in words, with the rates before and after drawn with their intervals."""
     if len(runs) > 1:
         return _comparison(runs, verdicts)
     verdict = verdicts[0]
     result = verdict.outcome
     after = "after" if result.final else f"step {result.last_step}"
     rows = [
-        _interval_row(name, [(estimate, css)], format_value(estimate.value, "fraction"))
+        _IntervalRow.of(name, [(estimate, css)], format_value(estimate.value, "fraction"))
         for name, estimate, css in (("before", result.before, "c6"), (after, result.after, "c1"))
         if estimate is not None
     ]
-    words = element(
-        "div",
-        element("h2", verdict.headline),
-        element("p", verdict.sentence),
-        element("p", verdict.ending, class_="ending"),
-        class_="words",
-    )
-    return element(
-        "section", words, _interval_plot(rows), class_=f"verdict card is-{verdict.kind}", aria_label="Verdict"
-    )
+    return fill("verdict.html", verdict=verdict, rows=rows)
 
 
 def cards(run: Run, verdict: Verdict) -> Html:
-    """The numbers that people ask for first."""
+    """Write the numbers that people ask for first."""
     result = verdict.outcome
     reward = ends(run.series("reward/mean"))
     total, compute, sampled = sum(seconds(run).values()), sum(flops(run).values()), tokens(run)
@@ -83,85 +64,75 @@ def cards(run: Run, verdict: Verdict) -> Html:
         _pass_card("Held-out pass@1", result.before, result.after),
         _pass_k_card(run),
         _greedy_card(run),
-        _card("Training reward", format_value(reward[1]), f"from {format_value(reward[0])} at first")
+        _Card("Training reward", format_value(reward[1]), f"from {format_value(reward[0])} at first")
         if reward
         else None,
-        _card("Wall time", format_seconds(total), "all phases") if total else None,
-        _card("Tokens sampled", format_value(sampled), "for training") if sampled else None,
-        _card("Compute", format_value(compute), "floating-point operations") if compute else None,
+        _Card("Wall time", format_seconds(total), "all phases") if total else None,
+        _Card("Tokens sampled", format_value(sampled), "for training") if sampled else None,
+        _Card("Compute", format_value(compute), "floating-point operations") if compute else None,
     ]
-    return element("section", items, class_="cards", aria_label="Key numbers")
+    return fill("cards.html", cards=[item for item in items if item])
 
 
 def _comparison(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
+    judged = list(zip(runs, verdicts, strict=True))
     rows = []
-    for index, (run, verdict) in enumerate(zip(runs, verdicts, strict=True)):
+    for index, (run, verdict) in enumerate(judged):
         result = verdict.outcome
-        marks = [(e, css) for e, css in ((result.before, "c6"), (result.after, f"c{index % 6 + 1}")) if e]
+        marks = [(e, css) for e, css in ((result.before, "c6"), (result.after, f"c{index % NUM_COLOURS + 1}")) if e]
         text = format_value(result.after.value, "fraction") if result.after else "–"
-        rows.append(_interval_row(run.label, marks, text))
-    lines = [
-        element("li", element("strong", run.label), f": {verdict.headline.lower()}. {verdict.ending}")
-        for run, verdict in zip(runs, verdicts, strict=True)
-    ]
-    note = "pass@1 on held-out problems; changes are percentage points with their 95% interval, paired over problems."
-    differing = differences(runs)
-    return element(
-        "section",
-        element(
-            "div", element("h2", "Before (grey) and after"), _interval_plot(rows), element("ul", lines), class_="card"
-        ),
-        element(
-            "div",
-            element("h2", "Side by side"),
-            comparison(runs, verdicts),
-            element("p", note, class_="note"),
-            class_="card",
-        ),
-        element("div", element("h2", "Settings that differ"), differing, class_="card") if differing else None,
-        class_="comparison",
-        aria_label="Comparison",
-    )
+        rows.append(_IntervalRow.of(run.label, marks, text))
+    table, differing = comparison(runs, verdicts), differences(runs)
+    return fill("comparison.html", judged=judged, rows=rows, table=table, differing=differing)
 
 
-def _interval_row(name: str, marks: Sequence[tuple[Estimate, str]], text: str) -> Html:
-    drawn = [element("line", x1="0", x2="100%", y1="50%", y2="50%", class_="track")]
-    for estimate, css in marks:
-        low, value, high = (
-            f"{100 * min(1, max(0, end)):.2f}%" for end in (estimate.low, estimate.value, estimate.high)
-        )
-        drawn.append(element("line", x1=low, x2=high, y1="50%", y2="50%", class_=f"interval {css}"))
-        drawn.append(element("circle", cx=value, cy="50%", r="6", class_=f"mark {css}"))
-    label = "; ".join(percent(estimate) for estimate, _ in marks) or "not measured"
-    plot = element("svg", drawn, width="100%", height="22", role="img", aria_label=f"{name}: {label}")
-    return element("div", element("span", name, class_="name"), plot, element("strong", text), class_="row")
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A rate with its interval, as places on an axis from 0% to 100%."""
+
+    low: str
+    value: str
+    high: str
+    css: str
 
 
-def _interval_plot(rows: Sequence[Html]) -> Html | None:
-    if not rows:
-        return None
-    axis = element("p", [element("span", label) for label in ("0%", "50%", "100%")], class_="axis")
-    return element("div", rows, axis, class_="intervals")
+@dataclass(frozen=True, slots=True)
+class _IntervalRow:
+    """Rates drawn with their intervals behind a name."""
+
+    name: str
+    label: str
+    marks: Sequence[_Mark]
+    text: str
+
+    @classmethod
+    def of(cls, name: str, estimates: Sequence[tuple[Estimate, str]], text: str) -> _IntervalRow:
+        marks = [_Mark(_place(one.low), _place(one.value), _place(one.high), css) for one, css in estimates]
+        label = "; ".join(percent(one) for one, _ in estimates) or "not measured"
+        return cls(name, label, marks, text)
 
 
-def _card(name: str, value: str, detail: str) -> Html:
-    return element(
-        "div",
-        element("p", name, class_="name"),
-        element("p", value, class_="value"),
-        element("p", detail, class_="detail"),
-        class_="card",
-    )
+def _place(rate: float) -> str:
+    return f"{100 * min(1, max(0, rate)):.2f}%"
 
 
-def _pass_card(name: str, before: Estimate | None, after: Estimate | None) -> Html | None:
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """A number with its name and where it came from."""
+
+    name: str
+    value: str
+    detail: str
+
+
+def _pass_card(name: str, before: Estimate | None, after: Estimate | None) -> _Card | None:
     if after is None:
         return None
     detail = f"from {format_value(before.value, 'fraction')} before" if before else "no evaluation before"
-    return _card(name, format_value(after.value, "fraction"), detail)
+    return _Card(name, format_value(after.value, "fraction"), detail)
 
 
-def _pass_k_card(run: Run) -> Html | None:
+def _pass_k_card(run: Run) -> _Card | None:
     before, after = (
         dict(pass_curve([row for row in run.evaluations if row.phase == phase])) for phase in ("before", "after")
     )
@@ -169,7 +140,7 @@ def _pass_k_card(run: Run) -> Html | None:
     return _pass_card(f"Held-out pass@{k}", before.get(k), after[k]) if k > 1 else None
 
 
-def _greedy_card(run: Run) -> Html | None:
+def _greedy_card(run: Run) -> _Card | None:
     rates: list[Estimate | None] = []
     for phase in ("before", "after"):
         marks = [row.greedy_success for row in run.evaluations if row.phase == phase and row.greedy_success is not None]

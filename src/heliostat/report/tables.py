@@ -6,11 +6,12 @@ Left out: prose, charts and transcripts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from heliostat.config import Recipe, TaskSection
-from heliostat.report.markup import Child, Html, element
+from heliostat.report.markup import Html, fill
 from heliostat.report.outcome import against, last_evaluation, pass_at_1
 from heliostat.report.phases import flops, seconds, tokens
 from heliostat.report.read import Run
@@ -23,101 +24,91 @@ PLACE = frozenset({"run.name", "run.root"})  # where the run is kept: says nothi
 
 
 def comparison(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
-    """One row per run: what was run, what came out, what it cost."""
-    versus = f"Against {runs[0].label}"
-    head = ("Run", "Objective", "Steps", "pass@1 before", "pass@1 after", "Change", versus, "Time", "Tokens", "Compute")
-    rows: list[Sequence[Child]] = []
+    """Compare runs, a row each: what was run, what came out, what it cost."""
+    rows = []
     for index, (run, verdict) in enumerate(zip(runs, verdicts, strict=True)):
         result = verdict.outcome
         total = sum(seconds(run).values())
         rows.append(
-            (
-                [element("span", class_=f"key c{index % 6 + 1}"), run.label],
-                objective(run),
-                str(run.last_step),
-                _rate(result.before),
-                _rate(result.after),
-                element("span", _change(result.change), class_=f"verdict-{verdict.kind}"),
-                _change(against(run, runs[0])) if index else ABSENT,
-                format_seconds(total) if total else ABSENT,
-                format_value(tokens(run) or 0.0) if tokens(run) else ABSENT,
-                format_quantity(sum(flops(run).values()), "FLOP") if flops(run) else ABSENT,
-            )
+            {
+                "label": run.label,
+                "objective": objective(run),
+                "num_steps": run.last_step,
+                "before": _rate(result.before),
+                "after": _rate(result.after),
+                "kind": verdict.kind,
+                "change": _change(result.change),
+                "against": _change(against(run, runs[0]) if index else None),
+                "time": format_seconds(total) if total else ABSENT,
+                "tokens": format_value(tokens(run) or 0.0) if tokens(run) else ABSENT,
+                "compute": format_quantity(sum(flops(run).values()), "FLOP") if flops(run) else ABSENT,
+            }
         )
-    return grid("Runs compared", head, rows)
+    return fill("runs_compared.html", rows=rows)
 
 
 def differences(runs: Sequence[Run]) -> Html | None:
-    """The settings in which the runs differ, or ``None`` where they differ in none."""
+    """List the settings in which the runs differ; ``None`` where they differ in none."""
     flat = [dict(flatten(run.recipe)) for run in runs]
     keys = sorted({key for settings in flat for key in settings} - PLACE)
     differing = [key for key in keys if len({repr(settings.get(key)) for settings in flat}) > 1]
     if not differing:
         return None
-    rows = [(element("code", key), *(_value(settings.get(key)) for settings in flat)) for key in differing]
-    return grid("Settings that differ", ("Setting", *(run.label for run in runs)), rows)
+    rows = [(key, *(_value(settings.get(key)) for settings in flat)) for key in differing]
+    head = ("Setting", *(run.label for run in runs))
+    return fill("settings_grid.html", name="Settings that differ", head=head, rows=rows)
 
 
 def by_task(run: Run) -> Html | None:
-    """pass@1 per task before and after, for runs on more than one task."""
+    """List pass@1 per task before and after, for runs on more than one task."""
     tasks = sorted({row.task for row in run.evaluations})
     if len(tasks) < 2:
         return None
-    rows: list[Sequence[Child]] = []
+    rows = []
     for task in tasks:
         first = [row for row in run.evaluations if row.phase == "before" and row.task == task]
         last = [row for row in last_evaluation(run) if row.task == task]
         rows.append((task, _rate(pass_at_1(first)), _rate(pass_at_1(last))))
-    return grid(f"pass@1 by task: {run.label}", ("Task", "Before", "After"), rows)
+    return fill("tasks.html", label=run.label, rows=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """A setting of a recipe, as text."""
+
+    key: str
+    value: str
+    default: str
+    meaning: str
+    is_changed: bool
 
 
 def recipe_table(run: Run) -> Html:
-    """Settings that differ from the defaults, in the open; all settings behind a click, with what they mean."""
+    """List the settings that differ from the defaults in the open, and all of them behind a click."""
     if not run.recipe:
-        return element("p", "This run folder holds no readable recipe.", class_="note")
+        return fill("no_recipe.html")
     defaults, meanings = _defaults(run.recipe)
-    settings = [(key, value) for key, value in flatten(run.recipe) if key not in PLACE]
-    changed = [(key, value) for key, value in settings if key not in defaults or defaults[key] != value]
-    rows = [
-        (_setting(key, meanings), element("strong", _value(value)), _value(defaults.get(key))) for key, value in changed
+    settings = [
+        _Setting(
+            key,
+            _value(value),
+            _value(defaults.get(key)),
+            meanings.get(key, ""),
+            key not in defaults or defaults[key] != value,
+        )
+        for key, value in flatten(run.recipe)
+        if key not in PLACE
     ]
-    everything = [
-        (_setting(key, meanings), element("mark", _value(value)) if (key, value) in changed else _value(value))
-        for key, value in settings
-    ]
-    return element(
-        "div",
-        grid("Changed settings", ("Setting", "This run", "Default"), rows)
-        if rows
-        else element("p", "Every setting has its default value.", class_="note"),
-        element(
-            "details",
-            element("summary", f"All {len(settings)} settings"),
-            grid("All settings", ("Setting", "Value"), everything),
-        ),
-    )
+    return fill("recipe.html", settings=settings, changed=[setting for setting in settings if setting.is_changed])
 
 
 def versions_table(runs: Sequence[Run]) -> Html | None:
-    """Versions and machine, one column per run."""
+    """List versions and machine, one column per run."""
     keys = list(dict.fromkeys(key for run in runs for key in run.versions))
     if not keys:
         return None
     rows = [(key, *(_value(run.versions.get(key)) for run in runs)) for key in keys]
-    return grid("Versions and machine", ("", *(run.label for run in runs)), rows)
-
-
-def grid(name: str, head: Sequence[str], rows: Sequence[Sequence[Child]]) -> Html:
-    """A table that scrolls sideways by itself where the screen is narrower than it."""
-    body = [
-        element("tr", element("th", row[0], scope="row"), [element("td", cell) for cell in row[1:]]) for row in rows
-    ]
-    table = element(
-        "table",
-        element("thead", element("tr", [element("th", cell, scope="col") for cell in head])),
-        element("tbody", body),
-    )
-    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=name)
+    return fill("grid.html", name="Versions and machine", head=("", *(run.label for run in runs)), rows=rows)
 
 
 def objective(run: Run) -> str:
@@ -138,21 +129,27 @@ def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, list(settings) if isinstance(settings, tuple) else settings
 
 
-def _setting(key: str, meanings: Mapping[str, str]) -> Html:
-    meaning = meanings.get(key)
-    return element("div", element("code", key), element("small", meaning) if meaning else None, class_="setting")
+@dataclass(frozen=True, slots=True)
+class EstimateCell:
+    """A cell of a table: an estimate as text, and its interval where there is one."""
+
+    value: str
+    interval: str = ""
+
+    @classmethod
+    def of(cls, estimate: Estimate | None, write: Callable[[float], str]) -> EstimateCell:
+        """Write an estimate with its interval; a dash where it was not measured."""
+        if estimate is None:
+            return cls(ABSENT)
+        return cls(write(estimate.value), f"{write(estimate.low)} to {write(estimate.high)}")
 
 
-def _rate(rate: Estimate | None) -> Child:
-    return _with_interval(rate, partial(format_value, unit="fraction")) if rate else ABSENT
+def _rate(rate: Estimate | None) -> EstimateCell:
+    return EstimateCell.of(rate, partial(format_value, unit="fraction"))
 
 
-def _change(change: Estimate | None) -> Child:
-    return _with_interval(change, points) if change else ABSENT
-
-
-def _with_interval(estimate: Estimate, write: Callable[[float], str]) -> Child:
-    return [write(estimate.value), element("small", f"{write(estimate.low)} to {write(estimate.high)}")]
+def _change(change: Estimate | None) -> EstimateCell:
+    return EstimateCell.of(change, points)
 
 
 def _defaults(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

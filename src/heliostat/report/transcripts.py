@@ -1,6 +1,6 @@
 """What the model actually wrote: the same problem before and after training, side by side.
 
-Everything here is untrusted text. It reaches the page only through ``markup.element``, which escapes it. Problems are
+Everything here is untrusted text. It reaches the page only through a template, which escapes it. Problems are
 shown in the order of the file, not chosen by their result. Left out: highlighting and rendering of any markup.
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from heliostat.report.markup import Html, element
+from heliostat.report.markup import Html, fill
 from heliostat.report.read import Run, Transcript
 from heliostat.report.scales import format_value
 
@@ -62,64 +63,39 @@ def transcript_section(run: Run, limit: int) -> Html | None:
     count = (
         f"The first {len(shown)} of {len(pairs)} problems" if len(pairs) > len(shown) else f"All {len(pairs)} problems"
     )
-    return element(
-        "div",
-        element(
-            "p", f"{count} with kept transcripts, in the order they were sampled, not chosen by result.", class_="note"
-        ),
-        [_pair(pair) for pair in shown],
-        class_="pairs",
-    )
+    return fill("transcripts.html", count=count, pairs=[_pair(pair) for pair in shown])
 
 
-def _pair(pair: Pair) -> Html:
+def _pair(pair: Pair) -> dict[str, Any]:
     problem = pair.problem
-    task = problem.task.removeprefix("reasoning-gym/")
-    name = problem.problem_id.removeprefix(f"{problem.task}/")
-    expected = (
-        element("p", "Oracle answer: ", element("code", problem.answer), class_="expected") if problem.answer else None
-    )
-    return element(
-        "article",
-        element("header", element("h3", task, " ", element("small", name)), expected),
-        _text(problem.prompt, "prompt", "Prompt"),
-        element("div", _side(pair.before, "Before"), _side(pair.after, "After"), class_="sides"),
-        class_="pair card",
-    )
+    return {
+        "task": problem.task.removeprefix("reasoning-gym/"),
+        "name": problem.problem_id.removeprefix(f"{problem.task}/"),
+        "answer": problem.answer,
+        "prompt": _shortened(problem.prompt),
+        "before": _side(pair.before, "Before"),
+        "after": _side(pair.after, "After"),
+    }
 
 
-def _side(row: Transcript | None, name: str) -> Html:
+def _side(row: Transcript | None, name: str) -> dict[str, Any]:
     if row is None:
-        return element("section", element("h4", name), element("p", "No transcript of this problem.", class_="note"))
-    if row.phase == "during":
-        name = f"At step {row.step}"
-    verdict = element(
-        "span", "✓ correct" if row.success else "✗ not correct", class_="good badge" if row.success else "bad badge"
-    )
+        return {"name": name, "completion": None}
     facts = [
         f"reward {format_value(row.reward)}" if row.reward is not None else None,
         f"{row.num_tokens} tokens" if row.num_tokens is not None else None,
         STOP_REASONS.get(row.stop_reason, row.stop_reason) or None,
     ]
-    return element(
-        "section",
-        element("h4", name, " ", verdict),
-        _text(row.completion, "completion", f"{name}, completion"),
-        element("p", " · ".join(fact for fact in facts if fact), class_="facts"),
-    )
+    return {
+        "name": f"At step {row.step}" if row.phase == "during" else name,
+        "completion": _shortened(row.completion),
+        "success": row.success,
+        "facts": [fact for fact in facts if fact],
+    }
 
 
-def _text(text: str, css_class: str, label: str) -> Html:
-    cut = text[:MAX_CHARACTERS]
-    rest = len(text) - len(cut)
-    return element(
-        "pre",
-        cut if cut.strip() else element("em", "(empty)"),
-        element("em", f" … {rest} more characters") if rest else None,
-        class_=css_class,
-        tabindex=0,
-        aria_label=label,
-    )
+def _shortened(text: str) -> dict[str, Any]:
+    return {"beginning": text[:MAX_CHARACTERS], "num_left": max(0, len(text) - MAX_CHARACTERS)}
 
 
 def _first_by_problem(rows: Sequence[Transcript]) -> dict[tuple[str, str], Transcript]:

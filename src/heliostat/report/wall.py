@@ -1,16 +1,17 @@
 """A wall of the latest completions, with what they repeat marked: loops are seen sooner than they are measured.
 
 A word is marked where it belongs to a run of four that the same text has had before. Everything here is untrusted text
-and goes through ``markup.element``. Left out: choosing by result; the first ones of the latest evaluation are shown.
+and is escaped. Left out: choosing by result; the first ones of the latest evaluation are shown.
 """
 
 from __future__ import annotations
 
 import re
 from itertools import groupby
+from typing import Any
 
 from heliostat.monitors.repetition import loop_period, repeated_share
-from heliostat.report.markup import Html, element
+from heliostat.report.markup import Html, element, fill, join
 from heliostat.report.read import Run, Transcript
 
 NUM_SHOWN = 8
@@ -25,25 +26,22 @@ def wall(run: Run) -> Html | None:
         return None
     last = max(row.step for row in run.transcripts)
     rows = [row for row in run.transcripts if row.step == last][:NUM_SHOWN]
-    return element("div", [_tile(row) for row in rows], class_="wall")
+    return fill("wall.html", tiles=[_tile(row) for row in rows])
 
 
-def _tile(row: Transcript) -> Html:
-    cut = row.completion[:MAX_CHARACTERS]
+def _tile(row: Transcript) -> dict[str, Any]:
     tokens = _TOKEN.findall(row.completion)
     numbers: dict[str, int] = {}
     loops = loop_period([numbers.setdefault(token, len(numbers)) for token in tokens]) is not None
     share = repeated_share(tokens, NGRAM)
     facts = ["ends in a loop" if loops else None, f"{share:.0%} repeated" if share else None]
-    badge = element("span", "✓" if row.success else "✗", class_="good badge" if row.success else "bad badge")
-    name = row.problem_id.removeprefix(f"{row.task}/")
-    return element(
-        "article",
-        element("h3", element("small", name), " ", badge),
-        element("pre", marked(cut), class_="sample", tabindex=0, aria_label=f"Completion of {name}"),
-        element("p", " · ".join(fact for fact in facts if fact), class_="facts"),
-        class_="tile card" + (" looping" if loops else ""),
-    )
+    return {
+        "name": row.problem_id.removeprefix(f"{row.task}/"),
+        "success": row.success,
+        "loops": loops,
+        "text": join(marked(row.completion[:MAX_CHARACTERS])),
+        "facts": [fact for fact in facts if fact],
+    }
 
 
 def marked(text: str) -> list[Html | str]:

@@ -1,32 +1,43 @@
 """JSON over HTTP with one server: a deadline for every answer, retries where they can help, one sentence where not.
 
-Nothing but the recipe's URL is ever contacted: redirects are refused and proxy variables ignored. The key comes from
-the environment and stands in no message.
+Requests run in the event loop of a background thread, and callers (threads, scripts, notebooks) wait for them. There, a
+deadline covers a whole attempt, however slowly its bytes come, and any thread can cancel a request in any phase of it.
+A blocking client offers both for single reads only.
 
-Left out: what is asked (``rollout.vllm``), streaming, and several servers (a balancer's URL is one server).
+Only the recipe's URL is ever contacted: redirects are refused and proxy variables ignored. The key comes from the
+environment and stands in no message.
+
+Left out: the requests themselves (``rollout.vllm``), streaming, and several servers (a balancer's URL is one server).
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
+import functools
+import http
 import json
-import socket
+import os
+import ssl
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
+from heliostat.config import ConfigError
 from heliostat.printed import visible_line
 from heliostat.rollout.drafts import SamplingStopped
+
+if TYPE_CHECKING:
+    import httpx2
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that may be different next time."""
 
 MAX_ANSWER = 1 << 28
 """Bytes of one answer that are read, at most; a group of completions with its log-probabilities takes a few million."""
+
+MAX_PAUSE_S = 10.0
 
 
 class ServerError(RuntimeError):
@@ -35,6 +46,30 @@ class ServerError(RuntimeError):
 
 class _Transient(Exception):
     """A failure of one attempt that the next one may not meet."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A complete answer; ``location`` is where a redirect points."""
+
+    status: int
+    text: str
+    location: str | None
+
+
+def _new_client() -> httpx2.AsyncClient:
+    """Create a client that opens one connection per request and leaves timeouts to the event loop.
+
+    Raises:
+        ConfigError: httpx2 is not installed.
+    """
+    try:
+        import httpx2
+    except ModuleNotFoundError as error:
+        raise ConfigError("rollout.engine = 'vllm' needs httpx2: pip install 'heliostat[server]'") from error
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+    context = ssl.create_default_context()
+    return httpx2.AsyncClient(verify=context, timeout=None, limits=limits, trust_env=False, follow_redirects=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +81,10 @@ class Server:
         timeout_s: wall seconds for one attempt, from connecting to the last byte.
         num_retries: further attempts after a failure that may pass.
         api_key: sent as a bearer token; empty: none.
-        first_pause_s: pause before the first retry; it doubles each time, up to 10 s.
+        first_pause_s: pause before the first retry; it doubles each time, up to ``MAX_PAUSE_S``.
+
+    Raises:
+        ConfigError: httpx2 is not installed.
     """
 
     url: str
@@ -54,146 +92,145 @@ class Server:
     num_retries: int = 3
     api_key: str = field(default="", repr=False)
     first_pause_s: float = 0.5
+    _client: httpx2.AsyncClient = field(default_factory=_new_client, init=False, repr=False, compare=False)
     _aborted: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
-    _open: set[socket.socket] = field(default_factory=set, init=False, repr=False, compare=False)
+    _pending: set[Future[_Answer]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def abort(self) -> None:
-        """Break off every request, from any thread and for good; what waits for an answer gets ``SamplingStopped``."""
+        """Cancel every request, from any thread and for good; callers that wait for one get ``SamplingStopped``."""
         self._aborted.set()
-        for sock in list(self._open):
-            _shut(sock)
+        for future in list(self._pending):
+            future.cancel()
 
     def get(self, path: str) -> Any:
-        """The JSON answer to a GET; see ``post``."""
+        """Return the JSON answer to a GET; see ``post``."""
         return self._ask("GET", path, None)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON answer to a POST, ``None`` where it is empty.
+        """Return the JSON answer to a POST, ``None`` where it is empty.
 
         Raises:
             ServerError: no usable answer after all attempts, or one that says the request is wrong.
-            SamplingStopped: the requests were broken off.
+            SamplingStopped: the requests were cancelled by ``abort``.
         """
         return self._ask("POST", path, body)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        # Not the library's own retries: an answer that is not JSON is tried again too, and abort() ends the pauses.
+        payload = None if body is None else json.dumps(body).encode()
+        reason = ""
         for attempt in range(self.num_retries + 1):
-            if self._aborted.is_set():
-                raise SamplingStopped
             try:
-                return self._attempt(method, path, body)
-            except (_Transient, OSError, http.client.HTTPException) as error:
-                reason = shortened(str(error)) or type(error).__name__
-                if attempt < self.num_retries:
-                    self._aborted.wait(min(10.0, self.first_pause_s * 2**attempt))
+                return self._content(path, self._wait_for(self._attempt(method, path, payload)))
+            except _Transient as error:
+                reason = self._hidden(shortened(str(error)))
+            if attempt < self.num_retries:
+                self._aborted.wait(min(MAX_PAUSE_S, self.first_pause_s * 2**attempt))
         if self._aborted.is_set():
             raise SamplingStopped
         raise ServerError(
-            f"rollout server {self.url}{path} failed {self.num_retries + 1} times, last: {self._hidden(reason)}; see "
-            "whether it runs and what it logs, then continue the run"
+            f"rollout server {self.url}{path} failed {self.num_retries + 1} times, last: {reason}; see whether it runs "
+            "and what it logs, then continue the run"
         )
 
-    def _attempt(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        deadline = time.monotonic() + self.timeout_s
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=self.timeout_s)
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    def _wait_for(self, attempt: Coroutine[Any, Any, _Answer]) -> _Answer:
+        """Run an attempt in the event loop's thread and wait for its answer in this one."""
+        future = asyncio.run_coroutine_threadsafe(attempt, _event_loop())
+        self._pending.add(future)
+        try:
+            if self._aborted.is_set():  # before abort() could find the request
+                future.cancel()
+            return future.result()
+        except CancelledError:
+            raise SamplingStopped from None
+        finally:
+            future.cancel()  # where this thread was interrupted; without effect otherwise
+            self._pending.discard(future)
+
+    async def _attempt(self, method: str, path: str, payload: bytes | None) -> _Answer:
+        import httpx2
+
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
+        request = self._client.stream(method, self.url + path, content=payload, headers=headers)
         try:
-            payload = None if body is None else json.dumps(body)
-            connection.connect()
-            with self._abortable(connection.sock), _closed_at(connection.sock, deadline):
-                connection.request(method, parts.path.rstrip("/") + path, payload, headers)
-                return self._answer(connection, path, deadline)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if time.monotonic() < deadline:
-                raise
-            raise self._late() from error
-        finally:
-            connection.close()
+            async with asyncio.timeout(self.timeout_s), request as response:
+                text = (await self._body(path, response)).decode("utf-8", errors="replace")
+                return _Answer(response.status_code, text, response.headers.get("location"))
+        except TimeoutError:
+            raise _Transient(f"the answer was not complete after {self.timeout_s:g} s") from None
+        except httpx2.TransportError as error:
+            raise _Transient(_reason(error)) from error
 
-    @contextmanager
-    def _abortable(self, sock: socket.socket) -> Iterator[None]:
-        self._open.add(sock)
+    async def _body(self, path: str, response: httpx2.Response) -> bytes:
+        import httpx2
+
+        content = bytearray()
         try:
-            if self._aborted.is_set():
-                raise SamplingStopped
-            yield
-        finally:
-            self._open.discard(sock)
+            async for piece in response.aiter_raw():
+                content += piece
+                if len(content) > MAX_ANSWER:
+                    raise ServerError(
+                        f"rollout server {self.url}{path} sent more than {MAX_ANSWER >> 20} MiB in one answer"
+                    )
+        except httpx2.TransportError as error:
+            raise _Transient(f"the answer broke off: {_reason(error)}") from error
+        return bytes(content)
 
-    def _answer(self, connection: http.client.HTTPConnection, path: str, deadline: float) -> Any:
-        sock = connection.sock  # the response may take it away from the connection
-        sock.settimeout(max(1e-3, deadline - time.monotonic()))
-        response = connection.getresponse()
-        pieces, size = [], 0
-        while piece := response.read1(1 << 16):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_ANSWER:
-                raise ServerError(
-                    f"rollout server {self.url}{path} sent more than {MAX_ANSWER >> 20} MiB in one answer"
-                )
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise self._late()
-            if response.fp is not None:
-                sock.settimeout(left)
-        if time.monotonic() >= deadline:  # shut down by us: what ends in its headers looks like an empty answer
-            raise self._late()
-        if response.length:
-            raise _Transient(f"the answer broke off {response.length} bytes before its end")
-        text = b"".join(pieces).decode("utf-8", errors="replace")
-        if response.status in RETRIED:
-            raise _Transient(f"status {response.status}: {shortened(text)}")
-        if response.status != http.HTTPStatus.OK:
-            raise ServerError(self._refusal(path, response.status, text, response.getheader("Location")))
-        if not text:
+    def _content(self, path: str, answer: _Answer) -> Any:
+        """Parse an answer, or say why it is none."""
+        if answer.status in RETRIED:
+            raise _Transient(f"status {answer.status}: {shortened(answer.text)}")
+        if answer.status != http.HTTPStatus.OK:
+            raise ServerError(self._refusal(path, answer))
+        if not answer.text:
             return None
         try:
-            return json.loads(text)
+            return json.loads(answer.text)
         except RecursionError:
             raise ServerError(f"rollout server {self.url}{path} sent JSON that is nested too deeply") from None
         except ValueError:
-            raise _Transient(f"the answer is not JSON: {shortened(text)}") from None
+            raise _Transient(f"the answer is not JSON: {shortened(answer.text)}") from None
 
-    def _late(self) -> _Transient:
-        return _Transient(f"the answer was not complete after {self.timeout_s:g} s")
-
-    def _refusal(self, path: str, status: int, text: str, location: str | None) -> str:
-        if location is not None:
-            where = visible_line(location)
+    def _refusal(self, path: str, answer: _Answer) -> str:
+        if answer.location is not None:
+            where = visible_line(answer.location)
             advice = f"it points to {where}, which the recipe does not name; set rollout.server_url to the final URL"
-        elif status in (401, 403):
+        elif answer.status in (401, 403):
             advice = "the environment variable VLLM_API_KEY holds no key that it accepts"
         else:
-            advice = self._hidden(shortened(text))
-        return f"rollout server {self.url}{path} answered status {status}: {advice}"
+            advice = self._hidden(shortened(answer.text))
+        return f"rollout server {self.url}{path} answered status {answer.status}: {advice}"
 
     def _hidden(self, text: str) -> str:
         return text.replace(self.api_key, "***") if self.api_key else text
 
 
-@contextmanager
-def _closed_at(sock: socket.socket, deadline: float) -> Iterator[None]:
-    """Shut a connection down at the deadline: a timeout of its own begins anew with every byte, also of the headers."""
-    ended = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, [sock])
-    ended.daemon = True
-    ended.start()
-    try:
-        yield
-    finally:
-        ended.cancel()
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Start the event loop that all servers' requests run in; its daemon thread ends with the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rollout-server", daemon=True).start()
+    return loop
 
 
-def _shut(sock: socket.socket) -> None:
-    with suppress(OSError):  # it may have ended by itself just now
-        sock.shutdown(socket.SHUT_RDWR)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_event_loop.cache_clear)  # a forked child has the loop, but not its thread
+
+
+def _reason(error: BaseException) -> str:
+    """Say why a connection failed, in the operating system's words where there are some."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and (cause.errno or 0) > 0:
+            return os.strerror(cause.errno or 0)
+        cause = cause.__cause__ or cause.__context__
+    said = str(error).rstrip(".") or type(error).__name__
+    return said.replace("Server disconnected", "remote end closed connection")
 
 
 def shortened(text: str, size: int = 200) -> str:
-    """The beginning of a foreign text on one line, visible."""
+    """Return the beginning of a foreign text on one line, with hidden characters made visible."""
     flat = visible_line(text[: 8 * size])
     return flat if len(flat) <= size else flat[:size] + "..."

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from importlib.resources import files
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from heliostat.printed import is_hidden, visible
-from heliostat.report.markup import TEXT_ONLY, Html, data_script, element, escape
+from heliostat.report.markup import TEXT_ONLY, Html, data_script, element, environment, escape, fill
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">&amp;\'"'
 
@@ -33,7 +35,7 @@ class Reader(HTMLParser):
 
 def read(markup: str) -> Reader:
     reader = Reader()
-    reader.feed(markup)
+    reader.feed(str(markup))
     reader.close()
     return reader
 
@@ -89,3 +91,53 @@ def test_data_scripts_cannot_be_left_and_carry_their_data(text: str) -> None:
 def test_data_scripts_refuse_what_json_cannot_say() -> None:
     with pytest.raises(ValueError, match="JSON"):
         data_script("figures", [float("nan")])
+
+
+# -- templates ---------------------------------------------------------------------------------------------------------
+
+
+def filled(source: str, **values: object) -> str:
+    return environment().from_string(source).render(**values)
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"])))
+def test_a_template_shows_text_as_text_wherever_it_puts_it(text: str) -> None:
+    source = """
+        {% macro link(text) %}<a title="{{ text }}">{{ text }}</a>{% endmacro %}
+        <p {% if true %}lang="{{ text }}"{% endif %} class="a {{ text }}">{{ text }}{{ link(text) }}</p>
+        {% for one in [text] %}<svg><title class="{{ one }}">{{ one }}</title></svg>{{ one }}{% endfor %}
+    """
+    seen, shown = read(filled(source, text=text)), visible(text)
+    assert [one for one in seen.elements if one[0] != "bdi"] == [
+        ("p", {"lang": shown, "class": f"a {shown}"}),
+        ("a", {"title": shown}),
+        ("svg", {}),
+        ("title", {"class": shown}),
+    ]
+    assert seen.text == text + text + shown + text
+    assert sum(name == "bdi" for name, _ in seen.elements) == 3 * sum(map(is_hidden, text))
+
+
+def test_a_template_escapes_all_but_markup() -> None:
+    assert filled("<b>{{ it }}</b>", it=HOSTILE) == element("b", HOSTILE)
+    assert filled("<b>{{ it }}</b>", it=Html("<i>x</i>")) == "<b><i>x</i></b>"
+    assert (
+        filled("<b id='{{ it }}'>{{ nothing }}{{ number }}</b>", it="'>", nothing=None, number=3)
+        == "<b id='&#x27;&gt;'>3</b>"
+    )
+
+
+def test_lines_of_a_template_are_joined_and_those_of_a_value_are_not() -> None:
+    assert filled("<pre>\n  {{ text }}\n</pre>\n", text="a\n  b ") == "<pre>a\n  b </pre>"
+
+
+def test_a_template_that_asks_for_what_it_is_not_given_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="notes"):
+        fill("missing.html")
+
+
+@pytest.mark.parametrize("name", environment().list_templates())
+def test_attributes_of_templates_are_quoted(name: str) -> None:
+    """Escaping protects a quoted value only."""
+    source = environment().loader.get_source(environment(), name)[0]
+    assert not re.search(r"=\s*\{\{", re.sub(r"\{%.*?%\}", "", source))

@@ -1,10 +1,15 @@
 """The HTTP client against a real server with real faults."""
 
+import os
+import sys
+
 import pytest
 
+from heliostat.config import ConfigError
 from heliostat.rollout import Server, ServerError, server
 from tests.support import fake_vllm
 from tests.support.fake_vllm import FakeVllm, serving
+from tests.support.forks import in_child
 
 PATH = "/v1/models"
 KEY = "sk-very-secret"
@@ -135,3 +140,17 @@ def test_what_a_server_says_reaches_no_terminal_as_commands():
     with serving(state) as url, pytest.raises(ServerError) as error:
         client(url).get(PATH)
     assert str(error.value).endswith("\u241b[2J\\u202egone")
+
+
+def test_without_the_client_library_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(ConfigError, match=r"pip install 'heliostat\[server\]'"):
+        client("http://127.0.0.1:1")
+
+
+def test_requests_work_in_a_forked_child_of_a_process_that_made_some():
+    state = FakeVllm(None)
+    with serving(state) as url:
+        assert client(url).get(PATH)["data"]
+        child = in_child(lambda: client(url, num_retries=0).get(PATH)["data"])
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
