@@ -19,8 +19,8 @@ from heliostat.train.recipe_checks import check_ranks
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.updater import UpdateCounts, Updater
 from tests.promises import small
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, served_from, serving_tiny
+from tests.unit.rollout.vllm_server import fake_vllm
+from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, served_from, serving_tiny
 
 QUICK = {"warm_start__num_steps": 40, "eval__every": 3, "train__num_steps": 7}
 

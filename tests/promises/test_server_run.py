@@ -5,8 +5,8 @@ import pytest
 from heliostat.config import load_recipe
 from heliostat.train import run_recipe
 from tests.promises import small
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import served_from, serving_tiny
+from tests.unit.rollout.vllm_server import fake_vllm
+from tests.unit.rollout.vllm_server.fake_vllm import served_from, serving_tiny
 
 KEY = "sk-never-written"
 

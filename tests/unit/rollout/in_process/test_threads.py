@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from heliostat.rollout import DecodeLimits, NonFiniteLogits, SamplingSettings, TorchEngine
-from heliostat.rollout.workers import side_by_side
+from heliostat.rollout import DecodeLimits, NonFiniteLogits, SampleRequest, SamplingSettings, TorchEngine
+from heliostat.rollout.in_process.threads import run_in_threads
 from heliostat.spans import span, timed_spans
 from tests.conftest import make_nano, make_prompts
 
@@ -14,7 +14,7 @@ from tests.conftest import make_nano, make_prompts
 def sample(loaded, num_workers, shared=True, **more):
     engine = TorchEngine(loaded, DecodeLimits(12, max_rows=16), shared_prompt=shared, num_workers=num_workers)
     prompts = make_prompts(loaded, 7)
-    groups = engine.sample([*prompts, prompts[0]], 4, SamplingSettings(), seed=3, policy_step=2, **more)
+    groups = engine.sample(SampleRequest([*prompts, prompts[0]], 4, SamplingSettings(), seed=3, policy_step=2, **more))
     return engine, groups
 
 
@@ -62,7 +62,7 @@ def test_an_error_of_one_worker_is_raised_and_stops_the_others():
         seen.append("stopped")
 
     with pytest.raises(KeyError, match="broken"):
-        side_by_side([fails, waits])
+        run_in_threads([fails, waits])
     assert seen == ["stopped"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollout")]
 
@@ -72,7 +72,7 @@ def test_torchs_threads_are_shared_out_and_given_back():
     torch.set_num_threads(4)
     try:
         inside = []
-        side_by_side([lambda stopped: inside.append(torch.get_num_threads())] * 2)
+        run_in_threads([lambda stopped: inside.append(torch.get_num_threads())] * 2)
         assert inside == [2, 2]
         assert torch.get_num_threads() == 4
     finally:
@@ -90,6 +90,6 @@ def test_spans_of_workers_add_up_to_wall_seconds():
     with timed_spans() as alone, span("decode"):
         threading.Event().wait(0.05)
     with timed_spans() as seconds, span("everything"):
-        side_by_side([work, work])
+        run_in_threads([work, work])
     assert alone["decode"] > 0
     assert 0 < seconds["decode"] <= seconds["everything"]

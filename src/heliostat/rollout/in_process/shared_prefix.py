@@ -1,6 +1,6 @@
-"""What all prompts of a batch begin with, prefilled once for all: a system prompt, a template's head, worked examples.
+"""The beginning that all prompts of a batch share, prefilled once: a system prompt, a template's head, worked examples.
 
-Left out: a beginning that only some prompts share, and decoding against it (``rollout.shared``).
+Left out: a beginning that only some prompts share, and decoding against it (``in_process.shared``).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from heliostat.models import LoadedModel
-from heliostat.rollout.rows import key_values
+from heliostat.rollout.in_process.rows import key_values
 
 MIN_TOKENS = 16
-"""A shorter beginning is left with the prompts: a part of attention more in every pass would cost what it saves."""
+"""A shorter beginning stays with the prompts: one more part of attention in every pass would cost what it saves."""
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
-    """A beginning and its keys and values, ``[1, head, column, feature]`` a layer.
+class SharedPrefix:
+    """A shared beginning with its keys and values, ``[1, head, column, feature]`` per layer.
 
     Attributes:
-        length: its tokens; 0 where there is none worth the trouble.
+        length: its number of tokens; 0 where it is shorter than ``MIN_TOKENS``.
     """
 
     loaded: LoadedModel
@@ -34,8 +34,8 @@ class Common:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, loaded: LoadedModel, contexts: Sequence[Sequence[int]]) -> Common:
-        """The longest beginning of all contexts that leaves each a token, run through the model."""
+    def of(cls, loaded: LoadedModel, contexts: Sequence[Sequence[int]]) -> SharedPrefix:
+        """Prefill the longest beginning of all contexts that leaves each at least one token."""
         length = num_common_tokens(contexts)
         if length < MIN_TOKENS or len(contexts) < 2:
             return cls(loaded, 0, [])
@@ -45,7 +45,7 @@ class Common:
         return cls(loaded, length, [key_values(layer) for layer in cache.layers])
 
     def cache(self, num_prompts: int) -> DynamicCache:
-        """A cache of its own for prompts that go on from here."""
+        """Return a new cache for prompts that continue from this beginning."""
         cache = DynamicCache(config=self.loaded.model.config)
         for layer, states in enumerate(self.states):
             keys, values = (each.expand(num_prompts, -1, -1, -1) for each in states)
@@ -54,7 +54,7 @@ class Common:
 
 
 def num_common_tokens(contexts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all contexts begin with, at least one short of each.
+    """Count the tokens that all contexts begin with, leaving each at least one.
 
     **Limits** 0 for no contexts; one short of the context for one.
     """

@@ -7,7 +7,8 @@ A blocking client offers both for single reads only.
 Only the recipe's URL is ever contacted: redirects are refused and proxy variables ignored. The key comes from the
 environment and stands in no message.
 
-Left out: the requests themselves (``rollout.vllm``), streaming, and several servers (a balancer's URL is one server).
+Left out: the requests themselves (``completions``, ``weight_sync``), streaming, and several servers (the URL of a
+balancer is one server).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from heliostat.config import ConfigError
 from heliostat.printed import visible_line
-from heliostat.rollout.drafts import SamplingStopped
+from heliostat.rollout.completions import SamplingStopped
 
 if TYPE_CHECKING:
     import httpx2

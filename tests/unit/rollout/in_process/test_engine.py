@@ -10,7 +10,15 @@ from scipy import stats
 
 from heliostat.config import RolloutSection
 from heliostat.models import decode
-from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, SamplingStopped, TorchEngine, build_engine
+from heliostat.rollout import (
+    DecodeLimits,
+    PlainEngine,
+    SampleRequest,
+    SamplingSettings,
+    SamplingStopped,
+    TorchEngine,
+    build_engine,
+)
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import StopReason, TrainingGroup
@@ -18,7 +26,9 @@ from tests.conftest import make_nano, make_prompts
 
 
 def sample(engine, prompts, group_size=4, temperature=1.0, seed=3):
-    return engine.sample(prompts, group_size, SamplingSettings(temperature=temperature), seed=seed, policy_step=0)
+    return engine.sample(
+        SampleRequest(prompts, group_size, SamplingSettings(temperature=temperature), seed=seed, policy_step=0)
+    )
 
 
 def all_ids(groups):
@@ -45,7 +55,7 @@ def test_every_group_is_announced_once_and_most_before_the_last_pass(nano, kind)
         announced[index] = (group, engine.counts.decode_steps)
 
     prompts = make_prompts(nano, 6)
-    groups = engine.sample(prompts, 2, SamplingSettings(), seed=3, policy_step=4, announce=announce)
+    groups = engine.sample(SampleRequest(prompts, 2, SamplingSettings(), seed=3, policy_step=4, on_group=announce))
     assert [announced[index][0] for index in range(len(groups))] == groups
     assert [group.prompt for group in groups] == prompts
     assert min(steps for _, steps in announced.values()) < engine.counts.decode_steps
@@ -174,14 +184,14 @@ def test_threads_that_a_model_cannot_use_are_mentioned(nano):
 def test_a_stopped_engine_ends_at_the_next_token(nano, monkeypatch, kind):
     """Told from another thread; one beside it goes on."""
     engine = kind(nano, DecodeLimits(8))
-    aside = engine.beside(nano)
-    record = engine.scribe.record
+    aside = engine.clone_for(nano)
+    record = engine.builder.record
 
     def stopped_at_the_first(*args):
         record(*args)
         engine.stop()
 
-    monkeypatch.setattr(engine.scribe, "record", stopped_at_the_first)
+    monkeypatch.setattr(engine.builder, "record", stopped_at_the_first)
     with pytest.raises(SamplingStopped):
         sample(engine, make_prompts(nano, 2))
     assert len(sample(aside, make_prompts(nano, 2))) == 2

@@ -1,6 +1,6 @@
-"""Does a sampler's log-probability of a token equal the trainer's? Asked after every hand-over of weights.
+"""The largest difference between a sampler's log-probabilities and the trainer's, measured after every weight sync.
 
-Left out: the comparison on all tokens trained on, which every step makes anyway (``train.trainer``).
+Left out: the comparison on all tokens trained on, which every training step makes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from heliostat.models import LoadedModel
 from heliostat.types import Completion, Prompt
 
 PARITY_BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-"""Largest gap in nats between sampler and trainer that rounding explains, by the type of the weights."""
+"""Largest gap in nats between sampler and trainer that rounding explains, by the dtype of the weights."""
 
 
 class ParityError(RuntimeError):
@@ -24,7 +24,7 @@ class ParityError(RuntimeError):
 def parity_gap(
     loaded: LoadedModel, prompts: Sequence[Prompt], completions: Sequence[Completion], temperature: float
 ) -> float:
-    """Largest ``|logp_gen - logp|`` over the tokens of the completions, in nats, one plain forward each.
+    """Return the largest ``|logp_gen - logp|`` over the tokens of the completions, in nats, one plain forward each.
 
     **Limits**: completions of the in-process engine: rounding, about 1e-6 in float32.
     """

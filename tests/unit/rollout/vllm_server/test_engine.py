@@ -12,6 +12,7 @@ from heliostat.models import holding, trained_weights, twin_of
 from heliostat.rollout import (
     DecodeLimits,
     ParityError,
+    SampleRequest,
     SamplingSettings,
     SamplingStopped,
     Server,
@@ -19,11 +20,12 @@ from heliostat.rollout import (
     VllmEngine,
     build_engine,
 )
-from heliostat.rollout.vllm import tensors_of
+from heliostat.rollout.vllm_server import weight_sync
+from heliostat.rollout.vllm_server.weight_sync import tensors_of
 from heliostat.types import StopReason
 from tests.conftest import make_nano, make_prompts
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, edits, serving
+from tests.unit.rollout.vllm_server import fake_vllm
+from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, edits, serving
 
 COMPLETIONS = "/v1/completions"
 
@@ -47,7 +49,9 @@ def make(state, tmp_path, nano):
 
 def sample(engine, num=3, group_size=4, temperature=1.0, seed=3):
     prompts = make_prompts(engine.loaded, num)
-    return engine.sample(prompts, group_size, SamplingSettings(temperature=temperature), seed=seed, policy_step=5)
+    return engine.sample(
+        SampleRequest(prompts, group_size, SamplingSettings(temperature=temperature), seed=seed, policy_step=5)
+    )
 
 
 def move(loaded, scale=0.5):
@@ -79,7 +83,9 @@ def test_every_group_is_announced_once(make):
     told = {}
     engine = make()
     prompts = make_prompts(engine.loaded, 4)
-    groups = engine.sample(prompts, 2, SamplingSettings(), seed=1, policy_step=0, announce=told.__setitem__)
+    groups = engine.sample(
+        SampleRequest(prompts, 2, SamplingSettings(), seed=1, policy_step=0, on_group=told.__setitem__)
+    )
     assert sorted(told) == [0, 1, 2, 3]
     assert all(told[index] is group for index, group in enumerate(groups))
 
@@ -252,15 +258,15 @@ def test_the_recipe_chooses_the_engine_and_the_environment_holds_the_key(nano, m
     section = RolloutSection(engine="vllm", server_url="http://host:8000/", sync_dir="s")
     engine = build_engine(nano, DecodeLimits(4), section)
     assert isinstance(engine, VllmEngine)
-    assert engine.server.api_key == "sk-1"
-    assert engine.server.url == "http://host:8000"
+    assert engine.client.server.api_key == "sk-1"
+    assert engine.client.server.url == "http://host:8000"
     assert "sk-1" not in section.model_dump_json()
 
 
 def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, nano):
     engine = make()
     twin, kept = twin_of(nano), trained_weights(nano)
-    aside = engine.beside(twin)
+    aside = engine.clone_for(twin)
     with holding(twin, kept):
         then = sample(aside)
     move(nano)
@@ -273,14 +279,16 @@ def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, n
         assert [c.token_ids for c in old.completions] != [c.token_ids for c in other.completions]
 
 
-def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano):
+def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano, monkeypatch):
     nano.model.requires_grad_(False)
     twin = twin_of(nano)
     before = nano.head.projection.weight.detach().clone()
     seen = []
-    engine = make().beside(twin)
-    save = engine._send
-    engine._send = lambda: (seen.append(nano.head.projection.weight.detach().clone()), save())
+    engine = make().clone_for(twin)
+    save = weight_sync.save_model
+    monkeypatch.setattr(
+        weight_sync, "save_model", lambda *a: (seen.append(nano.head.projection.weight.detach().clone()), save(*a))
+    )
     sample(engine)
     assert len(seen) == 2
     assert all(torch.equal(weight, before) for weight in seen)

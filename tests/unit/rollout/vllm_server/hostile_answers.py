@@ -2,7 +2,7 @@
 
 import json
 
-from tests.unit.rollout.fake_vllm import dies, drips, hangs, truncated
+from tests.unit.rollout.vllm_server.fake_vllm import dies, drips, hangs, truncated
 
 SAYS = "\x1b[2J\u202e" + "x" * 100_000
 

@@ -8,14 +8,15 @@ import torch
 
 from heliostat.config import LoraSection
 from heliostat.models.lora import add_adapters
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine, fused
-from heliostat.rollout.fused import Product, fused_layers
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
+from heliostat.rollout.in_process import fused
+from heliostat.rollout.in_process.fused import FusedLinear, fused_layers
 from tests.conftest import make_nano, make_prompts
 from tests.unit.models.conftest import load_float32, write_checkpoint
 
 
 def completions(engine, prompts, group_size=4):
-    groups = engine.sample(prompts, group_size, SamplingSettings(temperature=1.3), seed=7, policy_step=0)
+    groups = engine.sample(SampleRequest(prompts, group_size, SamplingSettings(temperature=1.3), seed=7, policy_step=0))
     return [completion for group in groups for completion in group.completions]
 
 
@@ -52,7 +53,7 @@ def test_one_product_is_several_linear_maps(biases, max_bytes, monkeypatch):
     monkeypatch.setattr(fused, "MAX_COPIED_BYTES", max_bytes)
     torch.manual_seed(0)
     linears = [torch.nn.Linear(5, width, bias=biases) for width in (3, 4)]
-    product = Product(*linears)
+    product = FusedLinear(*linears)
     product.refresh()
     x = torch.randn(6, 5)
     expected = torch.cat([linear(x) for linear in linears], dim=1)
@@ -63,7 +64,7 @@ def test_one_product_is_several_linear_maps(biases, max_bytes, monkeypatch):
 
 def test_weights_may_come_back_in_another_type():
     linear = torch.nn.Linear(5, 3, bias=False)
-    product = Product(linear)
+    product = FusedLinear(linear)
     product.refresh()
     linear.bfloat16()  # as gathered weights of mixed precision are
     product.refresh()

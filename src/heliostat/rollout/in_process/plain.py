@@ -10,33 +10,35 @@ Left out: refilling and eviction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from heliostat.models import LoadedModel
 from heliostat.models.internals import accepts, memory_argument, memory_of
-from heliostat.rollout.drafts import Announce, DecodeLimits, Draft, Harvest, Scribe
+from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector, PartialCompletion
 from heliostat.rollout.engine import RolloutCounts
+from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings, draw
 from heliostat.types import Group, Prompt
 
 
 class PlainEngine:
-    """Decode through the model's own forward and its own kind of memory.
+    """An engine that decodes through the model's own forward and its own kind of memory.
 
     Args:
-        has_memory: whether what a forward returns is used by the next; default: where there is anything.
+        has_memory: whether a forward continues from the memory that the last one returned; ``None``: where the model
+            returns one.
 
     Attributes:
-        way: how a sentence calls this way of decoding.
+        way: the name of this way of decoding, as part of a sentence.
     """
 
     def __init__(self, loaded: LoadedModel, limits: DecodeLimits, has_memory: bool | None = None) -> None:
         self.loaded = loaded
         self.limits = limits
-        self.scribe = Scribe(loaded, limits)
+        self.builder = CompletionBuilder(loaded, limits)
         self.device = next(loaded.model.parameters()).device
         self.counts = RolloutCounts()
         self.has_memory = _hands_out_memory(loaded) if has_memory is None else has_memory
@@ -44,51 +46,44 @@ class PlainEngine:
         self.way = ""
 
     @torch.inference_mode()
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        settings: SamplingSettings,
-        *,
-        seed: int,
-        policy_step: int,
-        announce: Announce | None = None,
-    ) -> list[Group]:
+    def sample(self, request: SampleRequest) -> list[Group]:
         """Sample a group for every prompt; see ``Engine.sample``."""
-        drafts = self.scribe.begin(prompts, group_size, seed)
-        harvest = Harvest(self.scribe, prompts, drafts, policy_step, announce)
-        work = [(prompt, draft) for prompt, group in zip(prompts, drafts, strict=True) for draft in group]
-        for rows in self._batches(work):
-            self._decode(rows, settings)
-            harvest.gather()
-        return harvest.groups()
+        partials = self.builder.begin(request.prompts, request.group_size, request.seed)
+        collector = GroupCollector(self.builder, request, partials)
+        rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
+        for batch in self._batches(rows):
+            self._decode(batch, request.settings)
+            collector.collect()
+        return collector.groups()
 
     def take_counts(self) -> RolloutCounts:
-        """What was computed since the last call."""
+        """See ``Engine.take_counts``."""
         counts, self.counts = self.counts, RolloutCounts()
         return counts
 
-    def beside(self, loaded: LoadedModel) -> PlainEngine:
-        """See ``Engine.beside``."""
-        aside = PlainEngine(loaded, self.limits, self.has_memory)
-        aside.way = self.way
-        return aside
+    def clone_for(self, loaded: LoadedModel) -> PlainEngine:
+        """See ``Engine.clone_for``."""
+        clone = PlainEngine(loaded, self.limits, self.has_memory)
+        clone.way = self.way
+        return clone
 
     def stop(self) -> None:
         """See ``Engine.stop``; it ends at the next token."""
-        self.scribe.stopped.set()
+        self.builder.stopped.set()
 
-    def _batches(self, work: list[tuple[Prompt, Draft]]) -> Iterator[list[tuple[Prompt, Draft]]]:
-        """Rows of equal context length, at most ``max_rows`` at once."""
-        by_length: dict[int, list[tuple[Prompt, Draft]]] = {}
-        for prompt, draft in work:
-            by_length.setdefault(len(prompt.context_ids), []).append((prompt, draft))
-        for rows in by_length.values():
-            for first in range(0, len(rows), self.limits.max_rows):
-                yield rows[first : first + self.limits.max_rows]
+    def _batches(
+        self, rows: list[tuple[Prompt, PartialCompletion]]
+    ) -> Iterator[list[tuple[Prompt, PartialCompletion]]]:
+        """Yield rows of equal context length, at most ``max_rows`` at once."""
+        by_length: dict[int, list[tuple[Prompt, PartialCompletion]]] = {}
+        for prompt, partial in rows:
+            by_length.setdefault(len(prompt.context_ids), []).append((prompt, partial))
+        for alike in by_length.values():
+            for first in range(0, len(alike), self.limits.max_rows):
+                yield alike[first : first + self.limits.max_rows]
 
-    def _decode(self, rows: list[tuple[Prompt, Draft]], settings: SamplingSettings) -> None:
-        drafts = [draft for _, draft in rows]
+    def _decode(self, rows: list[tuple[Prompt, PartialCompletion]], settings: SamplingSettings) -> None:
+        partials = [partial for _, partial in rows]
         tokens = torch.tensor([prompt.context_ids for prompt, _ in rows], device=self.device)
         memory = None
         length = tokens.shape[1]
@@ -98,10 +93,12 @@ class PlainEngine:
             if memory is not None:
                 memory_in[memory_argument(self.loaded.model) or "past_key_values"] = memory
             output = self.loaded.model(input_ids=tokens, **memory_in, **self._options)
-            uniform = torch.tensor([draft.next_uniform for draft in drafts], dtype=torch.float64, device=self.device)
+            uniform = torch.tensor(
+                [partial.next_uniform for partial in partials], dtype=torch.float64, device=self.device
+            )
             drawn = draw(output.logits[:, -1], uniform, settings)
-            self.scribe.record(drafts, drawn)
-            if all(draft.stop_reason is not None for draft in drafts):
+            self.builder.record(partials, drawn)
+            if all(partial.stop_reason is not None for partial in partials):
                 return
             drawn_ids = drawn.token.unsqueeze(1)
             memory = memory_of(output) if self.has_memory else None
@@ -114,11 +111,11 @@ class PlainEngine:
 
 @torch.inference_mode()
 def _hands_out_memory(loaded: LoadedModel) -> bool:
-    """Whether a forward returns what the next one can continue from."""
+    """Return whether a forward returns a memory that the next one can continue from."""
     ids = torch.full((1, 2), loaded.eos_id, device=loaded.model.device)
     return memory_of(loaded.model(input_ids=ids, use_cache=True)) is not None
 
 
 def _last_logits_only(loaded: LoadedModel) -> dict[str, int]:
-    """What asks a forward for the logits of the last token alone, where it can be asked."""
+    """Return the argument that asks a forward for the last token's logits alone, where it takes one."""
     return {"logits_to_keep": 1} if accepts(loaded.model, "logits_to_keep") else {}

@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from heliostat.config import ConfigError
-from heliostat.rollout import Server, ServerError, server
+from heliostat.rollout import Server, ServerError
+from heliostat.rollout.vllm_server import client as client_module
 from tests.conftest import in_child
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, serving
+from tests.unit.rollout.vllm_server import fake_vllm
+from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, serving
 
 PATH = "/v1/models"
 KEY = "sk-very-secret"
@@ -119,7 +120,7 @@ def test_a_path_prefix_is_kept():
 
 
 def test_an_answer_without_end_is_refused_once_it_is_too_long(monkeypatch):
-    monkeypatch.setattr(server, "MAX_ANSWER", 1 << 20)
+    monkeypatch.setattr(client_module, "MAX_ANSWER", 1 << 20)
     state = FakeVllm(None)
     state.always[PATH] = lambda handler, answer: handler.send(200, b"[" + b" " * (3 << 20) + b"]")
     with serving(state) as url, pytest.raises(ServerError, match="more than 1 MiB in one answer"):

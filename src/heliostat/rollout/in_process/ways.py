@@ -1,4 +1,4 @@
-"""Which way a model is decoded: every way is tried before it is trusted, and the fastest that is right is used.
+"""The choice of a way to decode a model: each is tried before it is trusted, and the fastest correct one is used.
 
     shared prompts, fused layers > shared prompts > a copy of the prompt a row (whole mask, then padding mask)
     > the model's own cache, prompts of equal length > no cache, prompts of equal length > no cache, one row at a time
@@ -7,7 +7,7 @@ A trial samples a few prompts of mixed lengths, several tokens each, rows ending
 recorded log-probabilities with the model's own forward of each text alone (``models.agreement``). The last way is that
 forward, so a causal model that gives the same numbers twice always has one.
 
-Left out: servers, which are compared after every hand-over of weights (``rollout.parity``).
+Left out: servers, which are compared after every hand-over of weights (``vllm_server.parity``).
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ from heliostat.models.agreement import (
     yardstick,
 )
 from heliostat.models.probes import num_embedded_ids
-from heliostat.rollout.drafts import DecodeLimits, Scribe
-from heliostat.rollout.engine import TorchEngine
-from heliostat.rollout.plain import PlainEngine
-from heliostat.rollout.rows import PaddedRows, Rows
+from heliostat.rollout.completions import CompletionBuilder, DecodeLimits
+from heliostat.rollout.in_process.engine import TorchEngine
+from heliostat.rollout.in_process.plain import PlainEngine
+from heliostat.rollout.in_process.rows import PaddedRows, Rows
+from heliostat.rollout.in_process.shared import SharedRows
+from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings
-from heliostat.rollout.shared import SharedRows
 from heliostat.types import Group, Problem, Prompt
 
 InProcess = TorchEngine | PlainEngine
 
 GROUP_SIZE, MAX_ROWS = 2, 4
-"""Members of a trial's groups, and rows at once: fewer than there are, so that some come while others are under way."""
+"""Members of a trial's groups, and rows at once: fewer than there are, so that some begin while others are decoded."""
 
 MEAN_LENGTH = 3
 """One id of so many ends a trial's completion, so that rows end at different times."""
 
 NUM_STORED = 2
-"""Tokens that are written in the stored type as well, where the comparison is made in another: one is the prompt's."""
+"""Tokens that are decoded in the stored dtype too, where the comparison uses another; one is the prompt's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to decode: how a sentence calls it, and its engine, ``None`` where the model has nothing of the kind."""
+    """One way to decode: its name in a sentence, and a function that builds its engine if the model has this way."""
 
     name: str
     build: Callable[[LoadedModel, DecodeLimits], InProcess | None]
@@ -68,7 +69,7 @@ class WrongWay(ValueError):
 
 
 def ways_of(loaded: LoadedModel, section: RolloutSection) -> Iterator[Way]:
-    """Ways that the model's structure allows, fastest first."""
+    """Yield the ways that the model's structure allows, fastest first."""
 
     def shared(fused: bool) -> Callable[[LoadedModel, DecodeLimits], InProcess | None]:
         def build(model: LoadedModel, limits: DecodeLimits) -> InProcess | None:
@@ -100,7 +101,7 @@ def ways_of(loaded: LoadedModel, section: RolloutSection) -> Iterator[Way]:
 
 
 def fastest_right_way(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> InProcess:
-    """Try one way after the other; a warning says why any was passed over.
+    """Build the engine of the first way that passes its trial; a warning says why others were passed over.
 
     Raises:
         ConfigError: no way gives the model's own numbers, because there are no such numbers.
@@ -131,7 +132,7 @@ def fastest_right_way(loaded: LoadedModel, limits: DecodeLimits, section: Rollou
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model, and how far from the truth a way of decoding it may be."""
+    """A model, and the largest error that a way of decoding it may have."""
 
     loaded: LoadedModel
     measure: Yardstick
@@ -142,10 +143,10 @@ class Trial:
         return cls(loaded, yardstick(loaded))
 
     def engine(self, way: Way, limits: DecodeLimits) -> InProcess | None:
-        """An engine that was tried and found right; ``None`` where the model has no such way.
+        """Build a way's engine and try it; return ``None`` where the model has no such way.
 
         Raises:
-            WrongWay: it has, and it fails or its numbers are not those of the model's own forward.
+            WrongWay: the engine fails, or its numbers are not those of the model's own forward.
         """
         try:
             engine = way.build(self.loaded, limits)
@@ -168,7 +169,7 @@ class Trial:
         return engine
 
     def how_it_wavers(self) -> str:
-        """In what the model contradicts itself: from one time to the next, or from a text to a longer one."""
+        """Say how the model contradicts itself: from one time to the next, or from a text to a longer one."""
         context, *_ = mixed_contexts(self.loaded)
         with comparing(self.loaded, self.measure.gain):
             once, again = (
@@ -179,25 +180,25 @@ class Trial:
         return "what it says of a text changes when the text goes on, and it is not a causal language model"
 
     def _sample(self, engine: InProcess, num: int) -> list[Group]:
-        """All prompts side by side to the last token; then with rows that end and others that take their place."""
+        """Sample all prompts together to the last token; then with rows that end and others that take their place."""
         settings = SamplingSettings(temperature=self.measure.temperature)
         mixed = _prompts(mixed_contexts(self.loaded))
         endless = dataclasses.replace(self.loaded, eos_ids=frozenset())
         if isinstance(engine, PlainEngine):  # decodes rows of one length together, to the end
             with _borrowed(engine, endless, DecodeLimits(num)):
-                return engine.sample(mixed, GROUP_SIZE, settings, seed=0, policy_step=0)
+                return engine.sample(SampleRequest(mixed, GROUP_SIZE, settings, seed=0, policy_step=0))
         with _borrowed(engine, endless, DecodeLimits(num)):
-            groups = engine.sample(mixed, 1, settings, seed=0, policy_step=0)
+            groups = engine.sample(SampleRequest(mixed, 1, settings, seed=0, policy_step=0))
             if engine.rows_kind is SharedRows:
                 common = _prompts(common_contexts(self.loaded))
-                groups += engine.sample(common, 1, settings, seed=1, policy_step=0)
+                groups += engine.sample(SampleRequest(common, 1, settings, seed=1, policy_step=0))
         ends = frozenset(range(0, num_embedded_ids(self.loaded.model), MEAN_LENGTH))
         ending = dataclasses.replace(self.loaded, eos_ids=ends)
         with _borrowed(engine, ending, DecodeLimits(num, max_rows=MAX_ROWS, min_freed=0.0)):
-            return groups + engine.sample(mixed, GROUP_SIZE, settings, seed=2, policy_step=0)
+            return groups + engine.sample(SampleRequest(mixed, GROUP_SIZE, settings, seed=2, policy_step=0))
 
     def _gap(self, group: Group) -> float:
-        """Largest difference from the truth in a group's log-probabilities."""
+        """Return the largest error of a group's log-probabilities."""
         gaps = [0.0]
         for completion in group.completions:
             truth = true_log_probs(
@@ -213,11 +214,11 @@ def _prompts(contexts: Sequence[tuple[int, ...]]) -> list[Prompt]:
 
 @contextmanager
 def _borrowed(engine: InProcess, loaded: LoadedModel, limits: DecodeLimits) -> Iterator[None]:
-    """Inside, an engine decodes under other limits and with other ids that end a completion."""
-    before = engine.loaded, engine.limits, engine.scribe
+    """Within this context, an engine decodes under other limits and with other ids that end a completion."""
+    before = engine.loaded, engine.limits, engine.builder
     limits = dataclasses.replace(limits, max_rows=min(limits.max_rows, engine.limits.max_rows))
-    engine.loaded, engine.limits, engine.scribe = loaded, limits, Scribe(loaded, limits)
+    engine.loaded, engine.limits, engine.builder = loaded, limits, CompletionBuilder(loaded, limits)
     try:
         yield
     finally:
-        engine.loaded, engine.limits, engine.scribe = before
+        engine.loaded, engine.limits, engine.builder = before

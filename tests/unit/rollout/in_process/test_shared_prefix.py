@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
-from heliostat.rollout.common_prefix import MIN_TOKENS, num_common_tokens
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
+from heliostat.rollout.in_process.shared_prefix import MIN_TOKENS, num_common_tokens
 from heliostat.types import Problem, Prompt
 from tests.conftest import make_nano
 
@@ -19,7 +19,7 @@ def prompts_after(num_common, rests):
 
 
 def sample(engine, prompts, group_size=3):
-    groups = engine.sample(prompts, group_size, SamplingSettings(temperature=1.3), seed=5, policy_step=0)
+    groups = engine.sample(SampleRequest(prompts, group_size, SamplingSettings(temperature=1.3), seed=5, policy_step=0))
     return [completion for group in groups for completion in group.completions]
 
 

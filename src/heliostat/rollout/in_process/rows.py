@@ -1,11 +1,11 @@
-"""Key/value rows for decoding: sequences come and go, and nobody's arithmetic changes.
+"""Key/value rows for decoding, to which sequences are added and from which they are dropped.
 
 Every live sequence is one row of a preallocated buffer per layer. All rows are written at the same column; a row's
 tokens end at that column and start at its own ``start``, so shorter prompts simply start later (left padding) and the
 attention mask hides what is before ``start``. Positions are the tokens' true positions, hence independent of columns.
 Rows are dropped when a sequence ends and added when the next prompt is prefilled.
 
-Left out: models whose cache is not plain keys and values (``rollout.plain`` decodes those), and the sampling itself.
+Left out: models whose cache is not plain keys and values (``in_process.plain`` decodes those), and sampling.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heliostat.models.internals import CacheLayerMixin, num_queries
 
 
 class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
-    """One layer's keys and values in buffers with room for more columns than are in use; subclasses lay them out."""
+    """One layer's keys and values, in buffers with room for more columns than are in use; subclasses lay them out."""
 
     is_sliding = False
     keys: Tensor
@@ -99,7 +99,7 @@ class RowLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # as above
 
 
 def key_values(layer: object) -> tuple[Tensor, Tensor]:
-    """A filled cache layer's keys and values, which transformers types as optional."""
+    """Return a filled cache layer's keys and values, which transformers types as optional."""
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
     assert isinstance(keys, Tensor)
     assert isinstance(values, Tensor)
@@ -107,7 +107,7 @@ def key_values(layer: object) -> tuple[Tensor, Tensor]:
 
 
 class LiveRows(Protocol):
-    """Sequences being decoded together; however they are stored, all give the same numbers to rounding."""
+    """Sequences that are decoded together; all ways of storing them give the same numbers to rounding."""
 
     start: Int[Tensor, " row"]
 
@@ -120,7 +120,7 @@ class LiveRows(Protocol):
         ...
 
     def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token; the hidden states behind them."""
+        """Feed every row its next token and return the hidden states after it."""
         ...
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
@@ -128,7 +128,7 @@ class LiveRows(Protocol):
         ...
 
     def join(self, other: Self, room: int) -> None:
-        """Take over the rows of ``other`` (a fresh prefill) behind our own."""
+        """Append the rows of ``other``, a fresh prefill, after this object's own."""
         ...
 
 
@@ -137,7 +137,7 @@ class Rows:
 
     Attributes:
         start: first column of each row that holds a token.
-        cache: what to pass to the model as ``past_key_values``.
+        cache: the cache to pass to the model as ``past_key_values``.
     """
 
     def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " group"], group_size: int, room: int) -> None:
@@ -149,7 +149,7 @@ class Rows:
 
     @property
     def length(self) -> int:
-        """Columns in use."""
+        """The number of columns in use."""
         return self._layers[0].length
 
     @property
@@ -158,7 +158,7 @@ class Rows:
 
     @property
     def positions(self) -> Int[Tensor, "row 1"]:
-        """Position of the token each row is about to be fed."""
+        """The position of the token that each row is fed next."""
         return (self.length - self.start).unsqueeze(1)
 
     @property
@@ -168,12 +168,12 @@ class Rows:
 
     @property
     def mask(self) -> Tensor:
-        """Which columns each row's next token attends to, ``[row, 1, 1, column]``: whole, so that none is made."""
+        """The mask of the columns that each row's next token attends to, ``[row, 1, 1, column]``, used as it is."""
         columns = torch.arange(self.length + 1, device=self.start.device)
         return (columns[None, :] >= self.start[:, None])[:, None, None, :]
 
     def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token; the hidden states behind them."""
+        """Feed every row its next token and return the hidden states after it."""
         return loaded.head.hidden(
             input_ids=token,
             attention_mask=self.mask,
@@ -192,7 +192,7 @@ class Rows:
         self.start = self.start - first
 
     def join(self, other: Rows, room: int) -> None:
-        """Take over the rows of ``other`` (a fresh prefill) behind our own."""
+        """Append the rows of ``other``, a fresh prefill, after this object's own."""
         length = max(self.length, other.length)
         self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
@@ -200,10 +200,10 @@ class Rows:
 
 
 class PaddedRows(Rows):
-    """Rows for models that make their masks themselves, from which columns hold tokens."""
+    """Rows for models that build their masks themselves, given the columns that hold tokens."""
 
     @property
     def mask(self) -> Tensor:
-        """Which columns hold tokens of a row, the next one included, ``[row, column]``."""
+        """The mask of the columns that hold tokens of a row, the next one included, ``[row, column]``."""
         columns = torch.arange(self.length + 1, device=self.start.device)
         return (columns[None, :] >= self.start[:, None]).long()

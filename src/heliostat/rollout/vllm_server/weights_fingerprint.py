@@ -1,6 +1,6 @@
-"""A short mark of a model's weights, by which another moment's weights are told from these.
+"""A fingerprint of a model's weights, to tell whether they have changed since another moment.
 
-Left out: marks that survive a change of type, or that a stranger could not forge.
+Left out: fingerprints that survive a change of dtype, or that nobody could forge.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 CHUNK = 2**20
-"""Entries looked at together: 24 MiB of working memory."""
+"""Entries summed in one call: 24 MiB of working memory."""
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
-def weights_mark(model: torch.nn.Module) -> tuple[int, ...]:
-    """Of every chunk of every weight, the sum of its bits and their sum weighted by position, as integers.
+def weights_fingerprint(model: torch.nn.Module) -> tuple[int, ...]:
+    """Return two integers per chunk of every weight: the sum of its bits, and their sum weighted by position.
 
-    Sums of the values themselves would not do: a step that swaps two entries leaves every symmetric sum as it was, and
-    in bfloat16, where few entries move and all of them by the same small steps, such steps happen.
+    A sum of the values is not enough: a step that swaps two entries leaves every symmetric sum as it was. Such steps
+    happen in bfloat16, where few entries move and all of them by the same small steps.
 
     **Limits**: equal where the weights are, bit for bit; different where one entry differs, or two are swapped.
     """
@@ -34,6 +34,6 @@ def weights_mark(model: torch.nn.Module) -> tuple[int, ...]:
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
-    """The bits of all entries, in order."""
+    """Yield the bits of all entries, in order."""
     flat = tensor.reshape(-1).view(_BITS[tensor.element_size()])
     return (chunk.long() for chunk in torch.split(flat, CHUNK))

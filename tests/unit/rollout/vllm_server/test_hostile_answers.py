@@ -5,10 +5,11 @@ import time
 import pytest
 
 from heliostat.printed import visible
-from heliostat.rollout import DecodeLimits, SamplingSettings, Server, ServerError, VllmEngine, server
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerError, VllmEngine
+from heliostat.rollout.vllm_server import client
 from tests.conftest import make_nano, make_prompts
-from tests.unit.rollout.fake_vllm import FakeVllm, serving
-from tests.unit.rollout.hostile_answers import ANSWERS, CONNECTIONS
+from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, serving
+from tests.unit.rollout.vllm_server.hostile_answers import ANSWERS, CONNECTIONS
 
 COMPLETIONS = "/v1/completions"
 
@@ -26,13 +27,13 @@ def served(tmp_path_factory):
 
 def sample(engine):
     settings = SamplingSettings(temperature=1.0)
-    return engine.sample(make_prompts(engine.loaded, 1), 4, settings, seed=3, policy_step=5)
+    return engine.sample(SampleRequest(make_prompts(engine.loaded, 1), 4, settings, seed=3, policy_step=5))
 
 
 def refusal(served, fault, timeout_s=20.0):
     """The sentence that an answer is refused with; afterwards the engine samples as before."""
     state, engine = served
-    engine.server = Server(engine.server.url, timeout_s=timeout_s, num_retries=0)
+    engine.client.server = Server(engine.client.server.url, timeout_s=timeout_s, num_retries=0)
     state.always[COMPLETIONS] = fault
     with pytest.raises(ServerError) as error:
         sample(engine)
@@ -44,7 +45,7 @@ def refusal(served, fault, timeout_s=20.0):
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_wrong_answer_is_one_sentence(served, name):
     said = refusal(served, ANSWERS[name])
-    assert served[1].server.url in said
+    assert served[1].client.server.url in said
     assert len(said) < 500
     assert visible(said) == said
     assert "\n" not in said
@@ -61,7 +62,7 @@ def test_a_connection_that_does_not_end_is_given_up(served, name):
 
 
 def test_a_body_without_end_is_refused(served, monkeypatch):
-    monkeypatch.setattr(server, "MAX_ANSWER", 1 << 20)
+    monkeypatch.setattr(client, "MAX_ANSWER", 1 << 20)
     assert "more than 1 MiB" in refusal(served, lambda handler, answer: handler.send(200, b" " * (3 << 20)))
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
-from heliostat.rollout import shared as shared_rows
-from heliostat.rollout.rows import Rows
-from heliostat.rollout.shared import SharedRows, shares_prompts
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
+from heliostat.rollout.in_process import shared_prompts
+from heliostat.rollout.in_process.rows import Rows
+from heliostat.rollout.in_process.shared import SharedRows, shares_prompts
 from tests.conftest import make_nano, make_prompts
 
 LIMITS = [
@@ -19,7 +19,9 @@ LIMITS = [
 def sample(loaded, limits, shared, num_prompts=9, group_size=4, num_workers=1):
     engine = TorchEngine(loaded, limits, shared_prompt=shared, num_workers=num_workers)
     groups = engine.sample(
-        make_prompts(loaded, num_prompts), group_size, SamplingSettings(temperature=1.3), seed=7, policy_step=0
+        SampleRequest(
+            make_prompts(loaded, num_prompts), group_size, SamplingSettings(temperature=1.3), seed=7, policy_step=0
+        )
     )
     return engine, [completion for group in groups for completion in group.completions]
 
@@ -43,7 +45,7 @@ def test_prompts_whose_rows_ended_make_room(monkeypatch):
     loaded = make_nano()
     _, expected = sample(loaded, DecodeLimits(12, min_freed=0.0), shared=True)
     for share in (0.0, 1.0):
-        monkeypatch.setattr(shared_rows, "MAX_DEAD_GROUPS", share)
+        monkeypatch.setattr(shared_prompts, "MAX_DEAD_GROUPS", share)
         _, actual = sample(loaded, DecodeLimits(12, min_freed=0.0), shared=True)
         assert [c.token_ids for c in actual] == [c.token_ids for c in expected]
 

@@ -9,9 +9,9 @@ import torch
 from heliostat.config import ConfigError, RolloutSection
 from heliostat.models import LoadedModel, encode_problem
 from heliostat.models.agreement import comparing, mixed_contexts, reach, unreached
-from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, TorchEngine, build_engine
-from heliostat.rollout.rows import PaddedRows, Rows
-from heliostat.rollout.shared import SharedPrompts, SharedRows
+from heliostat.rollout import DecodeLimits, PlainEngine, SampleRequest, SamplingSettings, TorchEngine, build_engine
+from heliostat.rollout.in_process.rows import PaddedRows, Rows
+from heliostat.rollout.in_process.shared import SharedPrompts, SharedRows
 from heliostat.types import Problem
 from tests.conftest import make_nano
 from tests.unit.models.small_families import load_small
@@ -69,7 +69,7 @@ def test_any_family_says_beside_others_what_it_says_alone(family, tmp_path):
     loaded = load_small(family, tmp_path)
     prompts = [encode_problem(loaded, Problem(str(i), "t", text), chat=False) for i, text in enumerate(TEXTS)]
     engine = build(loaded)
-    groups = engine.sample(prompts, 1, SamplingSettings(temperature=0), seed=0, policy_step=0)
+    groups = engine.sample(SampleRequest(prompts, 1, SamplingSettings(temperature=0), seed=0, policy_step=0))
     for group in groups:
         assert list(group.completions[0].token_ids) == own_continuation(loaded, group.prompt.context_ids)
     assert (engine.rows_kind if isinstance(engine, TorchEngine) else None) is FAMILIES[family]
@@ -117,7 +117,7 @@ def test_a_wrong_mask_or_position_is_found_even_in_a_random_model(mistake, dtype
     )
     for break_it in MISTAKES[mistake]:
         break_it(monkeypatch)
-    monkeypatch.setattr("heliostat.rollout.ways.PaddedRows", Rows)  # its mask is another
+    monkeypatch.setattr("heliostat.rollout.in_process.ways.PaddedRows", Rows)  # its mask is another
     after = build(loaded)
     assert after.way != before.way
     assert isinstance(after, PlainEngine if len(MISTAKES[mistake]) == 2 else TorchEngine)
@@ -128,7 +128,7 @@ def test_what_was_passed_over_and_why_is_said(monkeypatch):
     monkeypatch.setattr(Rows, "positions", property(lambda rows: (rows.length + 0 * rows.start)[:, None]))
     with pytest.warns(UserWarning, match=r"'tiny' is decoded with the model's own cache.*off by .* rounding explains"):
         engine = build_engine(loaded, DecodeLimits(4), RolloutSection(shared_prompt=False))
-    assert engine.way == engine.beside(loaded).way == "the model's own cache, prompts of equal length together"
+    assert engine.way == engine.clone_for(loaded).way == "the model's own cache, prompts of equal length together"
 
 
 def test_without_a_right_cache_the_whole_text_runs_again():
@@ -177,7 +177,7 @@ def test_trials_leave_nothing_behind():
     assert loaded.model.training
     assert engine.counts.prefills == 0
     assert engine.loaded is loaded
-    assert engine.scribe.loaded is loaded
+    assert engine.builder.loaded is loaded
 
 
 def test_windows_are_exceeded_where_that_is_cheap_and_distrusted_where_not(monkeypatch):
