@@ -30,7 +30,7 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-# Kills and damage by the hundred (docs/durability.md); a short form is among the tests.
+# Kills and damage by the hundred (docs/studies/durability.md); a short form is among the tests.
 torture: setup
 	$(BIN)/python -m tests.torture
 

@@ -1,6 +1,6 @@
 """Write the pages that only repeat what the code declares: every recipe setting, and every metric.
 
-    python docs/generate.py            write settings.md and metrics.md beside this file
+    python docs/generate.py            write reference/settings.md and reference/metrics.md
     python docs/generate.py --check    exit code 1 if one of them is out of date
 
 Left out: pages that people write, and the Python API, which mkdocstrings reads from the docstrings.
@@ -38,7 +38,7 @@ BOUND_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 AREAS = {
     "reward": "What the verifiers gave.",
     "policy": "The policy that sampled, and how far the step moved it. `new` is the policy after the step's updates, "
-    "`old` the one before them; [the theory page](theory.md) says what each number equals at the exact optimum.",
+    "`old` the one before them; [theory](../explanation/theory.md) gives each number's value at the exact optimum.",
     "mismatch": "Sampler against trainer, on the tokens of a step's first update.",
     "answers": "How different the answers of one group are.",
     "text": "How much completions repeat themselves and each other.",
@@ -47,12 +47,12 @@ AREAS = {
     "optim": "The optimizer.",
     "eval": "Held-out problems: every `eval.every` steps here; before and after training in `evals.jsonl`.",
     "panel": "A fixed panel of held-out problems with fixed seeds, every `guard.panel_every` steps.",
-    "feedback": "Supervised steps that [hold a statistic](guard.md#supervised-training) of the model's own text.",
-    "guard": "What [the guard](guard.md) does.",
+    "feedback": "Supervised steps that [hold a statistic](../how-to/guard.md#supervised-training) of own text.",
+    "guard": "What [the guard](../how-to/guard.md) does.",
     "time": "Seconds on the clock, per step unless it says otherwise.",
     "speed": "Tokens per second.",
     "compute": "Running totals.",
-    "prefix": "Problems that begin with part of a stored solution ([prefixes](prefixes.md)).",
+    "prefix": "Problems that begin with part of a stored solution ([prefixes](../how-to/prefixes.md)).",
 }
 
 
@@ -148,7 +148,7 @@ def _optimizers() -> list[str]:
 
 
 def _prefixes() -> list[str]:
-    parts = ["[The page on prefixes](prefixes.md) says what each policy does.", "### Cutting policies"]
+    parts = ["[The page on prefixes](../how-to/prefixes.md) says what each policy does.", "### Cutting policies"]
     for name, cls in POLICIES.items():
         parts += [f"**`{name}`**: {_headline(cls)}", _fields_table(cls, prefix="prefix.")]
     return parts
@@ -182,7 +182,7 @@ is 1. `heliostat metrics` prints this page. A key that is not declared here cann
     return "\n\n".join(parts) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "metrics.md": metrics_page}
+PAGES = {"reference/settings.md": settings_page, "reference/metrics.md": metrics_page}
 
 
 # -- reading dataclasses -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The tables of ``docs/model-families.md``, from the files of ``results``; with ``--write`` they are put into the page.
+"""The tables of ``docs/reference/model-families.md``, from ``results``; with ``--write`` they are put into the page.
 
 python benchmarks/families/page.py [--write]
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "model-families.md"
+PAGE = HERE.parents[1] / "docs" / "reference" / "model-families.md"
 RESULTS = HERE / "results" / "families.json"
 CELLS = ("load", "sample", "score", "train", "save", "reload")
 VERSIONS = HERE / "results" / "versions.json"
@@ -35,17 +35,26 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def table() -> str:
+    """Families that do everything, by the way they are decoded and scored; then every other family with its reason."""
     built = [row for row in rows() if row["build"] == "works"]
-    whole = sum(verdict(row) == "works" for row in built)
-    lines = [
-        f"{len(built)} families build from a small configuration; {whole} of them do all six.",
-        "",
-        "| family | load, sample, score, train, save, reload | decoded with | scored with |",
-        "| --- | --- | --- | --- |",
-    ]
+    ways: dict[tuple[str, str], list[str]] = {}
     for row in built:
-        ways = (row.get("sampled_with", ""), row.get("scored_with", ""))
-        lines.append(f"| {row['family']} | {verdict(row)} | {ways[0]} | {ways[1]} |")
+        if verdict(row) == "works":
+            ways.setdefault((row["sampled_with"], row["scored_with"]), []).append(row["family"])
+    lines = [
+        f"{len(built)} families build from a small configuration; {sum(map(len, ways.values()))} of them do all six.",
+        "",
+        "| decoded with | scored with | families |",
+        "| --- | --- | --- |",
+        *(
+            f"| {decoded} | {scored} | {len(names)}: {', '.join(names)} |"
+            for (decoded, scored), names in sorted(ways.items(), key=lambda item: -len(item[1]))
+        ),
+        "",
+        "| family | first cell that does not work |",
+        "| --- | --- |",
+        *(f"| {row['family']} | {verdict(row)} |" for row in built if verdict(row) != "works"),
+    ]
     others = [row for row in rows() if row["build"] != "works"]
     lines += ["", "Not built from a small configuration:", ""]
     lines += [f"- {row['family']}: {cell(row['build'].removeprefix('not built: '))}" for row in others]

@@ -59,7 +59,7 @@ def main() -> None:
     signals, shares = Clock(), []
     for cls, name in WATCHED:
         signals.watch(cls, name)
-    step = Trainer._step
+    step = Trainer.step
 
     def timed_step(self, number):
         spent = signals.take()
@@ -68,7 +68,7 @@ def main() -> None:
         shares.append((spent, time.process_time() - began))
         return values
 
-    Trainer._step = timed_step
+    Trainer.step = timed_step
     quick = {"train.num_steps": args.steps, "warm_start.num_steps": 5, "eval.every": 0, "task.num_heldout": 4,
              "eval.final_samples": 1, "run.num_threads": 1, "guard.panel_every": 0}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

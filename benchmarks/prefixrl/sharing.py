@@ -20,7 +20,7 @@ from heliostat.models import load_model
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.update.updater import UpdateCounts
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
 GROUP = 8

@@ -66,9 +66,9 @@ def replay(job: Mapping[str, Any], recorded: Path) -> list[dict[str, float]]:
     """Our side: the recorded rollouts, trained on through the library's own updater; a line for each step."""
     from heliostat.config import RunSection
     from heliostat.train.builders import make_updater
+    from heliostat.train.checks.recipe import check_recipe
     from heliostat.train.distributed.ranks import start_runtime
     from heliostat.train.model_bundle import set_up_model
-    from heliostat.train.recipe_checks import check_recipe
 
     recipe = heliostat_recipe(job)
     runtime = start_runtime(RunSection(num_threads=job["num_threads"]))

@@ -30,7 +30,7 @@ from heliostat.train.accounting.machine_peak import Ceilings
 from heliostat.train.accounting.profiler import decode_floor
 from heliostat.train.logprobs.packing import microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.update.updater import UpdateCounts
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Group, Problem, Prompt, TrainingGroup
 
 RESULTS = Path(__file__).resolve().parent / "results" / "switches.jsonl"

@@ -99,14 +99,14 @@ PROMPT_TOKENS = 6
 def work(folder: Path, overrides: dict[str, object]) -> None:
     """One rank of one case."""
     rows: list[dict] = []
-    plain = Trainer._step
+    plain = Trainer.step
 
     def watched(self: Trainer, step: int) -> dict[str, float]:
-        model, optimizer = self.bench.loaded.model, self.updater.guarded.optimizer
+        model, optimizer = self.context.bench.loaded.model, self.updater.guarded.optimizer
         if step != COUNTED:
             began = time.perf_counter()
             values = plain(self, step)
-            phases = dict(self.ledger.last_seconds)
+            phases = dict(self.context.ledger.last_seconds)
             rows.append({"step": step, "seconds": time.perf_counter() - began, "phases": phases})
             return values
         kept, forward = Kept(model), self.updater.policy.log_probs
@@ -135,7 +135,7 @@ def work(folder: Path, overrides: dict[str, object]) -> None:
         )
         return values
 
-    Trainer._step = watched
+    Trainer.step = watched
     recipe = load_recipe(str(folder / "recipe.toml"), overrides)
     result = run_recipe(recipe, folder / "run", "measure")
     assert result.status == "finished", result.reason

@@ -1,4 +1,4 @@
-"""Every table of docs/scaling.md, computed; with ``--write`` they are put into the page.
+"""Every table of the pages on scaling, computed; with ``--write`` they are put into the pages.
 
     python benchmarks/scaling/page.py [--write]
 
@@ -29,7 +29,7 @@ from heliostat.scaling import (
 )
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "scaling.md"
+PAGES = (ROOT / "docs" / "explanation" / "scaling.md", ROOT / "docs" / "studies" / "scaling.md")
 MEASURED = Path(__file__).parent / "results" / "measured.json"
 
 JOB = Job(
@@ -201,13 +201,14 @@ def peer(name: str, layout: Layout, mean: float) -> StepSeconds:
 
 
 def measured() -> str:
-    found = json.loads(MEASURED.read_text())
+    """Formula over count or measurement: one row a quantity, one column a run."""
+    cases = json.loads(MEASURED.read_text())["cases"]
+    quantities = dict.fromkeys(quantity for case in cases.values() for quantity in case)
     rows = [
-        (case, key, f"{row['predicted']:,.4g}", f"{row['measured']:,.4g}", f"{row['ratio']:.3f}")
-        for case, quantities in found["cases"].items()
-        for key, row in quantities.items()
+        (quantity, *(f"{case[quantity]['ratio']:.3f}" if quantity in case else "" for case in cases.values()))
+        for quantity in quantities
     ]
-    return table(("run", "quantity", "formula", "measured", "ratio"), rows)
+    return table(("formula / measured", *cases), rows)
 
 
 TABLES = {
@@ -222,19 +223,20 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """The page's text with every table computed anew."""
+    """The page's text with each of its tables computed anew."""
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        assert len(pattern.findall(text)) == 1, name
-        text = pattern.sub(lambda match, make=make: match[1] + "\n" + make() + "\n" + match[2], text)
+        if pattern.search(text):
+            text = pattern.sub(lambda match, make=make: match[1] + "\n" + make() + "\n" + match[2], text)
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into the pages of docs")
     if parser.parse_args().write:
-        PAGE.write_text(filled(PAGE.read_text()))
+        for page in PAGES:
+            page.write_text(filled(page.read_text()))
         return
     for name, make in TABLES.items():
         print(f"## {name}\n\n{make()}\n")

@@ -38,7 +38,7 @@ __all__ = [
 _HOME = {
     "ConfigError": "config",
     "Recipe": "config",
-    "RunFailed": "train.failed",
+    "RunFailed": "train.results",
     "diagnose": "report.diagnosis",
     "evaluate": "api",
     "load_recipe": "config",

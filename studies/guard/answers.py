@@ -28,9 +28,9 @@ from heliostat.rollout import SampleRequest, SamplingSettings
 from heliostat.statistics import bootstrap, pass_at_k
 from heliostat.tracking import read_metrics
 from heliostat.train import run_recipe
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import set_up_model
-from heliostat.train.recipe_checks import load_tasks
 from heliostat.train.run import run_sft
 
 HERE = Path(__file__).parent

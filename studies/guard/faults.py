@@ -187,7 +187,7 @@ def injected(install: Install | None, window: tuple[int, int] = ALWAYS) -> Itera
     clock = Clock(window)
     torch.manual_seed(0)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(Trainer, "_step", clock.wrap(Trainer._step)))
+        stack.enter_context(patch.object(Trainer, "step", clock.wrap(Trainer.step)))
         if install is not None:
             install(clock, stack)
         yield

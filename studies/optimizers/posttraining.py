@@ -23,12 +23,12 @@ import torch
 from heliostat import load_recipe, sft
 from heliostat.config import Recipe
 from heliostat.train import run_recipe
+from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.data.demonstrations import demonstration
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.logprobs.packing import Row, microbatches
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.model_bundle import set_up_model
-from heliostat.train.recipe_checks import load_tasks
-from heliostat.train.sft.updater import demonstration
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "posttraining.jsonl"

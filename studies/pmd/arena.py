@@ -30,13 +30,13 @@ from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.demonstrations import demonstration
 from heliostat.train.distributed.ranks import Runtime, start_runtime
 from heliostat.train.logprobs.packing import microbatches
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.model_bundle import Bench, set_up_model
-from heliostat.train.recipe_checks import load_tasks
-from heliostat.train.sft.updater import demonstration
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.safe_step import TrainingDiverged
 from heliostat.train.update.updater import Updater, UpdateReport, make_batch

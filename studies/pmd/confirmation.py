@@ -31,10 +31,10 @@ from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.data.curriculum import Passes
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import set_up_model
-from heliostat.train.recipe_checks import load_tasks
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.updater import make_batch
 from heliostat.types import Batch, Group, Problem

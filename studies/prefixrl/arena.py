@@ -29,13 +29,13 @@ from heliostat.tasks import VerifierPool
 from heliostat.traces import Bank, Trace, tokenizer_fingerprint
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_feedback
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.console.progress import Display
 from heliostat.train.data.collect import Collector, Quota, spent_on
 from heliostat.train.distributed.ranks import Runtime, start_runtime
 from heliostat.train.logprobs.packing import Row, microbatches
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.model_bundle import set_up_model
-from heliostat.train.recipe_checks import load_tasks
 from heliostat.train.sft.updater import SupervisedUpdater
 from heliostat.train.update.safe_step import GuardedStep
 from heliostat.types import Completion, Problem, StopReason

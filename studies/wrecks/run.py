@@ -2,7 +2,7 @@
 
     python -m studies.wrecks.run --make [NAME ...]     the runs, one after another, into tests/wrecks
     python -m studies.wrecks.run --warm FOLDER         a model after the base's warm start, in FOLDER/model, for --start
-    python -m studies.wrecks.run --table               what ``heliostat diagnose`` says about each, for docs/wrecks.md
+    python -m studies.wrecks.run --table               the table of docs/studies/wrecks.md
 
 Left out: which runs there are (``cases``).
 """

@@ -13,12 +13,13 @@ from optimizer_rows import ROWS, Classifier, batch, drawn, mean_loss, train_step
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from heliostat.optim import Rank1NaturalGradient, RKalman, masters
-from heliostat.optim.copies import COPY
-from heliostat.optim.replicas import ReplicasDisagree, is_due, ranks_of
+from heliostat.optim import Rank1NaturalGradient, RKalman
+from heliostat.optim.distributed.replicas import ReplicasDisagree, is_due, ranks_of
+from heliostat.optim.precision.master_copies import MASTER
+from heliostat.optim.precision.master_weights import with_master_weights
 from tests.conformance.test_distributed_optimizers import free_port
 
-PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "optimizers.md"
 BY_NAME = {row.name: row for row in ROWS}
 
 
@@ -369,13 +370,13 @@ def test_a_group_that_is_none_is_refused():
 # -- bfloat16 weights on float32 copies ----------
 
 
-def on_copies(model, **_):
+def adamw_with_masters(model, **_):
     groups = [{"params": list(model.parameters())}]
-    return masters.on_copies(groups, lambda own: torch.optim.AdamW(own, lr=0.02, fused=True))
+    return with_master_weights(groups, lambda own: torch.optim.AdamW(own, lr=0.02, fused=True))
 
 
 def copies(model, optimizer):
-    return torch.cat([optimizer.state[parameter][COPY].reshape(-1) for parameter in model.parameters()])
+    return torch.cat([optimizer.state[parameter][MASTER].reshape(-1) for parameter in model.parameters()])
 
 
 def short_weights(rank):
@@ -384,14 +385,14 @@ def short_weights(rank):
     for name in (*STATISTICAL, "kronecker-sum", "masters"):
         for kind in ("accumulated", "uneven"):
             model = Classifier(torch.bfloat16)
-            optimizer = (BY_NAME[name].make if name in BY_NAME else on_copies)(model)
+            optimizer = (BY_NAME[name].make if name in BY_NAME else adamw_with_masters)(model)
             parallel = DistributedDataParallel(model)
             for step in range(3):
                 inputs, labels = batch(seed=step)
                 own = slice(0, 4) if (rank, kind) == (0, "uneven") else slice(6 * rank, 6 * rank + 6)
                 (accumulated if kind == "accumulated" else train_step)(optimizer, parallel, inputs[own], labels[own])
             found[f"{name}-{kind}"] = copies(model, optimizer)
-    optimizer = on_copies(model)
+    optimizer = adamw_with_masters(model)
     train_step(optimizer, parallel, *batch())
     optimizer.masters[model.hidden.weight].mul_(1 + 2.0**-11 * rank)  # below the spacing of the weights
     with pytest.raises(ReplicasDisagree, match=r"MasterWeights.*different weights"):

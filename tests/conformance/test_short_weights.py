@@ -8,8 +8,8 @@ from optimizer_rows import ROWS, Classifier, Row, batch, row_name, saved, train_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heliostat.optim import RENG, Eva, KroneckerSum, accumulate_in_float32, forget_moments
-from heliostat.optim.copies import COPY
-from heliostat.optim.masters import on_copies
+from heliostat.optim.precision.master_copies import MASTER
+from heliostat.optim.precision.master_weights import with_master_weights
 
 
 def over_copies(make):
@@ -17,7 +17,7 @@ def over_copies(make):
 
     def build(params, **settings):
         is_model = isinstance(params, torch.nn.Module)
-        return on_copies([{"params": list(params.parameters())}] if is_model else params, make)
+        return with_master_weights([{"params": list(params.parameters())}] if is_model else params, make)
 
     return build
 
@@ -60,7 +60,7 @@ def train(model, optimizer, start, stop):
 
 
 def copies(model, optimizer):
-    return torch.cat([optimizer.state[parameter][COPY].reshape(-1) for parameter in model.parameters()])
+    return torch.cat([optimizer.state[parameter][MASTER].reshape(-1) for parameter in model.parameters()])
 
 
 @every
@@ -106,11 +106,11 @@ def test_weights_that_somebody_else_writes_are_taken_over(row):
         model.head.weight.data.mul_(2.0)
     kept = optimizer.state_dict()
     index = [id(p) for group in optimizer.param_groups for p in group["params"]].index(id(model.head.weight))
-    assert torch.equal(kept["state"][index][COPY], model.head.weight.detach().float())
+    assert torch.equal(kept["state"][index][MASTER], model.head.weight.detach().float())
     train(model, optimizer, 2, 3)
-    change = (optimizer.state[model.head.weight][COPY] - 2 * other.head.weight.detach().float()).abs().max()
+    change = (optimizer.state[model.head.weight][MASTER] - 2 * other.head.weight.detach().float()).abs().max()
     assert float(change) < 2e-3, "the next step starts from what was written"
-    untouched = optimizer.state[model.embedding.weight][COPY] - twin.state[other.embedding.weight][COPY]
+    untouched = optimizer.state[model.embedding.weight][MASTER] - twin.state[other.embedding.weight][MASTER]
     assert float(untouched.abs().max()) < 2e-3
 
 
@@ -121,8 +121,8 @@ def test_what_was_learned_may_be_forgotten_and_the_copies_stay(row):
     before = copies(model, optimizer)
     forget_moments(optimizer)
     held = optimizer.state_dict()["state"].values()
-    assert all(set(own) == {COPY} for own in held)
-    assert torch.equal(torch.cat([own[COPY].reshape(-1) for own in held]).sort().values, before.sort().values)
+    assert all(set(own) == {MASTER} for own in held)
+    assert torch.equal(torch.cat([own[MASTER].reshape(-1) for own in held]).sort().values, before.sort().values)
 
 
 @every
@@ -136,7 +136,7 @@ def test_a_model_may_be_converted_afterwards(row):
     assert not torch.equal(weights(model), weights(model).bfloat16().float())
     if row in (*MASTERS, *RENGS):
         return
-    assert not any(COPY in own for own in optimizer.state.values())
+    assert not any(MASTER in own for own in optimizer.state.values())
     model.bfloat16()
     train(model, optimizer, 4, 6)
     assert torch.equal(weights(model), copies(model, optimizer).bfloat16())

@@ -25,15 +25,15 @@ from heliostat.optim import (
     Rank1NaturalGradient,
     RKalman,
     build_optimizer,
-    masters,
 )
+from heliostat.optim.precision.master_weights import MasterWeights, with_master_weights
 
 
-def on_copies(params, **settings):
+def adamw_with_masters(params, **settings):
     """Master weights over AdamW: the model is in bfloat16, whatever it was."""
     if isinstance(params, torch.nn.Module):
         return build_optimizer(OptimizerSection(name="adamw", lr=0.02), params.bfloat16())
-    return masters.MasterWeights(params, lambda groups: torch.optim.AdamW(groups, lr=0.02, fused=True))
+    return MasterWeights(params, lambda groups: torch.optim.AdamW(groups, lr=0.02, fused=True))
 
 
 def in_bfloat16(row):
@@ -43,19 +43,22 @@ def in_bfloat16(row):
     return Row(row.name + SHORT, make, row.takes_groups)
 
 
-def reng_on_copies(params, **settings):
+def reng_with_masters(params, **settings):
     groups = [{"params": list(params.parameters())}] if isinstance(params, torch.nn.Module) else params
     return RENG(
-        masters.on_copies(groups, lambda own: torch.optim.AdamW(own, lr=0.05)), 0.05, "double-backward", **settings
+        with_master_weights(groups, lambda own: torch.optim.AdamW(own, lr=0.05)),
+        0.05,
+        mode="double-backward",
+        **settings,
     )
 
 
 SHORT = "-bfloat16"
-MASTERS = Row("master" + SHORT, on_copies)
+MASTERS = Row("master" + SHORT, adamw_with_masters)
 OWN = {"rank1-four", "eva", "ring", "rkalman", "rkalman-low-rank", "kronecker-sum", "kronecker-product"}
 IN_BFLOAT16 = [
     *(in_bfloat16(row) for row in ROWS if row.name in OWN),
-    in_bfloat16(Row("reng-double", reng_on_copies)),
+    in_bfloat16(Row("reng-double", reng_with_masters)),
     MASTERS,
 ]
 EVERY = [*ROWS, *IN_BFLOAT16]
@@ -299,7 +302,7 @@ def test_what_is_frozen_stays_and_trains_once_it_is_unfrozen(row):
         parameter.requires_grad_(False)
     if row is MASTERS:
         model.bfloat16()
-        optimizer = on_copies([{"params": list(model.parameters())}])
+        optimizer = adamw_with_masters([{"params": list(model.parameters())}])
     else:
         optimizer = row.make(model)
     before = [p.detach().clone() for p in frozen]

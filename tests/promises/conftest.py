@@ -2,8 +2,8 @@
 
 import pytest
 
-from heliostat.train.trainer import Trainer
-from tests.promises import small
+from heliostat.train.run_context import RunContext
+from tests.support import small
 
 
 @pytest.fixture(scope="module", params=small.EVERY_WEIGHTS, ids=str)
@@ -20,7 +20,7 @@ def weights(request):
 @pytest.fixture
 def dying(monkeypatch):
     """Stands for the death of the process after as many steps as ``left`` says, or ``left_warm`` supervised ones."""
-    log, state = Trainer._log, {"left": 0, "left_warm": 0}
+    log, state = RunContext.log, {"left": 0, "left_warm": 0}
 
     def dies(self, step, values):
         log(self, step, values)
@@ -29,5 +29,5 @@ def dying(monkeypatch):
         if state[phase] == 0:
             raise MemoryError("killed")
 
-    monkeypatch.setattr(Trainer, "_log", dies)
+    monkeypatch.setattr(RunContext, "log", dies)
     return state

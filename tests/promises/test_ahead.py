@@ -11,16 +11,17 @@ from heliostat.models import holding, load_model, trained_weights, twin_of
 from heliostat.traces import Bank, policy_fingerprint
 from heliostat.tracking import METRICS
 from heliostat.train import run_recipe
+from heliostat.train.checks.recipe import check_ranks
 from heliostat.train.console.interrupt import InterruptGuard
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import score
-from heliostat.train.recipe_checks import check_ranks
-from heliostat.train.trainer import Trainer
-from heliostat.train.update.updater import UpdateCounts, Updater
-from tests.promises import small
-from tests.unit.rollout.vllm_server import fake_vllm
-from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, served_from, serving_tiny
+from heliostat.train.rollouts.planner import RolloutPlanner
+from heliostat.train.step_metrics import StepMetrics
+from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.updater import Updater
+from tests.support import fake_vllm, small
+from tests.support.fake_vllm import FakeVllm, served_from, serving_tiny
 
 QUICK = {"warm_start__num_steps": 40, "eval__every": 3, "train__num_steps": 7}
 
@@ -172,7 +173,7 @@ def test_a_server_samples_while_the_trainer_trains_on_the_exact_anchor(server, t
         seen.append((batch, weights, batch.groups[0].group.policy_step))
         return run(self, batch, *args)
 
-    order = Trainer._order
+    order = RolloutPlanner.request
 
     def ordering(self, step):
         with asked:
@@ -182,7 +183,7 @@ def test_a_server_samples_while_the_trainer_trains_on_the_exact_anchor(server, t
     prompts.append(set())
     monkeypatch.setattr(FakeVllm, "completions", watched)
     monkeypatch.setattr(Updater, "run", training)
-    monkeypatch.setattr(Trainer, "_order", ordering)
+    monkeypatch.setattr(RolloutPlanner, "request", ordering)
     result = run_recipe(recipe(rollout__max_staleness=1), tmp_path / "run")
     assert result.status == "finished", result.reason
     assert [policy_step for *_, policy_step in seen] == [0, 0, 1, 2, 3]
@@ -227,7 +228,7 @@ def test_a_stopped_engine_breaks_off_its_requests(server, tmp_path, monkeypatch)
     def interrupted(self, *args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_signals", interrupted)
+    monkeypatch.setattr(StepMetrics, "signals", interrupted)
     stopped = run_recipe(recipe(rollout__max_staleness=1, rollout__server_timeout_s=600.0), tmp_path / "run")
     assert stopped.status == "interrupted"
     assert not state.released.is_set()

@@ -14,7 +14,7 @@ from heliostat.models.lora import add_adapters
 from heliostat.train import run_recipe
 from heliostat.train.console.interrupt import Interrupted
 from heliostat.train.trainer import Trainer
-from tests.promises import small
+from tests.support import small
 
 SHORT = {
     "lora.rank": 4,
@@ -102,7 +102,7 @@ def test_a_run_whose_model_does_not_come_back_is_not_finished_and_loses_nothing(
 
 def test_a_resumed_run_tries_its_export_again_and_loses_nothing(tmp_path):
     recipe = load_recipe(str(small.write_recipe(tmp_path)), SHORT)
-    made = Trainer._step
+    made = Trainer.step
 
     def stop_at_the_second(self, step):
         if step == 2:
@@ -110,7 +110,7 @@ def test_a_resumed_run_tries_its_export_again_and_loses_nothing(tmp_path):
         return made(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", stop_at_the_second)
+        patch.setattr(Trainer, "step", stop_at_the_second)
         assert run_recipe(recipe, tmp_path / "run", "small").status == "interrupted"
     before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ from heliostat.train.run_folder.checkpoint_files import CheckpointError
 from heliostat.train.run_folder.checkpoints import Checkpoints
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.updater import Updater
-from tests.promises import small
+from tests.support import small
 
 ALONE = Runtime(torch.device("cpu"))
 QUICK = {
@@ -96,8 +96,8 @@ def finished(weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("precision")
     recipe, models = shaped(folder, **QUICK), []
     with pytest.MonkeyPatch.context() as patch:
-        train = Trainer._train
-        patch.setattr(Trainer, "_train", lambda self: (train(self), models.append(self.bench.loaded))[0])
+        train = Trainer.train
+        patch.setattr(Trainer, "train", lambda self: (train(self), models.append(self.context.bench.loaded))[0])
         result = run_recipe(recipe, folder / "run", "small")
     assert result.status == "finished", result.reason
     return result, recipe, models[0]
@@ -238,15 +238,17 @@ def test_the_reference_is_the_policy_that_training_starts_from(weights, tmp_path
     recipe = load_recipe(
         str(tmp_path / "small.toml"), {"train.num_steps": 1, "warm_start.num_steps": 20, "eval.every": 0}
     )
-    train, seen = Trainer._train, []
+    train, seen = Trainer.train, []
 
     def noted(self):
         ids = torch.tensor([[1, 5, 6, 7, 9, 12]])
         with torch.no_grad():
-            seen.extend(one.model(input_ids=ids).logits for one in (self.bench.loaded, self.updater.reference.loaded))
+            seen.extend(
+                one.model(input_ids=ids).logits for one in (self.context.bench.loaded, self.updater.reference.loaded)
+            )
         train(self)
 
-    monkeypatch.setattr(Trainer, "_train", noted)
+    monkeypatch.setattr(Trainer, "train", noted)
     result = run_recipe(recipe, tmp_path / "run", "small")
     assert result.status == "finished", result.reason
     policy, reference = seen
@@ -319,9 +321,9 @@ from pathlib import Path
 from heliostat.config import dump_recipe, load_recipe
 from heliostat.rollout.vllm_server.weights_fingerprint import weights_fingerprint
 from heliostat.train import run_recipe
-from heliostat.train.trainer import Trainer
+from heliostat.train.run_context import RunContext
 
-log = Trainer._log
+log = RunContext.log
 
 
 def noted(self, step, values):
@@ -332,7 +334,7 @@ def noted(self, step, values):
 
 
 if __name__ == "__main__":
-    Trainer._log = noted
+    RunContext.log = noted
     result = run_recipe(load_recipe(sys.argv[1], {"distributed.placement": sys.argv[3]}), Path(sys.argv[2]))
     sys.exit(result.exit_code)
 """

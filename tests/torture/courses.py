@@ -14,9 +14,9 @@ from heliostat.config import Recipe
 from heliostat.train import run_recipe
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import TrainingDiverged
-from tests.conftest import in_child
-from tests.kills import Events, count_events, killed_at
-from tests.promises import small
+from tests.support import small
+from tests.support.forks import in_child
+from tests.support.kills import Events, count_events, killed_at
 
 SETTINGS = {
     "warm_start.num_steps": 4,
@@ -27,7 +27,7 @@ SETTINGS = {
     "train.num_steps": 5,
     "train.checkpoint_every": 2,
 }
-STEP = Trainer._step
+STEP = Trainer.step
 BROKEN_AT = 5
 """The position in the data whose numbers break, so that the guard goes back."""
 
@@ -53,7 +53,7 @@ class Course:
     def run(self, run_dir: Path) -> Callable[[], None]:
         def work() -> None:
             if self.rolled_back:
-                Trainer._step = breaking_step  # type: ignore[method-assign]
+                Trainer.step = breaking_step  # type: ignore[method-assign]
             with contextlib.redirect_stdout(io.StringIO()):
                 assert run_recipe(self.recipe, run_dir, "torture").exit_code == 0
 

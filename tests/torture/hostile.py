@@ -14,13 +14,13 @@ from heliostat.printed import visible
 from heliostat.report.markup import CONTROL_PICTURES, escape
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerError, VllmEngine
 from heliostat.tasks import VerifierPool, load_task
-from tests.conftest import make_nano, make_prompts
-from tests.unit.linalg.logdet.exactly import distance
-from tests.unit.linalg.logdet.problems import covariance, cycle, traceless_span
+from tests.support import hostile_rewards as acts
+from tests.support.fake_vllm import FakeVllm, serving
+from tests.support.hostile_answers import ANSWERS, CONNECTIONS
+from tests.support.logdet_exactly import distance
+from tests.support.logdet_problems import covariance, cycle, traceless_span
+from tests.support.nano import make_nano, make_prompts
 from tests.unit.report.test_markup import read
-from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, serving
-from tests.unit.rollout.vllm_server.hostile_answers import ANSWERS, CONNECTIONS
-from tests.unit.tasks import hostile as acts
 from tests.unit.tasks.test_workers_end import hostile_task
 
 Counts = tuple[int, int]

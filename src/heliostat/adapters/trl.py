@@ -42,8 +42,8 @@ from heliostat.adapters.trl_settings import (
 )
 from heliostat.config import ConfigError, ObjectiveSection, OptimizerSection
 from heliostat.objectives import Objective, build_objective
-from heliostat.optim import FiniteStep, accumulate_in_float32, build_optimizer
-from heliostat.optim.replicas import ALONE
+from heliostat.optim import BaseOptimizer, accumulate_in_float32, build_optimizer
+from heliostat.optim.distributed.replicas import ALONE
 
 OURS = (
     *("objective", "objective_settings", "optimizer", "optimizer_settings", "beta"),
@@ -183,14 +183,14 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         if self.optimizer is None and self.args.optimizer:
             optimizer = build_optimizer(self.args.optimizer_section(), model or self.model)
-            if isinstance(optimizer, FiniteStep):
+            if isinstance(optimizer, BaseOptimizer):
                 self._fit(optimizer)
             if self.accelerator.num_processes == 1:  # DDP holds gradients in the weights' own type
                 accumulate_in_float32((model or self.model).parameters())
             self.optimizer = optimizer
         return super().create_optimizer(model)  # type: ignore[no-any-return]
 
-    def _fit(self, optimizer: FiniteStep) -> None:
+    def _fit(self, optimizer: BaseOptimizer) -> None:
         """Refuse what TRL's loop cannot give an optimizer of ours, and name the ranks it exchanges statistics with."""
         name = f"optimizer '{self.args.optimizer}'"
         if optimizer.extra_pass != "none" and not getattr(optimizer, "empirical", False):

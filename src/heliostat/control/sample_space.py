@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from heliostat.optim.finite import FiniteStep
+from heliostat.optim.base.optimizer import BaseOptimizer
+from heliostat.optim.base.settings import check_settings
+from heliostat.optim.base.update_parts import NotFinite, bounded_divergence, momentum_buffer
 
 
 def gram(scores: Mapping[Tensor, Float[Tensor, "row ..."]]) -> Float[Tensor, "row row"]:
@@ -41,7 +43,7 @@ def transformed_advantages(
     return torch.cholesky_solve(advantages.double().unsqueeze(1), torch.linalg.cholesky(system)).squeeze(1)
 
 
-class SampleSpaceNaturalGradient(FiniteStep):
+class SampleSpaceNaturalGradient(BaseOptimizer):
     r"""``w <- w + lr * S'(damping I + SS'/B)^-1 A / B``: uphill, from scores and advantages instead of gradients.
 
     Args:
@@ -65,16 +67,10 @@ class SampleSpaceNaturalGradient(FiniteStep):
     def __init__(
         self, params: Any, lr: float, damping: float = 0.1, momentum: float = 0.0, max_kl: float | None = None
     ) -> None:
-        if lr < 0:
-            raise ValueError(f"lr must not be negative, got {lr}")
-        if not damping > 0:
-            raise ValueError(f"damping must be positive, got {damping}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-        if max_kl is not None and not max_kl > 0:
-            raise ValueError(f"max_kl must be positive or None, got {max_kl}")
+        defaults = {"lr": lr, "damping": damping, "momentum": momentum}
+        check_settings({**defaults, "max_kl": max_kl})
         self.max_kl = max_kl
-        super().__init__(params, {"lr": lr, "damping": damping, "momentum": momentum})
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -87,22 +83,24 @@ class SampleSpaceNaturalGradient(FiniteStep):
             self.skip("an advantage or a score")
             return
         weights = transformed_advantages(inner_products, advantages, group["damping"]) / len(advantages)
-        scale = group["lr"] * self._shortening(inner_products, advantages, weights, group["lr"])
+        try:
+            scale = group["lr"] * self._shortening(inner_products, advantages, weights, group["lr"])
+        except NotFinite:
+            self.skip("the divergence of the step")
+            return
         for parameter in group["params"]:
             direction = torch.tensordot(weights.to(parameter.dtype), scores[parameter], dims=1)
             if group["momentum"]:
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(direction, alpha=scale / group["lr"])
-                parameter.add_(buffer, alpha=group["lr"])
+                buffer = momentum_buffer(self.state[parameter], parameter).mul_(group["momentum"])
+                parameter.add_(buffer.add_(direction, alpha=scale / group["lr"]), alpha=group["lr"])
             else:
                 parameter.add_(direction, alpha=scale)
         self.num_steps += 1
 
     def _shortening(self, inner_products: Tensor, advantages: Tensor, weights: Tensor, lr: float) -> float:
-        if self.max_kl is None:
-            return 1.0
-        decrement = float(advantages.double() @ (inner_products.double() @ weights)) / len(advantages)
-        kl = 0.5 * lr**2 * decrement
-        return min(1.0, (self.max_kl / kl) ** 0.5) if kl > 0 else 1.0
+        """Return the factor that bounds the divergence of ``lr d``, where ``g'd = A'SS'w / B`` for ``d = S'w``."""
+
+        def decrement() -> float:
+            return float(advantages.double() @ (inner_products.double() @ weights)) / len(advantages)
+
+        return bounded_divergence(self.max_kl, lr, decrement)[1]

@@ -40,7 +40,7 @@ from heliostat.control.policies import (
     remember_sharing,
     separate_class,
 )
-from heliostat.optim.finite import SkippedStepWarning
+from heliostat.optim.base.optimizer import SkippedStepWarning
 
 KEPT_ROWS = 128
 """Up to this many rows a second backward pass through all of them is cheaper than a forward pass of the drawn ones."""

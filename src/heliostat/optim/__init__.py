@@ -1,26 +1,49 @@
-"""Optimizers: ours, by class and by name, and the learning-rate schedules that drive them."""
+"""Optimizers: ours, by class and by name, and the learning-rate schedules that drive them.
 
-from heliostat.optim.eva import Eva
-from heliostat.optim.finite import FiniteStep, SkippedStepWarning, forget_moments
-from heliostat.optim.gradients import accumulate_in_float32
-from heliostat.optim.kronecker_product import KroneckerProduct
-from heliostat.optim.kronecker_sum import KroneckerSum
-from heliostat.optim.rank1 import Rank1NaturalGradient
+registry         optimizers by the name a recipe gives them
+recipe_settings  the keys of each in a recipe
+layers           Eva, RING: linear layers, from statistics that hooks record
+matrices         KroneckerSum, KroneckerProduct: weight matrices, from gradients alone
+scores           Rank1NaturalGradient, RKalman: all weights, from scores of a few samples
+reng             RENG: gradient regularisation in front of any optimizer
+base             the parts they are composed of: weight decay, momentum, KL bound, AdamW, finite steps, saving
+precision        float32 copies of bfloat16 weights
+distributed      replicas and sharded weights
+"""
+
+from heliostat.optim.base.optimizer import BaseOptimizer, SkippedStepWarning
+from heliostat.optim.base.own_precision import forget_moments
+from heliostat.optim.layers.eva import Eva, EvaSettings
+from heliostat.optim.layers.layer_optimizer import LayerSettings
+from heliostat.optim.layers.ring import RING, RingSettings
+from heliostat.optim.matrices.kronecker_product import KroneckerProduct, KroneckerProductSettings
+from heliostat.optim.matrices.kronecker_sum import KroneckerSum, KroneckerSumSettings
+from heliostat.optim.matrices.matrix_optimizer import MatrixSettings
+from heliostat.optim.precision.gradients import accumulate_in_float32
 from heliostat.optim.registry import build_optimizer, optimizer_names, optimizer_settings
-from heliostat.optim.reng import RENG
-from heliostat.optim.ring import RING
-from heliostat.optim.rkalman import RKalman
+from heliostat.optim.reng import RENG, RengSettings
 from heliostat.optim.schedule import Schedule
+from heliostat.optim.scores.rank1 import Rank1NaturalGradient, Rank1Settings
+from heliostat.optim.scores.rkalman import RKalman, RKalmanSettings
 
 __all__ = [
     "RENG",
     "RING",
+    "BaseOptimizer",
     "Eva",
-    "FiniteStep",
+    "EvaSettings",
     "KroneckerProduct",
+    "KroneckerProductSettings",
     "KroneckerSum",
+    "KroneckerSumSettings",
+    "LayerSettings",
+    "MatrixSettings",
     "RKalman",
+    "RKalmanSettings",
     "Rank1NaturalGradient",
+    "Rank1Settings",
+    "RengSettings",
+    "RingSettings",
     "Schedule",
     "SkippedStepWarning",
     "accumulate_in_float32",

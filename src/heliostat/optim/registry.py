@@ -1,4 +1,4 @@
-"""Optimizers by the name a recipe gives them; each owns its settings and says how it is made.
+"""Optimizers by the name a recipe gives them; the settings of each know how to build it.
 
 Left out: learning rate and schedule (``optim.schedule``), gradient clipping (the trainer's).
 """
@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
-from heliostat.optim.masters import Groups, on_copies
-from heliostat.optim.replaced import refuse_replaced_weights
-from heliostat.optim.settings import (
-    EvaSettings,
-    KroneckerProductSettings,
-    KroneckerSumSettings,
-    Rank1,
-    RengSettings,
-    RingSettings,
-    RKalmanSettings,
-    decay_groups,
+from heliostat.optim.base.param_groups import ParamGroups, decay_groups
+from heliostat.optim.precision.master_weights import with_master_weights
+from heliostat.optim.recipe_settings import (
+    EvaRecipe,
+    KroneckerProductRecipe,
+    KroneckerSumRecipe,
+    Rank1Recipe,
+    RengRecipe,
+    RingRecipe,
+    RKalmanRecipe,
+    trainable,
 )
+from heliostat.optim.replaced_weights import refuse_replaced_weights
 
 
 class OptimizerSettings(Protocol):
@@ -37,9 +38,9 @@ class OptimizerSettings(Protocol):
 
 @runtime_checkable
 class OverGroups(OptimizerSettings, Protocol):
-    """Settings of an optimizer that needs parameter groups only, so that master copies will do."""
+    """Settings of an optimizer that needs parameter groups only, so that it can step master copies."""
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer: ...
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer: ...
 
 
 @runtime_checkable
@@ -54,9 +55,9 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019), in torch's fused form.
 
     Attributes:
-        betas: how much of the running mean of gradients, and of their squares, each step keeps.
+        betas: share of the running mean of gradients, and of that of their squares, that each step keeps.
         eps: added to the root of the mean square before dividing by it.
-        weight_decay: share of a weight taken away per step, times the learning rate.
+        weight_decay: decoupled: ``w <- w - lr * weight_decay * w``, of matrices only.
 
     Limits:
         ``weight_decay=0``: Adam.
@@ -67,13 +68,17 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
     """Stochastic gradient descent with optional momentum.
+
+    Attributes:
+        momentum: share of the last update that is kept.
+        weight_decay: added to the gradient: ``g + weight_decay * w``, of matrices only.
 
     Limits:
         ``momentum=0``: ``w <- w - lr * g``.
@@ -83,21 +88,21 @@ class SGD:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self, groups: Groups, lr: float) -> torch.optim.Optimizer:
+    def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum)
 
 
 _SHIPPED: tuple[type[OverGroups] | type[OverModel], ...] = (
     *(AdamW, SGD),
-    *(Rank1, EvaSettings, RingSettings, RengSettings, RKalmanSettings),
-    *(KroneckerSumSettings, KroneckerProductSettings),
+    *(Rank1Recipe, EvaRecipe, RingRecipe, RengRecipe, RKalmanRecipe),
+    *(KroneckerSumRecipe, KroneckerProductRecipe),
 )
 
 REGISTRY: dict[str, type[OverGroups] | type[OverModel]] = {settings.name: settings for settings in _SHIPPED}
 
 
 def optimizer_names() -> list[str]:
-    """Names a recipe may use."""
+    """List the names that a recipe may use."""
     return sorted(REGISTRY)
 
 
@@ -116,14 +121,15 @@ def optimizer_settings(section: OptimizerSection) -> OverGroups | OverModel:
 
 
 def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer a recipe asks for.
+    """Build the optimizer a recipe asks for.
 
-    Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 are stepped on
-    float32 copies. A step is refused once a weight has been replaced by another parameter, which it would not move.
+    Weight decay applies to matrices only, never to norms, biases or scales. Weights of a lower-precision dtype are
+    stepped on float32 copies. A step is refused once a weight has been replaced by another parameter, which it would
+    not move.
 
     Raises:
-        ConfigError: unknown name or setting, a setting out of range or one that cannot be used on weights shorter than
-            float32, or weights in float16 or in eight bits.
+        ConfigError: unknown name or setting, a setting out of range or one that cannot be used on bfloat16 weights, or
+            weights in float16 or in eight bits.
     """
     _refuse_untrainable(model)
     optimizer = _built(section, model)
@@ -138,13 +144,13 @@ def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer
             return settings.build_over(model, section.lr)
         except ValueError as error:
             raise ConfigError(f"optimizer.{error}") from None
-    named = decay_groups(model.named_parameters(), settings.weight_decay)
+    named = decay_groups(trainable(model), settings.weight_decay)
     groups = [{**group, "params": [parameter for _, parameter in group["params"]]} for group in named]
-    return on_copies(groups, lambda own: settings.build(own, section.lr))
+    return with_master_weights(groups, lambda own: settings.build(own, section.lr))
 
 
 def _refuse_untrainable(model: nn.Module) -> None:
-    """Raise where something that is trained is kept in a type whose range needs loss scaling, or in eight bits.
+    """Raise where trained weights are stored in eight bits, or in a dtype whose range needs loss scaling.
 
     Raises:
         ConfigError: it is.

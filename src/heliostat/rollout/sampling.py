@@ -42,11 +42,6 @@ class SamplingSettings:
                 f"top_p={self.top_p}, top_k={self.top_k}"
             )
 
-    @property
-    def truncates(self) -> bool:
-        """Whether the sampled distribution differs from the policy at this temperature."""
-        return self.top_p < 1 or self.top_k > 0 or self.temperature == 0
-
 
 def completion_seed(run_seed: int, *where: int | str) -> int:
     """Return a 63-bit seed for one completion, from the run's seed and what identifies it (step, problem, index)."""

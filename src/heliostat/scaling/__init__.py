@@ -1,6 +1,6 @@
 """What post-training takes before anyone has tried it: memory, traffic and seconds, from sizes and data sheets alone.
 
-Formulas and their validation are in docs/scaling.md. No torch, no weights, no GPU.
+Formulas and their validation are in docs/explanation/scaling.md. No torch, no weights, no GPU.
 
 Left out: everything that is measured (``benchmarks/scaling``).
 """

@@ -19,7 +19,7 @@ class Hardware:
         node_bytes_per_s: one GPU to others of its node, one direction.
         network_bytes_per_s: one GPU's adapter to other nodes, one direction.
         folder_bytes_per_s: a folder that all machines see, written or read; no data sheet's number but an assumption.
-        compute_share, memory_share, link_share: of those ceilings that are reached; assumptions, see docs/scaling.md.
+        compute_share, memory_share, link_share: share of each ceiling that is reached; see docs/explanation/scaling.md.
     """
 
     name: str

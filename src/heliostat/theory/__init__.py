@@ -4,7 +4,7 @@
     binary                                   correct against incorrect: closed forms and regimes
     finite                                   what n rollouts do to a step, summed exactly
     convergence                              steps taken again and again
-    draw_all                                 the plots of ``docs/theory.md``; ``python -m heliostat.theory`` its tables
+    draw_all                                 plots of ``docs/explanation/theory.md`` (tables: ``__main__``)
     draw_measured                            a trainer's steps on top of the exact ones
 
 Nothing here trains, and nothing here knows of the objectives: a test that compares the two compares two derivations.

@@ -1,4 +1,4 @@
-"""``python -m heliostat.theory``: print the tables of ``docs/theory.md``."""
+"""``python -m heliostat.theory``: print the tables of ``docs/explanation/theory.md``."""
 
 from heliostat.theory.tables import binary_table, convergence_table, finite_table
 

@@ -1,4 +1,4 @@
-"""The pictures of ``docs/theory.md``, drawn from the exact solutions (matplotlib, extra ``plots``).
+"""The pictures of ``docs/explanation/theory.md``, drawn from the exact solutions (matplotlib, extra ``plots``).
 
 SVG on a transparent ground in mid-grey and mid-tone colours, so that one file reads on light and on dark pages; text
 stays text. The files are the same byte for byte whenever they are drawn by the same matplotlib.

@@ -1,4 +1,4 @@
-"""The tables of ``docs/theory.md``, computed: ``python -m heliostat.theory`` prints them as Markdown.
+"""The tables of ``docs/explanation/theory.md``, computed: ``python -m heliostat.theory`` prints them as Markdown.
 
 Left out: prose, and tables of anything measured in training.
 """

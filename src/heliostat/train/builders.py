@@ -1,4 +1,4 @@
-"""Builders of a run's parts, from a recipe and a model."""
+"""Builders of a run's parts, from its recipe and context."""
 
 from __future__ import annotations
 
@@ -8,29 +8,151 @@ import torch
 
 from heliostat.config import Recipe
 from heliostat.objectives import Objective
-from heliostat.optim import FiniteStep, Schedule, accumulate_in_float32, build_optimizer
-from heliostat.optim.replicas import ALONE
+from heliostat.optim import BaseOptimizer, Schedule, accumulate_in_float32, build_optimizer
+from heliostat.optim.distributed.replicas import ALONE
+from heliostat.train.accounting.run_counters import RunCounters
+from heliostat.train.data.curriculum import Curriculum
+from heliostat.train.data.prefixes import Prefixes, open_prefixes
 from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.evaluation.heldout import HeldOut
+from heliostat.train.guard.actuators import build_actuator
+from heliostat.train.guard.first_minute import first_minute_settings
+from heliostat.train.guard.panel import panel_of
+from heliostat.train.guard.run_guard import RunGuard
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.model_bundle import Bench
+from heliostat.train.rollouts.planner import RolloutPlanner
+from heliostat.train.rollouts.scheduler import Ahead
+from heliostat.train.run_context import RunContext
+from heliostat.train.run_progress import RunProgress
+from heliostat.train.run_state import ROLLOUTS, Part, RunState, attribute, stateful, surviving
 from heliostat.train.sft.feedback import Feedback
+from heliostat.train.sft.warm_start import WarmStart
+from heliostat.train.step_metrics import StepMetrics
+from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import GuardedStep
 from heliostat.train.update.updater import Updater
 from heliostat.types import Problem
 
 
+def build_trainer(context: RunContext) -> Trainer:
+    """Build the trainer of a run: data, updater, guard, metrics, and the registry of their states.
+
+    Raises:
+        ConfigError: a part cannot be built as the recipe says, for example prefixes of an empty bank.
+    """
+    recipe, bench, runtime = context.recipe, context.bench, context.runtime
+    counters = RunCounters()
+    updater = make_updater(recipe, bench, context.objective, runtime)
+    curriculum = Curriculum(context.train_problems, recipe.run.seed, recipe.train.focus)
+    prefixes = _open_prefixes(context)
+    feedback = make_feedback(recipe, bench, context.tasks[-1].train)
+    heldout = HeldOut(context)
+    guard = _build_guard(context, updater, curriculum)
+    planner = RolloutPlanner(
+        recipe=recipe,
+        bench=bench,
+        curriculum=curriculum,
+        prefixes=prefixes,
+        updater=updater,
+        traces=context.traces,
+        counters=counters,
+        position=guard.position,
+    )
+    scheduler = Ahead(
+        recipe, bench, context.pool, runtime, context.ledger, planner.request, updater.anchor_from_sampler
+    )
+    parts = _state_parts(context, counters, heldout, guard, updater, curriculum, prefixes, feedback, scheduler)
+    state = RunState(context.checkpoints, bench.loaded.model, parts)
+    progress = RunProgress(context=context, counters=counters, state=state, guard=guard, updater=updater)
+    return Trainer(
+        context=context,
+        counters=counters,
+        progress=progress,
+        warm_start=WarmStart(context=context, progress=progress, heldout=heldout, feedback=feedback),
+        planner=planner,
+        scheduler=scheduler,
+        updater=updater,
+        metrics=StepMetrics(context=context, updater=updater, prefixes=prefixes, counters=counters),
+        guard=guard,
+        heldout=heldout,
+    )
+
+
+def _open_prefixes(context: RunContext) -> Prefixes:
+    """Open the recipe's prefixes; charge their collection, and tell the user about damaged or useless traces."""
+    with context.runtime.main_first():
+        prefixes, donors = open_prefixes(
+            context.recipe, context.folder.prefixes, context.bench, list(context.tasks), context.pool
+        )
+    context.ledger.charge("collection", donors.flops)
+    for sentence in donors.damaged:
+        context.display.note(sentence)
+    if donors.num_refused:
+        context.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
+    return prefixes
+
+
+def _build_guard(context: RunContext, updater: Updater, curriculum: Curriculum) -> RunGuard:
+    section = context.recipe.guard
+    actuator = build_actuator(section.actuator, updater, curriculum)
+    panel = panel_of(context, updater)
+    guard = RunGuard(section, context.folder, context.display.note, context.runtime.is_main, actuator, panel)
+    guard.outright.settings = first_minute_settings(context.bench, context.tasks)
+    return guard
+
+
+def _state_parts(
+    context: RunContext,
+    counters: RunCounters,
+    heldout: HeldOut,
+    guard: RunGuard,
+    updater: Updater,
+    curriculum: Curriculum,
+    prefixes: Prefixes,
+    feedback: Feedback,
+    scheduler: Ahead,
+) -> list[Part]:
+    """List every part of the run's state; weights and optimizer aside, which each checkpoint has."""
+    work = "counts the work of the run, and rolled-back steps are part of that work"
+    stays = "a run that rolls back must know that it did: its place in the data, its tries, its learning rate"
+    seconds = Part("seconds", lambda: counters.elapsed_s, lambda value: setattr(counters, "seconds_before", value))
+    return [
+        surviving(attribute("num_tokens", counters, "num_tokens"), work),
+        surviving(seconds, work),
+        surviving(stateful("ledger", context.ledger), work),
+        surviving(stateful("before", heldout), "of the weights that training began with, once and for all"),
+        surviving(Part("guard", lambda: guard.state_dict(counters.step), guard.load_state_dict), stays),
+        Part("judgement", guard.judgement, guard.load_judgement),
+        attribute("num_bad_steps", counters, "num_bad_steps"),
+        attribute("bad_in_a_row", updater.guarded, "num_bad_in_a_row"),
+        attribute("version", updater, "version"),
+        stateful("curriculum", curriculum),
+        stateful("prefixes", prefixes.policy),
+        stateful("feedback", feedback),
+        Part(
+            ROLLOUTS,
+            lambda: scheduler.state_dict(counters.step),
+            lambda states: scheduler.load_state_dict(states, curriculum.problems),
+            "dropped",
+            "they are of data that the run does not come back to, and of a policy that it gives up",
+            scheduler.drop,
+        ),
+    ]
+
+
 def make_feedback(recipe: Recipe, bench: Bench, extra: Sequence[Problem]) -> Feedback:
-    """What holds a statistic during supervised steps, with the policy that they train."""
+    """Build the feedback on a statistic during supervised steps, with the policy that they train."""
     policy = Policy(bench.loaded, temperature=1.0, shared_prompt=False, recompute=recipe.train.recompute)
     return Feedback(recipe.feedback, bench.engine, policy, bench.prompt, recipe.run.seed, extra)
 
 
 def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Runtime) -> Updater:
-    """The policy-gradient side of a run."""
+    """Build the updater of post-training: policy, objective, optimizer and learning-rate schedule."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
     accumulate_in_float32(bench.loaded.model.parameters())
-    if isinstance(optimizer, FiniteStep) and optimizer.extra_pass == "scores":
+    if isinstance(optimizer, BaseOptimizer) and optimizer.extra_pass == "scores":
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
@@ -44,4 +166,5 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
         drop_zero_signal=recipe.train.drop_zero_signal,
         # In float32 the in-process sampler's numbers are the trainer's to 1e-5 (the parity bound watches over it).
         anchor_from_sampler=recipe.rollout.engine == "torch" and bench.numerics == torch.float32,
+        reset_every=recipe.optimizer.reset_every,
     )

@@ -31,10 +31,12 @@ from heliostat.trackers import open_services
 from heliostat.tracking import JsonlTracker, Tracker, read_metrics
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.accounting.profiler import Profile
+from heliostat.train.builders import build_trainer
+from heliostat.train.checks.encoding import check_encodable
+from heliostat.train.checks.recipe import check_ranks, check_recipe, load_tasks
+from heliostat.train.checks.reward_audit import RewardRefused, audit_rewards
 from heliostat.train.console.interrupt import Interrupted, InterruptGuard
 from heliostat.train.console.progress import Display
-from heliostat.train.data.encoding_check import check_encodable
-from heliostat.train.data.reward_audit import RewardRefused, audit_rewards
 from heliostat.train.data.trace_log import TraceLog
 from heliostat.train.distributed.ranks import RankLost, Runtime, running, spoken_transport
 from heliostat.train.evaluation.evaluate import Evaluation
@@ -42,8 +44,8 @@ from heliostat.train.evaluation.rows import recorded_evaluation
 from heliostat.train.guard.run_guard import GuardStopped
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.model_bundle import Bench, set_up_model
-from heliostat.train.recipe_checks import check_ranks, check_recipe, load_tasks
 from heliostat.train.results import RunResult
+from heliostat.train.run_context import RunContext
 from heliostat.train.run_folder.checkpoint_files import CheckpointError
 from heliostat.train.run_folder.checkpoints import Checkpoints, ResumePoint
 from heliostat.train.run_folder.export import NUM_PROMPTS, ExportError, try_export
@@ -122,22 +124,22 @@ def run_recipe(
         interrupt = stack.enter_context(InterruptGuard(shown.note, runtime.any))
         ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
         traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name, keeps=runtime.is_main))
-        trainer = Trainer(
-            recipe,
-            folder,
-            checkpoints,
-            runtime,
-            tasks,
-            bench,
-            objective,
-            pool,
-            trackers,
-            shown,
-            interrupt,
-            ledger,
-            traces,
+        context = RunContext(
+            recipe=recipe,
+            folder=folder,
+            checkpoints=checkpoints,
+            runtime=runtime,
+            tasks=tasks,
+            bench=bench,
+            objective=objective,
+            pool=pool,
+            trackers=trackers,
+            display=shown,
+            interrupt=interrupt,
+            ledger=ledger,
+            traces=traces,
         )
-        return _carry_out(trainer, recipe_name, refused)
+        return _carry_out(build_trainer(context), recipe_name, refused)
 
 
 def _said_of_data(tasks: Sequence[Task], bench: Bench) -> Iterator[str]:
@@ -168,22 +170,24 @@ def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
         with spoken_transport():  # sharded weights travel inside torch
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
-        where = f"after step {trainer.step}" if trainer.step > 0 else "before the first step"
+        where = f"after step {trainer.counters.step}" if trainer.counters.step > 0 else "before the first step"
         status, reason = (
             "interrupted",
-            f"stopped by the user {where}; the same command continues with --run {trainer.folder.path}",
+            f"stopped by the user {where}; the same command continues with --run {trainer.context.folder.path}",
         )
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
         if isinstance(error, RankLost):
-            trainer.display.note(reason)  # at once: torchrun is about to end this process as well
-    before = before or recorded_evaluation(trainer.folder.evals, "before")
-    findings = tuple(standing(read_metrics(trainer.folder.events)))
+            trainer.context.display.note(reason)  # at once: torchrun is about to end this process as well
+    before = before or recorded_evaluation(trainer.context.folder.evals, "before")
+    findings = tuple(standing(read_metrics(trainer.context.folder.events)))
     try:
         _summarise(trainer, recipe_name, status, reason, before, after, findings)
     except StorageError as error:
         status, reason = "failed", "; ".join(filter(None, (reason, str(error))))
-    return RunResult(trainer.folder.path, status, reason, before, after, trainer.runtime.is_main, findings)
+    return RunResult(
+        trainer.context.folder.path, status, reason, before, after, trainer.context.runtime.is_main, findings
+    )
 
 
 def _summarise(
@@ -195,22 +199,22 @@ def _summarise(
     after: Evaluation | None,
     findings: Sequence[str],
 ) -> None:
-    trainer.folder.write_summary(
+    trainer.context.folder.write_summary(
         {
             "status": status,
             "reason": reason,
             "recipe": recipe_name,
             "findings": list(findings),
             "longest_solution": trainer.guard.outright.settings.get(LONGEST_SOLUTION),
-            "steps": trainer.step,
-            "sampled_with": trainer.bench.engine.way,
-            "scored_with": exact_layouts(trainer.bench.loaded).way,
+            "steps": trainer.counters.step,
+            "sampled_with": trainer.context.bench.engine.way,
+            "scored_with": exact_layouts(trainer.context.bench.loaded).way,
             "before": before.summary() if before else None,
             "after": after.summary() if after else None,
-            "seconds": {**trainer.ledger.seconds, "total": trainer.elapsed_s},
-            "flops": trainer.ledger.flops,
-            "tokens": trainer.num_tokens,
-            "bad_steps": trainer.num_bad_steps,
+            "seconds": {**trainer.context.ledger.seconds, "total": trainer.counters.elapsed_s},
+            "flops": trainer.context.ledger.flops,
+            "tokens": trainer.counters.num_tokens,
+            "bad_steps": trainer.counters.num_bad_steps,
             "model": "model" if after else None,
             "report": "report.html",
         }

@@ -20,7 +20,7 @@ from heliostat.control.directions import (
     direction_of,
 )
 from heliostat.control.sample_space import gram, transformed_advantages
-from heliostat.optim.scores import ScoreBuffer
+from heliostat.optim.scores.score_buffer import ScoreBuffer
 
 SPACES = {
     "discrete": spaces.Discrete(3),

@@ -4,18 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from heliostat.models import (
-    LoadedModel,
-    cache_kind,
-    decode,
-    encode_problem,
-    encode_solution,
-    model_fingerprint,
-    save_model,
-    tokenizer_fingerprint,
-)
+from heliostat.models import LoadedModel, cache_kind, decode, encode_problem, encode_solution, save_model
 from heliostat.types import Problem
-from tests.unit.models.conftest import CONTEXT_LENGTH, FAMILIES, VOCAB_SIZE, load_float32
+from tests.support.checkpoints import CONTEXT_LENGTH, FAMILIES, VOCAB_SIZE, load_float32
+from tests.support.digests import tokenizer_digest, weights_digest
 
 QUESTION = "47 + 58 = é∑"
 WITH_POSITIONS = [family for family in FAMILIES if family not in ("mamba", "recurrent_gemma")]
@@ -111,8 +103,8 @@ def test_saved_and_loaded_again_it_is_the_same(loaded: LoadedModel, tmp_path):
             weight.add_(0.01)  # as if trained
     save_model(loaded, tmp_path / "final")
     again = load_float32(tmp_path / "final")
-    assert model_fingerprint(again) == model_fingerprint(loaded)
-    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(loaded)
+    assert weights_digest(again) == weights_digest(loaded)
+    assert tokenizer_digest(again) == tokenizer_digest(loaded)
     assert (again.eos_ids, again.pad_id, again.context_length) == (loaded.eos_ids, loaded.pad_id, loaded.context_length)
     ids = random_ids(1, 6)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from torch import nn
 
 from heliostat.models import completion_head
 from heliostat.models.head import OUTPUT_RULES
-from tests.unit.models.conftest import load_float32
+from tests.support.checkpoints import load_float32
 
 IDS = torch.arange(20, 29)[None]
 RULED = {

@@ -7,7 +7,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from heliostat.models import internals
 from heliostat.rollout.in_process.rows import RowLayer
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 
 
 class Recurrent(nn.Module):

@@ -7,7 +7,7 @@ from peft import PeftModel
 from heliostat.config import ConfigError, LoraSection, ModelSection
 from heliostat.models import load_model, save_model
 from heliostat.models.lora import add_adapters, is_adapted, merged, save_adapter, stirred
-from tests.conftest import NANO
+from tests.support.nano import NANO
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 SECTION = LoraSection(rank=2, alpha=8)

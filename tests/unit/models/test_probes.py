@@ -3,7 +3,7 @@ import torch
 
 from heliostat.config import ConfigError
 from heliostat.models.probes import PROBE_LENGTH, check_causal, probe_ids, probing
-from tests.unit.models.conftest import FAMILIES, VOCAB_SIZE, load_float32
+from tests.support.checkpoints import FAMILIES, VOCAB_SIZE, load_float32
 
 
 def bidirectional():

@@ -11,8 +11,8 @@ from heliostat.models import load_model, save_model
 from heliostat.models.lora import add_adapters, save_adapter, stirred
 from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, median_gap, trainer_logits
 from heliostat.models.saving import plain_state
-from tests.conftest import NANO
-from tests.unit.models.conftest import FAMILIES, write_checkpoint
+from tests.support.checkpoints import FAMILIES, write_checkpoint
+from tests.support.nano import NANO
 
 PROMPTS = [(5, 6, 7), tuple(range(6, 60)), (300, 40, 500, 8, 9)]
 

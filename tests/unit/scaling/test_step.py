@@ -33,8 +33,9 @@ from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.distributed.fsdp import gathered, shard
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.layout_trial import exact_layouts
-from heliostat.train.update.updater import UpdateCounts, make_batch
-from tests.conftest import make_nano
+from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.updater import make_batch
+from tests.support.nano import make_nano
 from tests.unit.train.distributed.test_ranks import free_port
 from tests.unit.train.update.test_updater import graded, updater
 

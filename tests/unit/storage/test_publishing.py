@@ -18,8 +18,8 @@ from heliostat.storage import (
     signals_held,
 )
 from heliostat.storage.errors import is_full, reason_of
-from tests.conftest import in_child
-from tests.kills import count_events, killed_at
+from tests.support.forks import in_child
+from tests.support.kills import count_events, killed_at
 
 NAMES = ("weights", "state", "inner/part")
 

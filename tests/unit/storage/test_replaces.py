@@ -5,8 +5,8 @@ A few events of each here; ``make torture`` kills at every one.
 
 import pytest
 
-from tests.kills import count_events
-from tests.replaces import REPLACES, torn_bank
+from tests.support.kills import count_events
+from tests.support.replaces import REPLACES, torn_bank
 
 NUM_KILLS = 5
 

@@ -12,7 +12,7 @@ from heliostat.tasks.oracles import oracle_sample
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Math, Numeric
 from heliostat.types import Problem
-from tests.unit.tasks.tasks_for_tests import EXACT, make_task, reward
+from tests.support.tasks import EXACT, make_task, reward
 
 
 def kinds(report: AuditReport) -> set[FindingKind]:

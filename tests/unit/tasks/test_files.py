@@ -8,7 +8,7 @@ import pytest
 
 from heliostat.config import ConfigError, TaskSection
 from heliostat.tasks import Task, load_task
-from tests.unit.tasks.tasks_for_tests import REWARDS
+from tests.support.tasks import REWARDS
 
 ROWS = [{"prompt": f"{i} + {i} =", "answer": str(2 * i), "level": i} for i in range(12)]
 

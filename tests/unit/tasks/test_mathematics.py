@@ -118,7 +118,7 @@ def test_the_same_holds_in_the_sealed_process_that_judges() -> None:
     from heliostat.tasks.task import WeightedVerifier
     from heliostat.tasks.verifiers import Math
     from heliostat.types import Problem
-    from tests.unit.tasks.tasks_for_tests import make_task
+    from tests.support.tasks import make_task
 
     tables = [(pair, name == "same") for name in ("same", "different") for pair in pairs(name)]
     problems = tuple(Problem(f"p{n}", "sums", "q", {}, gold) for n, ((gold, _), _) in enumerate(tables))

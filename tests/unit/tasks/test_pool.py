@@ -16,8 +16,8 @@ from heliostat.tasks import VerifierError, VerifierPool
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Function
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
-from tests.unit.tasks.rewards import FAULTS
-from tests.unit.tasks.tasks_for_tests import EXACT, REWARDS, make_task, reward
+from tests.support.rewards import FAULTS
+from tests.support.tasks import EXACT, REWARDS, make_task, reward
 
 
 def make_group(problem: Problem, texts: list[str]) -> Group:
@@ -244,7 +244,7 @@ def test_leaving_the_block_ends_the_workers_even_in_the_middle_of_a_verdict() ->
 ORPHANED = """
 import os, sys, time
 from heliostat.tasks import VerifierPool
-from tests.unit.tasks.tasks_for_tests import make_task, reward
+from tests.support.tasks import make_task, reward
 task = make_task(reward("faulty"), timeout_s=0.5)
 pool = VerifierPool([task]).__enter__()
 pool.judge(task.train[0], ["1"]).result()

@@ -14,7 +14,7 @@ from heliostat.tasks import VerifierPool, load_task
 from heliostat.tasks.seal import plain_eval
 from heliostat.tasks.task import WeightedVerifier
 from heliostat.tasks.verifiers import Math
-from tests.unit.tasks.tasks_for_tests import make_task
+from tests.support.tasks import make_task
 
 # Scorers that pass the answer to eval, directly (the first four) or through sympy's parser.
 EVALUATING = ["string_insertion", "spiral_matrix", "binary_matrix", "n_queens"]

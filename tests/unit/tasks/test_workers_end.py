@@ -13,14 +13,14 @@ import pytest
 from heliostat.tasks import VerifierError, VerifierPool, watched
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Function
-from tests.unit.tasks.hostile import ESCAPES, LIES
-from tests.unit.tasks.tasks_for_tests import make_task
+from tests.support.hostile_rewards import ESCAPES, LIES
+from tests.support.tasks import make_task
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl")
 
 
 def hostile_task(**settings: object) -> Task:
-    verifier = WeightedVerifier("act", Function("tests.unit.tasks.hostile:act"))
+    verifier = WeightedVerifier("act", Function("tests.support.hostile_rewards:act"))
     return make_task(verifier, **{"timeout_s": 1.0, **settings})
 
 
@@ -123,10 +123,10 @@ LOADING = """
 import sys, time
 from heliostat.tasks.task import WeightedVerifier
 from heliostat.tasks.verifiers import Math
-from heliostat.tasks.pool import _spec
+from heliostat.tasks.pool import spec_of
 from heliostat.tasks.watched import Worker
-from tests.unit.tasks.tasks_for_tests import make_task
-specs = [_spec(make_task(WeightedVerifier("math", Math())))]
+from tests.support.tasks import make_task
+specs = [spec_of(make_task(WeightedVerifier("math", Math())))]
 worker = Worker(specs)
 if sys.argv[1] != "at once":
     worker._wire.send(specs, 10)
@@ -152,7 +152,7 @@ def test_results_of_the_right_shape_pass_and_no_others() -> None:
 
     task = hostile_task()
     batch = Batch([Job(task, 0, task.train[0], ("a", "b"), tuple)])
-    assert watched._results(b'[[0, {"act": 1.0}, ""], [1, {}, "broke"]]', batch) == {
+    assert watched.read_results(b'[[0, {"act": 1.0}, ""], [1, {}, "broke"]]', batch) == {
         0: ({"act": 1.0}, ""),
         1: ({}, "broke"),
     }
@@ -160,4 +160,4 @@ def test_results_of_the_right_shape_pass_and_no_others() -> None:
     wrong += [[[0, {"other": 1.0}, ""]], [[2, {"act": 1.0}, ""]], [[-1, {"act": 1.0}, ""]], [[0, {"act": 1.0}]]]
     for said in wrong:
         with pytest.raises(ValueError, match=r"verdict|scores"):
-            watched._results(json.dumps(said).encode(), batch)
+            watched.read_results(json.dumps(said).encode(), batch)

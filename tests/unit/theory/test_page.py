@@ -11,7 +11,7 @@ import pytest
 from heliostat.theory import draw_all, plots
 
 ROOT = Path(__file__).parents[3]
-PAGE = ROOT / "docs" / "theory.md"
+PAGE = ROOT / "docs" / "explanation" / "theory.md"
 PICTURES = ROOT / "docs" / "images" / "theory"
 
 
@@ -54,7 +54,7 @@ def test_every_picture_is_shown_and_kept():
     shown = {*plots.FIGURES, "measured"}
     assert {path.stem for path in PICTURES.glob("*.svg")} == shown
     for name in shown:
-        assert f"(images/theory/{name}.svg)" in text
+        assert f"(../images/theory/{name}.svg)" in text
 
 
 @pytest.fixture(scope="module")

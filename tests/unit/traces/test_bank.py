@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from heliostat.traces import Attempts, Bank, BankError, check_bank
-from tests.conftest import in_child
-from tests.unit.traces.made import SOURCE, make_trace, same
+from tests.support.forks import in_child
+from tests.support.traces import SOURCE, make_trace, same
 
 
 @pytest.fixture

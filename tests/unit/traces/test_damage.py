@@ -9,7 +9,7 @@ from heliostat.cli import main
 from heliostat.traces import Attempts, Bank, BankError, Findings, check_bank, export_bank, summarise, whole_traces
 from heliostat.traces import bank as bank_module
 from heliostat.traces.schema import FORMAT_1
-from tests.unit.traces.made import make_trace, same
+from tests.support.traces import make_trace, same
 
 
 @pytest.fixture

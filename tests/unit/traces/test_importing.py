@@ -156,7 +156,7 @@ def test_stored_rewards_are_judged_again(tmp_path, problems):
 def test_fingerprints_tell_tokenizers_and_weights_apart(nano, problems):
     import torch
 
-    from tests.conftest import make_nano
+    from tests.support.nano import make_nano
 
     assert policy_fingerprint(nano) == policy_fingerprint(make_nano())
     before = policy_fingerprint(nano)

@@ -6,7 +6,7 @@ import pytest
 
 from heliostat.config import ConfigError, build_recipe, load_recipe
 from heliostat.objectives.registry import OBJECTIVES
-from heliostat.train.recipe_checks import check_recipe
+from heliostat.train.checks.recipe import check_recipe
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

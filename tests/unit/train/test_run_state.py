@@ -77,7 +77,7 @@ def test_after_a_rollback_every_part_is_what_its_entry_says(prepared, tmp_path, 
 def test_what_is_restored_is_all_but_the_work_done_the_guards_record_and_the_rollouts(prepared, tmp_path, monkeypatch):  # noqa: F811
     """A part that is added is restored unless somebody decides otherwise, here and in its entry."""
     parts = []
-    monkeypatch.setattr(Trainer, "run", lambda self: parts.extend(self.state.parts))
+    monkeypatch.setattr(Trainer, "run", lambda self: parts.extend(self.progress.state.parts))
     with pytest.raises(TypeError):
         run_recipe(prepared[1], tmp_path / "run")
     outlive = {part.name: part.after_rollback for part in parts if part.after_rollback != "restored"}

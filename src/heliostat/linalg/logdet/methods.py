@@ -1,7 +1,7 @@
 """The methods behind the front door, by name, and the order in which they are tried.
 
 Every method takes a checked float64 stack A and a subspace and returns B ∈ S⊥, or ``None`` where it does not apply.
-``auto`` tries them from cheapest to most general; the switch sizes are measured (docs/inverse-decomposition.md).
+``auto`` tries them from cheapest to most general; the switch sizes are measured (docs/how-to/inverse-decomposition.md).
 Left out: checking A (``inputs``) and judging B (``certificate``).
 """
 

@@ -34,11 +34,14 @@ MAX_CG_STEPS = 500
 
 @dataclass
 class LogDet:
-    """A point x with f(x) (infinite where M(x) is not positive definite) and the Cholesky factor of M(x)."""
+    """A point x with f(x), which is infinite where M(x) is not positive definite, and the Cholesky factor of M(x).
+
+    A problem without such a matrix keeps in ``factor`` whatever its derivatives need.
+    """
 
     x: Float[Tensor, "batch size"]
     value: Float[Tensor, " batch"]
-    factor: Float[Tensor, "batch n n"]
+    factor: Float[Tensor, "batch ..."]
 
     @cached_property
     def inverse(self) -> Float[Tensor, "batch n n"]:
@@ -49,9 +52,9 @@ class LogDet:
 class Problem(Protocol):
     """What ``minimize`` needs to know."""
 
-    def evaluate(self, x: Tensor) -> LogDet: ...
+    def evaluate(self, x: Float[Tensor, "batch size"]) -> LogDet: ...
 
-    def gradient(self, point: LogDet) -> Tensor: ...
+    def gradient(self, point: LogDet) -> Float[Tensor, "batch size"]: ...
 
 
 Direction = Callable[[LogDet, Tensor, Tensor], Tensor]  # (point, gradient, forcing) -> direction

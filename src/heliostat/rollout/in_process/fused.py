@@ -30,7 +30,7 @@ MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 MAX_COPIED_BYTES = 2**21
-"""Larger products gain little on a copy, and some are slower (``docs/speed.md``); smaller ones fit a core's cache."""
+"""Larger products gain little on a copy, and some lose (``docs/studies/speed.md``); smaller ones fit a core's cache."""
 
 
 class FusedLinear:

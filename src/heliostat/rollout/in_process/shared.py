@@ -229,7 +229,7 @@ def _gives_the_same(loaded: LoadedModel, hidden: Callable[[SharedRows, Tensor], 
 
 def _attention(
     module: Any,
-    query: Float[Tensor, "row head 1 feature"],
+    query: Float[Tensor, "row head token feature"],
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
@@ -237,7 +237,7 @@ def _attention(
     shared_rows: SharedRows | None = None,
     **usual: Any,
 ) -> tuple[Tensor, None]:
-    """Attend in one layer, called by transformers; return ``[row, 1, head, feature]``. A prefill attends as usual.
+    """Attend in one layer, called by transformers; return ``[row, token, head, feature]``. A prefill attends as usual.
 
     ``key`` and ``value`` are the rows' own columns, which ``ColumnLayer.update`` has just returned.
     """

@@ -17,7 +17,7 @@ from time import monotonic
 from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops
 from heliostat.rollout import Engine, RolloutCounts
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.update.updater import UpdateCounts
+from heliostat.train.update.counts import UpdateCounts
 
 COMPUTE_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
 PHASES = (*COMPUTE_PHASES, "verify")

@@ -25,7 +25,7 @@ from heliostat.rollout import RolloutCounts
 from heliostat.spans import timed_spans
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.accounting.machine_peak import Ceilings, forget_peak, measure_ceilings, peak_bytes, wait_for
-from heliostat.train.update.updater import UpdateCounts
+from heliostat.train.update.counts import UpdateCounts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

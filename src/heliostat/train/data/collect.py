@@ -19,12 +19,12 @@ from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.traces import Attempts, Bank, BankSummary, policy_fingerprint, summarise
 from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.checks.encoding import check_encodable
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.console.progress import Display
-from heliostat.train.data.encoding_check import check_encodable
 from heliostat.train.data.trace_log import sources_of, traces_of
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import Bench, set_up_sampler
-from heliostat.train.recipe_checks import load_tasks
 from heliostat.types import Group, Problem
 
 

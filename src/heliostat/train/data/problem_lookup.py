@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from heliostat.config import Recipe
 from heliostat.tasks import Task, VerifierPool
 from heliostat.traces import Problems
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import set_up_sampler
-from heliostat.train.recipe_checks import load_tasks
 
 
 def verifier_names(task: Task) -> str:

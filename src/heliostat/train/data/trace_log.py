@@ -74,10 +74,11 @@ class TraceLog:
         self._recipe, self._tasks, self._loaded, self._run = recipe, tasks, loaded, run
         self._stack = ExitStack()
         self._bank: Bank | None = None
-        if keeps and section.bank and section.keep != "none":
-            self._bank = self._stack.enter_context(Bank.open(Path(section.bank)))
+        self._path = Path(section.bank) if keeps and section.bank and section.keep != "none" else None
 
     def __enter__(self) -> Self:
+        if self._path is not None:
+            self._bank = self._stack.enter_context(Bank.open(self._path))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from heliostat.models.internals import GradientCheckpointingLayer
-from heliostat.optim.reductions import whole
+from heliostat.optim.distributed.sharded_tensors import full_tensor
 
 T = TypeVar("T")
 _INSIDE = "heliostat_inside"
@@ -91,7 +91,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     names |= {name: tensor for name, tensor in model.state_dict().items() if name not in names}
     for tensor in names.values():
         if id(tensor) not in found:
-            gathered_here = whole(tensor.detach())
+            gathered_here = full_tensor(tensor.detach())
             found[id(tensor)] = gathered_here.cpu() if torch.distributed.get_rank() == 0 else gathered_here[:0]
     return {name: found[id(tensor)] for name, tensor in names.items()}
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from heliostat.config import ConfigError, DistributedSection, RunSection
-from heliostat.optim.gradients import no_gradient
+from heliostat.optim.precision.gradients import no_gradient
 from heliostat.types import Mean, Prompt
 
 T = TypeVar("T")

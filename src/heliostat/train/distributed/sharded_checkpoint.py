@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, Shard, zeros
 
-from heliostat.optim.reductions import cut
+from heliostat.optim.distributed.sharded_tensors import distribute
 
 SKELETON = "skeleton.pt"
 
@@ -91,7 +91,7 @@ def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """A whole tensor that every rank has, cut as ``weight`` is; itself where that is not cut or has another shape."""
     if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
         return tensor
-    return cut(tensor.to(weight.device), weight)
+    return distribute(tensor.to(weight.device), weight)
 
 
 def cut_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:

@@ -11,11 +11,11 @@ from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tasks.nesting import refuse_nested
-from heliostat.train.data.encoding_check import check_encodable
+from heliostat.train.checks.encoding import check_encodable
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.model_bundle import set_up_sampler, with_model
-from heliostat.train.recipe_checks import load_tasks
 from heliostat.types import Problem
 
 

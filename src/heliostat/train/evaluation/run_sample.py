@@ -5,9 +5,9 @@ from __future__ import annotations
 from heliostat.config import Recipe
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks.nesting import refuse_nested
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import set_up_sampler, with_model
-from heliostat.train.recipe_checks import load_tasks
 from heliostat.types import Group, Problem
 
 

@@ -10,7 +10,7 @@ in the compute ledger; sampling is, as evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,14 @@ from jaxtyping import Float
 
 from heliostat.models import LoadedModel, encode_solution
 from heliostat.monitors.panel import calibration_gap, prompt_information
-from heliostat.rollout import Engine, SamplingSettings
+from heliostat.rollout import Engine, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.evaluation.evaluate import evaluate
 from heliostat.train.logprobs.packing import Row, microbatches
 from heliostat.train.logprobs.policy import Policy
+from heliostat.train.run_context import RunContext
+from heliostat.train.update.updater import Updater
 from heliostat.types import Completion, Group, Prompt, StopReason
 
 NUM_CROSSED = 8
@@ -89,6 +91,26 @@ class Panel:
             summed |= {id(row): float(piece.sum()) for row, piece in zip(part, pieces, strict=True)}
         size = len(groups)
         return np.asarray([[summed[id(rows[j * size + i])] for j in range(size)] for i in range(size)])
+
+
+def panel_of(context: RunContext, updater: Updater) -> Callable[[], dict[str, float]]:
+    """Build the measurement of a run's panel under the current weights, charged to its ledger as evaluation."""
+    recipe, bench, ledger = context.recipe, context.bench, context.ledger
+    panel = Panel(
+        [bench.prompt(problem) for problem in context.heldout_problems[: recipe.guard.panel_problems]],
+        recipe.guard.panel_samples,
+        recipe.rollout.temperature,
+        completion_seed(recipe.run.seed, "panel"),
+        recipe.train.tokens_per_microbatch,
+    )
+
+    def measure() -> dict[str, float]:
+        with ledger.phase("eval"):
+            metrics = panel.measure(bench.engine, context.pool, updater.policy, context.runtime)
+        ledger.charge_sampling("eval", bench.loaded, bench.engine, context.runtime)
+        return metrics
+
+    return measure
 
 
 def _solution(loaded: LoadedModel, prompt: Prompt, index: int) -> Row | None:

@@ -104,6 +104,10 @@ class RunGuard:
         """
         return self.lr_scale * (MISMATCH_CUT if self.acts and not self.disabled and self.guard.mismatched else 1.0)
 
+    def position(self, step: int) -> int:
+        """Return the position of ``step`` in the data, where rolled-back steps count as well."""
+        return step + self.skipped
+
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:

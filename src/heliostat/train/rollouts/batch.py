@@ -17,7 +17,7 @@ from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import RolloutCounts, SamplingSettings
 from heliostat.traces import Source
 from heliostat.train.logprobs.score import Anchor, sampler_anchor
-from heliostat.train.update.updater import UpdateCounts
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Completion, Group, Mean, Problem, Prompt, StopReason, Verdict
 
 

@@ -42,7 +42,7 @@ from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, score
 from heliostat.train.model_bundle import Bench
 from heliostat.train.rollouts.batch import Order, Rollouts
-from heliostat.train.update.updater import UpdateCounts
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Group, Mean, Problem, TrainingGroup
 
 NUM_COMPARED = 2

@@ -1,73 +1,104 @@
-"""Supervised steps before post-training: worked solutions of the run's tasks, and what holds a statistic meanwhile.
+"""The warm start: supervised steps before post-training, on worked solutions of the run's tasks.
 
-Left out: the supervised step itself (``updater``), and when it is enough (``train.trainer``).
+Its steps are numbered ``1 - num_steps .. 0``, so that post-training begins at step 1. It ends early once the success
+rate on held-out problems reaches ``warm_start.stop_at``.
+
+Left out: the supervised update itself (``updater``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
-from heliostat.config import OptimizerSection, Recipe
+from heliostat.config import OptimizerSection
 from heliostat.optim import Schedule, accumulate_in_float32, build_optimizer
 from heliostat.rollout import completion_seed
-from heliostat.tasks import Task
-from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.data.curriculum import Passes
-from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.model_bundle import Bench
+from heliostat.train.data.demonstrations import Demonstrations
+from heliostat.train.evaluation.heldout import HeldOut
+from heliostat.train.run_context import RunContext
+from heliostat.train.run_progress import RunProgress
 from heliostat.train.sft.feedback import Feedback
-from heliostat.train.sft.updater import Demonstrations, SupervisedUpdater
+from heliostat.train.sft.updater import SupervisedUpdater
 from heliostat.train.update.safe_step import GuardedStep
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WarmStart:
-    """The supervised steps of a recipe, each a function of its index and the seed."""
+    """The supervised steps of a run, each a function of its index and the seed."""
 
-    recipe: Recipe
-    bench: Bench
-    tasks: Sequence[Task]
+    context: RunContext
+    progress: RunProgress
+    heldout: HeldOut
     feedback: Feedback
-    ledger: Ledger
-    runtime: Runtime
-    updater: SupervisedUpdater = field(init=False)
 
-    def __post_init__(self) -> None:
-        section, train = self.recipe.warm_start, self.recipe.train
-        optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), self.bench.loaded.model)
-        accumulate_in_float32(self.bench.loaded.model.parameters())
-        self.updater = SupervisedUpdater(
+    def run(self, resumed: int | None) -> None:
+        """Take all supervised steps, or those after the checkpoint of step ``resumed``."""
+        section, context = self.context.recipe.warm_start, self.context
+        if section.num_steps == 0:
+            return
+        updater = self._updater()
+        optimizer, done = updater.guarded.optimizer, 0
+        if resumed is not None:
+            self.progress.restore(resumed, optimizer)
+            done = resumed + section.num_steps
+        context.display.begin_phase("warm start", section.num_steps, done=done)
+        with self.progress.saved_on_interrupt(optimizer):
+            for num_done, metrics in self._steps(updater, done):
+                self._go_to(num_done - section.num_steps)
+                if self._is_good_enough(num_done, metrics):
+                    break
+                if num_done % context.recipe.train.checkpoint_every == 0 and num_done < section.num_steps:
+                    self.progress.save(optimizer)
+                context.interrupt.check()
+        self._go_to(0)
+        context.display.end_phase()
+
+    def _go_to(self, step: int) -> None:
+        self.progress.counters.step = step
+
+    def _updater(self) -> SupervisedUpdater:
+        """Build the updater, whose optimizer ends with the warm start."""
+        recipe, model = self.context.recipe, self.context.bench.loaded.model
+        section, train = recipe.warm_start, recipe.train
+        optimizer: torch.optim.Optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), model)
+        accumulate_in_float32(model.parameters())
+        warmup = min(20, section.num_steps)
+        return SupervisedUpdater(
             policy=self.feedback.policy,
-            guarded=GuardedStep(optimizer, self.recipe.optimizer.max_grad_norm, train.max_bad_steps),
-            schedule=Schedule(
-                section.lr, section.num_steps, "cosine", min(20, section.num_steps), section.final_lr_ratio
-            ),
-            runtime=self.runtime,
+            guarded=GuardedStep(optimizer, recipe.optimizer.max_grad_norm, train.max_bad_steps),
+            schedule=Schedule(section.lr, section.num_steps, "cosine", warmup, section.final_lr_ratio),
+            runtime=self.context.runtime,
             tokens_per_microbatch=train.tokens_per_microbatch,
         )
 
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Its own; what it has learned ends with the warm start."""
-        return self.updater.guarded.optimizer
-
-    def steps(self, done: int) -> Iterator[tuple[int, dict[str, float]]]:
-        """Make the steps after the first ``done``; after each, how many are done and its numbers."""
-        section, loaded, seed = self.recipe.warm_start, self.bench.loaded, self.recipe.run.seed
-        by_name = {task.name: task for task in self.tasks}
-        shown = Demonstrations(loaded, self.recipe.model, by_name, section.num_steps, seed)
-        kept = self.tasks[:-1] if self.recipe.feedback.mixes else self.tasks
+    def _steps(self, updater: SupervisedUpdater, done: int) -> Iterator[tuple[int, dict[str, float]]]:
+        """Take the steps after the first ``done``; after each, yield the number of steps done and its metrics."""
+        context, section, seed = self.context, self.context.recipe.warm_start, self.context.recipe.run.seed
+        ledger, loaded, tasks = context.ledger, context.bench.loaded, context.tasks
+        by_name = {task.name: task for task in tasks}
+        demonstrations = Demonstrations(loaded, context.recipe.model, by_name, section.num_steps, seed)
+        kept = tasks[:-1] if context.recipe.feedback.mixes else tasks
         problems = [problem for task in kept for problem in task.train]
         stream = Passes(problems, completion_seed(seed, "warm start"))
         for index in range(done, section.num_steps):
-            with self.ledger.phase("warm_start"):
+            with ledger.phase("warm_start"):
                 batch = stream.next(index, section.batch_size)
                 held = self.feedback.look(index, batch)
-                rows = shown.rows(index, self.feedback.mixed(index, batch))
-                values = held | self.updater.step(index, rows, self.feedback)
-            self.ledger.charge_update("warm_start", loaded, self.updater.take_counts())
-            self.ledger.charge_rollout("warm_start", loaded, self.bench.engine.take_counts())
-            yield index + 1, values
+                rows = demonstrations.rows(index, self.feedback.mixed(index, batch))
+                metrics = held | updater.step(index, rows, self.feedback)
+            ledger.charge_update("warm_start", loaded, updater.take_counts())
+            ledger.charge_rollout("warm_start", loaded, context.bench.engine.take_counts())
+            yield index + 1, metrics
+
+    def _is_good_enough(self, num_done: int, metrics: dict[str, float]) -> bool:
+        """Log a step, with an evaluation of some held-out problems where one is due."""
+        section, step = self.context.recipe.warm_start, self.progress.counters.step
+        due = section.stop_at < 1 and num_done % section.eval_every == 0 and num_done < section.num_steps
+        if due:
+            metrics = metrics | self.heldout.evaluate_subset(step)
+        self.context.log(step, metrics)
+        return due and metrics["eval/pass@1"] >= section.stop_at

@@ -1,8 +1,8 @@
 """What a step did, in the metrics' words: rewards, lengths, entropy, and how far the mirror step went.
 
 The mirror-step numbers compare the policy after the phase with its anchor on (a sample of) the step's own rollouts:
-``s = log pi_new(y|x) - log pi_old(y|x)`` per sequence, ``rho = e^s``. They are sample estimates; ``docs/theory.md``
-says what each equals at the exact optimum.
+``s = log pi_new(y|x) - log pi_old(y|x)`` per sequence, ``rho = e^s``. They are sample estimates;
+``docs/explanation/theory.md`` says what each equals at the exact optimum.
 
 Left out: alarms and actions on these numbers.
 """

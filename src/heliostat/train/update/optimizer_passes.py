@@ -46,7 +46,7 @@ class ExtraPass:
     count: Callable[[Sequence[Row], bool], None]
 
     def step(self, optimizer: torch.optim.Optimizer, seed: Sequence[int]) -> None:
-        """Give the optimizer what it asks for (``FiniteStep.extra_pass``), and let it step."""
+        """Give the optimizer what it asks for (``BaseOptimizer.extra_pass``), and let it step."""
         _STEPS[getattr(optimizer, "extra_pass", "none")](self, optimizer, seed)
 
     def _plain(self, optimizer: Any, seed: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heliostat.optim.reductions import whole
+from heliostat.optim.distributed.sharded_tensors import full_tensor
 from heliostat.train.distributed.ranks import spoken_transport
 
 
@@ -52,7 +52,7 @@ class GuardedStep:
         Raises:
             TrainingDiverged: this is skipped step ``max_bad_steps`` in a row.
         """
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
         if np.isfinite(loss) and np.isfinite(norm) and self._took(norm, step or self.optimizer.step):
             self.num_bad_in_a_row = 0
             return norm

@@ -23,52 +23,17 @@ from heliostat.monitors.signal import merge
 from heliostat.monitors.weights import WeightProbe
 from heliostat.objectives import Objective
 from heliostat.objectives.covariance import CovarianceClip
-from heliostat.optim import Schedule
+from heliostat.optim import Schedule, forget_moments
 from heliostat.spans import span
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.packing import Row, microbatches, rows_of, token_batch
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, sampler_anchor, score
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.optimizer_passes import ExtraPass
 from heliostat.train.update.rank_sync import Lockstep
 from heliostat.train.update.safe_step import GuardedStep
 from heliostat.types import Batch, Group, Mean, TrainingGroup
-
-
-@dataclass(slots=True)
-class UpdateCounts:
-    """What the phase really computed: exact, so the ledger and the tests can rely on it.
-
-    Attributes:
-        unshared_tokens, unshared_attended: what the prompts would have come to if every row had run its own.
-    """
-
-    rows: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_attended: int = 0
-    completion_attended: int = 0
-    dropped_groups: int = 0
-    unshared_tokens: int = 0
-    unshared_attended: int = 0
-
-    def over_ranks(self, runtime: Runtime) -> UpdateCounts:
-        """What all ranks computed; groups are dropped by all alike."""
-        total = runtime.sum(dataclasses.asdict(self))
-        return UpdateCounts(**{k: int(v) for k, v in total.items()} | {"dropped_groups": self.dropped_groups})
-
-    def add(self, part: Sequence[Row], shared_prompt: bool) -> None:
-        """Count one forward over ``part``."""
-        contexts = [row.context_length for row in part]
-        self.unshared_tokens += sum(contexts)
-        self.unshared_attended += sum(length * (length + 1) // 2 for length in contexts)
-        if shared_prompt:
-            contexts = list({row.group: row.context_length for row in part}.values())
-        self.rows += len(part)
-        self.prompt_tokens += sum(contexts)
-        self.prompt_attended += sum(length * (length + 1) // 2 for length in contexts)
-        self.completion_tokens += sum(row.num_tokens for row in part)
-        self.completion_attended += sum(row.num_tokens * row.context_length + row.num_tokens**2 // 2 for row in part)
 
 
 @dataclass(slots=True)
@@ -139,6 +104,7 @@ class Updater:
     """Applies an objective to batches with one optimizer.
 
     Attributes:
+        reset_every: after so many phases the optimizer forgets its moments; 0 for never.
         reference: the frozen policy of objectives that need one.
         lr_scale: factor on the schedule; the guard lowers it when it takes steps back.
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
@@ -154,6 +120,7 @@ class Updater:
     tokens_per_microbatch: int
     drop_zero_signal: bool
     anchor_from_sampler: bool
+    reset_every: int = 0
     reference: Policy | None = None
     lr_scale: float = 1.0
     covariance_share: float = 0.0
@@ -189,6 +156,8 @@ class Updater:
         Raises:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
         """
+        if self.reset_every and (first_update // num_updates) % self.reset_every == 0:
+            forget_moments(self.guarded.optimizer)
         report = UpdateReport()
         self._current = self.objective
         if self.covariance_share:

@@ -11,7 +11,7 @@ from heliostat.linalg import (
     SparsityPattern,
     inverse_decomposition,
 )
-from tests.unit.linalg.logdet.problems import (
+from tests.support.logdet_problems import (
     SUBSPACES,
     covariance,
     cycle,

@@ -14,8 +14,8 @@ from heliostat.linalg import (
     inverse_decomposition,
     markov_information,
 )
-from tests.unit.linalg.logdet.exactly import distance
-from tests.unit.linalg.logdet.problems import covariance, cycle, traceless_span
+from tests.support.logdet_exactly import distance
+from tests.support.logdet_problems import covariance, cycle, traceless_span
 
 PATTERNS = {
     "diagonal": SparsityPattern.diagonal(4),

@@ -8,7 +8,7 @@ import scipy.sparse
 
 from heliostat.linalg import BandedMatrix, ConvergenceError, Partial, SpanOf, SparsityPattern, inverse_decomposition
 from heliostat.linalg.logdet.sparse import banded
-from tests.unit.linalg.logdet.problems import covariance, cycle, random_pattern
+from tests.support.logdet_problems import covariance, cycle, random_pattern
 
 
 def band(n, width, seed=0):

@@ -19,7 +19,7 @@ from heliostat.linalg import (
     markov_information,
 )
 from heliostat.linalg.logdet.bases import CoordinateBasis
-from tests.unit.linalg.logdet.problems import SUBSPACES, covariance, dense_basis, symmetric
+from tests.support.logdet_problems import SUBSPACES, covariance, dense_basis, symmetric
 
 
 @pytest.mark.parametrize("name", SUBSPACES)

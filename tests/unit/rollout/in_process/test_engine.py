@@ -22,7 +22,7 @@ from heliostat.rollout import (
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import StopReason, TrainingGroup
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 
 def sample(engine, prompts, group_size=4, temperature=1.0, seed=3):

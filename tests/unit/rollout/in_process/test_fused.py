@@ -11,8 +11,8 @@ from heliostat.models.lora import add_adapters
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.rollout.in_process import fused
 from heliostat.rollout.in_process.fused import FusedLinear, fused_layers
-from tests.conftest import make_nano, make_prompts
-from tests.unit.models.conftest import load_float32, write_checkpoint
+from tests.support.checkpoints import load_float32, write_checkpoint
+from tests.support.nano import make_nano, make_prompts
 
 
 def completions(engine, prompts, group_size=4):

@@ -7,7 +7,7 @@ from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Tor
 from heliostat.rollout.in_process import shared_prompts
 from heliostat.rollout.in_process.rows import Rows
 from heliostat.rollout.in_process.shared import SharedRows, shares_prompts
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 LIMITS = [
     DecodeLimits(12),

@@ -6,7 +6,7 @@ import pytest
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.rollout.in_process.shared_prefix import MIN_TOKENS, num_common_tokens
 from heliostat.types import Problem, Prompt
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 
 
 def prompts_after(num_common, rests):

@@ -8,7 +8,7 @@ import torch
 from heliostat.rollout import DecodeLimits, NonFiniteLogits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.rollout.in_process.threads import run_in_threads
 from heliostat.spans import span, timed_spans
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 
 def sample(loaded, num_workers, shared=True, **more):

@@ -13,8 +13,8 @@ from heliostat.rollout import DecodeLimits, PlainEngine, SampleRequest, Sampling
 from heliostat.rollout.in_process.rows import PaddedRows, Rows
 from heliostat.rollout.in_process.shared import SharedPrompts, SharedRows
 from heliostat.types import Problem
-from tests.conftest import make_nano
-from tests.unit.models.small_families import load_small
+from tests.support.model_families import load_small
+from tests.support.nano import make_nano
 
 NUM_TOKENS = 6
 TEXTS = ("1 + 2 =", "10 + 25 - 3 + 4 - 100 + 77 =", "7 =", "what is 123 + 456 - 789 =", "5 - 4 =")
@@ -81,7 +81,7 @@ def wrong(kind, name, function):
 
 MISTAKES = {
     "padding is attended to": (
-        wrong(SharedRows, "hide_padding", lambda rows: setattr(rows, "_hidden", None)),
+        wrong(SharedRows, "hide_padding", lambda rows: None),
         wrong(Rows, "mask", property(lambda rows: torch.ones(rows.num_rows, 1, 1, rows.length + 1, dtype=torch.bool))),
     ),
     "positions count padding": (

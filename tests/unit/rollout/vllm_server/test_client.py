@@ -8,9 +8,9 @@ import pytest
 from heliostat.config import ConfigError
 from heliostat.rollout import Server, ServerError
 from heliostat.rollout.vllm_server import client as client_module
-from tests.conftest import in_child
-from tests.unit.rollout.vllm_server import fake_vllm
-from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, serving
+from tests.support import fake_vllm
+from tests.support.fake_vllm import FakeVllm, serving
+from tests.support.forks import in_child
 
 PATH = "/v1/models"
 KEY = "sk-very-secret"

@@ -20,12 +20,11 @@ from heliostat.rollout import (
     VllmEngine,
     build_engine,
 )
-from heliostat.rollout.vllm_server import weight_sync
 from heliostat.rollout.vllm_server.weight_sync import tensors_of
 from heliostat.types import StopReason
-from tests.conftest import make_nano, make_prompts
-from tests.unit.rollout.vllm_server import fake_vllm
-from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, edits, serving
+from tests.support import fake_vllm
+from tests.support.fake_vllm import FakeVllm, edits, serving
+from tests.support.nano import make_nano, make_prompts
 
 COMPLETIONS = "/v1/completions"
 
@@ -279,16 +278,19 @@ def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, n
         assert [c.token_ids for c in old.completions] != [c.token_ids for c in other.completions]
 
 
-def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano, monkeypatch):
+def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano, state):
     nano.model.requires_grad_(False)
     twin = twin_of(nano)
     before = nano.head.projection.weight.detach().clone()
     seen = []
     engine = make().clone_for(twin)
-    save = weight_sync.save_model
-    monkeypatch.setattr(
-        weight_sync, "save_model", lambda *a: (seen.append(nano.head.projection.weight.detach().clone()), save(*a))
-    )
+
+    def look(handler, answer):
+        seen.append(nano.head.projection.weight.detach().clone())
+        answer()
+        handler.send(200, b"")
+
+    state.faults["/collective_rpc"] = [look, look]
     sample(engine)
     assert len(seen) == 2
     assert all(torch.equal(weight, before) for weight in seen)

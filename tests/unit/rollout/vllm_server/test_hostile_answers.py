@@ -7,9 +7,9 @@ import pytest
 from heliostat.printed import visible
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerError, VllmEngine
 from heliostat.rollout.vllm_server import client
-from tests.conftest import make_nano, make_prompts
-from tests.unit.rollout.vllm_server.fake_vllm import FakeVllm, serving
-from tests.unit.rollout.vllm_server.hostile_answers import ANSWERS, CONNECTIONS
+from tests.support.fake_vllm import FakeVllm, serving
+from tests.support.hostile_answers import ANSWERS, CONNECTIONS
+from tests.support.nano import make_nano, make_prompts
 
 COMPLETIONS = "/v1/completions"
 

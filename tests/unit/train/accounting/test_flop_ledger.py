@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from heliostat.models import BACKWARD_COST, forward_flops
 from heliostat.rollout import RolloutCounts
 from heliostat.train.accounting.flop_ledger import COMPUTE_PHASES, Ledger
-from heliostat.train.update.updater import UpdateCounts
-from tests.conftest import make_nano
+from heliostat.train.update.counts import UpdateCounts
+from tests.support.nano import make_nano
 
 NANO = make_nano()
 

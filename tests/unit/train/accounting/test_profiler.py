@@ -12,8 +12,8 @@ from heliostat.spans import span
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.accounting.machine_peak import Ceilings, forget_peak, measure_ceilings, peak_bytes
 from heliostat.train.accounting.profiler import FIRST_STEP, NUM_STEPS, Profile
-from heliostat.train.update.updater import UpdateCounts
-from tests.conftest import make_nano
+from heliostat.train.update.counts import UpdateCounts
+from tests.support.nano import make_nano
 
 COUNTS = RolloutCounts(prefills=2, prompt_tokens=10, prompt_attended=30, decode_steps=3, decoded_rows=12)
 

@@ -22,8 +22,8 @@ from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.trainer import Trainer
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, TrainingGroup, Verdict
-from tests.conftest import make_nano
-from tests.promises import small
+from tests.support import small
+from tests.support.nano import make_nano
 
 PREFIXED = """
 [traces]
@@ -68,7 +68,7 @@ class Stopped(BaseException):
 def test_a_run_with_prefixes_resumes_with_the_same_cuts_and_keeps_its_rollouts(prepared, tmp_path, monkeypatch):
     folder, recipe = prepared
     seen = []
-    real = Trainer._step
+    real = Trainer.step
 
     def step(self, number):
         if monkeypatch_stop and number == 4:
@@ -77,7 +77,7 @@ def test_a_run_with_prefixes_resumes_with_the_same_cuts_and_keeps_its_rollouts(p
         seen.append((number, dict(values)))
         return values
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     monkeypatch_stop = False
     whole = run_recipe(recipe, tmp_path / "run")
     assert whole.status == "finished", whole.reason

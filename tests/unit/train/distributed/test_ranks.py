@@ -11,16 +11,16 @@ import torch.multiprocessing as mp
 from heliostat.config import ConfigError, LoraSection, OptimizerSection, build_recipe
 from heliostat.models.lora import add_adapters
 from heliostat.optim import accumulate_in_float32, build_optimizer
-from heliostat.optim.copies import COPY
-from heliostat.optim.layers import LayerOptimizer
-from heliostat.optim.reductions import whole
+from heliostat.optim.distributed.sharded_tensors import full_tensor
+from heliostat.optim.layers.layer_optimizer import LayerOptimizer
+from heliostat.optim.precision.master_copies import MASTER
+from heliostat.train.checks.recipe import check_ranks
 from heliostat.train.distributed.fsdp import shard, whole_weights
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.layout_trial import exact_layouts
-from heliostat.train.recipe_checks import check_ranks
 from heliostat.train.update.updater import make_batch
 from heliostat.types import Mean
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 from tests.unit.train.update.test_updater import graded, updater
 
 CPU = torch.device("cpu")
@@ -63,8 +63,8 @@ def trained(name, runtime, num_prompts=4, sampler=True, rank=0, short=False, **s
     report = one.run(make_batch(one.objective, groups), num_updates=2, first_update=0, seed=3)
     tensors = whole_weights(loaded.model) or dict(loaded.model.named_parameters(remove_duplicate=False))
     if short:
-        found = {p: own[COPY] for p, own in optimizer.state.items() if COPY in own}
-        tensors = {name: whole(found[p]) for name, p in loaded.model.named_parameters() if p in found}
+        found = {p: own[MASTER] for p, own in optimizer.state.items() if MASTER in own}
+        tensors = {name: full_tensor(found[p]) for name, p in loaded.model.named_parameters() if p in found}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}, report
 
 

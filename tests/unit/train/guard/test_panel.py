@@ -8,7 +8,7 @@ from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Tor
 from heliostat.train.guard.panel import NUM_CROSSED, Panel
 from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
-from tests.conftest import make_prompts
+from tests.support.nano import make_prompts
 
 
 @pytest.fixture

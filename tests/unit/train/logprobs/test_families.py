@@ -10,7 +10,7 @@ from heliostat.rollout import DecodeLimits, PlainEngine, SampleRequest, Sampling
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import Problem, TrainingGroup
-from tests.unit.models.conftest import FAMILIES, load_float32, write_checkpoint
+from tests.support.checkpoints import FAMILIES, load_float32, write_checkpoint
 
 TEXTS = ("1 + 2 =", "10 + 25 - 3 =", "7 =")
 

@@ -10,7 +10,7 @@ from heliostat.train.logprobs.layouts import Cached, Plain, Tree
 from heliostat.train.logprobs.packing import GroupShape, by_group, rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import TrainingGroup
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 LAYOUTS = [Plain(), Tree(), Cached()]
 

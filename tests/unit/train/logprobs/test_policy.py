@@ -8,7 +8,7 @@ from heliostat.train.logprobs import policy as policy_module
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import TrainingGroup
-from tests.conftest import make_prompts
+from tests.support.nano import make_prompts
 
 
 @pytest.fixture

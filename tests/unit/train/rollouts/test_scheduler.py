@@ -25,10 +25,10 @@ from heliostat.train.logprobs.score import score
 from heliostat.train.model_bundle import Bench
 from heliostat.train.rollouts.batch import Order
 from heliostat.train.rollouts.scheduler import NUM_COMPARED, Ahead
-from heliostat.train.update.updater import UpdateCounts
+from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import TrainingGroup, Verdict
-from tests.conftest import make_nano, make_prompts
-from tests.promises import small
+from tests.support import small
+from tests.support.nano import make_nano, make_prompts
 
 NUM_STEPS = 6
 LIMITS = DecodeLimits(6)

@@ -8,9 +8,9 @@ import torch
 from heliostat.config import ConfigError, OptimizerSection
 from heliostat.objectives import objective_names
 from heliostat.optim import Rank1NaturalGradient, SkippedStepWarning, build_optimizer, optimizer_names
-from heliostat.optim.copies import COPY
+from heliostat.optim.precision.master_copies import MASTER
 from heliostat.train.update.updater import make_batch
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 from tests.unit.train.update.test_updater import graded, updater, weights
 
 OURS = {
@@ -150,7 +150,7 @@ def test_the_extra_passes_of_bfloat16_weights_are_those_of_float32_up_to_its_rou
         optimizer, before = optimizer_of(name, loaded, **settings), weights(loaded).float()
         one = updater(loaded, "pmd-mean", lr=1e-3, tokens=40, optimizer=optimizer)
         one.run(make_batch(one.objective, groups), 1, 0, seed=3)
-        held = [optimizer.state[p].get(COPY, p) for p in loaded.model.parameters()]
+        held = [optimizer.state[p].get(MASTER, p) for p in loaded.model.parameters()]
         moved.append(torch.cat([tensor.detach().reshape(-1) for tensor in held]) - before)
     # AdamW's first step is a sign, which rounding decides where a gradient is near 0; it moves most of these two.
     bound = 0.25 if name in ("eva", "reng") else 0.1

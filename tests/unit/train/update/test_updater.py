@@ -15,7 +15,7 @@ from heliostat.train.logprobs.policy import Policy
 from heliostat.train.update.safe_step import GuardedStep, TrainingDiverged
 from heliostat.train.update.updater import Updater, make_batch
 from heliostat.types import Batch, Verdict
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 
 def graded(loaded, num_prompts=6, group_size=4, rewards=None):

@@ -65,11 +65,6 @@ class Subspace(ABC):
         del covariance
         return None
 
-    @property
-    def has_closed_form(self) -> bool:
-        """Whether ``closed_form`` answers for every A."""
-        return False
-
     def touched(self) -> Int[Tensor, " touched"]:
         """Indices of rows that are nonzero in some member of S."""
         return torch.arange(self.n)

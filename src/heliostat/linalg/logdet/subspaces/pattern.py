@@ -137,10 +137,6 @@ class SparsityPattern(Subspace):
         """Whether every cycle of four or more has a chord, and hence B a closed form."""
         return self.clique_groups is not None
 
-    @property
-    def has_closed_form(self) -> bool:
-        return self.is_chordal
-
     def without_bridged_parts(self, present: NDArray[np.bool_]) -> SparsityPattern:
         """The pattern without edges between parts that the ``present`` edges leave unconnected."""
         part = chordal.components(self.n, self.edges[0][present], self.edges[1][present])

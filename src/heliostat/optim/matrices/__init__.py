@@ -1,0 +1,1 @@
+"""Optimizers of weight matrices, from gradients alone: ``KroneckerSum`` and ``KroneckerProduct``, on one base class."""

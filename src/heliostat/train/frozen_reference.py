@@ -1,0 +1,46 @@
+"""The frozen reference policy of objectives that compare with one: the weights that post-training began with.
+
+Left out: the objectives (``objectives``), and loading a folder as a policy (``model_bundle``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from heliostat.storage import Damaged, check_folder, write_manifest
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.model_bundle import load_reference
+from heliostat.train.run_context import RunContext
+from heliostat.train.run_folder.checkpoint_files import CheckpointError
+from heliostat.train.run_folder.export import export
+
+
+def frozen_reference(context: RunContext, step: int) -> Policy:
+    """Load the run's frozen reference policy; at step 0, save it first.
+
+    Raises:
+        CheckpointError: its folder is damaged, and ``step`` is not 0.
+    """
+    folder, loaded, runtime = context.folder.reference, context.bench.loaded, context.runtime
+    if not runtime.led(lambda: reference_is_intact(folder, step)):
+        export(loaded, runtime, folder, context.export_prompts())
+        runtime.led(lambda: write_manifest(folder, {"step": step}))
+    return load_reference(context.recipe, folder, runtime, loaded.model.dtype)
+
+
+def reference_is_intact(folder: Path, step: int) -> bool:
+    """Whether the frozen reference policy is as it was written; at step 0 it can be written again.
+
+    Raises:
+        CheckpointError: it is not, and the weights in memory are trained ones, which must not take its place.
+    """
+    try:
+        check_folder(folder)
+    except Damaged as error:
+        if step == 0:
+            return False
+        raise CheckpointError(
+            f"the reference policy is lost ({error}), and the weights of step 0 are gone; restore {folder}, or start "
+            "anew with another --run"
+        ) from error
+    return True

@@ -1,0 +1,63 @@
+"""The parts of a run that exist before its first step and stay the same throughout.
+
+Left out: state that changes from step to step (``accounting.run_counters``, ``run_state``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from heliostat.config import Recipe
+from heliostat.objectives import Objective
+from heliostat.tasks import Task, VerifierPool
+from heliostat.tracking import Tracker
+from heliostat.train.accounting.flop_ledger import Ledger
+from heliostat.train.console.interrupt import InterruptGuard
+from heliostat.train.console.progress import Display
+from heliostat.train.data.trace_log import TraceLog
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.model_bundle import Bench
+from heliostat.train.run_folder.checkpoints import Checkpoints
+from heliostat.train.run_folder.export import NUM_PROMPTS
+from heliostat.train.run_folder.folder import RunFolder
+from heliostat.types import Problem, Prompt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContext:
+    """One run: its recipe, folder, processes, data, model, and the places that its results go to."""
+
+    recipe: Recipe
+    folder: RunFolder
+    checkpoints: Checkpoints
+    runtime: Runtime
+    tasks: Sequence[Task]
+    bench: Bench
+    objective: Objective
+    pool: VerifierPool
+    trackers: Sequence[Tracker]
+    display: Display
+    interrupt: InterruptGuard
+    ledger: Ledger
+    traces: TraceLog
+
+    @property
+    def train_problems(self) -> list[Problem]:
+        """Return the training problems of all tasks."""
+        return [problem for task in self.tasks for problem in task.train]
+
+    @property
+    def heldout_problems(self) -> list[Problem]:
+        """Return the held-out problems of all tasks."""
+        return [problem for task in self.tasks for problem in task.heldout]
+
+    def export_prompts(self) -> list[Prompt]:
+        """Build the prompts on which a saved model is compared with the one in memory."""
+        return [self.bench.prompt(problem) for problem in self.heldout_problems[:NUM_PROMPTS]]
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the metrics of a step to all trackers and to the terminal; steps of the warm start are 0 or less."""
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+        self.display.step(step if step > 0 else step + self.recipe.warm_start.num_steps, metrics)

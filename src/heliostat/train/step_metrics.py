@@ -1,0 +1,124 @@
+"""The metrics of one training step: signals for the guard, speed, and compute.
+
+Every logged key comes from here, but for evaluations (``evaluation``) and for the guard's own (``guard.run_guard``).
+
+Left out: the formulas of the signals (``monitors``, ``update.mirror_metrics``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from heliostat.monitors.mismatch import Mismatch
+from heliostat.monitors.signal import Monitor
+from heliostat.rollout import PARITY_BOUNDS, ParityError
+from heliostat.train.accounting.run_counters import RunCounters
+from heliostat.train.data.prefixes import Prefixes
+from heliostat.train.guard.signals import make_monitor
+from heliostat.train.rollouts.batch import Rollouts
+from heliostat.train.run_context import RunContext
+from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.update.updater import Updater, UpdateReport
+from heliostat.types import Batch, Group
+
+NUM_DIAGNOSTIC_GROUPS = 8
+"""Groups scored again after each update for the metrics of the mirror step."""
+
+
+@dataclass(kw_only=True, slots=True)
+class StepMetrics:
+    """Measures steps, and charges their work to the run's ledger and counters."""
+
+    context: RunContext
+    updater: Updater
+    prefixes: Prefixes
+    counters: RunCounters
+    monitor: Monitor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.monitor = make_monitor(self.context.tasks, self.context.bench.loaded)
+
+    def charge_rollouts(self, rollouts: Rollouts) -> None:
+        """Charge the FLOPs of sampling to the ledger, and store the rollouts in the recipe's trace bank."""
+        ledger, loaded = self.context.ledger, self.context.bench.loaded
+        before = ledger.flops["rollout"]
+        ledger.charge_rollout("rollout", loaded, rollouts.counts)
+        ledger.charge_update("update", loaded, rollouts.scored, with_gradient=False)
+        ledger.see_ahead(rollouts.seconds, rollouts.spans)
+        self.context.traces.add(rollouts.groups, rollouts.sources, ledger.flops["rollout"] - before)
+
+    def charge_update(self, groups: Sequence[Group], report: UpdateReport) -> None:
+        """Charge the FLOPs of an update to the ledger, and count its tokens."""
+        ledger, loaded = self.context.ledger, self.context.bench.loaded
+        self.counters.num_tokens += sum(group.num_tokens for group in groups)
+        ledger.charge_update("update", loaded, report.counts)
+        ledger.charge_update("update", loaded, report.scored, with_gradient=False)
+
+    def signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
+        """Measure a finished update.
+
+        Raises:
+            ParityError: sampler and trainer disagree about the same tokens.
+        """
+        groups = [group.group for group in batch.groups]
+        sampler_gap = self._checked_sampler_gap(report)
+        num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
+        budget = self.context.recipe.train.tokens_per_microbatch
+        scored = sequence_log_ratios(self.updater.policy, batch, num_groups, budget, self.context.runtime)
+        mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
+        means = {**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror}
+        self.counters.num_bad_steps += report.bad_steps
+        metrics = {key: mean.value for key, mean in means.items() if mean.count}
+        metrics |= self.monitor.finish(self.monitor.measure(batch))
+        metrics |= Mismatch().finish(report.mismatch)
+        metrics |= self.updater.probe.finish(report.moved)
+        return metrics | {
+            **sampler_gap,
+            "policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0)),
+            "length/max": float(max(len(c.token_ids) for group in groups for c in group.completions)),
+            "optim/lr": report.lr,
+            "optim/bad_steps": float(self.counters.num_bad_steps),
+        }
+
+    def speed(self, rollouts: Rollouts, seconds: float) -> dict[str, float]:
+        """Return the step's times, rates and cumulative compute.
+
+        Args:
+            seconds: wall seconds of the step.
+        """
+        ledger, counters = self.context.ledger, self.counters
+        tokens = sum(group.num_tokens for group in rollouts.groups)
+        last, ahead = ledger.last_seconds, {}
+        if self.context.recipe.rollout.max_staleness:
+            ahead = {
+                "time/ahead": rollouts.seconds,
+                "policy/staleness_steps": float(counters.step - rollouts.policy_step),
+            }
+        return ahead | {
+            "time/rollout": last["rollout"],
+            "time/verify": last["verify"],
+            "time/update": last["update"],
+            "time/total": counters.elapsed_s,
+            "speed/rollout_tokens": tokens / max(rollouts.seconds or last["rollout"], 1e-9),
+            "speed/step_tokens": tokens / max(seconds, 1e-9),
+            "compute/rollout_flops": ledger.flops["rollout"],
+            "compute/update_flops": ledger.flops["update"],
+            "compute/collection_flops": ledger.flops["collection"],
+            "compute/total_flops": ledger.spent,
+            "compute/unshared_flops": ledger.spent_unshared,
+            "compute/tokens": float(counters.num_tokens),
+        }
+
+    def _checked_sampler_gap(self, report: UpdateReport) -> dict[str, float]:
+        """Compare sampler and trainer on every token that was scored before the weights moved."""
+        gap = report.max_sampler_gap
+        if gap is None:
+            return {}
+        bound = self.context.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.context.bench.numerics]
+        if gap > bound:
+            raise ParityError(
+                f"sampler and trainer differ by {gap:.2g} nats on a token, more than the bound of {bound:g} "
+                "(rollout.max_parity_gap): the sampler's weights or numerics are not the trainer's"
+            )
+        return {"policy/sampler_gap": gap}
