@@ -11,7 +11,7 @@ import numpy as np
 from heliostat.config import ConfigError, build_recipe
 from heliostat.linalg import ConvergenceError, KroneckerSum, SparsityPattern, inverse_decomposition
 from heliostat.printed import visible
-from heliostat.report.markup import CONTROL_PICTURES, escape
+from heliostat.report.html.markup import CONTROL_PICTURES, escape
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerError, VllmEngine
 from heliostat.tasks import VerifierPool, load_task
 from tests.support import hostile_rewards as acts
@@ -20,7 +20,7 @@ from tests.support.hostile_answers import ANSWERS, CONNECTIONS
 from tests.support.logdet_exactly import distance
 from tests.support.logdet_problems import covariance, cycle, traceless_span
 from tests.support.nano import make_nano, make_prompts
-from tests.unit.report.test_markup import read
+from tests.unit.report.html.test_markup import read
 from tests.unit.tasks.test_workers_end import hostile_task
 
 Counts = tuple[int, int]

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from heliostat.report.axes import AXES
-from heliostat.report.figures import Figures
-from heliostat.report.frame import framed, write_page
-from heliostat.report.markup import fill
-from heliostat.report.read import Run, read_runs
-from heliostat.report.sections import (
+from heliostat.report.charts.axes import AXES
+from heliostat.report.charts.figures import Figures
+from heliostat.report.html.frame import framed, write_page
+from heliostat.report.html.markup import fill
+from heliostat.report.runs.read import Run, read_runs
+from heliostat.report.sections.page_sections import (
     audit_section,
     chart_sections,
     events_section,
@@ -23,8 +23,8 @@ from heliostat.report.sections import (
     transcripts_section,
     wall_section,
 )
-from heliostat.report.summary import cards, heading, verdict_section
-from heliostat.report.verdict import judge
+from heliostat.report.sections.summary import cards, heading, verdict_section
+from heliostat.report.sections.verdict import judge
 
 
 def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str = "step") -> Path:
