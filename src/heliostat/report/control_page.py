@@ -1,4 +1,4 @@
-"""The page of a ``heliostat control`` run: what each algorithm ended with, and its return against steps and seconds.
+"""The page of a ``heliostat control`` run: each algorithm's final return, and its return against steps and seconds.
 
 Left out: single seeds' curves, which stand in the folder's ``laps.jsonl``.
 """
@@ -26,7 +26,7 @@ def write_control_page(folder: Path) -> Path:
     """Write ``control.html`` into a run folder of ``heliostat control``.
 
     Raises:
-        ValueError: it is not such a folder, or holds no evaluation yet.
+        ValueError: the folder is no such run, or holds no evaluation yet.
     """
     run = read_control(Path(folder))
     if not run.laps:
@@ -35,7 +35,7 @@ def write_control_page(folder: Path) -> Path:
 
 
 def render(run: ControlRun) -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     charts = [
         _chart(run, "return-steps", "Return against environment steps", "step", "return", "step"),
         _chart(run, "return-seconds", "Return against CPU seconds", "cpu_s", "return", "CPU s"),

@@ -1,4 +1,4 @@
-"""What the horizontal axis of a page counts: training steps, or the operations that were spent by then.
+"""The horizontal axis of a page: training steps, or the FLOPs spent by each step.
 
 Steps are equal for the optimizer and not for whoever pays: eight or sixty-four samples a prompt, and traces that had to
 be collected first, are compared by what they took.
@@ -25,7 +25,7 @@ class Axis:
     """A horizontal axis for all runs of a page.
 
     Attributes:
-        name: what it counts, with its unit.
+        name: the quantity, with its unit.
         places: one for each run.
     """
 
@@ -34,14 +34,14 @@ class Axis:
 
 
 def step_axis(runs: Sequence[Run]) -> Axis:
-    """Training steps, as they are."""
+    """Return the axis of training steps."""
     return Axis("step", [float] * len(runs))
 
 
 def flops_axis(runs: Sequence[Run]) -> Axis:
-    """``compute/total_flops`` at each step, in the largest unit that leaves the end above 1.
+    """Return the axis of ``compute/total_flops`` at each step, in the largest unit that leaves the end above 1.
 
-    Step 0 lies where the first logged step began: behind the collection and the warm start. Steps of the warm start and
+    Step 0 lies where the first logged step began: after the collection and the warm start. Steps of the warm start and
     steps without a logged total lie nowhere.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Stacked horizontal bars: where seconds and operations went, one bar per run, all on one scale.
+"""Stacked horizontal bars of seconds or FLOPs by phase, one bar per run, all on one scale.
 
 The numbers stand in a table under the bars, because a thin slice has no room for a label.
 """

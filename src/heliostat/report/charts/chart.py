@@ -3,7 +3,7 @@
 The drawing area is stretched to any width, while lines keep their thickness and text its size: axes are placed in
 percent, and only the data live in stretched coordinates. So one drawing serves a phone and a wide screen.
 
-Left out: bars (``bars``), which series go where (``panels``), and colours (``style.css``).
+Left out: bars (``bars``), the choice of series (``panels``), and colours (``style.css``).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Chart:
         bounds: fixed ends of the vertical axis.
         reference: a level to compare with, drawn dashed, with its name.
         may_log: use a logarithmic axis if the values spread over more than two powers of ten.
-        x_name: what the horizontal axis counts.
+        x_name: the quantity on the horizontal axis.
         max_points: points kept per line.
     """
 
@@ -98,7 +98,7 @@ class Chart:
         return not any(segments(line.points) for line in self.series)
 
     def svg(self) -> Html:
-        """The drawing: grid, labels, then bands and lines."""
+        """Draw the chart: grid, labels, then bands and lines."""
         drawing = [
             *(_band(line, self.x_scale, self.y_scale) for line in self.series if line.band),
             *(part for line in self.series for part in self._line(line)),
@@ -116,7 +116,7 @@ class Chart:
         )
 
     def hover_data(self) -> Mapping[str, Any]:
-        """What the script needs to show values: the scales' ends, and each line's points."""
+        """Return the data of hover values: the scales' ends, and each line's points."""
         lines = []
         for line in self.series:
             points = [point for stretch in thin(line.points, self.max_points) for point in stretch]
@@ -136,7 +136,7 @@ class Chart:
                 "lines": lines}  # fmt: skip
 
     def description(self) -> str:
-        """The chart in words, for readers who cannot see it."""
+        """Describe the chart in words, for readers who cannot see it."""
         parts = []
         for line in self.series:
             flat = [point for stretch in segments(line.points) for point in stretch]
@@ -206,7 +206,7 @@ def _place(value: float, scale: Scale, size: int) -> int:
 
 
 def _trace(stretch: list[Point], x_scale: Scale, y_scale: Scale) -> str:
-    """Path commands through the points, relative to save space; a lone point is a dot."""
+    """Return path commands through the points, relative to save space; a lone point is a dot."""
     places = [(_place(x, x_scale, WIDTH), HEIGHT - _place(y, y_scale, HEIGHT)) for x, y in stretch]
     if len(places) == 1:
         return f"M{places[0][0]} {places[0][1]}h0"
@@ -222,7 +222,7 @@ def _band(line: Series, x_scale: Scale, y_scale: Scale) -> Html:
 
 
 def _near(level: float, values: Sequence[float]) -> bool:
-    """Whether a reference level can join the axis without flattening the data."""
+    """Return whether a reference level can join the axis without flattening the data."""
     if not values:
         return False
     low, high = min(values), max(values)

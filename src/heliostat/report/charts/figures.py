@@ -29,8 +29,8 @@ class Figures:
     """Draws figures and collects the data that their hover values are read from.
 
     Attributes:
-        axis: what charts over training are drawn against; ``None``: steps.
-        hover: by chart identifier, what the script needs; filled as figures are drawn.
+        axis: the horizontal axis of charts over training; ``None``: steps.
+        hover: by chart identifier, the data of hover values; filled as figures are drawn.
     """
 
     runs: Sequence[Run]
@@ -46,7 +46,7 @@ class Figures:
         return len(self.runs) > 1
 
     def hero(self) -> Html | None:
-        """Held-out pass@1 with its interval over the training success rate."""
+        """Draw held-out pass@1 with its interval over the training success rate."""
         lines = []
         for index, run in enumerate(self.runs):
             measured = [(step, estimate) for step, estimate in pass_at_1_by_step(run) if step >= 0]
@@ -65,7 +65,7 @@ class Figures:
         )
 
     def pass_at_k(self) -> Html | None:
-        """pass@k before and after, against k."""
+        """Draw pass@k before and after, against k."""
         lines = []
         for index, run in enumerate(self.runs):
             for phase, name, colour in (("after", "after", AFTER), ("before", "before", BEFORE)):
@@ -84,7 +84,7 @@ class Figures:
         )
 
     def entropy_band(self) -> Html | None:
-        """Entropy against the band the guard would hold it in."""
+        """Draw entropy and the band that the guard would hold it in."""
         lines = []
         for index, run in enumerate(self.runs):
             targets = [(x, y) for x, y in run.series("guard/entropy_target") if y is not None]
@@ -102,7 +102,7 @@ class Figures:
         )
 
     def coverage(self) -> Html | None:
-        """Reward, pass@1 and pass@k on one axis: does the policy get better, or only narrower?"""
+        """Draw success, pass@1 and pass@k on one axis: does the policy get better, or only narrower?"""
         keys = (
             ("reward/success", "training success"),
             ("panel/pass@1", "panel pass@1"),
@@ -124,7 +124,7 @@ class Figures:
         )
 
     def panel(self, panel: Panel, small: bool = False) -> Html | None:
-        """One declared panel, or ``None`` where no run logged any of it."""
+        """Draw one declared panel; ``None`` where no run logged any of it."""
         lines = [
             self._line(index, number, name, _part(run.series(key), panel.warm_start), dots=key.startswith("eval/"))
             for index, run in enumerate(self.runs)
@@ -143,7 +143,7 @@ class Figures:
         return self._figure(chart, f"{panel.meaning} {panel.reading}", panel.names)
 
     def _chart(self, identifier: str, title: str, unit: str, series: Sequence[Series], **how: Any) -> Chart:
-        """A chart over training."""
+        """Return a chart over training."""
         return Chart(identifier, title, unit, series, x_name=self._axis.name, **how)
 
     def _budget(self, small: bool) -> int:
@@ -201,7 +201,7 @@ class Figures:
 
 
 def _part(points: Sequence[tuple[float, float | None]], warm_start: bool) -> list[tuple[float, float | None]]:
-    """Warm start or training: on one axis, the longer of the two would squeeze the other."""
+    """Return the steps of the warm start or of training: on one axis, the longer would squeeze the other."""
     return [(step, value) for step, value in points if (step <= 0 if warm_start else step >= 0)]
 
 

@@ -1,4 +1,4 @@
-"""Which metrics are drawn together, under which heading, and how a reader should take them.
+"""The panels of a page: metrics that are drawn together, their heading, and how a reader should take them.
 
 What a number *is* comes from ``heliostat.tracking.METRICS``; this file adds how to *read* it. A metric that no panel
 names is still drawn, under "Everything else that was logged", so a new signal appears without a change here.
@@ -51,7 +51,7 @@ class Panel:
         return f"{text[0].upper()}{text[1:]}."
 
     def level(self, run: Run) -> tuple[float, str] | None:
-        """The reference level with its name, looked up in the recipe where it is a setting."""
+        """Return the reference level with its name, looked up in the recipe where it is a setting."""
         if self.reference is None:
             return None
         level, name = self.reference
@@ -332,12 +332,12 @@ SHOWN_ELSEWHERE = frozenset(
 
 
 def remaining_panels(runs: Sequence[Run]) -> list[Panel]:
-    """A plain panel for every declared and logged metric that nothing else on the page shows."""
+    """Return a plain panel for every declared and logged metric that nothing else on the page shows."""
     shown = SHOWN_ELSEWHERE | {key for group in GROUPS for panel in group.panels for key in panel.keys}
     logged = sorted({key for run in runs for line in run.metrics for key in line} - shown)
     return [Panel(key, (key,), "") for key in logged if key.partition(":")[0] in METRICS]
 
 
 def declared(key: str) -> Metric:
-    """The declaration of a metric; ``area/quantity:name`` is declared by ``area/quantity``."""
+    """Return the declaration of a metric; ``area/quantity:name`` is declared by ``area/quantity``."""
     return METRICS.get(key) or METRICS[key.partition(":")[0]]

@@ -29,7 +29,7 @@ class Scale:
     log: bool = False
 
     def fraction(self, value: float) -> float:
-        """Position of a value along the axis, 0 at ``low`` and 1 at ``high``, never outside."""
+        """Return the position of a value along the axis, 0 at ``low`` and 1 at ``high``, never outside."""
         if self.log:
             if value <= 0:
                 return 0.0
@@ -39,7 +39,7 @@ class Scale:
         return min(1.0, max(0.0, position))
 
     def labels(self, unit: str = "") -> list[str]:
-        """One label per tick; ticks that differ get labels that differ."""
+        """Return one label per tick; ticks that differ get labels that differ."""
         if self.log:
             percent = unit == "fraction"
             return [f"{_power(100 * tick)}%" if percent else _power(tick) for tick in self.ticks]
@@ -48,7 +48,7 @@ class Scale:
 
 
 def nice_step(span: float, num_ticks: int, whole: bool = False) -> float:
-    """The smallest of 1, 2, 2.5, 5 times a power of ten that cuts ``span`` into at most ``num_ticks`` parts."""
+    """Return the smallest of 1, 2, 2.5, 5 times a power of ten that cuts ``span`` into at most ``num_ticks`` parts."""
     raw = span / num_ticks
     magnitude = 10.0 ** math.floor(math.log10(raw))
     steps = (1.0, 2.0, 5.0, 10.0) if whole else (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -58,7 +58,7 @@ def nice_step(span: float, num_ticks: int, whole: bool = False) -> float:
 
 
 def linear_scale(values: Sequence[float], bounds: tuple[float, float] | None = None, num_ticks: int = 5) -> Scale:
-    """An axis that holds all values and ends on ticks; zero joins it when the data come near.
+    """Return an axis that holds all values and ends on ticks; zero joins it when the data come near.
 
     Args:
         values: finite numbers; none at all gives the axis 0 to 1.
@@ -72,7 +72,7 @@ def linear_scale(values: Sequence[float], bounds: tuple[float, float] | None = N
 
 
 def log_scale(values: Sequence[float], num_ticks: int = 5) -> Scale:
-    """A logarithmic axis between whole powers of ten, with at most ``num_ticks`` of them marked."""
+    """Return a logarithmic axis between whole powers of ten, with at most ``num_ticks`` of them marked."""
     positive = [value for value in values if value > 0] or [1.0]
     first, last = math.floor(math.log10(min(positive)) + 1e-9), math.ceil(math.log10(max(positive)) - 1e-9)
     last = max(last, first + 1)
@@ -82,7 +82,7 @@ def log_scale(values: Sequence[float], num_ticks: int = 5) -> Scale:
 
 
 def step_scale(low: float, high: float, num_ticks: int = 5) -> Scale:
-    """A horizontal axis over whole steps: it ends exactly at the data and has whole-number ticks inside."""
+    """Return a horizontal axis over whole steps: it ends exactly at the data and has whole-number ticks inside."""
     if high <= low:
         return Scale(low - 0.5, low + 0.5, (low,))
     step = nice_step(high - low, num_ticks, whole=True)
@@ -91,7 +91,7 @@ def step_scale(low: float, high: float, num_ticks: int = 5) -> Scale:
 
 
 def wants_log(values: Sequence[float]) -> bool:
-    """Whether positive values spread over more than two powers of ten, so that a linear axis would hide most."""
+    """Return whether positive values spread over more than two powers of ten: a linear axis would hide most."""
     ordered = sorted(value for value in values if value > 0)
     if len(ordered) < 5 or len(ordered) < 0.8 * len(values):
         return False
@@ -99,7 +99,7 @@ def wants_log(values: Sequence[float]) -> bool:
 
 
 def format_value(value: float, unit: str = "") -> str:
-    """A number as a person would write it: fractions as percent, three digits, k/M/G above ten thousand."""
+    """Write a number as a person would: fractions as percent, three digits, k/M/G above ten thousand."""
     if unit == "fraction":
         return signed(f"{100 * value:.1f}%")
     size = abs(value)
@@ -113,14 +113,14 @@ def format_value(value: float, unit: str = "") -> str:
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """A large amount with its prefix on the unit: 10.7 TFLOP."""
+    """Write a large amount with its prefix on the unit: 10.7 TFLOP."""
     number = _with_prefix(value, 3)
     digits = number.rstrip("kMGTP")
     return f"{digits} {number[len(digits) :]}{unit}"
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the two largest units that matter: 3.2 s, 4 min 05 s, 2 h 10 min."""
+    """Write a duration in the two largest units that matter: 3.2 s, 4 min 05 s, 2 h 10 min."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -130,7 +130,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def signed(text: str) -> str:
-    """A number's text with a typographic minus sign."""
+    """Return a number's text with a typographic minus sign."""
     return text.replace("-", MINUS) if not text.startswith("-0.0%") else text[1:]
 
 

@@ -15,7 +15,7 @@ Points: TypeAlias = "Sequence[tuple[float, float | None]]"
 
 
 def segments(points: Points) -> list[list[Point]]:
-    """The stretches of finite values between gaps, in order."""
+    """Return the stretches of finite values between gaps, in order."""
     stretches: list[list[Point]] = [[]]
     for x, y in points:
         if y is not None and math.isfinite(y):
@@ -26,7 +26,7 @@ def segments(points: Points) -> list[list[Point]]:
 
 
 def thin(points: Points, max_points: int) -> list[list[Point]]:
-    """Segments with about ``max_points`` points in all; every point kept is one that was measured.
+    """Return segments with about ``max_points`` points in all; every point kept is one that was measured.
 
     Each bucket of neighbours keeps its lowest and its highest point, so a spike survives where averaging would hide it.
 
@@ -41,7 +41,7 @@ def thin(points: Points, max_points: int) -> list[list[Point]]:
 
 
 def smooth(points: Points, half_width: int) -> list[tuple[float, float | None]]:
-    """Centred moving average over ``2 half_width + 1`` points, one-sided towards the ends; gaps stay gaps.
+    """Return the centred moving average over ``2 half_width + 1`` points, one-sided towards the ends; gaps stay gaps.
 
     **Limits** A constant series is unchanged; ``half_width = 0`` changes nothing.
     """
@@ -57,7 +57,7 @@ def smooth(points: Points, half_width: int) -> list[tuple[float, float | None]]:
 
 
 def ends(points: Points) -> tuple[float, float] | None:
-    """Mean of the first and of the last tenth of a series: where it came from and where it went."""
+    """Return the means of the first and of the last tenth of a series."""
     values = [y for _, y in points if y is not None]
     if len(values) < 2:
         return None

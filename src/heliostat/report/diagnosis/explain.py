@@ -1,4 +1,4 @@
-"""What went wrong with a run, from its folder alone: the guard's rules read its log again, in order of onset.
+"""The diagnosis of a run from its folder alone: the guard's rules read its log again, in order of onset.
 
 A run that never heard of the guard can be diagnosed as well, and so can any JSONL file of metrics (rows with ``step``)
 or of transcripts (rows with a text). Numbers are compared with the run's own early level, so nothing needs to be known
@@ -25,14 +25,14 @@ from heliostat.storage import read_rows
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found, first things first.
+    """The findings about a run, in order of onset.
 
     Attributes:
         findings: alarms in order of onset.
-        events: what the run's own guard did while it ran.
+        events: actions of the run's own guard while it ran.
         facts: one sentence each, about the whole run.
-        texts: what the kept transcripts show, where there are any.
-        failure: why the run ended, where it failed.
+        texts: measures of the kept transcripts, where there are any.
+        failure: the reason, where the run failed.
     """
 
     source: str
@@ -47,27 +47,24 @@ class Diagnosis:
     def healthy(self) -> bool:
         """Whether nothing was found."""
         return (
-            not self.findings
-            and not self.taken_back
-            and not self.failure
-            and not (self.texts and self.texts.complaints)
+            not self.findings and not self.rollbacks and not self.failure and not (self.texts and self.texts.complaints)
         )
 
     @property
-    def taken_back(self) -> list[Mapping[str, Any]]:
-        """Events in which the run's own guard went back to a checkpoint; their steps are in ``abandoned.jsonl``."""
+    def rollbacks(self) -> list[Mapping[str, Any]]:
+        """Events in which the run's own guard rolled back to a checkpoint; their steps are in ``abandoned.jsonl``."""
         return [event for event in self.events if event.get("action") == "went back"]
 
     @property
     def _acts(self) -> list[str]:
-        """What the guard did; findings that were only said stand above."""
+        """The guard's actions; findings that it only reported are listed elsewhere."""
         said = [event for event in self.events if event.get("statistic_name") != SAID_OUTRIGHT]
         return [str(event.get("text", "")) for event in said]
 
     @property
     def headline(self) -> str:
         """The diagnosis in one or two sentences."""
-        if not self.findings and (back := self.taken_back):
+        if not self.findings and (back := self.rollbacks):
             cause = back[0].get("meaning", "")
             return (
                 f"Its own guard took it back {len(back)} time{'s' * (len(back) > 1)}, the first time at step "
@@ -81,7 +78,7 @@ class Diagnosis:
         return story_of(self.findings[0])
 
     def format(self) -> str:
-        """The whole diagnosis as plain text."""
+        """Return the whole diagnosis as plain text."""
         lines = [self.source, "", self.headline]
         lines += _listed("What happened, in order of onset:", [_told(finding) for finding in self.findings])
         lines += _listed("What could be done:", list(dict.fromkeys(finding.advice for finding in self.findings)))
@@ -115,7 +112,7 @@ def diagnose(path: Path | str) -> Diagnosis:
 
 
 def diagnose_run(run: Run) -> Diagnosis:
-    """Explain a run that was read already."""
+    """Explain a run that has been read."""
     reason = run.summary.get("reason")
     ending = [f"It ended as {run.status}{f': {reason}' if reason else ''}."]
     last = max((row.step for row in run.transcripts), default=0)
@@ -133,7 +130,7 @@ def diagnose_run(run: Run) -> Diagnosis:
 
 
 def _facts(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
-    """Where reward and entropy came from, where they peaked and where they ended."""
+    """Say where reward, entropy and length began, peaked and ended."""
     facts = [f"{len(rows)} steps are in the log."] if rows else []
     for key, name in (("reward/mean", "Reward"), ("policy/entropy", "Entropy"), ("length/mean", "Length")):
         points = [(int(row["step"] or 0), value) for row in rows if (value := row.get(key)) is not None]

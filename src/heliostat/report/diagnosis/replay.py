@@ -1,7 +1,7 @@
-"""A run's log read again by the rules that watched it, and by those that need no level of the run's own.
+"""The guard's rules applied again to a run's log, those included that need no level of the run's own.
 
 Logs of other trainers are read too, under their own names for the same numbers. Left out: what the findings mean
-together (``diagnosis``).
+together (``diagnosis.explain``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RULE_ORDER = {rule.name: place for place, rule in enumerate(OUTRIGHT)}
 
 def replay(rows: Sequence[Row], start: int = 20, size: int = 40, settings: Settings | None = None,
            before: Sequence[Evaluation] = ()) -> list[Finding]:  # fmt: skip
-    """The findings on logged steps, by onset, and where two begin together the cause first.
+    """Find what the rules find on logged steps, by onset; where two findings begin together, the cause comes first.
 
     A run too short for ``start`` and ``size`` is compared with its second tenth to third tenth.
 
@@ -43,7 +43,7 @@ def replay(rows: Sequence[Row], start: int = 20, size: int = 40, settings: Setti
 
 
 def replay_run(run: Run) -> list[Finding]:
-    """The findings of a run folder, its evaluation before training included."""
+    """Return the findings of a run folder, its evaluation before training included."""
     start = int(run.setting("guard.baseline_start", 20))
     size = int(run.setting("guard.baseline_steps", 40))
     prefixed = run.setting("prefix.name", "none") != "none"  # prefixes begin where nothing is solved
@@ -55,30 +55,30 @@ def replay_run(run: Run) -> list[Finding]:
 
 
 def outright_findings(run: Run) -> list[Finding]:
-    """What a run says by itself, first things first."""
+    """Return the findings that need no level of the run's own, in order of onset."""
     return [finding for finding in replay_run(run) if finding.outright]
 
 
 def training_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows of post-training; supervised steps are numbered up to 0."""
+    """Return the rows of post-training; supervised steps are numbered up to 0."""
     return [row for row in rows if (row["step"] or 0) > 0]
 
 
 def translated(row: Row) -> dict[str, float | None]:
-    """A row with other trainers' numbers under our names as well; our own stay as they are."""
+    """Return a row with other trainers' metrics under our names as well; our own stay as they are."""
     ours = {METRIC_OF[key]: value for key, value in row.items() if key in METRIC_OF}
     return {**ours, **row}
 
 
 def _unexplained(found: Sequence[Finding]) -> list[Finding]:
-    """What the evaluation said is left out where the first steps show its cause."""
+    """Leave out findings of the evaluation whose cause shows in the first steps."""
     causes = [finding for finding in found if finding.outright and finding.onset <= FIRST_STEPS]
     hidden = {name for finding in causes for name in OUTRIGHT[RULE_ORDER[finding.rule]].hides}
     return [finding for finding in found if finding.step or finding.rule not in hidden]
 
 
 def _ordered(found: Sequence[Finding]) -> list[Finding]:
-    """By onset, causes first; what a shortcut past the verifier does to held-out numbers does not come before it."""
+    """Sort by onset, causes first; effects of a shortcut past the verifier on held-out metrics come after it."""
     shortcut = next((finding.onset for finding in found if finding.rule == "unconfirmed"), 0)
 
     def place(finding: Finding) -> tuple[int, int, int]:
@@ -89,7 +89,7 @@ def _ordered(found: Sequence[Finding]) -> list[Finding]:
 
 
 def _place(finding: Finding) -> int:
-    """Sampler against trainer, broken numbers and data come before everything, then causes in their order."""
+    """Rank mismatch, non-finite numbers and data before everything else, then causes in their order."""
     if finding.level in ("mismatch", "broken") or finding.rule == "duplicates":
         return -1
     last = len(RULE_ORDER) + (finding.rule != "unconfirmed")

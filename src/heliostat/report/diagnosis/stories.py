@@ -1,4 +1,4 @@
-"""What the first finding of a run means for the rest of it: a sentence or two for each kind.
+"""Stories: the meaning of a run's first finding for the rest of the run, in a sentence or two per kind.
 
 Left out: the finding's own numbers and advice, which stand below it.
 """
@@ -123,5 +123,5 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
 
 
 def story_of(finding: Finding) -> str:
-    """The story that begins with a finding; its own meaning where none is told."""
+    """Return the story that begins with a finding, or the finding's own meaning where there is none."""
     return next((story for rules, story in STORIES if finding.rule in rules), finding.meaning)

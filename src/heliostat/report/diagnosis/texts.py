@@ -1,4 +1,4 @@
-"""What a handful of transcripts shows without a tokenizer: loops, repetition, and one answer for every question.
+"""Measures of a few transcripts without a tokenizer: loops, repetition, and one answer for every question.
 
 Words and signs stand for tokens here, so the shares differ from those of a run's own log.
 
@@ -27,19 +27,19 @@ MIN_TEXTS = 4
 
 @dataclass(frozen=True, slots=True)
 class TextReport:
-    """Sentences: what is wrong, and what was measured."""
+    """The faults and the measurements of texts, a sentence each."""
 
     complaints: tuple[str, ...]
     facts: tuple[str, ...]
 
 
 def words(text: str) -> list[str]:
-    """Words and signs of a text."""
+    """Split a text into words and signs."""
     return _TOKEN.findall(text)
 
 
 def examine_texts(rows: Sequence[Mapping[str, Any]]) -> TextReport:
-    """Measure the texts of rows, whatever the column of the text is called.
+    """Measure the texts of rows, in any of the columns ``TEXT_KEYS``.
 
     Raises:
         ValueError: no row has a text.
@@ -68,7 +68,7 @@ def examine_texts(rows: Sequence[Mapping[str, Any]]) -> TextReport:
 
 
 def _same_answer(pairs: Sequence[tuple[str, str]]) -> tuple[str, float]:
-    """The text most prompts share, and the share of prompts that get it; 0 for fewer than ``MIN_TEXTS`` prompts."""
+    """Return the most common text and the share of prompts that get it; 0 for fewer than ``MIN_TEXTS`` prompts."""
     by_prompt = {prompt: text.strip() for prompt, text in pairs}
     if len(by_prompt) < MIN_TEXTS:
         return "", 0.0

@@ -1,7 +1,9 @@
 """The frame of every page: head, navigation and foot, with style and script inline, written in one piece.
 
-A content policy in the page forbids every request and every script but the page's own, which is named by its hash: a
-transcript that found a way past the escaping could still not run. Left out: what stands in the frame.
+A content policy in the page forbids every request and every script but the page's own, which is named by its hash. A
+transcript that got past the escaping could still not run.
+
+Left out: the content of the frame.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ MARK = " · Heliostat</title>"
 
 
 def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, Any]) -> str:
-    """A whole page.
+    """Write a whole page.
 
     Args:
-        main: its ``main`` element.
+        main: the page's ``main`` element.
         anchors: sections that the navigation links to.
-        hover: by chart, what its hover values are read from.
+        hover: by chart, the data of its hover values.
     """
     folder = files("heliostat.report.html")
     style, script = (Html(folder.joinpath(name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
@@ -50,7 +52,7 @@ def write_page(target: Path, page: str) -> Path:
     """Write a page whole, or not at all.
 
     Raises:
-        ConfigError: a file that no page of ours is stands there.
+        ConfigError: the target exists and is not a page of this package.
     """
     check_replaceable(target, MARK, "a page")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def _text(value: object) -> str:
 
 
 class _Context(Extension):
-    """Joins the lines of a template, and lets expressions inside tags and in text-only elements escape plainly."""
+    """Joins the lines of a template, and escapes expressions inside tags and text-only elements with ``plain``."""
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         return re.sub(r"\s*\n\s*", "", source)

@@ -1,4 +1,4 @@
-"""What a run achieved: pass@1 and pass@k before and after, and the interval of the change.
+"""The results of a run: pass@1 and pass@k before and after, and the interval of the change.
 
 The change is paired: each problem's success rate after minus its own before, so that hard and easy problems cancel.
 Left out: the estimators (``statistics``), sentences (``verdict``) and drawing.
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def pass_curve(evaluations: Sequence[Evaluation]) -> list[tuple[int, Estimate]]:
-    """Mean pass@k over problems, with its interval, for every ``k`` that all of the problems allow."""
+    """Return mean pass@k over problems, with its interval, for every ``k`` that all of the problems allow."""
     largest = min((row.num_samples for row in evaluations), default=0)
     return [
         (k, success_rate([pass_at_k(row.num_samples, row.num_success, k) for row in evaluations]))
@@ -44,7 +44,7 @@ def pass_curve(evaluations: Sequence[Evaluation]) -> list[tuple[int, Estimate]]:
 
 
 def outcome(run: Run) -> Outcome:
-    """Before, after and change of one run, from its summary where there is one and else from its evaluations."""
+    """Return before, after and change of one run, from its summary where there is one and else from its evaluations."""
     first = [row for row in run.evaluations if row.phase == "before"]
     last = last_evaluation(run)
     final = number(run.summary, "after", "pass@1") is not None or any(row.phase == "after" for row in last)
@@ -59,7 +59,7 @@ def outcome(run: Run) -> Outcome:
 
 
 def last_evaluation(run: Run) -> list[Evaluation]:
-    """The evaluation after training, or where there is none, the last one during it; the warm start does not count."""
+    """Return the evaluation after training, or else the last one during it; the warm start does not count."""
     after = [row for row in run.evaluations if row.phase == "after"]
     during = [row for row in run.evaluations if row.phase == "during" and row.step > 0]
     latest = max((row.step for row in during), default=0)
@@ -67,7 +67,7 @@ def last_evaluation(run: Run) -> list[Evaluation]:
 
 
 def against(run: Run, baseline: Run) -> Estimate | None:
-    """pass@1 of one run's last evaluation minus another's, paired over the problems that both evaluated.
+    """Return pass@1 of one run's last evaluation minus another's, paired over the problems that both evaluated.
 
     **Limits** A run against itself gives exactly zero; runs without a common problem give ``None``.
     """
@@ -78,13 +78,13 @@ def against(run: Run, baseline: Run) -> Estimate | None:
 
 
 def pass_at_1(rows: Sequence[Evaluation]) -> Estimate | None:
-    """Mean success rate over problems with its interval, ``None`` without problems."""
+    """Return the mean success rate over problems with its interval; ``None`` without problems."""
     rates = [row.num_success / row.num_samples for row in rows]
     return success_rate(rates) if rates else None
 
 
 def pass_at_1_by_step(run: Run) -> list[tuple[float, Estimate]]:
-    """Every evaluation's pass@1, as logged; evaluations missing from the log are computed from their problems."""
+    """Return every evaluation's pass@1, as logged, or computed from its problems where the log misses it."""
     lows, highs = dict(run.series("eval/pass@1_low")), dict(run.series("eval/pass@1_high"))
     known: dict[float, Estimate] = {}
     for step, value in run.series("eval/pass@1"):
@@ -101,14 +101,14 @@ def pass_at_1_by_step(run: Run) -> list[tuple[float, Estimate]]:
 
 
 def summary_curve(run: Run, phase: str) -> list[tuple[int, Estimate]]:
-    """pass@k as the summary states it, without intervals; for runs whose evaluations are lost."""
+    """Return pass@k as the summary states it, without intervals; for runs whose evaluations are lost."""
     stated = dig(run.summary, phase, "pass@k", default={})
     points = [(int(k), finite(value)) for k, value in stated.items() if str(k).isdigit()] if stated else []
     return sorted((k, Estimate(value, value, value)) for k, value in points if value is not None)
 
 
 def _from_summary(run: Run, phase: str, rows: Sequence[Evaluation]) -> Estimate | None:
-    """pass@1 as the summary states it; an interval without width, as early versions wrote, is measured again."""
+    """Return pass@1 as the summary states it; an interval without width is computed again from problems."""
     value = number(run.summary, phase, "pass@1")
     if value is None:
         return None
@@ -131,6 +131,6 @@ def _paired_changes(first: Sequence[Evaluation], last: Sequence[Evaluation]) -> 
 
 
 def _spread(largest: int) -> list[int]:
-    """All of 1..8, then powers of two: enough points for a curve, however many samples there were."""
+    """Return all of 1..8, then powers of two: enough points for a curve with any number of samples."""
     powers = [2**exponent for exponent in range(4, largest.bit_length())]
     return [*range(1, min(largest, 8) + 1), *powers, *([largest] if largest > 8 and largest not in powers else [])]

@@ -1,4 +1,4 @@
-"""Seconds, operations and tokens of a run by phase: from its summary, else added up from its log.
+"""Seconds, FLOPs and tokens of a run by phase: from its summary, else added up from its log.
 
 Left out: drawing (``bars``).
 """
@@ -21,7 +21,7 @@ TIMED = ("rollout", "verify", "update", "eval")
 
 
 def seconds(run: Run) -> Mapping[str, float]:
-    """Wall time by phase; ``other`` is what the total has beyond the named phases."""
+    """Return wall time by phase; ``other`` is the rest of the total."""
     named = _stated(run, "seconds")
     total = named.pop("total", None)
     if not named:
@@ -32,7 +32,7 @@ def seconds(run: Run) -> Mapping[str, float]:
 
 
 def flops(run: Run) -> Mapping[str, float]:
-    """Floating-point operations by phase."""
+    """Return FLOPs by phase."""
     stated = _stated(run, "flops")
     if not stated:
         logged = {phase: _last(run, f"compute/{phase}_flops") for phase in ("rollout", "update")}
@@ -42,12 +42,12 @@ def flops(run: Run) -> Mapping[str, float]:
 
 
 def tokens(run: Run) -> float | None:
-    """Completion tokens sampled for training."""
+    """Return the number of completion tokens sampled for training."""
     return number(run.summary, "tokens") or _last(run, "compute/tokens")
 
 
 def _by_phase(amounts: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Positive amounts in the order of ``PHASES``; a phase nobody declared here counts as everything else."""
+    """Return positive amounts in the order of ``PHASES``; a phase nobody declared here counts as everything else."""
     found = dict.fromkeys(PHASES, 0.0)
     for name, amount in amounts:
         found[name if name in PHASES else "other"] += amount

@@ -1,7 +1,9 @@
 """A run folder as plain records, and notes on everything in it that was missing or could not be read.
 
 A killed run leaves files behind that end in the middle of a line, or never appear at all. Nothing here raises for
-that: what can be read is read, and each loss becomes a sentence for the page. Left out: any computation on the numbers.
+that: all readable parts are read, and each loss becomes a sentence for the page.
+
+Left out: any computation on the numbers.
 """
 
 from __future__ import annotations
@@ -79,8 +81,8 @@ class Run:
     Attributes:
         label: how the page calls the run; unique among the runs of one page.
         metrics: one mapping per step, steps ascending; ``None`` where a logged number was not finite.
-        events: what the run's guard saw and did, in order.
-        audit: what the audit of its reward found before it trained; empty where there was none.
+        events: the guard's findings and actions, in order.
+        audit: the findings of the audit of its reward before training; empty where there was none.
         notes: one sentence for each thing that was missing or unreadable.
     """
 
@@ -97,11 +99,11 @@ class Run:
     notes: tuple[str, ...] = ()
 
     def series(self, key: str) -> list[tuple[float, float | None]]:
-        """``(step, value)`` at every step that logged ``key``."""
+        """Return ``(step, value)`` for every step that logged ``key``."""
         return [(float(line["step"] or 0), line[key]) for line in self.metrics if key in line]
 
     def setting(self, dotted: str, default: Any = None) -> Any:
-        """A value of the recipe by its dotted name, such as ``objective.tau``."""
+        """Return a value of the recipe by its dotted name, such as ``objective.tau``."""
         return dig(self.recipe, *dotted.split("."), default=default)
 
     @property
@@ -158,7 +160,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def dig(mapping: Any, *path: str, default: Any = None) -> Any:
-    """The value at a path of keys, or ``default`` where any part of the path is missing."""
+    """Return the value at a path of keys, or ``default`` where any part of the path is missing."""
     for key in path:
         if not isinstance(mapping, Mapping) or key not in mapping:
             return default
@@ -167,12 +169,12 @@ def dig(mapping: Any, *path: str, default: Any = None) -> Any:
 
 
 def number(mapping: Any, *path: str) -> float | None:
-    """The finite number at a path of keys, or ``None``."""
+    """Return the finite number at a path of keys, or ``None``."""
     return finite(dig(mapping, *path))
 
 
 def finite(value: Any) -> float | None:
-    """``value`` as a float if it is a usable number, else ``None``."""
+    """Return ``value`` as a float if it is a usable number, else ``None``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) and abs(value) < LARGEST else None
@@ -202,7 +204,7 @@ def _read_document(path: Path, parse: Any, notes: list[str], loss: str = "") -> 
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a file, and how many lines were none."""
+    """Return the JSON objects of a file, and the number of lines that are none."""
     found = read_rows(path)
     return found.rows, len(found.broken)
 

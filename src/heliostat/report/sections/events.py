@@ -1,4 +1,4 @@
-"""What the guard saw and did, as a strip along the run's steps and as a list.
+"""The guard's findings and actions, as a strip along the run's steps and as a list.
 
 Left out: judging, which happened while the run ran (``monitors``) or happens again on request (``diagnosis``).
 """

@@ -1,7 +1,7 @@
-"""The page's sections below its summary: what was missing, charts by question, transcripts, settings.
+"""The page's sections below its summary: missing files, findings, charts by question, transcripts, settings.
 
 Each function takes runs and gives sections, or ``None`` where the runs hold nothing for one. Left out: the top of the
-page (``summary``) and the frame around everything (``page``).
+page (``summary``) and the order of everything (``page``).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Section:
 
 
 def missing_section(runs: Sequence[Run]) -> Html | None:
-    """What the folders lack, in the reader's words; ``None`` where nothing is missing."""
+    """Say which files the folders lack and what the page loses by it; ``None`` where nothing is missing."""
     notes = [f"{run.label}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
     return fill("missing.html", notes=notes) if notes else None
 
 
 def findings_section(runs: Sequence[Run]) -> Html | None:
-    """What the runs say outright, with what to do; ``None`` where they say nothing."""
+    """List the findings that need no comparison, with advice; ``None`` where there are none."""
     found = [(run.label, finding) for run in runs for finding in outright_findings(run)]
     return fill("findings.html", found=found, several=len(runs) > 1) if found else None
 
 
 def chart_sections(runs: Sequence[Run], figures: Figures) -> list[Section]:
-    """One section per question, then whatever else was logged."""
+    """Draw one section per question, then all other logged metrics."""
     sections = [section for group in GROUPS if (section := _group(group, runs, figures))]
     rest = [drawn for panel in remaining_panels(runs) if (drawn := figures.panel(panel, small=True))]
     if rest:

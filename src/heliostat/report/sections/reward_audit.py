@@ -1,4 +1,4 @@
-"""What the audit before training found: one card per task, with the right answers that were refused.
+"""The findings of the audit before training: one card per task, with the right answers that were refused.
 
 Left out: the audit itself (``tasks.auditing``), and its tricks one by one, which are in ``audit.json``.
 """

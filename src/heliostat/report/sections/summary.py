@@ -1,4 +1,4 @@
-"""The top of the page: what was run, what came of it in one sentence, and the numbers people ask for first.
+"""The top of the page: facts about the run, its result in one sentence, and the numbers that people ask for first.
 
 Left out: charts, transcripts and settings (``sections``).
 """

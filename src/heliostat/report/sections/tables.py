@@ -20,11 +20,11 @@ from heliostat.report.sections.verdict import Verdict, points
 from heliostat.statistics import Estimate
 
 ABSENT = "–"
-PLACE = frozenset({"run.name", "run.root"})  # where the run is kept: says nothing about what was run
+PLACE = frozenset({"run.name", "run.root"})  # the place of the run's folder has no effect on the run
 
 
 def comparison(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
-    """Compare runs, a row each: what was run, what came out, what it cost."""
+    """Compare runs, a row each: settings, results and costs."""
     rows = []
     for index, (run, verdict) in enumerate(zip(runs, verdicts, strict=True)):
         result = verdict.outcome
@@ -112,13 +112,13 @@ def versions_table(runs: Sequence[Run]) -> Html | None:
 
 
 def objective(run: Run) -> str:
-    """The objective's name with its temperature where it has one."""
+    """Return the objective's name with its temperature where it has one."""
     name, tau = run.setting("objective.name"), run.setting("objective.tau")
     return f"{name or ABSENT}" + (f", τ = {tau:g}" if isinstance(tau, int | float) else "")
 
 
 def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``(dotted.key, value)`` for every leaf; lists of tables are numbered, other lists are leaves."""
+    """Yield ``(dotted.key, value)`` for every leaf; lists of tables are numbered, other lists are leaves."""
     if isinstance(settings, Mapping) and settings:
         for key, value in settings.items():
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
@@ -153,7 +153,7 @@ def _change(change: Estimate | None) -> EstimateCell:
 
 
 def _defaults(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Default and meaning of every declared setting; each task of the recipe has the defaults of one task."""
+    """Return default and meaning of every declared setting; each task of the recipe has the defaults of one task."""
     defaults = dict(flatten(Recipe().model_dump()))
     meanings = {
         f"{section}.{key}": spec.description or ""

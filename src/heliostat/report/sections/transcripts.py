@@ -1,4 +1,4 @@
-"""What the model actually wrote: the same problem before and after training, side by side.
+"""Transcripts: completions of the same problem before and after training, side by side.
 
 Everything here is untrusted text. It reaches the page only through a template, which escapes it. Problems are
 shown in the order of the file, not chosen by their result. Left out: highlighting and rendering of any markup.
@@ -25,21 +25,21 @@ STOP_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One problem with what was written about it before and after; either side may be missing."""
+    """One problem with its completions before and after training; either may be missing."""
 
     before: Transcript | None
     after: Transcript | None
 
     @property
     def problem(self) -> Transcript:
-        """Whichever side there is, for what both share: the prompt and the oracle answer."""
+        """The completion that exists, for what both share: the prompt and the oracle answer."""
         side = self.before or self.after
         assert side is not None
         return side
 
 
 def pair_up(transcripts: Sequence[Transcript]) -> list[Pair]:
-    """Pairs of the same problem first, in file order; problems seen on one side only follow.
+    """Pair completions of the same problem, in file order; without any pair, return all problems one-sided.
 
     A run that was stopped has no ``after``; its latest evaluation stands in.
     """
@@ -55,7 +55,7 @@ def pair_up(transcripts: Sequence[Transcript]) -> list[Pair]:
 
 
 def transcript_section(run: Run, limit: int) -> Html | None:
-    """The run's first ``limit`` pairs, or ``None`` where it kept no transcripts."""
+    """Write the run's first ``limit`` pairs; ``None`` where it kept no transcripts."""
     pairs = pair_up(run.transcripts)
     if not pairs:
         return None

@@ -1,4 +1,4 @@
-"""The run in one plain sentence: what changed on held-out problems, and whether that is more than noise.
+"""The result of a run in one plain sentence: the change on held-out problems, and whether it is more than noise.
 
 Left out: causes and advice. The sentence says no more than the interval does.
 """
@@ -51,13 +51,13 @@ def judge(run: Run) -> Verdict:
 
 
 def percent(estimate: Estimate) -> str:
-    """``38.5% (34.1% to 42.9%)``"""
+    """Write an estimate with its interval, as in ``38.5% (34.1% to 42.9%)``."""
     low, high = format_value(estimate.low, "fraction"), format_value(estimate.high, "fraction")
     return f"{format_value(estimate.value, 'fraction')} ({low} to {high})"
 
 
 def points(value: float) -> str:
-    """A difference of two rates in percentage points, with its sign."""
+    """Write a difference of two rates in percentage points, with its sign."""
     return f"{'+' if value > 0 else ''}{format_value(value, 'fraction').removesuffix('%')}"
 
 
@@ -97,7 +97,7 @@ def _sentence(result: Outcome) -> str:
 
 
 def _gap(run: Run, result: Outcome) -> str:
-    """A sentence where training problems were solved far more often than held-out ones, else nothing."""
+    """Write a sentence if training problems were solved far more often than held-out ones, else nothing."""
     logged = run.series("prefix/success_without") or run.series("reward/success")
     last = [value for step, value in logged if step > 0 and value is not None][-NUM_LAST:]
     if result.after is None or not last:

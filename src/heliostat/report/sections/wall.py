@@ -1,4 +1,4 @@
-"""A wall of the latest completions, with what they repeat marked: loops are seen sooner than they are measured.
+"""A wall of the latest completions, with repeated words marked: loops are seen sooner than they are measured.
 
 A word is marked where it belongs to a run of four that the same text has had before. Everything here is untrusted text
 and is escaped. Left out: choosing by result; the first ones of the latest evaluation are shown.
@@ -21,7 +21,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def wall(run: Run) -> Html | None:
-    """The first completions of the run's latest evaluation, or ``None`` where it kept none."""
+    """Show the first completions of the run's latest evaluation; ``None`` where it kept none."""
     if not run.transcripts:
         return None
     last = max(row.step for row in run.transcripts)
@@ -45,7 +45,7 @@ def _tile(row: Transcript) -> dict[str, Any]:
 
 
 def marked(text: str) -> list[Html | str]:
-    """The text with what it repeats inside ``mark`` elements; its characters are unchanged."""
+    """Return the text with repeated words inside ``mark`` elements; its characters are unchanged."""
     places = [match.span() for match in _TOKEN.finditer(text)]
     words = [text[start:end] for start, end in places]
     seen: set[tuple[str, ...]] = set()
