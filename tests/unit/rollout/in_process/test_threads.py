@@ -38,7 +38,7 @@ def test_any_number_of_workers_samples_the_same(nano, shared):
 
 def test_every_group_is_announced_once_with_its_own_index(nano):
     announced = {}
-    _, groups = sample(nano, 3, announce=lambda index, group: announced.update({index: (group, len(announced))}))
+    _, groups = sample(nano, 3, on_group=lambda index, group: announced.update({index: (group, len(announced))}))
     assert {index: group for index, (group, _) in announced.items()} == dict(enumerate(groups))
 
 
