@@ -33,7 +33,6 @@ _EXTRAS = {
     "fsspec": "data",
     "httpx2": "server",
     "scipy": "linalg",
-    "networkx": "linalg",
     "matplotlib": "plots",
     "gguf": "smollm2",
     "tensorboard": "tensorboard",
