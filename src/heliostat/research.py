@@ -23,7 +23,7 @@ import torch
 
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
@@ -125,8 +125,9 @@ class Experiment:
         prompts = [self.bench.prompt(problem) for problem in problems]
         settings = settings or SamplingSettings(temperature=self.policy.temperature)
         size = num_samples or self.recipe.rollout.group_size
+        request = SampleRequest(prompts, size, settings, seed=seed, policy_step=self.num_updates)
         with self.ledger.phase("rollout"):
-            groups = self.bench.engine.sample(prompts, size, settings, seed=seed, policy_step=self.num_updates)
+            groups = self.bench.engine.sample(request)
         self.ledger.charge_rollout("rollout", self.loaded, self.bench.engine.take_counts())
         with self.ledger.phase("verify"):
             return self.pool.verify(groups)
