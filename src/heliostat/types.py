@@ -195,8 +195,8 @@ class TrainingGroup:
 
     group: Group
     advantages: Float[Tensor, " completion"]
-    logp_old: tuple[Float[Tensor, " token"], ...] | None = None
-    logp_ref: tuple[Float[Tensor, " token"], ...] | None = None
+    logp_old: tuple[Float[Tensor, " _"], ...] | None = None
+    logp_ref: tuple[Float[Tensor, " _"], ...] | None = None
 
     @property
     def has_signal(self) -> bool:
