@@ -145,8 +145,8 @@ def test_step_k_is_sampled_by_the_weights_of_k_minus_1_minus_s(tmp_path, monkeyp
 def test_no_more_than_s_steps_are_ordered_before_their_time(tmp_path):
     run = make_run(tmp_path, 2)
     ordered = []
-    order = run.ahead.order
-    run.ahead.order = lambda step: ordered.append(step) or order(step)
+    order = run.ahead.request
+    run.ahead.request = lambda step: ordered.append(step) or order(step)
     with run.ahead:
         seen = [list(ordered) for _ in run.steps()]
     assert seen == [list(range(1, min(k + 2, NUM_STEPS) + 1)) for k in range(1, NUM_STEPS + 1)]
@@ -276,7 +276,7 @@ def test_dropped_rollouts_are_made_again_with_the_weights_of_now(tmp_path, held_
         waits.active = True
         run.ahead._begin(6)
         assert arrived.wait(20)
-        run.ahead.drop()  # while it samples
+        run.ahead.discard()  # while it samples
         waits.active = False
         run.step, run.version = 2, 2  # taken back
         for parameter, weight in zip(run.loaded.model.parameters(), run.weights[2], strict=True):
