@@ -151,7 +151,7 @@ class Arena(AbstractContextManager["Arena"]):
 
     def numbers(self, updater: Updater, batch: Batch) -> dict[str, float]:
         """The last phase in the metrics' words: the mirror step on up to 32 of its groups, and its rollouts."""
-        scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS)
+        scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS, self.runtime)
         rollouts = rollout_means([group.group for group in batch.groups])
         means = rollouts | mirror_means(*scored, tau=updater.objective.regression_tau)
         values = {key: mean.value for key, mean in means.items() if mean.count}

@@ -93,7 +93,7 @@ class Bout(AbstractContextManager["Bout"]):
             order = completion_seed(key["seed"], "order", index)
             report = updater.run(batch, UPDATES_PER_BATCH, index * UPDATES_PER_BATCH, order)
             ledger.charge_update("update", self.bench.loaded, report.counts)
-            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048)
+            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048, self.runtime)
             means = rollout_means(groups) | mirror_means(*scored, tau=updater.objective.regression_tau)
             numbers = {name: mean.value for name, mean in means.items() if mean.count}
             phases.append(numbers | {"policy/max_log_ratio": float(np.abs(scored[0]).max())})

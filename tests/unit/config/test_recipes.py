@@ -317,6 +317,7 @@ def test_strategies_cover_every_key():
     assert sorted(_KEYS) == sorted(key.name for key in describe_keys())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(pairs=_OVERRIDES, raw=st.booleans(), mapping=st.booleans())
 def test_valid_overrides_arrive_and_survive_writing(pairs, raw, mapping, tmp_path_factory):

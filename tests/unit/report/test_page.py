@@ -63,6 +63,7 @@ def test_the_page_points_to_nothing_outside_itself(finished: Path, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_stay_below_300_kilobytes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "long", Shape(num_steps=1000))
     assert write_report([run]).stat().st_size < 300_000

@@ -23,6 +23,7 @@ def test_there_are_enough_of_both():
     assert set(NAMES) <= {*WRECKS, *(f"healthy-{name}" for name in HEALTHY)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name in WRECKS and name not in MISSED])
 def test_a_wreck_is_named_first(name: str, tmp_path: Path):
     found = diagnose(unpack(name, tmp_path / "run"))

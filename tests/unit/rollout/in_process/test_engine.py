@@ -35,6 +35,7 @@ def all_ids(groups):
     return [[completion.token_ids for completion in group.completions] for group in groups]
 
 
+@pytest.mark.slow
 def test_refilled_evicted_and_one_by_one_sampling_agree(nano):
     prompts = make_prompts(nano, 9)
     at_once = sample(TorchEngine(nano, DecodeLimits(12)), prompts)
@@ -94,6 +95,7 @@ def test_recorded_log_probabilities_are_the_trainers(nano, temperature):
         np.testing.assert_allclose(logp.numpy(), np.concatenate([row.completion.logp_gen for row in rows]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_completions_follow_the_models_distribution():
     """Every two-token completion of a seven-token vocabulary is enumerable; counts must match its probability."""
     loaded = make_nano(scale=3.0)

@@ -26,6 +26,7 @@ def sample(loaded, limits, shared, num_prompts=9, group_size=4, num_workers=1):
     return engine, [completion for group in groups for completion in group.completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("shape", [{}, {"num_heads": 4, "num_kv_heads": 2}], ids=["mha", "gqa"])
 def test_same_tokens_same_numbers_same_counts(shape, limits):

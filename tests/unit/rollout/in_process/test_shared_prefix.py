@@ -23,6 +23,7 @@ def sample(engine, prompts, group_size=3):
     return [completion for group in groups for completion in group.completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("limits", [DecodeLimits(10), DecodeLimits(10, max_rows=7), DecodeLimits(10, 4, min_freed=0.0)])
 def test_same_completions_and_every_prompt_token_counted(limits, fused):

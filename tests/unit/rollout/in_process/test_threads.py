@@ -18,6 +18,7 @@ def sample(loaded, num_workers, shared=True, **more):
     return engine, groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_any_number_of_workers_samples_the_same(nano, shared):
     """A prompt that comes twice included: its random streams are counted over the whole batch."""

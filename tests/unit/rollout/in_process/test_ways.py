@@ -64,6 +64,7 @@ def build(loaded: LoadedModel, **section):
         return build_engine(loaded, DecodeLimits(NUM_TOKENS, max_rows=3), RolloutSection(**section))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_family_says_beside_others_what_it_says_alone(family, tmp_path):
     loaded = load_small(family, tmp_path)
@@ -102,6 +103,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.5, 1.0, 8.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -61,6 +61,7 @@ def move(loaded, scale=0.5):
             parameter.add_(scale * parameter.std() * torch.randn(parameter.shape, generator=generator))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_the_trainers_at_the_sampling_temperature(make, nano, temperature):
     groups = sample(make(), temperature=temperature)
@@ -89,6 +90,7 @@ def test_every_group_is_announced_once(make):
     assert all(told[index] is group for index, group in enumerate(groups))
 
 
+@pytest.mark.slow
 def test_why_a_completion_ended(make):
     reasons = [c for group in sample(make(), num=5, group_size=8) for c in group.completions]
     for completion in reasons:
@@ -109,6 +111,7 @@ def test_a_stop_string_ends_the_text_and_not_the_tokens(make):
     assert not any(set("123ea") & set(completion.text) for completion in ended)
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_estimated_entropies_is_the_entropy(make, nano):
     groups = sample(make(max_new_tokens=1), num=1, group_size=4000)
     estimated = np.array([c.entropy[0] for c in groups[0].completions])
@@ -119,6 +122,7 @@ def test_the_mean_of_the_estimated_entropies_is_the_entropy(make, nano):
     assert abs(estimated.mean() - exact) < 5 * estimated.std() / np.sqrt(len(estimated))
 
 
+@pytest.mark.slow
 def test_samples_come_from_the_weights_of_now(make, state, nano):
     engine = make()
     sample(engine)
@@ -171,6 +175,7 @@ def test_a_server_without_update_routes_is_told_how_to_start(make, state):
         sample(make())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["dies", "truncated", "web_page", "unavailable"])
 def test_a_fault_in_the_middle_changes_nothing(make, state, fault):
     expected = sample(make())
@@ -213,6 +218,7 @@ def aborted(answer):
     answer["choices"][0]["logprobs"]["token_logprobs"] = [-1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [drop_one, one_token_more, one_log_prob_less, too_long, no_ids, foreign_ids, not_a_number, aborted]
 )
@@ -262,6 +268,7 @@ def test_the_recipe_chooses_the_engine_and_the_environment_holds_the_key(nano, m
     assert "sk-1" not in section.model_dump_json()
 
 
+@pytest.mark.slow
 def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, nano):
     engine = make()
     twin, kept = twin_of(nano), trained_weights(nano)
@@ -296,6 +303,7 @@ def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano, state):
     assert all(torch.equal(weight, before) for weight in seen)
 
 
+@pytest.mark.slow
 def test_a_hand_over_that_broke_off_is_made_again(make, state, nano):
     """The server may have the new weights although the trainer has gone back to the old ones."""
     engine = make(num_retries=0)

@@ -43,6 +43,7 @@ def refusal(served, fault, timeout_s=20.0):
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_wrong_answer_is_one_sentence(served, name):
     said = refusal(served, ANSWERS[name])
@@ -52,6 +53,7 @@ def test_a_wrong_answer_is_one_sentence(served, name):
     assert "\n" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONNECTIONS)
 def test_a_connection_that_does_not_end_is_given_up(served, name):
     """Whatever keeps it alive: the deadline is that of the whole answer."""
