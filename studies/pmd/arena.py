@@ -26,7 +26,7 @@ from arms import NUM_UPDATES, Run
 from heliostat import sft
 from heliostat.config import Recipe, load_recipe
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
@@ -119,7 +119,9 @@ class Arena(AbstractContextManager["Arena"]):
 
     def sample(self, problems: list[Problem], group_size: int, seed: int, ledger: Ledger) -> list[Group]:
         prompts = [self.bench.prompt(problem) for problem in problems]
-        groups = self.bench.engine.sample(prompts, group_size, SamplingSettings(), seed=seed, policy_step=0)
+        groups = self.bench.engine.sample(
+            SampleRequest(prompts, group_size, SamplingSettings(), seed=seed, policy_step=0)
+        )
         ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
         return self.pool.verify(groups)
 

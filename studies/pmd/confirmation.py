@@ -27,7 +27,7 @@ import torch
 from heliostat.config import Recipe, load_recipe
 from heliostat.models import encode_problem, encode_solution
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
@@ -110,7 +110,7 @@ class Bout(AbstractContextManager["Bout"]):
         prompts = [self.bench.prompt(problem) for problem in problems]
         stream = completion_seed(seed, "phase", phase)
         size = self.recipe.rollout.group_size
-        groups = self.bench.engine.sample(prompts, size, SamplingSettings(), seed=stream, policy_step=0)
+        groups = self.bench.engine.sample(SampleRequest(prompts, size, SamplingSettings(), seed=stream, policy_step=0))
         ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
         graded = self.pool.verify(groups)
         if phase == 0:

@@ -1,7 +1,6 @@
 """Everything in the project that replaces something on the disk, to be killed at every event of it.
 
-Left out: checkpoints (``tests/unit/train/run_folder/test_checkpoint_damage.py``, ``tests/support/sharded.py``) and
-whole runs (``tests/torture``).
+Left out: checkpoints (``test_checkpoint_damage.py``, ``tests/support/sharded.py``) and whole runs (``tests/torture``).
 """
 
 import hashlib
@@ -20,8 +19,8 @@ from heliostat.models import save_model, smollm2
 from heliostat.models.lora import add_adapters, save_adapter
 from heliostat.models.saving import replacing
 from heliostat.outputs import claim_folder
-from heliostat.report.frame import framed, write_page
-from heliostat.report.markup import element
+from heliostat.report.html.frame import framed, write_page
+from heliostat.report.html.markup import element
 from heliostat.storage import append_rows, extent_of, keep_rows, read_rows, recover_folder, replace_rows, truncate_rows
 from heliostat.theory.plots import save as save_figure
 from heliostat.traces import Bank, Findings, export_bank

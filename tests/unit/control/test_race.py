@@ -11,7 +11,7 @@ from heliostat.config import ConfigError
 from heliostat.control import Rank1
 from heliostat.control.contenders import ALGORITHMS, algorithm_class, arguments_of, setup_of
 from heliostat.control.runs import last_quarter, read_control
-from heliostat.report.control import write_control_page
+from heliostat.report.control_page import write_control_page
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

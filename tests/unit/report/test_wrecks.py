@@ -8,9 +8,9 @@ from studies.wrecks.cases import HEALTHY, WRECKS
 from studies.wrecks.records import RECORDED, unpack
 
 from heliostat.report.diagnosis import diagnose
+from heliostat.report.diagnosis.stories import STORIES
 from heliostat.report.page import render
-from heliostat.report.read import read_run
-from heliostat.report.stories import STORIES
+from heliostat.report.runs.read import read_run
 
 NAMES = sorted(path.stem for path in RECORDED.glob("*.json"))
 MISSED = frozenset({"one-long-step-of-dapo", "inverted-verifier"})
