@@ -72,6 +72,7 @@ def feedback(nano, **settings):
     ]
 
 
+@pytest.mark.slow
 def test_it_looks_when_it_is_time_and_is_held_where_it_was_first(nano):
     held, problems = feedback(nano, start=3, actuator="lr")
     looks = [held.measure(index, problems) for index in range(8)]
@@ -80,6 +81,7 @@ def test_it_looks_when_it_is_time_and_is_held_where_it_was_first(nano):
     assert feedback(nano, statistic="none")[0].measure(0, problems) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actuator", ["lr", "temperature", "mix"])
 def test_below_its_target_a_controller_turns_its_setting(nano, actuator):
     held, problems = feedback(nano, target=50.0, actuator=actuator, every=1)
@@ -99,6 +101,7 @@ def test_below_its_target_a_controller_turns_its_setting(nano, actuator):
     assert (again.lr_scale, again.policy.temperature, again.target) == (held.lr_scale, held.policy.temperature, 50.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", ["entropy", "distinct"])
 def test_the_added_loss_moves_own_text_towards_its_target(nano, statistic):
     """A hundred steps on nothing else, from either side."""
