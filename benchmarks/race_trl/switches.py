@@ -25,7 +25,7 @@ from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
 
 from heliostat.config import ModelSection
 from heliostat.models import BACKWARD_COST, LoadedModel, encode_problem, forward_flops, load_model
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.accounting.machine_peak import Ceilings
 from heliostat.train.accounting.profiler import decode_floor
 from heliostat.train.logprobs.packing import microbatches, rows_of
@@ -76,7 +76,7 @@ def measure(entry: Entry, loaded: LoadedModel, prompts: list[Prompt]) -> dict[st
 
 
 def _sample(engine: TorchEngine, prompts: list[Prompt], entry: Entry) -> list[Group]:
-    return engine.sample(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0)
+    return engine.sample(SampleRequest(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0))
 
 
 def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:

@@ -195,8 +195,8 @@ class TrainingGroup:
 
     group: Group
     advantages: Float[Tensor, " completion"]
-    logp_old: tuple[Float[Tensor, " token"], ...] | None = None
-    logp_ref: tuple[Float[Tensor, " token"], ...] | None = None
+    logp_old: tuple[Float[Tensor, " _"], ...] | None = None
+    logp_ref: tuple[Float[Tensor, " _"], ...] | None = None
 
     @property
     def has_signal(self) -> bool:
@@ -268,14 +268,12 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """One (micro-)batch's loss and the single number per token that made its gradient.
+    """The loss of one micro-batch.
 
     Attributes:
         loss: scalar, already divided by the step's global normaliser; sum over micro-batches to get the step's loss.
-        coefficient: detached; ``grad loss = -(sum_t coefficient_t * grad logp_new_t) / normalizer``.
         metrics: mergeable means keyed ``area/quantity``.
     """
 
     loss: Float[Tensor, ""]
-    coefficient: Float[Tensor, " token"]
     metrics: Mapping[str, Mean] = field(default_factory=dict)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from heliostat.optim import Schedule
-from heliostat.rollout.engine import TorchEngine
+from heliostat.rollout import TorchEngine
 from heliostat.tasks.pool import Judging
 from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.trainer import Trainer

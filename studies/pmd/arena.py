@@ -26,7 +26,7 @@ from arms import NUM_UPDATES, Run
 from heliostat import sft
 from heliostat.config import Recipe, load_recipe
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
@@ -119,7 +119,9 @@ class Arena(AbstractContextManager["Arena"]):
 
     def sample(self, problems: list[Problem], group_size: int, seed: int, ledger: Ledger) -> list[Group]:
         prompts = [self.bench.prompt(problem) for problem in problems]
-        groups = self.bench.engine.sample(prompts, group_size, SamplingSettings(), seed=seed, policy_step=0)
+        groups = self.bench.engine.sample(
+            SampleRequest(prompts, group_size, SamplingSettings(), seed=seed, policy_step=0)
+        )
         ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
         return self.pool.verify(groups)
 
@@ -149,7 +151,7 @@ class Arena(AbstractContextManager["Arena"]):
 
     def numbers(self, updater: Updater, batch: Batch) -> dict[str, float]:
         """The last phase in the metrics' words: the mirror step on up to 32 of its groups, and its rollouts."""
-        scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS)
+        scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS, self.runtime)
         rollouts = rollout_means([group.group for group in batch.groups])
         means = rollouts | mirror_means(*scored, tau=updater.objective.regression_tau)
         values = {key: mean.value for key, mean in means.items() if mean.count}

@@ -67,7 +67,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     batch = make_batch(updater.objective, [replace(group, verdicts=tuple(verdicts))])
     updater.run(Batch(batch.groups * num_updates), num_updates, first_update=0, seed=0)
     often = Batch(batch.groups * 16)  # the same distribution; among 16 rollouts alone a gain counts as noise
-    means = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000), tau=tau)
+    means = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000, updater.runtime), tau=tau)
     means |= rollout_means([group.group for group in batch.groups])
     exact = theory.pmd_mean(None, [float(is_right(answer)) for answer in ANSWERS], tau, log_probs=old)
     return {key: mean.value for key, mean in means.items() if mean.count}, exact

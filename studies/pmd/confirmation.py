@@ -27,7 +27,7 @@ import torch
 from heliostat.config import Recipe, load_recipe
 from heliostat.models import encode_problem, encode_solution
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
@@ -93,7 +93,7 @@ class Bout(AbstractContextManager["Bout"]):
             order = completion_seed(key["seed"], "order", index)
             report = updater.run(batch, UPDATES_PER_BATCH, index * UPDATES_PER_BATCH, order)
             ledger.charge_update("update", self.bench.loaded, report.counts)
-            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048)
+            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048, self.runtime)
             means = rollout_means(groups) | mirror_means(*scored, tau=updater.objective.regression_tau)
             numbers = {name: mean.value for name, mean in means.items() if mean.count}
             phases.append(numbers | {"policy/max_log_ratio": float(np.abs(scored[0]).max())})
@@ -110,7 +110,7 @@ class Bout(AbstractContextManager["Bout"]):
         prompts = [self.bench.prompt(problem) for problem in problems]
         stream = completion_seed(seed, "phase", phase)
         size = self.recipe.rollout.group_size
-        groups = self.bench.engine.sample(prompts, size, SamplingSettings(), seed=stream, policy_step=0)
+        groups = self.bench.engine.sample(SampleRequest(prompts, size, SamplingSettings(), seed=stream, policy_step=0))
         ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
         graded = self.pool.verify(groups)
         if phase == 0:

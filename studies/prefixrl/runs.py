@@ -22,7 +22,7 @@ from offpolicy import with_trained_prefix
 
 from heliostat.config import Recipe
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_feedback, make_updater
 from heliostat.train.data.curriculum import Passes
@@ -83,7 +83,7 @@ class Run:
             plain = problems.next(step, prompts_per_step - prefixes.per_step)
             prompts = [bench.prompt(problem) for problem in plain] + prefixes.next(step)
             size = recipe.rollout.group_size - (arm.stored is not None)
-            groups = bench.engine.sample(prompts, size, SamplingSettings(), seed=drawn, policy_step=step)
+            groups = bench.engine.sample(SampleRequest(prompts, size, SamplingSettings(), seed=drawn, policy_step=step))
             self.ledger.charge_rollout("rollout", arena.loaded, bench.engine.take_counts())
             groups = arena.pool.verify(groups)
             prefixes.learn(groups)

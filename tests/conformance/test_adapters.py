@@ -14,7 +14,7 @@ from ragged import build, run
 from record_adapters import FIXTURE
 
 from heliostat.types import TokenBatch
-from tests.unit.adapters.prime_rl_types import install
+from tests.support.prime_rl_types import install
 
 NO_PACKAGE = ("prime_rl",)
 """On no package index: run on its two dataclasses written out again, and never recorded."""

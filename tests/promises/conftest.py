@@ -3,7 +3,7 @@
 import pytest
 
 from heliostat.train.run_context import RunContext
-from tests.promises import small
+from tests.support import small
 
 
 @pytest.fixture(scope="module", params=small.EVERY_WEIGHTS, ids=str)

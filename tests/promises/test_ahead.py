@@ -20,9 +20,8 @@ from heliostat.train.rollouts.planner import RolloutPlanner
 from heliostat.train.step_metrics import StepMetrics
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.updater import Updater
-from tests.promises import small
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import FakeVllm, served_from, serving_tiny
+from tests.support import fake_vllm, small
+from tests.support.fake_vllm import FakeVllm, served_from, serving_tiny
 
 QUICK = {"warm_start__num_steps": 40, "eval__every": 3, "train__num_steps": 7}
 

@@ -10,9 +10,9 @@ import heliostat
 from heliostat.cli import main
 from heliostat.tasks.pool import VerifierPool
 from heliostat.train.run import run_recipe
-from tests.promises import small
+from tests.support import small
 
-REWARDS = "tests.unit.tasks.rewards"
+REWARDS = "tests.support.rewards"
 LAST = [{"name": "numeric", "read": "last"}]
 SHORT = {"warm_start__num_steps": 2, "train__num_steps": 2, "eval__every": 0, "eval__final_samples": 1}
 
@@ -125,7 +125,7 @@ def test_a_shaped_reward_that_fails_on_right_answers_is_refused(tmp_path):
     result = run_recipe(recipe, tmp_path / "run")
     assert result.status == "failed"
     assert "100 of 100 right answers earn nothing" in result.reason
-    assert "verifier 'tests.unit.tasks.rewards:chat' raised" in result.reason
+    assert "verifier 'tests.support.rewards:chat' raised" in result.reason
 
 
 def test_a_run_that_continues_does_not_audit_again(tmp_path, monkeypatch, dying):

@@ -8,7 +8,7 @@ import pytest
 from heliostat.api import post_train
 from heliostat.config import load_recipe
 from heliostat.report.diagnosis import diagnose
-from tests.promises import small
+from tests.support import small
 
 QUICK = {"warm_start.num_steps": 0, "train.num_steps": 3, "eval.every": 0, "eval.final_samples": 1,
          "audit.enabled": False, "train.try_export": False}  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from heliostat.train import run_recipe
-from tests.promises import small
+from tests.support import small
 
 GOLDEN = Path(__file__).parent / "golden_curve.json"
 KEYS = (

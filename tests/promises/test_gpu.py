@@ -18,8 +18,8 @@ import torch
 from heliostat.config import ModelSection
 from heliostat.models import load_model, save_model
 from heliostat.train import run_recipe
-from tests.promises import small
 from tests.promises.test_ranks import run, write_recipe
+from tests.support import small
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ from heliostat.monitors.guard import Guard
 from heliostat.train import run_recipe
 from heliostat.train.guard.run_guard import RunGuard
 from heliostat.train.update.updater import Updater
-from tests.promises import small
+from tests.support import small
 
 QUICK = {"warm_start__num_steps": 40, "guard__baseline_start": 1, "guard__baseline_steps": 3, "eval__every": 0,
          "eval__final_samples": 1, "train__checkpoint_every": 2,

@@ -14,7 +14,7 @@ from heliostat.models.lora import add_adapters
 from heliostat.train import run_recipe
 from heliostat.train.console.interrupt import Interrupted
 from heliostat.train.trainer import Trainer
-from tests.promises import small
+from tests.support import small
 
 SHORT = {
     "lora.rank": 4,

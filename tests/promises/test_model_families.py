@@ -11,7 +11,7 @@ import torch
 from heliostat.cli import main
 from heliostat.models import decode, encode_problem
 from heliostat.types import Problem
-from tests.unit.models.small_families import load_small
+from tests.support.model_families import load_small
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("red", "blue tree", "one and the", "", "a much longer list of words that goes on")

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import heliostat
 from heliostat.optim import optimizer_names
-from tests.promises import small
+from tests.support import small
 
 SMALL = {
     "warm_start.num_steps": 3,

@@ -23,7 +23,7 @@ from heliostat.train.run_folder.checkpoint_files import CheckpointError
 from heliostat.train.run_folder.checkpoints import Checkpoints
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.updater import Updater
-from tests.promises import small
+from tests.support import small
 
 ALONE = Runtime(torch.device("cpu"))
 QUICK = {
@@ -319,7 +319,7 @@ import sys
 from pathlib import Path
 
 from heliostat.config import dump_recipe, load_recipe
-from heliostat.rollout.mark import weights_mark
+from heliostat.rollout.vllm_server.weights_fingerprint import weights_fingerprint
 from heliostat.train import run_recipe
 from heliostat.train.run_context import RunContext
 
@@ -330,7 +330,7 @@ def noted(self, step, values):
     log(self, step, values)
     if not self.runtime.sharded:
         with Path(sys.argv[2] + f".{self.runtime.rank}").open("a") as file:
-            file.write(f"{step} {weights_mark(self.bench.loaded.model)}\\n")
+            file.write(f"{step} {weights_fingerprint(self.bench.loaded.model)}\\n")
 
 
 if __name__ == "__main__":

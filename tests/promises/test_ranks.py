@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from heliostat.config import load_recipe
 from heliostat.train.run_folder.folder import RunFolder
-from tests.promises import small
+from tests.support import small
 
 SHORT = {
     "--train.num_steps": 4,

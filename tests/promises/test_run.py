@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from heliostat.config import ConfigError, ObjectiveSection
 from heliostat.train import Display, run_eval, run_recipe, run_sample, run_sft
-from tests.promises import small
+from tests.support import small
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.promises import small
 from tests.promises.test_ranks import run, said, same_curves, write_recipe
-from tests.unit.rollout.fake_vllm import serving_tiny, unavailable
+from tests.support import small
+from tests.support.fake_vllm import serving_tiny, unavailable
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ import pytest
 
 from heliostat.config import load_recipe
 from heliostat.train import run_recipe
-from tests.promises import small
-from tests.unit.rollout import fake_vllm
-from tests.unit.rollout.fake_vllm import served_from, serving_tiny
+from tests.support import fake_vllm, small
+from tests.support.fake_vllm import served_from, serving_tiny
 
 KEY = "sk-never-written"
 

@@ -15,7 +15,7 @@ import torch
 from heliostat.config import ConfigError
 from heliostat.train import run_recipe
 from heliostat.train.run_folder.folder import RunFolder, RunLocked
-from tests.promises import small
+from tests.support import small
 
 
 def wait_for(condition, process, timeout_s=120.0):

@@ -16,7 +16,7 @@ from heliostat import theory
 from heliostat.config import ObjectiveSection
 from heliostat.objectives import build_objective
 from heliostat.optim import Schedule
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.update.mirror_metrics import mirror_means, sequence_log_ratios
@@ -138,7 +138,7 @@ def test_the_log_partition_reaches_the_exponential_tilt():
 
 def sampled(loaded, num):
     engine = TorchEngine(loaded, DecodeLimits(MAX_TOKENS, max_rows=num))
-    return engine.sample([PROMPT], num, SamplingSettings(), seed=3, policy_step=0)[0]
+    return engine.sample(SampleRequest([PROMPT], num, SamplingSettings(), seed=3, policy_step=0))[0]
 
 
 def test_rollouts_of_the_real_engine_lead_to_the_exact_step():

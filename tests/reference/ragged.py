@@ -82,6 +82,12 @@ def run(
     return output, gradient
 
 
+def coefficients(objective: Objective, logp_new: Tensor, tokens: TokenBatch) -> Float[Tensor, " token"]:
+    """The factor of each token's ``grad logp_new`` before the denominator, by autograd."""
+    normalizer = objective.normalizer(tokens.num_tokens)
+    return -normalizer * run(objective, logp_new, tokens, normalizer)[1]
+
+
 def take(logp_new: Tensor, tokens: TokenBatch, sequences: Sequence[int]) -> tuple[Tensor, TokenBatch, Tensor]:
     """The batch made of some sequences in the given order, and where its tokens were."""
     where = torch.cat([torch.nonzero(tokens.sequence == index).flatten() for index in sequences] or [torch.empty(0)])

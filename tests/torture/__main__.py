@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests import replaces, sharded
-from tests.kills import count_events
+from tests.support import replaces, sharded
+from tests.support.kills import count_events
 from tests.torture import flips, hostile
 from tests.torture.courses import Course, ShardedCourse, kills
 

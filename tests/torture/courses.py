@@ -14,9 +14,9 @@ from heliostat.config import Recipe
 from heliostat.train import run_recipe
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import TrainingDiverged
-from tests.conftest import in_child
-from tests.kills import Events, count_events, killed_at
-from tests.promises import small
+from tests.support import small
+from tests.support.forks import in_child
+from tests.support.kills import Events, count_events, killed_at
 
 SETTINGS = {
     "warm_start.num_steps": 4,

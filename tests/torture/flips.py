@@ -79,7 +79,7 @@ def raises(kind: type[Exception], work: Callable[[], object]) -> bool:
 
 def bank_flips(folder: Path, num: int, randomness: random.Random) -> tuple[int, int]:
     """A flip is survived if every trace that is read is one that was written, or the damage is reported."""
-    from tests.unit.traces.made import make_trace
+    from tests.support.traces import make_trace
 
     path = folder / "flipped.bank"
     with Bank.open(path) as bank:

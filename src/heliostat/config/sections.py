@@ -163,7 +163,9 @@ class RolloutSection(Section):
         True, description="with shared prompts, decode through fused layers where the shape fits"
     )
     num_workers: int = Field(1, ge=1, description="threads that decode a share of the prompts each, in this process")
-    engine: Literal["torch", "vllm"] = Field("torch", description="sample in this process, or on a vLLM server")
+    engine: Literal["torch", "vllm"] = Field(
+        "torch", description="sample in this process, or on a vLLM server (extra: server)"
+    )
     server_url: str = Field("", description="the vLLM server, like http://host:8000; its key: VLLM_API_KEY")
     sync_dir: str = Field("", description="folder that trainer and server both see, for handing over weights")
     server_timeout_s: float = Field(600.0, gt=0, description="seconds for one answer of the server")

@@ -160,7 +160,9 @@ def _by_gradient(
 _SUPPLY = {"score": _by_scores, "mean_score": _by_mean_score, "grad": _by_gradient}
 
 
-def _log_prob(actor: Actor, rows: Rows, sample: Int[Tensor, " sample"], kept: LogProb | None) -> LogProb:
+def _log_prob(
+    actor: Actor, rows: Rows, sample: Int[Tensor, " sample"], kept: LogProb | None
+) -> Float[Tensor, " sample"]:
     return actor.acting_log_prob(rows.take(sample)) if kept is None else kept[sample]
 
 

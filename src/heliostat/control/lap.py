@@ -103,7 +103,7 @@ class _Stopwatch(BaseCallback):
         self.on_row(row)
 
 
-def _save(model: Any, env: VecEnv, path: Path) -> None:
+def save_model(model: Any, env: VecEnv, path: Path) -> None:
     """Write what Stable-Baselines3 writes under these names (``model.zip``, ``model.normalize.pkl``), whole."""
     written = io.BytesIO()
     model.save(written)
@@ -135,7 +135,7 @@ def run_lap(lap: Lap, on_row: OnRow = lambda row: None) -> list[Row]:
     watch = _Stopwatch(lap, eval_env, on_row)
     model.learn(lap.num_steps, callback=watch, log_interval=None)  # type: ignore[arg-type]
     if lap.model is not None:
-        _save(model, env, lap.model)
+        save_model(model, env, lap.model)
     env.close()
     eval_env.close()
     return watch.rows

@@ -14,7 +14,7 @@ from heliostat.models.head import Head, completion_head
 from heliostat.models.load import load_model
 from heliostat.models.loaded import LoadedModel
 from heliostat.models.probes import cache_kind
-from heliostat.models.saving import model_fingerprint, save_model, tokenizer_fingerprint
+from heliostat.models.saving import save_model
 from heliostat.models.tiny import TinyShape
 from heliostat.models.twin import are_current, holding, trained_weights, twin_of
 
@@ -33,9 +33,7 @@ __all__ = [
     "forward_flops",
     "holding",
     "load_model",
-    "model_fingerprint",
     "save_model",
-    "tokenizer_fingerprint",
     "trained_weights",
     "twin_of",
 ]

@@ -1,12 +1,10 @@
-"""Write a model as a folder that plain transformers loads, and name weights and tokenizers by their content.
+"""Write a model as a folder that plain transformers loads.
 
 Left out: optimizer state and everything else a run needs to resume, and gathering sharded weights (both ``train``).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import warnings
@@ -156,35 +154,3 @@ def _as_tied(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Ite
     finally:
         for config, tied in said:
             config.tie_word_embeddings = tied
-
-
-def model_fingerprint(loaded: LoadedModel) -> str:
-    """SHA-256 of every weight's name, shape, dtype and bytes; equal exactly where the weights are bit for bit equal.
-
-    Tied weights count once, under their first name, so the hash survives saving and loading.
-    """
-    digest = hashlib.sha256()
-    tensors = {**dict(loaded.model.named_parameters()), **_saved_buffers(loaded)}
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _saved_buffers(loaded: LoadedModel) -> dict[str, torch.Tensor]:
-    saved = loaded.model.state_dict()
-    return {name: buffer for name, buffer in loaded.model.named_buffers() if name in saved}
-
-
-def tokenizer_fingerprint(loaded: LoadedModel) -> str:
-    """SHA-256 of what decides ids: the tokenizer's own serialisation, its special tokens and its chat template.
-
-    Padding and truncation are left out: they are settings of the last call, not of the tokenizer.
-    """
-    tokenizer = loaded.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
-    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
-    state = [rules, sorted(tokenizer.all_special_ids), without_day(tokenizer.chat_template)]
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

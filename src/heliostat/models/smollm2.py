@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,13 @@ def find_gguf() -> Path:
     return files[0]
 
 
-def convert(gguf: Path, folder: Path) -> None:
+def convert(gguf: Path, folder: Path, write: Callable[[Path, Path], None] | None = None) -> None:
     """Write ``gguf`` as a Hugging Face folder that appears whole or not at all.
 
     Two processes may convert at once: the second waits, and finds the work done.
+
+    Args:
+        write: writes the file's model into a folder, by default with transformers.
 
     Raises:
         ConfigError: the packages that read GGUF are missing.
@@ -69,14 +73,15 @@ def convert(gguf: Path, folder: Path) -> None:
     draft = FolderDraft(folder)
     try:
         if not folder.exists():
-            _write(gguf, draft.path)
+            (write or write_model)(gguf, draft.path)
         if not folder.exists():
             draft.publish()
     finally:
         draft.discard()
 
 
-def _write(gguf: Path, folder: Path) -> None:
+def write_model(gguf: Path, folder: Path) -> None:
+    """Read ``gguf`` with transformers and save its model and tokenizer in ``folder``."""
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

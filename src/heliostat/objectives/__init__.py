@@ -2,7 +2,7 @@
 
     rewards of one group --advantages--> one number per completion
     lengths of one optimizer step --normalizer--> one denominator
-    (logp_new, TokenBatch, normalizer) --loss--> scalar, and the coefficient of every token's grad log pi
+    (logp_new, TokenBatch, normalizer) --loss--> scalar
 
 Left out: sampling, forward passes and optimizers (``train``), diagnostics of the log-ratio (``monitors``), exact
 population solutions (``theory``), and everything that changes the data: reward shaping for overlong answers and

@@ -46,8 +46,7 @@ class ClippedRatio(PolicyGradient, ABC):
         ratio = self.log_ratio(logp_new, tokens).exp()
         free = ratio * advantage
         value = torch.minimum(free, ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * advantage)
-        clipped = (free > value).detach()
-        return Gain(value, torch.where(clipped, 0.0, free.detach()), clipped)
+        return Gain(value, (free > value).detach())
 
 
 @dataclass(frozen=True, kw_only=True)

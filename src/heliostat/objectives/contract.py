@@ -1,4 +1,4 @@
-"""The contract every objective keeps: advantages, one global denominator, a loss, and the coefficient that made it.
+"""The contract every objective keeps: advantages, one global denominator, a loss, and its metrics.
 
     grad loss = -(sum_t coefficient_t * grad logp_new_t) / normalizer
 
@@ -36,12 +36,10 @@ class Terms(NamedTuple):
 
     Attributes:
         loss: of each sequence, differentiable in ``logp_new``.
-        coefficient: of each token, ``-d loss[its sequence] / d logp_new_t``.
         clipped: whether the objective's clip removed a token's gradient; ``None`` where there is no such clip.
     """
 
     loss: Float[Tensor, " sequence"]
-    coefficient: Float[Tensor, " token"]
     clipped: Bool[Tensor, " token"] | None = None
 
 
@@ -88,7 +86,7 @@ class Objective(ABC):
 
     @abstractmethod
     def terms(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch) -> Terms:
-        """Loss per sequence and coefficient per token, on checked input."""
+        """Compute the loss per sequence and which tokens are clipped, on checked input."""
 
     @abstractmethod
     def zero_signal_is_free(self, first_update: bool) -> bool:
@@ -132,7 +130,7 @@ class Objective(ABC):
         loss = (weight * terms.loss).sum() / normalizer + 0.0 * logp_new.sum()
         clipped = terms.clipped
         metrics = {} if clipped is None else {"loss/clipped": Mean(float(clipped.sum()), float(clipped.numel()))}
-        return LossOutput(loss, (weight[tokens.sequence] * terms.coefficient).detach(), metrics)
+        return LossOutput(loss, metrics)
 
     def _check(self, logp_new: Tensor, tokens: TokenBatch, normalizer: float) -> None:
         if not (math.isfinite(normalizer) and normalizer > 0):

@@ -66,8 +66,7 @@ class CovarianceClip(Objective):
 
     def terms(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch) -> Terms:
         clipped = self.clipped(tokens)
-        terms = self.inner.terms(torch.where(clipped, logp_new.detach(), logp_new), tokens)
-        return terms._replace(coefficient=torch.where(clipped, 0.0, terms.coefficient))
+        return self.inner.terms(torch.where(clipped, logp_new.detach(), logp_new), tokens)
 
     def loss(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, normalizer: float) -> LossOutput:
         clipped = self.clipped(tokens)
@@ -76,7 +75,7 @@ class CovarianceClip(Objective):
         metrics = {**output.metrics, "loss/covariance_clipped": Mean(float(clipped.sum()), clipped.numel())}
         # 0 * logp keeps the graph alive where every token of a micro-batch is clipped.
         loss = output.loss + 0.0 * logp_new.sum()
-        return LossOutput(loss, torch.where(clipped, 0.0, output.coefficient), metrics)
+        return LossOutput(loss, metrics)
 
     def clipped(self, tokens: TokenBatch) -> Bool[Tensor, " token"]:
         """Which tokens lose their gradient."""

@@ -1,7 +1,7 @@
 """Policy mirror descent by regression: fit each sequence's log-ratio to ``advantage / tau``.
 
     loss_i = tau/2 (A_i / tau - s_i)^2          s_i = sum_t (logp_new_t - logp_old_t)
-    coefficient = A_i - tau s_i                 for every token of sequence i
+    -d loss_i / d logp_new_t = A_i - tau s_i     its coefficient, for every token of sequence i
 
 The policy at the start of the update phase (``old``) is the anchor. At ``s = 0`` the gradient is that of REINFORCE and
 does not contain tau: with one update per batch tau is irrelevant. tau acts once ``tau |s|`` reaches ``|A|``. Objectives
@@ -52,7 +52,7 @@ class SequenceSquare(Objective, ABC):
         log_ratio = tokens.sum_by_sequence(logp_new - tokens.logp_old)
         residual = tokens.advantage.to(logp_new.dtype) / self.tau - log_ratio
         loss = 0.5 * self.tau * self.scale * residual.square()
-        return Terms(loss, (self.tau * self.scale * residual.detach())[tokens.sequence])
+        return Terms(loss)
 
     def zero_signal_is_free(self, first_update: bool) -> bool:
         """Only while ``s = 0``: afterwards ``-tau s`` still pulls a zero-signal group back to the anchor."""

@@ -60,11 +60,11 @@ class LogRatioDecay(Objective):
         log_ratio = logp_new - tokens.logp_old
         if self.level == "sequence":
             total = tokens.sum_by_sequence(log_ratio)
-            penalty, pull = total.square(), total.detach()[tokens.sequence]
+            penalty = total.square()
         else:
-            penalty, pull = tokens.sum_by_sequence(log_ratio.square()), log_ratio.detach()
+            penalty = tokens.sum_by_sequence(log_ratio.square())
         loss = 0.5 * self.decay * penalty - advantage * tokens.sum_by_sequence(logp_new)
-        return Terms(loss, advantage[tokens.sequence] - self.decay * pull)
+        return Terms(loss)
 
     def zero_signal_is_free(self, first_update: bool) -> bool:
         return first_update or self.decay == 0
@@ -109,8 +109,7 @@ class KlChi2(Objective):
         ratio = excess + 1.0
         chi2 = 0.5 * self.tau * self.chi2_weight * excess.square()
         loss = ratio * (self.tau * (log_ratio - 1.0) - advantage) + self.tau + chi2
-        drive = ratio * (advantage - self.tau * log_ratio - self.tau * self.chi2_weight * excess)
-        return Terms(loss, drive.detach()[tokens.sequence])
+        return Terms(loss)
 
     def zero_signal_is_free(self, first_update: bool) -> bool:
         return first_update
@@ -159,8 +158,7 @@ class KimiK25(Objective):
         loss = tokens.sum_by_sequence(self.tau * log_ratio.square() - gain)
         drift = log_ratio.detach()
         inside = (drift >= self.min_log_ratio) & (drift <= self.max_log_ratio)
-        coefficient = inside * gain.detach() - 2.0 * self.tau * drift
-        return Terms(loss, coefficient, ~inside & (advantage != 0))
+        return Terms(loss, ~inside & (advantage != 0))
 
     def zero_signal_is_free(self, first_update: bool) -> bool:
         return first_update

@@ -27,10 +27,9 @@ from heliostat.types import TokenBatch
 
 
 class Gain(NamedTuple):
-    """What one token contributes, to be maximised, and its derivative in ``logp_new``."""
+    """The contribution of each token, to be maximised, and whether a clip removed its gradient."""
 
     value: Float[Tensor, " token"]
-    coefficient: Float[Tensor, " token"]
     clipped: Bool[Tensor, " token"] | None = None
 
 
@@ -63,20 +62,19 @@ class PolicyGradient(Objective, ABC):
 
     @abstractmethod
     def gain(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, advantage: Float[Tensor, " token"]) -> Gain:
-        """What each token contributes, before weights and penalties."""
+        """Compute the contribution of each token, before weights and penalties."""
 
     def terms(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch) -> Terms:
         gain = self.gain(logp_new, tokens, tokens.advantage.to(logp_new.dtype)[tokens.sequence])
-        token_loss, coefficient = -gain.value, gain.coefficient
+        token_loss = -gain.value
         if self.truncated_is > 0:
             require_finite("logp_gen", tokens.logp_gen, logp_new)
             weight = (tokens.logp_old - tokens.logp_gen).exp().clamp(max=self.truncated_is).to(logp_new.dtype)
-            token_loss, coefficient = weight * token_loss, weight * coefficient
+            token_loss = weight * token_loss
         if tokens.logp_ref is not None and self.kl_ref > 0:
             gap = tokens.logp_ref - logp_new
             token_loss = token_loss + self.kl_ref * (gap.expm1() - gap)
-            coefficient = coefficient + self.kl_ref * gap.detach().expm1()
-        return Terms(tokens.sum_by_sequence(token_loss), coefficient, gain.clipped)
+        return Terms(tokens.sum_by_sequence(token_loss), gain.clipped)
 
     def zero_signal_is_free(self, first_update: bool) -> bool:
         """Always, unless the reference penalty acts on every sequence."""
@@ -97,7 +95,7 @@ class Reinforce(PolicyGradient):
     name: ClassVar[str] = "reinforce"
 
     def gain(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, advantage: Float[Tensor, " token"]) -> Gain:
-        return Gain(advantage * logp_new, advantage)
+        return Gain(advantage * logp_new)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +138,7 @@ class Cispo(PolicyGradient):
     def gain(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, advantage: Float[Tensor, " token"]) -> Gain:
         ratio = (logp_new.detach() - tokens.logp_old).exp()
         pull = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * advantage
-        return Gain(pull * logp_new, pull)
+        return Gain(pull * logp_new)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +178,7 @@ class Dppo(PolicyGradient):
         moved = logp.exp() - tokens.logp_old.exp()
         masked = ((advantage > 0) & (moved > self.max_increase)) | ((advantage < 0) & (moved < -self.max_decrease))
         pull = torch.where(masked, 0.0, ratio * advantage)
-        return Gain(pull * logp_new, pull, masked)
+        return Gain(pull * logp_new, masked)
 
 
 def require_clip_range(clip_low: float, clip_high: float) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers by the name a recipe gives them; each owns its settings and says how it is made.
+"""Optimizers by the name a recipe gives them; the settings of each know how to build it.
 
 Left out: learning rate and schedule (``optim.schedule``), gradient clipping (the trainer's).
 """
@@ -38,7 +38,7 @@ class OptimizerSettings(Protocol):
 
 @runtime_checkable
 class OverGroups(OptimizerSettings, Protocol):
-    """Settings of an optimizer that needs parameter groups only, so that master copies will do."""
+    """Settings of an optimizer that needs parameter groups only, so that it can step master copies."""
 
     def build(self, groups: ParamGroups, lr: float) -> torch.optim.Optimizer: ...
 
@@ -55,9 +55,9 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019), in torch's fused form.
 
     Attributes:
-        betas: how much of the running mean of gradients, and of their squares, each step keeps.
+        betas: share of the running mean of gradients, and of that of their squares, that each step keeps.
         eps: added to the root of the mean square before dividing by it.
-        weight_decay: share of a weight taken away per step, times the learning rate.
+        weight_decay: decoupled: ``w <- w - lr * weight_decay * w``, of matrices only.
 
     Limits:
         ``weight_decay=0``: Adam.
@@ -75,6 +75,10 @@ class AdamW:
 @dataclass(frozen=True, kw_only=True)
 class SGD:
     """Stochastic gradient descent with optional momentum.
+
+    Attributes:
+        momentum: share of the last update that is kept.
+        weight_decay: added to the gradient: ``g + weight_decay * w``, of matrices only.
 
     Limits:
         ``momentum=0``: ``w <- w - lr * g``.
@@ -98,7 +102,7 @@ REGISTRY: dict[str, type[OverGroups] | type[OverModel]] = {settings.name: settin
 
 
 def optimizer_names() -> list[str]:
-    """Names a recipe may use."""
+    """List the names that a recipe may use."""
     return sorted(REGISTRY)
 
 
@@ -117,14 +121,15 @@ def optimizer_settings(section: OptimizerSection) -> OverGroups | OverModel:
 
 
 def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer a recipe asks for.
+    """Build the optimizer a recipe asks for.
 
-    Weight decay touches matrices only, never norms, biases or scales; weights shorter than float32 are stepped on
-    float32 copies. A step is refused once a weight has been replaced by another parameter, which it would not move.
+    Weight decay applies to matrices only, never to norms, biases or scales. Weights of a lower-precision dtype are
+    stepped on float32 copies. A step is refused once a weight has been replaced by another parameter, which it would
+    not move.
 
     Raises:
-        ConfigError: unknown name or setting, a setting out of range or one that cannot be used on weights shorter than
-            float32, or weights in float16 or in eight bits.
+        ConfigError: unknown name or setting, a setting out of range or one that cannot be used on bfloat16 weights, or
+            weights in float16 or in eight bits.
     """
     _refuse_untrainable(model)
     optimizer = _built(section, model)
@@ -145,7 +150,7 @@ def _built(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer
 
 
 def _refuse_untrainable(model: nn.Module) -> None:
-    """Raise where something that is trained is kept in a type whose range needs loss scaling, or in eight bits.
+    """Raise where trained weights are stored in eight bits, or in a dtype whose range needs loss scaling.
 
     Raises:
         ConfigError: it is.

@@ -99,7 +99,7 @@ class RENG(BaseOptimizer):
         self._share()
 
     def _share(self) -> None:
-        """Defaults, groups and state are the base optimizer's own objects."""
+        """Use the base optimizer's own defaults, groups and state, the same objects."""
         self.defaults, self.param_groups, self.state = self.base.defaults, self.base.param_groups, self.base.state
         for group in self.param_groups:
             for name in self.group_numbers:
@@ -109,12 +109,12 @@ class RENG(BaseOptimizer):
         return self.base._masters() if isinstance(self.base, BaseOptimizer) else {}
 
     def adopt(self) -> None:
-        """Let the base take over what another writer has changed."""
+        """Let the base adopt the weights that another writer has changed."""
         if isinstance(self.base, BaseOptimizer):
             self.base.adopt()
 
     def forget(self) -> None:
-        """Drop what the base has learned; its copies of the weights stay."""
+        """Drop the base's state; its master copies stay."""
         forget_moments(self.base)
 
     def _add_to(self, saved: dict[str, Any]) -> None:
@@ -128,13 +128,13 @@ class RENG(BaseOptimizer):
             self.base._restore(saved)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Torch puts loaded state and groups here; the base steps them."""
+        """Restore the optimizer, and give the base the loaded state and groups, which torch puts here."""
         super().__setstate__(state)
         self.base.state, self.base.param_groups = self.state, self.param_groups
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Hand further parameters to the base."""
+        """Add further parameters to the base."""
         if self.param_groups is not getattr(self.base, "param_groups", None):  # the base has them already
             super().add_param_group(param_group)
             return
@@ -145,11 +145,11 @@ class RENG(BaseOptimizer):
     def step(  # type: ignore[override]
         self, closure: Losses | None = None, *, again: Losses | None = None
     ) -> Any:
-        """One step of the base optimizer on the regularised gradient.
+        """Take one step of the base optimizer on the regularised gradient.
 
         Args:
             closure: returns the minibatch's loss, or one loss per micro-batch, with graph and without backward; called
-                once at the weights and once beside them.
+                once at the weights and once near them.
             again: the same, where the gradients at the weights are already in place.
 
         Returns:
@@ -191,7 +191,7 @@ class RENG(BaseOptimizer):
         state: Any,
         ranks: dist.ProcessGroup | None,
     ) -> bool:
-        """Put ``g + rho H g`` in place; returns whether it is finite."""
+        """Put ``g + rho H g`` in place of the gradients, and return whether it is finite."""
         with torch.random.fork_rng(devices=_devices()), self.callers_mode():
             _set_random_state(state)
             if self.settings.mode == "finite-difference":
@@ -207,6 +207,7 @@ class RENG(BaseOptimizer):
         return True
 
     def _difference(self, pairs: list[tuple[Tensor, Tensor]], norm: float, again: Losses) -> list[Tensor]:
+        """Return ``H g`` by a finite difference of gradients, and leave the weights as they were."""
         kept = [parameter.detach().clone() for parameter, _ in pairs]
         with torch.no_grad():
             for parameter, gradient in pairs:
@@ -228,12 +229,14 @@ class RENG(BaseOptimizer):
 
 
 def _pieces(losses: Losses) -> Iterable[Tensor]:
+    """Yield the losses of one evaluation, one by one."""
     with torch.enable_grad():
         found = losses()
         yield from [found] if isinstance(found, Tensor) else found
 
 
 def _accumulate(losses: Losses) -> float:
+    """Add the gradients of one evaluation to those in place, and return its total loss."""
     total = 0.0
     for loss in _pieces(losses):
         loss.backward()  # type: ignore[no-untyped-call]
@@ -242,7 +245,7 @@ def _accumulate(losses: Losses) -> float:
 
 
 def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
-    """``H g``, micro-batch by micro-batch."""
+    """Return ``H g`` by double backward, micro-batch by micro-batch."""
     parameters, along = [p for p, _ in pairs], [g.detach() for _, g in pairs]
     if is_sharded(parameters):
         raise ValueError("RENG's mode 'double-backward' cannot differentiate sharded weights: use 'finite-difference'")
@@ -251,6 +254,7 @@ def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
         for loss in _pieces(again):
             with torch.enable_grad():
                 first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+                # The gradient of u'v by w, with v held constant, is H v.
                 slope = sum((upcast(u) * v).sum() for u, v in zip(first, along, strict=True) if u is not None)
                 if isinstance(slope, Tensor) and slope.requires_grad:
                     second = torch.autograd.grad(slope, parameters, allow_unused=True)
@@ -259,7 +263,7 @@ def _product(pairs: list[tuple[Tensor, Tensor]], again: Losses) -> list[Tensor]:
 
 
 def _norm(gradients: list[Tensor]) -> float:
-    """``|g|``, also where the squares of g are too small for its type."""
+    """Return ``|g|``, also where the squares of g are too small for its dtype."""
     square = dot(gradients, gradients)
     if square > 1e-30:
         return float(square**0.5)

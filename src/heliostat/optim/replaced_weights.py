@@ -1,7 +1,7 @@
-"""Weights that were replaced by other parameters after an optimizer was made: noticed before a step that moves neither.
+"""Weights that were replaced by other parameters after their optimizer was constructed, which is refused.
 
 ``load_state_dict(assign=True)``, ``fully_shard`` and an assignment leave the optimizer with parameters that no model
-has: they get no gradient, and every step does nothing, in silence.
+has. They get no gradient, and every step does nothing without saying so.
 
 Left out: parameters that a model gains under new names, which another optimizer may train.
 """
@@ -16,10 +16,10 @@ from torch import nn
 
 
 def refuse_replaced_weights(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Let every step of ``optimizer`` first look whether ``model`` still trains the parameters that it has now.
+    """Check before every step of ``optimizer`` that ``model`` still has the parameters it has now.
 
-    The step raises a ``RuntimeError`` where one of its names holds another trainable parameter that the optimizer does
-    not know. Weights that were tied meanwhile are known; a model that is gone is not asked.
+    The step raises a ``RuntimeError`` where a name of the model holds another trainable parameter, which the optimizer
+    does not have. A weight that was tied to another one in the meantime is accepted. The model is not kept alive.
     """
     before = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     held = weakref.ref(model)

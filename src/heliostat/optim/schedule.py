@@ -1,4 +1,4 @@
-"""Learning rate as a function of the optimizer step, and nothing else: no state, so nothing to restore.
+"""Learning-rate schedules: functions of the optimizer step alone, without state to save or restore.
 
 Left out: schedules that look at the loss.
 """
@@ -40,11 +40,11 @@ class Schedule:
 
     @classmethod
     def from_section(cls, section: OptimizerSection, num_steps: int) -> Schedule:
-        """The schedule a recipe asks for, over ``num_steps`` optimizer steps."""
+        """Build the schedule a recipe asks for, over ``num_steps`` optimizer steps."""
         return cls(section.lr, num_steps, section.schedule, section.warmup_steps, section.final_lr_ratio)
 
     def lr(self, step: int) -> float:
-        """Learning rate of optimizer step ``step`` (from 0)."""
+        """Return the learning rate of optimizer step ``step`` (from 0)."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps))

@@ -1,6 +1,6 @@
-"""The whole page of a run or several: which sections it has, in their frame.
+"""The whole page of one run or several: its sections in their order.
 
-Left out: what the sections say (``sections``), and the frame (``frame``).
+Left out: the sections themselves (``sections``), and the frame around them (``html.frame``).
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from heliostat.report.axes import AXES
-from heliostat.report.figures import Figures
-from heliostat.report.frame import framed, write_page
-from heliostat.report.markup import Html, element
-from heliostat.report.read import Run, read_runs
-from heliostat.report.sections import (
+from heliostat.report.charts.axes import AXES
+from heliostat.report.charts.figures import Figures
+from heliostat.report.html.frame import framed, write_page
+from heliostat.report.html.markup import fill
+from heliostat.report.runs.read import Run, read_runs
+from heliostat.report.sections.page_sections import (
     audit_section,
     chart_sections,
     events_section,
@@ -23,8 +23,8 @@ from heliostat.report.sections import (
     transcripts_section,
     wall_section,
 )
-from heliostat.report.summary import cards, heading, verdict_section
-from heliostat.report.verdict import judge
+from heliostat.report.sections.summary import cards, heading, verdict_section
+from heliostat.report.sections.verdict import judge
 
 
 def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str = "step") -> Path:
@@ -33,7 +33,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str =
     Args:
         run_dirs: run folders; several are overlaid, in this order.
         output: file to write, or a folder to write ``report.html`` into; ``None``: ``report.html`` in the first run.
-        by: ``step`` or ``flops``: what charts over training are drawn against.
+        by: ``step`` or ``flops``, the horizontal axis of charts over training.
 
     Returns:
         The file that was written. An existing file is replaced whole, or not at all.
@@ -49,7 +49,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str =
 
 
 def render(runs: Sequence[Run], by: str = "step") -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     verdicts = [judge(run) for run in runs]
     figures = Figures(runs, AXES[by](runs))
     sections = [
@@ -61,30 +61,14 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
         settings_section(runs),
     ]
     present = [section for section in sections if section]
-    main = element(
-        "main",
+    parts = [
         heading(runs),
         findings_section(runs),
         verdict_section(runs, verdicts),
         missing_section(runs),
-        cards(runs[0], verdicts[0]) if len(runs) == 1 else _run_keys(runs),
-        [section.body for section in present],
-    )
-    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
-    return framed(title, main, [part.anchor for part in present if part.anchor], figures.hover)
-
-
-def _run_keys(runs: Sequence[Run]) -> Html:
-    """The colours of the runs; with JavaScript, each key shows and hides its run in every figure."""
-    keys = [
-        element(
-            "button",
-            element("span", class_=f"key c{index % 6 + 1}"),
-            run.label,
-            type="button",
-            data_run=index,
-            aria_pressed="true",
-        )
-        for index, run in enumerate(runs)
+        cards(runs[0], verdicts[0]) if len(runs) == 1 else fill("run_keys.html", runs=runs),
+        *(section.body for section in present),
     ]
-    return element("nav", keys, class_="runs", aria_label="Runs shown in the figures")
+    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
+    main = fill("main.html", parts=parts)
+    return framed(title, main, [part.anchor for part in present if part.anchor], figures.hover)

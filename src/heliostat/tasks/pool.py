@@ -58,7 +58,7 @@ class VerifierPool:
     def __enter__(self) -> Self:
         refuse_nested("verifier processes")
         tasks = [task for _, task in self._tasks.values()]
-        specs = [_spec(task) for task in tasks]
+        specs = [spec_of(task) for task in tasks]
         count = max(task.num_workers for task in tasks)
         self._keepers = [_Keeper(specs, self._jobs, count) for _ in range(count)]
         for keeper in self._keepers:
@@ -236,6 +236,7 @@ class _Keeper(threading.Thread):
             self._worker = None
 
 
-def _spec(task: Task) -> TaskSpec:
+def spec_of(task: Task) -> TaskSpec:
+    """Return the part of ``task`` that a worker needs."""
     verifiers = tuple((weighted.name, weighted.sees, weighted.verifier) for weighted in task.verifiers)
     return TaskSpec(task.answer_after, task.timeout_s, task.memory_mb, verifiers)

@@ -89,7 +89,7 @@ class Worker:
             with self._losing(None, batch):
                 message = self._wire.receive(watch.patience_s())
                 if message is not None:
-                    batch.outcomes.update(_results(message, batch))
+                    batch.outcomes.update(read_results(message, batch))
                     continue
             if overdue := watch.overdue():
                 number, reason = overdue
@@ -185,7 +185,7 @@ def _first_open(batch: Batch) -> int:
     return next((number for number in range(len(batch.owners)) if number not in batch.outcomes), -1)
 
 
-def _results(message: bytes, batch: Batch) -> dict[int, Outcome]:
+def read_results(message: bytes, batch: Batch) -> dict[int, Outcome]:
     """Outcomes by text.
 
     Raises:

@@ -171,7 +171,7 @@ class _Judge:
             samples = [Sample(request.prompt, each, request.columns, text, token_ids) for each in answers[compares]]
             try:
                 with judging() if sealed else nullcontext():
-                    scores[name] = _best(_as_score(check(sample)) for sample in samples)
+                    scores[name] = _best(as_score(check(sample)) for sample in samples)
             except NestedRun:
                 raise
             except BaseException as error:  # SystemExit too: a verifier must not end the worker
@@ -200,7 +200,7 @@ def _best(scores: Iterable[float | None]) -> float | None:
     return best
 
 
-def _as_score(value: object) -> float | None:
+def as_score(value: object) -> float | None:
     """A finite float, or ``None`` for a verifier that does not apply."""
     if value is None:
         return None

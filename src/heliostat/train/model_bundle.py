@@ -15,7 +15,7 @@ from heliostat.models.templates import day_of, with_day
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.train.distributed.fsdp import shard
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.distributed.unsharded_engine import GatheredEngine
+from heliostat.train.distributed.unsharded_engine import UnshardedEngine
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Alone
 from heliostat.train.logprobs.policy import Policy
@@ -68,7 +68,7 @@ def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str
     _try_layouts(loaded, runtime)  # like the engine before weights are cut: that would leave them gathered
     twin = twin_of(loaded) if recipe.rollout.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
-    engine = GatheredEngine(bench.engine, loaded.model) if runtime.sharded else bench.engine
+    engine = UnshardedEngine(bench.engine, loaded.model) if runtime.sharded else bench.engine
     return Bench(loaded, engine, recipe, numerics, twin)
 
 

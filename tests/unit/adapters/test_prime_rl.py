@@ -5,7 +5,7 @@ import torch
 
 from heliostat.adapters.prime_rl import loss
 from heliostat.config import ConfigError
-from tests.unit.adapters.prime_rl_types import LossInputs, LossOutputs, install
+from tests.support.prime_rl_types import LossInputs, LossOutputs, install
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.peers
 pytest.importorskip("trl")
 
 from heliostat.adapters.trl import PMDConfig, PMDTrainer  # noqa: E402
-from tests.conftest import make_nano  # noqa: E402
+from tests.support.nano import make_nano  # noqa: E402
 
 QUIET = {
     "report_to": [],

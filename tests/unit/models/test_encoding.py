@@ -7,7 +7,7 @@ from heliostat.config import ConfigError, ModelSection
 from heliostat.models import LoadedModel, decode, encode_problem, encode_solution, load_model
 from heliostat.models.tiny import SPECIAL_TOKENS
 from heliostat.types import Problem, Prompt
-from tests.unit.models.conftest import chat_tokenizer, load_float32, plain_tokenizer, write_checkpoint
+from tests.support.checkpoints import chat_tokenizer, load_float32, plain_tokenizer, write_checkpoint
 
 TEXT = st.text(max_size=60).filter(lambda text: not any(token in text for token in SPECIAL_TOKENS))
 QUESTION = "47 + 58 ="

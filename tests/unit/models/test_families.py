@@ -4,18 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from heliostat.models import (
-    LoadedModel,
-    cache_kind,
-    decode,
-    encode_problem,
-    encode_solution,
-    model_fingerprint,
-    save_model,
-    tokenizer_fingerprint,
-)
+from heliostat.models import LoadedModel, cache_kind, decode, encode_problem, encode_solution, save_model
 from heliostat.types import Problem
-from tests.unit.models.conftest import CONTEXT_LENGTH, FAMILIES, VOCAB_SIZE, load_float32
+from tests.support.checkpoints import CONTEXT_LENGTH, FAMILIES, VOCAB_SIZE, load_float32
+from tests.support.digests import tokenizer_digest, weights_digest
 
 QUESTION = "47 + 58 = é∑"
 WITH_POSITIONS = [family for family in FAMILIES if family not in ("mamba", "recurrent_gemma")]
@@ -35,6 +27,7 @@ def random_ids(num_rows: int, num_tokens: int) -> Tensor:
     return torch.randint(6, 512, (num_rows, num_tokens), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_folder_is_read_as_plain_transformers_reads_it(loaded: LoadedModel, family: str, checkpoint):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,6 +42,7 @@ def test_folder_is_read_as_plain_transformers_reads_it(loaded: LoadedModel, fami
     assert loaded.tokenizer.encode(QUESTION) == tokenizer.encode(QUESTION)
 
 
+@pytest.mark.slow
 def test_prompts_and_solutions_come_back_as_text(loaded: LoadedModel):
     prompt = encode_problem(loaded, Problem("p", "t", QUESTION))
     assert loaded.tokenizer.decode(list(prompt.token_ids)).count(QUESTION) == 1
@@ -58,11 +52,13 @@ def test_prompts_and_solutions_come_back_as_text(loaded: LoadedModel):
     assert max(prompt.token_ids + ids) < VOCAB_SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_POSITIONS)
 def test_context_length_is_the_position_limit(family: str, checkpoint):
     assert load_float32(checkpoint(family)).context_length == CONTEXT_LENGTH
 
 
+@pytest.mark.slow
 def test_head_of_backbone_is_the_model(loaded: LoadedModel):
     """On a padded batch, at chosen positions only, and with gradients to every parameter."""
     assert loaded.head.exact_split
@@ -84,6 +80,7 @@ def test_head_of_backbone_is_the_model(loaded: LoadedModel):
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_cache_kind(loaded: LoadedModel, family: str):
     assert loaded.cache_kind == cache_kind(loaded.model) == FAMILIES[family][2]
 
@@ -105,14 +102,15 @@ def test_a_kv_cache_may_be_replicated_and_cut(family: str, checkpoint):
     torch.testing.assert_close(loaded.head.logits(hidden), whole[:, 5:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_again_it_is_the_same(loaded: LoadedModel, tmp_path):
     with torch.no_grad():
         for weight in loaded.model.parameters():
             weight.add_(0.01)  # as if trained
     save_model(loaded, tmp_path / "final")
     again = load_float32(tmp_path / "final")
-    assert model_fingerprint(again) == model_fingerprint(loaded)
-    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(loaded)
+    assert weights_digest(again) == weights_digest(loaded)
+    assert tokenizer_digest(again) == tokenizer_digest(loaded)
     assert (again.eos_ids, again.pad_id, again.context_length) == (loaded.eos_ids, loaded.pad_id, loaded.context_length)
     ids = random_ids(1, 6)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heliostat.config import ModelSection
 from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops, load_model
-from tests.unit.models.conftest import load_float32
+from tests.support.checkpoints import load_float32
 
 NUM_ROWS, NUM_TOKENS = 3, 11
 IDS = torch.arange(NUM_ROWS * NUM_TOKENS).reshape(NUM_ROWS, NUM_TOKENS) + 20

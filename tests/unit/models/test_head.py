@@ -6,7 +6,7 @@ from torch import nn
 
 from heliostat.models import completion_head
 from heliostat.models.head import OUTPUT_RULES
-from tests.unit.models.conftest import load_float32
+from tests.support.checkpoints import load_float32
 
 IDS = torch.arange(20, 29)[None]
 RULED = {
@@ -37,6 +37,7 @@ def test_rules_hold_where_they_bite(family: str, checkpoint):
         assert not torch.allclose(head.projection(head.hidden(input_ids=IDS)), expected, rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", RULED)
 def test_a_rule_nobody_knew_of_is_noticed_and_full_logits_are_used(family, dtype, checkpoint, monkeypatch):

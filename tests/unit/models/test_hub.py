@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heliostat.config import ConfigError, LoraSection, ModelSection
-from heliostat.models import hub, load_model
+from heliostat.models import load_model
 from heliostat.models.hub import native_bfloat16, resolve_dtype
 from heliostat.models.lora import add_adapters, save_adapter
-from tests.unit.models.conftest import chat_tokenizer, load_float32, write_checkpoint
+from tests.support.checkpoints import chat_tokenizer, load_float32, write_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def _no_weights_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("weights were read before the check")
 
-    monkeypatch.setattr(hub, "_read_weights", refuse)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
 
 
 def edit_config(folder: Path, **values: object) -> None:

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from tests.unit.models.conftest import load_float32
-from tests.unit.models.small_families import small
+from tests.support.checkpoints import load_float32
+from tests.support.model_families import small
 
 LONG_ROPE = {
     "rope_type": "longrope",

@@ -7,7 +7,7 @@ from peft import PeftModel
 from heliostat.config import ConfigError, LoraSection, ModelSection
 from heliostat.models import load_model, save_model
 from heliostat.models.lora import add_adapters, is_adapted, merged, save_adapter, stirred
-from tests.conftest import NANO
+from tests.support.nano import NANO
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 SECTION = LoraSection(rank=2, alpha=8)
@@ -82,6 +82,7 @@ def test_targets_that_are_not_there_are_refused_by_name():
         add_adapters(nano().model, LoraSection(rank=2, layers=("qkv",)), seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layers", [("embed_tokens",), ("q_proj", "lm_head"), ("embed_tokens", "lm_head")])
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,8 +11,8 @@ from heliostat.models import load_model, save_model
 from heliostat.models.lora import add_adapters, save_adapter, stirred
 from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, median_gap, trainer_logits
 from heliostat.models.saving import plain_state
-from tests.conftest import NANO
-from tests.unit.models.conftest import FAMILIES, write_checkpoint
+from tests.support.checkpoints import FAMILIES, write_checkpoint
+from tests.support.nano import NANO
 
 PROMPTS = [(5, 6, 7), tuple(range(6, 60)), (300, 40, 500, 8, 9)]
 
@@ -34,6 +34,7 @@ def saved(loaded, tmp_path):
     return tmp_path / "model", check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_saved_comes_back_in_every_family(family, dtype, checkpoint, tmp_path):
@@ -105,6 +106,7 @@ def test_another_chat_template(saved):
         check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lost", ["embed_tokens", "lm_head", "o_proj", "down_proj"])
 def test_adapters_of_one_kind_that_are_lost(lost, dtype, tmp_path):

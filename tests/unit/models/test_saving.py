@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from heliostat.config import ModelSection
-from heliostat.models import LoadedModel, load_model, model_fingerprint, save_model, tokenizer_fingerprint
-from tests.unit.models.conftest import load_float32
+from heliostat.models import LoadedModel, load_model, save_model
+from tests.support.checkpoints import load_float32
+from tests.support.digests import tokenizer_digest, weights_digest
 
 CPU = torch.device("cpu")
 NANO = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
@@ -46,7 +47,7 @@ def test_dtype_is_kept(tmp_path: Path):
     loaded = load_model(ModelSection(settings=NANO, dtype="bfloat16"), 0, CPU)
     save_model(loaded, tmp_path / "final")
     again = load_model(ModelSection(path=str(tmp_path / "final"), dtype="bfloat16"), 0, CPU)
-    assert model_fingerprint(again) == model_fingerprint(loaded)
+    assert weights_digest(again) == weights_digest(loaded)
     assert (tmp_path / "final" / "model.safetensors").stat().st_size < 2.5 * loaded.num_parameters
 
 
@@ -55,7 +56,7 @@ def test_saving_again_replaces_and_leaves_nothing_else(nano_model: LoadedModel, 
     save_model(nano_model, folder)
     other = load_model(ModelSection(settings=NANO), 1, CPU)
     save_model(other, folder)
-    assert model_fingerprint(load_float32(folder)) == model_fingerprint(other)
+    assert weights_digest(load_float32(folder)) == weights_digest(other)
     assert names(tmp_path / "deep") == ["final"]
     assert folder.stat().st_mode & 0o755 == 0o755
 
@@ -79,7 +80,7 @@ def test_a_full_disk_leaves_the_earlier_save(nano_model: LoadedModel, tmp_path: 
     with pytest.raises(OSError, match="No space left"):
         save_model(other, folder)
     assert names(tmp_path) == ["final"]
-    assert model_fingerprint(load_float32(folder)) == model_fingerprint(nano_model)
+    assert weights_digest(load_float32(folder)) == weights_digest(nano_model)
 
 
 KILLED_WHILE_SAVING = """
@@ -94,6 +95,7 @@ save_model(loaded, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_weights_and_tokenizer_leaves_the_earlier_save(nano_model, tmp_path: Path):
     folder = tmp_path / "final"
     save_model(nano_model, folder)
@@ -103,33 +105,33 @@ def test_a_process_killed_between_weights_and_tokenizer_leaves_the_earlier_save(
     assert result.returncode == -signal.SIGKILL
     leftovers = [name for name in names(tmp_path) if name != "final"]
     assert leftovers == ["final.partial"]  # it did die half-way: the unfinished folder is there, under another name
-    assert model_fingerprint(load_float32(folder)) == model_fingerprint(nano_model)
+    assert weights_digest(load_float32(folder)) == weights_digest(nano_model)
     save_model(nano_model, folder)
     assert names(tmp_path) == ["final"]
 
 
 def test_fingerprint_sees_one_bit_and_the_dtype(nano_model: LoadedModel):
-    before = model_fingerprint(nano_model)
+    before = weights_digest(nano_model)
     weight = nano_model.model.get_input_embeddings().weight
     with torch.no_grad():
         old = weight[3, 5].clone()
         weight[3, 5] = torch.nextafter(old, torch.tensor(torch.inf))
-        assert model_fingerprint(nano_model) != before
+        assert weights_digest(nano_model) != before
         weight[3, 5] = old
-    assert model_fingerprint(nano_model) == before
+    assert weights_digest(nano_model) == before
     nano_model.model.to(torch.bfloat16)
-    assert model_fingerprint(nano_model) != before
+    assert weights_digest(nano_model) != before
 
 
-def test_tokenizer_fingerprint_sees_rules_and_template_but_not_the_last_call(nano_model: LoadedModel):
-    before = tokenizer_fingerprint(nano_model)
+def test_tokenizer_digest_sees_rules_and_template_but_not_the_last_call(nano_model: LoadedModel):
+    before = tokenizer_digest(nano_model)
     nano_model.tokenizer(["1", "2 + 3"], padding=True, truncation=True, max_length=4)
-    assert tokenizer_fingerprint(nano_model) == before
+    assert tokenizer_digest(nano_model) == before
     nano_model.tokenizer.chat_template += " "
-    changed = tokenizer_fingerprint(nano_model)
+    changed = tokenizer_digest(nano_model)
     assert changed != before
     nano_model.tokenizer.add_tokens(["<think>"])
-    assert tokenizer_fingerprint(nano_model) not in (before, changed)
+    assert tokenizer_digest(nano_model) not in (before, changed)
 
 
 @pytest.mark.parametrize("habit", [{"num_beams": 1, "early_stopping": True}, {"temperature": 0.6, "do_sample": False}])
@@ -163,7 +165,7 @@ def test_what_a_check_refuses_does_not_take_its_place(nano_model: LoadedModel, t
     with pytest.raises(RuntimeError, match="not good"):
         save_model(other, folder, check=refuse)
     assert names(tmp_path) == ["final"]
-    assert model_fingerprint(load_float32(folder)) == model_fingerprint(nano_model)
+    assert weights_digest(load_float32(folder)) == weights_digest(nano_model)
 
 
 def test_a_file_that_no_save_writes_is_kept_when_the_model_is_replaced(tmp_path, tiny):

@@ -45,25 +45,23 @@ def test_settings_are_refused(cache: Path):
         load_model(ModelSection(path="smollm2-135m", settings={"num_layers": 2}), 0, CPU)
 
 
-def test_a_failed_conversion_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_conversion_leaves_nothing(cache: Path):
     def fail(_gguf: Path, folder: Path) -> None:
         (folder / "half").write_text("")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(smollm2, "_write", fail)
     with pytest.raises(OSError, match="No space left"):
-        smollm2.convert(Path("weights.gguf"), cache / "model")
+        smollm2.convert(Path("weights.gguf"), cache / "model", fail)
     assert list(cache.iterdir()) == []
 
 
-def test_the_second_of_two_converters_gives_way(cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_second_of_two_converters_gives_way(cache: Path):
     def write_while_another_finishes(_gguf: Path, folder: Path) -> None:
         write_something(_gguf, folder)
         (cache / "model").mkdir()
         (cache / "model" / "config.json").write_text("the first one's")
 
-    monkeypatch.setattr(smollm2, "_write", write_while_another_finishes)
-    smollm2.convert(Path("weights.gguf"), cache / "model")
+    smollm2.convert(Path("weights.gguf"), cache / "model", write_while_another_finishes)
     assert [path.name for path in cache.iterdir()] == ["model"]
     assert (cache / "model" / "config.json").read_text() == "the first one's"
 

@@ -4,16 +4,9 @@ import pytest
 import torch
 
 from heliostat.config import ConfigError, ModelSection
-from heliostat.models import (
-    LoadedModel,
-    decode,
-    encode_problem,
-    load_model,
-    model_fingerprint,
-    save_model,
-    tokenizer_fingerprint,
-)
+from heliostat.models import LoadedModel, decode, encode_problem, load_model, save_model
 from heliostat.types import Problem
+from tests.support.digests import tokenizer_digest, weights_digest
 
 CPU = torch.device("cpu")
 
@@ -46,8 +39,8 @@ def test_seed_decides_the_weights_and_nothing_else_does(tiny: LoadedModel):
     before = torch.random.get_rng_state()
     again, other = load(seed=0), load(seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert model_fingerprint(again) == model_fingerprint(tiny) != model_fingerprint(other)
-    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(other)
+    assert weights_digest(again) == weights_digest(tiny) != weights_digest(other)
+    assert tokenizer_digest(again) == tokenizer_digest(other)
 
 
 def test_an_untrained_model_is_near_uniform(tiny: LoadedModel):

@@ -8,7 +8,7 @@ import torch
 from heliostat.config import LoraSection
 from heliostat.models import decode, holding, trained_weights, twin_of
 from heliostat.models.lora import add_adapters
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 
 IDS = torch.arange(40, 60)[None]
 

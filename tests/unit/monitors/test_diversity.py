@@ -2,8 +2,7 @@ import pytest
 
 from heliostat.monitors.diversity import AnswerDiversity, DuplicatePrompts, TextRepetition
 from heliostat.types import Batch
-
-from .batches import completion, group
+from tests.support.batches import completion, group
 
 
 def finish(signal, batch):

@@ -6,8 +6,7 @@ import pytest
 
 from heliostat.monitors.entropy import Concentration, EntropyDrift, ThoughtAndAnswer, TokenEntropy
 from heliostat.types import Batch
-
-from .batches import completion, group
+from tests.support.batches import completion, group
 
 
 def finish(signal, batch):

@@ -7,8 +7,7 @@ from heliostat.monitors.entropy import Concentration, EntropyDrift, ThoughtAndAn
 from heliostat.monitors.signal import Monitor, merge
 from heliostat.tracking import check_key
 from heliostat.types import Batch
-
-from .batches import random_batch
+from tests.support.batches import random_batch
 
 MONITOR = Monitor(
     (

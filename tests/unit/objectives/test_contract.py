@@ -42,7 +42,6 @@ def test_the_denominator_belongs_to_the_step_so_twice_the_denominator_halves_the
     twice, half = run(objective, logp_new, tokens, 2 * normalizer)
     assert twice.loss.item() == pytest.approx(once.loss.item() / 2)
     assert torch.allclose(half, gradient / 2)
-    assert torch.equal(twice.coefficient, once.coefficient)
 
 
 @every
@@ -66,6 +65,7 @@ def test_equal_rewards_are_a_zero_signal_and_shifted_rewards_are_the_same_signal
     assert objective.advantages(rewards).dtype == rewards.dtype
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
 def test_stored_log_probs_that_are_not_finite_are_refused_by_name_and_number(case, bad):
@@ -132,7 +132,7 @@ def test_float32_agrees_with_float64(case):
         **{key: getattr(tokens, key).float() for key in ("advantage", "logp_old", "logp_gen", "logp_ref")},
     )
     output32, gradient32 = run(objective, logp_new.detach().float().requires_grad_(), single)
-    assert output32.loss.dtype == output32.coefficient.dtype == torch.float32
+    assert output32.loss.dtype == gradient32.dtype == torch.float32
     assert torch.allclose(gradient32.double(), gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
     assert output32.loss.item() == pytest.approx(output.loss.item(), rel=1e-3, abs=1e-5)
 
@@ -144,7 +144,6 @@ def test_metrics_are_declared_and_counted_per_token(case):
         assert key in METRICS
         assert mean.count == 23
         assert 0 <= mean.total <= 23
-    assert not output.coefficient.requires_grad
 
 
 def test_a_missing_reference_is_refused_and_an_unneeded_one_is_not_asked_for():
@@ -161,7 +160,7 @@ def test_a_normalizer_that_cannot_divide_is_refused(normalizer):
         build("pmd-mean").loss(*random_batch(4), normalizer)
 
 
-def test_shapes_that_disagree_are_refused():
+def test_shapes_that_disagree_are_refused(wrong_shapes):
     logp_new, tokens = random_batch(4)
     objective = build("pmd-mean")
     with pytest.raises(ValueError, match="a batch of 23 tokens needs one logp_new"):

@@ -59,7 +59,6 @@ def test_the_tokens_of_largest_covariance_lose_their_gradient_and_only_they(inne
     assert set(torch.nonzero(ours == 0).flatten().tolist()) == top
     kept = [i for i in range(10) if i not in top]
     assert torch.allclose(ours[kept], theirs[kept])
-    assert torch.allclose(-output.coefficient / 4.0, ours, atol=1e-6)
     assert output.metrics["loss/covariance_clipped"].value == pytest.approx(len(top) / 10)
 
 

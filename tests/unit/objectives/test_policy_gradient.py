@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from ragged import build, random_batch, run
+from ragged import build, coefficients, random_batch, run
 
 from heliostat.types import TokenBatch
 
@@ -62,12 +62,12 @@ def test_cispo_clips_the_weight_and_never_the_gradient():
     log_ratios = [math.log(0.5), math.log(0.9), math.log(3.0)]
     for advantage in (1.0, -1.0):
         logp_new, tokens = single_tokens([-2.0 + value for value in log_ratios], [-2.0] * 3, [advantage] * 3)
-        output, _ = run(build("cispo", clip_low=0.3, clip_high=1.5), logp_new, tokens)
-        assert output.coefficient.tolist() == pytest.approx([0.7 * advantage, 0.9 * advantage, 2.5 * advantage])
-        output, _ = run(build("cispo"), logp_new, tokens)
-        assert output.coefficient.tolist() == pytest.approx([0.5 * advantage, 0.9 * advantage, 3.0 * advantage])
-        output, _ = run(build("cispo", clip_low=1e-9, clip_high=1e-9), logp_new, tokens)
-        assert output.coefficient.tolist() == pytest.approx([advantage] * 3)
+        clipped = coefficients(build("cispo", clip_low=0.3, clip_high=1.5), logp_new, tokens)
+        assert clipped.tolist() == pytest.approx([0.7 * advantage, 0.9 * advantage, 2.5 * advantage])
+        default = coefficients(build("cispo"), logp_new, tokens)
+        assert default.tolist() == pytest.approx([0.5 * advantage, 0.9 * advantage, 3.0 * advantage])
+        none_left = coefficients(build("cispo", clip_low=1e-9, clip_high=1e-9), logp_new, tokens)
+        assert none_left.tolist() == pytest.approx([advantage] * 3)
 
 
 @pytest.mark.parametrize(
@@ -87,28 +87,26 @@ def test_dppo_measures_moves_in_probability(p_old, p_new, advantage, kept):
     logp_new, tokens = single_tokens([math.log(p_new)], [math.log(p_old)], [advantage])
     output, gradient = run(build("dppo"), logp_new, tokens)
     expected = p_new / p_old * advantage if kept else 0.0
-    assert output.coefficient.item() == pytest.approx(expected)
     assert gradient.item() == pytest.approx(-expected)
     assert output.metrics["loss/clipped"].total == (0.0 if kept else 1.0)
 
 
 def test_dppo_caps_the_weight():
     logp_new, tokens = single_tokens([math.log(0.05)], [math.log(0.001)], [1.0])
-    assert run(build("dppo", max_ratio=20.0), logp_new, tokens)[0].coefficient.item() == pytest.approx(20.0)
+    assert coefficients(build("dppo", max_ratio=20.0), logp_new, tokens).item() == pytest.approx(20.0)
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_truncated_importance_weights_multiply_each_tokens_coefficient(name):
     logp_new, tokens = random_batch(12)
-    plain, _ = run(build(name), logp_new, tokens)
+    plain = coefficients(build(name), logp_new, tokens)
     weight = (tokens.logp_old - tokens.logp_gen).exp()
-    corrected, gradient = run(build(name, truncated_is=1.05), logp_new, tokens)
+    corrected = coefficients(build(name, truncated_is=1.05), logp_new, tokens)
     assert bool((weight > 1.05).any())
-    assert torch.allclose(corrected.coefficient, weight.clamp(max=1.05) * plain.coefficient, atol=1e-14)
-    assert not torch.allclose(gradient, run(build(name), logp_new, tokens)[1], atol=1e-6)
+    assert torch.allclose(corrected, weight.clamp(max=1.05) * plain, atol=1e-14)
+    assert not torch.allclose(corrected, plain, atol=1e-6)
     same_sampler = dataclasses.replace(tokens, logp_gen=tokens.logp_old)
-    same, _ = run(build(name, truncated_is=2.0), logp_new, same_sampler)
-    assert torch.equal(same.coefficient, plain.coefficient)
+    assert torch.equal(coefficients(build(name, truncated_is=2.0), logp_new, same_sampler), plain)
 
 
 def test_uncapped_importance_weights_turn_the_samplers_expectation_into_the_anchors():
@@ -117,21 +115,22 @@ def test_uncapped_importance_weights_turn_the_samplers_expectation_into_the_anch
     logp_old, logp_gen, logp_new = torch.log_softmax(torch.randn(3, 7, generator=generator, dtype=torch.float64), dim=1)
     advantage = torch.randn(7, generator=generator, dtype=torch.float64)
     tokens = TokenBatch(torch.arange(7), torch.ones(7, dtype=torch.int64), advantage, logp_old, logp_gen)
-    corrected, _ = run(build("cispo", truncated_is=1e9), logp_new.requires_grad_(), tokens)
-    plain, _ = run(build("cispo"), logp_new, tokens)
-    under_gen = (logp_gen.exp() * corrected.coefficient).sum()
-    assert under_gen.item() == pytest.approx((logp_old.exp() * plain.coefficient).sum().item())
+    corrected = coefficients(build("cispo", truncated_is=1e9), logp_new.requires_grad_(), tokens)
+    plain = coefficients(build("cispo"), logp_new, tokens)
+    assert (logp_gen.exp() * corrected).sum().item() == pytest.approx((logp_old.exp() * plain).sum().item())
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_reference_penalty_adds_the_k3_estimate_and_ignores_the_sampler(name):
     logp_new, tokens = random_batch(13)
     gap = tokens.logp_ref - logp_new.detach()
-    plain, _ = run(build(name, truncated_is=1.05), logp_new, tokens)
+    without = build(name, truncated_is=1.05)
+    plain, _ = run(without, logp_new, tokens)
     objective = build(name, truncated_is=1.05, kl_ref=0.3)
     penalised, _ = run(objective, logp_new, tokens)
     by_length = tokens.num_tokens[tokens.sequence] if objective.length_normalization == "sequence" else 1.0
-    assert torch.allclose(penalised.coefficient - plain.coefficient, 0.3 * (gap.exp() - 1) / by_length, atol=1e-14)
+    added = coefficients(objective, logp_new, tokens) - coefficients(without, logp_new, tokens)
+    assert torch.allclose(added, 0.3 * (gap.exp() - 1) / by_length, atol=1e-14)
     normalizer = objective.normalizer(tokens.num_tokens)
     k3 = ((gap.exp() - gap - 1) / by_length).sum().item()
     assert k3 > 0

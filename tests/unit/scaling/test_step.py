@@ -35,7 +35,7 @@ from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.updater import make_batch
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 from tests.unit.train.distributed.test_ranks import free_port
 from tests.unit.train.update.test_updater import graded, updater
 

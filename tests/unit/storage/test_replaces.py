@@ -5,12 +5,13 @@ A few events of each here; ``make torture`` kills at every one.
 
 import pytest
 
-from tests.kills import count_events
-from tests.replaces import REPLACES, torn_bank
+from tests.support.kills import count_events
+from tests.support.replaces import REPLACES, torn_bank
 
 NUM_KILLS = 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPLACES)
 def test_killed_while_replacing(name, tmp_path):
     one = REPLACES[name]

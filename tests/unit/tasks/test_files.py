@@ -8,7 +8,7 @@ import pytest
 
 from heliostat.config import ConfigError, TaskSection
 from heliostat.tasks import Task, load_task
-from tests.unit.tasks.tasks_for_tests import REWARDS
+from tests.support.tasks import REWARDS
 
 ROWS = [{"prompt": f"{i} + {i} =", "answer": str(2 * i), "level": i} for i in range(12)]
 
@@ -58,6 +58,7 @@ def test_the_same_prompt_twice_is_one_problem(tmp_path: Path) -> None:
         load(path, num_train=9)
 
 
+@pytest.mark.slow
 def test_parquet_and_saved_data_sets_give_the_same_task_as_jsonl(tmp_path: Path, jsonl: Path) -> None:
     import datasets
 

@@ -11,7 +11,7 @@ from heliostat.config import ConfigError, TaskSection
 from heliostat.tasks import Task, list_tasks, load_task, show_task
 from heliostat.tasks.answers import question_key
 from heliostat.tasks.gym import _Gym
-from tests.unit.tasks.tasks_for_tests import REWARDS
+from tests.support.tasks import REWARDS
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
 
@@ -49,6 +49,7 @@ def other_gym() -> Iterator[_Gym]:
     gym.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["word_ladder", "ransom_note", "acre"])
 def test_another_interpreter_draws_the_same_problems(name: str, other_gym: _Gym) -> None:
     """These data sets depend on the hash seed of the interpreter, or on their own size."""

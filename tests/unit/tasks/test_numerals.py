@@ -186,13 +186,14 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_take_linear_time(name: str) -> None:
     """100,000 characters are judged within the limit of one verdict; quadratic matching takes minutes."""
     from heliostat.tasks import VerifierPool
     from heliostat.tasks.task import WeightedVerifier
     from heliostat.tasks.verifiers import Numeric
-    from tests.unit.tasks.tasks_for_tests import make_task
+    from tests.support.tasks import make_task
 
     verifiers = [WeightedVerifier(read, Numeric(read=read)) for read in ("whole", "last")]
     task = make_task(*verifiers)

@@ -16,9 +16,9 @@ from heliostat.tasks.rewards import single_reward
 from heliostat.tasks.settings import check_needs
 from heliostat.tasks.task import WeightedVerifier
 from heliostat.tasks.verifiers import Function
-from heliostat.tasks.worker import _as_score
+from heliostat.tasks.worker import as_score
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
-from tests.unit.tasks.tasks_for_tests import EXACT, REWARDS, make_task, reward
+from tests.support.tasks import EXACT, REWARDS, make_task, reward
 
 
 def group_of(problem: Problem, texts: list[str], lengths: list[int]) -> Group:
@@ -50,7 +50,7 @@ def group_of(problem: Problem, texts: list[str], lengths: list[int]) -> Group:
     ids=lambda returned: type(returned).__name__,
 )
 def test_one_number_in_anything_that_can_be_gone_through(returned: object) -> None:
-    assert _as_score(single_reward(returned, "f")) == 1.0
+    assert as_score(single_reward(returned, "f")) == 1.0
 
 
 def test_torch_scalars_are_numbers() -> None:
@@ -62,7 +62,7 @@ def test_torch_scalars_are_numbers() -> None:
         [torch.tensor([1.0])],
         torch.tensor([1], dtype=torch.bfloat16),
     ):
-        assert _as_score(single_reward(returned, "f")) == 1.0
+        assert as_score(single_reward(returned, "f")) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_torch_scalars_are_numbers() -> None:
 )
 def test_anything_else_is_said_in_one_sentence(returned: object, sentence: str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
-        _as_score(single_reward(returned, "f"))
+        as_score(single_reward(returned, "f"))
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
 
 
 def test_none_does_not_apply() -> None:
-    assert _as_score(single_reward([None], "f")) is None
+    assert as_score(single_reward([None], "f")) is None
 
 
 @pytest.fixture
@@ -148,6 +148,7 @@ def test_sampled_tokens_are_given_to_functions_that_name_them() -> None:
     assert (unsampled.scores, unsampled.success, unsampled.failure) == ({"exact": 1.0}, True, "")
 
 
+@pytest.mark.slow
 def test_a_failure_names_the_verifier_and_what_it_read() -> None:
     task = make_task(EXACT, reward("faulty"), timeout_s=1.0, answer_after="= ")
     with VerifierPool([task]) as pool:

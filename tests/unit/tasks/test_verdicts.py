@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from heliostat.tasks.task import FULL_MARKS_WITHIN, Task, WeightedVerifier
 from heliostat.tasks.verifiers import Exact
-from tests.unit.tasks.tasks_for_tests import make_task
+from tests.support.tasks import make_task
 
 weights = st.floats(0, 10, allow_nan=False)
 scores = st.one_of(st.none(), st.just(1.0), st.floats(-5, 5, allow_nan=False))

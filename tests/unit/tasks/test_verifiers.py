@@ -3,7 +3,7 @@
 import pytest
 
 from heliostat.tasks.verifiers import Exact, Function, Math, Numeric, Sample, parameters, resolve
-from tests.unit.tasks.tasks_for_tests import REWARDS
+from tests.support.tasks import REWARDS
 
 
 def sample(text: str, answer: str | None = "42", prompt: object = "q", **columns: object) -> Sample:

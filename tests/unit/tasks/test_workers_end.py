@@ -13,14 +13,14 @@ import pytest
 from heliostat.tasks import VerifierError, VerifierPool, watched
 from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.tasks.verifiers import Function
-from tests.unit.tasks.hostile import ESCAPES, LIES
-from tests.unit.tasks.tasks_for_tests import make_task
+from tests.support.hostile_rewards import ESCAPES, LIES
+from tests.support.tasks import make_task
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl")
 
 
 def hostile_task(**settings: object) -> Task:
-    verifier = WeightedVerifier("act", Function("tests.unit.tasks.hostile:act"))
+    verifier = WeightedVerifier("act", Function("tests.support.hostile_rewards:act"))
     return make_task(verifier, **{"timeout_s": 1.0, **settings})
 
 
@@ -49,6 +49,7 @@ def marker():
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("escape", [function.__name__ for function in ESCAPES])
 def test_nothing_that_a_verifier_started_outlives_the_pool(escape: str, marker: str) -> None:
@@ -70,6 +71,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("escape", ["child_in_a_session", "daemon", "daemon_without_environment"])
 def test_nothing_that_a_verifier_started_outlives_a_killed_run(escape: str, marker: str) -> None:
@@ -78,6 +80,7 @@ def test_nothing_that_a_verifier_started_outlives_a_killed_run(escape: str, mark
     assert comes_true(lambda: not running(marker))
 
 
+@pytest.mark.slow
 @linux
 def test_a_stopped_supervisor_is_ended_too(marker: str) -> None:
     task = hostile_task(timeout_s=5.0)
@@ -86,6 +89,7 @@ def test_a_stopped_supervisor_is_ended_too(marker: str) -> None:
     assert running(marker) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [function.__name__ for function in LIES])
 def test_a_worker_that_lies_costs_no_later_sample(lie: str) -> None:
     task = hostile_task()
@@ -97,6 +101,7 @@ def test_a_worker_that_lies_costs_no_later_sample(lie: str) -> None:
     assert verdicts[2].success
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2])
 def test_a_worker_killed_while_it_starts_is_replaced(delay_s: float) -> None:
     task = hostile_task()
@@ -123,10 +128,10 @@ LOADING = """
 import sys, time
 from heliostat.tasks.task import WeightedVerifier
 from heliostat.tasks.verifiers import Math
-from heliostat.tasks.pool import _spec
+from heliostat.tasks.pool import spec_of
 from heliostat.tasks.watched import Worker
-from tests.unit.tasks.tasks_for_tests import make_task
-specs = [_spec(make_task(WeightedVerifier("math", Math())))]
+from tests.support.tasks import make_task
+specs = [spec_of(make_task(WeightedVerifier("math", Math())))]
 worker = Worker(specs)
 if sys.argv[1] != "at once":
     worker._wire.send(specs, 10)
@@ -140,6 +145,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["at once", "gone", str(int(signal.SIGTERM)), str(int(signal.SIGKILL))])
 @pytest.mark.parametrize("delay_s", ["0.15", "0.6"])
 def test_a_worker_stopped_while_it_loads_says_nothing(how: str, delay_s: str) -> None:
@@ -152,7 +158,7 @@ def test_results_of_the_right_shape_pass_and_no_others() -> None:
 
     task = hostile_task()
     batch = Batch([Job(task, 0, task.train[0], ("a", "b"), tuple)])
-    assert watched._results(b'[[0, {"act": 1.0}, ""], [1, {}, "broke"]]', batch) == {
+    assert watched.read_results(b'[[0, {"act": 1.0}, ""], [1, {}, "broke"]]', batch) == {
         0: ({"act": 1.0}, ""),
         1: ({}, "broke"),
     }
@@ -160,4 +166,4 @@ def test_results_of_the_right_shape_pass_and_no_others() -> None:
     wrong += [[[0, {"other": 1.0}, ""]], [[2, {"act": 1.0}, ""]], [[-1, {"act": 1.0}, ""]], [[0, {"act": 1.0}]]]
     for said in wrong:
         with pytest.raises(ValueError, match=r"verdict|scores"):
-            watched._results(json.dumps(said).encode(), batch)
+            watched.read_results(json.dumps(said).encode(), batch)

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from heliostat.traces import Bank, BankError, Findings, check_bank, whole_traces
-from tests.unit.traces.made import make_trace
+from tests.support.traces import make_trace
 
 
 def damage(path, statement):
@@ -24,6 +24,7 @@ def path(tmp_path):
     return tmp_path / "traces.bank"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [

@@ -7,7 +7,7 @@ import pytest
 
 from heliostat.traces.columns import from_columns, to_columns
 from heliostat.traces.dialects import is_own, read_text_row
-from tests.unit.traces.made import make_trace, same
+from tests.support.traces import make_trace, same
 
 
 def test_a_row_comes_back_through_json():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from heliostat.traces import Bank, Findings, ImportReport, export_bank, import_rows, read_rows
-from tests.unit.traces.made import SOURCE, make_trace, same
+from tests.support.traces import SOURCE, make_trace, same
 
 pytest.importorskip("pyarrow")
 

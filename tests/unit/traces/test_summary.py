@@ -1,6 +1,6 @@
 from heliostat.traces import Attempts, Bank, summarise
 from heliostat.traces.summary import Bin, histogram
-from tests.unit.traces.made import make_trace
+from tests.support.traces import make_trace
 
 
 def test_counts_add_up(tmp_path):

@@ -18,8 +18,9 @@ from heliostat.train.console.progress import Display
 from heliostat.train.data.collect import Collector, Quota
 from heliostat.train.model_bundle import Bench
 from heliostat.types import Verdict
-from tests.conftest import in_child, make_nano
-from tests.promises import small
+from tests.support import small
+from tests.support.forks import in_child
+from tests.support.nano import make_nano
 
 QUOTA = Quota(num_successes=3, max_attempts=40)
 

@@ -5,7 +5,7 @@ A few events of each rank here; ``make torture`` kills at every one.
 
 import pytest
 
-from tests import sharded
+from tests.support import sharded
 
 
 @pytest.mark.slow

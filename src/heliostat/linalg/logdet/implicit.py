@@ -39,7 +39,7 @@ class _Attach(torch.autograd.Function):
     def backward(ctx: Any, grad_B: Tensor, grad_C: Tensor) -> tuple[Tensor, None, None, None]:
         (B,) = ctx.saved_tensors
         B_bar, C_bar = (_symmetric(grad.to(torch.float64).reshape(B.shape)) for grad in (grad_B, grad_C))
-        pull_back = _through_dual if ctx.subspace.codimension <= ctx.subspace.dimension else _through_primal
+        pull_back = through_dual if ctx.subspace.codimension <= ctx.subspace.dimension else through_primal
         grad = pull_back(B, B_bar, C_bar, ctx.subspace)
         return grad.reshape(grad_B.shape).to(grad_B.dtype), None, None, None
 
@@ -50,18 +50,30 @@ def attach(A: Tensor, B: Tensor, C: Tensor, subspace: Subspace) -> tuple[Tensor,
     return attached
 
 
-def divergence(A: Tensor, B: Tensor, n: int) -> Float[Tensor, "*batch"]:
+def divergence(A: Float[Tensor, "*batch n n"], B: Float[Tensor, "*batch n n"], n: int) -> Float[Tensor, "*batch"]:
     """KL(N(0,A) ‖ N(0,B⁻¹)) as a differentiable function of A and B."""
     return ((A * B).sum((-2, -1)) - n - torch.logdet(A) - torch.logdet(B)) / 2
 
 
-def _through_dual(B: Tensor, B_bar: Tensor, C_bar: Tensor, subspace: Subspace) -> Tensor:
+def through_dual(
+    B: Float[Tensor, "batch n n"],
+    B_bar: Float[Tensor, "batch n n"],
+    C_bar: Float[Tensor, "batch n n"],
+    subspace: Subspace,
+) -> Float[Tensor, "batch n n"]:
+    """Pull both gradients back to A by a system in the dimensions of S⊥."""
     basis, inverse = subspace.complement_basis, torch.cholesky_inverse(torch.linalg.cholesky(B))
     pulled = basis.inner(B_bar + inverse @ C_bar @ inverse)
     return C_bar - basis.combine(_solve(basis, inverse, B, pulled))
 
 
-def _through_primal(B: Tensor, B_bar: Tensor, C_bar: Tensor, subspace: Subspace) -> Tensor:
+def through_primal(
+    B: Float[Tensor, "batch n n"],
+    B_bar: Float[Tensor, "batch n n"],
+    C_bar: Float[Tensor, "batch n n"],
+    subspace: Subspace,
+) -> Float[Tensor, "batch n n"]:
+    """Pull both gradients back to A by a system in the dimensions of S."""
     around = B @ B_bar @ B
     if not subspace.dimension:
         return -around

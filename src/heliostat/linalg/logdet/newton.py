@@ -34,11 +34,14 @@ MAX_CG_STEPS = 500
 
 @dataclass
 class LogDet:
-    """A point x with f(x) (infinite where M(x) is not positive definite) and the Cholesky factor of M(x)."""
+    """A point x with f(x), which is infinite where M(x) is not positive definite, and the Cholesky factor of M(x).
+
+    A problem without such a matrix keeps in ``factor`` whatever its derivatives need.
+    """
 
     x: Float[Tensor, "batch size"]
     value: Float[Tensor, " batch"]
-    factor: Float[Tensor, "batch n n"]
+    factor: Float[Tensor, "batch ..."]
 
     @cached_property
     def inverse(self) -> Float[Tensor, "batch n n"]:
@@ -47,11 +50,11 @@ class LogDet:
 
 
 class Problem(Protocol):
-    """What ``minimize`` needs to know."""
+    """A convex problem for ``minimize``."""
 
-    def evaluate(self, x: Tensor) -> LogDet: ...
+    def evaluate(self, x: Float[Tensor, "batch size"]) -> LogDet: ...
 
-    def gradient(self, point: LogDet) -> Tensor: ...
+    def gradient(self, point: LogDet) -> Float[Tensor, "batch size"]: ...
 
 
 Direction = Callable[[LogDet, Tensor, Tensor], Tensor]  # (point, gradient, forcing) -> direction
@@ -59,7 +62,7 @@ Direction = Callable[[LogDet, Tensor, Tensor], Tensor]  # (point, gradient, forc
 
 @dataclass(frozen=True, slots=True)
 class Minimum:
-    """Where ``minimize`` ended, after how many Newton steps, and which members of the batch settled."""
+    """The end point of ``minimize``, after how many Newton steps, and which members of the batch settled."""
 
     point: LogDet
     num_steps: int
@@ -95,12 +98,12 @@ class LogDetProblem:
         return gradient if self.linear is None else self.linear + gradient
 
     def dense_direction(self, point: LogDet, gradient: Tensor, forcing: Tensor) -> Tensor:
-        """The exact Newton direction from the assembled Hessian."""
+        """Return the exact Newton direction from the assembled Hessian."""
         del forcing
         return -solve_hessian(self.basis.hessian(point.inverse), gradient)
 
     def cg_direction(self, point: LogDet, gradient: Tensor, forcing: Tensor) -> Tensor:
-        """The Newton direction by preconditioned conjugate gradients to relative accuracy ``forcing``."""
+        """Return the Newton direction by preconditioned conjugate gradients to relative accuracy ``forcing``."""
         inverse, matrix = point.inverse, self.matrix(point.x)
         return conjugate_gradients(
             lambda v: self.basis.hessian_product(inverse, v),

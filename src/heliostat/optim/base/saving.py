@@ -46,7 +46,7 @@ class SavedOptimizer(torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` whose state and counts survive every way of saving and copying unchanged.
 
     Attributes:
-        group_numbers: names of the ``GroupNumber`` attributes; saved in the groups, and beside them.
+        group_numbers: names of the ``GroupNumber`` attributes; saved in the groups, and next to them in the state dict.
         settings: the hyperparameters, a dataclass; shown when the optimizer is printed.
     """
 
@@ -61,7 +61,7 @@ class SavedOptimizer(torch.optim.Optimizer):
         """Bring the state up to date with the weights, before it is saved and after it is loaded."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return state and groups; ``group_numbers`` are saved beside them as well."""
+        """Return state and groups; ``group_numbers`` are saved next to them as well."""
         self.adopt()
         handle = self.register_state_dict_post_hook(lambda _, saved: self._add_to(saved), prepend=True)
         try:

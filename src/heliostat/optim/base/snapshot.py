@@ -1,9 +1,9 @@
-"""Weights and optimizer state as they were before a step, to go back to where the step came to nothing.
+"""A snapshot of weights and optimizer state before a step, to restore where the step fails.
 
-A step reads and writes several tensors, so that no look at the gradient alone says whether all of them stay finite:
-squares of finite numbers overflow, quotients of small ones too, and a factorisation may fail halfway through a model.
+The gradient alone does not tell whether all tensors that a step writes stay finite: squares of finite numbers overflow,
+quotients by small ones too, and a factorisation may fail halfway through a model.
 
-Left out: numbers that an optimizer keeps outside ``state`` (it writes them after a step that was good).
+Left out: numbers outside ``state``, which an optimizer writes after a step that was taken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OptimizerState = dict[Tensor, dict[str, Any]]
 
 
 class Snapshot:
-    """Copies of ``weights`` and of everything in ``state``; one more of each for as long as it lives."""
+    """Copies of ``weights`` and of everything in ``state``, which double their memory for as long as it lives."""
 
     @torch.no_grad()
     def __init__(self, weights: Iterable[Tensor], state: OptimizerState) -> None:
@@ -29,7 +29,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put every number back where it was, in the tensors that held it."""
+        """Write every number back into the tensor that held it."""
         for weight, before in self._weights:
             weight.copy_(before)
         for owner in [owner for owner in self._state if owner not in self._entries]:
@@ -43,7 +43,7 @@ class Snapshot:
 
 
 def stays_finite(weights: Sequence[Tensor], state: OptimizerState) -> bool:
-    """Whether no weight and no entry of the state is NaN or infinite; one read for each device.
+    """Return whether no weight and no entry of the state is NaN or infinite, with one read from each device.
 
     Limits:
         Finite entries whose sum overflows count as not finite.
@@ -59,7 +59,7 @@ def stays_finite(weights: Sequence[Tensor], state: OptimizerState) -> bool:
         if part.is_floating_point() and part.numel():
             sums.setdefault(part.device, []).append(part.sum(dtype=_sum_type(part)).double())
     is_finite = all(bool(torch.isfinite(torch.stack(found)).all()) for found in sums.values())
-    answers = [_everywhere(is_finite, mesh) for mesh in meshes]  # every rank asks of every mesh
+    answers = [_everywhere(is_finite, mesh) for mesh in meshes]  # every rank takes part, whatever it found
     return all(answers) if answers else is_finite
 
 
@@ -68,7 +68,7 @@ def _sum_type(tensor: Tensor) -> torch.dtype:
 
 
 def _everywhere(is_finite: bool, mesh: Any) -> bool:
-    """Whether it is so on every rank of a mesh, which all of them ask."""
+    """Return whether ``is_finite`` holds on every rank of a mesh; a collective."""
     num_bad = torch.tensor(0.0 if is_finite else 1.0, device=mesh.device_type)
     total: Tensor = DTensor.from_local(num_bad, mesh, [Partial()] * mesh.ndim).full_tensor()
     return float(total) == 0

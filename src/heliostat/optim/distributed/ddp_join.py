@@ -1,6 +1,7 @@
-"""No step inside DDP's ``join()``, which hides the ranks that ran out of rows from DDP alone.
+"""Steps inside DDP's ``join()``, which are refused.
 
-An optimizer that exchanges statistics, or compares copies, would wait for such a rank until the group's timeout.
+``join()`` replaces the collectives of ranks that ran out of rows, but only DDP's own. An optimizer that exchanges
+statistics or compares replicas would wait for such a rank until the group's timeout.
 
 Left out: comparing the ranks that do take part (``replicas``).
 """
@@ -13,10 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def refuse_joining(owner: str) -> None:
-    """Refuse to step while a model of this process is inside ``join()``.
+    """Raise while a model of this process is inside ``join()``.
+
+    Args:
+        owner: name of the optimizer, for the error.
 
     Raises:
-        RuntimeError: one is, in the form that lets ranks run out of rows at different steps.
+        RuntimeError: one is, and its ranks may run out of rows at different steps.
     """
     for model in gc.get_objects():
         if not issubclass(type(model), DistributedDataParallel):

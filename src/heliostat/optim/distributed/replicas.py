@@ -1,7 +1,8 @@
-"""Ranks that hold copies of one model: which they are, whether they still agree, and passes that no DDP averages.
+"""Replicas: ranks that hold copies of one model, and whether the copies agree.
 
-Statistics of one rank's rows would move each copy its own way. An optimizer therefore exchanges them over its process
-group, which is the default group where none is named, and compares the copies at its first step and now and then.
+Statistics of one rank's rows would move each copy in another direction. An optimizer therefore exchanges them over its
+process group, which is the default group where none is named, and compares the copies at its first step and now and
+then.
 
 Left out: averaging gradients (DistributedDataParallel's, FSDP2's, or the training loop's).
 """
@@ -31,6 +32,7 @@ ALONE: Literal["alone"] = "alone"
 TOLERANCE = 1e-4
 """Relative difference above which copies are different: far above rounding, far below a step on other data."""
 CHECK_EVERY = 1024
+"""Steps between comparisons of the copies, after the first 1024."""
 WAY_OUT = (
     "average gradients over ranks before step() (DistributedDataParallel and FSDP2 do), name the ranks that hold "
     "copies (process_group=...), or set process_group='alone' where every rank trains a model of its own"
@@ -42,7 +44,7 @@ class ReplicasDisagree(RuntimeError):
 
 
 def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
-    """The ranks a step exchanges statistics with; ``None`` where there is no other.
+    """Return the ranks a step exchanges statistics with; ``None`` where there is no other.
 
     Raises:
         ValueError: this process is not in the group, or the group is something else.
@@ -63,7 +65,7 @@ def ranks_of(process_group: ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def is_due(call: int) -> bool:
-    """Whether the copies are compared at this call (from 1): at powers of two, and at every ``CHECK_EVERY``-th."""
+    """Return whether a call (from 1) compares the copies: at powers of two, and at every ``CHECK_EVERY``-th call."""
     return call & (call - 1) == 0 or call % CHECK_EVERY == 0
 
 
@@ -74,7 +76,8 @@ def check_replicas(
     """Compare shapes, weights and gradients of all ranks, by their sums and squared sums; a collective.
 
     Args:
-        copies: what a step moves in the place of a weight, where that is not the parameter itself.
+        owner: name of the optimizer, for the error.
+        copies: by parameter, the tensor that a step moves where that is not the parameter itself.
 
     Raises:
         ReplicasDisagree: on every rank, if any two differ.
@@ -99,13 +102,13 @@ def check_replicas(
 
 
 def is_sharded(parameters: Sequence[Tensor]) -> bool:
-    """Whether some weights are sharded over ranks, so that a backward pass leaves gradients of all ranks' rows."""
+    """Return whether weights are sharded over ranks, so that a backward pass leaves gradients of all ranks' rows."""
     return any(isinstance(parameter, DTensor) for parameter in parameters)
 
 
 @contextmanager
 def without_gradient_averaging() -> Iterator[None]:
-    """Let DDP models leave the gradients alone of forward passes that begin inside, as in their ``no_sync()``."""
+    """Keep DDP models from averaging gradients of forward passes that begin inside, as their ``no_sync()`` does."""
     silenced: list[DistributedDataParallel] = []
 
     def silence(module: nn.Module, args: Any) -> None:
@@ -123,21 +126,21 @@ def without_gradient_averaging() -> Iterator[None]:
 
 
 def average(tensors: Sequence[Tensor], ranks: dist.ProcessGroup) -> None:
-    """Replace each tensor, the same on every rank in shape, by its mean over ranks."""
+    """Replace each tensor by its mean over ranks, on which it has one shape."""
     for tensor in tensors:
         dist.all_reduce(tensor, group=ranks)
         tensor.div_(dist.get_world_size(ranks))
 
 
 def gather_rows(rows: Tensor, ranks: dist.ProcessGroup) -> Tensor:
-    """Every rank's rows ``[n, d]``, equally many on each, one rank after another."""
+    """Gather every rank's rows ``[n, d]``, with the same n on each, one rank after another."""
     received = [torch.empty_like(rows) for _ in range(dist.get_world_size(ranks))]
     dist.all_gather(received, rows.contiguous(), group=ranks)
     return torch.cat(received)
 
 
 def _sums(tensors: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[tuple[float, float] | None]:
-    """Sum and squared sum of each tensor, over its shards; ``None`` where there is no tensor."""
+    """Return sum and sum of squares of each tensor, over its shards; ``None`` where there is no tensor."""
     held = [(tensor, p) for tensor, p in zip(tensors, parameters, strict=True) if tensor is not None]
     if not held:
         return [None] * len(tensors)
@@ -149,7 +152,7 @@ def _sums(tensors: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> lis
 
 
 def _agree(left: tuple[float, float] | None, right: tuple[float, float] | None) -> bool:
-    """Whether the sums are those of equal tensors, up to rounding; what is not finite agrees with its like."""
+    """Return whether two sums are those of equal tensors, up to rounding; NaN agrees with NaN."""
     if left is None or right is None:
         return left is right
     length = max(left[1], right[1]) ** 0.5

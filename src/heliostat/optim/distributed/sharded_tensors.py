@@ -1,4 +1,4 @@
-"""Inner products over lists of tensors, in at least float32, over all shards of a sharded parameter.
+"""Tensors that may be sharded over ranks: inner products in at least float32, shards, and checks.
 
 Left out: reductions over data-parallel ranks, whose gradients are equal already.
 """
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_ten
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """``sum_i <left_i, right_i>``; each product in the tensors' type (at least float32), the sum over i in float64.
+    """Sum inner products, ``sum_i <left_i, right_i>``: each in at least float32, the sum over i in float64.
 
     Limits:
         A NaN anywhere, or an infinity, makes the result not finite.
@@ -24,7 +24,7 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
 
 
 def inner(left: Tensor, right: Tensor) -> Tensor:
-    """``<left, right>`` of one pair, as a scalar."""
+    """Return the inner product of one pair, as a scalar."""
     left, right = upcast(left), upcast(right)
     if isinstance(left, DTensor) or isinstance(right, DTensor):
         total: Tensor = (left * right).sum().full_tensor()  # type: ignore[attr-defined]
@@ -33,12 +33,12 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32."""
+    """Return the tensor in at least float32."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
-    """What this process holds of a tensor cut as ``like`` is; a plain tensor is held whole."""
+    """Return this rank's shard of a tensor, sharded as ``like`` is; a plain tensor is returned itself."""
     if not isinstance(like, DTensor):
         return tensor
     assert isinstance(tensor, DTensor)
@@ -47,7 +47,7 @@ def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be cut over ranks; a collective if it is."""
+    """Return all of a tensor that may be sharded over ranks; a collective if it is."""
     if not isinstance(tensor, DTensor):
         return tensor
     full: Tensor = tensor.full_tensor()
@@ -55,17 +55,17 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def distribute(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that every rank has, cut as ``like`` is; no collective."""
+    """Shard a tensor that every rank has whole, as ``like`` is; no collective."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def sum_over_shards(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> np.ndarray:
-    """Products over this process's part of each parameter, summed over parts; float64, [product, ...].
+    """Sum products, each of this rank's shard of a parameter, over the shards; float64, [product, ...].
 
-    As many products for every parameter, in the parameters' order. One read and, for each way in which parameters are
-    cut, one collective.
+    There are as many products for every parameter, in the parameters' order. It takes one read from the device, and one
+    collective for each way in which parameters are sharded.
     """
     stacked = torch.stack(list(parts)).double()
     each = len(parts) // len(parameters)
@@ -81,7 +81,7 @@ def sum_over_shards(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> np
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no entry is NaN or infinite, read once: any such entry makes the sum so too.
+    """Return whether no entry is NaN or infinite; any such entry makes the sum of all entries so too.
 
     Limits:
         Finite entries whose sum overflows count as not finite: a step with them would be lost as well.

@@ -115,21 +115,21 @@ class RING(LayerOptimizer):
 
     @property
     def wants_statistics(self) -> bool:
-        """Whether the coming step should get fresh statistics."""
+        """Whether the next step should get fresh statistics."""
         return self.num_steps % self.settings.statistics_every == 0 or not all(
             map(self._is_known, self.layers.values())
         )
 
     def _is_known(self, layer: nn.Linear) -> bool:
-        """Whether there ever were statistics of a layer's matrix as it is now; a frozen one needs none."""
+        """Return whether there are statistics of a layer's matrix with its current columns; a frozen one needs none."""
         state, width = self.state.get(layer.weight, {}), num_columns(layer)
         return not width or (state.get("num_statistics", 0) > 0 and state["num_columns"] == width)
 
     @contextmanager
     def statistics(self) -> Iterator[None]:
-        """Forward and backward passes inside become statistics; gradients are as before when the context ends.
+        """Turn forward and backward passes inside into statistics; gradients are as before when the context ends.
 
-        The quantity to differentiate is the sum of log-probabilities of labels drawn from the model
+        Differentiate the sum of log-probabilities of labels drawn from the model
         (``curvature.sampled_log_likelihood``).
         """
         with without_gradient_averaging(), self.recorder.recording(self.parameters()):
@@ -142,7 +142,7 @@ class RING(LayerOptimizer):
         *,
         statistics_closure: Callable[[], Tensor] | None = None,
     ) -> Any:
-        """One step on the gradients in place and the statistics given.
+        """Take one step on the gradients in place and the statistics given.
 
         Args:
             closure: optional; puts the gradients in place and returns the loss.
@@ -191,7 +191,7 @@ class RING(LayerOptimizer):
                 state[f"{side}_{what}"] = matrix.new_zeros(shape)
 
     def _record_if_due(self) -> None:
-        """Empirical statistics come from the coming step's own passes."""
+        """Record the next step's own passes where they are to become empirical statistics."""
         self.recorder.is_recording = self.settings.empirical and self.wants_statistics
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -224,7 +224,7 @@ class RING(LayerOptimizer):
     def _direction(self, name: str, gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
         state = self.state_of(self.layers[name], gradient.shape[1], gradient)
         if not state["num_statistics"]:
-            if not bool(gradient.any()):  # an adapter whose other half is still zero: no row of it has a gradient
+            if not bool(gradient.any()):  # a LoRA adapter whose other half is still zero: no row has a gradient
                 return gradient
             raise RuntimeError(
                 f"RING has no statistics of layer '{name}': run 'with optimizer.statistics(): "
@@ -237,8 +237,10 @@ class RING(LayerOptimizer):
 
 
 def _factored(state: dict[str, Any], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
+    """Return ``(B + s/pi I)^-1 G (A + pi s I)^-1`` with ``s = gamma^(1/2)``; ``refresh`` renews the inverses."""
     if refresh:
         a, b = state["input_factor"], state["output_factor"]
+        # pi gives both factors damping in proportion to their mean eigenvalue (Martens & Grosse, 2015, section 6.3).
         mean_a, mean_b = float(a.trace()) / len(a), float(b.trace()) / len(b)
         balance = (mean_a / mean_b) ** 0.5 if mean_a > 0 and mean_b > 0 else 1.0
         root = gamma**0.5
@@ -252,12 +254,14 @@ def _factored(state: dict[str, Any], gradient: Tensor, gamma: float, refresh: bo
 
 
 def _inverse(damped: Tensor, earlier: Tensor) -> Tensor:
-    if damped.device.type == "cpu":  # there one step of Newton's costs as much as three direct inverses
+    """Invert a damped factor; ``earlier`` is its last inverse, zeros before the first."""
+    if damped.device.type == "cpu":  # where one Newton step costs as much as three direct inverses
         return direct_inverse(damped).contiguous()
     return newton_inverse(damped, earlier if bool(earlier.any()) else None, NEWTON_TOLERANCE).inverse
 
 
 def _exact(state: dict[str, Any], gradient: Tensor, gamma: float, refresh: bool) -> Tensor:
+    """Return ``(A (x) B + gamma I)^-1 vec G``, a division in the factors' eigenbases; ``refresh`` renews those."""
     if refresh:
         for side in ("input", "output"):
             values, state[f"{side}_basis"] = eigenbasis(state[f"{side}_factor"])

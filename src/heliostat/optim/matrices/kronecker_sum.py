@@ -2,13 +2,13 @@
 
     E[G G'] = U diag(lambda) U',  E[G' G] = V diag(mu) V',   sum_j 1/(l_i + r_j) = lambda_i,  sum_i 1/(l_i + r_j) = mu_j
 
-``1/(l_i + r_j)`` models the second moment of entry (i, j) of ``U' G V``; Adam's division by its root becomes a product
-with ``(l_i + r_j)^(1/2)``. No second moment of all p x q entries is stored for it.
+``1/(l_i + r_j)`` models the second moment of entry (i, j) of ``U' G V``. Adam's division by its root becomes a product
+with ``(l_i + r_j)^(1/2)``, and no second moment of all p x q entries is stored for it.
 
-A step multiplies each p x q gradient by its bases and back and forms ``GG'`` and ``G'G``: about ``5 p q (p + q)``
-operations, whatever the batch. Cutting long sides into blocks, as Shampoo's libraries do, makes it less.
+A step multiplies each p x q gradient by its bases and back, and forms ``GG'`` and ``G'G``: about ``5 p q (p + q)``
+FLOPs, whatever the batch size. Splitting long sides into blocks, as libraries for Shampoo do, makes it less.
 
-Left out: what is not a matrix, blocks and sharded weights (``matrices``).
+Left out: blocks, sharded weights and everything but matrices (``matrix_optimizer``).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class KroneckerSum(MatrixOptimizer):
     def preconditioned(
         self, gradient: Float[Tensor, "block p q"], state: dict[str, Any], group: dict[str, Any]
     ) -> Float[Tensor, "block p q"]:
-        """``U [(U' M V) * (l_i + r_j)^(1/2)] V'``, as long as Adam's step where grafted."""
+        """Return ``U [(U' M V) * (l_i + r_j)^(1/2)] V'``, as long as Adam's step where grafted."""
         beta1, beta2 = group["betas"]
         state["mean"].lerp_(gradient, 1 - beta1)
         for side, rows in (("left", gradient.mT), ("right", gradient)):
@@ -108,16 +108,18 @@ class KroneckerSum(MatrixOptimizer):
         left, right = state["left_basis"], state["right_basis"]
         scale = (state["left_values"][:, :, None] + state["right_values"][:, None, :]).sqrt_()
         move: Tensor = left @ (left.mT @ state["mean"] @ right).mul_(scale) @ right.mT
-        correction = 1 - beta1 ** state["steps"]
+        correction = 1 - beta1 ** state["steps"]  # Adam's, of the mean
         if not self.settings.graft:
+            # The values are those of marginals with a mean entry of 1 (`_renew`): the true size enters here.
             return move.mul_((state["mean_entry"][:, None, None].rsqrt() / correction).to(move))
         state["second_moment"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        # Adam's own step, of which only the length is used.
         root = state["second_moment"].sqrt().div_((1 - beta2 ** state["steps"]) ** 0.5).add_(group["eps"])
         length = _norm(torch.div(state["mean"], root, out=root)) / correction
         return move.div_(_size(move)).mul_(length / move.norm().clamp(min=torch.finfo(move.dtype).tiny))
 
     def begin(self, blocks: Float[Tensor, "block p q"], state: dict[str, Any]) -> None:
-        """Zero statistics, and the bases and values of a gradient that says nothing."""
+        """Create statistics of zero, and bases and values with ``l_i + r_j = 1``."""
         num, p, q = blocks.shape
         state["mean"], state["is_informed"] = torch.zeros_like(blocks), False
         state["mean_entry"] = blocks.new_full((num,), 0.5, dtype=torch.float64)
@@ -129,38 +131,42 @@ class KroneckerSum(MatrixOptimizer):
             state[f"{side}_values"] = blocks.new_full((num, n), 0.5)
 
     def _renew(self, state: dict[str, Any]) -> None:
-        """New eigenbases and l, r of every block; the old ones stay where the statistics carry nothing.
+        """Renew eigenbases and l, r of every block; without any gradient so far the old ones stay.
 
-        The values are those of marginals whose mean entry is 1: their own may be out of float32's range.
+        The values belong to marginals scaled to a mean entry of 1, because the unscaled ones may be out of the range of
+        float32.
         """
         (left, left_basis), (right, right_basis) = (eigenbasis(state[f"{s}_statistic"]) for s in ("left", "right"))
         correction = 1 - self.settings.statistics_ema ** state["steps"]
+        # The eigenvalues of E[GG'] and E[G'G] are row and column sums of one p x q table of second moments.
         marginals = [values.double().clamp(min=0) / correction for values in (left, right)]
         trace = marginals[0].sum(-1, keepdim=True)
         if not bool((trace > 0).any()):
             return
-        # A block without a gradient steps by 0 with any finite scale: this one has l_i + r_j = 2.
+        # A block without a gradient steps by 0 with any finite scale; it gets the marginals of a constant table.
         num_entries = marginals[0].shape[-1] * marginals[1].shape[-1]
         total = torch.where(trace > 0, trace, num_entries / 2)
         damped = [torch.where(trace > 0, m, total / m.shape[-1]) for m in marginals]
         damped = [m + RELATIVE_DAMPING * total / m.shape[-1] for m in damped]
+        # Both sides must have the same sum, or no table has them as marginals; rounding and damping have shifted it.
         damped = [m * (num_entries / m.sum(-1, keepdim=True)) for m in damped]
         try:
             solved = kronecker_sum_from_marginals(damped[0], damped[1], tolerance=1e-6, polish=False)
         except ConvergenceError as error:
-            solved = error.best
+            solved = error.best  # a preconditioner need not be exact
         state["mean_entry"], state["is_informed"] = total.squeeze(-1) / num_entries, True
         for side, basis, values in (("left", left_basis, solved.left), ("right", right_basis, solved.right)):
             state[f"{side}_basis"], state[f"{side}_values"] = basis, values.to(basis)
 
 
 def _size(move: Tensor) -> Tensor:
-    """The largest entry, or 1: what is divided by it has squares that neither overflow nor vanish."""
+    """Return the largest entry, or 1 for zeros; entries divided by it have squares that neither overflow nor vanish."""
     largest = move.abs().amax()
     return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def _norm(move: Tensor) -> Tensor:
+    """Return the norm, also where squares of entries are out of the dtype's range."""
     size = _size(move)
     norm: Tensor = size * (move / size).norm()
     return norm

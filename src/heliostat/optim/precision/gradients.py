@@ -1,9 +1,9 @@
-"""Gradients of bfloat16 weights, added up over micro-batches in float32.
+"""Gradients of bfloat16 weights, accumulated over micro-batches in float32.
 
-Autograd adds each backward pass to ``.grad`` in the weights' own type: of 64 passes in bfloat16 about 1% is lost.
+Autograd adds each backward pass to ``.grad`` in the weights' own dtype: of 64 passes in bfloat16 about 1% is lost.
 
 Left out: sums inside one backward pass (a weight that is used twice), and ``DistributedDataParallel``, which holds
-gradients in the weights' own type.
+gradients in the weights' own dtype.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from heliostat.optim.precision.master_copies import is_low_precision
 
 
 def accumulate_in_float32(parameters: Iterable[Tensor]) -> bool:
-    """Keep ``.grad`` of trainable parameters that are shorter than float32 in float32, from now on.
+    """Store ``.grad`` of trainable low-precision parameters in float32, from the next backward pass on.
 
-    Two more bytes a weight while gradients are held, and no copies of them while ``build_optimizer``'s optimizers step.
-    An optimizer of torch's that steps such parameters without copies wants gradients of their own type.
+    It costs two more bytes per weight while gradients are stored, and saves copies of them while optimizers of
+    ``build_optimizer`` step. Torch's own optimizers without master weights need gradients of the weights' dtype.
 
     Returns:
-        Whether that is so now: torch before 2.10 has one type for a weight and its gradient.
+        Whether gradients are float32: torch before 2.10 has one dtype for a weight and its gradient.
 
     Limits:
         n passes: the float32 sum of their n gradients, exactly.
@@ -39,7 +39,7 @@ def accumulate_in_float32(parameters: Iterable[Tensor]) -> bool:
 
 
 def no_gradient(parameter: Tensor) -> Tensor:
-    """A gradient of zeros, in the type that the parameter's gradients have."""
+    """Return a gradient of zeros, in the dtype that the parameter's gradients have."""
     is_widened = is_low_precision(parameter) and getattr(parameter, "grad_dtype", parameter.dtype) is None
     return torch.zeros_like(parameter, dtype=torch.float32 if is_widened else parameter.dtype)
 

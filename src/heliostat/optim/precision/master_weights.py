@@ -26,15 +26,15 @@ class MasterWeights(BaseOptimizer):
 
     Args:
         groups: parameter groups of the model's own weights.
-        make: builds the inner optimizer from the same groups over float32 copies. Its settings are those of our groups
-            from then on, where schedules find them.
+        make: builds the inner optimizer from the same groups over float32 copies. Its settings become those of the
+            outer groups, where schedules find them.
         process_group: ranks whose weights and gradients must agree; ``None``: the default group, ``"alone"``: none.
 
     Limits:
         float32 weights: the inner optimizer itself, bit for bit.
-        Weights written between two steps, however that is done: the next step is that of copies of what was written.
-        An entry that is written with the value it has keeps what its copy has beyond that value.
-        Gradients may be float32 (``gradients.accumulate_in_float32``) or of the weights' own type.
+        Weights written between two steps, however that is done: the next step starts from the written values.
+        An entry that is written with the value it has keeps its copy's further digits.
+        Gradients may be float32 (``gradients.accumulate_in_float32``) or of the weights' own dtype.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class MasterWeights(BaseOptimizer):
         return self.masters
 
     def adopt(self) -> None:
-        """Take over every weight that another writer has changed; see ``BaseOptimizer.adopt``.
+        """Adopt every weight that another writer has changed; see ``OwnPrecision.adopt``.
 
         Raises:
-            RuntimeError: the weights were converted to a type that the copies cannot hold.
+            RuntimeError: the weights were converted to a dtype that the copies cannot hold.
         """
         for parameter, master in self.masters.items():
             if torch.promote_types(parameter.dtype, master.dtype) != master.dtype:
@@ -81,7 +81,7 @@ class MasterWeights(BaseOptimizer):
 
     @in_own_precision
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One inner step on the copies; learning rates set on our groups are handed through."""
+        """Take one inner step on the copies, with the learning rates of the outer groups."""
         loss = self.run_closure(closure)
         if self.would_move_nothing() and self.inner.state:
             return loss
@@ -99,7 +99,7 @@ class MasterWeights(BaseOptimizer):
         return loss
 
     def _share(self) -> None:
-        """Show the inner state, with the copies, as ours: what reads an optimizer's state finds it there."""
+        """Mirror the inner state, with the copies, in ``state``, where readers of an optimizer's state look for it."""
         for parameter, master in self.masters.items():
             self.state[parameter] = {**self.inner.state.get(master, {}), MASTER: master}
 
@@ -121,7 +121,7 @@ class MasterWeights(BaseOptimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` saved; the weights are restored by whoever restores the model.
+        """Restore what ``state_dict`` saved, which holds master copies and no weights: load those into the model.
 
         Raises:
             ValueError: it was saved without copies, by an optimizer of float32 weights.
@@ -147,7 +147,7 @@ class MasterWeights(BaseOptimizer):
 def with_master_weights(
     groups: ParamGroups, make: Callable[[ParamGroups], torch.optim.Optimizer]
 ) -> torch.optim.Optimizer:
-    """Build an optimizer from groups, on copies of their weights where some are shorter than float32."""
+    """Build an optimizer from groups, with master weights where a weight's dtype is below float32."""
     given = [item for group in groups for item in group["params"]]
     is_any_short = any(is_low_precision(item[1] if isinstance(item, tuple) else item) for item in given)
     return MasterWeights(groups, make) if is_any_short else make(groups)

@@ -25,7 +25,15 @@ from heliostat.optim.base.own_precision import in_own_precision
 from heliostat.optim.base.settings import settings_from
 from heliostat.optim.base.update_parts import bounded_divergence, decay_, momentum_buffer
 from heliostat.optim.distributed.replicas import ProcessGroup
-from heliostat.optim.distributed.sharded_tensors import all_finite, dot, local_shard, sum_over_shards, upcast
+from heliostat.optim.distributed.sharded_tensors import all_finite, local_shard, upcast
+from heliostat.optim.scores.fisher_blocks import (
+    BLOCKS,
+    BlockSolution,
+    flat_rows,
+    gradient_of,
+    inner_products,
+    solve_blocks,
+)
 from heliostat.optim.scores.score_buffer import ScoreRows
 from heliostat.optim.scores.score_optimizer import ScoreOptimizer
 
@@ -68,15 +76,6 @@ class Rank1Report:
     score_square_norm: float
     kl: float
     scale: float
-
-
-@dataclass(slots=True)
-class _Solved:
-    """One block's coefficients: ``d = D^-1 (g - sum_k weights_k u_k)``, and ``g' d``."""
-
-    parameters: list[Tensor]
-    weights: np.ndarray
-    decrement: float
 
 
 class Rank1NaturalGradient(ScoreOptimizer):
@@ -154,7 +153,7 @@ class Rank1NaturalGradient(ScoreOptimizer):
         score_closure: Callable[[], Tensor] | None = None,
         scores: Mapping[Tensor, Tensor] | None = None,
     ) -> Any:
-        """One step on the gradients in place and the scores given since the last one.
+        """Take one step on the gradients in place and the scores given since the last one.
 
         Args:
             closure: optional; puts the gradients in place and returns the loss.
@@ -177,7 +176,7 @@ class Rank1NaturalGradient(ScoreOptimizer):
         num_scores, rows = self._take(ranks)
         if not groups:
             return loss
-        products = _inner_products(num_scores, rows, list(groups))
+        products = inner_products(num_scores, rows, list(groups))
         squares = float(products.sum(0)[:, 1:].trace()) / num_scores
         if not (isfinite(squares) and np.isfinite(products).all() and all_finite(_unscored(groups, rows))):
             self.skip("the gradient or a score")
@@ -195,8 +194,9 @@ class Rank1NaturalGradient(ScoreOptimizer):
     ) -> None:
         if self.settings.ema:
             rows = self._remember(num_scores, rows)
-            products = _inner_products(num_scores, rows, list(groups))
-        solved = self._solve(products, groups)
+            products = inner_products(num_scores, rows, list(groups))
+        blocks = BLOCKS[self.settings.block](groups)
+        solved = solve_blocks(blocks, products, groups, with_decrement=self.settings.max_kl is not None)
         lr = max(float(group["lr"]) for group in self.param_groups)
         kl, scale = bounded_divergence(self.settings.max_kl, lr, lambda: sum(block.decrement for block in solved))
         for block in solved:
@@ -205,7 +205,7 @@ class Rank1NaturalGradient(ScoreOptimizer):
         self.report = Rank1Report(squares, kl, scale)
 
     def _begin_all(self) -> None:
-        """State for every parameter with a gradient, before any step."""
+        """Create the state of every parameter that has a gradient, before any step."""
         for group in self.param_groups:
             for parameter in self.with_gradient(group):
                 self.weight(parameter)
@@ -215,13 +215,13 @@ class Rank1NaturalGradient(ScoreOptimizer):
                     self._mean(parameter, index)
 
     def _take(self, ranks: dist.ProcessGroup | None) -> tuple[int, ScoreRows]:
-        """How many scores there are, and this process's part of them."""
+        """Return the number of scores, and this rank's shards of them."""
         if self.source == "gradient":
             return 1, {p: local_shard(p.grad, p)[None] for p in self.parameters() if p.grad is not None}
         return self._scores.take_rows(self.num_scores, self.parameters(), ranks)
 
     def _remember(self, num_scores: int, rows: ScoreRows) -> ScoreRows:
-        """The running mean of the score in every place."""
+        """Update the running mean of the first score, of the second, and so on, and return the means in their place."""
         means: ScoreRows = {}
         for parameter in self.parameters():
             new = upcast(rows[parameter]) if parameter in rows else None
@@ -240,55 +240,25 @@ class Rank1NaturalGradient(ScoreOptimizer):
             state[f"score_mean_{index}"] = torch.zeros_like(upcast(parameter))
         return local_shard(state[f"score_mean_{index}"], parameter)
 
-    def _blocks(self, groups: dict[Tensor, dict[str, Any]]) -> list[list[Tensor]]:
-        if self.settings.block == "global":
-            return [list(groups)]
-        if self.settings.block == "param":
-            return [[parameter] for parameter in groups]
-        names = {
-            parameter: name
-            for group in self.param_groups
-            for parameter, name in zip(group["params"], group["param_names"], strict=True)
-        }
-        layers: dict[str, list[Tensor]] = {}
-        for parameter in groups:
-            layers.setdefault(names[parameter].rpartition(".")[0], []).append(parameter)
-        return list(layers.values())
-
-    def _solve(self, products: np.ndarray, groups: dict[Tensor, dict[str, Any]]) -> list[_Solved]:
-        """Every block's coefficients of the scores in ``d``, from an m x m system in float64."""
-        place = {parameter: index for index, parameter in enumerate(groups)}
-        damping = np.array([group["damping"] for group in groups.values()])[:, None, None]
-        weighted, num_scores = products / damping, products.shape[1]
-        solved = []
-        for block in self._blocks(groups):
-            total = weighted[[place[parameter] for parameter in block]].sum(0)
-            cross, gram = total[:, 0], total[:, 1:]
-            system = gram + num_scores * np.eye(num_scores)
-            weights = cross / system[0] if num_scores == 1 else np.linalg.solve(system, cross)
-            own = 0.0
-            if self.settings.max_kl is not None:
-                own = sum(dot([_gradient(p)], [_gradient(p)]) / groups[p]["damping"] for p in block)
-            solved.append(_Solved(block, weights, own - float(cross @ weights)))
-        return solved
-
     def _move(
-        self, parameter: Tensor, group: dict[str, Any], rows: Tensor | None, block: _Solved, scale: float
+        self, parameter: Tensor, group: dict[str, Any], rows: Tensor | None, block: BlockSolution, scale: float
     ) -> None:
-        """``w <- (1 - lr wd) w - lr d``, without a temporary where there is no momentum.
+        """Apply ``w <- (1 - lr weight_decay) w - lr d`` to one parameter.
 
-        Gradient and score are added one after the other, while the weights they are added to are in the cache.
+        ``d = (g - U w) scale / damping`` is never formed: gradient and scores are added to the weight itself, or to the
+        momentum, one after the other while it is in the cache.
         """
         lr, momentum, factor = float(group["lr"]), group["momentum"], scale / group["damping"]
         target = local_shard(self.weight(parameter), parameter)
         decay_(target, group)
+        # Into the momentum d goes as it is, into the weight times -lr.
         receiver, rate = (self._buffer(parameter).mul_(momentum), 1.0) if momentum else (target, -lr)
-        receiver.add_(upcast(local_shard(_gradient(parameter), parameter)), alpha=rate * factor)
+        receiver.add_(upcast(local_shard(gradient_of(parameter), parameter)), alpha=rate * factor)
         if rows is not None and len(block.weights) == 1:
             receiver.add_(upcast(rows)[0], alpha=-rate * factor * float(block.weights[0]))
         elif rows is not None:
             weights = torch.as_tensor(-rate * factor * block.weights).to(receiver)
-            receiver.add_((weights @ _flat(upcast(rows))).view(receiver.shape))
+            receiver.add_((weights @ flat_rows(upcast(rows))).view(receiver.shape))
         if momentum:
             target.add_(receiver, alpha=-lr)
 
@@ -296,35 +266,6 @@ class Rank1NaturalGradient(ScoreOptimizer):
         return local_shard(momentum_buffer(self.state[parameter], parameter), parameter)
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
-def _flat(rows: Tensor) -> Tensor:
-    """One score per row; a weight may have no axis, or no entry."""
-    return rows.reshape(len(rows), rows[0].numel())
-
-
 def _unscored(groups: Iterable[Tensor], rows: ScoreRows) -> list[Tensor]:
-    """Gradients that no score meets. A number in another that is not finite makes ``u'g`` so too: 0 times it is NaN."""
-    return [_gradient(parameter) for parameter in groups if parameter not in rows]
-
-
-def _inner_products(num_scores: int, rows: ScoreRows, parameters: list[Tensor]) -> np.ndarray:
-    """``[U'g, U'U]`` of every tensor, [tensor, m, 1 + m] in float64 on the CPU; zero where no score is."""
-    products = np.zeros((len(parameters), num_scores, 1 + num_scores))
-    reached = [index for index, parameter in enumerate(parameters) if parameter in rows]
-    parts: list[Tensor] = []
-    for parameter in (parameters[index] for index in reached):
-        scores, gradient = upcast(rows[parameter]), upcast(local_shard(_gradient(parameter), parameter)).reshape(-1)
-        if num_scores == 1:  # two calls less than the matrix products, for as small a tensor as a bias
-            alone = scores.reshape(-1)
-            parts += [torch.dot(alone, gradient), torch.dot(alone, alone)]
-        else:
-            flat = _flat(scores)
-            parts.append(torch.cat(((flat @ gradient)[:, None], flat @ flat.T), 1))
-    if parts:
-        summed = sum_over_shards(parts, [parameters[index] for index in reached])
-        products[reached] = summed.reshape(-1, num_scores, 1 + num_scores)
-    return products
+    """List gradients that no score meets; a NaN or infinity in another one is seen in its product ``u'g``."""
+    return [gradient_of(parameter) for parameter in groups if parameter not in rows]

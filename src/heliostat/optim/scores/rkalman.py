@@ -136,7 +136,7 @@ class RKalman(ScoreOptimizer):
         loss: float | None = None,
         score_closure: Callable[[], Tensor] | None = None,
     ) -> Any:
-        """One measurement and one step.
+        """Take one measurement and one step.
 
         Args:
             closure: optional; puts the gradients in place and returns the loss.
@@ -179,7 +179,8 @@ class RKalman(ScoreOptimizer):
         self.covariance.relax(list(gradient), self.settings.process_noise, self.settings.forgetting)
         self._move(direction)
 
-    # -- the three kinds of measurement: rows, noise, gradient, mean squared innovation -----------------------------
+    # -- the three kinds of measurement -------------------------------------------------------------------------------
+    # Each returns rows of H, noise R, the gradient to step along, and the mean squared innovation, if R follows it.
 
     def _of_outputs(
         self, measurement: Measurement, ranks: dist.ProcessGroup | None
@@ -191,7 +192,7 @@ class RKalman(ScoreOptimizer):
         innovations = (targets - outputs).detach().reshape(-1).double()
         rows = buffer.take(len(innovations), self.parameters(), ranks)
         if ranks is not None and not is_sharded(self.parameters()):
-            # One score after another, each of every rank, is how the rows come.
+            # The rows are ordered by output first and by rank second; innovations follow them.
             innovations = gather_rows(innovations[None], ranks).T.reshape(-1)
         innovations = innovations.cpu()
         noise = torch.full_like(innovations, self.noise)
@@ -224,7 +225,7 @@ class RKalman(ScoreOptimizer):
         return rows, noise, gradient, None
 
     def _written(self) -> tuple[list[Tensor], OptimizerState]:
-        """Outputs measure weights that have no gradient, too."""
+        """Return every weight: outputs are measured along weights without a gradient too."""
         return self.parameters(), super()._written()[1]
 
     def _move(self, direction: dict[Tensor, Tensor]) -> None:

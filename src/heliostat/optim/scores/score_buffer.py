@@ -1,6 +1,6 @@
-"""Scores on their way from a backward pass to an optimizer step: one dictionary of gradients per sample.
+"""Score functions between a backward pass and an optimizer step: one dictionary of gradients per sample.
 
-Left out: which samples, and what is done with their scores.
+Left out: the choice of samples, and the use of their scores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Score = dict[Tensor, Tensor]
 """The gradient of one sample's log-probability, by parameter; parameters it does not reach are absent."""
 
 ScoreRows = dict[Tensor, Tensor]
-"""Several scores by parameter, one a row: this process's part of ``[m, *parameter.shape]``."""
+"""Several scores by parameter, one per row: this rank's shard of ``[m, *parameter.shape]``."""
 
 
 @dataclass(slots=True)
@@ -29,8 +29,8 @@ class ScoreBuffer:
     """Scores collected since the last step.
 
     Attributes:
-        pending: one by one.
-        ready: given all at once, as rows.
+        pending: scores collected one by one.
+        ready: scores that were given all at once, as rows.
     """
 
     pending: list[Score] = field(default_factory=list)
@@ -47,7 +47,7 @@ class ScoreBuffer:
 
     @contextmanager
     def backward_inside(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Make the backward pass inside one score, and put the gradients back as they were.
+        """Turn the backward pass inside into one score, and put the gradients back as they were.
 
         A DDP model that runs inside keeps each rank's own score.
         """
@@ -89,7 +89,7 @@ class ScoreBuffer:
             self.pending.append(score)
 
     def add(self, scores: Mapping[Tensor, Tensor], parameters: Sequence[Tensor]) -> None:
-        """Take scores as they are: per parameter one tensor, a score per first index.
+        """Add ready-made scores: one tensor per parameter, with one score per first index.
 
         Raises:
             RuntimeError: not as many for every parameter, of other shapes, or of a tensor that is none of them.
@@ -129,7 +129,10 @@ class ScoreBuffer:
     def take_rows(
         self, num_scores: int, parameters: Sequence[Tensor], ranks: dist.ProcessGroup | None
     ) -> tuple[int, ScoreRows]:
-        """As ``take``, in rows: how many, and this process's part of them. A score's row is zero where it is absent."""
+        """Empty the buffer like ``take``, and return the number of scores and this rank's shard of their rows.
+
+        The row of a score that does not reach a parameter is zero.
+        """
         if self.ready and ranks is None:
             rows, self.ready = self.ready, {}
             _check([len(next(iter(rows.values())))], num_scores)
@@ -140,7 +143,7 @@ class ScoreBuffer:
 
 
 def _check(got: Sequence[int], wanted: int) -> None:
-    """Refuse on every rank what one of them lacks, so that none waits for it."""
+    """Raise on every rank where one of them lacks scores, so that none waits for it."""
     if any(number != wanted for number in got):
         found = str(got[0]) if len(got) == 1 else f"{', '.join(map(str, got))} on the ranks of its process group"
         raise RuntimeError(
@@ -150,11 +153,13 @@ def _check(got: Sequence[int], wanted: int) -> None:
 
 
 def _singly(rows: ScoreRows) -> list[Score]:
+    """Split rows into single scores."""
     num_scores = len(next(iter(rows.values()))) if rows else 0
     return [{p: part[index] for p, part in rows.items()} for index in range(num_scores)]
 
 
 def _stacked(scores: Sequence[Score], parameter: Tensor) -> Tensor:
+    """Stack this rank's shard of one parameter's scores, without a copy of a single one."""
     parts = [local_shard(score[parameter], parameter) if parameter in score else None for score in scores]
     if len(parts) == 1 and parts[0] is not None:
         return parts[0][None]
@@ -164,6 +169,7 @@ def _stacked(scores: Sequence[Score], parameter: Tensor) -> Tensor:
 
 
 def _everywhere(score: Score, parameters: Sequence[Tensor], ranks: dist.ProcessGroup) -> list[Score]:
+    """Gather one score of every rank, as one flat vector each."""
     flat = torch.cat([score.get(p, torch.zeros_like(p)).reshape(-1) for p in parameters])
     received = gather_rows(flat[None], ranks)
     sizes = [parameter.numel() for parameter in parameters]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heliostat.config import Recipe
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.traces import Attempts, Bank, BankSummary, policy_fingerprint, summarise
 from heliostat.train.accounting.flop_ledger import Ledger
@@ -116,7 +116,9 @@ class Collector:
         prompts = [self.bench.prompt(state.problem) for state in chunk]
         settings = SamplingSettings(temperature=rollout.temperature)
         seed = completion_seed(self.recipe.run.seed, "collect", number)
-        groups = self.bench.engine.sample(prompts, rollout.group_size, settings, seed=seed, policy_step=0)
+        groups = self.bench.engine.sample(
+            SampleRequest(prompts, rollout.group_size, settings, seed=seed, policy_step=0)
+        )
         groups = self.pool.verify(groups)
         before = self.ledger.flops["collection"]
         self.ledger.charge_rollout("collection", self.bench.loaded, self.bench.engine.take_counts())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from heliostat.rollout import Engine, SamplingSettings
+from heliostat.rollout import Engine, SampleRequest, SamplingSettings
 from heliostat.statistics import pass_at_k, success_change, success_rate
 from heliostat.tasks import VerifierPool
 from heliostat.train.distributed.ranks import Runtime
@@ -172,10 +172,10 @@ def evaluate(
     mine = runtime.share(prompts)
     best: list[Group] = []
     with runtime.together():
-        groups = pool.verify(engine.sample(mine, num_samples, settings, seed=seed, policy_step=0))
+        groups = pool.verify(engine.sample(SampleRequest(mine, num_samples, settings, seed=seed, policy_step=0)))
         if greedy:
             coldest = SamplingSettings(temperature=0)
-            best = pool.verify(engine.sample(mine, 1, coldest, seed=seed, policy_step=0))
+            best = pool.verify(engine.sample(SampleRequest(mine, 1, coldest, seed=seed, policy_step=0)))
     groups = runtime.regroup(prompts, groups)
     greedy_success: Mapping[str, bool] = {}
     if greedy:

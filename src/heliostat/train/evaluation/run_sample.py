@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heliostat.config import Recipe
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks.nesting import refuse_nested
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
@@ -30,4 +30,4 @@ def run_sample(
     settings = settings or SamplingSettings(temperature=recipe.rollout.temperature)
     seed = completion_seed(recipe.run.seed, "sample")
     prompts = [bench.prompt(problem) for problem in problems]
-    return bench.engine.sample(prompts, num_samples, settings, seed=seed, policy_step=0)
+    return bench.engine.sample(SampleRequest(prompts, num_samples, settings, seed=seed, policy_step=0))

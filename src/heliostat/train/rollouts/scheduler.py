@@ -32,7 +32,7 @@ from torch import Tensor
 from heliostat.config import Recipe
 from heliostat.models import LoadedModel, are_current, holding, trained_weights
 from heliostat.monitors.mismatch import Mismatch
-from heliostat.rollout import Engine, RolloutCounts
+from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.spans import timed_spans
 from heliostat.tasks import VerifierPool
 from heliostat.tasks.pool import Judging
@@ -101,7 +101,7 @@ class Ahead:
         self.engine: Engine = bench.engine
         self._thread: ThreadPoolExecutor | None = None
         if bench.twin is not None:
-            self.engine = bench.engine.beside(bench.twin)
+            self.engine = bench.engine.clone_for(bench.twin)
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
     def __enter__(self) -> Self:
@@ -132,7 +132,7 @@ class Ahead:
         self._abandon()
         self._known, self._weights = {}, []
         if self.bench.twin is not None:
-            self.engine = self.bench.engine.beside(self.bench.twin)
+            self.engine = self.bench.engine.clone_for(self.bench.twin)
 
     def settle(self, step: int) -> list[Rollouts]:
         """Wait for the rollouts of later steps whose weights are older than those that ``step`` left behind."""
@@ -233,14 +233,15 @@ class Ahead:
     def _sample(self, order: Order, judging: Judging, twin: LoadedModel | None = None) -> Landed:
         began = monotonic()
         with self._timed(twin) as spans:
-            groups = self.engine.sample(
+            request = SampleRequest(
                 self.runtime.share(order.prompts),
                 self.recipe.rollout.group_size,
                 order.settings,
                 seed=order.seed,
                 policy_step=order.policy_step,
-                announce=judging.announce,
+                on_group=judging.announce,
             )
+            groups = self.engine.sample(request)
         seconds, counts = monotonic() - began, self.engine.take_counts()
         scored, old = UpdateCounts(), list[Anchor]()
         if twin is not None and order.is_ahead:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from heliostat.linalg import ComplementOf, inverse_decomposition
-from tests.unit.linalg.logdet.problems import SUBSPACES, covariance, dense_basis
+from tests.support.logdet_problems import SUBSPACES, covariance, dense_basis
 
 cvxpy = pytest.importorskip("cvxpy", reason="the oracle is cvxpy: pip install 'heliostat[linalg-peers]'")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from heliostat.linalg import ConvergenceError, KroneckerSum, inverse_decomposition, kronecker_sum_from_marginals
-from tests.unit.linalg.logdet.problems import covariance
+from tests.support.logdet_problems import covariance
 
 
 def marginals(p, q, seed=0, spread=4.0):
@@ -161,7 +161,7 @@ class TestFloat32:
         (torch.ones(0), torch.ones(0), "none"),
     ],
 )
-def test_refusals(rows, cols, sentence):
+def test_refusals(rows, cols, sentence, wrong_shapes):
     with pytest.raises(ValueError, match=sentence):
         kronecker_sum_from_marginals(rows, cols)
 

@@ -16,7 +16,7 @@ from heliostat.linalg import (
     inverse_decomposition,
     linear_information,
 )
-from tests.unit.linalg.logdet.problems import covariance, cycle, symmetric
+from tests.support.logdet_problems import covariance, cycle, symmetric
 
 PATTERN = cycle(6)
 

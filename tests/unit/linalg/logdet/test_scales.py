@@ -14,8 +14,8 @@ from heliostat.linalg import (
     inverse_decomposition,
     markov_information,
 )
-from tests.unit.linalg.logdet.exactly import distance
-from tests.unit.linalg.logdet.problems import covariance, cycle, traceless_span
+from tests.support.logdet_exactly import distance
+from tests.support.logdet_problems import covariance, cycle, traceless_span
 
 PATTERNS = {
     "diagonal": SparsityPattern.diagonal(4),
@@ -38,6 +38,7 @@ def graded(powers, seed=0, condition=1e2):
     return np.triu(half) + np.triu(half, 1).T
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", SUBSPACES)
 @pytest.mark.parametrize("power", [-300, -160, 0, 160, 300])
@@ -62,6 +63,7 @@ def test_right_for_every_grading_of_a_pattern(name, powers):
     assert np.array_equal(as_torch.B.numpy(), found.B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED_UNIT)
 @pytest.mark.parametrize("spread", [2, 6, 10, 14, 40, 300])
 def test_right_or_refused_where_all_variables_share_a_unit(name, spread):

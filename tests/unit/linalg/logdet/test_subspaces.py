@@ -19,7 +19,7 @@ from heliostat.linalg import (
     markov_information,
 )
 from heliostat.linalg.logdet.bases import CoordinateBasis
-from tests.unit.linalg.logdet.problems import SUBSPACES, covariance, dense_basis, symmetric
+from tests.support.logdet_problems import SUBSPACES, covariance, dense_basis, symmetric
 
 
 @pytest.mark.parametrize("name", SUBSPACES)
@@ -34,6 +34,7 @@ class TestEverySubspace:
         assert subspace.complement_contains(Q)
         assert subspace.dimension == 0 or not subspace.contains(X)
 
+    @pytest.mark.slow
     def test_dimensions_and_bases_agree(self, name):
         subspace = SUBSPACES[name]()
         assert len(dense_basis(subspace)) == subspace.dimension

@@ -10,7 +10,7 @@ from heliostat.models import BACKWARD_COST, forward_flops
 from heliostat.rollout import RolloutCounts
 from heliostat.train.accounting.flop_ledger import COMPUTE_PHASES, Ledger
 from heliostat.train.update.counts import UpdateCounts
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 
 NANO = make_nano()
 

@@ -13,7 +13,7 @@ from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.accounting.machine_peak import Ceilings, forget_peak, measure_ceilings, peak_bytes
 from heliostat.train.accounting.profiler import FIRST_STEP, NUM_STEPS, Profile
 from heliostat.train.update.counts import UpdateCounts
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 
 COUNTS = RolloutCounts(prefills=2, prompt_tokens=10, prompt_attended=30, decode_steps=3, decoded_rows=12)
 

@@ -12,7 +12,7 @@ from heliostat.models.tiny import CHAT_TEMPLATE
 from heliostat.tasks import load_task
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.types import Problem, Prompt
-from tests.unit.models.conftest import CONTEXT_LENGTH, chat_tokenizer, load_float32, write_checkpoint
+from tests.support.checkpoints import CONTEXT_LENGTH, chat_tokenizer, load_float32, write_checkpoint
 
 SETTINGS = {
     "task": {"name": "file", "path": "sums.jsonl", "answer_column": "answer", "verifiers": [{"name": "numeric"}]},
@@ -124,7 +124,7 @@ def test_supervised_training_alone_needs_room_for_its_solutions_only(tmp_path, m
 
 
 def test_a_problem_with_nothing_to_learn_from_is_refused_where_it_would_be_taught(tmp_path, monkeypatch, tiny):
-    settings = {"task__answer_column": "", "task__verifiers": [{"name": "tests.unit.tasks.rewards:always"}]}
+    settings = {"task__answer_column": "", "task__verifiers": [{"name": "tests.support.rewards:always"}]}
     check(tmp_path, monkeypatch, tiny, rows_of(), **settings)
     with pytest.raises(ValueError, match=r"line \d+\) has no solution and no answer to learn from"):
         check(tmp_path, monkeypatch, tiny, rows_of(), **settings, warm_start__num_steps=2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from heliostat.config import ConfigError, load_recipe
 from heliostat.models import decode, encode_problem
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.traces import Bank, ImportReport, import_rows
 from heliostat.traces.cuts import Band, Donor
 from heliostat.traces.files import Row
@@ -22,8 +22,8 @@ from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.trainer import Trainer
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, TrainingGroup, Verdict
-from tests.conftest import make_nano
-from tests.promises import small
+from tests.support import small
+from tests.support.nano import make_nano
 
 PREFIXED = """
 [traces]
@@ -253,7 +253,7 @@ def test_verifiers_see_the_whole_turn_and_ids_are_never_tokenised_again(nano):
     given_ids = tuple(nano.tokenizer.encode("so 7", add_special_tokens=False))
     prompt = replace(encode_problem(nano, Problem("p", "sums", "1 + 2 =")), prefix_ids=given_ids, cut="prefix:2")
     engine = TorchEngine(nano, DecodeLimits(6))
-    (group,) = engine.sample([prompt], 3, SamplingSettings(), seed=1, policy_step=0)
+    (group,) = engine.sample(SampleRequest([prompt], 3, SamplingSettings(), seed=1, policy_step=0))
     assert isinstance(group.prompt, Prompt)
     for completion in group.completions:
         assert completion.text == decode(nano, (*given_ids, *completion.token_ids))

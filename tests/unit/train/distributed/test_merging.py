@@ -14,7 +14,7 @@ from heliostat.monitors.signal import merge
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.types import Batch
 from tests.conformance.test_distributed_optimizers import free_port
-from tests.unit.monitors.batches import random_batch
+from tests.support.batches import random_batch
 from tests.unit.monitors.test_signal import MONITOR
 
 LENGTHS = torch.tensor([3, 5, 2, 4, 1, 7])

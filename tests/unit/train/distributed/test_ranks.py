@@ -20,7 +20,7 @@ from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.update.updater import make_batch
 from heliostat.types import Mean
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 from tests.unit.train.update.test_updater import graded, updater
 
 CPU = torch.device("cpu")

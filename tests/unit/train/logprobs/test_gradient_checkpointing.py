@@ -8,8 +8,8 @@ import torch
 
 from heliostat.train.logprobs import layout_trial as exact_module
 from heliostat.train.logprobs.policy import Policy
-from tests.unit.models.conftest import load_float32
-from tests.unit.models.small_families import small
+from tests.support.checkpoints import load_float32
+from tests.support.model_families import small
 
 RATES = ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "decoder_layerdrop", "resid_pdrop")
 

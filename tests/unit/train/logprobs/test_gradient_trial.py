@@ -15,8 +15,8 @@ from heliostat.train.logprobs.gradient_trial import GradientTrial
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Alone, Cached, Plain, Tree
 from heliostat.train.model_bundle import set_up_model
-from tests.conftest import make_nano
-from tests.unit.models.small_families import load_small, small
+from tests.support.model_families import load_small, small
+from tests.support.nano import make_nano
 
 
 def kinds(found):

@@ -12,8 +12,8 @@ from heliostat.train.logprobs import layouts
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Alone, Cached, Plain, Tree
 from heliostat.train.logprobs.policy import Policy
-from tests.conftest import make_nano
-from tests.unit.models.small_families import load_small
+from tests.support.model_families import load_small
+from tests.support.nano import make_nano
 
 
 def kinds(found):

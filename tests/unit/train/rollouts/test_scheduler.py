@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from heliostat.models import holding, trained_weights, twin_of
-from heliostat.rollout import DecodeLimits, NonFiniteLogits, SamplingSettings, SamplingStopped, TorchEngine
-from heliostat.rollout.drafts import Scribe
+from heliostat.rollout import (
+    DecodeLimits,
+    NonFiniteLogits,
+    SampleRequest,
+    SamplingSettings,
+    SamplingStopped,
+    TorchEngine,
+)
+from heliostat.rollout.completions import CompletionBuilder
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
@@ -20,8 +27,8 @@ from heliostat.train.rollouts.batch import Order
 from heliostat.train.rollouts.scheduler import NUM_COMPARED, Ahead
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import TrainingGroup, Verdict
-from tests.conftest import make_nano, make_prompts
-from tests.promises import small
+from tests.support import small
+from tests.support.nano import make_nano, make_prompts
 
 NUM_STEPS = 6
 LIMITS = DecodeLimits(6)
@@ -97,7 +104,9 @@ def expected(run, step, policy_step):
     twin = twin_of(loaded)
     with holding(twin, run.weights[policy_step]):
         return TorchEngine(twin, LIMITS).sample(
-            run.prompts, GROUP_SIZE, SamplingSettings(temperature=1.0), seed=100 + step, policy_step=policy_step
+            SampleRequest(
+                run.prompts, GROUP_SIZE, SamplingSettings(temperature=1.0), seed=100 + step, policy_step=policy_step
+            )
         )
 
 
@@ -113,8 +122,10 @@ def content(groups):
 @pytest.mark.parametrize("hurry", ["none", "sampler waits", "trainer waits"])
 def test_step_k_is_sampled_by_the_weights_of_k_minus_1_minus_s(tmp_path, monkeypatch, bound, hurry):
     if hurry == "sampler waits":
-        record, pause = Scribe.record, random.Random(0)
-        monkeypatch.setattr(Scribe, "record", lambda *args: (time.sleep(0.01 * pause.random()), record(*args))[1])
+        record, pause = CompletionBuilder.record, random.Random(0)
+        monkeypatch.setattr(
+            CompletionBuilder, "record", lambda *args: (time.sleep(0.01 * pause.random()), record(*args))[1]
+        )
     run = make_run(tmp_path, bound)
     with run.ahead:
         for step, rollouts in run.steps():
@@ -225,7 +236,7 @@ def test_a_batch_costs_what_it_costs_without_staleness(tmp_path):
 @pytest.fixture
 def held_up(monkeypatch):
     """While active, sampling in another thread than this one stays at its first token until it is stopped."""
-    record, arrived = Scribe.record, threading.Event()
+    record, arrived = CompletionBuilder.record, threading.Event()
 
     def waits(self, *args):
         if threading.current_thread() is not threading.main_thread() and self.limits is LIMITS and waits.active:
@@ -234,7 +245,7 @@ def held_up(monkeypatch):
         return record(self, *args)
 
     waits.active = False
-    monkeypatch.setattr(Scribe, "record", waits)
+    monkeypatch.setattr(CompletionBuilder, "record", waits)
     return waits, arrived
 
 

@@ -11,7 +11,7 @@ from heliostat.storage import Extent
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.run_folder.checkpoint_files import CheckpointError
 from heliostat.train.run_folder.checkpoints import Checkpoints
-from tests.kills import count_events, killed_at
+from tests.support.kills import count_events, killed_at
 
 CPU = Runtime(torch.device("cpu"))
 

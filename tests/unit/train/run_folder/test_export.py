@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from heliostat.config import ConfigError, LoraSection, ModelSection
-from heliostat.models import load_model, lora, model_fingerprint
+from heliostat.models import load_model, lora
 from heliostat.models.lora import add_adapters
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.run_folder.export import ExportError, export, try_export
 from heliostat.types import Problem, Prompt
-from tests.conftest import NANO
-from tests.unit.models.conftest import write_checkpoint
+from tests.support.checkpoints import write_checkpoint
+from tests.support.digests import weights_digest
+from tests.support.nano import NANO
 
 ALONE = Runtime(torch.device("cpu"))
 PROMPTS = [Prompt(Problem(str(n), "t", ""), tuple(range(6, 6 + n))) for n in (3, 9, 40, 7, 5)]
@@ -38,9 +39,9 @@ def half_merged(monkeypatch, name):
 
 
 def test_a_trial_leaves_the_model_and_the_folder_as_they_were(loaded, tmp_path):
-    before = model_fingerprint(loaded)
+    before = weights_digest(loaded)
     try_export(loaded, ALONE, tmp_path, PROMPTS)
-    assert model_fingerprint(loaded) == before
+    assert weights_digest(loaded) == before
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,17 +108,17 @@ def test_families_pass_with_adapters_wherever_they_can_be(family, layers, dtype,
 @pytest.mark.parametrize("rank", [0, 2])
 def test_weights_that_loading_overwrites_show_before_training(rank, tmp_path):
     """A loader that zeroes the padding row, which the tied head trains: it is right until the first step is made."""
-    from tests.unit.models.small_families import load_small
+    from tests.support.model_families import load_small
 
     loaded = load_small("youtu", tmp_path)
     if rank:
         add_adapters(loaded.model, LoraSection(rank=rank), seed=0)
         try_export(loaded, ALONE, tmp_path, PROMPTS)  # adapters leave that row alone
         return
-    before = model_fingerprint(loaded)
+    before = weights_digest(loaded)
     with pytest.raises(ConfigError, match=r"embed_tokens.weight comes back with other numbers; train adapters instead"):
         try_export(loaded, ALONE, tmp_path, PROMPTS)
-    assert model_fingerprint(loaded) == before
+    assert weights_digest(loaded) == before
 
 
 def test_weights_that_are_tied_only_on_the_way_show_before_training(tmp_path, monkeypatch):

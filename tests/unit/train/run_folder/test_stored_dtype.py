@@ -5,7 +5,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from heliostat.train.run_folder.stored_dtype import begun_in, stored_dtype, trained_dtype
-from tests.promises import small
+from tests.support import small
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -9,7 +9,7 @@ from heliostat.rollout import DecodeLimits, TorchEngine
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.sft.feedback import LEAST_LR, LEAST_TEMPERATURE, STATISTICS, Feedback, statistic_loss
 from heliostat.types import Completion, Problem, StopReason
-from tests.conftest import make_prompts
+from tests.support.nano import make_prompts
 
 VALUES = torch.tensor([0.0, 1.0, 3.0, 0.5])
 TARGET = 0.4

@@ -10,7 +10,7 @@ from heliostat.objectives import objective_names
 from heliostat.optim import Rank1NaturalGradient, SkippedStepWarning, build_optimizer, optimizer_names
 from heliostat.optim.precision.master_copies import MASTER
 from heliostat.train.update.updater import make_batch
-from tests.conftest import make_nano
+from tests.support.nano import make_nano
 from tests.unit.train.update.test_updater import graded, updater, weights
 
 OURS = {

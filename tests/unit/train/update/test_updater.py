@@ -9,18 +9,20 @@ import torch
 from heliostat.config import ObjectiveSection
 from heliostat.objectives import build_objective
 from heliostat.optim import Schedule
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.update.safe_step import GuardedStep, TrainingDiverged
 from heliostat.train.update.updater import Updater, make_batch
 from heliostat.types import Batch, Verdict
-from tests.conftest import make_nano, make_prompts
+from tests.support.nano import make_nano, make_prompts
 
 
 def graded(loaded, num_prompts=6, group_size=4, rewards=None):
     engine = TorchEngine(loaded, DecodeLimits(8))
-    groups = engine.sample(make_prompts(loaded, num_prompts), group_size, SamplingSettings(), seed=2, policy_step=0)
+    groups = engine.sample(
+        SampleRequest(make_prompts(loaded, num_prompts), group_size, SamplingSettings(), seed=2, policy_step=0)
+    )
     pattern = rewards or [1.0, 0.0, 0.0, 1.0]
     verdicts = [
         tuple(Verdict(pattern[(i + j) % len(pattern)] if i % 3 else 1.0, True) for j in range(group_size))

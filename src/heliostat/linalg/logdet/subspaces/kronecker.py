@@ -37,10 +37,6 @@ class KroneckerSum(Subspace):
     def codimension(self) -> int:
         return self.p * (self.p + 1) // 2 + self.q * (self.q + 1) // 2 - 1
 
-    @property
-    def has_closed_form(self) -> bool:
-        return True
-
     def partial_traces(self, matrix: Float[Tensor, "batch n n"]) -> tuple[Tensor, Tensor]:
         """(Σ_j A_(ij)(kj), Σ_i A_(ij)(ik)): E[GGᵀ] of shape (p, p) and E[GᵀG] of shape (q, q)."""
         tensor = matrix.reshape(-1, self.p, self.q, self.p, self.q)

@@ -75,7 +75,7 @@ class SparsityPattern(Subspace):
 
     @classmethod
     def tree(cls, parents: Sequence[int] | IntArray) -> TreePattern:
-        """A forest: ``parents[i]`` is the parent of i, or -1 for a root."""
+        """Return a forest: ``parents[i]`` is the parent of i, or -1 for a root."""
         return TreePattern(parents)
 
     @classmethod
@@ -137,12 +137,8 @@ class SparsityPattern(Subspace):
         """Whether every cycle of four or more has a chord, and hence B a closed form."""
         return self.clique_groups is not None
 
-    @property
-    def has_closed_form(self) -> bool:
-        return self.is_chordal
-
     def without_bridged_parts(self, present: NDArray[np.bool_]) -> SparsityPattern:
-        """The pattern without edges between parts that the ``present`` edges leave unconnected."""
+        """Return the pattern without edges between parts that the ``present`` edges leave unconnected."""
         part = chordal.components(self.n, self.edges[0][present], self.edges[1][present])
         inside = part[self.edges[0]] == part[self.edges[1]]
         return SparsityPattern(self.n, np.stack(self.edges, 1)[inside])

@@ -1,0 +1,250 @@
+"""A vLLM server's routes over real HTTP, with a real small model behind them, and faults to order.
+
+Routes, parameters and answers are those of vLLM 0.32 (its entrypoints' sources). Left out: what is not used.
+"""
+
+import json
+import sys
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+
+from heliostat.config import ModelSection
+from heliostat.models import load_model
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
+from heliostat.types import Problem, Prompt, StopReason
+
+
+class FakeVllm:
+    """The state behind the routes.
+
+    Attributes:
+        faults: path -> functions of the handler and the answer, one taken per request; each may send what it likes and
+            return None, or return another answer.
+        stale_head: keep the output projection of before when weights are reloaded.
+    """
+
+    def __init__(self, loaded):
+        self.loaded = loaded
+        self.lock = threading.Lock()
+        self.faults = {}
+        self.always = {}
+        self.stale_head = False
+        self.ignores_reload = False
+        self.keeps_cache = False
+        self.calls = Counter()
+        self.headers = []
+        self.bodies = []
+        self.released = threading.Event()
+
+    def answer(self, path, body):
+        routes = {
+            "/v1/models": lambda: {"object": "list", "data": [{"id": "served", "object": "model"}]},
+            "/v1/completions": lambda: self.completions(body),
+            "/collective_rpc": lambda: self.reload(body),
+            "/reset_prefix_cache": lambda: {"success": not self.keeps_cache},
+            "/pause": lambda: {"status": "paused"},
+            "/resume": lambda: {"status": "resumed"},
+        }
+        return routes[path.partition("?")[0]]()
+
+    def completions(self, body):
+        assert body["model"] == "served"
+        assert body["return_token_ids"] is True
+        assert body["logprobs"] == 0
+        limits = DecodeLimits(body["max_tokens"], stop=tuple(body["stop"]))
+        prompt = Prompt(Problem(str(body["prompt"]), "served", ""), tuple(body["prompt"]))
+        settings = SamplingSettings(body["temperature"], body["top_p"], body["top_k"])
+        with self.lock:
+            engine = TorchEngine(self.loaded, limits)
+            (group,) = engine.sample(SampleRequest([prompt], body["n"], settings, seed=body["seed"], policy_step=0))
+        return {
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "model": "served",
+            "choices": [
+                {
+                    "index": index,
+                    "text": completion.text,
+                    "token_ids": list(completion.token_ids),
+                    "logprobs": {"token_logprobs": [float(x) for x in completion.logp_gen], "tokens": []},
+                    "finish_reason": "length" if completion.stop_reason is StopReason.MAX_TOKENS else "stop",
+                    "stop_reason": None,
+                }
+                for index, completion in enumerate(group.completions)
+            ],
+            "usage": {"prompt_tokens": len(body["prompt"])},
+        }
+
+    def reload(self, body):
+        assert body["method"] == "reload_weights"
+        if self.ignores_reload:
+            return
+        from transformers import AutoModelForCausalLM
+
+        model = self.loaded.model
+        old_head = model.lm_head.weight.detach().clone()
+        fresh = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"])
+        model.load_state_dict(fresh.state_dict(), strict=False)
+        if self.stale_head:
+            model.lm_head.weight = torch.nn.Parameter(old_head)
+        return
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.handle_one(None)
+
+    def do_POST(self):
+        size = int(self.headers.get("Content-Length") or 0)
+        raw = self.rfile.read(size)
+        self.handle_one(json.loads(raw) if raw else None)
+
+    def handle_one(self, body):
+        state = self.server.state
+        path = self.path.partition("?")[0]
+        state.calls[path] += 1
+        state.headers.append(dict(self.headers))
+        state.bodies.append(body)
+        pending = state.faults.get(path)
+        fault = pending.pop(0) if pending else state.always.get(path)
+        if fault is not None:
+            answer = fault(self, lambda: state.answer(self.path, body))
+            if answer is None:
+                return
+        else:
+            answer = state.answer(self.path, body)
+        self.send(200, b"" if answer is None else json.dumps(answer).encode())
+
+    def send(self, status, content, claimed=None, **headers):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content) if claimed is None else claimed))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+class ManyAtOnce(ThreadingHTTPServer):
+    """Takes as many connections at once as a client may open: a queue of five resets the others on a busy machine."""
+
+    request_queue_size = 128
+
+    def handle_error(self, request, client_address):
+        """A client that has left is no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+@contextmanager
+def serving(state):
+    """The server on a free port, as a URL."""
+    server = ManyAtOnce(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.state = state
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        state.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def serving_tiny(settings, dtype="auto"):
+    """A server of the built-in tiny model, fresh: its state and its URL."""
+    state = FakeVllm(load_model(ModelSection(path="tiny", settings=settings, dtype=dtype), 0))
+    state.loaded.model.eval()
+    with serving(state) as url:
+        yield state, url
+
+
+def served_from(url, folder):
+    """The settings of a recipe whose rollouts come from a server, with a folder for weights."""
+    return {
+        "rollout.engine": "vllm",
+        "rollout.server_url": url,
+        "rollout.sync_dir": str(folder / "sync"),
+        "rollout.server_retries": 0,
+    }
+
+
+# -- faults: of the handler, and a function that gives the right answer ------------------------------------------------
+
+
+def dies(handler, answer):
+    """The connection is closed without a word."""
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def hangs(handler, answer):
+    """Nothing comes until the test is over."""
+    handler.close_connection = True
+    handler.server.state.released.wait(30)
+
+
+def drips(handler, answer):
+    """A byte now and then, for longer than anybody waits."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.close_connection = True
+    for _ in range(600):
+        try:
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+        except OSError:
+            return
+        if handler.server.state.released.wait(0.05):
+            return
+
+
+def answers_late(handler, answer):
+    """Slowly, but in time."""
+    handler.server.state.released.wait(0.2)
+    return answer()
+
+
+def truncated(handler, answer):
+    """The head promises more than comes."""
+    content = json.dumps(answer()).encode()
+    handler.send(200, content[: len(content) // 2], claimed=len(content))
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def half_a_document(handler, answer):
+    """Complete as HTTP, cut off as JSON."""
+    content = json.dumps(answer()).encode()
+    handler.send(200, content[: len(content) // 2])
+
+
+def web_page(handler, answer):
+    handler.send(200, b"<html>proxy login</html>")
+
+
+def unavailable(handler, answer):
+    handler.send(503, b'{"error": {"message": "engine is starting"}}')
+
+
+def edits(change):
+    """The right answer, changed."""
+
+    def fault(handler, answer):
+        content = answer()
+        change(content)
+        return content
+
+    return fault
