@@ -26,7 +26,7 @@ from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
 from heliostat.config import ModelSection
 from heliostat.models import BACKWARD_COST, LoadedModel, encode_problem, forward_flops, load_model
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
-from heliostat.train.accounting.machine_peak import Ceilings
+from heliostat.train.accounting.machine_peak import MachinePeak
 from heliostat.train.accounting.profiler import decode_floor
 from heliostat.train.logprobs.packing import microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
@@ -79,13 +79,15 @@ def _sample(engine: TorchEngine, prompts: list[Prompt], entry: Entry) -> list[Gr
     return engine.sample(SampleRequest(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0))
 
 
-def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:
+def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> MachinePeak:
     """As ``heliostat.train.accounting.machine_peak``, in CPU seconds: the machine may be shared."""
     left, right = torch.ones(2, size, size)
     source = torch.zeros(copy_bytes, dtype=torch.uint8)
     target = torch.empty_like(source)
     product_s = _cpu_seconds(lambda: torch.mm(left, right), num_tries=7)
-    return Ceilings(2 * size**3 / product_s, 2 * copy_bytes / _cpu_seconds(lambda: target.copy_(source), num_tries=7))
+    return MachinePeak(
+        2 * size**3 / product_s, 2 * copy_bytes / _cpu_seconds(lambda: target.copy_(source), num_tries=7)
+    )
 
 
 def _cpu_seconds(work: Callable[[], object], num_tries: int = 3) -> float:

@@ -100,10 +100,10 @@ def one(work: Path, arm: str, value: float | None, seed: int) -> dict:
 
 def measure(recipe: Recipe) -> dict[str, float]:
     """What a saved model says to held-out prompts."""
-    bench = set_up_model(recipe, start_runtime(recipe.run))
+    bundle = set_up_model(recipe, start_runtime(recipe.run))
     problems = [problem for task in load_tasks(recipe) for problem in task.heldout]
-    prompts = [bench.prompt(problem) for problem in problems]
-    groups = bench.engine.sample(
+    prompts = [bundle.prompt(problem) for problem in problems]
+    groups = bundle.engine.sample(
         SampleRequest(prompts, NUM_SAMPLES, SamplingSettings(temperature=1.0), seed=1, policy_step=0)
     )
     said: dict[int, list[tuple[int, int] | None]] = {}

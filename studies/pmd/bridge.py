@@ -44,7 +44,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     from heliostat.train.distributed.ranks import Runtime
     from heliostat.train.logprobs.policy import Policy
     from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
-    from heliostat.train.update.safe_step import GuardedStep
+    from heliostat.train.update.safe_step import SafeStep
     from heliostat.train.update.updater import Updater, make_batch
     from heliostat.types import Batch, Verdict
 
@@ -55,7 +55,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     updater = Updater(
         policy=Policy(loaded, 1.0, shared_prompt=True),
         objective=build_objective(ObjectiveSection(name="pmd-mean", tau=tau)),
-        guarded=GuardedStep(torch.optim.Adam(loaded.model.parameters(), lr=LR), 1e9, 1),
+        safe_step=SafeStep(torch.optim.Adam(loaded.model.parameters(), lr=LR), 1e9, 1),
         schedule=Schedule(LR, num_updates, "constant"),
         runtime=Runtime(torch.device("cpu")),
         tokens_per_microbatch=100_000,

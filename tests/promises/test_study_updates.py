@@ -94,10 +94,10 @@ def test_optimizer_race(script, monkeypatch):
 
 
 def test_master_weights(script, monkeypatch):
-    bench = script("benchmarks/optim/master_weights.py")
-    monkeypatch.setattr(bench, "SHAPES", [(3, 2), (2,)])
+    bundle = script("benchmarks/optim/master_weights.py")
+    monkeypatch.setattr(bundle, "SHAPES", [(3, 2), (2,)])
     for wide in (False, True):
-        optimizer = bench.optimizer_of(torch.bfloat16, wide)
+        optimizer = bundle.optimizer_of(torch.bfloat16, wide)
         before = [parameter.clone() for group in optimizer.param_groups for parameter in group["params"]]
         optimizer.step()
         after = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -12,7 +12,7 @@ from torch import nn
 
 from heliostat.models import LoadedModel
 from heliostat.rollout import Engine, RolloutCounts, SampleRequest
-from heliostat.train.distributed.fsdp import gathered
+from heliostat.train.distributed.fsdp import unsharded
 from heliostat.types import Group
 
 
@@ -30,7 +30,7 @@ class UnshardedEngine:
 
     def sample(self, request: SampleRequest) -> list[Group]:
         """See ``Engine.sample``."""
-        with gathered(self.model):
+        with unsharded(self.model):
             return self.engine.sample(request)
 
     def take_counts(self) -> RolloutCounts:

@@ -104,7 +104,7 @@ class Feedback:
     def __post_init__(self) -> None:
         self.target = self.section.target or None
 
-    def look(self, index: int, problems: Sequence[Problem]) -> dict[str, float]:
+    def measure(self, index: int, problems: Sequence[Problem]) -> dict[str, float]:
         """Measure own text at supervised step ``index``, if it is time to, and turn the actuator; for the log."""
         section, self.rows = self.section, []
         if section.statistic == "none" or index < section.start or (index - section.start) % section.every:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heliostat.config import ConfigError, RolloutSection, build_recipe
-from heliostat.models import holding, trained_weights, twin_of
+from heliostat.models import sampler_copy_of, snapshot_weights, with_weights
 from heliostat.rollout import (
     DecodeLimits,
     ParityError,
@@ -271,13 +271,13 @@ def test_the_recipe_chooses_the_engine_and_the_environment_holds_the_key(nano, m
 @pytest.mark.slow
 def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, nano):
     engine = make()
-    twin, kept = twin_of(nano), trained_weights(nano)
+    twin, kept = sampler_copy_of(nano), snapshot_weights(nano)
     aside = engine.clone_for(twin)
-    with holding(twin, kept):
+    with with_weights(twin, kept):
         then = sample(aside)
     move(nano)
     now = sample(engine)
-    with holding(twin, kept):
+    with with_weights(twin, kept):
         again = sample(aside)
     assert state.calls["/collective_rpc"] == 4  # rehearsed once; then theirs, ours, theirs
     for old, new, other in zip(then, again, now, strict=True):
@@ -287,7 +287,7 @@ def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, n
 
 def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano, state):
     nano.model.requires_grad_(False)
-    twin = twin_of(nano)
+    twin = sampler_copy_of(nano)
     before = nano.head.projection.weight.detach().clone()
     seen = []
     engine = make().clone_for(twin)
@@ -308,7 +308,7 @@ def test_a_hand_over_that_broke_off_is_made_again(make, state, nano):
     """The server may have the new weights although the trainer has gone back to the old ones."""
     engine = make(num_retries=0)
     sample(engine)
-    kept = trained_weights(nano)
+    kept = snapshot_weights(nano)
     move(nano)
     state.faults[COMPLETIONS] = [fake_vllm.dies]  # the probe of the new weights
     with pytest.raises(ServerError):

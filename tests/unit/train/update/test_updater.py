@@ -12,7 +12,7 @@ from heliostat.optim import Schedule
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.update.safe_step import GuardedStep, TrainingDiverged
+from heliostat.train.update.safe_step import SafeStep, TrainingDiverged
 from heliostat.train.update.updater import Updater, make_batch
 from heliostat.types import Batch, Verdict
 from tests.support.nano import make_nano, make_prompts
@@ -36,7 +36,7 @@ def updater(loaded, objective="pmd-mean", lr=0.0, tokens=10_000, drop=True, samp
     return Updater(
         policy=Policy(loaded, 1.0, shared_prompt=True),
         objective=build_objective(ObjectiveSection(name=objective, **settings)),
-        guarded=GuardedStep(optimizer, max_grad_norm=1e9, max_bad_steps=3),
+        safe_step=SafeStep(optimizer, max_grad_norm=1e9, max_bad_steps=3),
         schedule=Schedule(lr, 100, "constant"),
         runtime=Runtime(torch.device("cpu")),
         tokens_per_microbatch=tokens,
