@@ -80,7 +80,12 @@ def test_every_page_is_of_one_kind():
 
 @pytest.mark.parametrize(
     "text",
-    ["[no page](missing.md)", "[no heading](index.md#missing)", "![no picture](missing.png)", "[absolute](/reference/)"],
+    [
+        "[no page](missing.md)",
+        "[no heading](index.md#missing)",
+        "![no picture](missing.png)",
+        "[absolute](/reference/)",
+    ],
 )
 def test_the_build_fails_where_a_link_leads_nowhere(text, tmp_path):
     (tmp_path / "docs").mkdir()
