@@ -23,10 +23,10 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from heliostat.monitors.absolute_monitor import AbsoluteMonitor
+from heliostat.monitors.absolute_rules import ABSOLUTE_RULES
 from heliostat.monitors.foreign import TRL_METRICS
 from heliostat.monitors.guard import Finding, Guard
-from heliostat.monitors.outright import Outright
-from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.rules import default_rules
 from heliostat.printed import visible, visible_line
 from heliostat.storage import append_rows, publish_file
@@ -58,7 +58,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self.mode = mode
         self.baseline = (baseline_start, baseline_steps)
         self.guard = Guard(default_rules(baseline_start, baseline_steps))
-        self.outright = Outright(OUTRIGHT)
+        self.absolute = AbsoluteMonitor(ABSOLUTE_RULES)
         self.disabled = ""
 
     def on_train_begin(
@@ -100,8 +100,8 @@ class GuardCallback(TrainerCallback, ExportableState):
 
     def _judge(self, folder: Path, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any]) -> None:
         signals = {ours: _number(logs[theirs]) for theirs, ours in METRIC_OF.items() if theirs in logs}
-        found = self.outright.read(state.global_step, signals)
-        hidden = self.outright.hidden
+        found = self.absolute.read(state.global_step, signals)
+        hidden = self.absolute.hidden
         found += [finding for finding in self.guard.read(state.global_step, signals) if finding.rule not in hidden]
         stops = [f for f in found if f.level == "broken" or (f.level == "rollback" and self.mode == "act")]
         if stops:
@@ -126,18 +126,18 @@ class GuardCallback(TrainerCallback, ExportableState):
     @property
     def judgement(self) -> dict[str, Any]:
         """The guard's state, as JSON values."""
-        return self.guard.state_dict() | {"outright": self.outright.state_dict()}
+        return self.guard.state_dict() | {"outright": self.absolute.state_dict()}
 
     @judgement.setter
     def judgement(self, state: Mapping[str, Any]) -> None:
         self.guard.load_state_dict(state)
         if "outright" in state:  # a checkpoint of an earlier version has none
-            self.outright.load_state_dict(state["outright"])
+            self.absolute.load_state_dict(state["outright"])
 
 
 def _event(finding: Finding, taken: bool) -> dict[str, Any]:
     action = "stop" if finding.level in ("rollback", "broken") else "note"
-    said = f"{finding.sentence()}; {finding.advice}" if finding.outright else finding.sentence()
+    said = f"{finding.sentence()}; {finding.advice}" if finding.is_absolute else finding.sentence()
     text = said if taken else f"{said}; in mode act: stop"
     return {**finding.to_row(), "action": action, "taken": taken, "text": text}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def scale(args: Namespace) -> int:
     """``heliostat scale``: one table; exit code 1 where something does not fit."""
     from heliostat.config import build_recipe, load_recipe
-    from heliostat.scaling import H100, MODELS, Layout, estimate, job_of, read_shape
+    from heliostat.scaling import H100, MODELS, GpuLayout, estimate, job_of, read_shape
 
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
     shape = read_shape(args.model, MODELS)
@@ -23,7 +23,7 @@ def scale(args: Namespace) -> int:
     found = estimate(
         shape,
         job_of(recipe, args.prompt_tokens, args.mean_tokens),
-        Layout(
+        GpuLayout(
             num_trainers=args.gpus,
             sharded=recipe.distributed.placement == "sharded",
             num_samplers=args.samplers,

@@ -6,7 +6,7 @@ smac          the algorithm: ``train()`` is the update
 directions    how the actor moves: rank-1 (one score, many, mean, gradient), Eva, exact, plain
 sample_space  the exact damped natural gradient, solved among samples
 actor         which parameters of a policy are the actor's, and their scores
-contenders    SMAC, A2C, PPO and TRPO with their settings per environment
+algorithms    SMAC, A2C, PPO and TRPO with their settings per environment
 race          one environment, several algorithms and seeds, in parallel processes, into a run folder
 runs          reading that folder; needs nothing heavy
 

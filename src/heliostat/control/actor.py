@@ -29,7 +29,7 @@ Observations = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Transitions:
     """Some time steps of a rollout.
 
     Attributes:
@@ -45,9 +45,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def take(self, index: Int[Tensor, ...]) -> Rows:
+    def take(self, index: Int[Tensor, ...]) -> Transitions:
         """The rows at ``index``."""
-        return Rows(taken(self.observations, index), self.actions[index], self.advantages[index])
+        return Transitions(taken(self.observations, index), self.actions[index], self.advantages[index])
 
 
 def taken(observations: Observations, index: Tensor) -> Observations:
@@ -123,12 +123,12 @@ class Actor:
         strays = nn.ParameterList([p for p in self.parameters if id(p) not in covered])
         return nn.ModuleDict({"parts": parts, "strays": strays})
 
-    def log_prob(self, rows: Rows) -> Float[Tensor, " row"]:
+    def log_prob(self, rows: Transitions) -> Float[Tensor, " row"]:
         """``log pi(a|s)`` of each row, with its graph."""
         log_prob: Tensor = self.policy.get_distribution(rows.observations).log_prob(rows.actions)
         return log_prob
 
-    def log_prob_and_entropy(self, rows: Rows) -> tuple[Float[Tensor, " row"], Float[Tensor, ""]]:
+    def log_prob_and_entropy(self, rows: Transitions) -> tuple[Float[Tensor, " row"], Float[Tensor, ""]]:
         """``log pi(a|s)`` of each row and the mean entropy; where that has no closed form, minus the mean log pi."""
         with unvalidated():  # what is not finite is found in the gradient
             distribution = self.policy.get_distribution(rows.observations)
@@ -136,12 +136,12 @@ class Actor:
             entropy = distribution.entropy()
         return log_prob, -log_prob.mean() if entropy is None else entropy.mean()
 
-    def acting_log_prob(self, rows: Rows) -> Float[Tensor, " row"]:
+    def acting_log_prob(self, rows: Transitions) -> Float[Tensor, " row"]:
         """``log pi(a|s)`` of the policy that acts: with the running statistics of BatchNorm, without Dropout."""
         with evaluation_mode(self.policy), unvalidated():
             return self.log_prob(rows)
 
-    def scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
+    def scores(self, rows: Transitions) -> dict[Tensor, Float[Tensor, "row ..."]]:
         """``u_i = grad log pi(a_i|s_i)`` of every row, by parameter, in one vectorised pass where that is possible.
 
         The policy is the one that acts: a row's log-probability must depend on that row alone.
@@ -152,7 +152,7 @@ class Actor:
         with evaluation_mode(self.policy):
             return self._scores(rows)
 
-    def _scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
+    def _scores(self, rows: Transitions) -> dict[Tensor, Float[Tensor, "row ..."]]:
         if not self._vectorises:
             each = [torch.autograd.grad(one, self.parameters, retain_graph=True) for one in self.log_prob(rows)]
             return {p: torch.stack(scores) for p, scores in zip(self.parameters, zip(*each, strict=True), strict=True)}
@@ -167,7 +167,7 @@ class Actor:
 class _RowLogProb(nn.Module):
     """From the number of a row to its log-probability, so that any observation space can be vectorised over."""
 
-    def __init__(self, actor: Actor, rows: Rows) -> None:
+    def __init__(self, actor: Actor, rows: Transitions) -> None:
         super().__init__()
         self.policy, self.actor, self.rows = actor.policy, actor, rows
 

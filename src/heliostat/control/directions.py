@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from heliostat.config import nearest
-from heliostat.control.actor import Actor, Rows
+from heliostat.control.actor import Actor, Transitions
 from heliostat.control.sample_space import SampleSpaceNaturalGradient
 from heliostat.optim import Eva, Rank1NaturalGradient
 
@@ -46,7 +46,7 @@ class Direction(Protocol):
         """The optimizer of the actor's parameters."""
 
     def step(
-        self, optimizer: Any, actor: Actor, rows: Rows, draws: np.random.Generator, kept: LogProb | None = None
+        self, optimizer: Any, actor: Actor, rows: Transitions, draws: np.random.Generator, kept: LogProb | None = None
     ) -> None:
         """One step on the gradients in place (of minus the objective).
 
@@ -104,13 +104,13 @@ class Rank1:
         self,
         optimizer: Rank1NaturalGradient,
         actor: Actor,
-        rows: Rows,
+        rows: Transitions,
         draws: np.random.Generator,
         kept: LogProb | None = None,
     ) -> None:
         _SUPPLY[self.u](self, optimizer, actor, rows, draws, kept)
 
-    def drawn(self, rows: Rows, draws: np.random.Generator) -> Int[Tensor, " sample"]:
+    def drawn(self, rows: Transitions, draws: np.random.Generator) -> Int[Tensor, " sample"]:
         """The numbers of ``num_scores`` of the rows, every one once if there are no more."""
         if self.num_scores >= len(rows):
             return torch.arange(len(rows), device=rows.actions.device)
@@ -122,7 +122,7 @@ def _by_scores(
     rule: Rank1,
     optimizer: Rank1NaturalGradient,
     actor: Actor,
-    rows: Rows,
+    rows: Transitions,
     draws: np.random.Generator,
     kept: LogProb | None,
 ) -> None:
@@ -138,7 +138,7 @@ def _by_mean_score(
     rule: Rank1,
     optimizer: Rank1NaturalGradient,
     actor: Actor,
-    rows: Rows,
+    rows: Transitions,
     draws: np.random.Generator,
     kept: LogProb | None,
 ) -> None:
@@ -150,7 +150,7 @@ def _by_gradient(
     rule: Rank1,
     optimizer: Rank1NaturalGradient,
     actor: Actor,
-    rows: Rows,
+    rows: Transitions,
     draws: np.random.Generator,
     kept: LogProb | None,
 ) -> None:
@@ -161,7 +161,7 @@ _SUPPLY = {"score": _by_scores, "mean_score": _by_mean_score, "grad": _by_gradie
 
 
 def _log_prob(
-    actor: Actor, rows: Rows, sample: Int[Tensor, " sample"], kept: LogProb | None
+    actor: Actor, rows: Transitions, sample: Int[Tensor, " sample"], kept: LogProb | None
 ) -> Float[Tensor, " sample"]:
     return actor.acting_log_prob(rows.take(sample)) if kept is None else kept[sample]
 
@@ -173,7 +173,7 @@ class _FromGradients:
         self,
         optimizer: torch.optim.Optimizer,
         actor: Actor,
-        rows: Rows,
+        rows: Transitions,
         draws: np.random.Generator,
         kept: LogProb | None = None,
     ) -> None:
@@ -234,7 +234,7 @@ class SampleSpace:
         self,
         optimizer: SampleSpaceNaturalGradient,
         actor: Actor,
-        rows: Rows,
+        rows: Transitions,
         draws: np.random.Generator,
         kept: LogProb | None = None,
     ) -> None:

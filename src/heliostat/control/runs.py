@@ -19,7 +19,7 @@ from typing import Any
 from heliostat.statistics import Estimate, interquartile_estimate
 from heliostat.tracking import read_metrics
 
-SETTINGS, LAPS, PAGE, MODELS = "control.json", "laps.jsonl", "control.html", "models"
+SETTINGS, EVALUATIONS, PAGE, MODELS = "control.json", "laps.jsonl", "control.html", "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +27,21 @@ class ControlRun:
     """A run folder as it was read.
 
     Attributes:
-        laps: rows of every algorithm and seed, in the order of steps.
+        evaluations: rows of every algorithm and seed, in the order of steps.
     """
 
     folder: Path
     about: dict[str, Any]
-    laps: dict[tuple[str, int], list[dict[str, float]]]
+    evaluations: dict[tuple[str, int], list[dict[str, float]]]
 
     @property
     def algos(self) -> list[str]:
         """Algorithms with at least one row, in the order they were asked for."""
-        return [algo for algo in self.about["algos"] if any(name == algo for name, _ in self.laps)]
+        return [algo for algo in self.about["algos"] if any(name == algo for name, _ in self.evaluations)]
 
     def of(self, algo: str) -> list[list[dict[str, float]]]:
         """The rows of each seed of one algorithm."""
-        return [rows for (name, _), rows in self.laps.items() if name == algo]
+        return [rows for (name, _), rows in self.evaluations.items() if name == algo]
 
     def curve(self, algo: str, x: str = "step", y: str = "return") -> list[tuple[float, Estimate]]:
         """``y`` over ``x`` (its median over seeds): interquartile mean over seeds, evaluation by evaluation."""
@@ -74,8 +74,8 @@ def read_control(folder: Path) -> ControlRun:
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} is not a folder of heliostat control: it has no {SETTINGS}")
     about = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    laps: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for row in read_metrics(folder / LAPS):
+    evaluations: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for row in read_metrics(folder / EVALUATIONS):
         algo, seed = row.pop("algo"), row.pop("seed")
-        laps.setdefault((algo, seed), []).append(row)
-    return ControlRun(folder, about, laps)
+        evaluations.setdefault((algo, seed), []).append(row)
+    return ControlRun(folder, about, evaluations)

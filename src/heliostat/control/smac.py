@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from heliostat.control.actor import Actor, Observations, Rows, actions_for, distribution_kept, taken
+from heliostat.control.actor import Actor, Observations, Transitions, actions_for, distribution_kept, taken
 from heliostat.control.directions import Direction, Rank1, direction_of
 from heliostat.control.loading import check_keywords
 from heliostat.control.optimizer_state import carry_state, fits, fused_where_possible, let_go, take_settings
@@ -252,13 +252,13 @@ class SMAC(OnPolicyAlgorithm):
         self._n_updates += 1
         self._log(gradient_norm, float(entropy.detach()), value_losses)
 
-    def _rows(self) -> tuple[Rows, Tensor]:
+    def _rows(self) -> tuple[Transitions, Tensor]:
         """The whole rollout, advantages normalised, and its returns."""
         (data,) = self.rollout_buffer.get(batch_size=None)
         advantages = data.advantages
         if self.normalize_advantage and len(advantages) > 1:  # one has no deviation
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        return Rows(data.observations, actions_for(self.action_space, data.actions), advantages), data.returns
+        return Transitions(data.observations, actions_for(self.action_space, data.actions), advantages), data.returns
 
     def _fit_critic(self, observations: Observations, returns: Tensor) -> list[float]:
         losses = []

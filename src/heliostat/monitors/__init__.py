@@ -6,18 +6,19 @@ Left out: the loop that the guard watches (``train``), pages (``report``). Nothi
 detectors, controllers and text statistics work on a laptop that has only the log of a run.
 """
 
+from heliostat.monitors.absolute_monitor import AbsoluteMonitor, recipe_numbers, standing
+from heliostat.monitors.absolute_rules import ABSOLUTE_RULES
 from heliostat.monitors.controllers import CONTROLLERS, BangBang, Controller, DualAscent, ProportionalIntegral
 from heliostat.monitors.detectors import Cusum, Detector, Ewma, Limit, Multiple, Offset, Reading, RobustZ
 from heliostat.monitors.evaluations import evaluation_signals
 from heliostat.monitors.guard import Finding, Guard
-from heliostat.monitors.outright import Outright, recipe_numbers, standing
-from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.reference import Reference
 from heliostat.monitors.rules import Rule, default_rules
 
 __all__ = [
+    "ABSOLUTE_RULES",
     "CONTROLLERS",
-    "OUTRIGHT",
+    "AbsoluteMonitor",
     "BangBang",
     "Controller",
     "Cusum",
@@ -29,7 +30,6 @@ __all__ = [
     "Limit",
     "Multiple",
     "Offset",
-    "Outright",
     "ProportionalIntegral",
     "Reading",
     "Reference",

@@ -24,7 +24,7 @@ MUST_BE_FINITE = (
 """Numbers that are finite unless something is broken; ratios may overflow in an honest run."""
 NUM_ONSETS = 100
 """Steps of earlier values that are remembered for each rule."""
-SAID_OUTRIGHT = "outright"
+ABSOLUTE_STATISTIC = "outright"  # the word that run folders hold
 """The statistic's name in findings that have none: their sentence says it all."""
 SCALED = frozenset({"optim/update_ratio"})
 """Signals that scale with the learning rate: while the guard holds it down, they are judged and not learned from."""
@@ -55,7 +55,7 @@ class Finding:
 
     def sentence(self) -> str:
         """The finding in one line for people."""
-        if self.outright:
+        if self.is_absolute:
             return f"{f'step {self.step}' if self.step else 'before training'}: {self.meaning}"
         if self.statistic is None or self.threshold is None:
             return f"step {self.step}: {self.key}: {self.meaning}"
@@ -67,9 +67,9 @@ class Finding:
         )
 
     @property
-    def outright(self) -> bool:
+    def is_absolute(self) -> bool:
         """Whether it needs no level of the run's own to compare with."""
-        return self.statistic_name == SAID_OUTRIGHT
+        return self.statistic_name == ABSOLUTE_STATISTIC
 
     @property
     def excess(self) -> float:

@@ -89,7 +89,7 @@ class Objective(ABC):
         """Compute the loss per sequence and which tokens are clipped, on checked input."""
 
     @abstractmethod
-    def zero_signal_is_free(self, first_update: bool) -> bool:
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
         """Whether a group whose advantages are all 0 has no gradient, so that dropping it changes nothing.
 
         Args:

@@ -29,7 +29,7 @@ def write_control_page(folder: Path) -> Path:
         ValueError: it is not such a folder, or holds no evaluation yet.
     """
     run = read_control(Path(folder))
-    if not run.laps:
+    if not run.evaluations:
         raise ValueError(f"{folder} holds no evaluation yet")
     return write_page(run.folder / PAGE, render(run))
 

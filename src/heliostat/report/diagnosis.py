@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.monitors.foreign import METRIC_OF
-from heliostat.monitors.guard import SAID_OUTRIGHT, Finding
+from heliostat.monitors.guard import ABSOLUTE_STATISTIC, Finding
 from heliostat.report.read import Run, finite, read_run
 from heliostat.report.replay import replay, replay_run, training_rows, translated
 from heliostat.report.stories import story_of
@@ -61,7 +61,7 @@ class Diagnosis:
     @property
     def _acts(self) -> list[str]:
         """What the guard did; findings that were only said stand above."""
-        said = [event for event in self.events if event.get("statistic_name") != SAID_OUTRIGHT]
+        said = [event for event in self.events if event.get("statistic_name") != ABSOLUTE_STATISTIC]
         return [str(event.get("text", "")) for event in said]
 
     @property

@@ -14,7 +14,7 @@ from heliostat.report.axes import Axis, step_axis
 from heliostat.report.charts import Chart, Series
 from heliostat.report.markup import Html, fill
 from heliostat.report.outcome import pass_at_1_by_step, pass_curve, summary_curve
-from heliostat.report.panels import Panel
+from heliostat.report.panels import ChartPanel
 from heliostat.report.read import Run
 from heliostat.report.scales import format_value
 from heliostat.report.series import ends
@@ -123,7 +123,7 @@ class Figures:
             wide=True,
         )
 
-    def panel(self, panel: Panel, small: bool = False) -> Html | None:
+    def panel(self, panel: ChartPanel, small: bool = False) -> Html | None:
         """One declared panel, or ``None`` where no run logged any of it."""
         lines = [
             self._line(index, number, name, _part(run.series(key), panel.warm_start), dots=key.startswith("eval/"))

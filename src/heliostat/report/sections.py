@@ -16,7 +16,7 @@ from heliostat.report.markup import Html, fill
 from heliostat.report.panels import GROUPS, GUARD, LEARNING, SPEED, PanelGroup, remaining_panels
 from heliostat.report.phases import flops, seconds
 from heliostat.report.read import Run
-from heliostat.report.replay import outright_findings
+from heliostat.report.replay import absolute_findings
 from heliostat.report.reward_audit import audit_cards
 from heliostat.report.scales import format_quantity, format_seconds
 from heliostat.report.tables import by_task, recipe_table, versions_table
@@ -40,7 +40,7 @@ def missing_section(runs: Sequence[Run]) -> Html | None:
 
 def findings_section(runs: Sequence[Run]) -> Html | None:
     """What the runs say outright, with what to do; ``None`` where they say nothing."""
-    found = [(run.label, finding) for run in runs for finding in outright_findings(run)]
+    found = [(run.label, finding) for run in runs for finding in absolute_findings(run)]
     return fill("findings.html", found=found, several=len(runs) > 1) if found else None
 
 

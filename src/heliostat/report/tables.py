@@ -16,14 +16,14 @@ from heliostat.report.outcome import against, last_evaluation, pass_at_1
 from heliostat.report.phases import flops, seconds, tokens
 from heliostat.report.read import Run
 from heliostat.report.scales import format_quantity, format_seconds, format_value
-from heliostat.report.verdict import Verdict, points
+from heliostat.report.verdict import RunVerdict, points
 from heliostat.statistics import Estimate
 
 ABSENT = "–"
 PLACE = frozenset({"run.name", "run.root"})  # where the run is kept: says nothing about what was run
 
 
-def comparison(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
+def comparison(runs: Sequence[Run], verdicts: Sequence[RunVerdict]) -> Html:
     """Compare runs, a row each: what was run, what came out, what it cost."""
     rows = []
     for index, (run, verdict) in enumerate(zip(runs, verdicts, strict=True)):

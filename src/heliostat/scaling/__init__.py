@@ -8,7 +8,7 @@ Left out: everything that is measured (``benchmarks/scaling``).
 from heliostat.scaling.catalog import H100, MODELS
 from heliostat.scaling.estimate import Estimate, estimate, job_of
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import SamplingMemory, TrainingMemory, sampling_memory, training_memory
 from heliostat.scaling.seconds import StepSeconds, sampling_flops, step_seconds, training_flops
 from heliostat.scaling.shapes import ModelShape, read_shape, shape_of
@@ -19,9 +19,9 @@ __all__ = [
     "H100",
     "MODELS",
     "Estimate",
+    "GpuLayout",
     "Hardware",
     "Job",
-    "Layout",
     "ModelShape",
     "SamplingMemory",
     "StepSeconds",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from heliostat.config import Recipe
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import MEMORY_SHARE, SamplingMemory, TrainingMemory, sampling_memory, training_memory
 from heliostat.scaling.seconds import StepSeconds, step_seconds
 from heliostat.scaling.shapes import ModelShape
@@ -23,7 +23,7 @@ class Estimate:
 
     shape: ModelShape
     job: Job
-    layout: Layout
+    layout: GpuLayout
     hardware: Hardware
     trainer: TrainingMemory
     sampler: SamplingMemory
@@ -63,7 +63,7 @@ class Estimate:
 def estimate(
     shape: ModelShape,
     job: Job,
-    layout: Layout,
+    layout: GpuLayout,
     hardware: Hardware,
     stored: str = "bfloat16",
     computed: str | None = None,

@@ -75,7 +75,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class GpuLayout:
     """Which GPUs do what.
 
     Attributes:

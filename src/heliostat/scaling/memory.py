@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.shapes import ModelShape
 
 MAX_LOGITS = 2**24
@@ -56,7 +56,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    shape: ModelShape, job: Job, layout: Layout, stored: str = "bfloat16", computed: str | None = None
+    shape: ModelShape, job: Job, layout: GpuLayout, stored: str = "bfloat16", computed: str | None = None
 ) -> TrainingMemory:
     """What a trainer holds.
 
@@ -83,7 +83,7 @@ def training_memory(
     )
 
 
-def _one_layer(shape: ModelShape, layout: Layout) -> float:
+def _one_layer(shape: ModelShape, layout: GpuLayout) -> float:
     """Weights of the largest layer as one rank gathers it."""
     if shape.experts is None:
         return shape.largest_layer
@@ -144,7 +144,7 @@ class SamplingMemory:
 
 
 def sampling_memory(
-    shape: ModelShape, job: Job, layout: Layout, hardware: Hardware, stored: str = "bfloat16"
+    shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str = "bfloat16"
 ) -> SamplingMemory:
     """What a sampler holds: weights and cache, beside the training state where trainers sample.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import STORED, sampling_memory
 from heliostat.scaling.shapes import ModelShape
 from heliostat.scaling.traffic import diagnosed_tokens, step_traffic
@@ -68,7 +68,7 @@ class StepSeconds:
 def step_seconds(
     shape: ModelShape,
     job: Job,
-    layout: Layout,
+    layout: GpuLayout,
     hardware: Hardware,
     stored: str = "bfloat16",
     computed: str | None = None,
@@ -128,7 +128,7 @@ def sampling_flops(shape: ModelShape, job: Job) -> float:
 
 
 def _sampling(
-    shape: ModelShape, job: Job, layout: Layout, hardware: Hardware, stored: str
+    shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str
 ) -> tuple[float, float, float]:
     """Seconds of prefill, of decoding, and of decoding with slots that are never empty, of replicas side by side."""
     ways, num = layout.sampler_ways, layout.num_replicas

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import STORED
 from heliostat.scaling.shapes import ModelShape
 
@@ -72,7 +72,7 @@ def diagnosed_tokens(job: Job, num_ranks: int) -> float:
 
 
 def step_traffic(
-    shape: ModelShape, job: Job, layout: Layout, stored: str = "bfloat16", computed: str | None = None
+    shape: ModelShape, job: Job, layout: GpuLayout, stored: str = "bfloat16", computed: str | None = None
 ) -> Traffic:
     """What one step moves.
 
@@ -102,7 +102,7 @@ def step_traffic(
     )
 
 
-def _dispatch(shape: ModelShape, job: Job, layout: Layout) -> float:
+def _dispatch(shape: ModelShape, job: Job, layout: GpuLayout) -> float:
     """To experts and back, in a forward, its backward and, if recomputed, once more; bfloat16."""
     experts = shape.experts
     if experts is None or layout.expert_ways == 1:

@@ -98,7 +98,7 @@ def _build_guard(context: RunContext, updater: Updater, curriculum: Curriculum) 
     actuator = build_actuator(section.actuator, updater, curriculum)
     panel = panel_of(context, updater)
     guard = RunGuard(section, context.folder, context.display.note, context.runtime.is_main, actuator, panel)
-    guard.outright.settings = first_minute_settings(context.bench, context.tasks)
+    guard.absolute.settings = first_minute_settings(context.bench, context.tasks)
     return guard
 
 

@@ -8,20 +8,22 @@ from pathlib import Path
 import pytest
 
 from heliostat.report.outcome import against, outcome, pass_at_1_by_step, pass_curve, summary_curve
-from heliostat.report.read import Evaluation, Run, read_run
+from heliostat.report.read import EvaluatedProblem, Run, read_run
 from heliostat.report.verdict import MIN_PROBLEMS, judge, percent, points
 
 from .synthetic import Shape, make_run
 
 
-def rows(phase: str, successes: list[int], step: int = 0, num_samples: int = 4, task: str = "t") -> list[Evaluation]:
+def rows(
+    phase: str, successes: list[int], step: int = 0, num_samples: int = 4, task: str = "t"
+) -> list[EvaluatedProblem]:
     return [
-        Evaluation(step, phase, task, str(index), num_samples, count)  # type: ignore[arg-type]
+        EvaluatedProblem(step, phase, task, str(index), num_samples, count)  # type: ignore[arg-type]
         for index, count in enumerate(successes)
     ]
 
 
-def run_of(*evaluations: Evaluation, summary: dict[str, object] | None = None, label: str = "r") -> Run:
+def run_of(*evaluations: EvaluatedProblem, summary: dict[str, object] | None = None, label: str = "r") -> Run:
     return Run(label, Path("r"), evaluations=evaluations, summary=summary or {})
 
 

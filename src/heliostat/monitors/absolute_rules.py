@@ -5,7 +5,7 @@
     nothing that learns         gradients of zero, weights or a policy that stay
     damage by one step          a leap of the policy, a reward that falls at once
 
-Left out: counting and remembering (``outright``).
+Left out: counting and remembering (``absolute_monitor``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from heliostat.monitors.outright import OutrightRule, View, level_of
+from heliostat.monitors.absolute_monitor import AbsoluteRule, View, level_of
 
 LEAP_NATS = 5.0
 """A step this many nats long is damage; recorded healthy runs stay below 1.5, and wrecked ones begin at 5."""
@@ -144,8 +144,8 @@ def _or_zero(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-OUTRIGHT: tuple[OutrightRule, ...] = (
-    OutrightRule(
+ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
+    AbsoluteRule(
         "mismatch-from-the-start",
         "mismatch/k3",
         "note",
@@ -156,7 +156,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"mismatch", "mismatch-chi2", "mismatch-ess"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "verifier-fails",
         "reward/failures",
         "note",
@@ -167,7 +167,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         NO_SIGNAL | FALLS | {"nothing-solved", "verifier-bursts"},
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "verifier-bursts",
         "reward/failures",
         "note",
@@ -184,7 +184,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         FALLS | {"no-signal"},
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "reward-scale",
         "reward/mean",
         "note",
@@ -197,7 +197,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"leap", "gradients-enormous", "gradient"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "all-cut",
         "length/truncated",
         "note",
@@ -209,7 +209,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "gradients-enormous",
         "optim/grad_norm",
         "note",
@@ -222,7 +222,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"gradient"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "leap",
         "policy/lambda_hat",
         "rollback",
@@ -237,7 +237,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         ),
         FALLS | {"nothing-solved", "step-size", "longer-steps", "gradient", "entropy-explosion"},
     ),
-    OutrightRule(
+    AbsoluteRule(
         "reward-falls-at-once",
         "reward/success",
         "rollback",
@@ -247,7 +247,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         _said("lower optimizer.lr, and look at the batch before the fall"),
         FALLS - {"reward-falls-at-once"} | {"nothing-solved"},
     ),
-    OutrightRule(
+    AbsoluteRule(
         "reward-vanishes",
         "reward/success",
         "note",
@@ -257,7 +257,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         _said("look at the verifier and what it calls, and at transcripts of that step; the weights are sound"),
         frozenset({"reward-falls", "hardly-solved", "no-signal", "nothing-solved"}),
     ),
-    OutrightRule(
+    AbsoluteRule(
         "nothing-solved",
         "reward/success",
         "note",
@@ -269,7 +269,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "never-ends",
         "length/truncated",
         "note",
@@ -284,7 +284,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "cut-at-limit",
         "length/truncated",
         "note",
@@ -296,7 +296,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         lambda view: f"read transcripts: is length paid, or do texts loop? If neither, {_cut_advice(view)}",
         frozenset({"truncation", "length"}),
     ),
-    OutrightRule(
+    AbsoluteRule(
         "everything-solved",
         "reward/success",
         "note",
@@ -308,7 +308,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "learned",
         "reward/success",
         "note",
@@ -319,7 +319,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"no-signal", "entropy-collapse", "answers-collapse"}),
         quiet=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "same-reward",
         "reward/mean",
         "note",
@@ -338,7 +338,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "groups-agree",
         "reward/zero_signal",
         "note",
@@ -352,7 +352,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"no-signal", "no-gradient", "hardly-solved"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "groups-too-small",
         "reward/zero_signal",
         "note",
@@ -368,7 +368,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"no-signal"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "hardly-solved",
         "reward/success",
         "note",
@@ -378,7 +378,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         _said("take easier problems, more warm start, larger groups (rollout.group_size) or train.focus"),
         frozenset({"no-signal"}),
     ),
-    OutrightRule(
+    AbsoluteRule(
         "no-gradient",
         "optim/grad_norm",
         "note",
@@ -389,7 +389,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"weights-still"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "gradients-tiny",
         "optim/grad_norm",
         "note",
@@ -401,7 +401,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         _said("lower objective.tau, or scale the reward to about 1"),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "weights-still",
         "optim/update_ratio",
         "note",

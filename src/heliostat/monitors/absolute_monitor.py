@@ -3,7 +3,7 @@
     evaluated(signals)     the evaluation before training: a condition that holds for it is said at once
     read(step, signals)    a training step: a condition is said when it has held for its number of steps
 
-Each condition is a line in ``outright_rules``, causes before what they cause. A condition that holds hides the rules
+Each condition is a line in ``absolute_rules``, causes before what they cause. A condition that holds hides the rules
 that it explains. What the evaluation said and no first step confirms is withdrawn.
 
 Left out: changes against the run's own level (``rules``, ``guard``), and carrying anything out (``train.guard``).
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from heliostat.monitors.guard import SAID_OUTRIGHT, Finding
+from heliostat.monitors.guard import ABSOLUTE_STATISTIC, Finding
 from heliostat.monitors.rules import Level
 
 RECIPE_NUMBERS = (
@@ -102,7 +102,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class OutrightRule:
+class AbsoluteRule:
     """One condition.
 
     Attributes:
@@ -133,7 +133,7 @@ class OutrightRule:
 
 
 @dataclass(slots=True)
-class Outright:
+class AbsoluteMonitor:
     """The conditions of a run, step by step.
 
     Attributes:
@@ -146,7 +146,7 @@ class Outright:
     **Limits** A signal that is missing makes no condition true. The same signals give the same findings.
     """
 
-    rules: Sequence[OutrightRule]
+    rules: Sequence[AbsoluteRule]
     settings: Settings = field(default_factory=dict)
     failure: str = ""
     seen: int = 0
@@ -222,12 +222,12 @@ class Outright:
         self.before = [dict(row) for row in state["before"]]
         self.held, self.up, self.unconfirmed = dict(state["held"]), list(state["up"]), list(state["unconfirmed"])
 
-    def _down(self, rule: OutrightRule) -> None:
+    def _down(self, rule: AbsoluteRule) -> None:
         """A condition that ended can be said again; one that only the evaluation has shown waits for first steps."""
         if rule.name in self.up and rule.name not in self.unconfirmed:
             self.up.remove(rule.name)
 
-    def _hidden_by_causes(self, rule: OutrightRule) -> set[str]:
+    def _hidden_by_causes(self, rule: AbsoluteRule) -> set[str]:
         """What the conditions before this one explain, as far as they hold."""
         causes = self.rules[: list(self.rules).index(rule)]
         return {name for cause in causes if self.held.get(cause.name) or cause.name in self.up for name in cause.hides}
@@ -241,7 +241,7 @@ class Outright:
             self.reward = _averaged(self.reward, view["reward/mean"])
 
 
-def finding_of(rule: OutrightRule, view: View, step: int, onset: int) -> Finding:
+def finding_of(rule: AbsoluteRule, view: View, step: int, onset: int) -> Finding:
     """The finding that a condition is; it has no statistic, only its sentence."""
     value = view[rule.key]
     return Finding(
@@ -251,7 +251,7 @@ def finding_of(rule: OutrightRule, view: View, step: int, onset: int) -> Finding
         onset=onset,
         key=rule.key,
         value=value if math.isfinite(value) else None,
-        statistic_name=SAID_OUTRIGHT,
+        statistic_name=ABSOLUTE_STATISTIC,
         statistic=None,
         threshold=None,
         normal=None,
@@ -279,7 +279,7 @@ def standing(events: Iterable[Mapping[str, Any]]) -> list[str]:
         rule, text = str(event.get("rule")), event.get("text")
         if event.get("action") == "withdrawn":
             texts.pop(rule, None)
-        elif event.get("statistic_name") == SAID_OUTRIGHT and isinstance(text, str):
+        elif event.get("statistic_name") == ABSOLUTE_STATISTIC and isinstance(text, str):
             texts.setdefault(rule, text)
     return list(texts.values())
 
