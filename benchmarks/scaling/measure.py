@@ -82,7 +82,7 @@ mode = "off"
 """
 CASES = {
     "one rank": (1, {}),
-    "one rank, recompute": (1, {"train.recompute": True}),
+    "one rank, recompute": (1, {"train.gradient_checkpointing": True}),
     "two ranks, replicated": (2, {"distributed.placement": "replicated"}),
     "two ranks, sharded": (2, {"distributed.placement": "sharded"}),
     "two ranks, sharded, bfloat16": (

@@ -35,7 +35,7 @@ MEASURED = Path(__file__).parent / "results" / "measured.json"
 JOB = Job(
     num_prompts=64, group_size=16, prompt_tokens=512, mean_tokens=2048, longest_tokens=8192, microbatch_tokens=16384
 )
-AGAIN = dataclasses.replace(JOB, recompute=True)
+AGAIN = dataclasses.replace(JOB, gradient_checkpointing=True)
 ROUTES = (
     ("qwen2.5-0.5b", "8, replicated", GpuLayout(8)),
     ("qwen2.5-7b", "8, sharded", GpuLayout(8, True)),
@@ -193,7 +193,7 @@ def peer(name: str, layout: GpuLayout, mean: float) -> StepSeconds:
         num_updates=4,
         microbatch_tokens=4096,
         shared_prompt=False,
-        recompute=True,
+        gradient_checkpointing=True,
         scored_forwards=2.0,
         diagnosed=False,
     )

@@ -21,6 +21,7 @@ from typing import Any
 
 from heliostat.config.errors import ConfigError
 from heliostat.config.keys import field_of, sections, unknown_key
+from heliostat.config.renamed import with_new_names
 from heliostat.config.sections import NamedSection
 
 Layer = dict[str, Any]
@@ -71,7 +72,7 @@ def parse_value(text: str, dotted: str) -> Any:
 
 
 def layer_from(settings: Mapping[str, Any]) -> Layer:
-    """Expand dotted names, sort ``task`` tables by position and refuse unknown keys.
+    """Expand dotted names, sort ``task`` tables by position, replace old names of settings and refuse unknown keys.
 
     Args:
         settings: nested tables, dotted names (``{"task.1.name": "file"}``), or both.
@@ -90,6 +91,7 @@ def layer_from(settings: Mapping[str, Any]) -> Layer:
         if head == "task":
             path[1:] = [int(rest[0]), *rest[1:]] if rest and rest[0].isdigit() else [0, *rest]
         _merge_at(layer, path, leaf)
+    layer = with_new_names(layer)
     _check_keys(layer)
     return layer
 

@@ -232,7 +232,9 @@ class TrainSection(Section):
     )
     tokens_per_microbatch: int = Field(8192, ge=1, description="token budget of one forward, padding included")
     shared_prompt: bool = Field(True, description="run each prompt once per group where the model allows")
-    recompute: bool = Field(False, description="compute layers again in the backward pass: less memory, more time")
+    gradient_checkpointing: bool = Field(
+        False, description="compute layers again in the backward pass: less memory, more time"
+    )
     drop_zero_signal: bool = Field(True, description="skip groups without gradient where that is exact")
     max_bad_steps: int = Field(3, ge=1, description="consecutive non-finite steps that end the run")
     checkpoint_every: int = Field(20, ge=1, description="steps between checkpoints")

@@ -48,7 +48,11 @@ class Estimate:
             way = "expert or tensor parallelism, as verl has"
             yield f"layers gathered for a pass take {_gb(trainer.gathered)} of {_gb(room)}; way out: {way}"
         elif trainer.peak > room:
-            way = "a smaller train.tokens_per_microbatch" if self.job.recompute else "train.recompute = true"
+            way = (
+                "a smaller train.tokens_per_microbatch"
+                if self.job.gradient_checkpointing
+                else "train.gradient_checkpointing = true"
+            )
             yield f"with activations a trainer needs {_gb(trainer.peak)} of {_gb(room)}; way out: {way}"
         if self.sampler.num_rows == 0:
             way = "more GPUs for one sampler (--ways)" if layout.num_samplers else "a vLLM server (--samplers, --ways)"
@@ -95,7 +99,7 @@ def job_of(recipe: Recipe, prompt_tokens: int, mean_tokens: float | None = None)
         num_updates=train.updates_per_step,
         microbatch_tokens=train.tokens_per_microbatch,
         shared_prompt=train.shared_prompt,
-        recompute=train.recompute,
+        gradient_checkpointing=train.gradient_checkpointing,
         scored_forwards=later,
     )
 

@@ -22,7 +22,7 @@ class Job:
         num_updates: optimizer steps of a step.
         microbatch_tokens: tokens of one forward and backward on a rank.
         shared_prompt: whether training runs each prompt once per group.
-        recompute: whether layers are computed again in the backward pass.
+        gradient_checkpointing: whether layers are computed again in the backward pass.
         scored_forwards: forward passes over the batch besides those with a gradient, for an anchor or a reference.
         diagnosed: whether some groups are scored again after a step, for its numbers. Heliostat's trainer does that.
     """
@@ -35,7 +35,7 @@ class Job:
     num_updates: int = 1
     microbatch_tokens: int = 8192
     shared_prompt: bool = True
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     scored_forwards: float = 0.0
     diagnosed: bool = True
 

@@ -105,7 +105,7 @@ def activation_bytes(shape: ModelShape, job: Job, size: int) -> float:
     tokens = min(job.trained_tokens, job.microbatch_tokens)
     heads = tokens * min(shape.vocab, MAX_LOGITS / tokens) * 4 * 2  # logits and their softmax
     per_layer = [token_bytes(shape, layer, size) for layer in range(shape.num_layers)]
-    if job.recompute:
+    if job.gradient_checkpointing:
         return heads + tokens * (size * shape.hidden * shape.num_layers + max(per_layer))
     return heads + tokens * sum(per_layer)
 

@@ -117,7 +117,7 @@ def training_flops(shape: ModelShape, job: Job, num_ranks: int = 1) -> float:
     logits = job.num_rows * job.mean_tokens
     forward = shape.forward_flops(job.trained_tokens, job.trained_context, logits)
     diagnosed = num_ranks * forward * diagnosed_tokens(job, num_ranks) / job.trained_tokens
-    return forward * (1 + BACKWARD + job.recompute + job.scored_forwards) + diagnosed
+    return forward * (1 + BACKWARD + job.gradient_checkpointing + job.scored_forwards) + diagnosed
 
 
 def sampling_flops(shape: ModelShape, job: Job) -> float:

@@ -107,7 +107,7 @@ def _dispatch(shape: ModelShape, job: Job, layout: GpuLayout) -> float:
     experts = shape.experts
     if experts is None or layout.expert_ways == 1:
         return 0.0
-    passes = 4 + (2 if job.recompute else 0) + 2 * job.scored_forwards
+    passes = 4 + (2 if job.gradient_checkpointing else 0) + 2 * job.scored_forwards
     num_layers = shape.num_layers - experts.num_dense_layers
     tokens = job.trained_tokens / layout.num_trainers
     return passes * 2.0 * shape.hidden * experts.num_used * num_layers * tokens

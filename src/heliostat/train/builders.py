@@ -143,7 +143,9 @@ def _state_parts(
 
 def make_feedback(recipe: Recipe, bench: Bench, extra: Sequence[Problem]) -> Feedback:
     """Build the feedback on a statistic during supervised steps, with the policy that they train."""
-    policy = Policy(bench.loaded, temperature=1.0, shared_prompt=False, recompute=recipe.train.recompute)
+    policy = Policy(
+        bench.loaded, temperature=1.0, shared_prompt=False, gradient_checkpointing=recipe.train.gradient_checkpointing
+    )
     return Feedback(recipe.feedback, bench.engine, policy, bench.prompt, recipe.run.seed, extra)
 
 
@@ -156,7 +158,10 @@ def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Ru
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
-            bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute
+            bench.loaded,
+            recipe.rollout.temperature,
+            recipe.train.shared_prompt,
+            gradient_checkpointing=recipe.train.gradient_checkpointing,
         ),
         objective=objective,
         guarded=GuardedStep(optimizer, recipe.optimizer.max_grad_norm, recipe.train.max_bad_steps),

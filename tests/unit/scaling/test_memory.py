@@ -66,7 +66,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family, dtype):
 
 def test_recomputing_keeps_an_input_per_layer_and_one_layer():
     plain = activation_bytes(SEVEN, JOB, 2)
-    again = activation_bytes(SEVEN, dataclasses.replace(JOB, recompute=True), 2)
+    again = activation_bytes(SEVEN, dataclasses.replace(JOB, gradient_checkpointing=True), 2)
     tokens = JOB.microbatch_tokens
     layer = token_bytes(SEVEN, 0, 2)
     assert plain - again == tokens * ((SEVEN.num_layers - 1) * layer - 2 * SEVEN.num_layers * SEVEN.hidden)

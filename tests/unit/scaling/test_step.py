@@ -100,7 +100,7 @@ def test_operations_are_the_ledgers():
     ledger.charge_update("update", loaded, counts)
     job = Job(groups, size, prompt, length, length, diagnosed=False)
     assert training_flops(shape, job) == pytest.approx(ledger.flops["update"], rel=0.01)
-    assert training_flops(shape, dataclasses.replace(job, recompute=True)) == pytest.approx(
+    assert training_flops(shape, dataclasses.replace(job, gradient_checkpointing=True)) == pytest.approx(
         training_flops(shape, job) * 4 / 3
     )
     rows = groups * size
@@ -112,9 +112,14 @@ def test_operations_are_the_ledgers():
 
 
 def test_a_job_is_read_from_a_recipe():
-    overrides = ["--rollout.max_new_tokens=100", "--train.updates_per_step=4", "--train.recompute=true"]
+    overrides = ["--rollout.max_new_tokens=100", "--train.updates_per_step=4", "--train.gradient_checkpointing=true"]
     job = job_of(build_recipe({}, overrides), prompt_tokens=10)
-    assert (job.mean_tokens, job.longest_tokens, job.scored_forwards, job.recompute) == (50, 100, 0.75, True)
+    assert (job.mean_tokens, job.longest_tokens, job.scored_forwards, job.gradient_checkpointing) == (
+        50,
+        100,
+        0.75,
+        True,
+    )
     with pytest.raises(ConfigError, match="200 tokens on average cannot be at most 100 long"):
         job_of(build_recipe({}, overrides), prompt_tokens=10, mean_tokens=200)
     with pytest.raises(ConfigError, match="6 GPUs cannot sample in teams of 4"):
@@ -122,7 +127,7 @@ def test_a_job_is_read_from_a_recipe():
 
 
 @pytest.mark.parametrize(
-    ("model", "layout", "recompute", "says"),
+    ("model", "layout", "gradient_checkpointing", "says"),
     [
         ("qwen2.5-0.5b", GpuLayout(1), False, ()),
         ("qwen2.5-7b", GpuLayout(1), False, ("optimizer take 137 GB of 72 GB; way out: more GPUs, or",)),
@@ -130,14 +135,14 @@ def test_a_job_is_read_from_a_recipe():
         ("qwen2.5-7b", GpuLayout(8, True), False, ()),
         ("qwen2.5-32b", GpuLayout(16, True), True, ("leave no room for a completion; way out: a vLLM server",)),
         ("llama-3.1-405b", GpuLayout(1024, True, 64, 4), True, ("way out: more GPUs for one sampler",)),
-        ("qwen2.5-32b", GpuLayout(16, True, 16, 4), False, ("way out: train.recompute = true",)),
+        ("qwen2.5-32b", GpuLayout(16, True, 16, 4), False, ("way out: train.gradient_checkpointing = true",)),
         ("qwen2.5-32b", GpuLayout(16, True, 16, 4), True, ()),
         ("kimi-k2", GpuLayout(512, True, 512, 32), True, ("layers gathered for a pass take 68.2 GB",)),
         ("kimi-k2", GpuLayout(512, True, 512, 32, expert_ways=64), True, ()),
     ],
 )
-def test_what_does_not_fit_is_said_with_a_way_out(model, layout, recompute, says):
-    job = Job(64, 16, 512, 2048, 8192, recompute=recompute)
+def test_what_does_not_fit_is_said_with_a_way_out(model, layout, gradient_checkpointing, says):
+    job = Job(64, 16, 512, 2048, 8192, gradient_checkpointing=gradient_checkpointing)
     obstacles = estimate(MODELS[model], job, layout, H100).obstacles
     assert len(obstacles) == len(says)
     for obstacle, expected in zip(obstacles, says, strict=True):

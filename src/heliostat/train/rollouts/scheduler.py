@@ -255,7 +255,9 @@ class Ahead:
     def _score(self, twin: LoadedModel, order: Order, groups: list[Group], scored: UpdateCounts) -> list[Anchor]:
         """The trainer's numbers under the weights that sampled: of all groups if they are the anchor, else of a few."""
         train = self.recipe.train
-        policy = Policy(twin, order.settings.temperature, train.shared_prompt, recompute=train.recompute)
+        policy = Policy(
+            twin, order.settings.temperature, train.shared_prompt, gradient_checkpointing=train.gradient_checkpointing
+        )
         some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is in no account
         if self._is_scored(order):
             some, counts = groups, scored
