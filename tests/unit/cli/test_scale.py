@@ -12,7 +12,7 @@ def test_one_table_of_what_a_step_takes(capsys):
     assert "7.616 billion weights" in printed
     assert "8 train, 8 sample" in printed
     assert "weights 1.9, gradients 3.81, optimizer 11.4" in printed
-    assert "whole step if sampling never waited" in printed
+    assert "whole step, asynchronous, s" in printed
     assert "does not fit" not in printed
 
 
