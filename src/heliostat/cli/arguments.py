@@ -266,7 +266,7 @@ COMMANDS: dict[str, Command] = {
         "post-train a model with a recipe; the same command resumes an unfinished run",
         commands.train,
         _post_train,
-        usage=f"RECIPE [--run DIR] [--no-audit] {_SETTINGS}",
+        usage=f"RECIPE [--run DIR] [--no-audit] [--profile] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
         explains_settings=True,
     ),

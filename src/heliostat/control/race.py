@@ -42,8 +42,8 @@ def race(
     """Train every algorithm on every seed and write the run folder.
 
     Args:
-        settings: over the known ones, for all algorithms; arguments of their classes, and of SMAC's direction.
-        num_processes: at a time; default: one per CPU of this machine.
+        settings: of all algorithms, over the known ones; arguments of their classes, and of SMAC's direction.
+        num_processes: parallel processes; default: one per CPU of this machine.
         on_progress: called with algorithm, seed and row at every evaluation.
 
     Returns:

@@ -1,9 +1,9 @@
-"""One algorithm, one environment, one seed: training with the same evaluation for everybody, as rows of numbers.
+"""One algorithm, one environment, one seed: training with the same evaluation for all algorithms, as rows of metrics.
 
-The deterministic policy is evaluated on an environment of its own every ``eval_every`` steps. CPU seconds are the
+The deterministic policy is evaluated on an environment of its own at ``num_evals`` regular steps. CPU seconds are the
 process's, evaluation left out; an update's are those between the end of a rollout and the start of the next.
 
-Left out: several of them at once (``race``), and what is made of the rows (``runs``).
+Left out: parallel runs (``race``), and statistics of the rows (``runs``).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ OnRow = Callable[[Row], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What is run.
+    """One training run: algorithm, environment, seed and settings.
 
     Attributes:
         settings: over those of ``algorithms``.
-        model: where to save what was learned, if anywhere.
+        model: file for the trained model; ``None``: it is not saved.
         num_evals: evaluations on the way, the last one at the end.
     """
 
@@ -51,7 +51,7 @@ class TrainingRun:
 
 
 class _Stopwatch(BaseCallback):
-    """Evaluates at regular steps and counts CPU seconds between, evaluation left out."""
+    """A callback that evaluates at regular steps and counts CPU seconds between evaluations."""
 
     def __init__(self, run: TrainingRun, env: VecEnv, on_row: OnRow) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _Stopwatch(BaseCallback):
 
 
 def save_model(model: Any, env: VecEnv, path: Path) -> None:
-    """Write what Stable-Baselines3 writes under these names (``model.zip``, ``model.normalize.pkl``), whole."""
+    """Publish Stable-Baselines3's files (``model.zip``, ``model.normalize.pkl``) whole."""
     written = io.BytesIO()
     model.save(written)
     publish_file(path.with_name(f"{path.name}.zip"), written.getvalue())
@@ -113,7 +113,7 @@ def save_model(model: Any, env: VecEnv, path: Path) -> None:
 
 
 def run_training(run: TrainingRun, on_row: OnRow = lambda row: None) -> list[Row]:
-    """Train and evaluate; one row per evaluation.
+    """Train and evaluate; return one row per evaluation.
 
     Returns:
         Rows with ``step``, ``return`` (mean of ``num_episodes`` episodes of the deterministic policy),

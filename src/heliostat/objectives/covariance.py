@@ -78,7 +78,7 @@ class CovarianceClip(Objective):
         return LossOutput(loss, metrics)
 
     def clipped(self, tokens: TokenBatch) -> Bool[Tensor, " token"]:
-        """Which tokens lose their gradient."""
+        """Mark the tokens that lose their gradient."""
         advantage = tokens.advantage.double()[tokens.sequence]
         covariance = (advantage - self.mean_advantage) * (tokens.logp_gen.double() - self.mean_logp)
         return covariance > self.threshold

@@ -55,7 +55,7 @@ class SequenceSquare(Objective, ABC):
         return Terms(loss)
 
     def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
-        """Only while ``s = 0``: afterwards ``-tau s`` still pulls a zero-signal group back to the anchor."""
+        """Allow it only while ``s = 0``: afterwards ``-tau s`` pulls a zero-signal group back to the anchor."""
         return first_update
 
 

@@ -77,7 +77,7 @@ class PolicyGradient(Objective, ABC):
         return Terms(tokens.sum_by_sequence(token_loss), gain.clipped)
 
     def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
-        """Always, unless the reference penalty acts on every sequence."""
+        """Allow it unless the reference penalty acts on every sequence."""
         return self.kl_ref == 0
 
 

@@ -1,4 +1,4 @@
-"""What post-training takes before anyone has tried it: memory, traffic and seconds, from sizes and data sheets alone.
+"""Estimates of post-training before a first run: memory, traffic and seconds, from sizes and data sheets alone.
 
 Formulas and their validation are in docs/explanation/scaling.md. No torch, no weights, no GPU.
 

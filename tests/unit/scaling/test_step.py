@@ -133,7 +133,7 @@ def test_a_job_is_read_from_a_recipe():
         ("qwen2.5-7b", GpuLayout(1), False, ("optimizer take 137 GB of 72 GB; way out: more GPUs, or",)),
         ("qwen2.5-7b", GpuLayout(8), False, ("distributed.placement = 'sharded', or",)),
         ("qwen2.5-7b", GpuLayout(8, True), False, ()),
-        ("qwen2.5-32b", GpuLayout(16, True), True, ("leave no room for a completion; way out: a vLLM server",)),
+        ("qwen2.5-32b", GpuLayout(16, True), True, ("leave no memory for a completion; way out: a vLLM server",)),
         ("llama-3.1-405b", GpuLayout(1024, True, 64, 4), True, ("way out: more GPUs for one sampler",)),
         ("qwen2.5-32b", GpuLayout(16, True, 16, 4), False, ("way out: train.gradient_checkpointing = true",)),
         ("qwen2.5-32b", GpuLayout(16, True, 16, 4), True, ()),
