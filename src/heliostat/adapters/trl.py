@@ -4,8 +4,9 @@
     PMDTrainer(model=..., reward_funcs=..., args=config, train_dataset=...).train()
 
 TRL keeps data, generation (transformers or vLLM), rewards, logging, checkpoints and distribution. Advantages and loss
-are the objective's, the loss's denominator is that of the whole optimizer step over all processes, and the anchor ``old`` is there on every step: while the weights are those that sampled, it is the current
-log-probability itself, so that every log-ratio is exactly 0; afterwards it is TRL's value from before the first update.
+are the objective's, and the loss's denominator is that of the whole optimizer step over all processes. The anchor
+``old`` is there on every step: while the weights are those that sampled, it is the current log-probability itself, so
+that every log-ratio is exactly 0; afterwards it is TRL's value from before the first update.
 
 Left out: GRPO's own loss settings; setting one is an error, since it would be ignored. A prompt that
 continues an answer is plain text with the prefix at its end: TRL puts a generation prompt after every chat.

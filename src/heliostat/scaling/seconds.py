@@ -130,7 +130,7 @@ def sampling_flops(shape: ModelShape, job: Job) -> float:
 def _sampling(
     shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str
 ) -> tuple[float, float, float]:
-    """Estimate the seconds of prefill, decoding, and decoding with slots that are never empty, for parallel replicas."""
+    """Estimate the seconds of prefill, decoding, and decoding with always full slots, for parallel replicas."""
     ways, num = layout.sampler_ways, layout.num_replicas
     prompts = shape.forward_flops(job.num_prompts * job.prompt_tokens, job.prompt_tokens / 2, job.num_prompts)
     prefill = hardware.compute_s(prompts, ways * num)
