@@ -39,6 +39,29 @@ def test_generated_pages_leave_nothing_out():
     assert [name for name in METRICS if f"| `{name}` |" not in metrics] == []
 
 
+def test_the_loop_that_is_shown_is_the_loop_that_runs(site):
+    """The page's listings come from the source while the site is built."""
+    import html
+    import inspect
+
+    from heliostat.train.trainer import Trainer
+
+    shown = html.unescape(re.sub(r"<[^>]*>", "", (site / "explanation" / "how-it-works" / "index.html").read_text()))
+    for part in (Trainer.train, Trainer.step):
+        for line in inspect.getsource(part).splitlines():
+            assert line.strip() in shown, line
+    assert "{{ source" not in shown
+
+
+def test_a_listing_of_a_name_that_is_gone_ends_the_build(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import source_code
+
+    assert "def step" in source_code.on_page_markdown("{{ source heliostat.train.trainer.Trainer.step }}")
+    with pytest.raises(AttributeError):
+        source_code.on_page_markdown("{{ source heliostat.train.trainer.Trainer.gone }}")
+
+
 def test_every_page_is_in_the_site(site):
     docs = ROOT / "docs"
     pages = {path.relative_to(docs).with_suffix("").as_posix().removesuffix("/index") for path in docs.rglob("*.md")}

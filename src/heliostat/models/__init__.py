@@ -16,7 +16,7 @@ from heliostat.models.loaded import LoadedModel
 from heliostat.models.probes import cache_kind
 from heliostat.models.saving import save_model
 from heliostat.models.tiny import TinyShape
-from heliostat.models.twin import are_current, holding, trained_weights, twin_of
+from heliostat.models.twin import are_current, sampler_copy_of, snapshot_weights, with_weights
 
 __all__ = [
     "BACKWARD_COST",
@@ -31,9 +31,9 @@ __all__ = [
     "encode_solution",
     "encode_turns",
     "forward_flops",
-    "holding",
     "load_model",
+    "sampler_copy_of",
     "save_model",
-    "trained_weights",
-    "twin_of",
+    "snapshot_weights",
+    "with_weights",
 ]

@@ -60,7 +60,10 @@ def _nothing_advice(view: View) -> str:
         if steps > 0
         else "a warm start on worked solutions (warm_start.num_steps = 200)"
     )
-    return f"add {more}, or easier problems; if the texts look right, heliostat tasks audit shows which part the verifier reads"
+    return (
+        f"add {more}, or easier problems; if the texts look right, heliostat tasks audit shows which part the verifier "
+        "reads"
+    )
 
 
 def _cut_meaning(view: View) -> str:
@@ -176,8 +179,8 @@ ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
             f"were paid as if they were wrong{_failing(view)}"
         ),
         _said(
-            "raise task.timeout_s or task.num_workers, or fix the service that the verifier calls; task.on_failure = 'stop' ends "
-            "a run there"
+            "raise task.timeout_s or task.num_workers, or fix the service that the verifier calls; task.on_failure = "
+            "'stop' ends a run there"
         ),
         FALLS | {"no-signal"},
         evaluated=True,
@@ -189,7 +192,8 @@ ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
         1,
         lambda view: abs(view["reward/mean"]) > LARGE_REWARD,
         lambda view: (
-            f"rewards are as large as {view['reward/mean']:.3g}, so large that objectives with a temperature treat them as certain"
+            f"rewards are as large as {view['reward/mean']:.3g}, so large that objectives with a temperature treat "
+            "them as certain"
         ),
         _said("scale the reward to about 1, or raise objective.tau by the same factor"),
         frozenset({"leap", "gradients-enormous", "gradient"}),
@@ -227,7 +231,8 @@ ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
         1,
         lambda view: view["policy/lambda_hat"] > max(LEAP_NATS, LEAP_NATS_PER_TOKEN * _or_zero(view["length/mean"])),
         lambda view: (
-            f"one step moved the policy {view['policy/lambda_hat']:.3g} nats per completion away from the policy that sampled"
+            f"one step moved the policy {view['policy/lambda_hat']:.3g} nats per completion away from the policy that "
+            "sampled"
         ),
         _said(
             "lower optimizer.lr tenfold, or raise objective.tau where there is one; optimizer.warmup_steps softens a "
@@ -302,7 +307,8 @@ ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
         lambda view: view.success > 0.98 and view["reward/zero_signal"] > LEARNED,
         lambda view: f"{_of_problems(view, 'every one')} from the start: there is nothing left to learn",
         _said(
-            "take harder problems; if the texts look wrong, the verifier accepts anything: test it with heliostat tasks audit"
+            "take harder problems; if the texts look wrong, the verifier accepts anything: test it with heliostat "
+            "tasks audit"
         ),
         NO_SIGNAL,
         first_only=True,
