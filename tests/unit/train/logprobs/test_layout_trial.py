@@ -60,7 +60,7 @@ def test_a_tree_whose_members_see_each_other_is_left_out(dtype, scale, monkeypat
     assert kinds(found.sharing) == [Cached]
     assert not found.faults
     assert kinds(Policy(loaded, 1.0, shared_prompt=True).layouts) == [Cached]
-    assert kinds(Policy(loaded, 1.0, shared_prompt=True, recompute=True).layouts) == [Plain]
+    assert kinds(Policy(loaded, 1.0, shared_prompt=True, gradient_checkpointing=True).layouts) == [Plain]
 
 
 def test_a_model_that_its_neighbours_disturb_runs_row_by_row():

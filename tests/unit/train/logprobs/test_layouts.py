@@ -91,7 +91,7 @@ def kept_bytes(policy, rows):
 @pytest.mark.parametrize("shared", [True, False])
 def test_recomputation_changes_no_gradient_and_keeps_less(nano, shared):
     rows = rows_from(nano)
-    plain, again = (Policy(nano, 1.0, shared, recompute=flag) for flag in (False, True))
+    plain, again = (Policy(nano, 1.0, shared, gradient_checkpointing=flag) for flag in (False, True))
     results = []
     for policy in (plain, again):
         nano.model.zero_grad()
