@@ -2,10 +2,10 @@
 
     python benchmarks/export/rounding.py --model smollm2-135m --rank 8
 
-The comparison of a saved model with the trainer's (``heliostat.models.readback``) has to let the first pass and to
-refuse the second. One line a dtype: the median gap when every weight moves by one unit in its last place, and the gaps
-when the adapters of one kind of layer are lost, smallest and largest. Adapters are stirred as in the trial before
-training. Left out: whether anything is saved right, which the trial asks of every run.
+The comparison of a saved model with the trainer's (``heliostat.models.checks.saved_model``) has to let the first pass
+and to refuse the second. One line a dtype: the median gap when every weight moves by one unit in its last place, and
+the gaps when the adapters of one kind of layer are lost, smallest and largest. Adapters are stirred as in the trial
+before training. Left out: whether anything is saved right, which the trial asks of every run.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import torch
 
 from heliostat.config import LoraSection, ModelSection
 from heliostat.models import load_model
+from heliostat.models.checks.saved_model import jitter, median_gap, trainer_logits
 from heliostat.models.lora import add_adapters, stirred
-from heliostat.models.readback import jitter, median_gap, trainer_logits
 
 PROMPTS = ("What is 12 + 30?", "Name the capital of France.", "Sort: 3, 1, 2.", "A train leaves at noon. When")
 

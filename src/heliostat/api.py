@@ -19,8 +19,8 @@ from typing import Any
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
-from heliostat.tasks.files import fitting_sizes
-from heliostat.tasks.given import Given, giving, named, with_given
+from heliostat.tasks.data.in_memory import Given, giving, named, with_given
+from heliostat.tasks.sources.data_files import fitting_sizes
 from heliostat.traces import BankSummary
 from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
 from heliostat.train.run import EXPECTED_FAILURES

@@ -18,7 +18,7 @@ import torch
 
 from heliostat.optim import Schedule
 from heliostat.rollout.engine import TorchEngine
-from heliostat.tasks.pool import Judging
+from heliostat.tasks.verifier_pool.pool import Judging
 from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import GuardedStep

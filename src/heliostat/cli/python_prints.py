@@ -2,7 +2,8 @@
 
 Their messages quote what models and data files hold, and a terminal would obey it.
 
-Left out: what this package prints (``printed``, ``terminal``), and what verifiers print (``tasks.saying``).
+Left out: what this package prints (``printed``, ``terminal``), and what verifiers print
+(``tasks.sandbox.child_output``).
 """
 
 from __future__ import annotations

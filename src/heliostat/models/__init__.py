@@ -7,15 +7,15 @@ a folder that plain transformers loads. transformers itself is imported on first
 Left out: sampling (``rollout``) and training (``train``).
 """
 
-from heliostat.models.conversation import encode_turns
-from heliostat.models.encoding import decode, encode_problem, encode_solution
+from heliostat.models.architecture_probes import cache_kind
 from heliostat.models.flops import BACKWARD_COST, forward_flops
 from heliostat.models.head import Head, completion_head
-from heliostat.models.load import load_model
-from heliostat.models.loaded import LoadedModel
-from heliostat.models.probes import cache_kind
+from heliostat.models.loaded_model import LoadedModel
+from heliostat.models.loading.load import load_model
+from heliostat.models.loading.tiny import TinyShape
+from heliostat.models.prompts.conversations import encode_turns
+from heliostat.models.prompts.encoding import decode, encode_problem, encode_solution
 from heliostat.models.saving import save_model
-from heliostat.models.tiny import TinyShape
 from heliostat.models.twin import are_current, holding, trained_weights, twin_of
 
 __all__ = [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from heliostat.models.loaded import LoadedModel
+from heliostat.models.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ def forward_flops(loaded: LoadedModel, num_tokens: float, num_context: float, nu
 
 def _matmul_weights(model: PreTrainedModel, projection: nn.Module | None) -> float:
     """Weights that one token is multiplied with, the output projection apart."""
-    from heliostat.models.internals import Conv1D  # GPT-2's name for a linear layer
+    from heliostat.models.transformers_internals import Conv1D  # GPT-2's name for a linear layer
 
     config = model.config.get_text_config()
     num_experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)

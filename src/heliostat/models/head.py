@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from heliostat.models.probes import probe_ids, probing
+from heliostat.models.architecture_probes import probe_ids, probing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +76,7 @@ class Head:
             inputs: the model's own.
         """
         if memory is not None:
-            from heliostat.models.internals import memory_argument
+            from heliostat.models.transformers_internals import memory_argument
 
             inputs[memory_argument(self.backbone) or "past_key_values"] = memory
         output = self.backbone(**inputs)

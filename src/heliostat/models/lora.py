@@ -3,8 +3,8 @@ r"""Low-rank adapters by PEFT: ``W + (alpha / rank) B A`` in place of ``W``, and
 Adapters sit inside the model, so sampling and training see the adapted weights; one of the two factors starts at 0, so
 the first policy is the model itself. What is saved is a plain model, merged, and the adapter beside it.
 
-Left out: which layers get one (``models.targets``), quantised bases, dropout (it is off everywhere here), and other
-kinds of adapters.
+Left out: which layers get one (``models.lora_targets``), quantised bases, dropout (it is off everywhere here), and
+other kinds of adapters.
 
 References: Hu et al., 2021, arXiv:2106.09685.
 """
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.config import ConfigError, LoraSection
-from heliostat.models.probes import probe_ids, probing
-from heliostat.models.targets import no_such_layer, split_targets, trained_whole, unmatched
+from heliostat.models.architecture_probes import probe_ids, probing
+from heliostat.models.lora_targets import no_such_layer, split_targets, trained_whole, unmatched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

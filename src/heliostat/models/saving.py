@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from heliostat.models.loaded import LoadedModel, without_progress_bars
+from heliostat.models.loaded_model import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged, plain_name
-from heliostat.models.templates import without_day
+from heliostat.models.prompts.chat_template import without_day
 from heliostat.storage import MANIFEST, new_folder, publishing
 
 if TYPE_CHECKING:

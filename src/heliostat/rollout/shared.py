@@ -24,14 +24,14 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from heliostat.models import LoadedModel
-from heliostat.models.internals import (
+from heliostat.models.architecture_probes import probe_ids, probing
+from heliostat.models.transformers_internals import (
     attention_in_use,
     register_attention,
     takes_attention_functions,
     usual_attention,
     with_attention,
 )
-from heliostat.models.probes import probe_ids, probing
 from heliostat.rollout.rows import GrowingLayer, key_values
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@
     > the model's own cache, prompts of equal length > no cache, prompts of equal length > no cache, one row at a time
 
 A trial samples a few prompts of mixed lengths, several tokens each, rows ending and coming in between, and compares the
-recorded log-probabilities with the model's own forward of each text alone (``models.agreement``). The last way is that
-forward, so a causal model that gives the same numbers twice always has one.
+recorded log-probabilities with the model's own forward of each text alone (``models.checks.reference_forward``). The
+last way is that forward, so a causal model that gives the same numbers twice always has one.
 
 Left out: servers, which are compared after every hand-over of weights (``rollout.parity``).
 """
@@ -23,7 +23,8 @@ import torch
 
 from heliostat.config import ConfigError, RolloutSection
 from heliostat.models import LoadedModel
-from heliostat.models.agreement import (
+from heliostat.models.architecture_probes import num_embedded_ids
+from heliostat.models.checks.reference_forward import (
     Yardstick,
     common_contexts,
     comparing,
@@ -34,7 +35,6 @@ from heliostat.models.agreement import (
     what_failed,
     yardstick,
 )
-from heliostat.models.probes import num_embedded_ids
 from heliostat.rollout.drafts import DecodeLimits, Scribe
 from heliostat.rollout.engine import TorchEngine
 from heliostat.rollout.plain import PlainEngine

@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heliostat.tasks.auditing import AuditReport, audit
-    from heliostat.tasks.gym import list_tasks
     from heliostat.tasks.loading import load_task, show_task
-    from heliostat.tasks.pool import VerifierError, VerifierPool
+    from heliostat.tasks.reward_audit.audit import AuditReport, audit
+    from heliostat.tasks.sources.reasoning_gym import list_tasks
     from heliostat.tasks.task import Task, WeightedVerifier
+    from heliostat.tasks.verifier_pool.pool import VerifierError, VerifierPool
 
 __all__ = [
     "AuditReport",
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "AuditReport": "auditing",
+    "AuditReport": "reward_audit.audit",
     "Task": "task",
-    "VerifierError": "pool",
-    "VerifierPool": "pool",
+    "VerifierError": "verifier_pool.pool",
+    "VerifierPool": "verifier_pool.pool",
     "WeightedVerifier": "task",
-    "audit": "auditing",
-    "list_tasks": "gym",
+    "audit": "reward_audit.audit",
+    "list_tasks": "sources.reasoning_gym",
     "load_task": "loading",
     "show_task": "loading",
 }

@@ -1,6 +1,6 @@
 """Where in a completion the answer is.
 
-Left out: judging it (``verifiers``). Imported by workers: the standard library only.
+Left out: judging it (``verifiers.builtin``). Imported by workers: the standard library only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From a ``[[task]]`` section of a recipe to a ``Task``: every setting is checked first, then problems are made.
 
-Left out: reasoning-gym (``gym``) and data files (``files``) themselves; each registers one ``Source`` here.
+Left out: reasoning-gym (``sources.reasoning_gym``) and data files (``sources.data_files``) themselves; each registers
+one ``Source`` here.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from heliostat.config import ConfigError, TaskSection, build_checked, nearest
-from heliostat.tasks.files import FileSettings, load_file, show_file_task
-from heliostat.tasks.gym import GymSettings, list_tasks, load_gym, show_gym_task
 from heliostat.tasks.settings import check_needs
+from heliostat.tasks.sources.data_files import FileSettings, load_file, show_file_task
+from heliostat.tasks.sources.reasoning_gym import GymSettings, list_tasks, load_gym, show_gym_task
 from heliostat.tasks.task import Task
 
 

@@ -1,6 +1,7 @@
 """The keys of a ``[[task]]`` section, and the objects they make before any problem is loaded.
 
-Left out: the keys of one source (``gym``, ``files``), which extend ``TaskSettings`` there.
+Left out: the keys of one source (``sources.reasoning_gym``, ``sources.data_files``), which extend ``TaskSettings``
+there.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from heliostat.config import ConfigError, build_checked, nearest
-from heliostat.tasks.carrying import dump_function
-from heliostat.tasks.given import PREFIX, find_function
-from heliostat.tasks.rewards import COMPLETION_IDS
+from heliostat.tasks.data.in_memory import PREFIX, find_function
+from heliostat.tasks.sandbox.pickling import dump_function
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, named, resolve, running_script
+from heliostat.tasks.verifiers.builtin import VERIFIERS, Function, Verifier, named, resolve, running_script
+from heliostat.tasks.verifiers.reward_functions import COMPLETION_IDS
 from heliostat.types import Problem
 
 

@@ -1,6 +1,7 @@
 """A task: problems with a train / held-out split, and the verifiers that turn an answer into a verdict.
 
-Left out: where problems come from (``gym``, ``files``), and running verifiers (``pool``).
+Left out: where problems come from (``sources.reasoning_gym``, ``sources.data_files``), and running verifiers
+(``verifier_pool.pool``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from heliostat.tasks.verifiers import Verifier
+from heliostat.tasks.verifiers.builtin import Verifier
 from heliostat.types import Problem, Verdict
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heliostat.models import LoadedModel
-from heliostat.models.agreement import what_failed
+from heliostat.models.checks.reference_forward import what_failed
 from heliostat.train.logprobs.layouts import Alone, Layout
 from heliostat.train.logprobs.packing import Row
 

@@ -1,8 +1,8 @@
 """Which layouts of rows give a model's own numbers: each is tried once per model, before anything is trained with it.
 
 A trial scores a few groups of mixed lengths and compares every log-probability with the model's own forward of each
-text alone (``models.agreement``), and its gradient (``gradient_trial``). What fails is left out; where even
-padding is wrong, rows run one by one.
+text alone (``models.checks.reference_forward``), and its gradient (``gradient_trial``). What fails is left out; where
+even padding is wrong, rows run one by one.
 
 Left out: which of the right layouts is cheapest for a batch (``policy``).
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from heliostat.models import LoadedModel
-from heliostat.models.agreement import (
+from heliostat.models.checks.reference_forward import (
     comparing,
     mixed_contexts,
     num_tried,

@@ -35,7 +35,7 @@ from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import Engine, RolloutCounts
 from heliostat.spans import timed_spans
 from heliostat.tasks import VerifierPool
-from heliostat.tasks.pool import Judging
+from heliostat.tasks.verifier_pool.pool import Judging
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy

@@ -3,7 +3,8 @@
     try_export   of the model before training, what is trained shaken: what could be lost is lost now
     export       of the model after training
 
-Left out: what is in such a folder (``models.saving``, ``models.lora``) and how it is compared (``models.readback``).
+Left out: what is in such a folder (``models.saving``, ``models.lora``) and how it is compared
+(``models.checks.saved_model``).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from heliostat.config import ConfigError
 from heliostat.models import LoadedModel, save_model
+from heliostat.models.checks.saved_model import SavedDiffers, check_adapter, check_saved, trainer_logits
+from heliostat.models.checks.weight_perturbation import shaken
 from heliostat.models.lora import held, is_adapted, save_adapter, stirred
-from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, trainer_logits
 from heliostat.models.saving import replacing
-from heliostat.models.shaking import shaken
 from heliostat.storage.errors import is_full
 from heliostat.train.distributed.fsdp import gathered, whole_weights
 from heliostat.train.distributed.ranks import RankLost, Runtime

@@ -1,0 +1,107 @@
+"""Start a fresh Python interpreter that runs one module of this package, with a connection to it.
+
+Not ``multiprocessing``: its spawned children run the user's main script again, which imports torch and, without an
+``if __name__`` guard, starts the whole run once more. Children get a fixed hash seed (reasoning-gym iterates over
+sets of strings, so its problems would differ from process to process), one thread for linear algebra, and a
+supervisor (``process_tree``), so that whatever they start ends with them.
+
+Left out: what is said over the connection (``verifier_pool.worker``, ``reasoning_gym_datasets``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from heliostat.tasks.sandbox.child_output import forward
+from heliostat.tasks.sandbox.nested_runs import INSIDE
+from heliostat.tasks.sandbox.process_tree import SUPERVISED, end_kin
+
+_BOOT = (
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); fds = [*map(int, sys.argv[3:])]; "
+    "from heliostat.tasks.sandbox.process_tree import supervise; supervise(fds[0]); "
+    "importlib.import_module(sys.argv[2]).main(*fds)"
+)
+_TICK_S = 0.005
+_PATIENCE_S = 10.0  # for a supervisor to collect what it had; then it is killed too
+_LAST_WORDS_S = 1.0
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A running interpreter and the parent's end of the connection to it.
+
+    Attributes:
+        process: the interpreter's supervisor, or itself where the system has none; ends as the interpreter ends.
+        mark: stands in the environment of the interpreter and of whatever it starts, and of nothing else.
+        speech: shows what it prints until all of that is shown.
+    """
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    mark: str
+    speech: threading.Thread
+
+    def interrupt(self) -> None:
+        """Send the kill to it and to all it started; does not wait, so any thread may call it."""
+        if self.process.returncode is None:  # not waited for yet, so the numbers cannot mean other processes
+            end_kin(self.process.pid, self.mark)
+            if not SUPERVISED:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> int:
+        """End it and all it started, now. Returns its exit code (its own, if it had ended already)."""
+        self.connection.close()
+        patience = time.monotonic() + _PATIENCE_S
+        while self.process.poll() is None:
+            self.interrupt()
+            if time.monotonic() > patience:
+                self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_TICK_S)
+        while end_kin(-1, self.mark) and time.monotonic() < patience:  # left by a supervisor that was killed itself
+            time.sleep(_TICK_S)
+        self.speech.join(_LAST_WORDS_S)
+        return self.process.returncode
+
+
+def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
+    """Run ``module.main(connection_fd, *inherited_fds)`` in a fresh interpreter.
+
+    The child sees end-of-file on its connection when this process ends, in whatever way. What it prints goes to
+    standard error, because somebody's program may read standard output, and is made visible on the way.
+    """
+    ours, theirs = socket.socketpair()
+    mark = uuid.uuid4().hex
+    heard, said = os.pipe()
+    speech = forward(heard)  # which also closes it, where no child comes to be
+    with theirs, open(said, "wb", buffering=0) as saying:  # noqa: PTH123  a descriptor
+        fds = (theirs.fileno(), *inherited_fds)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, json.dumps(sys.path), module, *map(str, fds)],
+            stdin=subprocess.DEVNULL,
+            stdout=saying,
+            stderr=saying,
+            env=os.environ | _ENVIRONMENT | {INSIDE: mark},
+            pass_fds=fds,
+            start_new_session=True,
+        )
+    return Child(process, Connection(ours.detach()), mark, speech)

@@ -1,0 +1,54 @@
+"""No run inside a run's own helpers: verifier processes, and modules that are imported for a reward function.
+
+Without this a script that trains whenever it is imported, and holds its own reward function, starts itself again in
+every verifier process, without end. Imports the standard library alone.
+
+Left out: how functions reach the processes without importing anything (``pickling``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+INSIDE = "HELIOSTAT_VERIFIER_PROCESS"
+"""Set in the environment of every helper process, and with it in whatever that process starts."""
+
+_imported_for: ContextVar[str] = ContextVar("imported_for", default="")
+
+
+class NestedRun(RuntimeError):
+    """A run or a verifier pool was started where none may be."""
+
+
+@contextmanager
+def importing(path: str) -> Iterator[None]:
+    """Around the import of the module of ``path``, a ``module:function``."""
+    token = _imported_for.set(path)
+    try:
+        yield
+    finally:
+        _imported_for.reset(token)
+
+
+def is_inside() -> bool:
+    """Whether this is a verifier process, or was started by one."""
+    return bool(os.environ.get(INSIDE))
+
+
+def refuse_nested(what: str) -> None:
+    """Refuse to start ``what`` in a helper process, or while a reward function's module is being imported.
+
+    Raises:
+        NestedRun: it is one of these.
+    """
+    way_out = (
+        "put what starts it under if __name__ == '__main__':, or move the function into a module of its own, or pass "
+        "it as it is: post_train(..., rewards=[function])"
+    )
+    if path := _imported_for.get():
+        raise NestedRun(f"the module of '{path}' starts {what} whenever it is imported; {way_out}")
+    if is_inside():
+        raise NestedRun(f"a verifier process may not start {what}, and a module that it imported does; {way_out}")

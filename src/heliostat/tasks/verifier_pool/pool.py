@@ -1,0 +1,243 @@
+"""Verdicts from worker processes that may hang, crash or lie, collected in order.
+
+One thread of the parent watches one worker: hands it a problem with its texts, collects scores, kills it when a text
+takes longer than its task allows, starts another, and goes on behind the text that did it. A text that was judged but
+not yet reported when its worker died is judged again.
+
+Left out: what a verdict is (``task``), what runs in the worker (``worker``), and one worker's clock
+(``worker_handle``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Self
+
+from heliostat.config import ConfigError
+from heliostat.tasks.sandbox.nested_runs import refuse_nested
+from heliostat.tasks.task import Task
+from heliostat.tasks.verifier_pool.batches import Batch, Job, VerifierError
+from heliostat.tasks.verifier_pool.worker import TaskSpec
+from heliostat.tasks.verifier_pool.worker_handle import Worker, WorkerLost
+from heliostat.tasks.verifiers.builtin import Function
+from heliostat.types import Group, Problem, Verdict
+
+__all__ = ["Judging", "VerifierError", "VerifierPool"]
+
+_MAX_BATCH = 15  # jobs that one worker takes at once, at most, besides the first
+_MAX_STARTS = 3  # workers in a row that die before they judge anything
+
+
+class VerifierPool:
+    """Judges answers in worker processes under the time and memory limits of their tasks.
+
+    Use it as a context manager: workers start on entering, without waiting for them, and are gone after leaving.
+
+    Args:
+        tasks: the tasks whose problems will be judged; their names must differ.
+
+    Raises:
+        ConfigError: two tasks have the same name.
+        NestedRun: on entering, inside a verifier process.
+
+    **Limits**: a verdict depends only on the problem and the text, not on the number of workers, on the other texts, or
+    on the order of submission, as long as the verifier itself is a function of them.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = {task.name: (number, task) for number, task in enumerate(tasks)}
+        if len(self._tasks) < len(tasks):
+            raise ConfigError("two tasks have the same name; give one of them a label")
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._keepers: list[_Keeper] = []
+
+    def __enter__(self) -> Self:
+        refuse_nested("verifier processes")
+        tasks = [task for _, task in self._tasks.values()]
+        specs = [spec_of(task) for task in tasks]
+        count = max(task.num_workers for task in tasks)
+        self._keepers = [_Keeper(specs, self._jobs, count) for _ in range(count)]
+        for keeper in self._keepers:
+            keeper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._jobs.put(None)
+        for keeper in self._keepers:
+            keeper.stop()
+        self._keepers = []
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes that judge side by side."""
+        return max(task.num_workers for _, task in self._tasks.values())
+
+    def judge(self, problem: Problem, texts: Sequence[str], *, stops: bool = True) -> Future[tuple[Verdict, ...]]:
+        """Judge completions of one problem; the future holds one verdict per text, in order.
+
+        Args:
+            stops: whether a failure counts as the task's ``on_failure`` says; else it only stands in its verdict.
+
+        Raises (through the future):
+            VerifierError: a verifier failed and the task's ``on_failure`` is ``stop``, or no worker can be started.
+        """
+        return self._put(problem, texts, tuple, stops)
+
+    def submit(self, group: Group) -> Future[Group]:
+        """Start judging a group; the future holds the same group with its verdicts."""
+        texts = [completion.text for completion in group.completions]
+        ids = tuple(completion.token_ids for completion in group.completions)
+        return self._put(
+            group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)), token_ids=ids
+        )
+
+    def begin(self) -> Judging:
+        """Judge groups as they are announced."""
+        return Judging(self)
+
+    def verify(self, groups: Sequence[Group]) -> list[Group]:
+        """The same groups, in the same order, with their verdicts.
+
+        Raises:
+            VerifierError: see ``judge``.
+        """
+        return self.begin().finish(groups)
+
+    def _put(
+        self,
+        problem: Problem,
+        texts: Sequence[str],
+        finish: Callable[[list[Verdict]], Any],
+        stops: bool = True,
+        token_ids: tuple[tuple[int, ...], ...] = (),
+    ) -> Future[Any]:
+        if not self._keepers:
+            raise RuntimeError("a VerifierPool judges only inside its `with` block")
+        if problem.task not in self._tasks:
+            raise ValueError(f"problem {problem.problem_id} belongs to task '{problem.task}', not to one of this pool")
+        number, task = self._tasks[problem.task]
+        if not any(isinstance(weighted.verifier, Function) for weighted in task.verifiers):
+            token_ids = ()
+        task = task if stops else replace(task, on_failure="zero")
+        job = Job(task, number, problem, tuple(texts), finish, token_ids)
+        self._jobs.put(job)
+        return job.future
+
+
+class Judging:
+    """Groups of one batch on their way to verdicts, begun as each is announced and collected in the end.
+
+    **Limits**: with no announcement at all this is ``VerifierPool.verify``.
+    """
+
+    def __init__(self, pool: VerifierPool) -> None:
+        self._pool = pool
+        self._futures: dict[int, Future[Group]] = {}
+
+    def announce(self, index: int, group: Group) -> None:
+        """Start judging the group that will stand at ``index``."""
+        self._futures[index] = self._pool.submit(group)
+
+    def finish(self, groups: Sequence[Group]) -> list[Group]:
+        """All groups with their verdicts, in order; those not announced are judged now.
+
+        Raises:
+            VerifierError: see ``VerifierPool.judge``.
+        """
+        for index, group in enumerate(groups):
+            if index not in self._futures:
+                self.announce(index, group)
+        return [self._futures[index].result() for index in range(len(groups))]
+
+
+class _Keeper(threading.Thread):
+    """Keeps one worker alive and busy."""
+
+    def __init__(self, specs: list[TaskSpec], jobs: queue.SimpleQueue[Job | None], num_keepers: int) -> None:
+        super().__init__(daemon=True, name="verifier-keeper")
+        self._specs = specs
+        self._jobs = jobs
+        self._num_keepers = num_keepers
+        self._worker: Worker | None = None
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End worker and thread, from another thread; whatever still waits for a verdict gets an error."""
+        self._stopped.set()
+        while self.is_alive():
+            if (worker := self._worker) is not None:
+                worker.child.interrupt()
+            self.join(timeout=0.1)
+
+    def run(self) -> None:
+        with contextlib.suppress(Exception):
+            self._prepare()  # while the model loads; the first job tries again, and its future carries the error
+        while jobs := self._take():
+            batch = Batch([job for job in jobs if job.future.set_running_or_notify_cancel()])
+            try:
+                self._judge(batch)
+                batch.resolve()
+            except BaseException as error:
+                batch.fail(error)
+        self._drop()
+
+    def _take(self) -> list[Job]:
+        """Wait for jobs and take a fair share of those there are; none: the pool is closing."""
+        jobs: list[Job] = []
+        while not jobs or len(jobs) <= min(_MAX_BATCH, self._jobs.qsize() // (2 * self._num_keepers)):
+            try:
+                job = self._jobs.get(block=not jobs)
+            except queue.Empty:  # another keeper was faster
+                break
+            if job is None:
+                self._jobs.put(None)  # every keeper must see it, and this one again if it has work to do first
+                break
+            jobs.append(job)
+        return jobs
+
+    def _judge(self, batch: Batch) -> None:
+        """Fill in the batch's outcomes, replacing the worker as often as it takes."""
+        starts = 0
+        while batch.is_open:
+            try:
+                self._prepare().judge(batch)
+            except WorkerLost as lost:
+                self._drop()
+                if lost.number >= 0:
+                    starts = 0
+                    batch.outcomes[lost.number] = ({}, str(lost))
+                    continue
+                starts += 1
+                if starts == _MAX_STARTS:
+                    raise VerifierError(f"{lost}, {starts} times in a row before judging anything") from lost
+
+    def _prepare(self) -> Worker:
+        if self._stopped.is_set():
+            raise VerifierError("the verifier pool was closed while this answer waited for its verdict")
+        if self._worker is None:
+            try:
+                self._worker = Worker(self._specs)
+            except OSError as error:
+                raise VerifierError(f"a verifier process cannot be started: {error}") from error
+        try:
+            self._worker.wait_until_ready()
+        except BaseException:  # whatever went wrong, what is left of it is no worker
+            self._drop()
+            raise
+        return self._worker
+
+    def _drop(self) -> None:
+        if self._worker is not None:
+            self._worker.child.kill()
+            self._worker = None
+
+
+def spec_of(task: Task) -> TaskSpec:
+    """Return the part of ``task`` that a worker needs."""
+    verifiers = tuple((weighted.name, weighted.sees, weighted.verifier) for weighted in task.verifiers)
+    return TaskSpec(task.answer_after, task.timeout_s, task.memory_mb, verifiers)
