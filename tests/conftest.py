@@ -7,10 +7,13 @@ import torch
 from hypothesis import settings
 
 from tests.support import shapes
+from tests.support.slow import pytest_terminal_summary
 
 shapes.install()  # before the first import of heliostat
 
 from tests.support.nano import make_nano  # noqa: E402
+
+__all__ = ["pytest_terminal_summary"]
 
 torch.set_num_threads(1)
 

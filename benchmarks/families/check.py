@@ -34,7 +34,7 @@ from small import NotBuilt, write_small
 from heliostat.cli.entry import is_refusal, one_line
 from heliostat.config import ModelSection, Recipe, RolloutSection
 from heliostat.models import LoadedModel, encode_problem, load_model
-from heliostat.rollout import DecodeLimits, SamplingSettings, build_engine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, build_engine
 from heliostat.train import run_recipe
 from heliostat.train.console.progress import Display
 from heliostat.train.logprobs.layout_trial import exact_layouts
@@ -76,7 +76,7 @@ def greedy_share(loaded: LoadedModel) -> tuple[float, str]:
     """Share of prompts whose batched greedy sample is the model's own continuation, and how it was decoded."""
     prompts = [encode_problem(loaded, Problem(str(i), "t", text), chat=False) for i, text in enumerate(TEXTS)]
     engine: Any = build_engine(loaded, DecodeLimits(NUM_TOKENS), RolloutSection())
-    groups = engine.sample(prompts, 1, SamplingSettings(temperature=0), seed=0, policy_step=0)
+    groups = engine.sample(SampleRequest(prompts, 1, SamplingSettings(temperature=0), seed=0, policy_step=0))
     own = [own_continuation(loaded, prompt) for prompt in prompts]
     right = [list(group.completions[0].token_ids) == ids for group, ids in zip(groups, own, strict=True)]
     return sum(right) / len(right), engine.way
@@ -87,7 +87,7 @@ def score_gap(loaded: LoadedModel) -> float:
     """Largest difference between what training scores and the model's own forward of each text alone."""
     prompts = [encode_problem(loaded, Problem(str(i), "t", text), chat=False) for i, text in enumerate(TEXTS)]
     engine = build_engine(loaded, DecodeLimits(NUM_TOKENS), RolloutSection())
-    groups = engine.sample(prompts, 2, SamplingSettings(), seed=1, policy_step=0)
+    groups = engine.sample(SampleRequest(prompts, 2, SamplingSettings(), seed=1, policy_step=0))
     rows = rows_of([TrainingGroup(group, torch.zeros(2)) for group in groups])
     logp = Policy(loaded, 1.0, shared_prompt=True).log_probs(rows)
     own = []

@@ -72,14 +72,14 @@ def replay(job: Mapping[str, Any], recorded: Path) -> list[dict[str, float]]:
 
     recipe = heliostat_recipe(job)
     runtime = start_runtime(RunSection(num_threads=job["num_threads"]))
-    bench = set_up_model(recipe, runtime)
-    updater = make_updater(recipe, bench, check_recipe(recipe), runtime)
-    ours = dict(bench.loaded.model.named_parameters())
+    bundle = set_up_model(recipe, runtime)
+    updater = make_updater(recipe, bundle, check_recipe(recipe), runtime)
+    ours = dict(bundle.loaded.model.named_parameters())
     steps = [torch.load(recorded / f"{step}.pt") for step in range(job["num_steps"] + 1)]
     start: Weights = steps[0]["weights"]
     lines = []
     for index, (step, following) in enumerate(itertools.pairwise(steps)):
-        excess, error = surprise_minus_entropy(bench.loaded.model, step)
+        excess, error = surprise_minus_entropy(bundle.loaded.model, step)
         updater.run(updater.make_batch(groups_of(step, job["group_size"])), 1, index, seed=index)
         moved, apart = distance(following["weights"], start), distance(following["weights"], ours)
         lines.append({"step": index + 1, "apart": apart / moved, "excess_nats": excess, "excess_error_nats": error})

@@ -24,7 +24,7 @@ from entries import write_model
 
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, load_model
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.logprobs.packing import microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import Problem, Prompt, TrainingGroup
@@ -43,7 +43,7 @@ def point(loaded: LoadedModel, group_size: int, prompt: int, answer: int, shared
     policy = Policy(loaded, 1.0, shared_prompt=shared)
 
     def sample() -> list[TrainingGroup]:
-        groups = engine.sample(prompts, group_size, SamplingSettings(), seed=1, policy_step=0)
+        groups = engine.sample(SampleRequest(prompts, group_size, SamplingSettings(), seed=1, policy_step=0))
         return [TrainingGroup(group, torch.ones(group_size)) for group in groups]
 
     rows = rows_of(sample())

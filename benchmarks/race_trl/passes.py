@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/race_trl/passes.py
 
-The 5M model, groups of 8 behind prompts of 96 tokens. *Fused* and *shared* are this library's (``rollout.fused``,
-``rollout.shared``), *copied* gives every row a cache of its own, *static* is transformers' cache of a fixed length,
-*compiled* the same under ``torch.compile``, whose first pass is printed apart: each number of rows is compiled once
-(a range of them at a time, if marked), and rows leave all the time. Ways take turns; medians.
+The 5M model, groups of 8 behind prompts of 96 tokens. *Fused* and *shared* are this library's (``fused`` and
+``shared`` of ``rollout.in_process``), *copied* gives every row a cache of its own, *static* is transformers' cache of a
+fixed length, *compiled* the same under ``torch.compile``, whose first pass is printed apart: each number of rows is
+compiled once (a range of them at a time, if marked), and rows leave all the time. Ways take turns; medians.
 
 Left out: drawing tokens, and CUDA graphs, which need a GPU.
 """
@@ -25,9 +25,9 @@ from transformers import DynamicCache, StaticCache
 
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, load_model
-from heliostat.rollout.fused import fused_layers
-from heliostat.rollout.rows import Rows
-from heliostat.rollout.shared import SharedRows, attending
+from heliostat.rollout.in_process.fused import fused_layers
+from heliostat.rollout.in_process.rows import Rows
+from heliostat.rollout.in_process.shared import SharedRows, attending
 
 RESULTS = Path(__file__).resolve().parent / "results" / "passes.json"
 PROMPT, GROUP, NUM_PASSES = 96, 8, 32

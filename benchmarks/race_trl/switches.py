@@ -25,8 +25,8 @@ from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
 
 from heliostat.config import ModelSection
 from heliostat.models import BACKWARD_COST, LoadedModel, encode_problem, forward_flops, load_model
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
-from heliostat.train.accounting.machine_peak import Ceilings
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
+from heliostat.train.accounting.machine_peak import MachinePeak
 from heliostat.train.accounting.profiler import decode_floor
 from heliostat.train.logprobs.packing import microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
@@ -76,16 +76,18 @@ def measure(entry: Entry, loaded: LoadedModel, prompts: list[Prompt]) -> dict[st
 
 
 def _sample(engine: TorchEngine, prompts: list[Prompt], entry: Entry) -> list[Group]:
-    return engine.sample(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0)
+    return engine.sample(SampleRequest(prompts, entry.group_size, SamplingSettings(), seed=1, policy_step=0))
 
 
-def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:
+def _ceilings(size: int = 1024, copy_bytes: int = 2**28) -> MachinePeak:
     """As ``heliostat.train.accounting.machine_peak``, in CPU seconds: the machine may be shared."""
     left, right = torch.ones(2, size, size)
     source = torch.zeros(copy_bytes, dtype=torch.uint8)
     target = torch.empty_like(source)
     product_s = _cpu_seconds(lambda: torch.mm(left, right), num_tries=7)
-    return Ceilings(2 * size**3 / product_s, 2 * copy_bytes / _cpu_seconds(lambda: target.copy_(source), num_tries=7))
+    return MachinePeak(
+        2 * size**3 / product_s, 2 * copy_bytes / _cpu_seconds(lambda: target.copy_(source), num_tries=7)
+    )
 
 
 def _cpu_seconds(work: Callable[[], object], num_tries: int = 3) -> float:

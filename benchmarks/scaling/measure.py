@@ -42,7 +42,7 @@ from heliostat.scaling import (
     training_memory,
 )
 from heliostat.train import run_recipe
-from heliostat.train.accounting.machine_peak import measure_ceilings
+from heliostat.train.accounting.machine_peak import measure_machine_peak
 from heliostat.train.trainer import Trainer
 
 RECIPE = """
@@ -102,7 +102,7 @@ def work(folder: Path, overrides: dict[str, object]) -> None:
     plain = Trainer.step
 
     def watched(self: Trainer, step: int) -> dict[str, float]:
-        model, optimizer = self.context.bench.loaded.model, self.updater.guarded.optimizer
+        model, optimizer = self.context.bundle.loaded.model, self.updater.safe_step.optimizer
         if step != COUNTED:
             began = time.perf_counter()
             values = plain(self, step)
@@ -195,7 +195,7 @@ def _reduce(rank: int, store: str, num_bytes: int, path: str) -> None:
 def ceilings() -> dict[str, float]:
     """What this machine does at best, one thread and two processes."""
     torch.set_num_threads(1)
-    measured = measure_ceilings(torch.device("cpu"), torch.float32)
+    measured = measure_machine_peak(torch.device("cpu"), torch.float32)
     return {
         "flops_per_s": measured.flops_per_s,
         "bytes_per_s": measured.bytes_per_s,

@@ -201,7 +201,7 @@ def _concluded(result: RunResult) -> RunResult:
 
 def _with_page(result: RunResult) -> RunResult:
     """Draw the run's page; a disk that has no room for it must not hide how the run itself ended."""
-    if not result.speaks:
+    if not result.is_main_process:
         return result
     try:
         write_report([result.folder])

@@ -4,7 +4,7 @@ Newline and tab stay; every other character that is no sign is shown in its plac
 escape byte as ␛, a carriage return as ␍), and other controls, bidirectional overrides, zero-width and invisible
 characters, line separators and lone surrogates as their escapes (``\u202e``).
 
-Left out: HTML (``report.markup`` marks the same characters), and rich's own consoles (``terminal``).
+Left out: HTML (``report.html.markup`` marks the same characters), and rich's own consoles (``terminal``).
 """
 
 from __future__ import annotations

@@ -23,17 +23,17 @@ import torch
 
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
 from heliostat.train.checks.recipe import check_recipe, load_tasks
-from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.distributed.ranks import Runtime, start_runtime
 from heliostat.train.evaluation.evaluate import Evaluation, evaluate
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, score
-from heliostat.train.model_bundle import Bench, load_reference, set_up_model
+from heliostat.train.model_bundle import ModelBundle, load_reference, set_up_model
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.updater import Updater, UpdateReport
@@ -74,7 +74,7 @@ class Experiment:
 
     recipe: Recipe
     tasks: Sequence[Task]
-    bench: Bench
+    bundle: ModelBundle
     pool: VerifierPool
     runtime: Runtime
     updater: Updater
@@ -84,7 +84,7 @@ class Experiment:
     @property
     def loaded(self) -> LoadedModel:
         """Return the model with its tokenizer."""
-        return self.bench.loaded
+        return self.bundle.loaded
 
     @property
     def policy(self) -> Policy:
@@ -103,7 +103,7 @@ class Experiment:
 
     def problems(self, index: int, num: int) -> list[Problem]:
         """Return batch ``index`` of ``num`` training problems: shuffled epochs, as a run draws them."""
-        return Passes(self.train, self.recipe.run.seed).next(index, num)
+        return ShuffledEpochs(self.train, self.recipe.run.seed).next(index, num)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -122,12 +122,13 @@ class Experiment:
             seed: of the completions; the same seed, weights and problem give the same completion.
             settings: Default: the policy's temperature, and no truncation of the distribution.
         """
-        prompts = [self.bench.prompt(problem) for problem in problems]
+        prompts = [self.bundle.prompt(problem) for problem in problems]
         settings = settings or SamplingSettings(temperature=self.policy.temperature)
         size = num_samples or self.recipe.rollout.group_size
+        request = SampleRequest(prompts, size, settings, seed=seed, policy_step=self.num_updates)
         with self.ledger.phase("rollout"):
-            groups = self.bench.engine.sample(prompts, size, settings, seed=seed, policy_step=self.num_updates)
-        self.ledger.charge_rollout("rollout", self.loaded, self.bench.engine.take_counts())
+            groups = self.bundle.engine.sample(request)
+        self.ledger.charge_rollout("rollout", self.loaded, self.bundle.engine.take_counts())
         with self.ledger.phase("verify"):
             return self.pool.verify(groups)
 
@@ -193,10 +194,10 @@ class Experiment:
             problems: Default: all held-out problems.
             num_samples: completions a problem. Default: ``eval.final_samples``.
         """
-        prompts = [self.bench.prompt(problem) for problem in (self.heldout if problems is None else problems)]
+        prompts = [self.bundle.prompt(problem) for problem in (self.heldout if problems is None else problems)]
         with self.ledger.phase("eval"):
             result, _ = evaluate(
-                self.bench.engine,
+                self.bundle.engine,
                 self.pool,
                 prompts,
                 num_samples or self.recipe.eval.final_samples,
@@ -205,7 +206,7 @@ class Experiment:
                 seed=completion_seed(self.recipe.run.seed, "evaluation"),
                 greedy=greedy,
             )
-        self.ledger.charge_sampling("eval", self.loaded, self.bench.engine, self.runtime)
+        self.ledger.charge_sampling("eval", self.loaded, self.bundle.engine, self.runtime)
         return result
 
     def frozen(self, path: str | Path) -> Policy:
@@ -239,10 +240,10 @@ class Experiment:
                     f"[{section}] cannot change in a running experiment; open another with these settings"
                 )
         self.loaded.model.load_state_dict(weights)
-        self.bench = dataclasses.replace(self.bench, recipe=recipe)
+        self.bundle = dataclasses.replace(self.bundle, recipe=recipe)
         self.recipe, self.ledger, self.num_updates = recipe, Ledger(), 0
-        self.updater = make_updater(recipe, self.bench, check_recipe(recipe), self.runtime)
-        self.bench.engine.take_counts()
+        self.updater = make_updater(recipe, self.bundle, check_recipe(recipe), self.runtime)
+        self.bundle.engine.take_counts()
 
 
 @contextmanager
@@ -264,10 +265,10 @@ def open_experiment(
     objective = check_recipe(checked)
     runtime = start_runtime(checked.run)
     tasks = load_tasks(checked)
-    bench = set_up_model(checked, runtime)
-    updater = make_updater(checked, bench, objective, runtime)
+    bundle = set_up_model(checked, runtime)
+    updater = make_updater(checked, bundle, objective, runtime)
     with VerifierPool(tasks) as pool:
-        yield Experiment(recipe=checked, tasks=tasks, bench=bench, pool=pool, runtime=runtime, updater=updater)
+        yield Experiment(recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater)
 
 
 def _values(means: Mapping[str, Mean]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pairs import pair, valid, write_problems
 
 from heliostat.config import Recipe, build_recipe
 from heliostat.monitors.answers import collision
-from heliostat.rollout import SamplingSettings
+from heliostat.rollout import SampleRequest, SamplingSettings
 from heliostat.statistics import bootstrap, pass_at_k
 from heliostat.tracking import read_metrics
 from heliostat.train import run_recipe
@@ -100,10 +100,12 @@ def one(work: Path, arm: str, value: float | None, seed: int) -> dict:
 
 def measure(recipe: Recipe) -> dict[str, float]:
     """What a saved model says to held-out prompts."""
-    bench = set_up_model(recipe, start_runtime(recipe.run))
+    bundle = set_up_model(recipe, start_runtime(recipe.run))
     problems = [problem for task in load_tasks(recipe) for problem in task.heldout]
-    prompts = [bench.prompt(problem) for problem in problems]
-    groups = bench.engine.sample(prompts, NUM_SAMPLES, SamplingSettings(temperature=1.0), seed=1, policy_step=0)
+    prompts = [bundle.prompt(problem) for problem in problems]
+    groups = bundle.engine.sample(
+        SampleRequest(prompts, NUM_SAMPLES, SamplingSettings(temperature=1.0), seed=1, policy_step=0)
+    )
     said: dict[int, list[tuple[int, int] | None]] = {}
     for problem, group in zip(problems, groups, strict=True):
         texts = [pair(problem.question, completion.text) for completion in group.completions]

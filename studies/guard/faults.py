@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from heliostat.optim import Schedule
-from heliostat.rollout.engine import TorchEngine
+from heliostat.rollout import TorchEngine
 from heliostat.tasks.verifier_pool.pool import Judging
 from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.trainer import Trainer
-from heliostat.train.update.safe_step import GuardedStep
+from heliostat.train.update.safe_step import SafeStep
 from heliostat.types import Verdict
 
 FIRST = 60
@@ -150,7 +150,7 @@ def gradients(value: float) -> Install:
     """Every gradient is ``value``."""
 
     def install(clock: Clock, stack: ExitStack) -> None:
-        apply = GuardedStep.apply
+        apply = SafeStep.apply
 
         def poisoned(self, loss, *args):
             if clock.broken:
@@ -159,7 +159,7 @@ def gradients(value: float) -> Install:
                         parameter.grad.fill_(value)
             return apply(self, loss, *args)
 
-        stack.enter_context(patch.object(GuardedStep, "apply", poisoned))
+        stack.enter_context(patch.object(SafeStep, "apply", poisoned))
 
     return install
 

@@ -170,7 +170,7 @@ def table(rows: list[dict]) -> str:
     minutes = sum(row["cpu_s"] for row in rows) / 60
     lines += [
         "",
-        f"False alarms in {steps} healthy guarded steps: {len(alarms)} {[alarm[1] for alarm in alarms]}; rollbacks: "
+        f"False alarms in {steps} healthy safe_step steps: {len(alarms)} {[alarm[1] for alarm in alarms]}; rollbacks: "
         f"{backs}. CPU: {minutes:.0f} min.",
     ]
     return "\n".join(lines)

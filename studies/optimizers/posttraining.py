@@ -74,16 +74,16 @@ def success(recipe: Recipe, model: Path) -> tuple[float, float]:
     """Mean probability of the right answer to the held-out problems, and the share that greedy decoding solves."""
     section = recipe.model.model_copy(update={"path": str(model), "settings": {}})
     recipe = recipe.model_copy(update={"model": section})
-    bench = set_up_model(recipe, start_runtime(recipe.run))
+    bundle = set_up_model(recipe, start_runtime(recipe.run))
     rows = [
-        replace(demonstration(bench.loaded, bench.prompt(problem), problem.solution or ""), group=number)
+        replace(demonstration(bundle.loaded, bundle.prompt(problem), problem.solution or ""), group=number)
         for number, problem in enumerate(load_tasks(recipe)[0].heldout)
     ]
-    policy, probability, greedy = Policy(bench.loaded, temperature=1.0, shared_prompt=False), 0.0, 0
+    policy, probability, greedy = Policy(bundle.loaded, temperature=1.0, shared_prompt=False), 0.0, 0
     for part in microbatches(rows, TOKENS, policy.padded_tokens):
         for row, piece in zip(part, torch.split(policy.log_probs(part), [row.num_tokens for row in part]), strict=True):
             probability += float(piece.sum().exp())
-            greedy += is_greedy(bench.loaded.model, row)
+            greedy += is_greedy(bundle.loaded.model, row)
     return probability / len(rows), greedy / len(rows)
 
 

@@ -26,17 +26,17 @@ from arms import NUM_UPDATES, Run
 from heliostat import sft
 from heliostat.config import Recipe, load_recipe
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
 from heliostat.train.checks.recipe import load_tasks
-from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.data.demonstrations import demonstration
 from heliostat.train.distributed.ranks import Runtime, start_runtime
 from heliostat.train.logprobs.packing import microbatches
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.model_bundle import Bench, set_up_model
+from heliostat.train.model_bundle import ModelBundle, set_up_model
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.safe_step import TrainingDiverged
 from heliostat.train.update.updater import Updater, UpdateReport, make_batch
@@ -62,8 +62,8 @@ class Arena(AbstractContextManager["Arena"]):
         self.runtime = start_runtime(self.recipe.run)
         self.tasks: list[Task] = load_tasks(self.recipe)
         warm = sft(self.recipe, run_dir=self.work / f"start-{self.start}").folder / "model"
-        self.bench: Bench = set_up_model(with_model(self.recipe, warm), self.runtime)
-        self.weights = copy.deepcopy(self.bench.loaded.model.state_dict())
+        self.bundle: ModelBundle = set_up_model(with_model(self.recipe, warm), self.runtime)
+        self.weights = copy.deepcopy(self.bundle.loaded.model.state_dict())
         self.pool = VerifierPool(self.tasks).__enter__()
         return self
 
@@ -72,12 +72,12 @@ class Arena(AbstractContextManager["Arena"]):
 
     def carry_out(self, run: Run) -> dict[str, Any]:
         """One run from the shared start; one that diverges keeps what it reached."""
-        self.bench.loaded.model.load_state_dict(self.weights)
+        self.bundle.loaded.model.load_state_dict(self.weights)
         recipe = arm_recipe(self.recipe, run)
-        updater = make_updater(recipe, self.bench, build_objective(recipe.objective), self.runtime)
+        updater = make_updater(recipe, self.bundle, build_objective(recipe.objective), self.runtime)
         updater.anchor_from_sampler = run.arm.anchor == "sampler"
         ledger, done, first, last, status = Ledger(), 0, None, {}, "finished"
-        self.bench.engine.take_counts()
+        self.bundle.engine.take_counts()
         curve, spent_s = [self.check(0, ledger, 0.0)], 0.0
         phases = self.phases(run, updater, ledger)
         try:
@@ -100,7 +100,7 @@ class Arena(AbstractContextManager["Arena"]):
         for groups in self.rollouts(run, ledger):
             batch = make_batch(updater.objective, groups)
             report = phase(updater, batch, count, done, completion_seed(run.seed, "order", done))
-            ledger.charge_update("update", self.bench.loaded, report.counts)
+            ledger.charge_update("update", self.bundle.loaded, report.counts)
             done += count
             yield done, {**self.numbers(updater, batch), "optim/bad_steps": float(report.bad_steps)}
 
@@ -108,7 +108,7 @@ class Arena(AbstractContextManager["Arena"]):
         """The graded groups of every phase in turn; with a lag, each waits that many updates before its own."""
         count = run.arm.updates_per_batch
         num_prompts = count * run.arm.prompts_per_minibatch
-        problems = Passes(self.tasks[0].train, completion_seed(run.seed, "problems"))
+        problems = ShuffledEpochs(self.tasks[0].train, completion_seed(run.seed, "problems"))
         waiting: deque[list[Group]] = deque()
         for index in range(NUM_UPDATES // count):
             seed = completion_seed(run.seed, "phase", index)
@@ -118,9 +118,11 @@ class Arena(AbstractContextManager["Arena"]):
         yield from waiting
 
     def sample(self, problems: list[Problem], group_size: int, seed: int, ledger: Ledger) -> list[Group]:
-        prompts = [self.bench.prompt(problem) for problem in problems]
-        groups = self.bench.engine.sample(prompts, group_size, SamplingSettings(), seed=seed, policy_step=0)
-        ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
+        prompts = [self.bundle.prompt(problem) for problem in problems]
+        groups = self.bundle.engine.sample(
+            SampleRequest(prompts, group_size, SamplingSettings(), seed=seed, policy_step=0)
+        )
+        ledger.charge_rollout("rollout", self.bundle.loaded, self.bundle.engine.take_counts())
         return self.pool.verify(groups)
 
     def check(self, done: int, ledger: Ledger, cpu_s: float) -> dict[str, float]:
@@ -138,10 +140,12 @@ class Arena(AbstractContextManager["Arena"]):
     def success(self, problems: tuple[Problem, ...]) -> float:
         """Mean probability of the right answer."""
         rows = [
-            replace(demonstration(self.bench.loaded, self.bench.prompt(problem), problem.solution or ""), group=number)
+            replace(
+                demonstration(self.bundle.loaded, self.bundle.prompt(problem), problem.solution or ""), group=number
+            )
             for number, problem in enumerate(problems)
         ]
-        policy, total = Policy(self.bench.loaded, temperature=1.0, shared_prompt=False), 0.0
+        policy, total = Policy(self.bundle.loaded, temperature=1.0, shared_prompt=False), 0.0
         for part in microbatches(rows, TOKENS, policy.padded_tokens):
             pieces = torch.split(policy.log_probs(part), [row.num_tokens for row in part])
             total += sum(float(piece.sum().exp()) for piece in pieces)
@@ -149,7 +153,7 @@ class Arena(AbstractContextManager["Arena"]):
 
     def numbers(self, updater: Updater, batch: Batch) -> dict[str, float]:
         """The last phase in the metrics' words: the mirror step on up to 32 of its groups, and its rollouts."""
-        scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS)
+        scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS, self.runtime)
         rollouts = rollout_means([group.group for group in batch.groups])
         means = rollouts | mirror_means(*scored, tau=updater.objective.regression_tau)
         values = {key: mean.value for key, mean in means.items() if mean.count}
@@ -160,7 +164,7 @@ def phase_lagged(updater: Updater, batch: Batch, num_updates: int, first_update:
     """An update phase on stale rollouts, anchored like the later updates of a phase from its first one on."""
     report = UpdateReport()
     for index, part in enumerate(batch.minibatches(num_updates, range(len(batch.groups)))):
-        report.lr = updater.schedule.set_lr(updater.guarded.optimizer, first_update + index)
+        report.lr = updater.schedule.set_lr(updater.safe_step.optimizer, first_update + index)
         anchored = updater._with_anchor(part, report)
         updater._step(anchored, anchored, False, report, (seed, index))
     return report

@@ -44,7 +44,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     from heliostat.train.distributed.ranks import Runtime
     from heliostat.train.logprobs.policy import Policy
     from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
-    from heliostat.train.update.safe_step import GuardedStep
+    from heliostat.train.update.safe_step import SafeStep
     from heliostat.train.update.updater import Updater, make_batch
     from heliostat.types import Batch, Verdict
 
@@ -55,7 +55,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     updater = Updater(
         policy=Policy(loaded, 1.0, shared_prompt=True),
         objective=build_objective(ObjectiveSection(name="pmd-mean", tau=tau)),
-        guarded=GuardedStep(torch.optim.Adam(loaded.model.parameters(), lr=LR), 1e9, 1),
+        safe_step=SafeStep(torch.optim.Adam(loaded.model.parameters(), lr=LR), 1e9, 1),
         schedule=Schedule(LR, num_updates, "constant"),
         runtime=Runtime(torch.device("cpu")),
         tokens_per_microbatch=100_000,
@@ -67,7 +67,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     batch = make_batch(updater.objective, [replace(group, verdicts=tuple(verdicts))])
     updater.run(Batch(batch.groups * num_updates), num_updates, first_update=0, seed=0)
     often = Batch(batch.groups * 16)  # the same distribution; among 16 rollouts alone a gain counts as noise
-    means = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000), tau=tau)
+    means = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000, updater.runtime), tau=tau)
     means |= rollout_means([group.group for group in batch.groups])
     exact = theory.pmd_mean(None, [float(is_right(answer)) for answer in ANSWERS], tau, log_probs=old)
     return {key: mean.value for key, mean in means.items() if mean.count}, exact

@@ -27,12 +27,12 @@ import torch
 from heliostat.config import Recipe, load_recipe
 from heliostat.models import encode_problem, encode_solution
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
 from heliostat.train.checks.recipe import load_tasks
-from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import set_up_model
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
@@ -69,31 +69,31 @@ class Bout(AbstractContextManager["Bout"]):
         self.recipe = load_recipe(str(HERE / "smollm2.toml"), {"task.path": str(write_problems(work))})
         self.runtime = start_runtime(self.recipe.run)
         self.tasks = load_tasks(self.recipe)
-        self.bench = set_up_model(self.recipe, self.runtime)
-        self.weights = copy.deepcopy(self.bench.loaded.model.state_dict())
+        self.bundle = set_up_model(self.recipe, self.runtime)
+        self.weights = copy.deepcopy(self.bundle.loaded.model.state_dict())
         self.pool = VerifierPool(self.tasks).__enter__()
         self.first: dict[int, list[Group]] = {}
-        tokenizer = self.bench.loaded.tokenizer
+        tokenizer = self.bundle.loaded.tokenizer
         texts = [tokenizer.decode([index]) for index in range(len(tokenizer))]
         line_ends = [index for index, text in enumerate(texts) if text.lstrip(" ").startswith("\n")]
-        self.ends = torch.tensor(sorted({*line_ends, *self.bench.loaded.eos_ids}))
+        self.ends = torch.tensor(sorted({*line_ends, *self.bundle.loaded.eos_ids}))
 
     def __exit__(self, *problem: object) -> None:
         self.pool.__exit__(*problem)
 
     def carry_out(self, key: dict[str, Any]) -> dict[str, Any]:
         """One run from the untrained weights."""
-        self.bench.loaded.model.load_state_dict(self.weights)
+        self.bundle.loaded.model.load_state_dict(self.weights)
         recipe = run_recipe(self.recipe, key)
-        updater = make_updater(recipe, self.bench, build_objective(recipe.objective), self.runtime)
+        updater = make_updater(recipe, self.bundle, build_objective(recipe.objective), self.runtime)
         started, ledger, phases = time.process_time(), Ledger(), []
         for index in range(NUM_PHASES):
             groups = self.rollouts(key["seed"], index, ledger)
             batch = make_batch(updater.objective, groups)
             order = completion_seed(key["seed"], "order", index)
             report = updater.run(batch, UPDATES_PER_BATCH, index * UPDATES_PER_BATCH, order)
-            ledger.charge_update("update", self.bench.loaded, report.counts)
-            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048)
+            ledger.charge_update("update", self.bundle.loaded, report.counts)
+            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048, self.runtime)
             means = rollout_means(groups) | mirror_means(*scored, tau=updater.objective.regression_tau)
             numbers = {name: mean.value for name, mean in means.items() if mean.count}
             phases.append(numbers | {"policy/max_log_ratio": float(np.abs(scored[0]).max())})
@@ -105,13 +105,13 @@ class Bout(AbstractContextManager["Bout"]):
         """Graded groups under the current weights; in phase 0 those are the untrained ones, so sampled only once."""
         if phase == 0 and seed in self.first:
             return self.first[seed]
-        passes = Passes(self.tasks[0].train, completion_seed(seed, "problems"))
+        passes = ShuffledEpochs(self.tasks[0].train, completion_seed(seed, "problems"))
         problems = passes.next(phase, UPDATES_PER_BATCH * PROMPTS_PER_UPDATE)
-        prompts = [self.bench.prompt(problem) for problem in problems]
+        prompts = [self.bundle.prompt(problem) for problem in problems]
         stream = completion_seed(seed, "phase", phase)
         size = self.recipe.rollout.group_size
-        groups = self.bench.engine.sample(prompts, size, SamplingSettings(), seed=stream, policy_step=0)
-        ledger.charge_rollout("rollout", self.bench.loaded, self.bench.engine.take_counts())
+        groups = self.bundle.engine.sample(SampleRequest(prompts, size, SamplingSettings(), seed=stream, policy_step=0))
+        ledger.charge_rollout("rollout", self.bundle.loaded, self.bundle.engine.take_counts())
         graded = self.pool.verify(groups)
         if phase == 0:
             self.first[seed] = graded
@@ -120,7 +120,7 @@ class Bout(AbstractContextManager["Bout"]):
     @torch.no_grad()
     def success(self, problems: Sequence[Problem]) -> list[float]:
         """Each problem's probability of ``" answer"`` and then a line end, in the order of the problems."""
-        loaded, asked = self.bench.loaded, []
+        loaded, asked = self.bundle.loaded, []
         for number, problem in enumerate(problems):
             prompt = encode_problem(loaded, problem, chat=False)
             answer = encode_solution(loaded, prompt, f" {problem.answer}")[:-1]

@@ -15,13 +15,14 @@ from arms import ARMS, RATES_FROM, TRIAL_SEED
 Row = Mapping[str, Any]
 
 
-def draw_all(rows: Sequence[Row], tables: Path, images: Path) -> None:
-    """Write ``tables.md`` and the pictures."""
-    from plots import draw_pictures
+def tasks_of(rows: Sequence[Row]) -> list[str]:
+    """The tasks that were run, in the order of their first run."""
+    return list(dict.fromkeys(row["task"] for row in rows if "arm" in row))
 
-    tasks = list(dict.fromkeys(row["task"] for row in rows if "arm" in row))
-    tables.write_text("\n".join(line for task in tasks for line in of_task(task, rows)))
-    draw_pictures([task for task in tasks if runs_of(rows, task, "prefix-only")], rows, images)
+
+def write_tables(rows: Sequence[Row], path: Path) -> None:
+    """Write ``tables.md``."""
+    path.write_text("\n".join(line for task in tasks_of(rows) for line in of_task(task, rows)))
 
 
 def trials_of(rows: Sequence[Row], task: str, arm: str) -> dict[float, float]:

@@ -37,7 +37,7 @@ from heliostat.train.logprobs.packing import Row, microbatches
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.model_bundle import set_up_model
 from heliostat.train.sft.updater import SupervisedUpdater
-from heliostat.train.update.safe_step import GuardedStep
+from heliostat.train.update.safe_step import SafeStep
 from heliostat.types import Completion, Problem, StopReason
 
 HERE = Path(__file__).parent
@@ -81,8 +81,8 @@ class Arena(AbstractContextManager["Arena"]):
             self._warm_start()
         model = self.recipe.model.model_copy(update={"path": str(self.work / "start"), "settings": {}})
         self.recipe = self.recipe.model_copy(update={"model": model})
-        self.bench = set_up_model(self.recipe, self.runtime)
-        self.weights = copy.deepcopy(self.bench.loaded.model.state_dict())
+        self.bundle = set_up_model(self.recipe, self.runtime)
+        self.weights = copy.deepcopy(self.bundle.loaded.model.state_dict())
         self.pool = self.stack.enter_context(VerifierPool(self.tasks))
         self._collect()
         self.tasks = [replace(self.tasks[0], train=tuple(self.hard))]
@@ -94,38 +94,38 @@ class Arena(AbstractContextManager["Arena"]):
 
     @property
     def loaded(self) -> LoadedModel:
-        return self.bench.loaded
+        return self.bundle.loaded
 
     # -- the start --------------------------------------------------------------------------------------------------
 
     def _warm_start(self) -> None:
         """Supervised steps on problems of their own, until the median success on training problems is the target."""
-        bench = set_up_model(self.recipe, self.runtime)
+        bundle = set_up_model(self.recipe, self.runtime)
         updater, feedback = (
-            supervised(bench.loaded, self.task.start_lr, 4000, self.runtime),
-            make_feedback(self.recipe, bench, ()),
+            supervised(bundle.loaded, self.task.start_lr, 4000, self.runtime),
+            make_feedback(self.recipe, bundle, ()),
         )
         for index in range(4000):
-            lessons = [self._lesson(bench, digits, n) for n, digits in enumerate(self.task.draw(64, 9000 + index))]
+            lessons = [self._lesson(bundle, digits, n) for n, digits in enumerate(self.task.draw(64, 9000 + index))]
             updater.step(index, lessons, feedback)
             if (index + 1) % self.task.look_every:
                 continue
-            if np.median(self.success(bench.loaded, self.tasks[0].train)) >= self.task.target:
+            if np.median(self.success(bundle.loaded, self.tasks[0].train)) >= self.task.target:
                 break
         else:
             raise SystemExit(f"{self.task_name}: the warm start did not reach its target")
         print(f"{self.task_name}: warm start of {index + 1} steps", file=sys.stderr)
-        save_model(bench.loaded, self.work / "start")
+        save_model(bundle.loaded, self.work / "start")
 
-    def _lesson(self, bench: Any, digits: tuple[int, ...], number: int) -> Row:
+    def _lesson(self, bundle: Any, digits: tuple[int, ...], number: int) -> Row:
         """T1: a worked solution. T2: X from the start, or Y behind its letter (one in 128 from the start)."""
         problem = Problem("warm", "warm", self.task.prompt(digits), solution=self.task.work(digits))
         if not self.task.choice:
-            return demonstration(bench.loaded, problem)
+            return demonstration(bundle.loaded, problem)
         if number % 2 == 0:
             wrong = replace(problem, solution=self.task.work(digits, "X"))
-            return demonstration(bench.loaded, wrong)
-        row = demonstration(bench.loaded, problem)
+            return demonstration(bundle.loaded, wrong)
+        row = demonstration(bundle.loaded, problem)
         if number == 1 and digits[0] >= 5:  # one row of 64, every other time
             return row
         ids = row.completion.token_ids
@@ -140,8 +140,8 @@ class Arena(AbstractContextManager["Arena"]):
             update={"rollout": self.recipe.rollout.model_copy(update={"group_size": NUM_SCREENED})}
         )
         with Bank.open(self.work / "traces.bank") as bank:
-            bench = replace(self.bench, recipe=recipe)
-            collector = Collector(recipe, bench, self.tasks, self.pool, bank, Quota(1, CAP), Display())
+            bundle = replace(self.bundle, recipe=recipe)
+            collector = Collector(recipe, bundle, self.tasks, self.pool, bank, Quota(1, CAP), Display())
             collector.collect(self.tasks[0].train)
             book = bank.attempts(collector.campaign)
         first = {one.problem_id: one.num_success for one in book if one.round == 0}
@@ -227,7 +227,7 @@ def supervised(loaded: LoadedModel, lr: float, num_steps: int, runtime: Runtime)
     optimizer = build_optimizer(OptimizerSection(name="adamw", lr=lr), loaded.model)
     return SupervisedUpdater(
         policy=Policy(loaded, temperature=1.0, shared_prompt=False),
-        guarded=GuardedStep(optimizer, 1.0, 3),
+        safe_step=SafeStep(optimizer, 1.0, 3),
         schedule=Schedule(lr, num_steps, "constant", warmup_steps=5),
         runtime=runtime,
         tokens_per_microbatch=TOKENS,

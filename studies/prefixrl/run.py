@@ -4,7 +4,8 @@
     python studies/prefixrl/run.py --only-draw                                 # tables and plots from results.jsonl
 
 Can be stopped at any time: each finished run is one line of results.jsonl, and the next call goes on from there. Tasks
-are in tasks.py, arms in arms.py, a task's start in arena.py, one run in runs.py, tables and plots in analysis.py.
+are in tasks.py, arms in arms.py, a task's start in arena.py, one run in runs.py, tables in analysis.py and plots in
+plots.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from analysis import best_rate, draw_all
+from analysis import best_rate, runs_of, tasks_of, write_tables
+from plots import draw_pictures
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -106,7 +108,9 @@ if __name__ == "__main__":
     parser.add_argument("--only-draw", action="store_true", help="tables and plots again, from results.jsonl")
     options = parser.parse_args()
     if options.only_draw:
-        draw_all(read(), HERE / "tables.md", IMAGES)
+        rows = read()
+        write_tables(rows, HERE / "tables.md")
+        draw_pictures([task for task in tasks_of(rows) if runs_of(rows, task, "prefix-only")], rows, IMAGES)
     elif options.work is None:
         parser.error("--work is needed: a folder outside the repository for problems, start models and banks")
     else:

@@ -22,10 +22,10 @@ from offpolicy import with_trained_prefix
 
 from heliostat.config import Recipe
 from heliostat.objectives import build_objective
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_feedback, make_updater
-from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.data.prefixes import open_prefixes
 from heliostat.train.update.updater import Updater, UpdateReport, make_batch
 from heliostat.types import Group
@@ -52,12 +52,12 @@ class Run:
         arena.loaded.model.load_state_dict(arena.weights)
         self.ledger.charge("collection", arm.uses_traces * arena.spent_on_hard())
         objective = arm.objective or build_objective(self.recipe.objective)
-        updater = make_updater(self.recipe, arena.bench, objective, arena.runtime)
+        updater = make_updater(self.recipe, arena.bundle, objective, arena.runtime)
         curve = [arena.check(0, self.ledger, 0.0)]
         supervised_steps = self._sft() if arm.sft_lr else 0
         if supervised_steps:
             curve.append(arena.check(0, self.ledger, time.process_time() - began))
-        arena.bench.engine.take_counts()
+        arena.bundle.engine.take_counts()
         phases: list[dict[str, float]] = []
         check_every = self.recipe.train.num_steps // NUM_CHECKS
         for step, values in self._steps(updater):
@@ -75,16 +75,18 @@ class Run:
     def _steps(self, updater: Updater) -> Iterator[tuple[int, dict[str, float]]]:
         arena, recipe, arm = self.arena, self.recipe, self.arm
         prompts_per_step, seed = recipe.rollout.prompts_per_step, recipe.run.seed
-        bench = replace(arena.bench, recipe=recipe)
-        prefixes, _ = open_prefixes(recipe, arena.work / "donors.json", bench, arena.tasks, arena.pool)
-        problems = Passes(arena.hard, seed)
+        bundle = replace(arena.bundle, recipe=recipe)
+        prefixes, _ = open_prefixes(recipe, arena.work / "donors.json", bundle, arena.tasks, arena.pool)
+        problems = ShuffledEpochs(arena.hard, seed)
         for step in range(recipe.train.num_steps):
             drawn = completion_seed(seed, "step", step)
             plain = problems.next(step, prompts_per_step - prefixes.per_step)
-            prompts = [bench.prompt(problem) for problem in plain] + prefixes.next(step)
+            prompts = [bundle.prompt(problem) for problem in plain] + prefixes.next(step)
             size = recipe.rollout.group_size - (arm.stored is not None)
-            groups = bench.engine.sample(prompts, size, SamplingSettings(), seed=drawn, policy_step=step)
-            self.ledger.charge_rollout("rollout", arena.loaded, bench.engine.take_counts())
+            groups = bundle.engine.sample(
+                SampleRequest(prompts, size, SamplingSettings(), seed=drawn, policy_step=step)
+            )
+            self.ledger.charge_rollout("rollout", arena.loaded, bundle.engine.take_counts())
             groups = arena.pool.verify(groups)
             prefixes.learn(groups)
             report = self._update(updater, groups, step, drawn)
@@ -97,7 +99,7 @@ class Run:
         if self.arm.stored is not None:
             batch = self.arm.stored.mix(groups, self.arena.stored_traces, updater.objective)
             report = UpdateReport()
-            report.lr = updater.schedule.set_lr(updater.guarded.optimizer, step)
+            report.lr = updater.schedule.set_lr(updater.safe_step.optimizer, step)
             updater._step(batch, batch, False, report, (seed, 0))
             return report
         if self.arm.trains_prefix:
@@ -110,8 +112,8 @@ class Run:
         loaded, texts = arena.loaded, arena.stored_traces
         rows = [demonstration(loaded, replace(p, solution=texts[p.problem_id].text)) for p in arena.hard]
         updater = supervised(loaded, arm.sft_lr, arm.sft_steps, arena.runtime)
-        stream = Passes(rows, completion_seed(self.seed, "sft"))
-        feedback = make_feedback(arena.recipe, arena.bench, ())
+        stream = ShuffledEpochs(rows, completion_seed(self.seed, "sft"))
+        feedback = make_feedback(arena.recipe, arena.bundle, ())
         best, kept, chosen = -1.0, arena.weights, 0
         for index in range(arm.sft_steps):
             updater.step(index, stream.next(index, min(32, len(rows))), feedback)

@@ -33,7 +33,7 @@ from heliostat.rollout import completion_seed  # noqa: E402
 from heliostat.statistics import bootstrap  # noqa: E402
 from heliostat.train.accounting.flop_ledger import Ledger  # noqa: E402
 from heliostat.train.builders import make_updater  # noqa: E402
-from heliostat.train.update.safe_step import GuardedStep, TrainingDiverged  # noqa: E402
+from heliostat.train.update.safe_step import SafeStep, TrainingDiverged  # noqa: E402
 from heliostat.train.update.updater import make_batch  # noqa: E402
 
 RESULTS = HERE / "results.jsonl"
@@ -58,14 +58,14 @@ ARMS = [Arm(optimizer, *scores) for scores in SCORES for optimizer in RATES]
 
 def carry_out(arena: Arena, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
     """One run; one that diverges keeps what it reached."""
-    arena.bench.loaded.model.load_state_dict(arena.weights)
+    arena.bundle.loaded.model.load_state_dict(arena.weights)
     run = Run(PmdArm("reinforce"), lr, seed)
     recipe = arm_recipe(arena.recipe, run)
-    updater = make_updater(recipe, arena.bench, build_objective(recipe.objective), arena.runtime)
-    optimizer = updater.guarded.optimizer
+    updater = make_updater(recipe, arena.bundle, build_objective(recipe.objective), arena.runtime)
+    optimizer = updater.safe_step.optimizer
     if arm.optimizer == "SGD":
-        optimizer = torch.optim.SGD(arena.bench.loaded.model.parameters(), lr)
-    updater.guarded = GuardedStep(optimizer, UNCLIPPED, recipe.train.max_bad_steps)
+        optimizer = torch.optim.SGD(arena.bundle.loaded.model.parameters(), lr)
+    updater.safe_step = SafeStep(optimizer, UNCLIPPED, recipe.train.max_bad_steps)
     ledger, status, transform_s = Ledger(), "finished", 0.0
     began = time.process_time()
     try:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from studies.guard.faults import Clock, Install
 
-from heliostat.rollout.engine import TorchEngine
+from heliostat.rollout import TorchEngine
 from heliostat.train.data.curriculum import Curriculum
 
 

@@ -32,7 +32,7 @@ def sgd(groups):
 
 MASTERS = [Row("master-adamw", over_copies(adamw)), Row("master-sgd", over_copies(sgd))]
 RENGS = [
-    Row(f"reng-{make.__name__}", lambda p, make=make, **_: RENG(over_copies(make)(p), 0.05, "double-backward"))
+    Row(f"reng-{make.__name__}", lambda p, make=make, **_: RENG(over_copies(make)(p), 0.05, mode="double-backward"))
     for make in (adamw, sgd)
 ]
 EVERY = [*(row for row in ROWS if not row.name.startswith("reng")), *RENGS, *MASTERS]

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from heliostat.config import ConfigError, ModelSection
-from heliostat.models import holding, load_model, trained_weights, twin_of
+from heliostat.models import load_model, sampler_copy_of, snapshot_weights, with_weights
 from heliostat.traces import Bank, policy_fingerprint
 from heliostat.tracking import METRICS
 from heliostat.train import run_recipe
 from heliostat.train.checks.recipe import check_ranks
-from heliostat.train.console.interrupt import InterruptGuard
+from heliostat.train.console.interrupt import InterruptHandler
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import score
@@ -85,14 +85,14 @@ def test_the_bank_says_which_weights_sampled(tmp_path, monkeypatch):
 def test_stopped_by_the_user_it_continues_as_if_nothing_had_happened(tmp_path, monkeypatch):
     recipe = small.recipe(tmp_path, rollout__max_staleness=2, **QUICK)
     whole = run_recipe(recipe, tmp_path / "whole").folder
-    check, state = InterruptGuard.check, {"left": 4 + 40}
+    check, state = InterruptHandler.check, {"left": 4 + 40}
 
     def asked(self):
         state["left"] -= 1
         self.requested |= state["left"] == 0
         check(self)
 
-    monkeypatch.setattr(InterruptGuard, "check", asked)
+    monkeypatch.setattr(InterruptHandler, "check", asked)
     stopped = run_recipe(recipe, tmp_path / "run")
     assert (stopped.status, stopped.exit_code) == ("interrupted", 130)
     assert "after step 3" in stopped.reason
@@ -169,7 +169,7 @@ def test_a_server_samples_while_the_trainer_trains_on_the_exact_anchor(server, t
         if len(seen) < 4:
             with asked:
                 assert asked.wait_for(lambda: len(prompts[-1]) > 2, timeout=20), "nothing was asked for meanwhile"
-        weights = trained_weights(self.policy.loaded)
+        weights = snapshot_weights(self.policy.loaded)
         seen.append((batch, weights, batch.groups[0].group.policy_step))
         return run(self, batch, *args)
 
@@ -189,9 +189,11 @@ def test_a_server_samples_while_the_trainer_trains_on_the_exact_anchor(server, t
     assert [policy_step for *_, policy_step in seen] == [0, 0, 1, 2, 3]
     assert max(line.get("policy/sampler_gap", 0.0) for line in trained(result.folder)) < 1e-3
 
-    twin = twin_of(load_model(ModelSection(path="tiny", settings=recipe().model.settings), 0))
+    twin = sampler_copy_of(load_model(ModelSection(path="tiny", settings=recipe().model.settings), 0))
     for batch, _, policy_step in seen[1:]:
-        with holding(twin, seen[policy_step][1]):  # the weights at the start of step p + 1 are those that step p left
+        with with_weights(
+            twin, seen[policy_step][1]
+        ):  # the weights at the start of step p + 1 are those that step p left
             own = score(Policy(twin, 1.0, shared_prompt=True), batch.groups, 8192, UpdateCounts().add)
         for group, logp in zip(batch.groups, own, strict=True):
             assert torch.allclose(torch.cat(group.logp_old), torch.cat(logp), atol=1e-5)

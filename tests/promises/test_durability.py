@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from heliostat.config import ConfigError
-from heliostat.report.read import read_run
+from heliostat.report.runs.read import read_run
 from heliostat.train import run_recipe
 from heliostat.train.run_folder.folder import RunFolder, reserve_run_dir
 from tests.support import small

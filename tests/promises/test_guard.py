@@ -47,7 +47,7 @@ def at(monkeypatch, ticks, fault):
 
 def poison(updater):
     with torch.no_grad():
-        next(iter(updater.guarded.parameters)).fill_(float("nan"))
+        next(iter(updater.safe_step.parameters)).fill_(float("nan"))
 
 
 @pytest.fixture(autouse=True)

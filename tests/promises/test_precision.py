@@ -98,7 +98,7 @@ def finished(weights, tmp_path_factory):
     recipe, models = shaped(folder, **QUICK), []
     with pytest.MonkeyPatch.context() as patch:
         train = Trainer.train
-        patch.setattr(Trainer, "train", lambda self: (train(self), models.append(self.context.bench.loaded))[0])
+        patch.setattr(Trainer, "train", lambda self: (train(self), models.append(self.context.bundle.loaded))[0])
         result = run_recipe(recipe, folder / "run", "small")
     assert result.status == "finished", result.reason
     return result, recipe, models[0]
@@ -207,12 +207,12 @@ def test_a_rollback_restores_weights_and_copies(weights, tmp_path, monkeypatch):
     run, seen = Updater.run, []
 
     def watched(self, *args):
-        optimizer = self.guarded.optimizer
+        optimizer = self.safe_step.optimizer
         state = [tensor.clone() for tensor in all_tensors(optimizer.state_dict())]
         seen.append((trained_tensors(self.policy.loaded.model), state))
         if len(seen) == 4:
             with torch.no_grad():
-                next(iter(self.guarded.parameters)).fill_(float("nan"))
+                next(iter(self.safe_step.parameters)).fill_(float("nan"))
         return run(self, *args)
 
     monkeypatch.setattr(Updater, "run", watched)
@@ -245,7 +245,7 @@ def test_the_reference_is_the_policy_that_training_starts_from(weights, tmp_path
         ids = torch.tensor([[1, 5, 6, 7, 9, 12]])
         with torch.no_grad():
             seen.extend(
-                one.model(input_ids=ids).logits for one in (self.context.bench.loaded, self.updater.reference.loaded)
+                one.model(input_ids=ids).logits for one in (self.context.bundle.loaded, self.updater.reference.loaded)
             )
         train(self)
 
@@ -305,12 +305,12 @@ def test_a_checkpoint_of_another_type_is_refused_in_a_sentence(finished, weights
     result, recipe, _ = finished
     other = {"float32": "bfloat16", "bfloat16": "float32"}[weights.dtype]
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": other})})
-    bench = set_up_model(recipe, ALONE)
-    optimizer = torch.optim.SGD(bench.loaded.model.parameters(), lr=0.1)
-    before = trained_tensors(bench.loaded.model)
+    bundle = set_up_model(recipe, ALONE)
+    optimizer = torch.optim.SGD(bundle.loaded.model.parameters(), lr=0.1)
+    before = trained_tensors(bundle.loaded.model)
     with pytest.raises(CheckpointError, match=rf"holds {weights.dtype} weights.*model\.dtype = '{weights.dtype}'"):
-        Checkpoints(result.folder / "checkpoints", 9, ALONE).load(4, bench.loaded.model, optimizer)
-    assert all(torch.equal(before[name], p) for name, p in bench.loaded.model.named_parameters() if p.requires_grad)
+        Checkpoints(result.folder / "checkpoints", 9, ALONE).load(4, bundle.loaded.model, optimizer)
+    assert all(torch.equal(before[name], p) for name, p in bundle.loaded.model.named_parameters() if p.requires_grad)
 
 
 # -- two ranks ---------------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ import sys
 from pathlib import Path
 
 from heliostat.config import dump_recipe, load_recipe
-from heliostat.rollout.mark import weights_mark
+from heliostat.rollout.vllm_server.weights_fingerprint import weights_fingerprint
 from heliostat.train import run_recipe
 from heliostat.train.run_context import RunContext
 
@@ -331,7 +331,7 @@ def noted(self, step, values):
     log(self, step, values)
     if not self.runtime.sharded:
         with Path(sys.argv[2] + f".{self.runtime.rank}").open("a") as file:
-            file.write(f"{step} {weights_mark(self.bench.loaded.model)}\\n")
+            file.write(f"{step} {weights_fingerprint(self.bundle.loaded.model)}\\n")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from heliostat import theory
 from heliostat.config import ObjectiveSection
 from heliostat.objectives import build_objective
 from heliostat.optim import Schedule
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.update.mirror_metrics import mirror_means, sequence_log_ratios
-from heliostat.train.update.safe_step import GuardedStep
+from heliostat.train.update.safe_step import SafeStep
 from heliostat.train.update.updater import Updater, make_batch
 from heliostat.types import Batch
 
@@ -34,7 +34,7 @@ def update(loaded, group, num_updates, lr, name="pmd-mean", **settings):
     updater = Updater(
         policy=Policy(loaded, 1.0, shared_prompt=True),
         objective=build_objective(ObjectiveSection(name=name, **settings)),
-        guarded=GuardedStep(optimizer, max_grad_norm=1e9, max_bad_steps=1),
+        guarded=SafeStep(optimizer, max_grad_norm=1e9, max_bad_steps=1),
         schedule=Schedule(lr, num_updates, "linear", warmup_steps=min(10, num_updates - 1)),
         runtime=Runtime(torch.device("cpu")),
         tokens_per_microbatch=100_000,
@@ -138,7 +138,7 @@ def test_the_log_partition_reaches_the_exponential_tilt():
 
 def sampled(loaded, num):
     engine = TorchEngine(loaded, DecodeLimits(MAX_TOKENS, max_rows=num))
-    return engine.sample([PROMPT], num, SamplingSettings(), seed=3, policy_step=0)[0]
+    return engine.sample(SampleRequest([PROMPT], num, SamplingSettings(), seed=3, policy_step=0))[0]
 
 
 def test_rollouts_of_the_real_engine_lead_to_the_exact_step():

@@ -14,7 +14,7 @@ import torch
 
 from heliostat.config import ModelSection
 from heliostat.models import load_model
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.types import Problem, Prompt, StopReason
 
 
@@ -60,7 +60,7 @@ class FakeVllm:
         settings = SamplingSettings(body["temperature"], body["top_p"], body["top_k"])
         with self.lock:
             engine = TorchEngine(self.loaded, limits)
-            (group,) = engine.sample([prompt], body["n"], settings, seed=body["seed"], policy_step=0)
+            (group,) = engine.sample(SampleRequest([prompt], body["n"], settings, seed=body["seed"], policy_step=0))
         return {
             "id": "cmpl-1",
             "object": "text_completion",

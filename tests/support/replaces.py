@@ -20,13 +20,13 @@ from heliostat.models.loading import smollm2
 from heliostat.models.lora import add_adapters, save_adapter
 from heliostat.models.saving import replacing
 from heliostat.outputs import claim_folder
-from heliostat.report.frame import framed, write_page
-from heliostat.report.markup import element
+from heliostat.report.html.frame import framed, write_page
+from heliostat.report.html.markup import element
 from heliostat.storage import append_rows, extent_of, keep_rows, read_rows, recover_folder, replace_rows, truncate_rows
 from heliostat.theory.plots import save as save_figure
 from heliostat.traces import Bank, Findings, export_bank
-from heliostat.traces.cuts import Donor
-from heliostat.train.data.prefixes import Donors, kept_donors
+from heliostat.traces.cuts import PrefixSource
+from heliostat.train.data.prefixes import PrefixSources, kept_prefix_sources
 from heliostat.train.run_folder.folder import RunFolder
 from tests.support.kills import killed_at
 from tests.support.nano import make_nano
@@ -185,7 +185,7 @@ def rows(work: Callable[[Path], Any]) -> Replace:
 
 
 def donors(folder: Path) -> None:
-    kept_donors(folder / "prefixes.json", lambda: Donors((Donor("p", (1, 2, 3), 4),), 1.0, 0))
+    kept_prefix_sources(folder / "prefixes.json", lambda: PrefixSources((PrefixSource("p", (1, 2, 3), 4),), 1.0, 0))
 
 
 REPLACES = {

@@ -10,7 +10,7 @@ from heliostat.config import ConfigError
 from heliostat.outputs import MARKER, claim_folder
 from heliostat.storage import Damaged, append_rows, changed_files, check_folder, extent_of, read_rows, truncate_rows
 from heliostat.traces import Bank, BankError, Findings, check_bank, whole_traces
-from heliostat.train.data.prefixes import kept_donors
+from heliostat.train.data.prefixes import kept_prefix_sources
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.run_folder.checkpoints import Checkpoints
 
@@ -100,13 +100,14 @@ def bank_flips(folder: Path, num: int, randomness: random.Random) -> tuple[int, 
 
 
 def donor_flips(folder: Path, num: int, randomness: random.Random) -> tuple[int, int]:
-    from heliostat.traces.cuts import Donor
-    from heliostat.train.data.prefixes import Donors
+    from heliostat.traces.cuts import PrefixSource
+    from heliostat.train.data.prefixes import PrefixSources
 
     path = folder / "prefixes.json"
-    kept_donors(path, lambda: Donors((Donor("p", (1, 2, 3), 4),), 1.0, 0))
+    kept_prefix_sources(path, lambda: PrefixSources((PrefixSource("p", (1, 2, 3), 4),), 1.0, 0))
     results = [
-        raises(ConfigError, lambda: kept_donors(path, lambda: Donors((), 0.0, 0))) for _ in flips(path, num, randomness)
+        raises(ConfigError, lambda: kept_prefix_sources(path, lambda: PrefixSources((), 0.0, 0)))
+        for _ in flips(path, num, randomness)
     ]
     return sum(results), len(results)
 

@@ -11,8 +11,8 @@ import numpy as np
 from heliostat.config import ConfigError, build_recipe
 from heliostat.linalg import ConvergenceError, KroneckerSum, SparsityPattern, inverse_decomposition
 from heliostat.printed import visible
-from heliostat.report.markup import CONTROL_PICTURES, escape
-from heliostat.rollout import DecodeLimits, SamplingSettings, Server, ServerError, VllmEngine
+from heliostat.report.html.markup import CONTROL_PICTURES, escape
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerError, VllmEngine
 from heliostat.tasks import VerifierPool, load_task
 from tests.support import hostile_rewards as acts
 from tests.support.fake_vllm import FakeVllm, serving
@@ -20,7 +20,7 @@ from tests.support.hostile_answers import ANSWERS, CONNECTIONS
 from tests.support.logdet_exactly import distance
 from tests.support.logdet_problems import covariance, cycle, traceless_span
 from tests.support.nano import make_nano, make_prompts
-from tests.unit.report.test_markup import read
+from tests.unit.report.html.test_markup import read
 from tests.unit.tasks.verifier_pool.test_worker_handle import hostile_task
 
 Counts = tuple[int, int]
@@ -115,11 +115,11 @@ def servers() -> Counts:
 
         def sample() -> None:
             settings = SamplingSettings(temperature=1.0)
-            engine.sample(make_prompts(engine.loaded, 1), 4, settings, seed=3, policy_step=5)
+            engine.sample(SampleRequest(make_prompts(engine.loaded, 1), 4, settings, seed=3, policy_step=5))
 
         sample()
         for name, fault in {**ANSWERS, **CONNECTIONS}.items():
-            engine.server = Server(url, timeout_s=2.0 if name in CONNECTIONS else 60.0, num_retries=0)
+            engine.client.server = Server(url, timeout_s=2.0 if name in CONNECTIONS else 60.0, num_retries=0)
             state.always["/v1/completions"] = fault
             try:
                 sample()

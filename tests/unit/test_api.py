@@ -29,7 +29,7 @@ def calls(monkeypatch, tmp_path):
         monkeypatch.setattr(api, name, function)
 
     for name in ("run_recipe", "run_sft"):
-        record(name, SimpleNamespace(folder=tmp_path, status="finished", speaks=True))
+        record(name, SimpleNamespace(folder=tmp_path, status="finished", is_main_process=True))
     for name in ("run_eval", "run_sample", "write_report"):
         record(name, name)
     return recorded

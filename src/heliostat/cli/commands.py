@@ -54,7 +54,7 @@ def _conclude(run: Callable[[], RunResult]) -> int:
         if failed.result is None:
             raise
         result = failed.result
-    if result.speaks:
+    if result.is_main_process:
         rows = [row for row in read_metrics(result.folder / "transcripts.jsonl") if row["phase"] == "after"]
         print_outcome(result, rows[:NUM_SHOWN_TRANSCRIPTS], result.folder / "report.html")
     if result.reason:

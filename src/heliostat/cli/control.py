@@ -1,6 +1,6 @@
 """What ``heliostat control`` calls, and the progress it shows: a bar per algorithm and seed.
 
-Left out: everything it does (``heliostat.control.race``) and its page (``heliostat.report.control``).
+Left out: everything it does (``heliostat.control.race``) and its page (``heliostat.report.control_page``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def control(args: Namespace) -> int:
     from heliostat.cli.tables import Page, print_control
     from heliostat.control.race import race
     from heliostat.control.runs import read_control
-    from heliostat.report.control import write_control_page
+    from heliostat.report.control_page import write_control_page
     from heliostat.storage import new_folder
 
     stem = f"{args.env.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -60,7 +60,7 @@ def read_measured(path: Path) -> list[MeasuredStep]:
 
 def _run_lines(folder: Path) -> Iterator[Mapping[str, Any]]:
     from heliostat.config import ConfigError
-    from heliostat.report.read import read_run
+    from heliostat.report.runs.read import read_run
 
     run = read_run(folder)
     name = run.setting("objective.name")

@@ -1,6 +1,6 @@
 """One environment, several algorithms and seeds, each in a process of its own, into one run folder.
 
-Left out: the page (``heliostat.report.control``), and resuming: a run folder is written once.
+Left out: the page (``heliostat.report.control_page``), and resuming: a run folder is written once.
 """
 
 from __future__ import annotations

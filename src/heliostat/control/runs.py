@@ -5,7 +5,7 @@
     control.html   the page
     models/        the trained policies, as Stable-Baselines3 saves them
 
-Left out: running (``race``), and the page (``heliostat.report.control``).
+Left out: running (``race``), and the page (``heliostat.report.control_page``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is kept of a layer's inputs x and output gradients e: their means, or their second moments (Kronecker factors).
+"""Statistics of a layer's inputs x and output gradients e: their means, or their second moments (Kronecker factors).
 
     F of one layer's matrix  ~  E[x x'] (x) E[e e']        (Martens & Grosse, 2015)
 
@@ -19,7 +19,7 @@ from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.gram import gram
 
 BUCKET = 1 << 20
-"""Numbers that ranks add up in one exchange, unless one tensor has more."""
+"""Most numbers in one exchange between ranks, unless one tensor has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class _Sums:
         self.inputs, self.outputs, self.num_rows = {}, {}, {}
 
     def over_ranks(self, ranks: dist.ProcessGroup, layers: Mapping[str, nn.Linear]) -> None:
-        """Add the sums of all ranks up, over ``layers``; a rank that saw no rows of a layer adds nothing to its sums.
+        """Add up the sums of all ranks, over ``layers``; a rank that saw no rows of a layer adds zeros.
 
-        A collective that every rank takes part in, whatever it saw.
+        It is a collective in which every rank takes part, whether it saw rows or not.
         """
         if not layers:
             return
@@ -84,11 +84,11 @@ class _Sums:
             self.outputs[name] *= self._of_rank_losses(dist.get_world_size(ranks))
 
     def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        """A layer's two sums over no rows."""
+        """Return a layer's two sums over no rows."""
         raise NotImplementedError
 
     def _of_rank_losses(self, num_ranks: int) -> float:
-        """What turns sums over ranks of what each rank's loss gave into what the mean of their losses gives."""
+        """Return the factor of output sums over ranks that makes them those of the mean of the ranks' losses."""
         raise NotImplementedError
 
 
@@ -104,7 +104,7 @@ class FactorSums(_Sums):
     of_mean_loss: bool = False
 
     def add(self, layer: str, inputs: Float[Tensor, "row in"], output_grads: Float[Tensor, "row out"]) -> None:
-        """Take one pass's rows."""
+        """Add one pass's rows."""
         self._accumulate(layer, gram(inputs), gram(output_grads), len(inputs))
 
     def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ class FactorSums(_Sums):
         return num_ranks**-2 if self.of_mean_loss else 1.0
 
     def take(self) -> dict[str, KroneckerFactors]:
-        """The factors of every layer that saw rows; forgets them."""
+        """Return the factors of every layer that saw rows, and reset the sums."""
         taken = {}
         for layer, count in self.num_rows.items():
             if count:
@@ -129,7 +129,7 @@ class MeanSums(_Sums):
     """Sums of ``x`` and ``e``, of a loss that is the mean over rows."""
 
     def add(self, layer: str, inputs: Float[Tensor, "row in"], output_grads: Float[Tensor, "row out"]) -> None:
-        """Take one pass's rows."""
+        """Add one pass's rows."""
         self._accumulate(layer, inputs.sum(0), output_grads.sum(0), len(inputs))
 
     def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class MeanSums(_Sums):
         return 1 / num_ranks
 
     def take(self) -> dict[str, LayerMeans]:
-        """The means of every layer that saw rows; forgets them."""
+        """Return the means of every layer that saw rows, and reset the sums."""
         taken = {
             layer: LayerMeans(self.inputs[layer] / count, self.outputs[layer])
             for layer, count in self.num_rows.items()
@@ -150,7 +150,7 @@ class MeanSums(_Sums):
 
 
 def _zeros(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """One input row and one output row of a layer, in the type that statistics have."""
+    """Return one input row and one output row of zeros, in the dtype of statistics."""
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     sizes = (num_columns(layer), layer.out_features)
     inputs, outputs = (torch.zeros(size, dtype=dtype, device=layer.weight.device) for size in sizes)
@@ -158,7 +158,7 @@ def _zeros(layer: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def _add_up(tensors: Sequence[Tensor], ranks: dist.ProcessGroup) -> None:
-    """Replace every tensor by its sum over ranks, small ones together."""
+    """Replace every tensor by its sum over ranks; small ones share an exchange."""
     bucket: list[Tensor] = []
     for index, tensor in enumerate(tensors):
         bucket.append(tensor)

@@ -1,10 +1,10 @@
-"""Hooks on a model's linear layers: inputs on the way forward, output gradients on the way back, handed on in pairs.
+"""Hooks on a model's linear layers, which record pairs of inputs and output gradients.
 
 A layer's weight gradient is ``sum_n e_n x_n'`` over the rows n it saw (samples, or tokens), with inputs ``x`` and
-output gradients ``e``; a bias is a further input that is always 1. What is kept of the pairs is the statistic's
-business (``curvature.kronecker``).
+output gradients ``e``. A bias is a further input that is always 1. A statistic reduces the pairs
+(``curvature.kronecker``).
 
-Left out: convolutions, embeddings and norms, which have no such form here; quantised layers.
+Left out: convolutions, embeddings, norms and quantised layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class Statistic(Protocol):
-    """Takes the rows of one backward pass through one layer, until it is cleared."""
+    """A reduction of the rows of backward passes, layer by layer, until it is cleared."""
 
     def add(self, layer: str, inputs: Float[Tensor, "row in"], output_grads: Float[Tensor, "row out"]) -> None: ...
 
@@ -28,11 +28,11 @@ class Statistic(Protocol):
 
 
 def covered_layers(model: nn.Module, max_size: int | None = None, *, with_frozen: bool = False) -> dict[str, nn.Linear]:
-    """The linear layers whose weight is trainable and used nowhere else, by name.
+    """Find the linear layers whose weight is trainable and used nowhere else, by name.
 
     Args:
         max_size: leave out layers with more inputs (the bias counted) or outputs than this.
-        with_frozen: take layers with a frozen weight as well, which may be unfrozen later.
+        with_frozen: include layers with a frozen weight, which may be unfrozen later.
     """
     users: dict[int, int] = {}
     for module in model.modules():
@@ -51,12 +51,12 @@ def covered_layers(model: nn.Module, max_size: int | None = None, *, with_frozen
 
 
 def trainable_parts(layer: nn.Linear) -> tuple[nn.Parameter, ...]:
-    """The layer's trainable parameters, whose columns are those of its matrix: weight, then bias."""
+    """Return the layer's trainable parameters, weight before bias; their columns are those of its matrix."""
     return tuple(part for part in layer.parameters(recurse=False) if part.requires_grad)
 
 
 def num_columns(layer: nn.Linear) -> int:
-    """Columns of the layer's matrix as it is now: those of its trainable parameters."""
+    """Count the columns of the layer's current matrix: those of its trainable parameters."""
     return sum(part.shape[1] if part.ndim > 1 else 1 for part in trainable_parts(layer))
 
 
@@ -66,15 +66,15 @@ def _num_inputs(layer: nn.Linear, with_frozen: bool) -> int:
 
 
 class Recorder:
-    """Hands the rows of every backward pass to ``statistic`` while it is recording.
+    """Hooks that pass the rows of every backward pass to ``statistic`` while ``is_recording`` is set.
 
-    A model that ``torch.compile`` has already run does not know of hooks added later; compiled afterwards, it calls
-    them between the compiled parts.
+    A model that ``torch.compile`` has already run does not call hooks added later. Compiled afterwards, it calls them
+    between the compiled parts.
 
     Args:
         layers: from ``covered_layers``; a layer used several times in one pass gives the rows of each use.
-        statistic: gets the inputs of trainable columns (the last one of ones where there is a bias) and output
-            gradients, both in the weights' type and at least in float32, under autocast too.
+        statistic: receives the inputs of trainable columns (the last one of ones where there is a bias) and output
+            gradients, both in the weights' dtype and at least in float32, under autocast too.
         skip_unscored: leave out rows whose output gradient is exactly 0, such as padding, so that no statistic
             depends on them.
     """
@@ -101,14 +101,14 @@ class Recorder:
                 parameter.grad = gradient
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_forward(self, name: str, layer: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
         if self.is_recording and torch.is_grad_enabled() and output.requires_grad and trainable_parts(layer):
-            # Backward may run after `recording` has ended: what was recorded forward is always completed.
+            # Backward may run after `recording` has ended: a pass that was recorded forward is always completed.
             after = partial(self._after_backward, name, layer, args[0].detach())
             output.register_hook(after)  # type: ignore[no-untyped-call]
 

@@ -1,6 +1,9 @@
-"""Scores: gradients of single samples' log-probabilities, and labels sampled from the model itself.
+"""Score functions of single samples, and labels sampled from the model itself.
 
-Left out: choosing a subset of samples, and anything done with the scores.
+The score function of a sample is the gradient of its log-probability by the weights, ``grad log p(y | x)``; "score" for
+short. Under labels drawn from the model its mean is zero and its second moment is the Fisher matrix.
+
+Left out: the choice of samples, and the use of their scores.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
 def categorical_log_prob(logits: Float[Tensor, "... vocab"], label: Int[Tensor, ...]) -> Float[Tensor, ""]:
-    """``sum log softmax(logits)[label]``, over all positions of one sample."""
+    """Return ``sum log softmax(logits)[label]``, over all positions of one sample."""
     return torch.log_softmax(_wide(logits), -1).gather(-1, label.unsqueeze(-1)).sum()
 
 
@@ -28,7 +31,7 @@ def per_sample_scores(
     log_prob: LogProb = categorical_log_prob,
     only: Collection[str] | None = None,
 ) -> dict[str, Float[Tensor, "sample ..."]]:
-    """``u_n = grad log p(y_n | x_n)`` of every sample, by parameter name, in one vectorised pass.
+    """Compute the score ``u_n = grad log p(y_n | x_n)`` of every sample, by parameter name, in one vectorised pass.
 
     Args:
         inputs: one sample per first index.
@@ -55,10 +58,10 @@ def per_sample_scores(
 
 @contextmanager
 def _weights_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards every module has the tensors it had.
+    """Restore every module's own tensors when the context ends.
 
-    ``functional_call`` leaves traced ones in a module that has two names: it swaps such a weight twice, and puts back
-    as the original what the first swap put in.
+    ``functional_call`` leaves traced tensors in a module that has two names: it replaces such a weight twice, and
+    restores the replacement of the first time as if it were the original.
     """
     before = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     try:
@@ -72,7 +75,7 @@ def _weights_kept(model: nn.Module) -> Iterator[None]:
 def sampled_log_likelihood(
     logits: Float[Tensor, "... vocab"], generator: torch.Generator | None = None
 ) -> Float[Tensor, ""]:
-    """``sum_n log p(y_n | x_n)`` with ``y_n`` drawn from the model: its backward pass carries Fisher statistics."""
+    """Return ``sum_n log p(y_n | x_n)`` with labels ``y_n`` drawn from the model, for Fisher statistics."""
     with torch.no_grad():
         probabilities = torch.softmax(logits.detach().float(), -1).reshape(-1, logits.shape[-1])
         labels = torch.multinomial(probabilities, 1, generator=generator)

@@ -1,4 +1,4 @@
-"""Eigenvalues and eigenvectors of symmetric matrices, whatever the size of their entries.
+"""Eigenvalues and eigenvectors of symmetric matrices, also with very large or small entries.
 
 Left out: matrices that are not symmetric, and derivatives.
 """
@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 _LARGEST_EXPONENT = 126
-"""Of a power of two that float32 holds together with its inverse."""
+"""Largest exponent of a power of two that float32 holds together with its inverse."""
 
 
 def power_of_two(size: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """The even power of two next above ``size``, so that dividing by it, and by its root, is exact; 1 for 0."""
+    """Return the next even power of two above ``size``, and 1 for 0; division by it and by its root is exact."""
     exponent = torch.frexp(size).exponent
     even = (exponent + exponent % 2).clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
     return torch.where(size > 0, torch.ldexp(torch.ones_like(size), even), torch.ones_like(size))
@@ -23,9 +23,9 @@ def power_of_two(size: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 def eigenbasis(
     matrix: Float[Tensor, "*batch n n"],
 ) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch n n"]]:
-    """Eigenvalues, in ascending order, and eigenvectors, from what is on and below the diagonal.
+    """Compute eigenvalues, in ascending order, and eigenvectors from the entries on and below the diagonal.
 
-    Both are contiguous, so that a product with them is the same after they were saved and read.
+    Both are contiguous, so that a product with them is the same bit for bit after they were saved and loaded.
 
     Limits:
         A matrix times an even power of two: the same vectors, bit for bit, and values times that.

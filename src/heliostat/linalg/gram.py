@@ -2,10 +2,10 @@
 
     X'X = sum over blocks b of columns:  X_b' X_{<=b}        (the part on and below the diagonal)
 
-A product of X' and X as two unrelated matrices computes everything twice; no symmetric product (BLAS ``syrk``) is open
-to torch. With eight blocks 56 % of the multiplications are left.
+A product of X' and X as two unrelated matrices computes every entry off the diagonal twice, and torch has no symmetric
+product (BLAS ``syrk``). With eight blocks 56% of the multiplications are left.
 
-Left out: cutting matrices so small that one product is as fast.
+Left out: splitting matrices so small that one product is as fast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SMALLEST_BLOCK = 64
 
 
 def gram(rows: Float[Tensor, "*batch row n"]) -> Float[Tensor, "*batch n n"]:
-    """``X'X``, whole.
+    """Compute ``X'X``, all of it.
 
     Limits:
         At most ``SMALLEST_BLOCK`` columns: ``rows.mT @ rows``, bit for bit.
@@ -35,7 +35,7 @@ def gram(rows: Float[Tensor, "*batch row n"]) -> Float[Tensor, "*batch n n"]:
 def add_lower_gram_(
     total: Float[Tensor, "*batch n n"], rows: Float[Tensor, "*batch row n"], decay: float, weight: float
 ) -> None:
-    """``total <- decay total + weight X'X`` on and below the diagonal; what is above it means nothing afterwards."""
+    """Update ``total <- decay total + weight X'X`` on and below the diagonal; entries above it become meaningless."""
     width, columns = _width(rows.shape[-1]), rows.mT
     add = torch.addmm if rows.ndim == 2 else torch.baddbmm
     for start in range(0, rows.shape[-1], width):
@@ -45,7 +45,7 @@ def add_lower_gram_(
 
 
 def mirror_(total: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    """Copy what ``add_lower_gram_`` wrote to where it did not, in place."""
+    """Copy the blocks that ``add_lower_gram_`` wrote to their mirror images above the diagonal, in place."""
     width = _width(total.shape[-1])
     for start in range(width, total.shape[-1], width):
         end = min(start + width, total.shape[-1])

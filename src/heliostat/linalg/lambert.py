@@ -20,7 +20,7 @@ NUM_NEWTON_STEPS = 5  # quadratic from the starts below: four reach float64 ever
 
 @torch.no_grad()
 def lambertw_exp(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Lambert's W0 of ``e^u``.
+    """Compute Lambert's W0 of ``e^u``.
 
     ``w + log w = u``
 
@@ -56,7 +56,7 @@ def lambertw_exp(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 @torch.no_grad()
 def lambertw_neg_exp(v: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Minus Lambert's W0 of ``-e^v``: the smaller solution of ``w e^-w = e^v``.
+    """Compute minus Lambert's W0 of ``-e^v``, the smaller solution of ``w e^-w = e^v``.
 
     ``log w - w = v, 0 < w <= 1``
 

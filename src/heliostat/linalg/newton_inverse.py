@@ -27,7 +27,7 @@ class NewtonInverse:
     Attributes:
         residual: ``|I - A X|_F`` of ``inverse``.
         num_steps: Newton steps taken, those of an abandoned warm start included.
-        restarted: whether the warm start was of no use.
+        restarted: whether the warm start was abandoned, because it would not have converged.
         used_cholesky: whether rounding kept Newton above ``tolerance``, so that the answer is a direct inverse.
     """
 
@@ -44,10 +44,10 @@ def newton_inverse(
     tolerance: float = 1e-2,
     max_steps: int = 40,
 ) -> NewtonInverse:
-    """``A^-1`` of a symmetric positive definite A, to ``|I - A X|_F <= tolerance * sqrt(n)``.
+    """Invert a symmetric positive definite A, to ``|I - A X|_F <= tolerance * sqrt(n)``.
 
     Args:
-        start: an earlier inverse; left for the cold start ``I / |A|_F`` where ``|I - A X|_F >= 1``.
+        start: an earlier inverse; replaced by the cold start ``I / |A|_F`` where ``|I - A X|_F >= 1``.
         tolerance: largest accepted root mean square of the residual's rows.
 
     Raises:
@@ -86,7 +86,7 @@ def newton_inverse(
 
 
 def direct_inverse(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """``A^-1`` of a symmetric positive definite A by Cholesky's factorisation; about n^3 multiplications.
+    """Invert a symmetric positive definite A by Cholesky's factorisation, in about n^3 multiplications.
 
     Raises:
         NotPositiveDefinite: A is not positive definite or not finite.

@@ -16,7 +16,7 @@ from heliostat.models.loading.tiny import TinyShape
 from heliostat.models.prompts.conversations import encode_turns
 from heliostat.models.prompts.encoding import decode, encode_problem, encode_solution
 from heliostat.models.saving import save_model
-from heliostat.models.twin import are_current, holding, trained_weights, twin_of
+from heliostat.models.twin import are_current, sampler_copy_of, snapshot_weights, with_weights
 
 __all__ = [
     "BACKWARD_COST",
@@ -31,9 +31,9 @@ __all__ = [
     "encode_solution",
     "encode_turns",
     "forward_flops",
-    "holding",
     "load_model",
+    "sampler_copy_of",
     "save_model",
-    "trained_weights",
-    "twin_of",
+    "snapshot_weights",
+    "with_weights",
 ]

@@ -83,7 +83,8 @@ def cache_kind(model: PreTrainedModel) -> CacheKind:
         ``kv``: keys and values of every position, layer by layer, which may be replicated, cut and evicted freely.
         ``other``: anything else (sliding windows, recurrent states, shared or missing layers, a cache that fails).
 
-    This says what may be tried; what is used has been tried (``rollout.ways``, ``train.logprobs.layout_trial``).
+    This says what may be tried. Whatever is used has been tried (``rollout.in_process.ways``,
+    ``train.logprobs.layout_trial``).
     """
     from transformers import DynamicCache
 

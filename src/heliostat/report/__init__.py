@@ -1,6 +1,12 @@
 """A run folder becomes one self-contained HTML page: no server, no requests, nothing to install.
 
-    run folders -> read -> (outcome, panels, phases, transcripts, tables) -> page -> report.html
+    run folders -> runs -> charts and sections -> page -> report.html
+
+    runs/        run folders as records, and what they achieved
+    charts/      line charts and bars as inline SVG
+    sections/    the parts of the page, in words, tables and charts
+    html/        escaping, templates, style and script, and the frame of every page
+    diagnosis/   what went wrong with a run, as text
 
 Everything is drawn here, as HTML and inline SVG, so the page reads without JavaScript; the script only adds hover
 values, the theme switch and showing or hiding single runs. Left out: live updates, and any number that cannot be

@@ -1,6 +1,6 @@
-"""The whole page of a run or several: which sections it has, in their frame.
+"""The whole page of one run or several: its sections in their order.
 
-Left out: what the sections say (``sections``), and the frame (``frame``).
+Left out: the sections themselves (``sections``), and the frame around them (``html.frame``).
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from heliostat.report.axes import AXES
-from heliostat.report.figures import Figures
-from heliostat.report.frame import framed, write_page
-from heliostat.report.markup import fill
-from heliostat.report.read import Run, read_runs
-from heliostat.report.sections import (
+from heliostat.report.charts.axes import AXES
+from heliostat.report.charts.figures import Figures
+from heliostat.report.html.frame import framed, write_page
+from heliostat.report.html.markup import fill
+from heliostat.report.runs.read import Run, read_runs
+from heliostat.report.sections.page_sections import (
     audit_section,
     chart_sections,
     events_section,
@@ -23,8 +23,8 @@ from heliostat.report.sections import (
     transcripts_section,
     wall_section,
 )
-from heliostat.report.summary import cards, heading, verdict_section
-from heliostat.report.verdict import judge
+from heliostat.report.sections.summary import cards, heading, verdict_section
+from heliostat.report.sections.verdict import judge
 
 
 def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str = "step") -> Path:
@@ -33,7 +33,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str =
     Args:
         run_dirs: run folders; several are overlaid, in this order.
         output: file to write, or a folder to write ``report.html`` into; ``None``: ``report.html`` in the first run.
-        by: ``step`` or ``flops``: what charts over training are drawn against.
+        by: ``step`` or ``flops``, the horizontal axis of charts over training.
 
     Returns:
         The file that was written. An existing file is replaced whole, or not at all.
@@ -49,7 +49,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str =
 
 
 def render(runs: Sequence[Run], by: str = "step") -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     verdicts = [judge(run) for run in runs]
     figures = Figures(runs, AXES[by](runs))
     sections = [

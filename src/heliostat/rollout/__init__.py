@@ -1,4 +1,12 @@
-"""Rollout: prompts in, ragged token ids with the sampler's own log-probabilities out."""
+"""Rollouts: prompts in, ragged token ids with the sampler's own log-probabilities out.
+
+request.py       the request that every engine takes
+engine.py        the interface of an engine, and the counts of its work
+sampling.py      from logits to one token, its log-probability and its entropy
+completions.py   completions while they are being decoded, and what ends them
+in_process/      engines that decode with the trainer's own weights
+vllm_server/     the engine that samples from a vLLM server
+"""
 
 import os
 import warnings
@@ -7,25 +15,29 @@ from pathlib import Path
 
 from heliostat.config import RolloutSection
 from heliostat.models import LoadedModel
-from heliostat.rollout.drafts import Announce, DecodeLimits, SamplingStopped
-from heliostat.rollout.engine import Engine, RolloutCounts, TorchEngine
-from heliostat.rollout.parity import PARITY_BOUNDS, ParityError
-from heliostat.rollout.plain import PlainEngine
-from heliostat.rollout.rows import key_values
+from heliostat.rollout.completions import DecodeLimits, SamplingStopped
+from heliostat.rollout.engine import Engine, RolloutCounts
+from heliostat.rollout.in_process.engine import TorchEngine
+from heliostat.rollout.in_process.plain import PlainEngine
+from heliostat.rollout.in_process.rows import key_values
+from heliostat.rollout.in_process.ways import fastest_right_way
+from heliostat.rollout.request import OnGroup, SampleRequest
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
-from heliostat.rollout.server import Server, ServerError
-from heliostat.rollout.vllm import Lead, VllmEngine, alone
-from heliostat.rollout.ways import fastest_right_way
+from heliostat.rollout.vllm_server.client import Server, ServerError
+from heliostat.rollout.vllm_server.engine import VllmEngine
+from heliostat.rollout.vllm_server.parity import PARITY_BOUNDS, ParityError
+from heliostat.rollout.vllm_server.weight_sync import RunOnMain, run_here
 
 __all__ = [
     "PARITY_BOUNDS",
-    "Announce",
     "DecodeLimits",
     "Engine",
     "NonFiniteLogits",
+    "OnGroup",
     "ParityError",
     "PlainEngine",
     "RolloutCounts",
+    "SampleRequest",
     "SamplingSettings",
     "SamplingStopped",
     "Server",
@@ -38,17 +50,22 @@ __all__ = [
 ]
 
 
-def build_engine(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead = alone) -> Engine:
-    """The engine that a recipe names.
+def build_engine(
+    loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain = run_here
+) -> Engine:
+    """Build the engine that a recipe names.
 
     Args:
-        lead: which of the processes that share the model speaks for all to a server.
+        run_on_main: runs the sync of weights to a server in one of the processes that share the model.
+
+    Raises:
+        ConfigError: no way of decoding the model is correct, or the client of the server is not installed.
     """
-    return ENGINES[section.engine](loaded, limits, section, lead)
+    return ENGINES[section.engine](loaded, limits, section, run_on_main)
 
 
-def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead) -> Engine:
-    """The fastest that gives the model's own numbers."""
+def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain) -> Engine:
+    """Build the fastest engine that gives the model's own numbers."""
     engine = fastest_right_way(loaded, limits, section)
     if isinstance(engine, PlainEngine) and section.num_workers > 1:
         warnings.warn(
@@ -59,15 +76,23 @@ def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSecti
     return engine
 
 
-def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, lead: Lead) -> Engine:
+def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain) -> Engine:
     server = Server(
         section.server_url.rstrip("/"), section.server_timeout_s, section.server_retries, os.environ.get(API_KEY, "")
     )
     max_gap = section.max_parity_gap or PARITY_BOUNDS[loaded.model.dtype]
-    return VllmEngine(loaded, limits, server, Path(section.sync_dir), section.server_requests, max_gap, lead=lead)
+    return VllmEngine(
+        loaded,
+        limits,
+        server,
+        Path(section.sync_dir),
+        section.server_requests,
+        max_gap,
+        run_on_main=run_on_main,
+    )
 
 
-ENGINES: dict[str, Callable[[LoadedModel, DecodeLimits, RolloutSection, Lead], Engine]] = {
+ENGINES: dict[str, Callable[[LoadedModel, DecodeLimits, RolloutSection, RunOnMain], Engine]] = {
     "torch": _in_process,
     "vllm": _on_server,
 }

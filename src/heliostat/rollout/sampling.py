@@ -44,19 +44,19 @@ class SamplingSettings:
 
 
 def completion_seed(run_seed: int, *where: int | str) -> int:
-    """A 63-bit seed for one completion, from the run's seed and what identifies it (step, problem, index)."""
+    """Return a 63-bit seed for one completion, from the run's seed and what identifies it (step, problem, index)."""
     text = "\x1f".join(str(part) for part in (run_seed, *where))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def uniforms(seed: int, num: int) -> Float[np.ndarray, " num"]:
-    """The first ``num`` numbers in [0, 1) of a completion's own stream; a prefix of any longer call."""
+    """Return the first ``num`` numbers in [0, 1) of a completion's own stream; a prefix of any longer call."""
     return np.random.Generator(np.random.Philox(key=seed)).random(num)
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One token per row."""
+    """One token per row, with its log-probability and the entropy of its distribution, in nats."""
 
     token: Int[Tensor, " row"]
     logp: Float[Tensor, " row"]

@@ -5,7 +5,7 @@
     targeted       per problem, the share at which the policy succeeds at rate ``target``, found by small corrections
     backtracking   per problem, back by ``stride`` each time the policy succeeds at rate ``target``
 
-A policy gives shares of the turn; ``cut_donor`` turns shares into tokens, never past what may be given away. Draws come
+A policy gives shares of the turn; ``cut_prefix_source`` turns shares into tokens that may be given away. Draws come
 from the seed and the problem alone, and what is learned is plain numbers in a checkpoint, so a resumed run cuts where
 the first one did.
 
@@ -28,7 +28,7 @@ from heliostat.traces.blobs import digest
 
 
 @dataclass(frozen=True, slots=True)
-class Donor:
+class PrefixSource:
     """A stored turn as far as it may be given away.
 
     Attributes:
@@ -210,7 +210,9 @@ def build_cut_policy(name: str, settings: Mapping[str, object]) -> CutPolicy:
     return build_checked(POLICIES[name], settings, "prefix")
 
 
-def cut_donor(donor: Donor, share: float, boundaries: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def cut_prefix_source(
+    prefix_source: PrefixSource, share: float, boundaries: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     """The first ``share`` of a turn's tokens, shortened to what may be given away.
 
     Args:
@@ -219,11 +221,11 @@ def cut_donor(donor: Donor, share: float, boundaries: tuple[int, ...] | None = N
     Returns:
         The prefix; empty where nothing may be given, or nothing is asked for.
     """
-    length = min(round(share * donor.num_tokens), len(donor.ids))
+    length = min(round(share * prefix_source.num_tokens), len(prefix_source.ids))
     if boundaries is not None:
-        allowed = [0, *(at for at in boundaries if at <= len(donor.ids))]
+        allowed = [0, *(at for at in boundaries if at <= len(prefix_source.ids))]
         length = min(allowed, key=lambda at: (abs(at - length), at))
-    return donor.ids[:length]
+    return prefix_source.ids[:length]
 
 
 def uniform(seed: int, *where: object) -> float:

@@ -20,9 +20,9 @@ from heliostat.train.guard.first_minute import first_minute_settings
 from heliostat.train.guard.panel import panel_of
 from heliostat.train.guard.run_guard import RunGuard
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.model_bundle import Bench
+from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.rollouts.planner import RolloutPlanner
-from heliostat.train.rollouts.scheduler import Ahead
+from heliostat.train.rollouts.scheduler import RolloutScheduler
 from heliostat.train.run_context import RunContext
 from heliostat.train.run_progress import RunProgress
 from heliostat.train.run_state import ROLLOUTS, Part, RunState, attribute, stateful, surviving
@@ -30,7 +30,7 @@ from heliostat.train.sft.feedback import Feedback
 from heliostat.train.sft.warm_start import WarmStart
 from heliostat.train.step_metrics import StepMetrics
 from heliostat.train.trainer import Trainer
-from heliostat.train.update.safe_step import GuardedStep
+from heliostat.train.update.safe_step import SafeStep
 from heliostat.train.update.updater import Updater
 from heliostat.types import Problem
 
@@ -41,17 +41,17 @@ def build_trainer(context: RunContext) -> Trainer:
     Raises:
         ConfigError: a part cannot be built as the recipe says, for example prefixes of an empty bank.
     """
-    recipe, bench, runtime = context.recipe, context.bench, context.runtime
+    recipe, bundle, runtime = context.recipe, context.bundle, context.runtime
     counters = RunCounters()
-    updater = make_updater(recipe, bench, context.objective, runtime)
+    updater = make_updater(recipe, bundle, context.objective, runtime)
     curriculum = Curriculum(context.train_problems, recipe.run.seed, recipe.train.focus)
     prefixes = _open_prefixes(context)
-    feedback = make_feedback(recipe, bench, context.tasks[-1].train)
+    feedback = make_feedback(recipe, bundle, context.tasks[-1].train)
     heldout = HeldOut(context)
     guard = _build_guard(context, updater, curriculum)
     planner = RolloutPlanner(
         recipe=recipe,
-        bench=bench,
+        bundle=bundle,
         curriculum=curriculum,
         prefixes=prefixes,
         updater=updater,
@@ -59,11 +59,11 @@ def build_trainer(context: RunContext) -> Trainer:
         counters=counters,
         position=guard.position,
     )
-    scheduler = Ahead(
-        recipe, bench, context.pool, runtime, context.ledger, planner.request, updater.anchor_from_sampler
+    scheduler = RolloutScheduler(
+        recipe, bundle, context.pool, runtime, context.ledger, planner.request, updater.anchor_from_sampler
     )
     parts = _state_parts(context, counters, heldout, guard, updater, curriculum, prefixes, feedback, scheduler)
-    state = RunState(context.checkpoints, bench.loaded.model, parts)
+    state = RunState(context.checkpoints, bundle.loaded.model, parts)
     progress = RunProgress(context=context, counters=counters, state=state, guard=guard, updater=updater)
     return Trainer(
         context=context,
@@ -83,7 +83,7 @@ def _open_prefixes(context: RunContext) -> Prefixes:
     """Open the recipe's prefixes; charge their collection, and tell the user about damaged or useless traces."""
     with context.runtime.main_first():
         prefixes, donors = open_prefixes(
-            context.recipe, context.folder.prefixes, context.bench, list(context.tasks), context.pool
+            context.recipe, context.folder.prefixes, context.bundle, list(context.tasks), context.pool
         )
     context.ledger.charge("collection", donors.flops)
     for sentence in donors.damaged:
@@ -98,7 +98,7 @@ def _build_guard(context: RunContext, updater: Updater, curriculum: Curriculum) 
     actuator = build_actuator(section.actuator, updater, curriculum)
     panel = panel_of(context, updater)
     guard = RunGuard(section, context.folder, context.display.note, context.runtime.is_main, actuator, panel)
-    guard.outright.settings = first_minute_settings(context.bench, context.tasks)
+    guard.outright.settings = first_minute_settings(context.bundle, context.tasks)
     return guard
 
 
@@ -111,7 +111,7 @@ def _state_parts(
     curriculum: Curriculum,
     prefixes: Prefixes,
     feedback: Feedback,
-    scheduler: Ahead,
+    scheduler: RolloutScheduler,
 ) -> list[Part]:
     """List every part of the run's state; weights and optimizer aside, which each checkpoint has."""
     work = "counts the work of the run, and rolled-back steps are part of that work"
@@ -125,7 +125,7 @@ def _state_parts(
         surviving(Part("guard", lambda: guard.state_dict(counters.step), guard.load_state_dict), stays),
         Part("judgement", guard.judgement, guard.load_judgement),
         attribute("num_bad_steps", counters, "num_bad_steps"),
-        attribute("bad_in_a_row", updater.guarded, "num_bad_in_a_row"),
+        attribute("bad_in_a_row", updater.safe_step, "num_bad_in_a_row"),
         attribute("version", updater, "version"),
         stateful("curriculum", curriculum),
         stateful("prefixes", prefixes.policy),
@@ -136,35 +136,35 @@ def _state_parts(
             lambda states: scheduler.load_state_dict(states, curriculum.problems),
             "dropped",
             "they are of data that the run does not come back to, and of a policy that it gives up",
-            scheduler.drop,
+            scheduler.discard,
         ),
     ]
 
 
-def make_feedback(recipe: Recipe, bench: Bench, extra: Sequence[Problem]) -> Feedback:
+def make_feedback(recipe: Recipe, bundle: ModelBundle, extra: Sequence[Problem]) -> Feedback:
     """Build the feedback on a statistic during supervised steps, with the policy that they train."""
-    policy = Policy(bench.loaded, temperature=1.0, shared_prompt=False, recompute=recipe.train.recompute)
-    return Feedback(recipe.feedback, bench.engine, policy, bench.prompt, recipe.run.seed, extra)
+    policy = Policy(bundle.loaded, temperature=1.0, shared_prompt=False, recompute=recipe.train.recompute)
+    return Feedback(recipe.feedback, bundle.engine, policy, bundle.prompt, recipe.run.seed, extra)
 
 
-def make_updater(recipe: Recipe, bench: Bench, objective: Objective, runtime: Runtime) -> Updater:
+def make_updater(recipe: Recipe, bundle: ModelBundle, objective: Objective, runtime: Runtime) -> Updater:
     """Build the updater of post-training: policy, objective, optimizer and learning-rate schedule."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
-    optimizer = build_optimizer(recipe.optimizer, bench.loaded.model)
-    accumulate_in_float32(bench.loaded.model.parameters())
+    optimizer = build_optimizer(recipe.optimizer, bundle.loaded.model)
+    accumulate_in_float32(bundle.loaded.model.parameters())
     if isinstance(optimizer, BaseOptimizer) and optimizer.extra_pass == "scores":
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
-            bench.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute
+            bundle.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute
         ),
         objective=objective,
-        guarded=GuardedStep(optimizer, recipe.optimizer.max_grad_norm, recipe.train.max_bad_steps),
+        safe_step=SafeStep(optimizer, recipe.optimizer.max_grad_norm, recipe.train.max_bad_steps),
         schedule=Schedule.from_section(recipe.optimizer, num_updates),
         runtime=runtime,
         tokens_per_microbatch=recipe.train.tokens_per_microbatch,
         drop_zero_signal=recipe.train.drop_zero_signal,
         # In float32 the in-process sampler's numbers are the trainer's to 1e-5 (the parity bound watches over it).
-        anchor_from_sampler=recipe.rollout.engine == "torch" and bench.numerics == torch.float32,
+        anchor_from_sampler=recipe.rollout.engine == "torch" and bundle.numerics == torch.float32,
         reset_every=recipe.optimizer.reset_every,
     )

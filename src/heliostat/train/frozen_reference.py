@@ -21,10 +21,10 @@ def frozen_reference(context: RunContext, step: int) -> Policy:
     Raises:
         CheckpointError: its folder is damaged, and ``step`` is not 0.
     """
-    folder, loaded, runtime = context.folder.reference, context.bench.loaded, context.runtime
-    if not runtime.led(lambda: reference_is_intact(folder, step)):
+    folder, loaded, runtime = context.folder.reference, context.bundle.loaded, context.runtime
+    if not runtime.run_on_main(lambda: reference_is_intact(folder, step)):
         export(loaded, runtime, folder, context.export_prompts())
-        runtime.led(lambda: write_manifest(folder, {"step": step}))
+        runtime.run_on_main(lambda: write_manifest(folder, {"step": step}))
     return load_reference(context.recipe, folder, runtime, loaded.model.dtype)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from heliostat.config import ConfigError, LoraSection, Recipe
-from heliostat.models import LoadedModel, encode_problem, load_model, twin_of
+from heliostat.models import LoadedModel, encode_problem, load_model, sampler_copy_of
 from heliostat.models.lora import add_adapters
 from heliostat.models.prompts.chat_template import day_of, with_day
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.train.distributed.fsdp import shard
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.distributed.unsharded_engine import GatheredEngine
+from heliostat.train.distributed.unsharded_engine import UnshardedEngine
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Alone
 from heliostat.train.logprobs.policy import Policy
@@ -24,26 +24,26 @@ from heliostat.types import Problem, Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class ModelBundle:
     """A model with its engine, ready to be sampled from and scored.
 
     Attributes:
         numerics: the type that log-probabilities are computed in.
-        twin: what samples ahead, where the recipe asks for it.
+        sampler_copy: what samples ahead, where the recipe asks for it.
     """
 
     loaded: LoadedModel
     engine: Engine
     recipe: Recipe
     numerics: torch.dtype
-    twin: LoadedModel | None = None
+    sampler_copy: LoadedModel | None = None
 
     def prompt(self, problem: Problem) -> Prompt:
         """A problem in this model's tokens."""
         return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
 
 
-def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
+def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
 
     Args:
@@ -57,19 +57,19 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
     limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
-    engine = build_engine(loaded, limits, section, runtime.led)
-    return Bench(loaded, engine, recipe, loaded.model.dtype)
+    engine = build_engine(loaded, limits, section, runtime.run_on_main)
+    return ModelBundle(loaded, engine, recipe, loaded.model.dtype)
 
 
-def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> Bench:
+def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
     """Set up a sampler whose model can also be scored and trained, cut over ranks where the recipe asks for it."""
-    bench = set_up_sampler(recipe, runtime, keep_day)
-    loaded = bench.loaded
+    bundle = set_up_sampler(recipe, runtime, keep_day)
+    loaded = bundle.loaded
     _try_layouts(loaded, runtime)  # like the engine before weights are cut: that would leave them gathered
-    twin = twin_of(loaded) if recipe.rollout.max_staleness else None
+    sampler_copy = sampler_copy_of(loaded) if recipe.rollout.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
-    engine = GatheredEngine(bench.engine, loaded.model) if runtime.sharded else bench.engine
-    return Bench(loaded, engine, recipe, numerics, twin)
+    engine = UnshardedEngine(bundle.engine, loaded.model) if runtime.sharded else bundle.engine
+    return ModelBundle(loaded, engine, recipe, numerics, sampler_copy)
 
 
 def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:

@@ -18,7 +18,7 @@ class RunResult:
         status: ``finished``, ``interrupted`` or ``failed``; ``reason`` says why if not finished.
         before, after: held-out results, where the run got that far.
         findings: what the run's first minute and its falls say outright, a sentence each.
-        speaks: whether this process is the one of its run that talks to people.
+        is_main_process: whether this process is the one of its run that talks to people.
     """
 
     folder: Path
@@ -26,7 +26,7 @@ class RunResult:
     reason: str
     before: Evaluation | None
     after: Evaluation | None
-    speaks: bool = True
+    is_main_process: bool = True
     findings: tuple[str, ...] = ()
 
     @property

@@ -35,15 +35,15 @@ from heliostat.train.builders import build_trainer
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import check_ranks, check_recipe, load_tasks
 from heliostat.train.checks.reward_audit import RewardRefused, audit_rewards
-from heliostat.train.console.interrupt import Interrupted, InterruptGuard
+from heliostat.train.console.interrupt import Interrupted, InterruptHandler
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import TraceLog
-from heliostat.train.distributed.ranks import RankLost, Runtime, running, spoken_transport
+from heliostat.train.distributed.ranks import RankLost, Runtime, readable_dist_errors, running
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.rows import recorded_evaluation
 from heliostat.train.guard.run_guard import GuardStopped
 from heliostat.train.logprobs.layout_trial import exact_layouts
-from heliostat.train.model_bundle import Bench, set_up_model
+from heliostat.train.model_bundle import ModelBundle, set_up_model
 from heliostat.train.results import RunResult
 from heliostat.train.run_context import RunContext
 from heliostat.train.run_folder.checkpoint_files import CheckpointError
@@ -80,20 +80,20 @@ def run_recipe(
     with ExitStack() as stack:
         runtime = stack.enter_context(running(recipe.run, recipe.distributed))
         check_ranks(recipe, runtime)
-        path = run_dir or runtime.led(lambda: reserve_run_dir(recipe.run, recipe_name))
+        path = run_dir or runtime.run_on_main(lambda: reserve_run_dir(recipe.run, recipe_name))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             folder = RunFolder(path, recipe, runtime.is_main, reserved=run_dir is None and not recipe.run.name)
             stack.callback(folder.close)
         shown.note(f"run folder: {path}")
-        if runtime.from_main(folder.is_finished):
+        if runtime.broadcast(folder.is_finished):
             for change in folder.changes() if runtime.is_main else ():
                 shown.note(change)
             shown.note("this run is finished already; nothing to do")
             results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
-            return RunResult(path, "finished", "", *results, speaks=runtime.is_main, findings=found)
-        with runtime.together():  # what is missing for a tracker is said before the model loads
+            return RunResult(path, "finished", "", *results, is_main_process=runtime.is_main, findings=found)
+        with runtime.raise_on_all_ranks():  # what is missing for a tracker is said before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
         for service in services:
@@ -101,36 +101,36 @@ def run_recipe(
         pool = stack.enter_context(VerifierPool(tasks))
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         point = checkpoints.find_newest()
-        recipe = begun_in(recipe, runtime.from_main(checkpoints.stored_dtype(point.step)))
-        with runtime.together():
-            bench = set_up_model(recipe, runtime, lambda today: runtime.from_main(folder.keep_day(today)))
-        for note in _said_of_data(tasks, bench):
+        recipe = begun_in(recipe, runtime.broadcast(checkpoints.stored_dtype(point.step)))
+        with runtime.raise_on_all_ranks():
+            bundle = set_up_model(recipe, runtime, lambda today: runtime.broadcast(folder.keep_day(today)))
+        for note in _said_of_data(tasks, bundle):
             shown.note(note)
-        runtime.led(lambda: check_encodable(recipe, tasks, bench, shown.note))
+        runtime.run_on_main(lambda: check_encodable(recipe, tasks, bundle, shown.note))
         refused = ""
         if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
-            refused = runtime.led(lambda: audit_rewards(recipe, tasks, pool, bench, folder, shown.note))
+            refused = runtime.run_on_main(lambda: audit_rewards(recipe, tasks, pool, bundle, folder, shown.note))
         if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # then the export is next
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
-            prompts = [bench.prompt(problem) for problem in problems]
-            try_export(bench.loaded, runtime, folder.path, prompts, resumes=point.step is not None)
-        dtype = str(bench.loaded.model.dtype).removeprefix("torch.")
-        shown.note(f"{dtype} weights; sampled with {bench.engine.way}; scored with {exact_layouts(bench.loaded).way}")
+            prompts = [bundle.prompt(problem) for problem in problems]
+            try_export(bundle.loaded, runtime, folder.path, prompts, resumes=point.step is not None)
+        dtype = str(bundle.loaded.model.dtype).removeprefix("torch.")
+        shown.note(f"{dtype} weights; sampled with {bundle.engine.way}; scored with {exact_layouts(bundle.loaded).way}")
         _rewind(folder, point, runtime, shown)
         trackers: list[Tracker] = [*services]
         if runtime.is_main:
             trackers.insert(0, JsonlTracker(folder.metrics))
             stack.callback(trackers[0].close)
-        interrupt = stack.enter_context(InterruptGuard(shown.note, runtime.any))
-        ledger = Profile(loaded=bench.loaded, show=shown.table) if profile else Ledger()
-        traces = stack.enter_context(TraceLog(recipe, tasks, bench.loaded, path.name, keeps=runtime.is_main))
+        interrupt = stack.enter_context(InterruptHandler(shown.note, runtime.any))
+        ledger = Profile(loaded=bundle.loaded, show=shown.table) if profile else Ledger()
+        traces = stack.enter_context(TraceLog(recipe, tasks, bundle.loaded, path.name, keeps=runtime.is_main))
         context = RunContext(
             recipe=recipe,
             folder=folder,
             checkpoints=checkpoints,
             runtime=runtime,
             tasks=tasks,
-            bench=bench,
+            bundle=bundle,
             objective=objective,
             pool=pool,
             trackers=trackers,
@@ -142,11 +142,11 @@ def run_recipe(
         return _carry_out(build_trainer(context), recipe_name, refused)
 
 
-def _said_of_data(tasks: Sequence[Task], bench: Bench) -> Iterator[str]:
+def _said_of_data(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
     """What was left out of the data, and what the chat template is told."""
     for task in tasks:
         yield from task.notes
-    if day := day_of(bench.loaded):
+    if day := day_of(bundle.loaded):
         yield f"the chat template tells the day; in this run it is {day[:10]} throughout (template_day.txt)"
 
 
@@ -167,7 +167,7 @@ def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
     try:
         if refused:
             raise RewardRefused(refused)
-        with spoken_transport():  # sharded weights travel inside torch
+        with readable_dist_errors():  # sharded weights travel inside torch
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
         where = f"after step {trainer.counters.step}" if trainer.counters.step > 0 else "before the first step"
@@ -207,8 +207,8 @@ def _summarise(
             "findings": list(findings),
             "longest_solution": trainer.guard.outright.settings.get(LONGEST_SOLUTION),
             "steps": trainer.counters.step,
-            "sampled_with": trainer.context.bench.engine.way,
-            "scored_with": exact_layouts(trainer.context.bench.loaded).way,
+            "sampled_with": trainer.context.bundle.engine.way,
+            "scored_with": exact_layouts(trainer.context.bundle.loaded).way,
             "before": before.summary() if before else None,
             "after": after.summary() if after else None,
             "seconds": {**trainer.context.ledger.seconds, "total": trainer.counters.elapsed_s},

@@ -13,11 +13,11 @@ from heliostat.objectives import Objective
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker
 from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.console.interrupt import InterruptGuard
+from heliostat.train.console.interrupt import InterruptHandler
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import TraceLog
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.model_bundle import Bench
+from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.run_folder.checkpoints import Checkpoints
 from heliostat.train.run_folder.export import NUM_PROMPTS
 from heliostat.train.run_folder.folder import RunFolder
@@ -33,12 +33,12 @@ class RunContext:
     checkpoints: Checkpoints
     runtime: Runtime
     tasks: Sequence[Task]
-    bench: Bench
+    bundle: ModelBundle
     objective: Objective
     pool: VerifierPool
     trackers: Sequence[Tracker]
     display: Display
-    interrupt: InterruptGuard
+    interrupt: InterruptHandler
     ledger: Ledger
     traces: TraceLog
 
@@ -54,7 +54,7 @@ class RunContext:
 
     def export_prompts(self) -> list[Prompt]:
         """Build the prompts on which a saved model is compared with the one in memory."""
-        return [self.bench.prompt(problem) for problem in self.heldout_problems[:NUM_PROMPTS]]
+        return [self.bundle.prompt(problem) for problem in self.heldout_problems[:NUM_PROMPTS]]
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step to all trackers and to the terminal; steps of the warm start are 0 or less."""

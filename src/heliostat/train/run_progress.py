@@ -32,7 +32,7 @@ class RunProgress:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of post-training."""
-        return self.updater.guarded.optimizer
+        return self.updater.safe_step.optimizer
 
     def steps(self) -> Iterator[int]:
         """Yield the next step until the last is complete; after a rollback, the step after its checkpoint."""
@@ -86,9 +86,9 @@ class RunProgress:
             GuardStopped: no rollback is left, or no checkpoint.
         """
         context = self.context
-        to = self.guard.destination(step, context.checkpoints.intact())
+        to = self.guard.rollback_target(step, context.checkpoints.intact())
         self.state.roll_back(to, self.optimizer)
-        self.guard.went_back(step, to, context.folder.metrics_after(to))
+        self.guard.record_rollback(step, to, context.folder.metrics_after(to))
         self.updater.lr_scale = self.guard.step_scale
         self.counters.step = to
         self.save()  # a run that is killed before this line comes to the same rollback again, and finds all its files

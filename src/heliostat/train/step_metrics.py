@@ -37,20 +37,20 @@ class StepMetrics:
     monitor: Monitor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.monitor = make_monitor(self.context.tasks, self.context.bench.loaded)
+        self.monitor = make_monitor(self.context.tasks, self.context.bundle.loaded)
 
     def charge_rollouts(self, rollouts: Rollouts) -> None:
         """Charge the FLOPs of sampling to the ledger, and store the rollouts in the recipe's trace bank."""
-        ledger, loaded = self.context.ledger, self.context.bench.loaded
+        ledger, loaded = self.context.ledger, self.context.bundle.loaded
         before = ledger.flops["rollout"]
         ledger.charge_rollout("rollout", loaded, rollouts.counts)
         ledger.charge_update("update", loaded, rollouts.scored, with_gradient=False)
-        ledger.see_ahead(rollouts.seconds, rollouts.spans)
+        ledger.record_async_sampling(rollouts.seconds, rollouts.spans)
         self.context.traces.add(rollouts.groups, rollouts.sources, ledger.flops["rollout"] - before)
 
     def charge_update(self, groups: Sequence[Group], report: UpdateReport) -> None:
         """Charge the FLOPs of an update to the ledger, and count its tokens."""
-        ledger, loaded = self.context.ledger, self.context.bench.loaded
+        ledger, loaded = self.context.ledger, self.context.bundle.loaded
         self.counters.num_tokens += sum(group.num_tokens for group in groups)
         ledger.charge_update("update", loaded, report.counts)
         ledger.charge_update("update", loaded, report.scored, with_gradient=False)
@@ -115,7 +115,7 @@ class StepMetrics:
         gap = report.max_sampler_gap
         if gap is None:
             return {}
-        bound = self.context.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.context.bench.numerics]
+        bound = self.context.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.context.bundle.numerics]
         if gap > bound:
             raise ParityError(
                 f"sampler and trainer differ by {gap:.2g} nats on a token, more than the bound of {bound:g} "

@@ -20,7 +20,7 @@ from heliostat.train.frozen_reference import frozen_reference
 from heliostat.train.guard.run_guard import NUMERIC_FAILURES, RunGuard
 from heliostat.train.rollouts.batch import Rollouts
 from heliostat.train.rollouts.planner import RolloutPlanner
-from heliostat.train.rollouts.scheduler import Ahead
+from heliostat.train.rollouts.scheduler import RolloutScheduler
 from heliostat.train.run_context import RunContext
 from heliostat.train.run_folder.export import export
 from heliostat.train.run_progress import RunProgress
@@ -41,7 +41,7 @@ class Trainer:
     progress: RunProgress
     warm_start: WarmStart
     planner: RolloutPlanner
-    scheduler: Ahead
+    scheduler: RolloutScheduler
     updater: Updater
     metrics: StepMetrics
     guard: RunGuard
@@ -75,7 +75,7 @@ class Trainer:
         self.context.display.end_phase()
         after = self.heldout.measure_after(self.counters.step)
         folder, prompts = self.context.folder, self.context.export_prompts()
-        export(self.context.bench.loaded, self.context.runtime, folder.model, prompts, folder.adapter)
+        export(self.context.bundle.loaded, self.context.runtime, folder.model, prompts, folder.adapter)
         return before, after
 
     def train(self) -> None:
@@ -85,16 +85,16 @@ class Trainer:
                 with self.context.ledger.step():
                     metrics = self.step(step)
                 if self.progress.is_saved(step):
-                    self.scheduler.settle(step)
-                metrics |= self.guard.act(step, metrics)
+                    self.scheduler.wait_pending(step)
+                metrics |= self.guard.observe(step, metrics)
                 self.updater.lr_scale = self.guard.step_scale
             except RECOVERABLE as error:
-                if not self.guard.rescue(step, error):
+                if not self.guard.should_roll_back(step, error):
                     raise
             else:
                 self.counters.step = step
                 self.context.log(step, metrics | self.heldout.evaluate_if_due(step))
-            if self.guard.order:
+            if self.guard.pending_rollback:
                 self.progress.roll_back(step)
             elif self.progress.is_saved(step):
                 self.progress.save()
@@ -114,7 +114,7 @@ class Trainer:
                 report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self.metrics.signals(batch, report)
         self.metrics.charge_update(rollouts.groups, report)
-        return self.context.runtime.from_main(signals | self.metrics.speed(rollouts, time.monotonic() - started))
+        return self.context.runtime.broadcast(signals | self.metrics.speed(rollouts, time.monotonic() - started))
 
     def learn(self, rollouts: Rollouts) -> None:
         """Update success rates, the guard and the accounts with verified rollouts."""

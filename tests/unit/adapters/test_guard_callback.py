@@ -62,6 +62,7 @@ def test_a_healthy_training_is_left_alone(tmp_path):
     assert not (tmp_path / "events.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shadow", "act"])
 def test_broken_numbers_stop_a_training_in_every_mode(tmp_path, mode):
     trainer = train(tmp_path, Line(broken=5), GuardCallback(mode))
@@ -71,6 +72,7 @@ def test_broken_numbers_stop_a_training_in_every_mode(tmp_path, mode):
     assert "not finite" in diagnose(tmp_path / "metrics.jsonl").headline
 
 
+@pytest.mark.slow
 def test_its_state_is_in_the_checkpoint(tmp_path):
     whole = GuardCallback(baseline_start=1, baseline_steps=8)
     train(tmp_path / "whole", Line(), whole)
@@ -155,6 +157,7 @@ def test_a_real_grpo_run_is_watched(tmp_path, nano):
     assert diagnose(tmp_path / "metrics.jsonl").facts
 
 
+@pytest.mark.slow
 def test_a_training_that_begins_anew_keeps_the_files_it_finds(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("mine, a week's work\n")
     train(tmp_path, Line(), GuardCallback(), max_steps=2)
@@ -164,6 +167,7 @@ def test_a_training_that_begins_anew_keeps_the_files_it_finds(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_training_that_continues_forgets_its_own_later_lines_only(tmp_path):
     train(tmp_path, Line(), GuardCallback(), max_steps=12)
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -23,7 +23,14 @@ from heliostat.train.evaluation.evaluate import Comparison
 
 def finished(folder, status="finished", code=0, reason=""):
     return SimpleNamespace(
-        folder=folder, status=status, reason=reason, exit_code=code, speaks=True, before=None, after=None, findings=()
+        folder=folder,
+        status=status,
+        reason=reason,
+        exit_code=code,
+        is_main_process=True,
+        before=None,
+        after=None,
+        findings=(),
     )
 
 

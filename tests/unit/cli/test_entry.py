@@ -137,6 +137,7 @@ sys.exit(main(["tasks", "show", "x"]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_process_exits_130():
     process = subprocess.Popen(
         [sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -31,6 +31,7 @@ def test_negative_numbers_and_dashes_are_values():
     assert split_overrides(["--a.b", "-1", "--c.d", "-x", "--e.f=--g"])[0] == {"a.b": "-1", "c.d": "-x", "e.f": "--g"}
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.from_regex(r"[a-z]\w{0,5}\.[a-z]\w{0,5}", fullmatch=True), st.text(max_size=10), max_size=4),
        st.lists(st.from_regex(r"[a-z]{1,5}", fullmatch=True), max_size=3))  # fmt: skip
 def test_splitting_loses_nothing(pairs, words):

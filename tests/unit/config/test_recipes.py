@@ -283,7 +283,7 @@ _EXTRA_KEYS = [f"{section}.{key}" for section in ("objective", "optimizer", "tas
 _SERVER_KEYS = {f"rollout.{key}" for key in ("engine", "server_url", "sync_dir")} | {
     f"rollout.server_{key}" for key in ("timeout_s", "retries", "requests")
 }
-"""Valid together only; ``tests/unit/rollout/test_vllm.py`` tries their combinations."""
+"""Valid together only; ``tests/unit/rollout/vllm_server/test_engine.py`` tries their combinations."""
 _OVERRIDES = st.lists(
     st.sampled_from(sorted(set(_KEYS) - _SERVER_KEYS)).flatmap(lambda key: st.tuples(st.just(key), _KEYS[key]))
     | st.tuples(st.sampled_from(_EXTRA_KEYS), _FREE),
@@ -317,6 +317,7 @@ def test_strategies_cover_every_key():
     assert sorted(_KEYS) == sorted(key.name for key in describe_keys())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(pairs=_OVERRIDES, raw=st.booleans(), mapping=st.booleans())
 def test_valid_overrides_arrive_and_survive_writing(pairs, raw, mapping, tmp_path_factory):

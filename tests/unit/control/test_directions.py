@@ -95,6 +95,7 @@ def close(a, b, tolerance=1e-10):
     assert float((a - b).norm() / b.norm()) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPACES)
 @pytest.mark.parametrize("m", [1, 4, 64])
 def test_the_direction_is_the_dense_solve(kind, m):
@@ -131,6 +132,7 @@ def test_scores_from_the_kept_graph_are_those_of_a_pass_of_their_own(direction):
     close((flat(actor.parameters) - before) / 0.5, fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPACES)
 @pytest.mark.parametrize("m", [1, SCORES_AT_ONCE])
 def test_a_score_is_the_gradient_of_log_pi_and_knows_no_advantage(kind, m, monkeypatch):

@@ -11,7 +11,7 @@ from heliostat.config import ConfigError
 from heliostat.control import Rank1
 from heliostat.control.contenders import ALGORITHMS, algorithm_class, arguments_of, setup_of
 from heliostat.control.runs import last_quarter, read_control
-from heliostat.report.control import write_control_page
+from heliostat.report.control_page import write_control_page
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -47,6 +47,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_every_algorithm_and_seed(folder):
     run = read_control(folder)
     assert run.algos == ["smac", "a2c"]
@@ -64,6 +65,7 @@ def test_a_run_folder_holds_every_algorithm_and_seed(folder):
     assert {path.name for path in (folder / "models").iterdir()} == {f"{a}-{s}.zip" for a in run.algos for s in (0, 1)}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_returns_in_any_process(folder):
     from heliostat.control.lap import Lap, run_lap
 
@@ -72,6 +74,7 @@ def test_the_same_seed_gives_the_same_returns_in_any_process(folder):
     assert [(row["step"], row["return"]) for row in here] == [(row["step"], row["return"]) for row in there]
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_with_every_curve(folder):
     page = (folder / "control.html").read_text()
     assert page == write_control_page(folder).read_text()

@@ -79,6 +79,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_model_and_its_policy_come_back_without_an_environment(kind, tmp_path):
     model = POLICIES[kind]()
@@ -118,6 +119,7 @@ def test_only_an_extractor_that_learns_nothing_is_shared():
         made(policy_kwargs={**LEARNED, "share_features_extractor": True})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "direction", [Rank1(num_scores=2, ema=0.5, momentum=0.5), "eva", "sample-space", Gradient(momentum=0.9), "adam"]
 )
@@ -135,6 +137,7 @@ def test_training_from_a_file_equals_training_on(direction, policy_kwargs, tmp_p
     assert model.logger.name_to_value["train/learning_rate"] == loaded.logger.name_to_value["train/learning_rate"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "kind"), [("eva", "Eva"), ("adam", "Adam"), (Gradient(momentum=0.5), "SGD")], ids=str
 )
@@ -267,6 +270,7 @@ def test_batchnorm_takes_a_left_over_row_and_refuses_a_single_one():
         made(policy_kwargs=NORMALISED, n_steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [Rank1(num_scores=2, momentum=0.5), "eva", "adam"], ids=str)
 def test_weights_frozen_unfrozen_and_replaced_are_noticed(direction):
     model = made(policy_kwargs=LEARNED, direction=direction, learning_rate=0.01)

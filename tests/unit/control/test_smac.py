@@ -85,6 +85,7 @@ def test_a_truncated_episode_is_bootstrapped_and_a_terminated_one_is_not():
         assert filled(one).returns.ravel()[2] == pytest.approx(3.0 + 0.9 * value_of(one, 3), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "direction", ["rank1", Rank1(num_scores=1, damping=1.0), "eva", "sample-space", "sgd", "adam"], ids=str
 )
@@ -95,6 +96,7 @@ def test_every_direction_solves_the_identity(direction):
     assert evaluate_policy(model, model.get_env(), 5, warn=False)[0] > 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "threshold", "settings"),
     [
@@ -114,6 +116,7 @@ def test_every_action_space_solves_the_identity(env, threshold, settings):
     assert evaluate_policy(model, model.get_env(), 5, warn=False)[0] >= threshold
 
 
+@pytest.mark.slow
 def test_the_plain_call_learns_cartpole():
     """Seeds 0, 1 and 2 had 460 to 500 after these steps; one score with the same settings had 111."""
     model = SMAC("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(15_000)
@@ -130,6 +133,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     assert not torch.equal(weights(first), weights(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "direction", [Rank1(num_scores=2, ema=0.5, momentum=0.5), Gradient(momentum=0.9), "eva"], ids=str
 )

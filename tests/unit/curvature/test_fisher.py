@@ -1,13 +1,12 @@
 """Fisher products against the dense matrix, and sampled labels against their expectation."""
 
 import torch
+from dense_fisher import dense_fisher
 
 from heliostat.curvature import (
-    dense_fisher,
     fisher_product,
     per_sample_scores,
     sampled_log_likelihood,
-    score_fisher_product,
 )
 
 
@@ -41,15 +40,13 @@ def test_the_dense_matrix_is_the_expectation_of_score_products_over_all_labels()
     torch.testing.assert_close(dense_fisher(model, inputs), total)
 
 
-def test_scores_average_to_the_gradient_and_their_fisher_is_their_outer_product():
-    model, inputs, vector = setting()
+def test_scores_average_to_the_gradient():
+    model, inputs, _ = setting()
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     scores = per_sample_scores(model, inputs, labels)
     torch.nn.functional.cross_entropy(model(inputs), labels).backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(scores[name].mean(0), -p.grad)
-    rows = torch.cat([scores[name].flatten(1) for name, _ in model.named_parameters()], 1)
-    torch.testing.assert_close(flat(score_fisher_product(scores, vector)), rows.T @ (rows @ flat(vector)) / 6)
 
 
 def test_frozen_parameters_have_no_score():

@@ -30,6 +30,7 @@ def test_an_encoder_is_found_out():
         check_causal(bidirectional(), "bert")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_language_model_is_taken_for_an_encoder(family: str, dtype: torch.dtype, checkpoint):

@@ -37,6 +37,7 @@ def test_rules_hold_where_they_bite(family: str, checkpoint):
         assert not torch.allclose(head.projection(head.hidden(input_ids=IDS)), expected, rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", RULED)
 def test_a_rule_nobody_knew_of_is_noticed_and_full_logits_are_used(family, dtype, checkpoint, monkeypatch):

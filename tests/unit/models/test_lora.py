@@ -82,6 +82,7 @@ def test_targets_that_are_not_there_are_refused_by_name():
         add_adapters(nano().model, LoraSection(rank=2, layers=("qkv",)), seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layers", [("embed_tokens",), ("q_proj", "lm_head"), ("embed_tokens", "lm_head")])
 @pytest.mark.parametrize("tied", [True, False])

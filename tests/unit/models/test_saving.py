@@ -95,6 +95,7 @@ save_model(loaded, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_weights_and_tokenizer_leaves_the_earlier_save(nano_model, tmp_path: Path):
     folder = tmp_path / "final"
     save_model(nano_model, folder)

@@ -6,7 +6,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import ModelOutput
 
 from heliostat.models import transformers_internals
-from heliostat.rollout.rows import RowLayer
+from heliostat.rollout.in_process.rows import RowLayer
 from tests.support.nano import make_nano
 
 

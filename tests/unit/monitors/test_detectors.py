@@ -18,6 +18,7 @@ def alarms(detector, values):
     return [index for index, value in enumerate(values) if (r := detector.update(value)) is not None and r.alarm]
 
 
+@pytest.mark.slow
 def test_cusum_alarms_once_in_465_independent_steps_on_two_sides_and_930_on_one():
     """Textbook run lengths (slack 0.5, threshold 5), by simulation."""
     values = np.random.default_rng(0).normal(size=120_000).tolist()

@@ -68,6 +68,7 @@ def test_partition_limits_in_tau(values):
     assert torch.allclose(partition_advantage(rewards, 1e-7), rewards - rewards.max(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("advantage", EVERY.values(), ids=EVERY)
 @given(groups, st.floats(-100, 100), st.randoms())
 def test_a_constant_shift_changes_nothing_and_order_does_not_matter(advantage, values, shift, random):
@@ -80,6 +81,7 @@ def test_a_constant_shift_changes_nothing_and_order_does_not_matter(advantage, v
     assert torch.allclose(advantage(tensor([values[i] for i in order])), base[order], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("advantage", EVERY.values(), ids=EVERY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(st.floats(-1e3, 1e3), st.integers(2, 33))

@@ -65,6 +65,7 @@ def test_equal_rewards_are_a_zero_signal_and_shifted_rewards_are_the_same_signal
     assert objective.advantages(rewards).dtype == rewards.dtype
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
 def test_stored_log_probs_that_are_not_finite_are_refused_by_name_and_number(case, bad):

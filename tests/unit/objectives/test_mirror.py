@@ -195,6 +195,7 @@ def test_the_constant_normalization_is_none_in_other_units():
 REWARDS = torch.tensor([1.0, 0.0, 0.3, 0.9, 0.0], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.2, 0.5, 2.0])
 def test_the_population_optimum_of_pmd_mean_is_the_lambert_form_and_lambda_is_measurable(tau):
     log_ratio = optimum(build("pmd-mean", tau=tau), REWARDS)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .browser import Browser, find_chromium
-from .synthetic import Shape, kill, make_run
+from tests.unit.report.browser import Browser, find_chromium
+from tests.unit.report.synthetic import Shape, kill, make_run
 
 
 @pytest.fixture(scope="session")

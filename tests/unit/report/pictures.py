@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 
 from heliostat.report import write_report
-
-from .browser import Browser, find_chromium
+from tests.unit.report.browser import Browser, find_chromium
 
 FOLDER = Path(__file__).parents[3] / "docs" / "images"
 PICTURES = {"light": (1280, 1400, False), "dark": (1280, 1400, True), "phone": (390, 1400, True)}

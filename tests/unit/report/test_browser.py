@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from heliostat.report import write_report
-
-from .browser import Browser
-from .synthetic import Shape, kill, make_run
+from tests.unit.report.browser import Browser
+from tests.unit.report.synthetic import Shape, kill, make_run
 
 
 @pytest.fixture(scope="module")

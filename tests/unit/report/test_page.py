@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from heliostat.config import ConfigError
 from heliostat.report import write_report
-from heliostat.report.read import CONSEQUENCES
-
-from .synthetic import Shape, make_run
+from heliostat.report.runs.read import CONSEQUENCES
+from tests.unit.report.synthetic import Shape, make_run
 
 
 class Addresses(HTMLParser):
@@ -63,9 +63,19 @@ def test_the_page_points_to_nothing_outside_itself(finished: Path, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_stay_below_300_kilobytes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "long", Shape(num_steps=1000))
     assert write_report([run]).stat().st_size < 300_000
+
+
+def test_a_long_page_is_written_over_and_a_foreign_one_is_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "long", Shape(num_steps=1000))
+    page = write_report([run]).read_bytes()
+    assert write_report([run]).read_bytes() == page
+    (run / "report.html").write_text("<title>Mine</title> Written by somebody else.")
+    with pytest.raises(ConfigError, match="is not a page of Heliostat"):
+        write_report([run])
 
 
 @pytest.mark.parametrize("name", list(CONSEQUENCES))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Colour = NDArray[np.float64]
 
-SHEET = files("heliostat.report").joinpath("style.css").read_text(encoding="utf-8")
+SHEET = files("heliostat.report.html").joinpath("style.css").read_text(encoding="utf-8")
 PAIRS = {name: pair for name, *pair in re.findall(r"--([\w]+): light-dark\((#\w{6}), (#\w{6})\)", SHEET)}
 LINES = [f"c{index}" for index in range(1, 7)]
 

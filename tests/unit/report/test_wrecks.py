@@ -8,9 +8,9 @@ from studies.wrecks.cases import HEALTHY, WRECKS
 from studies.wrecks.records import RECORDED, unpack
 
 from heliostat.report.diagnosis import diagnose
+from heliostat.report.diagnosis.stories import STORIES
 from heliostat.report.page import render
-from heliostat.report.read import read_run
-from heliostat.report.stories import STORIES
+from heliostat.report.runs.read import read_run
 
 NAMES = sorted(path.stem for path in RECORDED.glob("*.json"))
 MISSED = frozenset({"one-long-step-of-dapo", "inverted-verifier"})
@@ -23,6 +23,7 @@ def test_there_are_enough_of_both():
     assert set(NAMES) <= {*WRECKS, *(f"healthy-{name}" for name in HEALTHY)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name in WRECKS and name not in MISSED])
 def test_a_wreck_is_named_first(name: str, tmp_path: Path):
     found = diagnose(unpack(name, tmp_path / "run"))

@@ -30,7 +30,7 @@ from heliostat.scaling import (
     training_memory,
 )
 from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.distributed.fsdp import gathered, shard
+from heliostat.train.distributed.fsdp import shard, unsharded
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.update.counts import UpdateCounts
@@ -167,7 +167,7 @@ def counted(runtime):
     optimizer = build_optimizer(OptimizerSection(name="adamw", lr=1e-3), loaded.model)
     one = updater(loaded, lr=1e-3, optimizer=optimizer, tau=0.5)
     one.runtime = runtime
-    with count.Collectives() as sampling, gathered(loaded.model):
+    with count.Collectives() as sampling, unsharded(loaded.model):
         pass
     with count.Collectives() as training:
         one.run(make_batch(one.objective, groups), num_updates=2, first_update=0, seed=3)

@@ -21,6 +21,7 @@ def test_what_was_written_is_accepted(folder):
     assert set(read_manifest(folder)["files"]) == {"weights", "inner/part", "empty"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights", "inner/part", MANIFEST])
 def test_every_flip_is_found(folder, name):
     path = folder / name

@@ -47,6 +47,7 @@ def alone(folder):
     return [path.name for path in folder.parent.iterdir()] in ([folder.name], [])
 
 
+@pytest.mark.slow
 def test_a_folder_killed_at_every_event_is_the_old_one_or_the_new_one(tmp_path):
     for case, before in (("replaced", "old"), ("new", None)):
         root = tmp_path / case
@@ -71,6 +72,7 @@ def test_a_folder_killed_at_every_event_is_the_old_one_or_the_new_one(tmp_path):
         assert seen == {before, "new"}
 
 
+@pytest.mark.slow
 def test_recovery_killed_at_every_event_recovers_again(tmp_path):
     """A kill, then a kill of the process that cleans up after it, and so on for every pair."""
     publish(tmp_path / "count" / "a", "old")
@@ -195,6 +197,7 @@ def test_signals_wait_until_the_folder_is_in_its_place(tmp_path):
     assert signal.getsignal(signal.SIGINT) is previous
 
 
+@pytest.mark.slow
 def test_two_writers_take_turns(tmp_path):
     """Many processes publish one folder at once; it is always somebody's whole one."""
 

@@ -11,6 +11,7 @@ from tests.support.replaces import REPLACES, torn_bank
 NUM_KILLS = 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPLACES)
 def test_killed_while_replacing(name, tmp_path):
     one = REPLACES[name]

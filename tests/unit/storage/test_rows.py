@@ -13,6 +13,7 @@ from tests.support.kills import count_events, killed_at
 ROWS = [{"step": 1, "text": "a\u2028b\u2029c\x85d\x0be\r\x1c"}, {"step": 2, "text": "等于几？"}, {"step": 3}]
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(), st.text()), max_size=5))
 def test_any_text_comes_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"

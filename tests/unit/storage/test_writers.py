@@ -4,6 +4,8 @@ import ast
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import heliostat
 
 SOURCES = Path(heliostat.__file__).parent
@@ -92,6 +94,7 @@ def changes_disk(call):
     return ""
 
 
+@pytest.mark.slow
 def test_nothing_is_written_but_by_storage():
     found = Counter(calls())
     assert sorted(set(found) - set(LISTED)) == []

@@ -8,6 +8,7 @@ import pytest
 HEAVY = "{'reasoning_gym', 'math_verify', 'sympy', 'datasets', 'pyarrow', 'pandas'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [

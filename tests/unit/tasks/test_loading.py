@@ -49,6 +49,7 @@ def other_gym() -> Iterator[_Gym]:
     gym.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["word_ladder", "ransom_note", "acre"])
 def test_another_interpreter_draws_the_same_problems(name: str, other_gym: _Gym) -> None:
     """These data sets depend on the hash seed of the interpreter, or on their own size."""

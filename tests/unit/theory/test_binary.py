@@ -64,6 +64,7 @@ def test_one_scalar_equation_gives_the_same_step():
             assert float(binary_pmd_mean(p, tau).logit_gain) == pytest.approx(gain, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_part_raises_log_odds_by_one_over_tau_and_mean_by_less():
     p = torch.tensor([1e-6, 0.01, 0.3, 0.5, 0.99], dtype=torch.float64)
     tau = torch.tensor([[0.01], [0.3], [5.0]], dtype=torch.float64)

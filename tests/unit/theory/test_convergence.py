@@ -8,6 +8,7 @@ from heliostat.theory import iterate, pmd_baseline, pmd_mean, pmd_part, steps_to
 from .problems import random_problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tau", "mean", "part"), [(0.05, 3, 1), (0.2, 5, 3), (1.0, 15, 14), (3.0, 42, 42)])
 def test_steps_to_99_percent_as_quoted(tau, mean, part):
     assert steps_to(pmd_mean, 1e-4, tau) == mean

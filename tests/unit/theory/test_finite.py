@@ -27,6 +27,7 @@ def test_at_tau_one_the_two_are_close_but_not_equal():
     assert [round(x, 2) for x in ratio.tolist()] == [0.98, 0.97, 1.19]
 
 
+@pytest.mark.slow
 def test_the_reversal_at_one_half_needs_enough_rollouts():
     for num_rollouts, mean_is_quieter in ((4, True), (16, False), (64, False)):
         mean, part = finite_pmd_mean(0.5, 0.1, num_rollouts), finite_pmd_part(0.5, 0.1, num_rollouts)
@@ -46,6 +47,7 @@ def test_target_noise_of_wrong_answers():
     assert float(advantages[1]) < -0.98
 
 
+@pytest.mark.slow
 def test_how_often_the_sampled_baseline_overshoots():
     part = finite_pmd_part(SUCCESS, 0.1, 16)
     shares = part.mean(part.over_partition)
@@ -67,6 +69,7 @@ def test_how_often_the_sampled_baseline_overshoots():
     assert float(at_one.mean(at_one.over_partition).mean()) == pytest.approx(0.18, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave_one_out", [False, True])
 @pytest.mark.parametrize("method", [finite_pmd_mean, finite_pmd_part])
 def test_every_draw_of_four_rollouts_by_brute_force(method, leave_one_out):
@@ -94,6 +97,7 @@ def test_every_draw_of_four_rollouts_by_brute_force(method, leave_one_out):
     assert float(result.sd(result.log_odds)) == pytest.approx(math.sqrt(second - mean**2), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_many_rollouts_approach_the_population_step():
     for finite, exact in ((finite_pmd_mean, binary_pmd_mean), (finite_pmd_part, binary_pmd_part)):
         target = math.log(0.3 / 0.7) + float(exact(0.3, 0.5).logit_gain)

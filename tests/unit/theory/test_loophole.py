@@ -38,6 +38,7 @@ def test_a_small_overshoot_is_shared_before_it_is_dumped():
     assert float(dumped.probs[0]) > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("above", [0.02, 0.3])
 def test_no_start_of_direct_optimisation_finds_anything_cheaper(seed, above):

@@ -19,6 +19,7 @@ def test_temperatures_that_cannot_be_told_apart_are_refused(tmp_path, num_taus):
         draw_measured(steps, tmp_path)
 
 
+@pytest.mark.slow
 def test_points_and_curves_are_drawn_once_for_each_temperature(tmp_path):
     pytest.importorskip("matplotlib")
     path = draw_measured([STEP, STEP, MeasuredStep(1.0, 0.5, 0.1, 0.1, -0.1)], tmp_path / "new")
@@ -33,6 +34,7 @@ def test_points_and_curves_are_drawn_once_for_each_temperature(tmp_path):
     assert "nan" not in text.lower()
 
 
+@pytest.mark.slow
 def test_the_trainers_finished_phases_lie_on_the_curves():
     """The committed measurement behind the page's picture, against the exact step."""
     lines = [json.loads(line) for line in MEASURED.read_text(encoding="utf-8").splitlines()]

@@ -31,6 +31,7 @@ def printed():
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_tables_that_the_command_prints(printed):
     page = PAGE.read_text(encoding="utf-8")
     tables = [block for block in printed.split("\n\n") if block.startswith("|")]
@@ -63,6 +64,7 @@ def pictures(tmp_path_factory):
     return draw_all(tmp_path_factory.mktemp("pictures") / "new" / "folder")
 
 
+@pytest.mark.slow
 def test_all_pictures_are_drawn(pictures):
     assert [path.stem for path in pictures] == list(plots.FIGURES)
     for path in pictures:

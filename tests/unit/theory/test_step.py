@@ -13,6 +13,7 @@ from .problems import minimise_over_simplex, random_problem, squared_loss
 ONE = torch.ones((), dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("with_lengths", [False, True])
 def test_pmd_mean_is_what_direct_optimisation_finds(seed, with_lengths):
@@ -25,6 +26,7 @@ def test_pmd_mean_is_what_direct_optimisation_finds(seed, with_lengths):
     assert (step.probs - found).abs().max() < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_any_baseline_below_the_partition_is_what_direct_optimisation_finds(seed):
     probs, rewards = random_problem(seed + 10)
@@ -121,6 +123,7 @@ def test_log_probabilities_far_below_every_float():
     assert float(mean.log_ratio[0, 4, 0]) == pytest.approx(scarce_log_gain, rel=0.05)
 
 
+@pytest.mark.slow
 def test_many_problems_of_wildly_different_scales():
     generator = torch.Generator().manual_seed(7)
 

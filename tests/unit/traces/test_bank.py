@@ -165,6 +165,7 @@ def quick_path(tmp_path):
         yield Path(quick) / "traces.bank"
 
 
+@pytest.mark.slow
 def test_kill_9_during_an_append_loses_no_committed_trace(quick_path):
     """A hundred writers are killed at random instants; each reports the batches that were committed through a pipe."""
     path, batch, kills = quick_path, 40, 100

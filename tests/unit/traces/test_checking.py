@@ -24,6 +24,7 @@ def path(tmp_path):
     return tmp_path / "traces.bank"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliostat.config import ConfigError
-from heliostat.traces.cuts import POLICIES, Annealed, Backtracking, Band, Donor, Targeted, build_cut_policy, cut_donor
+from heliostat.traces.cuts import (
+    POLICIES,
+    Annealed,
+    Backtracking,
+    Band,
+    Donor,
+    Targeted,
+    build_cut_policy,
+    cut_prefix_source,
+)
 
 NAMES = sorted(POLICIES)
 
@@ -31,7 +40,7 @@ def test_cut_and_continuation_are_the_turn_and_resume_cuts_the_same(name, seed, 
         share = policy.share("p", index, seed, step)
         assert 0 <= share <= 1
         assert resumed.share("p", index, seed, step) == share
-        prefix = cut_donor(donor, share)
+        prefix = cut_prefix_source(donor, share)
         assert prefix + turn[len(prefix) :] == turn
         assert len(prefix) <= len(donor.ids)
         assert len(prefix) == min(round(share * num_tokens), len(donor.ids))
@@ -78,9 +87,9 @@ def test_backtracking_goes_back_on_success_only():
 
 def test_cuts_snap_to_where_a_step_ends():
     donor = Donor("p", tuple(range(10)), 20)
-    assert len(cut_donor(donor, 0.3, boundaries=(2, 5, 9, 15))) == 5
-    assert len(cut_donor(donor, 0.9, boundaries=(2, 5, 9, 15))) == 9
-    assert len(cut_donor(donor, 0.9, boundaries=())) == 0
+    assert len(cut_prefix_source(donor, 0.3, boundaries=(2, 5, 9, 15))) == 5
+    assert len(cut_prefix_source(donor, 0.9, boundaries=(2, 5, 9, 15))) == 9
+    assert len(cut_prefix_source(donor, 0.9, boundaries=())) == 0
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def test_pick_passes_damaged_traces_over_and_says_so(path):
             bank.pick([wanted], 1, tokenizer="tok")
 
 
+@pytest.mark.slow
 def test_no_flip_changes_a_trace_unseen(path):
     """Random flips: what is still read is what was written, or the damage is reported."""
     whole = path.read_bytes()
@@ -208,6 +209,7 @@ def test_what_is_no_file_is_refused(tmp_path):
             Bank.open(path)
 
 
+@pytest.mark.slow
 def test_commands_on_a_damaged_bank_end_in_sentences(path, tmp_path, capsys):
     whole = path.read_bytes()
     for page in range(len(whole) // 4096):

@@ -42,6 +42,7 @@ def run(tmp_path, rows, problems):
         return list(bank), report
 
 
+@pytest.mark.slow
 def test_texts_of_other_programs_become_ids_and_are_judged(tmp_path, problems, nano):
     rows = [
         {"input": "1 + 2 =", "output": "it is 3", "score": 0.0, "step": 4},  # claimed wrong, is right
@@ -92,6 +93,7 @@ JUNK = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_a_row_holds_it_is_stored_or_named(data, tmp_path, problems):

@@ -16,7 +16,7 @@ from heliostat.traces import Bank, check_bank
 from heliostat.train import run_recipe
 from heliostat.train.console.progress import Display
 from heliostat.train.data.collect import Collector, Quota
-from heliostat.train.model_bundle import Bench
+from heliostat.train.model_bundle import ModelBundle
 from heliostat.types import Verdict
 from tests.support import small
 from tests.support.forks import in_child
@@ -64,11 +64,11 @@ def test_sampling_survives_kills_at_any_instant(tmp_path):
     recipe = small.recipe(tmp_path, rollout__group_size=4, rollout__prompts_per_step=3)
     task: Task = load_task(recipe.task[0], 0)
     loaded = make_nano()
-    bench = Bench(loaded, TorchEngine(loaded, DecodeLimits(4)), recipe, torch.float32)
+    bundle = ModelBundle(loaded, TorchEngine(loaded, DecodeLimits(4)), recipe, torch.float32)
 
     def collect(path):
         with Bank.open(path) as bank:
-            Collector(recipe, bench, [task], EvenLengths(), bank, QUOTA, Display()).collect(task.train[:24])
+            Collector(recipe, bundle, [task], EvenLengths(), bank, QUOTA, Display()).collect(task.train[:24])
 
     whole, broken = tmp_path / "whole.bank", tmp_path / "broken.bank"
     collect(whole)

@@ -54,7 +54,7 @@ def test_after_a_rollback_every_part_is_what_its_entry_says(prepared, tmp_path, 
         ticks["now"] += 1
         if ticks["now"] == 4:
             with torch.no_grad():
-                next(iter(self.guarded.parameters)).fill_(float("nan"))
+                next(iter(self.safe_step.parameters)).fill_(float("nan"))
         return run(self, *args, **options)
 
     monkeypatch.setattr(Updater, "run", poisoned)

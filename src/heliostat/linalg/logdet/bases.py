@@ -45,7 +45,7 @@ class Basis(ABC):
     def hessian_product(
         self, weight: Float[Tensor, "batch n n"], vector: Float[Tensor, "batch size"]
     ) -> Float[Tensor, "batch size"]:
-        """The Hessian times a vector without forming the Hessian."""
+        """Return the Hessian times a vector without forming the Hessian."""
         return self.inner(weight @ self.combine(vector) @ weight)
 
     @cached_property

@@ -27,7 +27,7 @@ class Evidence:
 
 
 def log_det(factor: Float[Tensor, "batch n n"]) -> Float[Tensor, " batch"]:
-    """The log-determinant of M from the Cholesky factor of M."""
+    """Return the log-determinant of M from the Cholesky factor of M."""
     return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 

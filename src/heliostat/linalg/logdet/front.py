@@ -33,7 +33,7 @@ def inverse_decomposition(
     tolerance: float = 1e-10,
     max_steps: int = 200,
 ) -> InverseDecomposition:
-    """The unique B ≻ 0 in S⊥ and C in S with A = B⁻¹ + C.
+    """Compute the unique B ≻ 0 in S⊥ and C in S with A = B⁻¹ + C.
 
     Args:
         A: positive definite, (n, n) or a batch (..., n, n), numpy or torch, float32 or float64; or a
@@ -124,7 +124,7 @@ def _read_start(start: Any, units: Units, subspace: Subspace) -> Tensor:
 
 
 def _certificate(evidence: Evidence, solution: Solution) -> Certificate:
-    """The worst member's numbers."""
+    """Return the worst member's numbers."""
     return Certificate(
         residual=float(evidence.residual.max()),
         duality_gap=float(evidence.duality_gap.max()),

@@ -98,7 +98,7 @@ def read_dense(matrix: Any, each: bool = False) -> DenseInput:
 
 
 def require_positive_definite(stack: Float[Tensor, "batch n n"], units: Units) -> Float[Tensor, "batch n n"]:
-    """The Cholesky factor of A in units.
+    """Return the Cholesky factor of A in units.
 
     Raises:
         ValueError: A is not positive definite to working precision; names the smallest eigenvalue found.

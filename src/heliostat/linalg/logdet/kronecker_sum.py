@@ -126,7 +126,7 @@ class _MarginalProblem:
         return x[:, : self.p, None] + x[:, None, self.p :]
 
     def evaluate(self, x: Tensor) -> LogDet:
-        """The point, with the matrix of all 1/(l_i + r_j) as its factor."""
+        """Return the point, with the matrix of all 1/(l_i + r_j) as its factor."""
         entries = self._sums(x).reciprocal_()
         smallest = entries.amin((-2, -1))
         value = entries.clamp(min=1e-300).log_().sum((-2, -1)) + (self.linear * x).sum(-1)
@@ -163,7 +163,7 @@ class _MarginalProblem:
         return torch.cat([short, long] if flipped else [long, short], -1)
 
     def start(self) -> Tensor:
-        """The solution of a problem of a fourth of the rows and columns, if this one is large; else ``cold_start``.
+        """Solve a problem with a fourth of the rows and columns, where this one is large; else return ``cold_start``.
 
         l_i depends on i through λ_i alone, and smoothly: it is solved for on means of neighbouring marginals and
         interpolated, log l over log λ. A few Newton steps of the small problem replace as many of the large.
@@ -186,7 +186,7 @@ class _MarginalProblem:
         return self._scaled(torch.cat([q / (2 * self.rows), p / (2 * self.cols)], -1))
 
     def _scaled(self, x: Tensor) -> Tensor:
-        """The best multiple of a feasible point: f(t x) is least where t (λ·l + μ·r) = p q."""
+        """Return the best multiple of a feasible point: f(t x) is least where t (λ·l + μ·r) = p q."""
         size = self.p * self.cols.shape[-1]
         return x * size / (self.linear * x).sum(-1, keepdim=True)
 

@@ -26,7 +26,7 @@ ASSEMBLED_HESSIAN = 200  # parameters up to which the dense Hessian is cheaper t
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the caller may set: a positive definite B ∈ S⊥ to start from, and when to give up."""
+    """Options of the caller: a positive definite B ∈ S⊥ to start from, and when to give up."""
 
     start: Float[Tensor, "batch n n"] | None = None
     max_steps: int = 200
@@ -110,7 +110,7 @@ def primal_newton_cg(covariance: Tensor, subspace: Subspace, options: Options) -
 
 
 def auto(covariance: Tensor, subspace: Subspace, options: Options) -> Solution | None:
-    """The cheapest method that applies."""
+    """Return the cheapest method that applies."""
     if options.start is None:
         for method in (closed_form, screened, schur):
             answer = method(covariance, subspace, options)
@@ -160,7 +160,7 @@ def _minimize(problem: LogDetProblem, start: Tensor, method: str, options: Optio
 
 
 def unit_scaling(covariance: Float[Tensor, "batch n n"], subspace: Subspace) -> Float[Tensor, "batch n"]:
-    """The d with D A D of unit diagonal where S allows it, else of unit mean diagonal; B is then D B_scaled D."""
+    """Return d with D A D of unit diagonal where S allows it, else of unit mean diagonal; B is then D B_scaled D."""
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     if not subspace.rescales:
         diagonal = diagonal.mean(-1, keepdim=True).expand_as(diagonal)

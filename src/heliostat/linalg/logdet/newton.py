@@ -50,7 +50,7 @@ class LogDet:
 
 
 class Problem(Protocol):
-    """What ``minimize`` needs to know."""
+    """A convex problem for ``minimize``."""
 
     def evaluate(self, x: Float[Tensor, "batch size"]) -> LogDet: ...
 
@@ -62,7 +62,7 @@ Direction = Callable[[LogDet, Tensor, Tensor], Tensor]  # (point, gradient, forc
 
 @dataclass(frozen=True, slots=True)
 class Minimum:
-    """Where ``minimize`` ended, after how many Newton steps, and which members of the batch settled."""
+    """The end point of ``minimize``, after how many Newton steps, and which members of the batch settled."""
 
     point: LogDet
     num_steps: int
@@ -98,12 +98,12 @@ class LogDetProblem:
         return gradient if self.linear is None else self.linear + gradient
 
     def dense_direction(self, point: LogDet, gradient: Tensor, forcing: Tensor) -> Tensor:
-        """The exact Newton direction from the assembled Hessian."""
+        """Return the exact Newton direction from the assembled Hessian."""
         del forcing
         return -solve_hessian(self.basis.hessian(point.inverse), gradient)
 
     def cg_direction(self, point: LogDet, gradient: Tensor, forcing: Tensor) -> Tensor:
-        """The Newton direction by preconditioned conjugate gradients to relative accuracy ``forcing``."""
+        """Return the Newton direction by preconditioned conjugate gradients to relative accuracy ``forcing``."""
         inverse, matrix = point.inverse, self.matrix(point.x)
         return conjugate_gradients(
             lambda v: self.basis.hessian_product(inverse, v),

@@ -28,7 +28,7 @@ def dual_start(covariance: Float[Tensor, "batch n n"], subspace: Subspace) -> Fl
 
 
 def _projected_start(covariance: Tensor, subspace: Subspace) -> Tensor:
-    """The projection of A⁻¹ where that is positive definite, else a fixed member of S⊥; scaled so that tr(AB) = n."""
+    """Project A⁻¹ to S⊥ where that is positive definite, else take a fixed member; scale it so that tr(AB) = n."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
     candidate = subspace.project_complement_stack(inverse)
     floor = 1e-6 * candidate.diagonal(dim1=-2, dim2=-1).mean(-1).abs()
@@ -58,7 +58,7 @@ def _tree_start(covariance: Tensor, pattern: SparsityPattern) -> Tensor:
 
 
 def spanning_forest(n: int, rows: IntArray, cols: IntArray, weights: np.ndarray) -> np.ndarray:
-    """Which edges Kruskal's algorithm keeps for the maximum total weight; a boolean per edge."""
+    """Mark the edges that Kruskal's algorithm keeps for the maximum total weight; a boolean per edge."""
     parent = list(range(n))
     kept = np.zeros(len(weights), dtype=bool)
     missing = n - 1

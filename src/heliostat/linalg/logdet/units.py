@@ -24,7 +24,7 @@ FORMATS: dict[str, Any] = {"float32": np.finfo(np.float32), "float64": np.finfo(
 
 
 def unit_exponents(diagonal: Float[NDArray[Any], "*batch n"], each: bool = True) -> Int[NDArray[np.int64], "*batch n"]:
-    """The k with A_ii / 4^k_i in [1/2, 2), 0 where A_ii is not positive; one for a whole matrix unless ``each``."""
+    """Return k with A_ii / 4^k_i in [1/2, 2), 0 where A_ii is not positive; one for a whole matrix unless ``each``."""
     known = np.where(diagonal > 0, diagonal, 1.0 if each else 0.0)
     if not each:
         known = np.broadcast_to(known.max(-1, keepdims=True), diagonal.shape)
@@ -61,23 +61,23 @@ class Units:
     exponents: Int[NDArray[np.int64], "batch n"]
 
     def read(self, covariance: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-        """Ã of A, and C̃ of C."""
+        """Convert A to Ã, or C to C̃."""
         return self._scaled(covariance, -1)
 
     def write(self, covariance: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-        """The reverse."""
+        """Convert Ã to A, or C̃ to C."""
         return self._scaled(covariance, 1)
 
     def read_precision(self, precision: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-        """B̃ of B."""
+        """Convert B to B̃."""
         return self._scaled(precision, 1)
 
     def write_precision(self, precision: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-        """The reverse."""
+        """Convert B̃ to B."""
         return self._scaled(precision, -1)
 
     def _scaled(self, matrix: Tensor, sign: int) -> Tensor:
-        """Every entry times two factors, since one alone may lie outside what a number can hold."""
+        """Multiply every entry by two factors, of which one alone may be out of the range of float64."""
         whole = sign * (self.exponents[:, :, None] + self.exponents[:, None, :])
         halves = (np.ldexp(1.0, half) for half in (whole // 2, whole - whole // 2))
         first, second = (torch.from_numpy(half).to(matrix.device, matrix.dtype) for half in halves)

@@ -8,7 +8,7 @@ A wrong mask or position moves a random model's logits by less than bfloat16 res
 float32 copy of the weights wherever memory holds one, and where a model hardly notices the order of its tokens (a
 random one attends to all alike) its matrices are multiplied first: what is tried is the computation, not the weights.
 
-Left out: who is compared (``rollout.ways``, ``train.logprobs.layout_trial``).
+Left out: who is compared (``rollout.in_process.ways``, ``train.logprobs.layout_trial``).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from heliostat.models.loaded_model import LoadedModel
@@ -103,7 +104,30 @@ class _Counter:
         """Tokens of some of the texts, without those around them, on all cores."""
         if not indices:
             return []
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else the tokenizer warns when a process is forked
+        _serial_in_forked_children()
         texts = [self.texts[index] or "" for index in indices]
         found = self.loaded.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [len(ids) for ids in found]
+
+
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+
+
+@cache
+def _serial_in_forked_children() -> None:
+    """Let processes that are forked later tokenize in one thread, where the environment does not say how.
+
+    The threads of a tokenizer do not survive a fork, and one that is told to use them waits for ever. One that is told
+    nothing prints a warning and goes on alone. A child that is told not to use threads does so without a word.
+    """
+    undone: list[bool] = []
+
+    def before() -> None:
+        undone.append(_PARALLELISM not in os.environ)
+        os.environ.setdefault(_PARALLELISM, "false")
+
+    def after_in_parent() -> None:
+        if undone.pop():
+            os.environ.pop(_PARALLELISM, None)
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent)

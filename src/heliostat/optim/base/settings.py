@@ -58,9 +58,11 @@ def settings_from(cls: type[S], given: S | None, keywords: Mapping[str, Any]) ->
         keywords: values of single fields, which replace those of ``given``.
 
     Raises:
-        TypeError: a keyword is not a field of ``cls``.
+        TypeError: ``given`` is no ``cls``, or a keyword is not a field of it.
         ValueError: a value is out of range, or none of the choices of its ``Literal``.
     """
+    if given is not None and not isinstance(given, cls):
+        raise TypeError(f"settings must be {cls.__name__}, got {given!r}; pass hyperparameters by name")
     names = [field.name for field in fields(cls)]
     for name in keywords:
         if name not in names:

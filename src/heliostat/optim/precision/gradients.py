@@ -3,7 +3,7 @@
 Autograd adds each backward pass to ``.grad`` in the weights' own dtype: of 64 passes in bfloat16 about 1% is lost.
 
 Left out: sums inside one backward pass (a weight that is used twice), and ``DistributedDataParallel``, which holds
-gradients in the weights' own type.
+gradients in the weights' own dtype.
 """
 
 from __future__ import annotations

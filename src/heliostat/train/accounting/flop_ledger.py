@@ -82,7 +82,7 @@ class Ledger:
         """Whether spans of other threads are to be timed too."""
         return False
 
-    def see_ahead(self, seconds: float, spans: Mapping[str, float]) -> None:
+    def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
         """Take note of sampling that took wall seconds of its own beside other work; a profiling ledger shows it."""
 
     def charge(self, phase: str, flops: float) -> None:

@@ -16,7 +16,7 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class Ceilings:
+class MachinePeak:
     """What the machine does at best, measured in this process with its threads.
 
     Attributes:
@@ -28,14 +28,16 @@ class Ceilings:
     bytes_per_s: float
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype, size: int = 1024, copy_bytes: int = 2**28) -> Ceilings:
+def measure_machine_peak(
+    device: torch.device, dtype: torch.dtype, size: int = 1024, copy_bytes: int = 2**28
+) -> MachinePeak:
     """Best of several tries: a product of ``size x size`` matrices, and a copy of ``copy_bytes``."""
     left, right = torch.ones(2, size, size, device=device, dtype=dtype)
     source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     product_s = _best_seconds(lambda: torch.mm(left, right), device)
     copy_s = _best_seconds(lambda: target.copy_(source), device)
-    return Ceilings(2 * size**3 / product_s, 2 * copy_bytes / copy_s)
+    return MachinePeak(2 * size**3 / product_s, 2 * copy_bytes / copy_s)
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device, num_tries: int = 7) -> float:
@@ -55,7 +57,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Begin to measure peak memory anew, where the system allows (CUDA, Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -66,7 +68,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory in use since ``forget_peak``: of the device, or of the whole process on a CPU."""
+    """Most memory in use since ``reset_peak_memory``: of the device, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -24,7 +24,13 @@ from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops
 from heliostat.rollout import RolloutCounts
 from heliostat.spans import timed_spans
 from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.accounting.machine_peak import Ceilings, forget_peak, measure_ceilings, peak_bytes, wait_for
+from heliostat.train.accounting.machine_peak import (
+    MachinePeak,
+    measure_machine_peak,
+    peak_bytes,
+    reset_peak_memory,
+    wait_for,
+)
 from heliostat.train.update.counts import UpdateCounts
 
 if TYPE_CHECKING:
@@ -79,7 +85,7 @@ class Profile(Ledger):
         self.step_seconds += perf_counter() - began
         _add(self.span_seconds, spans)
         if self.num_seen == FIRST_STEP + NUM_STEPS - 1:
-            self.show(self.table(measure_ceilings(self._device, next(self._model.parameters()).dtype)))
+            self.show(self.table(measure_machine_peak(self._device, next(self._model.parameters()).dtype)))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -88,7 +94,7 @@ class Profile(Ledger):
             with Ledger.phase(self, name):
                 yield
             return
-        forget_peak(self._device)
+        reset_peak_memory(self._device)
         with Ledger.phase(self, name):
             yield
             wait_for(self._device)
@@ -100,7 +106,7 @@ class Profile(Ledger):
         """Those of sampling ahead, which began before the step that is watched."""
         return True
 
-    def see_ahead(self, seconds: float, spans: Mapping[str, float]) -> None:
+    def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
         """Show sampling that a thread of its own did, in place of the step's."""
         if self._watching and spans:
             _add(self.span_seconds, {"ahead": seconds, **{name: spans.get(name, 0.0) for name in SAMPLING}})
@@ -130,7 +136,7 @@ class Profile(Ledger):
         parts = {"forward": forward, "backward": total - forward} if with_gradient else {"score": total}
         _add(self.step_flops, {"update": total, **parts})
 
-    def table(self, ceilings: Ceilings) -> Table:
+    def table(self, ceilings: MachinePeak) -> Table:
         """Phases and their spans, a row each, per step; then decoding's floor and the ceilings in the caption."""
         seconds = self.step_seconds / NUM_STEPS
         table = Table(
@@ -152,7 +158,7 @@ class Profile(Ledger):
     def _sampled_ahead(self) -> bool:
         return "ahead" in self.span_seconds
 
-    def _cells(self, name: str, inside: bool, step_s: float, ceilings: Ceilings) -> list[str]:
+    def _cells(self, name: str, inside: bool, step_s: float, ceilings: MachinePeak) -> list[str]:
         seconds = self.span_seconds[name] / NUM_STEPS
         flops = self.step_flops.get(name, 0.0) / NUM_STEPS
         rate = flops / seconds if seconds else 0.0
@@ -160,7 +166,7 @@ class Profile(Ledger):
         peak = f"{self.peaks[name] / 2**20:.0f}" if name in self.peaks else ""
         return ["  " * inside + name, f"{seconds:.3f}", f"{seconds / step_s:.1%}", *speed, peak]
 
-    def _caption(self, ceilings: Ceilings) -> list[str]:
+    def _caption(self, ceilings: MachinePeak) -> list[str]:
         threads = f"{torch.get_num_threads()} threads" if self._device.type == "cpu" else torch.cuda.get_device_name()
         lines = [
             f"ceilings here ({threads}): {ceilings.flops_per_s / 1e9:.3g} GFLOP/s in a matrix product, "
@@ -180,7 +186,7 @@ class Profile(Ledger):
             )
         return lines
 
-    def decode_floor(self, ceilings: Ceilings) -> float:
+    def decode_floor(self, ceilings: MachinePeak) -> float:
         """Least seconds that the watched decoding could take."""
         return decode_floor(self.loaded, self.decoded, ceilings)
 
@@ -199,7 +205,7 @@ def decoding_flops(loaded: LoadedModel, counts: RolloutCounts) -> float:
     return forward_flops(loaded, counts.decoded_rows, attended, counts.decoded_rows)
 
 
-def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: Ceilings) -> float:
+def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: MachinePeak) -> float:
     r"""Least seconds that decoding could take, a sum over passes in closed form.
 
     ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``

@@ -22,13 +22,15 @@ from heliostat.models.prompts.encoding import chat_messages
 from heliostat.models.prompts.token_counts import prompt_sizes, solution_sizes
 from heliostat.tasks import Task
 from heliostat.tasks.task import by_the_book
-from heliostat.train.model_bundle import Bench
+from heliostat.train.model_bundle import ModelBundle
 from heliostat.types import Problem, Prompt
 
 _LONG_S = 5.0  # what takes longer is said
 
 
-def check_encodable(recipe: Recipe, tasks: Sequence[Task], bench: Bench, note: Callable[[str], object] = str) -> None:
+def check_encodable(
+    recipe: Recipe, tasks: Sequence[Task], bundle: ModelBundle, note: Callable[[str], object] = str
+) -> None:
     """Refuse what would fail in some step, or could never be said or read; tell what a chat model is given.
 
     Args:
@@ -39,14 +41,14 @@ def check_encodable(recipe: Recipe, tasks: Sequence[Task], bench: Bench, note: C
         ValueError: a prompt or a solution cannot be encoded, or is too long; names its row.
     """
     began = time.monotonic()
-    _check_markers(recipe, tasks, bench.loaded)
+    _check_markers(recipe, tasks, bundle.loaded)
     for task in tasks:
-        _check_prompts(recipe, task.heldout, bench, recipe.rollout.max_new_tokens)
+        _check_prompts(recipe, task.heldout, bundle, recipe.rollout.max_new_tokens)
         sampled = recipe.train.num_steps > 0
-        sizes = _check_prompts(recipe, task.train, bench, recipe.rollout.max_new_tokens if sampled else 1)
+        sizes = _check_prompts(recipe, task.train, bundle, recipe.rollout.max_new_tokens if sampled else 1)
         if recipe.warm_start.num_steps:
-            _check_solutions(task, sizes, bench)
-        for sentence in (*_about_form(task, bench), *_about_answers(recipe, task, bench.loaded)):
+            _check_solutions(task, sizes, bundle)
+        for sentence in (*_about_form(task, bundle), *_about_answers(recipe, task, bundle.loaded)):
             note(sentence)
     seconds = time.monotonic() - began
     if seconds > _LONG_S:
@@ -54,9 +56,9 @@ def check_encodable(recipe: Recipe, tasks: Sequence[Task], bench: Bench, note: C
         note(f"{num} problems were encoded in {seconds:.0f} s, to find what would not fit")
 
 
-def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, budget: int) -> list[int]:
+def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bundle: ModelBundle, budget: int) -> list[int]:
     """Sizes of prompts that leave room for ``budget`` more tokens, exact where they are large."""
-    loaded = bench.loaded
+    loaded = bundle.loaded
     room = loaded.context_length - budget
     sizes = prompt_sizes(loaded, problems, recipe.model.chat, recipe.model.system, room)
     long = [index for index, size in enumerate(sizes) if size > room]
@@ -72,9 +74,9 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bench: Bench, bu
     return sizes
 
 
-def _check_solutions(task: Task, sizes: Sequence[int], bench: Bench) -> None:
+def _check_solutions(task: Task, sizes: Sequence[int], bundle: ModelBundle) -> None:
     """Solutions of the warm start are there, and fit behind their prompts."""
-    loaded = bench.loaded
+    loaded = bundle.loaded
     for problem in task.train:
         nothing = problem.solution is None and problem.answer is None and not problem.turns
         if nothing and task.teacher is by_the_book:
@@ -82,19 +84,19 @@ def _check_solutions(task: Task, sizes: Sequence[int], bench: Bench) -> None:
                 f"{problem.described} has no solution and no answer to learn from; set warm_start.num_steps = 0"
             )
         if problem.turns:
-            _check_turns(problem, bench)
+            _check_turns(problem, bundle)
     alone = [(problem, size) for problem, size in zip(task.train, sizes, strict=True) if not problem.turns]
     texts = [problem.solution or problem.answer or "" for problem, _ in alone]
     room = [loaded.context_length - size for _, size in alone]
     for (problem, _), text, left, size in zip(alone, texts, room, solution_sizes(loaded, texts, room), strict=True):
         if size > left:
-            prompt = bench.prompt(problem)
+            prompt = bundle.prompt(problem)
             _check_fits(loaded, prompt, len(encode_solution(loaded, prompt, text)))
 
 
-def _check_turns(problem: Problem, bench: Bench) -> None:
+def _check_turns(problem: Problem, bundle: ModelBundle) -> None:
     """The template takes a worked conversation and the context holds it; its bytes are asked first."""
-    loaded, section = bench.loaded, bench.recipe.model
+    loaded, section = bundle.loaded, bundle.recipe.model
     asked = chat_messages(loaded, problem, section.chat, section.system)
     calls = any(turn.get("tool_calls") for turn in problem.turns)
     if asked is not None and not calls:
@@ -148,10 +150,10 @@ def _ends_by_itself(loaded: LoadedModel, text: str) -> bool:
     return len(ids) == 1 and ids[0] in loaded.eos_ids
 
 
-def _about_form(task: Task, bench: Bench) -> Iterator[str]:
+def _about_form(task: Task, bundle: ModelBundle) -> Iterator[str]:
     """What a model with a chat template is given, where the data does not say."""
     plain = next((one for one in (*task.train, *task.heldout) if isinstance(one.prompt, str)), None)
-    tokenizer, chat = bench.loaded.tokenizer, bench.recipe.model.chat
+    tokenizer, chat = bundle.loaded.tokenizer, bundle.recipe.model.chat
     if plain is None or not tokenizer.chat_template or (chat == "auto" and tokenizer.sep_token is not None):
         return
     if chat is False:

@@ -18,7 +18,7 @@ from heliostat.models import decode, encode_solution
 from heliostat.tasks import AuditReport, Task, VerifierPool, audit
 from heliostat.tasks.reward_audit.audit import IN_A_RUN, FindingKind
 from heliostat.tasks.reward_audit.oracles import Say, knows_answers
-from heliostat.train.model_bundle import Bench
+from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.run_folder.folder import RunFolder
 from heliostat.types import Problem
 
@@ -33,7 +33,7 @@ def audit_rewards(
     recipe: Recipe,
     tasks: Sequence[Task],
     pool: VerifierPool,
-    bench: Bench,
+    bundle: ModelBundle,
     folder: RunFolder,
     note: Callable[[str], None],
 ) -> str:
@@ -47,7 +47,7 @@ def audit_rewards(
     effort = dataclasses.replace(
         IN_A_RUN, num_oracles=section.num_oracles, budget_s=section.budget_s / len(tasks), seed=recipe.run.seed
     )
-    reports = [audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bench)) for task in tasks]
+    reports = [audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bundle)) for task in tasks]
     seconds = time.monotonic() - began
     reasons = (reason_to_stop(task, report, section) for task, report in zip(tasks, reports, strict=True))
     stop = next(filter(None, reasons), "")
@@ -59,13 +59,13 @@ def audit_rewards(
     return stop
 
 
-def spoken(bench: Bench) -> Say:
+def spoken(bundle: ModelBundle) -> Say:
     """What verifiers are given when this run's model means to write a text."""
 
     def say(problem: Problem, text: str) -> str:
-        ids = encode_solution(bench.loaded, bench.prompt(problem), text)
-        said = decode(bench.loaded, ids)
-        places = [said.find(stop) for stop in bench.recipe.rollout.stop]
+        ids = encode_solution(bundle.loaded, bundle.prompt(problem), text)
+        said = decode(bundle.loaded, ids)
+        places = [said.find(stop) for stop in bundle.recipe.rollout.stop]
         return said[: min((place for place in places if place >= 0), default=len(said))]
 
     return say

@@ -16,7 +16,7 @@ class Interrupted(Exception):
     """The user asked the run to stop; everything up to the last complete step is worth keeping."""
 
 
-class InterruptGuard:
+class InterruptHandler:
     """While active, Ctrl-C and SIGTERM set a flag that the loop looks at between phases.
 
     Args:

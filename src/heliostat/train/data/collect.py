@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heliostat.config import Recipe
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.traces import Attempts, Bank, BankSummary, policy_fingerprint, summarise
 from heliostat.train.accounting.flop_ledger import Ledger
@@ -24,7 +24,7 @@ from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import sources_of, traces_of
 from heliostat.train.distributed.ranks import start_runtime
-from heliostat.train.model_bundle import Bench, set_up_sampler
+from heliostat.train.model_bundle import ModelBundle, set_up_sampler
 from heliostat.types import Group, Problem
 
 
@@ -70,7 +70,7 @@ class Collector:
     """One campaign: a policy, its sampling settings and a seed."""
 
     recipe: Recipe
-    bench: Bench
+    bundle: ModelBundle
     tasks: Sequence[Task]
     pool: VerifierPool
     bank: Bank
@@ -80,11 +80,11 @@ class Collector:
 
     def __post_init__(self) -> None:
         rollout, seed = self.recipe.rollout, self.recipe.run.seed
-        policy = policy_fingerprint(self.bench.loaded)
+        policy = policy_fingerprint(self.bundle.loaded)
         self.campaign = (
             f"{policy} T={rollout.temperature:g} n={rollout.group_size} L={rollout.max_new_tokens} seed={seed}"
         )
-        self.sources = sources_of(self.recipe, self.bench.loaded, self.tasks, self.run, 0)
+        self.sources = sources_of(self.recipe, self.bundle.loaded, self.tasks, self.run, 0)
         self.ledger = Ledger()
 
     def collect(self, problems: Sequence[Problem]) -> None:
@@ -113,13 +113,15 @@ class Collector:
 
     def _try(self, chunk: Sequence[_State]) -> None:
         rollout, number = self.recipe.rollout, chunk[0].num_rounds
-        prompts = [self.bench.prompt(state.problem) for state in chunk]
+        prompts = [self.bundle.prompt(state.problem) for state in chunk]
         settings = SamplingSettings(temperature=rollout.temperature)
         seed = completion_seed(self.recipe.run.seed, "collect", number)
-        groups = self.bench.engine.sample(prompts, rollout.group_size, settings, seed=seed, policy_step=0)
+        groups = self.bundle.engine.sample(
+            SampleRequest(prompts, rollout.group_size, settings, seed=seed, policy_step=0)
+        )
         groups = self.pool.verify(groups)
         before = self.ledger.flops["collection"]
-        self.ledger.charge_rollout("collection", self.bench.loaded, self.bench.engine.take_counts())
+        self.ledger.charge_rollout("collection", self.bundle.loaded, self.bundle.engine.take_counts())
         traces = traces_of(groups, self.sources, self.ledger.flops["collection"] - before)
         costs = [sum(trace.flops for trace in traces if trace.problem_id == s.problem.problem_id) for s in chunk]
         attempts = [_attempts(self.campaign, number, group, cost) for group, cost in zip(groups, costs, strict=True)]
@@ -148,10 +150,10 @@ def run_collect(
     recipe = recipe.model_copy(update={"model": section})
     tasks = load_tasks(recipe)
     problems = [problem for task in tasks for problem in task.train][:num_problems]
-    bench = set_up_sampler(recipe, start_runtime(recipe.run))
-    check_encodable(recipe, [replace(task, train=(), heldout=task.train) for task in tasks], bench)
+    bundle = set_up_sampler(recipe, start_runtime(recipe.run))
+    check_encodable(recipe, [replace(task, train=(), heldout=task.train) for task in tasks], bundle)
     with VerifierPool(tasks) as pool, Bank.open(bank) as opened, display or Display() as shown:
-        Collector(recipe, bench, tasks, pool, opened, quota, shown).collect(problems)
+        Collector(recipe, bundle, tasks, pool, opened, quota, shown).collect(problems)
         return summarise(opened)
 
 

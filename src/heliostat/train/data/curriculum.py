@@ -1,6 +1,6 @@
 """Which problems come next: shuffled passes over the training set, or draws that favour what is not solved yet.
 
-Passes are computed from the step alone. Draws remember each problem's success rate, which is the only thing here that a
+Epochs are computed from the step alone. Draws remember each problem's success rate, which is the only thing here that a
 checkpoint has to keep.
 
 Left out: prefixes (``prefixes``), and difficulty labels.
@@ -24,7 +24,7 @@ MEMORY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Passes(Generic[T]):
+class ShuffledEpochs(Generic[T]):
     """An endless stream of items in which every epoch visits each item once, in its own order."""
 
     items: Sequence[T]
@@ -60,7 +60,7 @@ class Curriculum:
     def next(self, step: int, num: int) -> list[Problem]:
         """The problems of step ``step`` (from 0)."""
         if self.focus == 0 or num >= len(self.problems):
-            return Passes(self.problems, self.seed).next(step, num)
+            return ShuffledEpochs(self.problems, self.seed).next(step, num)
         rates = np.asarray([self.success.get(problem.problem_id, 0.0) for problem in self.problems])
         weights = (1 - self.focus) + self.focus * (1 - rates) + 1e-6  # a set that is all solved is drawn uniformly
         draws = np.random.default_rng([self.seed, step]).choice(

@@ -1,9 +1,9 @@
 """Prompts that begin with part of a stored solution: which problems, which cut, and how the part is delivered.
 
-    bank --one success per problem--> donors (kept in the run folder) --cut policy--> prompts of a step
+    bank --one success per problem--> prefix_sources (kept in the run folder) --cut policy--> prompts of a step
 
 ``prefix``: an unfinished assistant turn in token ids, conditioned on and never scored. ``hint``: the same text inside
-the question (a control). ``unrelated``: another problem's prefix (a control). Donors are found once, when the run
+the question (a control). ``unrelated``: another problem's prefix (a control). Sources are found once, when the run
 begins, and read back when it continues, so that it cuts the same way although the bank has grown meanwhile.
 
 Left out: how much of a solution is given (``traces.cuts``) and how much may be (``traces.spans``).
@@ -26,33 +26,33 @@ from heliostat.rollout import completion_seed
 from heliostat.storage import publish_file
 from heliostat.tasks import Task, VerifierPool
 from heliostat.traces import Bank, Trace, check_bank, tokenizer_fingerprint
-from heliostat.traces.cuts import CutPolicy, Donor, build_cut_policy, cut_donor
+from heliostat.traces.cuts import CutPolicy, PrefixSource, build_cut_policy, cut_prefix_source
 from heliostat.traces.spans import answer_start, longest_prefix
 from heliostat.train.data.collect import spent_on
-from heliostat.train.data.curriculum import Passes
-from heliostat.train.model_bundle import Bench
+from heliostat.train.data.curriculum import ShuffledEpochs
+from heliostat.train.model_bundle import ModelBundle
 from heliostat.types import Group, Mean, Message, Problem, Prompt
 
 HINT = "\nA solution begins like this: "
 
 
 @dataclass(frozen=True, slots=True)
-class Donors:
+class PrefixSources:
     """What a run may give away, and what it cost to find.
 
     Attributes:
-        flops: of every attempt on the donors' problems, as far as the bank knows.
+        flops: of every attempt on the prefix_sources' problems, as far as the bank knows.
         num_refused: problems with a success of which nothing can be given without giving the answer.
         damaged: a sentence for each part of the bank that could not be used.
     """
 
-    donors: tuple[Donor, ...]
+    prefix_sources: tuple[PrefixSource, ...]
     flops: float
     num_refused: int
     damaged: tuple[str, ...] = ()
 
 
-def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
+def find_prefix_sources(recipe: Recipe, bundle: ModelBundle, tasks: Sequence[Task]) -> PrefixSources:
     """The oldest success of every training problem in the bank, up to where its answer begins.
 
     Raises:
@@ -61,38 +61,41 @@ def find_donors(recipe: Recipe, bench: Bench, tasks: Sequence[Task]) -> Donors:
     """
     problems = {problem.problem_id: (task, problem) for task in tasks for problem in task.train}
     with Bank.open(Path(recipe.traces.bank), create=False) as bank:
-        tokenizer = tokenizer_fingerprint(bench.loaded)
+        tokenizer = tokenizer_fingerprint(bundle.loaded)
         findings = check_bank(bank)
         picked = bank.pick(problems, 1, tokenizer=tokenizer, findings=type(findings)())  # they have it already
         flops = spent_on(bank, list(picked))
-    found = [_donor(traces[0], *problems[key], recipe, bench) for key, traces in sorted(picked.items())]
-    donors = tuple(donor for donor in found if donor.ids)
-    if not donors:
+    found = [_donor(traces[0], *problems[key], recipe, bundle) for key, traces in sorted(picked.items())]
+    prefix_sources = tuple(prefix_source for prefix_source in found if prefix_source.ids)
+    if not prefix_sources:
         raise ConfigError(
             f"prefix.name = '{recipe.prefix.name}' needs successes to cut, but {recipe.traces.bank} has "
             f"{len(picked)} for this task's training problems in this model's token ids, none of them with a part to "
             "give before its answer; fill it with heliostat sample MODEL --recipe RECIPE --bank FILE"
         )
-    return Donors(donors, flops, len(found) - len(donors), tuple(findings.lines()))
+    return PrefixSources(prefix_sources, flops, len(found) - len(prefix_sources), tuple(findings.lines()))
 
 
-def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bench: Bench) -> Donor:
-    loaded, turn = bench.loaded, trace.turn_ids
+def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bundle: ModelBundle) -> PrefixSource:
+    loaded, turn = bundle.loaded, trace.turn_ids
     start = answer_start(decode(loaded, turn), problem.answer, problem.question, task.answer_after)
     room = loaded.context_length - len(trace.prompt_ids) - recipe.rollout.max_new_tokens
     length = longest_prefix(turn, lambda ids: decode(loaded, ids), start, loaded.eos_ids, room)
-    return Donor(problem.problem_id, turn[:length], len(turn) - (turn[-1] in loaded.eos_ids))
+    return PrefixSource(problem.problem_id, turn[:length], len(turn) - (turn[-1] in loaded.eos_ids))
 
 
-def kept_donors(path: Path, find: Callable[[], Donors]) -> Donors:
-    """Donors as the run's first start found them.
+def kept_prefix_sources(path: Path, find: Callable[[], PrefixSources]) -> PrefixSources:
+    """Prefix sources as the run's first start found them.
 
     Raises:
         ConfigError: the file that keeps them is not what the run wrote.
     """
     if not path.exists():
         found = find()
-        rows = [[donor.problem_id, list(donor.ids), donor.num_tokens] for donor in found.donors]
+        rows = [
+            [prefix_source.problem_id, list(prefix_source.ids), prefix_source.num_tokens]
+            for prefix_source in found.prefix_sources
+        ]
         content = {"flops": found.flops, "num_refused": found.num_refused, "donors": rows}
         publish_file(path, _checked(content))
         return found
@@ -107,8 +110,8 @@ def kept_donors(path: Path, find: Callable[[], Donors]) -> Donors:
             f"{path} is damaged: it says which stored solutions this run cuts prefixes from; restore it, or start anew "
             "with another --run"
         ) from None
-    donors = tuple(Donor(problem_id, tuple(ids), num) for problem_id, ids, num in content["donors"])
-    return Donors(donors, content["flops"], content["num_refused"])
+    prefix_sources = tuple(PrefixSource(problem_id, tuple(ids), num) for problem_id, ids, num in content["donors"])
+    return PrefixSources(prefix_sources, content["flops"], content["num_refused"])
 
 
 def _checked(content: Mapping[str, Any]) -> bytes:
@@ -117,33 +120,33 @@ def _checked(content: Mapping[str, Any]) -> bytes:
     return (json.dumps({**content, "sha256": digest}) + "\n").encode()
 
 
-Deliver = Callable[[Bench, Problem, tuple[int, ...]], Prompt]
+PrefixMode = Callable[[ModelBundle, Problem, tuple[int, ...]], Prompt]
 
 
-def as_prefix(bench: Bench, problem: Problem, ids: tuple[int, ...]) -> Prompt:
+def as_prefix(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """The assistant has begun to answer."""
-    return replace(bench.prompt(problem), prefix_ids=ids, cut=f"prefix:{len(ids)}")
+    return replace(bundle.prompt(problem), prefix_ids=ids, cut=f"prefix:{len(ids)}")
 
 
-def as_hint(bench: Bench, problem: Problem, ids: tuple[int, ...]) -> Prompt:
+def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """The user tells how a solution begins; the answer starts from nothing."""
-    hint = HINT + decode(bench.loaded, ids)
+    hint = HINT + decode(bundle.loaded, ids)
     prompt: str | tuple[Message, ...]
     if isinstance(problem.prompt, str):
         prompt = problem.prompt + hint
     else:
         last = problem.prompt[-1]
         prompt = (*problem.prompt[:-1], {**last, "content": last["content"] + hint})
-    told = bench.prompt(replace(problem, prompt=prompt))
+    told = bundle.prompt(replace(problem, prompt=prompt))
     return replace(told, problem=problem, cut=f"hint:{len(ids)}")
 
 
-def as_unrelated(bench: Bench, problem: Problem, ids: tuple[int, ...]) -> Prompt:
+def as_unrelated(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """The assistant has begun to answer something else."""
-    return replace(bench.prompt(problem), prefix_ids=ids, cut=f"unrelated:{len(ids)}")
+    return replace(bundle.prompt(problem), prefix_ids=ids, cut=f"unrelated:{len(ids)}")
 
 
-DELIVERIES: dict[str, Deliver] = {"prefix": as_prefix, "hint": as_hint, "unrelated": as_unrelated}
+PREFIX_MODES: dict[str, PrefixMode] = {"prefix": as_prefix, "hint": as_hint, "unrelated": as_unrelated}
 
 
 @dataclass
@@ -156,11 +159,11 @@ class Prefixes:
         num_leaks: how often that happened so far.
     """
 
-    bench: Bench
+    bundle: ModelBundle
     problems: Mapping[str, Problem]
-    donors: Sequence[Donor]
+    prefix_sources: Sequence[PrefixSource]
     policy: CutPolicy
-    deliver: Deliver
+    deliver: PrefixMode
     seed: int
     per_step: int
     leaks: Callable[[Problem, str], bool]
@@ -169,35 +172,43 @@ class Prefixes:
     _known: dict[tuple[str, tuple[int, ...]], bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._lengths = {donor.problem_id: donor.num_tokens for donor in self.donors}
-        items = [(donor, index) for donor in self.donors for index in range(self.policy.per_problem)]
-        self._stream = Passes(items, completion_seed(self.seed, "prefixes"))
+        self._lengths = {prefix_source.problem_id: prefix_source.num_tokens for prefix_source in self.prefix_sources}
+        items = [
+            (prefix_source, index) for prefix_source in self.prefix_sources for index in range(self.policy.per_problem)
+        ]
+        self._stream = ShuffledEpochs(items, completion_seed(self.seed, "prefixes"))
 
     def next(self, step: int) -> list[Prompt]:
         """The prefixed prompts of a step (from 0): shuffled passes over all (problem, cut) pairs."""
         if self.per_step == 0:
             return []
-        return [self._prompt(donor, index, step) for donor, index in self._stream.next(step, self.per_step)]
+        return [
+            self._prompt(prefix_source, index, step) for prefix_source, index in self._stream.next(step, self.per_step)
+        ]
 
-    def _prompt(self, donor: Donor, index: int, step: int) -> Prompt:
-        problem = self.problems[donor.problem_id]
-        share = self.policy.share(donor.problem_id, index, self.seed, step)
-        ids = cut_donor(donor, share, self._boundaries(donor))
+    def _prompt(self, prefix_source: PrefixSource, index: int, step: int) -> Prompt:
+        problem = self.problems[prefix_source.problem_id]
+        share = self.policy.share(prefix_source.problem_id, index, self.seed, step)
+        ids = cut_prefix_source(prefix_source, share, self._boundaries(prefix_source))
         if not ids or self._gives_away(problem, ids):
-            return self.bench.prompt(problem)
-        return self.deliver(self.bench, problem, ids)
+            return self.bundle.prompt(problem)
+        return self.deliver(self.bundle, problem, ids)
 
-    def _boundaries(self, donor: Donor) -> tuple[int, ...] | None:
+    def _boundaries(self, prefix_source: PrefixSource) -> tuple[int, ...] | None:
         """Lengths at which a step of the solution ends."""
         if not self.separator:
             return None
-        loaded = self.bench.loaded
-        return tuple(n for n in range(1, len(donor.ids) + 1) if decode(loaded, donor.ids[:n]).endswith(self.separator))
+        loaded = self.bundle.loaded
+        return tuple(
+            n
+            for n in range(1, len(prefix_source.ids) + 1)
+            if decode(loaded, prefix_source.ids[:n]).endswith(self.separator)
+        )
 
     def _gives_away(self, problem: Problem, ids: tuple[int, ...]) -> bool:
         key = (problem.problem_id, ids)
         if key not in self._known:
-            self._known[key] = self.leaks(problem, decode(self.bench.loaded, ids))
+            self._known[key] = self.leaks(problem, decode(self.bundle.loaded, ids))
         self.num_leaks += self._known[key]
         return self._known[key]
 
@@ -245,40 +256,43 @@ class _NoCuts:
 
 
 def open_prefixes(
-    recipe: Recipe, path: Path, bench: Bench, tasks: Sequence[Task], pool: VerifierPool
-) -> tuple[Prefixes, Donors]:
+    recipe: Recipe, path: Path, bundle: ModelBundle, tasks: Sequence[Task], pool: VerifierPool
+) -> tuple[Prefixes, PrefixSources]:
     """A run's prefixes and where they come from, as the recipe says.
 
     Args:
-        path: where the run keeps its donors.
+        path: where the run keeps its prefix_sources.
 
     Raises:
         ConfigError: the bank has nothing to cut.
     """
     section = recipe.prefix
     problems = {problem.problem_id: problem for task in tasks for problem in task.train}
-    donors = Donors((), 0.0, 0)
+    prefix_sources = PrefixSources((), 0.0, 0)
     policy: CutPolicy = _NoCuts()
     per_step = 0
     if section.name != "none":
         policy = build_cut_policy(section.name, section.settings)
-        donors = kept_donors(path, lambda: find_donors(recipe, bench, tasks))
+        prefix_sources = kept_prefix_sources(path, lambda: find_prefix_sources(recipe, bundle, tasks))
         per_step = round(section.share * recipe.rollout.prompts_per_step)
-    given = _shifted(donors.donors) if section.deliver == "unrelated" else donors.donors
+    given = _shifted(prefix_sources.prefix_sources) if section.deliver == "unrelated" else prefix_sources.prefix_sources
     prefixes = Prefixes(
-        bench=bench,
+        bundle=bundle,
         problems=problems,
-        donors=given,
+        prefix_sources=given,
         policy=policy,
-        deliver=DELIVERIES[section.deliver],
+        deliver=PREFIX_MODES[section.deliver],
         seed=recipe.run.seed,
         per_step=per_step,
         leaks=lambda problem, text: pool.judge(problem, [text]).result()[0].success,
         separator=section.separator,
     )
-    return prefixes, donors
+    return prefixes, prefix_sources
 
 
-def _shifted(donors: Sequence[Donor]) -> list[Donor]:
+def _shifted(prefix_sources: Sequence[PrefixSource]) -> list[PrefixSource]:
     """Everyone's prefix for the next problem."""
-    return [replace(donor, problem_id=donors[index - 1].problem_id) for index, donor in enumerate(donors)]
+    return [
+        replace(prefix_source, problem_id=prefix_sources[index - 1].problem_id)
+        for index, prefix_source in enumerate(prefix_sources)
+    ]

@@ -25,8 +25,8 @@ def verifier_names(task: Task) -> str:
 def problems_of(recipe: Recipe) -> Iterator[Problems]:
     """The recipe's problems, training and held-out ones, with its model's ids and its verifiers' verdicts."""
     tasks = load_tasks(recipe)
-    bench = set_up_sampler(recipe, start_runtime(recipe.run))
+    bundle = set_up_sampler(recipe, start_runtime(recipe.run))
     problems = [problem for task in tasks for problem in (*task.train, *task.heldout)]
     verifier = "+".join(dict.fromkeys(verifier_names(task) for task in tasks))
     with VerifierPool(tasks) as pool:
-        yield Problems(problems, bench.loaded, bench.prompt, pool.verify, verifier)
+        yield Problems(problems, bundle.loaded, bundle.prompt, pool.verify, verifier)

@@ -79,7 +79,7 @@ def _plainly(work: Callable[[], T]) -> T:
     return work()
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
     """The state of a cut model with whole tensors, tied ones shared, in memory of the CPU; ``None`` of a whole model.
 
     All ranks call it together, and the main one gets the tensors.
@@ -97,7 +97,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Whole weights on every rank while inside; all ranks enter and leave together, and do not train meanwhile."""
     if not is_sharded(model):
         yield

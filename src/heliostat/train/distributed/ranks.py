@@ -74,11 +74,11 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         everyone: list[Any] = [None] * self.world_size
-        with spoken_transport():
+        with readable_dist_errors():
             dist.all_gather_object(everyone, value)
         return everyone
 
-    def from_main(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main rank's value, on every rank."""
         return self.gather(value)[0]
 
@@ -110,14 +110,14 @@ class Runtime:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            with spoken_transport():
+            with readable_dist_errors():
                 dist.all_reduce(flat)
             flat /= self.world_size
             for gradient, piece in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """What fails inside on any rank fails on all, with the same error."""
         failure: Exception | None = None
         try:
@@ -132,13 +132,13 @@ class Runtime:
         if failures:
             raise failure or failures[0]
 
-    def led(self, make: Callable[[], T]) -> T:
+    def run_on_main(self, make: Callable[[], T]) -> T:
         """What the main rank makes, on every rank; an error there is everybody's."""
         if self.world_size == 1:
             return make()
-        with self.together():
+        with self.raise_on_all_ranks():
             made = make() if self.is_main else None
-        return cast(T, self.from_main(made))
+        return cast(T, self.broadcast(made))
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -151,13 +151,13 @@ class Runtime:
 
     # -- shares -----------------------------------------------------------------------------------------------------
 
-    def share(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+    def shard_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts of this rank; copies of one prompt stay together, since they number their random streams."""
         keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
         owner = {key: index % self.world_size for index, key in enumerate(keys)}
         return [prompt for prompt in prompts if owner[prompt.group_key] == self.rank]
 
-    def regroup(self, prompts: Sequence[Prompt], mine: Sequence[T]) -> list[T]:
+    def gather_groups(self, prompts: Sequence[Prompt], mine: Sequence[T]) -> list[T]:
         """What every rank made of its ``share``, one thing per prompt, in the order of ``prompts``."""
         if self.world_size == 1:
             return list(mine)
@@ -166,7 +166,7 @@ class Runtime:
         owner = {key: everyone[index % self.world_size] for index, key in enumerate(keys)}
         return [next(owner[prompt.group_key]) for prompt in prompts]
 
-    def split(self, items: Sequence[T], sizes: Sequence[int]) -> list[T]:
+    def shard_balanced(self, items: Sequence[T], sizes: Sequence[int]) -> list[T]:
         """The items of this rank in a division that all ranks make alike: largest first, to whoever has least."""
         if self.world_size == 1:
             return list(items)
@@ -179,7 +179,7 @@ class Runtime:
                 mine.append(index)
         return [items[index] for index in sorted(mine)]
 
-    def num_fillers(self, num_parts: int) -> int:
+    def num_dummy_passes(self, num_parts: int) -> int:
         """Forward and backward passes without weight that this rank must add to its own.
 
         Sharded weights are gathered by all ranks together, so all make equally many passes; hooks that record layers
@@ -204,7 +204,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def spoken_transport() -> Iterator[None]:
+def readable_dist_errors() -> Iterator[None]:
     """Say in a sentence what the transport between ranks says in twenty lines; other errors pass.
 
     Raises:

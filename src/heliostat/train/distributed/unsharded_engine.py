@@ -1,25 +1,24 @@
-"""Sampling with weights that are cut over ranks: whole while it samples, cut again when it is done.
+"""Sampling with weights that are sharded over ranks: they are gathered before it, and sharded again after it.
 
-Left out: sampling with cut weights, where ranks would have to decode in step; for models that do not fit one device
+Left out: sampling with sharded weights, where ranks would have to decode in step. For models that do not fit one device
 there is the vLLM engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from heliostat.models import LoadedModel
-from heliostat.rollout import Announce, Engine, RolloutCounts, SamplingSettings
-from heliostat.train.distributed.fsdp import gathered
-from heliostat.types import Group, Prompt
+from heliostat.rollout import Engine, RolloutCounts, SampleRequest
+from heliostat.train.distributed.fsdp import unsharded
+from heliostat.types import Group
 
 
 @dataclass(frozen=True, slots=True)
-class GatheredEngine:
-    """An engine on a sharded model; all ranks sample together, each its own prompts (perhaps none)."""
+class UnshardedEngine:
+    """An engine on a sharded model; all ranks sample at the same time, each its own prompts (perhaps none)."""
 
     engine: Engine
     model: nn.Module
@@ -29,29 +28,18 @@ class GatheredEngine:
         """See ``Engine.way``."""
         return self.engine.way
 
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        settings: SamplingSettings,
-        *,
-        seed: int,
-        policy_step: int,
-        announce: Announce | None = None,
-    ) -> list[Group]:
+    def sample(self, request: SampleRequest) -> list[Group]:
         """See ``Engine.sample``."""
-        with gathered(self.model):
-            return self.engine.sample(
-                prompts, group_size, settings, seed=seed, policy_step=policy_step, announce=announce
-            )
+        with unsharded(self.model):
+            return self.engine.sample(request)
 
     def take_counts(self) -> RolloutCounts:
-        """What was computed since the last call."""
+        """See ``Engine.take_counts``."""
         return self.engine.take_counts()
 
-    def beside(self, loaded: LoadedModel) -> Engine:
-        """See ``Engine.beside``; a twin holds whole weights."""
-        return self.engine.beside(loaded)
+    def clone_for(self, loaded: LoadedModel) -> Engine:
+        """See ``Engine.clone_for``; the copy of the model holds whole weights."""
+        return self.engine.clone_for(loaded)
 
     def stop(self) -> None:
         """See ``Engine.stop``."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from heliostat.rollout import Engine, SamplingSettings
+from heliostat.rollout import Engine, SampleRequest, SamplingSettings
 from heliostat.statistics import pass_at_k, success_change, success_rate
 from heliostat.tasks import VerifierPool
 from heliostat.train.distributed.ranks import Runtime
@@ -169,17 +169,17 @@ def evaluate(
     Returns:
         The evaluation, and the verified groups of sampled completions (for transcripts).
     """
-    mine = runtime.share(prompts)
+    mine = runtime.shard_prompts(prompts)
     best: list[Group] = []
-    with runtime.together():
-        groups = pool.verify(engine.sample(mine, num_samples, settings, seed=seed, policy_step=0))
+    with runtime.raise_on_all_ranks():
+        groups = pool.verify(engine.sample(SampleRequest(mine, num_samples, settings, seed=seed, policy_step=0)))
         if greedy:
             coldest = SamplingSettings(temperature=0)
-            best = pool.verify(engine.sample(mine, 1, coldest, seed=seed, policy_step=0))
-    groups = runtime.regroup(prompts, groups)
+            best = pool.verify(engine.sample(SampleRequest(mine, 1, coldest, seed=seed, policy_step=0)))
+    groups = runtime.gather_groups(prompts, groups)
     greedy_success: Mapping[str, bool] = {}
     if greedy:
-        best = runtime.regroup(prompts, best)
+        best = runtime.gather_groups(prompts, best)
         greedy_success = {group.prompt.problem.problem_id: group.verdicts[0].success for group in best}
     results = tuple(
         ProblemResult(

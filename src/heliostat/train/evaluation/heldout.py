@@ -94,12 +94,12 @@ class HeldOut:
 
     def _evaluate(self, num_problems: int, num_samples: int, greedy: bool) -> tuple[Evaluation, list[Group]]:
         context = self.context
-        prompts = [context.bench.prompt(problem) for problem in self.problems[:num_problems]]
+        prompts = [context.bundle.prompt(problem) for problem in self.problems[:num_problems]]
         settings = SamplingSettings(temperature=context.recipe.rollout.temperature)
         seed = completion_seed(context.recipe.run.seed, "evaluation")
         with context.ledger.phase("eval"):
             result = evaluate(
-                context.bench.engine,
+                context.bundle.engine,
                 context.pool,
                 prompts,
                 num_samples,
@@ -108,7 +108,7 @@ class HeldOut:
                 seed=seed,
                 greedy=greedy,
             )
-        context.ledger.charge_sampling("eval", context.bench.loaded, context.bench.engine, context.runtime)
+        context.ledger.charge_sampling("eval", context.bundle.loaded, context.bundle.engine, context.runtime)
         return result
 
     def _record(self, step: int, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:

@@ -74,12 +74,12 @@ def run_eval(
     evaluations, dtypes = [], []
     with VerifierPool(tasks) as pool:
         for path in models:
-            bench = set_up_sampler(with_model(recipe, path), runtime)
-            check_encodable(recipe, [_only(task, heldout) for task in tasks], bench)
+            bundle = set_up_sampler(with_model(recipe, path), runtime)
+            check_encodable(recipe, [_only(task, heldout) for task in tasks], bundle)
             evaluation, _ = evaluate(
-                bench.engine,
+                bundle.engine,
                 pool,
-                [bench.prompt(problem) for problem in heldout],
+                [bundle.prompt(problem) for problem in heldout],
                 num_samples or recipe.eval.final_samples,
                 settings or SamplingSettings(temperature=recipe.rollout.temperature),
                 runtime,
@@ -87,7 +87,7 @@ def run_eval(
                 greedy=greedy,
             )
             evaluations.append(evaluation)
-            dtypes.append(str(bench.loaded.model.dtype).removeprefix("torch."))
+            dtypes.append(str(bundle.loaded.model.dtype).removeprefix("torch."))
     comparison = compare(*evaluations) if len(evaluations) == 2 else None
     return EvalReport(tuple(models), tuple(evaluations), comparison, tuple(dtypes))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heliostat.config import Recipe
-from heliostat.rollout import SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
@@ -22,12 +22,12 @@ def run_sample(
     """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
     refuse_nested("a model")
     runtime = start_runtime(recipe.run)
-    bench = set_up_sampler(with_model(recipe, model), runtime)
+    bundle = set_up_sampler(with_model(recipe, model), runtime)
     if prompt is not None:
         problems = [Problem("prompt", "prompt", prompt, markup=((0, len(prompt)),))]
     else:
         problems = [problem for task in load_tasks(recipe) for problem in task.heldout][:3]
     settings = settings or SamplingSettings(temperature=recipe.rollout.temperature)
     seed = completion_seed(recipe.run.seed, "sample")
-    prompts = [bench.prompt(problem) for problem in problems]
-    return bench.engine.sample(prompts, num_samples, settings, seed=seed, policy_step=0)
+    prompts = [bundle.prompt(problem) for problem in problems]
+    return bundle.engine.sample(SampleRequest(prompts, num_samples, settings, seed=seed, policy_step=0))

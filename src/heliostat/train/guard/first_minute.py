@@ -11,17 +11,17 @@ from heliostat.models import encode_solution
 from heliostat.monitors import recipe_numbers
 from heliostat.monitors.outright_rules import LONGEST_SOLUTION
 from heliostat.tasks import Task
-from heliostat.train.model_bundle import Bench
+from heliostat.train.model_bundle import ModelBundle
 
 NUM_SOLUTIONS = 64
 
 
-def first_minute_settings(bench: Bench, tasks: Sequence[Task]) -> dict[str, float]:
+def first_minute_settings(bundle: ModelBundle, tasks: Sequence[Task]) -> dict[str, float]:
     """Numbers by dotted name: the recipe's, and ``task.longest_solution`` in tokens where solutions are worked."""
-    numbers = recipe_numbers(bench.recipe.model_dump())
+    numbers = recipe_numbers(bundle.recipe.model_dump())
     problems = [problem for task in tasks for problem in task.train[:NUM_SOLUTIONS] if problem.solution]
     lengths = [
-        len(encode_solution(bench.loaded, bench.prompt(problem), problem.solution))
+        len(encode_solution(bundle.loaded, bundle.prompt(problem), problem.solution))
         for problem in problems
         if problem.solution
     ]

@@ -95,9 +95,9 @@ class Panel:
 
 def panel_of(context: RunContext, updater: Updater) -> Callable[[], dict[str, float]]:
     """Build the measurement of a run's panel under the current weights, charged to its ledger as evaluation."""
-    recipe, bench, ledger = context.recipe, context.bench, context.ledger
+    recipe, bundle, ledger = context.recipe, context.bundle, context.ledger
     panel = Panel(
-        [bench.prompt(problem) for problem in context.heldout_problems[: recipe.guard.panel_problems]],
+        [bundle.prompt(problem) for problem in context.heldout_problems[: recipe.guard.panel_problems]],
         recipe.guard.panel_samples,
         recipe.rollout.temperature,
         completion_seed(recipe.run.seed, "panel"),
@@ -106,8 +106,8 @@ def panel_of(context: RunContext, updater: Updater) -> Callable[[], dict[str, fl
 
     def measure() -> dict[str, float]:
         with ledger.phase("eval"):
-            metrics = panel.measure(bench.engine, context.pool, updater.policy, context.runtime)
-        ledger.charge_sampling("eval", bench.loaded, bench.engine, context.runtime)
+            metrics = panel.measure(bundle.engine, context.pool, updater.policy, context.runtime)
+        ledger.charge_sampling("eval", bundle.loaded, bundle.engine, context.runtime)
         return metrics
 
     return measure

@@ -1,8 +1,9 @@
 """The guard at work in a run: it reads every step, turns its actuator, asks for rollbacks, and writes down why.
 
-    first_look(signals)    the evaluation before training: what it says outright
-    act(step, signals)     judge; returns the guard's own numbers; ``order`` then says whether the run must go back
-    rescue(step, error)    the same for a step that broke instead of ending
+    first_look(signals)             judge the evaluation before training
+    observe(step, signals)          judge a step, and return the guard's own metrics
+    should_roll_back(step, error)   the same for a step that broke instead of ending
+    pending_rollback                the finding that asks for a rollback, until the run has rolled back
 
 ``events.jsonl`` has one line for everything the guard saw or did, each with the statistic that caused it and whether it
 was carried out; ``abandoned.jsonl`` has the metrics of steps that were taken back. Both count in ``tick``, the number
@@ -57,7 +58,7 @@ class RunGuard:
     Attributes:
         note: shows a line to people.
         panel: takes the panel's numbers, where there is a panel.
-        order: the finding that asks for going back, until the trainer has done so.
+        pending_rollback: the finding that asks for going back, until the trainer has done so.
         skipped: steps that were taken back so far; the run's position in its data is ``step + skipped``.
         lr_scale: what rollbacks have left of the learning rate.
         num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
@@ -72,7 +73,7 @@ class RunGuard:
     writes: bool
     actuator: Actuator | None = None
     panel: Callable[[], Mapping[str, float]] | None = None
-    order: Finding | None = None
+    pending_rollback: Finding | None = None
     skipped: int = 0
     num_rollbacks: int = 0
     lr_scale: float = 1.0
@@ -110,7 +111,7 @@ class RunGuard:
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
-    def act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
+    def observe(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
         """Judge a step; returns the guard's and the panel's numbers for the log."""
         if self.disabled:
             return {}
@@ -137,7 +138,7 @@ class RunGuard:
         """Remember how a verifier failed, for the sentence about it."""
         self.outright.failure = next(filter(None, failures), self.outright.failure)
 
-    def rescue(self, step: int, error: Exception) -> bool:
+    def should_roll_back(self, step: int, error: Exception) -> bool:
         """Whether going back is to be tried for a step that ended in ``error``."""
         wanted = isinstance(error, NUMERIC_FAILURES) or self.acts
         if (
@@ -188,12 +189,12 @@ class RunGuard:
             self.note(f"guard: {text}")
             return
         self._event(finding.step, "rollback" if asks else "note", self.acts or not asks, text, finding.to_row())
-        if asks and self.acts and self.order is None:
-            self.order = finding
+        if asks and self.acts and self.pending_rollback is None:
+            self.pending_rollback = finding
 
     def _recover(self) -> None:
         """Give back what a rollback took of the step, once the run has been quiet for a while."""
-        if self.lr_scale < 1.0 and self.order is None:
+        if self.lr_scale < 1.0 and self.pending_rollback is None:
             self.num_quiet += 1
             if self.num_quiet >= RECOVERY_STEPS:
                 self.lr_scale, self.num_quiet = min(1.0, self.lr_scale / STEP_CUT), 0
@@ -202,8 +203,8 @@ class RunGuard:
         """Order a rollback, or in shadow mode say that one would have been ordered."""
         taken = self.acts or finding.level == "broken"
         self._event(finding.step, "rollback", taken, finding.sentence(), finding.to_row())
-        if taken and self.order is None:
-            self.order = finding
+        if taken and self.pending_rollback is None:
+            self.pending_rollback = finding
 
     def _control(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
         entropy = signals.get("policy/entropy")
@@ -229,44 +230,45 @@ class RunGuard:
 
     # -- going back -------------------------------------------------------------------------------------------------
 
-    def destination(self, step: int, kept: Iterable[int]) -> int:
+    def rollback_target(self, step: int, kept: Iterable[int]) -> int:
         """The checkpoint to go back to from ``step``: the newest well before the onset, else the oldest there is.
 
         Raises:
             GuardStopped: the run may not go back (again).
         """
-        assert self.order is not None
+        finding = self.pending_rollback
+        assert finding is not None
         usable = sorted(checkpoint for checkpoint in kept if 0 <= checkpoint < step)
         if self.num_rollbacks >= self.section.max_rollbacks or not usable:
             why = "no checkpoint is left" if not usable else f"after {self.num_rollbacks} rollbacks"
-            self._event(step, "stop", True, f"step {step}: stopped, {why}", self.order.to_row())
+            self._event(step, "stop", True, f"step {step}: stopped, {why}", finding.to_row())
             raise GuardStopped(
-                f"the guard stopped the run {why}: {self.order.sentence()}; {self.order.advice} (heliostat diagnose "
+                f"the guard stopped the run {why}: {finding.sentence()}; {finding.advice} (heliostat diagnose "
                 f"{self.folder.path} tells the story)"
             )
-        before = [checkpoint for checkpoint in usable if checkpoint <= self.order.onset - MARGIN]
+        before = [checkpoint for checkpoint in usable if checkpoint <= finding.onset - MARGIN]
         return before[-1] if before else usable[0]
 
-    def went_back(self, step: int, to: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def record_rollback(self, step: int, to: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Note that the run now continues from ``to``, where its judgement has been restored to.
 
         Args:
             rows: metrics of the steps that were taken back.
         """
-        order, self.order = self.order, None
-        assert order is not None
+        pending, self.pending_rollback = self.pending_rollback, None
+        assert pending is not None
         tick = step + self.skipped
         if self.writes:
             self.folder.append(self.folder.abandoned, [{"tick": tick, **row} for row in rows])
         self.num_rollbacks += 1
         self.skipped += step - to
-        self.lr_scale *= min(STEP_CUT, 1.0 / order.excess)
+        self.lr_scale *= min(STEP_CUT, 1.0 / pending.excess)
         self.num_quiet = 0
         text = (
             f"step {step}: back to the checkpoint of step {to}, other data, learning rate times {self.lr_scale:g} "
             f"(try {self.num_rollbacks} of {self.section.max_rollbacks})"
         )
-        self._event(step, "went back", True, text, order.to_row() | {"to": to, "lr_scale": self.lr_scale}, tick)
+        self._event(step, "went back", True, text, pending.to_row() | {"to": to, "lr_scale": self.lr_scale}, tick)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -325,7 +327,7 @@ class RunGuard:
     def _disable(self, step: int, error: Exception) -> None:
         """Switch off for the rest of the run, loudly; a mistake in here must not cost anybody their training."""
         self.disabled = f"{type(error).__name__}: {error}"
-        self.order = None
+        self.pending_rollback = None
         self.note(
             f"guard: switched itself off at step {step} after an error of its own ({self.disabled}); the run goes on"
         )

@@ -1,11 +1,11 @@
-"""What a step asks of the sampler, what it gets, and the form in which that waits in a checkpoint.
+"""The rollouts of a step, and their form in a checkpoint.
 
 Left out: who samples, and when (``scheduler``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,36 +14,11 @@ import torch
 from torch import Tensor
 
 from heliostat.monitors.mismatch import Mismatch
-from heliostat.rollout import RolloutCounts, SamplingSettings
+from heliostat.rollout import RolloutCounts
 from heliostat.traces import Source
 from heliostat.train.logprobs.score import Anchor, sampler_anchor
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Completion, Group, Mean, Problem, Prompt, StopReason, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What to sample for one step.
-
-    Attributes:
-        step: that will train on it.
-        policy_step: of the weights to sample with.
-        version: of these weights (``Updater.version``).
-        sources: by task, who samples, for the trace bank.
-    """
-
-    step: int
-    prompts: Sequence[Prompt]
-    settings: SamplingSettings
-    seed: int
-    policy_step: int
-    version: int
-    sources: Mapping[str, Source]
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether the weights are expected to move between sampling and training."""
-        return self.policy_step < self.step - 1
 
 
 @dataclass(frozen=True, slots=True)

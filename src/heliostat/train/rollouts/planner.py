@@ -17,8 +17,8 @@ from heliostat.train.accounting.run_counters import RunCounters
 from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.data.prefixes import Prefixes
 from heliostat.train.data.trace_log import TraceLog
-from heliostat.train.model_bundle import Bench
-from heliostat.train.rollouts.batch import Order
+from heliostat.train.model_bundle import ModelBundle
+from heliostat.train.rollouts.request import RolloutRequest
 from heliostat.train.update.updater import Updater
 from heliostat.types import Group
 
@@ -32,7 +32,7 @@ class RolloutPlanner:
     """
 
     recipe: Recipe
-    bench: Bench
+    bundle: ModelBundle
     curriculum: Curriculum
     prefixes: Prefixes
     updater: Updater
@@ -44,12 +44,12 @@ class RolloutPlanner:
         """Return the seed of a step: of its completions, and of the order of its groups in the update."""
         return completion_seed(self.recipe.run.seed, "step", self.position(step))
 
-    def request(self, step: int) -> Order:
+    def request(self, step: int) -> RolloutRequest:
         """Build the sampling request for ``step`` from the current weights and success rates."""
         index = self.position(step) - 1
         problems = self.curriculum.next(index, self.recipe.rollout.prompts_per_step - self.prefixes.per_step)
-        prompts = [self.bench.prompt(problem) for problem in problems] + self.prefixes.next(index)
-        return Order(
+        prompts = [self.bundle.prompt(problem) for problem in problems] + self.prefixes.next(index)
+        return RolloutRequest(
             step,
             prompts,
             SamplingSettings(temperature=self.updater.policy.temperature),

@@ -1,19 +1,19 @@
-r"""Sampling: of the step at hand, or of coming steps too, in a thread of its own while earlier steps are trained on.
+r"""Schedule sampling: for the current step, or for later steps too, in a thread that runs in parallel with training.
 
-With ``rollout.max_staleness = s`` the groups that step ``k`` trains on were sampled by the weights that step
-``max(o, k - 1 - s)`` left behind, where ``o`` is the step that the run began at or was taken back to by the guard:
+With ``rollout.max_staleness = s`` step ``k`` trains on groups that were sampled with the weights after step
+``max(o, k - 1 - s)``, where ``o`` is the step that the run began at or was last rolled back to:
 
-    step k:    take the rollouts of k (wait) -> order those of k + 1 .. k + s -> judge, train
-    thread:    ... sample k + 1 with a copy of the weights of k - s, sample k + 2 ...
+    main thread:      wait for the rollouts of k -> request those of k + 1 .. k + s -> verify, train on k
+    sampling thread:  sample k + 1 with a copy of the weights after k - s, then k + 2, ...
 
-So which weights sample what, and which problems are chosen when, follows from the step and ``s`` alone, never from how
-long anything took. ``s = 0`` is sampling in this thread with the trained model itself.
+The weights that sample a step, and the time at which its problems are chosen, follow from the step and ``s`` alone, and
+never from durations. With ``s = 0`` the main thread samples with the trained model itself.
 
-A checkpoint keeps the rollouts that exist or are being made, if their weights are gone by then (it waits for them);
-those of the checkpoint's own weights are sampled again. The guard's going back drops what is there: it was sampled by a
-policy that has been abandoned. An error in the thread is raised where its rollouts are asked for.
+A checkpoint waits for requested rollouts whose weights will be gone, and keeps them. Those of the checkpoint's own
+weights are sampled again after a resume. A rollback discards all rollouts, since they were sampled by an abandoned
+policy. An error in the sampling thread is raised where its rollouts are asked for.
 
-Left out: what a step orders (``train.trainer``), and how its data look (``batch``).
+Left out: the content of a request (``planner``), and the data of a step (``batch``).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from heliostat.config import Recipe
-from heliostat.models import LoadedModel, are_current, holding, trained_weights
+from heliostat.models import LoadedModel, are_current, snapshot_weights, with_weights
 from heliostat.monitors.mismatch import Mismatch
-from heliostat.rollout import Engine, RolloutCounts
+from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.spans import timed_spans
 from heliostat.tasks import VerifierPool
 from heliostat.tasks.verifier_pool.pool import Judging
@@ -40,8 +40,9 @@ from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, score
-from heliostat.train.model_bundle import Bench
-from heliostat.train.rollouts.batch import Order, Rollouts
+from heliostat.train.model_bundle import ModelBundle
+from heliostat.train.rollouts.batch import Rollouts
+from heliostat.train.rollouts.request import RolloutRequest
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Group, Mean, Problem, TrainingGroup
 
@@ -50,7 +51,7 @@ NUM_COMPARED = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
+class SampledShare:
     """A rank's share of a step's rollouts, sampled and on its way to verdicts."""
 
     groups: list[Group]
@@ -64,19 +65,20 @@ class Landed:
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
-    """An order that is being carried out."""
+class PendingRollout:
+    """A request that is being sampled."""
 
-    order: Order
+    request: RolloutRequest
     judging: Judging
-    landing: Future[Landed]
+    landing: Future[SampledShare]
 
 
-class Ahead:
+class RolloutScheduler:
     """Rollouts by step.
 
     Args:
-        order: what a step samples with the weights, success rates and settings of now; asked for in order of steps.
+        request: builds the request of a step from the current weights, success rates and settings; called in the
+            order of steps.
         anchor_from_sampler: the sampler's log-probabilities are the trainer's; else the trainer computes ``logp_old``
             with the weights that sampled.
 
@@ -86,22 +88,22 @@ class Ahead:
     def __init__(
         self,
         recipe: Recipe,
-        bench: Bench,
+        bundle: ModelBundle,
         pool: VerifierPool,
         runtime: Runtime,
         ledger: Ledger,
-        order: Callable[[int], Order],
+        request: Callable[[int], RolloutRequest],
         anchor_from_sampler: bool,
     ) -> None:
         self.bound = recipe.rollout.max_staleness
-        self.recipe, self.bench, self.pool, self.runtime, self.ledger = recipe, bench, pool, runtime, ledger
-        self.order, self.anchor_from_sampler = order, anchor_from_sampler
-        self._known: dict[int, Flight | Rollouts] = {}
+        self.recipe, self.bundle, self.pool, self.runtime, self.ledger = recipe, bundle, pool, runtime, ledger
+        self.request, self.anchor_from_sampler = request, anchor_from_sampler
+        self._known: dict[int, PendingRollout | Rollouts] = {}
         self._weights: list[Tensor] = []
-        self.engine: Engine = bench.engine
+        self.engine: Engine = bundle.engine
         self._thread: ThreadPoolExecutor | None = None
-        if bench.twin is not None:
-            self.engine = bench.engine.beside(bench.twin)
+        if bundle.sampler_copy is not None:
+            self.engine = bundle.engine.clone_for(bundle.sampler_copy)
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
 
     def __enter__(self) -> Self:
@@ -120,29 +122,29 @@ class Ahead:
             Exception: what sampling or judging them ended in, whichever thread that was in.
         """
         self._known = {known: entry for known, entry in self._known.items() if known >= step}
-        with self.ledger.phase("rollout"), self.runtime.together():
+        with self.ledger.phase("rollout"), self.runtime.raise_on_all_ranks():
             self._begin(step)
             self._wait(step)
         for coming in range(step + 1, min(step + self.bound, self.recipe.train.num_steps) + 1):
             self._begin(coming)
         return self._settled(step)
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Forget all rollouts: the policy that sampled them, and perhaps is sampling now, has been abandoned."""
         self._abandon()
         self._known, self._weights = {}, []
-        if self.bench.twin is not None:
-            self.engine = self.bench.engine.beside(self.bench.twin)
+        if self.bundle.sampler_copy is not None:
+            self.engine = self.bundle.engine.clone_for(self.bundle.sampler_copy)
 
-    def settle(self, step: int) -> list[Rollouts]:
+    def wait_pending(self, step: int) -> list[Rollouts]:
         """Wait for the rollouts of later steps whose weights are older than those that ``step`` left behind."""
         coming = [
             known
             for known, entry in sorted(self._known.items())
-            if known > step and (entry.order if isinstance(entry, Flight) else entry).policy_step < step
+            if known > step and (entry.request if isinstance(entry, PendingRollout) else entry).policy_step < step
         ]
         for known in coming:
-            with self.ledger.phase("rollout"), self.runtime.together():
+            with self.ledger.phase("rollout"), self.runtime.raise_on_all_ranks():
                 self._wait(known)
         return [self._settled(known) for known in coming]
 
@@ -150,7 +152,7 @@ class Ahead:
 
     def state_dict(self, step: int) -> list[dict[str, Any]]:
         """What a checkpoint of ``step`` keeps."""
-        return [rollouts.state_dict() for rollouts in self.settle(step)]
+        return [rollouts.state_dict() for rollouts in self.wait_pending(step)]
 
     def load_state_dict(self, states: Iterable[Mapping[str, Any]], problems: Iterable[Problem]) -> None:
         """Continue from a checkpoint."""
@@ -160,48 +162,48 @@ class Ahead:
     # -- flights ----------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int) -> None:
-        """Order the rollouts of a step, unless they are known already."""
+        """Request the rollouts of a step, unless they are known already."""
         if step in self._known:
             return
-        order = self.order(step)
+        request = self.request(step)
         judging = self.pool.begin()  # a group is judged while others are still being sampled
-        landing: Future[Landed]
+        landing: Future[SampledShare]
         if self._thread is None:
             landing = Future()
-            landing.set_result(self._sample(order, judging))
+            landing.set_result(self._sample(request, judging))
         else:
             # Orders at the same weights share one copy of them.
-            if not are_current(self._weights, self.bench.loaded):
+            if not are_current(self._weights, self.bundle.loaded):
                 self._weights = []  # let go first
-                self._weights = trained_weights(self.bench.loaded)
-            work = partial(self._sample_with, self._weights, order, judging)
+                self._weights = snapshot_weights(self.bundle.loaded)
+            work = partial(self._sample_with, self._weights, request, judging)
             landing = self._thread.submit(work)
-        self._known[step] = Flight(order, judging, landing)
+        self._known[step] = PendingRollout(request, judging, landing)
 
     def _wait(self, step: int) -> None:
         entry = self._known[step]
-        if isinstance(entry, Flight):
+        if isinstance(entry, PendingRollout):
             entry.landing.result()
 
     def _settled(self, step: int) -> Rollouts:
         """The judged rollouts of all ranks, of a step whose sampling is done."""
         entry = self._known[step]
-        with self.ledger.phase("verify"), self.runtime.together():
+        with self.ledger.phase("verify"), self.runtime.raise_on_all_ranks():
             if isinstance(entry, Rollouts):
                 return entry
             landed, judging = entry.landing.result(), entry.judging
             groups = judging.finish(landed.groups)
-        order, runtime = entry.order, self.runtime
+        request, runtime = entry.request, self.runtime
         gaps = [gap for gap in runtime.gather(landed.max_gap) if gap is not None]
         settled = Rollouts(
-            step=order.step,
-            policy_step=order.policy_step,
-            version=order.version,
-            sources=order.sources,
-            groups=runtime.regroup(order.prompts, groups),
+            step=request.step,
+            policy_step=request.policy_step,
+            version=request.version,
+            sources=request.sources,
+            groups=runtime.gather_groups(request.prompts, groups),
             counts=RolloutCounts(**{key: int(num) for key, num in runtime.sum(asdict(landed.counts)).items()}),
             scored=landed.scored.over_ranks(runtime),
-            logp_old=runtime.regroup(order.prompts, landed.logp_old) if self._is_scored(order) else [],
+            logp_old=runtime.gather_groups(request.prompts, landed.logp_old) if self._is_scored(request) else [],
             max_gap=max(gaps, default=None),
             mismatch=runtime.merge(landed.mismatch),
             seconds=landed.seconds,
@@ -210,12 +212,12 @@ class Ahead:
         self._known[step] = settled
         return settled
 
-    def _is_scored(self, order: Order) -> bool:
+    def _is_scored(self, request: RolloutRequest) -> bool:
         """Whether the trainer's numbers of all groups are the anchor."""
-        return order.is_ahead and not self.anchor_from_sampler
+        return request.is_ahead and not self.anchor_from_sampler
 
     def _abandon(self) -> None:
-        flights = [entry.landing for entry in self._known.values() if isinstance(entry, Flight)]
+        flights = [entry.landing for entry in self._known.values() if isinstance(entry, PendingRollout)]
         if all(landing.done() for landing in flights):
             return
         for landing in flights:
@@ -225,39 +227,44 @@ class Ahead:
 
     # -- in the thread ----------------------------------------------------------------------------------------------
 
-    def _sample_with(self, weights: list[Tensor], order: Order, judging: Judging) -> Landed:
-        assert self.bench.twin is not None
-        with holding(self.bench.twin, weights):
-            return self._sample(order, judging, self.bench.twin)
+    def _sample_with(self, weights: list[Tensor], request: RolloutRequest, judging: Judging) -> SampledShare:
+        assert self.bundle.sampler_copy is not None
+        with with_weights(self.bundle.sampler_copy, weights):
+            return self._sample(request, judging, self.bundle.sampler_copy)
 
-    def _sample(self, order: Order, judging: Judging, twin: LoadedModel | None = None) -> Landed:
+    def _sample(
+        self, request: RolloutRequest, judging: Judging, sampler_copy: LoadedModel | None = None
+    ) -> SampledShare:
         began = monotonic()
-        with self._timed(twin) as spans:
-            groups = self.engine.sample(
-                self.runtime.share(order.prompts),
+        with self._timed(sampler_copy) as spans:
+            ordered = SampleRequest(
+                self.runtime.shard_prompts(request.prompts),
                 self.recipe.rollout.group_size,
-                order.settings,
-                seed=order.seed,
-                policy_step=order.policy_step,
-                announce=judging.announce,
+                request.settings,
+                seed=request.seed,
+                policy_step=request.policy_step,
+                on_group=judging.announce,
             )
+            groups = self.engine.sample(ordered)
         seconds, counts = monotonic() - began, self.engine.take_counts()
         scored, old = UpdateCounts(), list[Anchor]()
-        if twin is not None and order.is_ahead:
-            old = self._score(twin, order, groups, scored)
+        if sampler_copy is not None and request.is_ahead:
+            old = self._score(sampler_copy, request, groups, scored)
         max_gap, mismatch = _compared(groups, old)
-        return Landed(groups, counts, scored, old, max_gap, mismatch, seconds, spans)
+        return SampledShare(groups, counts, scored, old, max_gap, mismatch, seconds, spans)
 
-    def _timed(self, twin: LoadedModel | None) -> AbstractContextManager[dict[str, float]]:
+    def _timed(self, sampler_copy: LoadedModel | None) -> AbstractContextManager[dict[str, float]]:
         """Spans of the thread, where they are asked for; those of this one are timed with the step."""
-        return timed_spans() if twin is not None and self.ledger.times_spans else nullcontext({})
+        return timed_spans() if sampler_copy is not None and self.ledger.times_spans else nullcontext({})
 
-    def _score(self, twin: LoadedModel, order: Order, groups: list[Group], scored: UpdateCounts) -> list[Anchor]:
+    def _score(
+        self, sampler_copy: LoadedModel, request: RolloutRequest, groups: list[Group], scored: UpdateCounts
+    ) -> list[Anchor]:
         """The trainer's numbers under the weights that sampled: of all groups if they are the anchor, else of a few."""
         train = self.recipe.train
-        policy = Policy(twin, order.settings.temperature, train.shared_prompt, recompute=train.recompute)
+        policy = Policy(sampler_copy, request.settings.temperature, train.shared_prompt, recompute=train.recompute)
         some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is in no account
-        if self._is_scored(order):
+        if self._is_scored(request):
             some, counts = groups, scored
         rows = [TrainingGroup(group, torch.zeros(len(group.completions))) for group in some]
         return score(policy, rows, train.tokens_per_microbatch, counts.add)

@@ -84,7 +84,7 @@ class Checkpoints:
 
     def find_newest(self) -> ResumePoint:
         """Find the newest intact checkpoint, and remove those that it made obsolete; all ranks call it together."""
-        self._point = self.runtime.led(self._find_newest)
+        self._point = self.runtime.run_on_main(self._find_newest)
         return self._point
 
     def _find_newest(self) -> ResumePoint:
@@ -114,7 +114,7 @@ class Checkpoints:
 
     def intact(self) -> list[int]:
         """Steps of the checkpoints that can be gone back to, lowest first; all ranks call it together."""
-        return self.runtime.led(self._intact)
+        return self.runtime.run_on_main(self._intact)
 
     def _intact(self) -> list[int]:
         good = []
@@ -145,17 +145,17 @@ class Checkpoints:
         final = self._path(step)
         draft: FolderDraft | None = None
         try:
-            with self.runtime.together():
+            with self.runtime.raise_on_all_ranks():
                 if self.runtime.is_main:
                     draft = FolderDraft(final)
-            with self.runtime.together():
+            with self.runtime.raise_on_all_ranks():
                 write_weights(partial_of(final), model, optimizer, self.runtime)
-            with self.runtime.together():
+            with self.runtime.raise_on_all_ranks():
                 if draft is not None:
                     write_rest(draft.path, state | {"step": step}, rollouts)
                     describe(draft.path, step, self._next_number(), logs or {})
                     draft.publish()
-            with self.runtime.together():
+            with self.runtime.raise_on_all_ranks():
                 self._prune(step)
         except RankLost:
             raise
@@ -196,7 +196,7 @@ class Checkpoints:
         """
         folder = self._path(step)
         try:
-            files = self.runtime.led(lambda: self._checked(step)).files
+            files = self.runtime.run_on_main(lambda: self._checked(step)).files
             return read_files(folder, files, model, optimizer, self.runtime)
         except (RankLost, CheckpointError):
             raise

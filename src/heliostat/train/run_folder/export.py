@@ -24,7 +24,7 @@ from heliostat.models.checks.weight_perturbation import shaken
 from heliostat.models.lora import held, is_adapted, save_adapter, stirred
 from heliostat.models.saving import replacing
 from heliostat.storage.errors import is_full
-from heliostat.train.distributed.fsdp import gathered, whole_weights
+from heliostat.train.distributed.fsdp import full_state_dict, unsharded
 from heliostat.train.distributed.ranks import RankLost, Runtime
 from heliostat.types import Prompt
 
@@ -101,10 +101,10 @@ def _export(
     loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], adapter: Path | None
 ) -> None:
     ids = [prompt.context_ids for prompt in prompts[:NUM_PROMPTS]]
-    with gathered(loaded.model):
+    with unsharded(loaded.model):
         said = trainer_logits(loaded, ids)
-    gathered_weights = whole_weights(loaded.model)
-    with runtime.together():
+    gathered_weights = full_state_dict(loaded.model)
+    with runtime.raise_on_all_ranks():
         if not runtime.is_main:
             return
         weights = gathered_weights or loaded.model.state_dict()

@@ -26,7 +26,7 @@ from torch import Tensor
 from heliostat.config import FeedbackSection
 from heliostat.monitors.controllers import ProportionalIntegral
 from heliostat.monitors.repetition import distinct_share, repeated_share
-from heliostat.rollout import Engine, SamplingSettings, completion_seed
+from heliostat.rollout import Engine, SampleRequest, SamplingSettings, completion_seed
 from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import Completion, Group, Problem, Prompt
@@ -104,14 +104,16 @@ class Feedback:
     def __post_init__(self) -> None:
         self.target = self.section.target or None
 
-    def look(self, index: int, problems: Sequence[Problem]) -> dict[str, float]:
+    def measure(self, index: int, problems: Sequence[Problem]) -> dict[str, float]:
         """Measure own text at supervised step ``index``, if it is time to, and turn the actuator; for the log."""
         section, self.rows = self.section, []
         if section.statistic == "none" or index < section.start or (index - section.start) % section.every:
             return {}
         prompts = [self.prompt(problems[i % len(problems)]) for i in range(section.num_texts)]
         seed = completion_seed(self.seed, "feedback", index)
-        groups = self.engine.sample(prompts, 1, SamplingSettings(temperature=1.0), seed=seed, policy_step=index)
+        groups = self.engine.sample(
+            SampleRequest(prompts, 1, SamplingSettings(temperature=1.0), seed=seed, policy_step=index)
+        )
         measured = sum(STATISTICS[section.statistic](group.completions[0]) for group in groups) / len(groups)
         self.target = measured if self.target is None else self.target
         numbers = {"feedback/statistic": measured, "feedback/target": self.target}

@@ -19,8 +19,8 @@ from heliostat.train.logprobs.packing import Row, microbatches
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.sft.feedback import Feedback
 from heliostat.train.update.counts import UpdateCounts
-from heliostat.train.update.rank_sync import Lockstep
-from heliostat.train.update.safe_step import GuardedStep
+from heliostat.train.update.rank_sync import RankSync
+from heliostat.train.update.safe_step import SafeStep
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class SupervisedUpdater:
     """Maximum likelihood on rows, one optimizer step at a time."""
 
     policy: Policy
-    guarded: GuardedStep
+    safe_step: SafeStep
     schedule: Schedule
     runtime: Runtime
     tokens_per_microbatch: int
@@ -41,24 +41,24 @@ class SupervisedUpdater:
 
     def step(self, index: int, rows: Sequence[Row], feedback: Feedback) -> dict[str, float]:
         """One step on ``rows``; returns the loss per token. A step that is not finite is skipped and counted."""
-        lr = self.schedule.set_lr(self.guarded.optimizer, index, feedback.lr_scale)
-        self.guarded.optimizer.zero_grad(set_to_none=True)
+        lr = self.schedule.set_lr(self.safe_step.optimizer, index, feedback.lr_scale)
+        self.safe_step.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(row.num_tokens for row in rows)
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
-        mine = self.runtime.split(numbered, [row.num_tokens for row in numbered])
+        mine = self.runtime.shard_balanced(numbered, [row.num_tokens for row in numbered])
         parts = microbatches(mine, self.tokens_per_microbatch, self.policy.padded_tokens)
-        lockstep = Lockstep.over(self.runtime, self.guarded.parameters, numbered, len(parts))
+        rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, numbered, len(parts))
         here = 0.0
         for part in parts:
             self.counts.add(part, shared_prompt=False)
             loss = -self.policy.log_probs(part).sum() / num_tokens
-            (loss * lockstep.scale).backward()  # type: ignore[no-untyped-call]
+            (loss * rank_sync.scale).backward()  # type: ignore[no-untyped-call]
             here += float(loss.detach())
-        lockstep.fill(self.policy)
+        rank_sync.run_dummy_passes(self.policy)
         if (held := feedback.loss()) is not None:  # every rank has the whole of it
             self.counts.add(feedback.rows if self.runtime.is_main else [], shared_prompt=False)
             held.backward()  # type: ignore[no-untyped-call]
-        lockstep.synchronise()
+        rank_sync.synchronise()
         total = self.runtime.sum({"loss": here})["loss"]
-        norm = self.guarded.apply(total)
+        norm = self.safe_step.apply(total)
         return {"loss/sft": total, "optim/lr": lr} | ({} if norm is None else {"optim/grad_norm": norm})

@@ -16,14 +16,14 @@ import torch
 from heliostat.config import OptimizerSection
 from heliostat.optim import Schedule, accumulate_in_float32, build_optimizer
 from heliostat.rollout import completion_seed
-from heliostat.train.data.curriculum import Passes
+from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.data.demonstrations import Demonstrations
 from heliostat.train.evaluation.heldout import HeldOut
 from heliostat.train.run_context import RunContext
 from heliostat.train.run_progress import RunProgress
 from heliostat.train.sft.feedback import Feedback
 from heliostat.train.sft.updater import SupervisedUpdater
-from heliostat.train.update.safe_step import GuardedStep
+from heliostat.train.update.safe_step import SafeStep
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class WarmStart:
         if section.num_steps == 0:
             return
         updater = self._updater()
-        optimizer, done = updater.guarded.optimizer, 0
+        optimizer, done = updater.safe_step.optimizer, 0
         if resumed is not None:
             self.progress.restore(resumed, optimizer)
             done = resumed + section.num_steps
@@ -62,14 +62,14 @@ class WarmStart:
 
     def _updater(self) -> SupervisedUpdater:
         """Build the updater, whose optimizer ends with the warm start."""
-        recipe, model = self.context.recipe, self.context.bench.loaded.model
+        recipe, model = self.context.recipe, self.context.bundle.loaded.model
         section, train = recipe.warm_start, recipe.train
         optimizer: torch.optim.Optimizer = build_optimizer(OptimizerSection(name="adamw", lr=section.lr), model)
         accumulate_in_float32(model.parameters())
         warmup = min(20, section.num_steps)
         return SupervisedUpdater(
             policy=self.feedback.policy,
-            guarded=GuardedStep(optimizer, recipe.optimizer.max_grad_norm, train.max_bad_steps),
+            safe_step=SafeStep(optimizer, recipe.optimizer.max_grad_norm, train.max_bad_steps),
             schedule=Schedule(section.lr, section.num_steps, "cosine", warmup, section.final_lr_ratio),
             runtime=self.context.runtime,
             tokens_per_microbatch=train.tokens_per_microbatch,
@@ -78,20 +78,20 @@ class WarmStart:
     def _steps(self, updater: SupervisedUpdater, done: int) -> Iterator[tuple[int, dict[str, float]]]:
         """Take the steps after the first ``done``; after each, yield the number of steps done and its metrics."""
         context, section, seed = self.context, self.context.recipe.warm_start, self.context.recipe.run.seed
-        ledger, loaded, tasks = context.ledger, context.bench.loaded, context.tasks
+        ledger, loaded, tasks = context.ledger, context.bundle.loaded, context.tasks
         by_name = {task.name: task for task in tasks}
         demonstrations = Demonstrations(loaded, context.recipe.model, by_name, section.num_steps, seed)
         kept = tasks[:-1] if context.recipe.feedback.mixes else tasks
         problems = [problem for task in kept for problem in task.train]
-        stream = Passes(problems, completion_seed(seed, "warm start"))
+        stream = ShuffledEpochs(problems, completion_seed(seed, "warm start"))
         for index in range(done, section.num_steps):
             with ledger.phase("warm_start"):
                 batch = stream.next(index, section.batch_size)
-                held = self.feedback.look(index, batch)
+                held = self.feedback.measure(index, batch)
                 rows = demonstrations.rows(index, self.feedback.mixed(index, batch))
                 metrics = held | updater.step(index, rows, self.feedback)
             ledger.charge_update("warm_start", loaded, updater.take_counts())
-            ledger.charge_rollout("warm_start", loaded, context.bench.engine.take_counts())
+            ledger.charge_rollout("warm_start", loaded, context.bundle.engine.take_counts())
             yield index + 1, metrics
 
     def _is_good_enough(self, num_done: int, metrics: dict[str, float]) -> bool:

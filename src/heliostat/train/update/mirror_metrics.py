@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.packing import microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.update.rank_sync import Lockstep
+from heliostat.train.update.rank_sync import RankSync
 from heliostat.types import Batch, Group, Mean
 
 
@@ -54,20 +54,20 @@ def sequence_log_ratios(
     share of the groups each, and all get all numbers.
     """
     everyone = batch.groups[:num_groups]
-    groups = runtime.split(everyone, [group.group.num_tokens for group in everyone])
+    groups = runtime.shard_balanced(everyone, [group.group.num_tokens for group in everyone])
     log_ratio, advantage, success = [], [], []
     rows = rows_of(groups)
     succeeded = [verdict.success for group in groups for verdict in group.group.verdicts]
     flag = {id(row): value for row, value in zip(rows, succeeded, strict=True)}
     parts = microbatches(rows, tokens_per_microbatch, policy.padded_tokens)
-    lockstep = Lockstep.over(runtime, [], rows_of(everyone), len(parts))
+    rank_sync = RankSync.for_update(runtime, [], rows_of(everyone), len(parts))
     for part in parts:
         logp = policy.log_probs(part).double().cpu()
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             log_ratio.append(float(piece.sum()) - float(row.completion.logp_gen.sum(dtype=np.float64)))
             advantage.append(row.advantage)
             success.append(flag[id(row)])
-    lockstep.fill(policy)
+    rank_sync.run_dummy_passes(policy)
     log_ratios, advantages, successes = zip(*runtime.gather((log_ratio, advantage, success)), strict=True)
     return np.concatenate(log_ratios), np.concatenate(advantages), np.concatenate(successes).astype(bool)
 

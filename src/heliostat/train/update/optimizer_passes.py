@@ -23,7 +23,7 @@ from torch import Tensor
 from heliostat.objectives import Objective
 from heliostat.train.logprobs.packing import Row, token_batch
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.update.rank_sync import Lockstep
+from heliostat.train.update.rank_sync import RankSync
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ExtraPass:
     Attributes:
         rows: every completion of the update, other ranks' included: scores are drawn from them, and all take each.
         parts: this rank's micro-batches, with the anchor's log-probabilities filled in.
-        lockstep: keeps ranks in step.
+        rank_sync: keeps ranks in step.
         count: told of every further forward, for the ledger.
     """
 
@@ -42,7 +42,7 @@ class ExtraPass:
     normalizer: float
     rows: Sequence[Row]
     parts: Sequence[Sequence[Row]]
-    lockstep: Lockstep
+    rank_sync: RankSync
     count: Callable[[Sequence[Row], bool], None]
 
     def step(self, optimizer: torch.optim.Optimizer, seed: Sequence[int]) -> None:
@@ -58,7 +58,7 @@ class ExtraPass:
         for index in draw.choice(len(rows), optimizer.num_scores, replace=len(rows) < optimizer.num_scores):
             with optimizer.score():
                 self._log_probs([rows[index]]).sum().backward()  # type: ignore[no-untyped-call]
-                self.lockstep.synchronise()
+                self.rank_sync.synchronise()
         optimizer.step()
 
     def _with_statistics(self, optimizer: Any, seed: Sequence[int]) -> None:
@@ -70,7 +70,7 @@ class ExtraPass:
                 for part in self.parts:
                     self.count(part, False)
                     alone.log_probs(part).sum().backward()  # type: ignore[no-untyped-call]
-                self.lockstep.fill(alone)
+                self.rank_sync.run_dummy_passes(alone)
         optimizer.step()
 
     def _with_reevaluation(self, optimizer: Any, seed: Sequence[int]) -> None:
@@ -80,9 +80,9 @@ class ExtraPass:
         for part in self.parts:
             logp_new = self._log_probs(part)
             loss = self.objective.loss(logp_new, token_batch(part, logp_new), self.normalizer).loss
-            yield loss * self.lockstep.scale
-        self.lockstep.fill(self.policy)
-        self.lockstep.synchronise()  # whoever asked has called backward on every loss by now
+            yield loss * self.rank_sync.scale
+        self.rank_sync.run_dummy_passes(self.policy)
+        self.rank_sync.synchronise()  # whoever asked has called backward on every loss by now
 
     def _log_probs(self, part: Sequence[Row]) -> Tensor:
         self.count(part, self.policy.shared_prompt)

@@ -17,13 +17,13 @@ from heliostat.train.logprobs.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Lockstep:
+class RankSync:
     """One update's dealings with other ranks.
 
     Attributes:
         parameters: whose gradients are averaged.
         filler: the shortest row of the update; ``None`` where nothing is to be done at all.
-        num_fillers: passes over it, without weight, that this rank makes beside its own.
+        num_dummy_passes: passes over it, without weight, that this rank makes beside its own.
 
     Limits:
         One rank: a factor of 1, and nothing else.
@@ -32,22 +32,24 @@ class Lockstep:
     runtime: Runtime
     parameters: Sequence[Tensor]
     filler: Row | None
-    num_fillers: int
+    num_dummy_passes: int
 
     @classmethod
-    def over(cls, runtime: Runtime, parameters: Sequence[Tensor], rows: Sequence[Row], num_parts: int) -> Lockstep:
+    def for_update(
+        cls, runtime: Runtime, parameters: Sequence[Tensor], rows: Sequence[Row], num_parts: int
+    ) -> RankSync:
         """For an update over ``rows`` of all ranks, of which this one makes ``num_parts`` micro-batches."""
         filler = min(rows, key=lambda row: row.context_length + row.num_tokens, default=None)
-        return cls(runtime, parameters, filler, runtime.num_fillers(num_parts))
+        return cls(runtime, parameters, filler, runtime.num_dummy_passes(num_parts))
 
     @property
     def scale(self) -> int:
         """What a loss is multiplied by, since gradients are averaged over ranks and the loss is a sum over them."""
         return self.runtime.world_size
 
-    def fill(self, policy: Policy) -> None:
+    def run_dummy_passes(self, policy: Policy) -> None:
         """Make the passes that other ranks make and this one has no rows for."""
-        for _ in range(self.num_fillers):
+        for _ in range(self.num_dummy_passes):
             assert self.filler is not None
             logp = policy.log_probs([self.filler])
             if torch.is_grad_enabled():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heliostat.optim.distributed.sharded_tensors import full_tensor
-from heliostat.train.distributed.ranks import spoken_transport
+from heliostat.train.distributed.ranks import readable_dist_errors
 
 
 class TrainingDiverged(RuntimeError):
@@ -22,7 +22,7 @@ class TrainingDiverged(RuntimeError):
 
 
 @dataclass(slots=True)
-class GuardedStep:
+class SafeStep:
     """Clip, check, step; or skip and count.
 
     Attributes:
@@ -70,6 +70,6 @@ class GuardedStep:
         """Let the optimizer step; some skip on their own, where what they need beside the gradient is not finite."""
         before = getattr(self.optimizer, "num_skipped", 0)
         if norm > 0:  # without any signal Adam would still move along its momentum
-            with spoken_transport():
+            with readable_dist_errors():
                 step()
         return bool(getattr(self.optimizer, "num_skipped", 0) == before)

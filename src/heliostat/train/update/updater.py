@@ -31,8 +31,8 @@ from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, sampler_anchor, score
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.optimizer_passes import ExtraPass
-from heliostat.train.update.rank_sync import Lockstep
-from heliostat.train.update.safe_step import GuardedStep
+from heliostat.train.update.rank_sync import RankSync
+from heliostat.train.update.safe_step import SafeStep
 from heliostat.types import Batch, Group, Mean, TrainingGroup
 
 
@@ -114,7 +114,7 @@ class Updater:
 
     policy: Policy
     objective: Objective
-    guarded: GuardedStep
+    safe_step: SafeStep
     schedule: Schedule
     runtime: Runtime
     tokens_per_microbatch: int
@@ -132,7 +132,7 @@ class Updater:
     _rows: list[Row] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.probe = WeightProbe(self.guarded.parameters)
+        self.probe = WeightProbe(self.safe_step.parameters)
         self._current = self.objective
 
     def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
@@ -157,7 +157,7 @@ class Updater:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
         """
         if self.reset_every and (first_update // num_updates) % self.reset_every == 0:
-            forget_moments(self.guarded.optimizer)
+            forget_moments(self.safe_step.optimizer)
         report = UpdateReport()
         self._current = self.objective
         if self.covariance_share:
@@ -174,7 +174,7 @@ class Updater:
         for index, (minibatch, mine) in enumerate(zip(minibatches, shares, strict=True)):
             if self.reference is not None:
                 mine = self._with_reference(mine, self.reference, report)
-            report.lr = self.schedule.set_lr(self.guarded.optimizer, first_update + index, self.lr_scale)
+            report.lr = self.schedule.set_lr(self.safe_step.optimizer, first_update + index, self.lr_scale)
             moved = self._step(minibatch, mine, at_anchor, report, (seed, index))
             self.version += moved
             at_anchor = at_anchor and not moved
@@ -184,7 +184,7 @@ class Updater:
     def _share(self, batch: Batch) -> Batch:
         """The groups that this rank differentiates; all of them where it is alone."""
         sizes = [group.group.num_tokens for group in batch.groups]
-        return Batch(tuple(self.runtime.split(batch.groups, sizes)))
+        return Batch(tuple(self.runtime.shard_balanced(batch.groups, sizes)))
 
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
         """Fill in ``logp_old``: the sampler's own numbers where they are the trainer's, else one forward pass."""
@@ -203,9 +203,9 @@ class Updater:
     def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[Anchor]:
         """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
         parts = microbatches(rows_of(batch.groups), self.tokens_per_microbatch, policy.padded_tokens)
-        lockstep = Lockstep.over(self.runtime, [], self._rows, len(parts))  # ranks agree before the first pass
+        rank_sync = RankSync.for_update(self.runtime, [], self._rows, len(parts))  # ranks agree before the first pass
         scored = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
-        lockstep.fill(policy)
+        rank_sync.run_dummy_passes(policy)
         return scored
 
     def _step(self, batch: Batch, mine: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
@@ -223,23 +223,23 @@ class Updater:
         if at_anchor:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
         # A second point is not the anchor: there, groups without signal have a gradient of their own.
-        reevaluated = getattr(self.guarded.optimizer, "extra_pass", "none") == "reevaluation"
+        reevaluated = getattr(self.safe_step.optimizer, "extra_pass", "none") == "reevaluation"
         if self.drop_zero_signal and self._current.zero_signal_is_free(at_anchor and not reevaluated):
             groups = tuple(group for group in groups if group.has_signal)
             everyone = tuple(group for group in everyone if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(everyone)
-        self.guarded.optimizer.zero_grad(set_to_none=True)
+        self.safe_step.optimizer.zero_grad(set_to_none=True)
         parts = microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens)
         rows = rows_of(everyone)
-        lockstep = Lockstep.over(self.runtime, self.guarded.parameters, rows, len(parts))
-        anchored = [self._backward(part, normalizer, lockstep.scale, at_anchor, report) for part in parts]
-        lockstep.fill(self.policy)
-        lockstep.synchronise()
+        rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, rows, len(parts))
+        anchored = [self._backward(part, normalizer, rank_sync.scale, at_anchor, report) for part in parts]
+        rank_sync.run_dummy_passes(self.policy)
+        rank_sync.synchronise()
         total = self.runtime.sum({"loss": float(sum(loss for _, loss in anchored))})["loss"]
         filled = [part for part, _ in anchored]
-        extra = ExtraPass(self.policy, self._current, normalizer, rows, filled, lockstep, report.counts.add)
+        extra = ExtraPass(self.policy, self._current, normalizer, rows, filled, rank_sync, report.counts.add)
         with span("optimizer"):
-            norm = self.guarded.apply(total, lambda: extra.step(self.guarded.optimizer, seed))
+            norm = self.safe_step.apply(total, lambda: extra.step(self.safe_step.optimizer, seed))
         if norm is None:
             report.bad_steps += 1
             return False

@@ -24,6 +24,7 @@ from tests.support.logdet_problems import (
 ITERATIONS = ("dual_newton", "dual_newton_cg", "primal_newton", "primal_newton_cg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBSPACES)
 def test_the_answer_is_the_decomposition(name):
     subspace, A = SUBSPACES[name](), covariance(12)
@@ -38,6 +39,7 @@ def test_the_answer_is_the_decomposition(name):
     assert np.linalg.slogdet(A)[1] <= -np.linalg.slogdet(result.B)[1] + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBSPACES)
 def test_every_method_finds_the_same_b(name):
     subspace, A = SUBSPACES[name](), covariance(12, seed=1)
@@ -50,6 +52,7 @@ def test_every_method_finds_the_same_b(name):
         np.testing.assert_allclose(other.B, reference, rtol=1e-9, atol=1e-10 * np.abs(reference).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUBSPACES)
 def test_certificate_recomputed_by_hand(name):
     subspace, A = SUBSPACES[name](), covariance(12, seed=2)
@@ -109,6 +112,7 @@ def test_diagonal_congruence_of_a_pattern_over_twelve_orders():
     np.testing.assert_allclose(moved.B * weights[:, None] * weights, plain.B, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cycle", "random", "linear_precision", "kronecker", "low_rank_span"])
 def test_many_starts_end_at_one_b(name):
     subspace, A = SUBSPACES[name](), covariance(12, seed=4)
@@ -229,6 +233,7 @@ class TestIllConditioned:
 
 
 class TestKinds:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["cycle", "band", "span", "kronecker", "exchangeable", "linear_precision"])
     def test_a_batch_is_its_members(self, name):
         subspace = SUBSPACES[name]()

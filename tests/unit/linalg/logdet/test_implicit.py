@@ -19,6 +19,7 @@ def decompose(factor, subspace):
     return result.B, result.C, result.kl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["diagonal", "band", "cycle", "span", "linear_precision", "kronecker", "exchangeable"])
 def test_gradcheck(name):
     subspace = SUBSPACES[name]()
@@ -26,6 +27,7 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(lambda factor: decompose(factor, subspace), root(12), atol=1e-5, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_gradcheck_of_everything_over_a_batch():
     from heliostat.linalg import SparsityPattern
 

@@ -38,6 +38,7 @@ def graded(powers, seed=0, condition=1e2):
     return np.triu(half) + np.triu(half, 1).T
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", SUBSPACES)
 @pytest.mark.parametrize("power", [-300, -160, 0, 160, 300])
@@ -62,6 +63,7 @@ def test_right_for_every_grading_of_a_pattern(name, powers):
     assert np.array_equal(as_torch.B.numpy(), found.B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED_UNIT)
 @pytest.mark.parametrize("spread", [2, 6, 10, 14, 40, 300])
 def test_right_or_refused_where_all_variables_share_a_unit(name, spread):

@@ -73,6 +73,7 @@ class TestBands:
         inside = result.B.bands[:, banded.SEGMENT - 300 : banded.SEGMENT + 300]
         np.testing.assert_allclose(inside[:, 10:-10], local[:, 10:-10], rtol=1e-12, atol=1e-14)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("width", [1, 3])
     def test_a_million_rows(self, width):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -132,6 +133,7 @@ class TestEmbedding:
         assert_same(result, inverse_decomposition(A, pattern, method="dual_newton"))
         assert pattern.complement_contains(dense(result.B), 0.0)
 
+    @pytest.mark.slow
     def test_a_ring_of_three_thousand(self):
         n = 3000
         ring = scipy.sparse.diags_array(

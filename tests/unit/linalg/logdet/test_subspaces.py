@@ -34,6 +34,7 @@ class TestEverySubspace:
         assert subspace.complement_contains(Q)
         assert subspace.dimension == 0 or not subspace.contains(X)
 
+    @pytest.mark.slow
     def test_dimensions_and_bases_agree(self, name):
         subspace = SUBSPACES[name]()
         assert len(dense_basis(subspace)) == subspace.dimension

@@ -34,6 +34,7 @@ def saved(loaded, tmp_path):
     return tmp_path / "model", check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_saved_comes_back_in_every_family(family, dtype, checkpoint, tmp_path):
@@ -105,6 +106,7 @@ def test_another_chat_template(saved):
         check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lost", ["embed_tokens", "lm_head", "o_proj", "down_proj"])
 def test_adapters_of_one_kind_that_are_lost(lost, dtype, tmp_path):

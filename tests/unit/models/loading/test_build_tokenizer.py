@@ -16,6 +16,7 @@ def pieces(text: str) -> list[str]:
     return TOKENIZER.convert_ids_to_tokens(TOKENIZER.encode(text, add_special_tokens=False))
 
 
+@pytest.mark.slow
 def test_committed_file_is_what_the_script_builds_whatever_the_hash_seed():
     environment = os.environ | {"PYTHONHASHSEED": "12345", "RAYON_NUM_THREADS": "2"}
     command = [sys.executable, "-m", "heliostat.models.loading.build_tokenizer", "--check"]
@@ -54,6 +55,7 @@ def test_no_lone_space_between_digits_and_operators():
         assert pieces(f"47 {operator} 58") == ["4", "7", f"Ġ{operator}Ġ", "5", "8"]
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_any_text_comes_back_exactly(text: str):
     if any(token in text for token in SPECIAL_TOKENS):

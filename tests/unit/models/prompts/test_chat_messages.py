@@ -145,6 +145,7 @@ def test_an_argument_that_no_template_reads_is_refused(tiny: LoadedModel, model_
 # -- the day -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fixed_day_is_spelled_as_the_clock_would(model_with) -> None:
     moment = datetime.datetime(2026, 3, 5, 4, 7, 9)
     directives = [*"aAbBdHIjmMpSUwWyY", "-d", "-m"]
@@ -160,6 +161,7 @@ LLAMA = (
 )
 
 
+@pytest.mark.slow
 def test_the_day_can_be_fixed_again_and_is_not_saved(tmp_path: Path, model_with) -> None:
     for template in (TODAY, LLAMA + CHATML):
         loaded = model_with(template)

@@ -27,6 +27,7 @@ def random_ids(num_rows: int, num_tokens: int) -> Tensor:
     return torch.randint(6, 512, (num_rows, num_tokens), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_folder_is_read_as_plain_transformers_reads_it(loaded: LoadedModel, family: str, checkpoint):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -41,6 +42,7 @@ def test_folder_is_read_as_plain_transformers_reads_it(loaded: LoadedModel, fami
     assert loaded.tokenizer.encode(QUESTION) == tokenizer.encode(QUESTION)
 
 
+@pytest.mark.slow
 def test_prompts_and_solutions_come_back_as_text(loaded: LoadedModel):
     prompt = encode_problem(loaded, Problem("p", "t", QUESTION))
     assert loaded.tokenizer.decode(list(prompt.token_ids)).count(QUESTION) == 1
@@ -50,11 +52,13 @@ def test_prompts_and_solutions_come_back_as_text(loaded: LoadedModel):
     assert max(prompt.token_ids + ids) < VOCAB_SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_POSITIONS)
 def test_context_length_is_the_position_limit(family: str, checkpoint):
     assert load_float32(checkpoint(family)).context_length == CONTEXT_LENGTH
 
 
+@pytest.mark.slow
 def test_head_of_backbone_is_the_model(loaded: LoadedModel):
     """On a padded batch, at chosen positions only, and with gradients to every parameter."""
     assert loaded.head.exact_split
@@ -76,6 +80,7 @@ def test_head_of_backbone_is_the_model(loaded: LoadedModel):
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_cache_kind(loaded: LoadedModel, family: str):
     assert loaded.cache_kind == cache_kind(loaded.model) == FAMILIES[family][2]
 
@@ -97,6 +102,7 @@ def test_a_kv_cache_may_be_replicated_and_cut(family: str, checkpoint):
     torch.testing.assert_close(loaded.head.logits(hidden), whole[:, 5:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_again_it_is_the_same(loaded: LoadedModel, tmp_path):
     with torch.no_grad():
         for weight in loaded.model.parameters():

@@ -91,6 +91,13 @@ def test_a_keyword_that_is_no_field_is_refused_with_the_nearest(name):
 
 
 @every
+def test_a_hyperparameter_without_its_name_is_refused(name):
+    make, cls, _ = CASES[name]
+    with pytest.raises(TypeError, match=f"settings must be {cls.__name__}, got 0.5; pass hyperparameters by name"):
+        make(Classifier(torch.float32), 0.5)
+
+
+@every
 def test_a_recipes_keys_are_the_fields_of_the_class(name):
     _, cls, _ = CASES[name]
     own = {field.name for field in fields(cls)}

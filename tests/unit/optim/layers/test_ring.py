@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from dense_fisher import dense_fisher
 
-from heliostat.curvature import dense_fisher, per_sample_scores, sampled_log_likelihood
+from heliostat.curvature import per_sample_scores, sampled_log_likelihood
 from heliostat.optim import RING
 
 

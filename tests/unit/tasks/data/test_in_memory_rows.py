@@ -47,6 +47,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_table_gives_the_same_task(kind: str) -> None:
     task, wanted = task_of(KINDS[kind](ROWS)), task_of(ROWS)

@@ -19,6 +19,7 @@ def kinds(report: AuditReport) -> set[FindingKind]:
     return {finding.kind for finding in report.findings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marker", ["", "#"])
 def test_strict_verifiers_pass(marker: str) -> None:
     report = audit(make_task(EXACT, WeightedVerifier("numeric", Numeric()), num=20, answer_after=marker))
@@ -28,6 +29,7 @@ def test_strict_verifiers_pass(marker: str) -> None:
     assert "no trick worked" in str(report)
 
 
+@pytest.mark.slow
 def test_mathematical_equality_pays_for_a_copied_sum_but_not_for_a_worded_question() -> None:
     task = make_task(WeightedVerifier("math", Math()))
     report = audit(task, num_problems=2)
@@ -103,6 +105,7 @@ def gym_reports() -> dict[str, AuditReport]:
         return {task.name: audit(task, pool=pool) for task in tasks}
 
 
+@pytest.mark.slow
 def test_the_scorer_that_pays_for_every_non_empty_text_is_caught(gym_reports: dict[str, AuditReport]) -> None:
     report = gym_reports["reasoning-gym/game_of_life_halting"]
     assert report.hackable
@@ -146,6 +149,7 @@ def test_a_worked_solution_that_is_refused_is_followed_by_the_answer_alone() -> 
     assert (report.refused, report.num_bare, report.num_oracles) == ((), 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heldout", [False, True])
 def test_right_answers_are_a_sample_drawn_by_the_seed(heldout: bool) -> None:
     task = make_task(EXACT, num=30)
@@ -163,6 +167,7 @@ def test_tricks_that_earn_nothing_at_first_are_not_tried_on_the_others() -> None
     assert tried["contains: it, then another"] == 20
 
 
+@pytest.mark.slow
 def test_slow_verifiers_are_cut_and_it_is_said() -> None:
     task = make_task(reward("slow", seconds=0.2), num=20)
     report = audit(task, effort=Effort(budget_s=1.0))
@@ -174,6 +179,7 @@ def test_slow_verifiers_are_cut_and_it_is_said() -> None:
         assert pool.judge(task.train[0], ["1"]).result()[0].success
 
 
+@pytest.mark.slow
 def test_a_shaped_reward_that_is_the_same_for_all_is_a_finding() -> None:
     assert FindingKind.CONSTANT in kinds(audit(make_task(reward("half"), shaped=True)))
     assert FindingKind.CONSTANT not in kinds(audit(make_task(reward("length"), shaped=True)))

@@ -98,6 +98,7 @@ def closure():
     return reward
 
 
+@pytest.mark.slow
 def test_functions_of_every_kind_give_their_scores_in_another_process():
     functions = [
         uses_a_global_and_a_helper,
@@ -115,6 +116,7 @@ def test_functions_of_every_kind_give_their_scores_in_another_process():
         assert list(scores)[1:4] == ["Weighted", "method", "decorated"]
 
 
+@pytest.mark.slow
 def test_a_closed_over_tensor_travels():
     import torch
 
@@ -122,11 +124,13 @@ def test_a_closed_over_tensor_travels():
     assert only([lambda completions, **columns: [(weight * len(text)).sum() for text in completions]]) == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_several_functions_keep_their_names_and_the_reward_is_their_sum():
     scores = scores_of([decorated, lambda completions, **c: [1.0], lambda completions, **c: [3.0]])
     assert scores[1] == {"decorated": 4.0, "lambda": 1.0, "lambda-2": 3.0}
 
 
+@pytest.mark.slow
 def test_tables_and_names_go_with_functions():
     assert scores_of([{"name": decorated, "weight": 0.5}, "exact"], ["x"])[0].keys() == {"decorated", "exact"}
 
@@ -218,6 +222,7 @@ def python(*arguments, folder, text=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verifier", ["reward", "'train:reward'", "'__main__:reward'"])
 def test_a_script_without_guard_runs_once(tmp_path, verifier):
     (tmp_path / "train.py").write_text(f"{JUDGE}\njudge({verifier})\n")
@@ -226,11 +231,13 @@ def test_a_script_without_guard_runs_once(tmp_path, verifier):
     assert [line.count("2.0") + line.count("4.0") for line in done.stdout.splitlines()] == [1, 1]
 
 
+@pytest.mark.slow
 def test_standard_input_has_rewards_too(tmp_path):
     done = python("-", folder=tmp_path, text=f"{JUDGE}\njudge(reward)\n")
     assert (done.stderr.count("body runs"), len(done.stdout.splitlines())) == (1, 2), done.stderr
 
 
+@pytest.mark.slow
 def test_a_child_of_multiprocessing_has_rewards_too(tmp_path):
     start = "import multiprocessing\nif __name__ == '__main__':\n    p = multiprocessing.get_context('spawn').Process("
     (tmp_path / "train.py").write_text(f"{JUDGE}\n{start}target=judge, args=(reward,))\n    p.start(); p.join()\n")
@@ -239,6 +246,7 @@ def test_a_child_of_multiprocessing_has_rewards_too(tmp_path):
     assert done.stderr.count("body runs") == 2  # multiprocessing's own import of the script
 
 
+@pytest.mark.slow
 def test_a_module_beside_the_script_may_take_things_from_it(tmp_path):
     (tmp_path / "rewards.py").write_text(
         "from __main__ import SCALE\ndef reward(completions, **c): return [SCALE * len(text) for text in completions]\n"
@@ -249,6 +257,7 @@ def test_a_module_beside_the_script_may_take_things_from_it(tmp_path):
     assert [line.count("2.0") + line.count("4.0") for line in done.stdout.splitlines()] == [1, 1], done.stderr
 
 
+@pytest.mark.slow
 def test_a_module_that_starts_a_run_while_it_is_imported_runs_once(tmp_path):
     (tmp_path / "experiment.py").write_text(f"{JUDGE}\njudge(reward)\n")
     done = python("-c", "import experiment", folder=tmp_path)

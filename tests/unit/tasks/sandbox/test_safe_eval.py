@@ -65,6 +65,7 @@ def test_anything_but_data_and_arithmetic_is_refused(attack: str, tmp_path: Path
     assert not (tmp_path / "file").exists()
 
 
+@pytest.mark.slow
 def test_no_attack_reaches_the_disk_through_the_workers_and_right_answers_still_score(tmp_path: Path) -> None:
     tasks = [load_task(TaskSection(name=f"reasoning-gym/{name}", num_train=1, num_heldout=1), 0) for name in EVALUATING]
     tasks.append(make_task(WeightedVerifier("math", Math()), name="mathematics"))
@@ -112,6 +113,7 @@ print("held")
 """
 
 
+@pytest.mark.slow
 def test_without_the_seal_the_first_attack_does_reach_the_disk(tmp_path: Path) -> None:
     attack = ATTACKS[0].format(file=tmp_path / "file")
     subprocess.run([sys.executable, "-c", UNSEALED, attack], check=True)

@@ -58,6 +58,7 @@ def test_the_same_prompt_twice_is_one_problem(tmp_path: Path) -> None:
         load(path, num_train=9)
 
 
+@pytest.mark.slow
 def test_parquet_and_saved_data_sets_give_the_same_task_as_jsonl(tmp_path: Path, jsonl: Path) -> None:
     import datasets
 

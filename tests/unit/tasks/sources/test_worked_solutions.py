@@ -103,6 +103,7 @@ def test_columns_of_two_digit_numbers_are_compact_and_unambiguous() -> None:
                 assert seen.setdefault(working, int(answer)) == int(answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_worked_solutions_of_the_real_data_set_end_in_its_answers(name: str) -> None:
     section = TaskSection(

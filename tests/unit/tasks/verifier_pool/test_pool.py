@@ -64,6 +64,7 @@ def test_groups_announced_early_and_out_of_order_are_judged_the_same() -> None:
         assert judging.finish(groups) == pool.verify(groups)
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_workers_or_on_the_order_of_submission() -> None:
     task = make_task(EXACT, reward("length"), num=30, shaped=True)
     groups = make_groups(task)
@@ -81,6 +82,7 @@ def test_several_tasks_share_a_pool() -> None:
     assert (a.verdicts[0].success, b.verdicts[0].success) == (False, True)
 
 
+@pytest.mark.slow
 def test_success_needs_full_marks_from_every_counted_verifier_and_is_kept_apart_from_reward() -> None:
     problem = make_task().train[3]
     right, wrong = str(problem.answer), "nothing"
@@ -159,6 +161,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_costs_its_own_sample_and_nothing_else(fault: str) -> None:
     task = make_task(reward("faulty"), timeout_s=0.5, memory_mb=256, num=3)
@@ -203,6 +206,7 @@ def test_on_failure_stop_ends_the_run_with_the_task_the_problem_and_the_way_out(
         assert pool.judge(task.train[0], ["1"]).result()[0].success  # the pool itself goes on
 
 
+@pytest.mark.slow
 def test_no_text_is_judged_twice_when_a_slow_neighbour_is_killed(tmp_path: Path) -> None:
     """Results that were reported before a worker died are kept."""
     problem = Problem("p", "sums", "q", {"path": str(tmp_path / "log"), "answer": "1"}, "1")
@@ -256,6 +260,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [[], ["hangs_holding_the_gil"]], ids=["idle", "hanging"])
 def test_workers_end_when_their_parent_is_killed(texts: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", ORPHANED, *texts], capture_output=True, text=True)

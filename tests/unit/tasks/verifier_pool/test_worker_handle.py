@@ -50,6 +50,7 @@ def marker():
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("escape", [function.__name__ for function in ESCAPES])
 def test_nothing_that_a_verifier_started_outlives_the_pool(escape: str, marker: str) -> None:
@@ -71,6 +72,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("escape", ["child_in_a_session", "daemon", "daemon_without_environment"])
 def test_nothing_that_a_verifier_started_outlives_a_killed_run(escape: str, marker: str) -> None:
@@ -79,6 +81,7 @@ def test_nothing_that_a_verifier_started_outlives_a_killed_run(escape: str, mark
     assert comes_true(lambda: not running(marker))
 
 
+@pytest.mark.slow
 @linux
 def test_a_stopped_supervisor_is_ended_too(marker: str) -> None:
     task = hostile_task(timeout_s=5.0)
@@ -87,6 +90,7 @@ def test_a_stopped_supervisor_is_ended_too(marker: str) -> None:
     assert running(marker) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [function.__name__ for function in LIES])
 def test_a_worker_that_lies_costs_no_later_sample(lie: str) -> None:
     task = hostile_task()
@@ -98,6 +102,7 @@ def test_a_worker_that_lies_costs_no_later_sample(lie: str) -> None:
     assert verdicts[2].success
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2])
 def test_a_worker_killed_while_it_starts_is_replaced(delay_s: float) -> None:
     task = hostile_task()
@@ -142,6 +147,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["at once", "gone", str(int(signal.SIGTERM)), str(int(signal.SIGKILL))])
 @pytest.mark.parametrize("delay_s", ["0.15", "0.6"])
 def test_a_worker_stopped_while_it_loads_says_nothing(how: str, delay_s: str) -> None:

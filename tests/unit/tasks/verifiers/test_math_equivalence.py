@@ -28,21 +28,25 @@ DRESSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dress", DRESSES)
 def test_every_form_accepts_itself_in_every_dress(dress: str) -> None:
     assert len(forms()) > 300
     assert [form for form in forms() if not same(form, dress.format(form))] == []
 
 
+@pytest.mark.slow
 def test_two_ways_to_write_one_answer() -> None:
     assert [pair for pair in pairs("same") if not same(*pair)] == []
 
 
+@pytest.mark.slow
 def test_neighbours_are_refused() -> None:
     assert len(pairs("different")) > 200
     assert [pair for pair in pairs("different") if same(*pair)] == []
 
 
+@pytest.mark.slow
 def test_nothing_commits_to_an_answer_by_being_empty() -> None:
     assert [form for form in forms() for text in ("", r"\boxed{}", "()") if same(form, text)] == []
 
@@ -61,6 +65,7 @@ def test_another_digit_is_another_answer() -> None:
 EQUAL_ANYWAY = {(r"{5 \choose 2}", r"{5 \choose 3}"), (r"17 \mod 5", r"27 \mod 5")}
 
 
+@pytest.mark.slow
 def test_what_math_verify_accepts_for_itself_is_not_lost() -> None:
     """No form that math-verify reads is refused here, and the table holds some that it cannot read."""
     by_library = [
@@ -73,6 +78,7 @@ def test_what_math_verify_accepts_for_itself_is_not_lost() -> None:
 numbers = st.decimals(min_value=-(10**9), max_value=10**9, places=3).filter(lambda value: value != 0)
 
 
+@pytest.mark.slow
 @given(numbers)
 @settings(max_examples=50, deadline=None)
 def test_a_number_is_itself_in_every_notation_and_no_other(value: object) -> None:
@@ -99,6 +105,7 @@ def test_a_fraction_is_itself_in_every_notation_and_no_other(numerator: int, den
     assert not same(answer, rf"\frac{{{numerator + 1}}}{{{denominator}}}")
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(-20, 20), min_size=2, max_size=4, unique=True), st.randoms())
 @settings(max_examples=10, deadline=None)
 def test_order_counts_in_parentheses_and_not_in_braces_or_bare_lists(values: list[int], random: object) -> None:
@@ -112,6 +119,7 @@ def test_order_counts_in_parentheses_and_not_in_braces_or_bare_lists(values: lis
     assert not any(same(str(value), listed) for value in values)
 
 
+@pytest.mark.slow
 def test_the_same_holds_in_the_sealed_process_that_judges() -> None:
     """Nothing that a comparison needs is closed there, and no wrong neighbour costs a failure."""
     from heliostat.tasks import VerifierPool
@@ -181,6 +189,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_take_linear_time(name: str) -> None:
     """A hundred thousand characters are read in a second or so; anything quadratic takes minutes."""

@@ -186,6 +186,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_take_linear_time(name: str) -> None:
     """100,000 characters are judged within the limit of one verdict; quadratic matching takes minutes."""

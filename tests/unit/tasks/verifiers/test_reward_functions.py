@@ -148,6 +148,7 @@ def test_sampled_tokens_are_given_to_functions_that_name_them() -> None:
     assert (unsampled.scores, unsampled.success, unsampled.failure) == ({"exact": 1.0}, True, "")
 
 
+@pytest.mark.slow
 def test_a_failure_names_the_verifier_and_what_it_read() -> None:
     task = make_task(EXACT, reward("faulty"), timeout_s=1.0, answer_after="= ")
     with VerifierPool([task]) as pool:

@@ -10,7 +10,7 @@ from heliostat.models import forward_flops
 from heliostat.rollout import RolloutCounts
 from heliostat.spans import span
 from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.accounting.machine_peak import Ceilings, forget_peak, measure_ceilings, peak_bytes
+from heliostat.train.accounting.machine_peak import MachinePeak, measure_machine_peak, peak_bytes, reset_peak_memory
 from heliostat.train.accounting.profiler import FIRST_STEP, NUM_STEPS, Profile
 from heliostat.train.update.counts import UpdateCounts
 from tests.support.nano import make_nano
@@ -32,7 +32,7 @@ def steps(profile, num):
 
 @pytest.fixture
 def shown(monkeypatch):
-    monkeypatch.setattr("heliostat.train.accounting.profiler.measure_ceilings", lambda *_: Ceilings(1e12, 1e11))
+    monkeypatch.setattr("heliostat.train.accounting.profiler.measure_machine_peak", lambda *_: MachinePeak(1e12, 1e11))
     tables = []
     profile = Profile(loaded=make_nano(), show=tables.append)
     steps(profile, FIRST_STEP + NUM_STEPS + 1)
@@ -69,9 +69,9 @@ def test_the_floor_of_decoding(shown):
     position = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers * 4
     profile.decoded = RolloutCounts(decode_steps=3, decoded_rows=12, decoded_attended=100)
     moved = 3 * weights + 100 * position
-    only_reading = profile.decode_floor(Ceilings(float("inf"), 1e9))
+    only_reading = profile.decode_floor(MachinePeak(float("inf"), 1e9))
     assert only_reading == pytest.approx(moved / 1e9)
-    only_products = profile.decode_floor(Ceilings(1e9, float("inf")))
+    only_products = profile.decode_floor(MachinePeak(1e9, float("inf")))
     assert only_products == pytest.approx(forward_flops(profile.loaded, 12, 100 / 12, 12) / 1e9)
 
 
@@ -86,7 +86,7 @@ def test_the_table_names_every_phase_that_happened(shown):
 
 
 def test_sampling_ahead_is_shown_beside_the_step_that_waits_for_it(monkeypatch):
-    monkeypatch.setattr("heliostat.train.accounting.profiler.measure_ceilings", lambda *_: Ceilings(1e12, 1e11))
+    monkeypatch.setattr("heliostat.train.accounting.profiler.measure_machine_peak", lambda *_: MachinePeak(1e12, 1e11))
     tables = []
     profile = Profile(loaded=make_nano(), show=tables.append)
     for _ in range(FIRST_STEP + NUM_STEPS):
@@ -94,7 +94,7 @@ def test_sampling_ahead_is_shown_beside_the_step_that_waits_for_it(monkeypatch):
             with profile.phase("rollout"):
                 pass
             profile.charge_rollout("rollout", profile.loaded, COUNTS)
-            profile.see_ahead(1000.0, {"prefill": 250.0, "decode": 700.0, "score": 40.0})
+            profile.record_async_sampling(1000.0, {"prefill": 250.0, "decode": 700.0, "score": 40.0})
     plain = Ledger()
     plain.charge_rollout("rollout", profile.loaded, COUNTS)
     assert profile.step_flops["ahead"] == pytest.approx(NUM_STEPS * plain.flops["rollout"])
@@ -110,11 +110,11 @@ def test_sampling_ahead_is_shown_beside_the_step_that_waits_for_it(monkeypatch):
 
 
 def test_ceilings_are_positive_and_memory_is_seen():
-    ceilings = measure_ceilings(torch.device("cpu"), torch.float32, size=64, copy_bytes=2**16)
+    ceilings = measure_machine_peak(torch.device("cpu"), torch.float32, size=64, copy_bytes=2**16)
     assert ceilings.flops_per_s > 0
     assert ceilings.bytes_per_s > 0
     device = torch.device("cpu")
-    forget_peak(device)
+    reset_peak_memory(device)
     before = peak_bytes(device)
     held = torch.ones(2**24)
     assert peak_bytes(device) >= before + held.numel() * 4 * 0.9

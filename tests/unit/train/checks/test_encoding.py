@@ -50,13 +50,13 @@ def check(folder, monkeypatch, loaded, rows, **keys):
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = {"task.num_train": len(rows) - 4, "task.num_heldout": 4}
     recipe = build_recipe(SETTINGS, {**counts, **{key.replace("__", "."): value for key, value in keys.items()}})
-    bench = SimpleNamespace(
+    bundle = SimpleNamespace(
         loaded=loaded,
         recipe=recipe,
         prompt=lambda problem: encode_problem(loaded, problem, recipe.model.chat, recipe.model.system),
     )
     said = []
-    check_encodable(recipe, [load_task(recipe.task[0], recipe.run.seed)], bench, said.append)
+    check_encodable(recipe, [load_task(recipe.task[0], recipe.run.seed)], bundle, said.append)
     return said
 
 

@@ -2,24 +2,24 @@ from collections import Counter
 
 import numpy as np
 
-from heliostat.train.data.curriculum import Curriculum, Passes
+from heliostat.train.data.curriculum import Curriculum, ShuffledEpochs
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, Verdict
 
 
 def test_each_epoch_visits_everything_once_in_its_own_order():
-    stream = Passes(list(range(10)), seed=1)
+    stream = ShuffledEpochs(list(range(10)), seed=1)
     seen = [item for step in range(5) for item in stream.next(step, 4)]
     assert Counter(seen[:10]) == Counter(range(10)) == Counter(seen[10:])
     assert seen[:10] != seen[10:]
 
 
 def test_it_depends_on_the_step_alone():
-    assert Passes(list(range(10)), 1).next(7, 3) == Passes(list(range(10)), 1).next(7, 3)
-    assert Passes(list(range(50)), 1).next(0, 20) != Passes(list(range(50)), 2).next(0, 20)
+    assert ShuffledEpochs(list(range(10)), 1).next(7, 3) == ShuffledEpochs(list(range(10)), 1).next(7, 3)
+    assert ShuffledEpochs(list(range(50)), 1).next(0, 20) != ShuffledEpochs(list(range(50)), 2).next(0, 20)
 
 
 def test_more_per_step_than_there_are_items():
-    assert Counter(Passes(["a", "b"], 0).next(0, 5)) in (Counter(a=3, b=2), Counter(a=2, b=3))
+    assert Counter(ShuffledEpochs(["a", "b"], 0).next(0, 5)) in (Counter(a=3, b=2), Counter(a=2, b=3))
 
 
 def problems(num):
@@ -36,7 +36,7 @@ def test_without_focus_it_is_plain_passes_and_remembers_nothing():
     items = problems(10)
     curriculum = Curriculum(items, seed=3)
     curriculum.learn([graded(items[0], [1, 1])])
-    assert curriculum.next(2, 4) == Passes(items, 3).next(2, 4)
+    assert curriculum.next(2, 4) == ShuffledEpochs(items, 3).next(2, 4)
     assert curriculum.state_dict() == {}
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from heliostat.config import ConfigError, load_recipe
 from heliostat.models import decode, encode_problem
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.traces import Bank, ImportReport, import_rows
-from heliostat.traces.cuts import Band, Donor
+from heliostat.traces.cuts import Band, PrefixSource
 from heliostat.traces.files import Row
 from heliostat.train import run_recipe
-from heliostat.train.data.prefixes import DELIVERIES, Prefixes
+from heliostat.train.data.prefixes import PREFIX_MODES, Prefixes
 from heliostat.train.data.problem_lookup import problems_of
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
@@ -125,7 +125,7 @@ def test_an_empty_bank_is_refused_with_the_way_out(prepared, tmp_path):
 NANO = make_nano()
 
 
-class Bench:
+class ModelBundle:
     loaded = NANO
 
     def prompt(self, problem):
@@ -136,9 +136,9 @@ def prefixes(deliver="prefix", leaks=lambda problem, text: False, **changes):
     problems = {f"p{n}": Problem(f"p{n}", "sums", f"{n} + 2 =", answer=str(n + 2)) for n in range(6)}
     words = {name: f"{name} goes on for quite a while" for name in problems}
     texts = {name: NANO.tokenizer.encode(text, add_special_tokens=False) for name, text in words.items()}
-    donors = [Donor(name, tuple(ids), len(ids)) for name, ids in texts.items()]
+    donors = [PrefixSource(name, tuple(ids), len(ids)) for name, ids in texts.items()]
     fields = {"separator": "", "seed": 3, "per_step": 6, **changes}
-    return Prefixes(Bench(), problems, donors, Band(), DELIVERIES[deliver], leaks=leaks, **fields)
+    return Prefixes(ModelBundle(), problems, donors, Band(), PREFIX_MODES[deliver], leaks=leaks, **fields)
 
 
 def test_every_cut_comes_once_in_a_pass_and_again_after_a_restart():
@@ -179,7 +179,7 @@ def test_success_is_told_apart():
     given_away = prefixes()
     done = [
         Group(prompt, (), (Verdict(1.0, index == 0), Verdict(0.0, False)))
-        for index, prompt in enumerate([*given_away.next(0)[:2], Bench().prompt(given_away.problems["p0"])])
+        for index, prompt in enumerate([*given_away.next(0)[:2], ModelBundle().prompt(given_away.problems["p0"])])
     ]
     means = given_away.means(done)
     assert means["prefix/success"].value == 0.25
@@ -253,7 +253,7 @@ def test_verifiers_see_the_whole_turn_and_ids_are_never_tokenised_again(nano):
     given_ids = tuple(nano.tokenizer.encode("so 7", add_special_tokens=False))
     prompt = replace(encode_problem(nano, Problem("p", "sums", "1 + 2 =")), prefix_ids=given_ids, cut="prefix:2")
     engine = TorchEngine(nano, DecodeLimits(6))
-    (group,) = engine.sample([prompt], 3, SamplingSettings(), seed=1, policy_step=0)
+    (group,) = engine.sample(SampleRequest([prompt], 3, SamplingSettings(), seed=1, policy_step=0))
     assert isinstance(group.prompt, Prompt)
     for completion in group.completions:
         assert completion.text == decode(nano, (*given_ids, *completion.token_ids))

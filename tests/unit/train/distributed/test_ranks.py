@@ -15,7 +15,7 @@ from heliostat.optim.distributed.sharded_tensors import full_tensor
 from heliostat.optim.layers.layer_optimizer import LayerOptimizer
 from heliostat.optim.precision.master_copies import MASTER
 from heliostat.train.checks.recipe import check_ranks
-from heliostat.train.distributed.fsdp import shard, whole_weights
+from heliostat.train.distributed.fsdp import full_state_dict, shard
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.update.updater import make_batch
@@ -61,7 +61,7 @@ def trained(name, runtime, num_prompts=4, sampler=True, rank=0, short=False, **s
     one = updater(loaded, lr=section.lr, tokens=80, optimizer=optimizer, tau=0.5, sampler=sampler)
     one.runtime = runtime
     report = one.run(make_batch(one.objective, groups), num_updates=2, first_update=0, seed=3)
-    tensors = whole_weights(loaded.model) or dict(loaded.model.named_parameters(remove_duplicate=False))
+    tensors = full_state_dict(loaded.model) or dict(loaded.model.named_parameters(remove_duplicate=False))
     if short:
         found = {p: own[MASTER] for p, own in optimizer.state.items() if MASTER in own}
         tensors = {name: full_tensor(found[p]) for name, p in loaded.model.named_parameters() if p in found}
@@ -70,7 +70,7 @@ def trained(name, runtime, num_prompts=4, sampler=True, rank=0, short=False, **s
 
 def exchange(runtime):
     def fail_on_one():
-        with runtime.together():
+        with runtime.raise_on_all_ranks():
             if runtime.rank == 1:
                 raise ValueError("of rank 1")
 
@@ -78,15 +78,15 @@ def exchange(runtime):
         fail_on_one()
     assert runtime.any(runtime.rank == 1)
     assert not runtime.any(False)
-    assert runtime.from_main(runtime.rank) == 0
+    assert runtime.broadcast(runtime.rank) == 0
     merged = runtime.merge({"both": Mean(1.0 + runtime.rank, 2)} | ({"one": Mean(4.0, 2)} if runtime.rank else {}))
     assert {key: mean.value for key, mean in merged.items()} == {"both": 0.75, "one": 2.0}
     prompts = make_prompts(make_nano(), 5)
     prompts = [*prompts, prompts[2]]
-    mine = runtime.share(prompts)
+    mine = runtime.shard_prompts(prompts)
     assert mine.count(prompts[2]) in (0, 2), "copies of a prompt stay together"
-    assert runtime.regroup(prompts, mine) == prompts
-    pieces = runtime.gather(runtime.split(list(range(5)), [9, 1, 1, 6, 2]))
+    assert runtime.gather_groups(prompts, mine) == prompts
+    pieces = runtime.gather(runtime.shard_balanced(list(range(5)), [9, 1, 1, 6, 2]))
     assert sorted(index for piece in pieces for index in piece) == list(range(5))
     assert pieces == [[0, 2], [1, 3, 4]], "largest first, to whoever has least"
     weight = torch.nn.Parameter(torch.zeros(2))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.guard.panel import NUM_CROSSED, Panel
 from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
@@ -14,7 +14,7 @@ from tests.support.nano import make_prompts
 @pytest.fixture
 def groups(nano):
     engine = TorchEngine(nano, DecodeLimits(6))
-    return engine.sample(make_prompts(nano, NUM_CROSSED), 2, SamplingSettings(), seed=0, policy_step=0)
+    return engine.sample(SampleRequest(make_prompts(nano, NUM_CROSSED), 2, SamplingSettings(), seed=0, policy_step=0))
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ def make(mode="act", **settings):
 
 
 def went_back(guard, step, to):
-    guard.order = not_finite(step, "reward/mean", "broken")
-    guard.went_back(step, to, [])
+    guard.pending_rollback = not_finite(step, "reward/mean", "broken")
+    guard.record_rollback(step, to, [])
 
 
 def test_a_halved_step_comes_back_after_quiet_steps():
@@ -28,7 +28,7 @@ def test_a_halved_step_comes_back_after_quiet_steps():
     scales = []
     for step in range(6, 6 + 3 * RECOVERY_STEPS):
         scales.append(guard.step_scale)
-        guard.act(step, FINE)
+        guard.observe(step, FINE)
     assert scales == [0.25] * RECOVERY_STEPS + [0.5] * RECOVERY_STEPS + [1.0] * RECOVERY_STEPS
     assert guard.num_rollbacks == 2, "tries are counted over the whole run"
 
@@ -37,10 +37,10 @@ def test_another_alarm_starts_the_wait_again():
     guard = make()
     went_back(guard, 10, 5)
     for step in range(6, 5 + RECOVERY_STEPS):
-        guard.act(step, FINE)
+        guard.observe(step, FINE)
     went_back(guard, 24, 5)
     for step in range(6, 5 + RECOVERY_STEPS):
-        guard.act(step, FINE)
+        guard.observe(step, FINE)
     assert guard.step_scale == 0.25
 
 
@@ -49,13 +49,13 @@ def test_a_mismatch_makes_steps_small_while_it_lasts_and_only_where_the_guard_ma
     guard = make(mode)
     scales = []
     for step in range(1, 7):
-        guard.act(step, FINE | {"mismatch/ess": 0.2 if step in (2, 3) else 1.0})
+        guard.observe(step, FINE | {"mismatch/ess": 0.2 if step in (2, 3) else 1.0})
         scales.append(guard.step_scale)
     assert scales == [1.0, cut, cut, 1.0, 1.0, 1.0]
 
 
 def long_step(guard, step, ratio):
-    return guard.act(step, FINE | {"optim/update_ratio": ratio})
+    return guard.observe(step, FINE | {"optim/update_ratio": ratio})
 
 
 def test_a_step_is_cut_by_as_much_as_it_was_too_long():
@@ -63,8 +63,8 @@ def test_a_step_is_cut_by_as_much_as_it_was_too_long():
     for step in range(1, 21):
         long_step(guard, step, 0.001)
     long_step(guard, 21, 0.010)
-    assert guard.order.excess == pytest.approx(10.0)
-    guard.went_back(21, 10, [])
+    assert guard.pending_rollback.excess == pytest.approx(10.0)
+    guard.record_rollback(21, 10, [])
     assert guard.step_scale == pytest.approx(0.1)
 
 
@@ -78,14 +78,14 @@ def test_steps_that_the_guard_itself_shortened_do_not_become_normal():
         assert long_step(guard, step, 0.001 * guard.step_scale)["guard/step_scale"] < 1.0
     assert guard.step_scale == 1.0
     long_step(guard, 80, 0.001)
-    assert guard.order is None, "back at its own rate, a step of the usual length is no alarm"
+    assert guard.pending_rollback is None, "back at its own rate, a step of the usual length is no alarm"
     long_step(guard, 81, 0.0041)
-    assert guard.order is not None
+    assert guard.pending_rollback is not None
 
 
 def test_a_guard_that_failed_leaves_steps_alone():
     guard = make()
-    guard.act(1, FINE | {"mismatch/ess": 0.2})
+    guard.observe(1, FINE | {"mismatch/ess": 0.2})
     assert guard.step_scale == MISMATCH_CUT
     guard.disabled = "ZeroDivisionError: a bug"
     assert guard.step_scale == 1.0
@@ -95,10 +95,10 @@ def test_waiting_continues_from_a_checkpoint():
     guard, again = make(), make()
     went_back(guard, 10, 5)
     for step in range(6, 16):
-        guard.act(step, FINE)
+        guard.observe(step, FINE)
     again.load_state_dict(json.loads(json.dumps(guard.state_dict(15))))
     for step in range(16, 6 + RECOVERY_STEPS):
-        guard.act(step, FINE)
+        guard.observe(step, FINE)
         again.act(step, FINE)
         assert again.step_scale == guard.step_scale
     assert again.step_scale == 1.0
@@ -109,7 +109,7 @@ def test_reward_that_held_out_problems_do_not_confirm():
     guard.section = GuardSection(panel_every=2)
     guard.panel = lambda: {"panel/pass@1": 0.4, "panel/reward": 0.4}
     rewards = (0.4, 0.6, 0.4, 0.6, 0.5, 0.5, 0.6, 0.8, 0.7, 0.9)
-    looks = [guard.act(step, FINE | {"reward/mean": reward}) for step, reward in enumerate(rewards, start=1)]
+    looks = [guard.observe(step, FINE | {"reward/mean": reward}) for step, reward in enumerate(rewards, start=1)]
     gaps = [look["panel/gap"] for look in looks if "panel/gap" in look]
     assert gaps == pytest.approx([0.1, 0.1, 0.1, 0.3, 0.4]), "each panel against all steps since the last"
     assert set(guard.guard.alarmed) == {"unconfirmed"}
@@ -121,7 +121,7 @@ def test_rewards_since_the_last_panel_are_in_the_checkpoint():
         one.section = GuardSection(panel_every=4)
         one.panel = lambda: {"panel/reward": 0.0}
     for step, reward in enumerate((0.2, 0.4), start=1):
-        guard.act(step, FINE | {"reward/mean": reward})
+        guard.observe(step, FINE | {"reward/mean": reward})
     again.load_judgement(json.loads(json.dumps(guard.judgement())))
     again.act(3, FINE | {"reward/mean": 0.6})
     assert again.act(4, FINE | {"reward/mean": 0.8})["panel/gap"] == pytest.approx(0.5)
@@ -136,8 +136,8 @@ def test_a_leap_in_the_first_step_asks_for_going_back_where_the_guard_may(mode, 
     said = []
     guard = make(mode)
     guard.writes, guard.note, guard.folder = True, said.append, FakeFolder()
-    guard.act(1, LEAP)
-    assert (guard.order is not None) is orders
+    guard.observe(1, LEAP)
+    assert (guard.pending_rollback is not None) is orders
     assert "22 nats" in said[0]
     assert ("in mode act: rollback" in said[0]) is (mode == "shadow")
 
@@ -171,7 +171,7 @@ def test_what_the_steps_do_not_confirm_is_withdrawn(tmp_path):
     guard.writes, guard.folder = True, FakeFolder(tmp_path / "events.jsonl")
     guard.first_look(WRONG)
     for step in (1, 2, 3, 4):
-        guard.act(step, FINE | {"reward/success": 0.3, "reward/zero_signal": 0.4})
+        guard.observe(step, FINE | {"reward/success": 0.3, "reward/zero_signal": 0.4})
     assert [(row["rule"], row["action"]) for row in guard.folder.rows] == [
         ("nothing-solved", "note"),
         ("nothing-solved", "withdrawn"),

@@ -6,7 +6,7 @@ import torch
 
 from heliostat.config import RolloutSection
 from heliostat.models import encode_problem
-from heliostat.rollout import DecodeLimits, PlainEngine, SamplingSettings, TorchEngine, build_engine
+from heliostat.rollout import DecodeLimits, PlainEngine, SampleRequest, SamplingSettings, TorchEngine, build_engine
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import Problem, TrainingGroup
@@ -24,7 +24,7 @@ def sampled(request, tmp_path_factory):
                 parameter.mul_(3)
     prompts = [encode_problem(loaded, Problem(str(i), "t", text), chat=False) for i, text in enumerate(TEXTS)]
     engine = build_engine(loaded, DecodeLimits(7, max_rows=4), RolloutSection())
-    groups = engine.sample(prompts, 2, SamplingSettings(temperature=0.9), seed=5, policy_step=0)
+    groups = engine.sample(SampleRequest(prompts, 2, SamplingSettings(temperature=0.9), seed=5, policy_step=0))
     return request.param, loaded, engine, groups
 
 

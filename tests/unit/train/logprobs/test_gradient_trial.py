@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heliostat.config import ConfigError, LoraSection, Recipe
-from heliostat.models import twin_of
+from heliostat.models import sampler_copy_of
 from heliostat.models.lora import add_adapters
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs import layout_trial as exact_module
@@ -64,7 +64,7 @@ def test_a_frozen_model_needs_no_gradient():
     loaded.model.requires_grad_(False)
     loaded.model.model.layers[1].register_forward_hook(lambda module, args, output: output.detach())
     assert not exact_layouts(loaded).untrainable
-    assert not exact_layouts(twin_of(loaded)).untrainable
+    assert not exact_layouts(sampler_copy_of(loaded)).untrainable
 
 
 def test_a_model_that_wants_its_training_mode_is_refused_at_load(tmp_path):

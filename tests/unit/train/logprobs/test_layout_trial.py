@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heliostat.models import twin_of
+from heliostat.models import sampler_copy_of
 from heliostat.train.logprobs import layout_trial as exact_module
 from heliostat.train.logprobs import layouts
 from heliostat.train.logprobs.layout_trial import exact_layouts
@@ -83,4 +83,4 @@ def test_a_model_is_tried_once_and_its_twin_not_at_all(monkeypatch):
     found = exact_layouts(loaded)
     monkeypatch.setattr(exact_module, "_tried", None)
     assert exact_layouts(loaded) is found
-    assert kinds(exact_layouts(twin_of(loaded)).sharing) == kinds(found.sharing)
+    assert kinds(exact_layouts(sampler_copy_of(loaded)).sharing) == kinds(found.sharing)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.logprobs.layouts import Cached, Plain, Tree
 from heliostat.train.logprobs.packing import GroupShape, by_group, rows_of
 from heliostat.train.logprobs.policy import Policy
@@ -17,7 +17,9 @@ LAYOUTS = [Plain(), Tree(), Cached()]
 
 def rows_from(loaded, num_prompts=5, group_size=3, max_new_tokens=9):
     engine = TorchEngine(loaded, DecodeLimits(max_new_tokens))
-    groups = engine.sample(make_prompts(loaded, num_prompts), group_size, SamplingSettings(), seed=1, policy_step=0)
+    groups = engine.sample(
+        SampleRequest(make_prompts(loaded, num_prompts), group_size, SamplingSettings(), seed=1, policy_step=0)
+    )
     return rows_of([TrainingGroup(group, torch.zeros(group_size)) for group in groups])
 
 

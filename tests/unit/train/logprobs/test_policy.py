@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.logprobs import policy as policy_module
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
@@ -14,7 +14,7 @@ from tests.support.nano import make_prompts
 @pytest.fixture
 def rows(nano):
     engine = TorchEngine(nano, DecodeLimits(9))
-    groups = engine.sample(make_prompts(nano, 5), 3, SamplingSettings(), seed=1, policy_step=0)
+    groups = engine.sample(SampleRequest(make_prompts(nano, 5), 3, SamplingSettings(), seed=1, policy_step=0))
     return rows_of([TrainingGroup(group, torch.tensor([1.0, -2.0, 0.5])) for group in groups])
 
 
@@ -99,7 +99,7 @@ def test_prompt_tokens_are_never_scored(nano, rows, shared):
 
 def test_one_token_completions(nano):
     engine = TorchEngine(nano, DecodeLimits(1))
-    groups = engine.sample(make_prompts(nano, 3), 2, SamplingSettings(), seed=1, policy_step=0)
+    groups = engine.sample(SampleRequest(make_prompts(nano, 3), 2, SamplingSettings(), seed=1, policy_step=0))
     rows = rows_of([TrainingGroup(group, torch.zeros(2)) for group in groups])
     shared = score(Policy(nano, 1.0, shared_prompt=True), rows)
     plain = score(Policy(nano, 1.0, shared_prompt=False), rows)

@@ -8,16 +8,23 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from heliostat.models import holding, trained_weights, twin_of
-from heliostat.rollout import DecodeLimits, NonFiniteLogits, SamplingSettings, SamplingStopped, TorchEngine
-from heliostat.rollout.drafts import Scribe
+from heliostat.models import sampler_copy_of, snapshot_weights, with_weights
+from heliostat.rollout import (
+    DecodeLimits,
+    NonFiniteLogits,
+    SampleRequest,
+    SamplingSettings,
+    SamplingStopped,
+    TorchEngine,
+)
+from heliostat.rollout.completions import CompletionBuilder
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import score
-from heliostat.train.model_bundle import Bench
-from heliostat.train.rollouts.batch import Order
-from heliostat.train.rollouts.scheduler import NUM_COMPARED, Ahead
+from heliostat.train.model_bundle import ModelBundle
+from heliostat.train.rollouts.request import RolloutRequest
+from heliostat.train.rollouts.scheduler import NUM_COMPARED, RolloutScheduler
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import TrainingGroup, Verdict
 from tests.support import small
@@ -58,15 +65,19 @@ class Run:
         self.loaded = make_nano()
         bound = self.recipe.rollout.max_staleness
         engine = TorchEngine(self.loaded, LIMITS)
-        bench = Bench(self.loaded, engine, self.recipe, torch.float32, twin_of(self.loaded) if bound else None)
+        bundle = ModelBundle(
+            self.loaded, engine, self.recipe, torch.float32, sampler_copy_of(self.loaded) if bound else None
+        )
         runtime, self.ledger = Runtime(torch.device("cpu")), Ledger()
-        self.ahead = Ahead(self.recipe, bench, Judge(), runtime, self.ledger, self.order, self.anchor_from_sampler)
-        self.weights.append(trained_weights(self.loaded))
+        self.ahead = RolloutScheduler(
+            self.recipe, bundle, Judge(), runtime, self.ledger, self.order, self.anchor_from_sampler
+        )
+        self.weights.append(snapshot_weights(self.loaded))
         self.prompts = make_prompts(self.loaded, 3)
 
     def order(self, step):
         settings = SamplingSettings(temperature=1.0)
-        return Order(step, self.prompts, settings, 100 + step, self.step, self.version, {})
+        return RolloutRequest(step, self.prompts, settings, 100 + step, self.step, self.version, {})
 
     def train(self):
         """The weights after this step, which depend on the step alone."""
@@ -76,7 +87,7 @@ class Run:
         with torch.no_grad():
             for parameter in self.loaded.model.parameters():
                 parameter.add_(0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator))
-        self.weights.append(trained_weights(self.loaded))
+        self.weights.append(snapshot_weights(self.loaded))
 
     def steps(self, until=NUM_STEPS):
         while self.step < until:
@@ -94,10 +105,12 @@ def make_run(tmp_path, bound, **changes):
 def expected(run, step, policy_step):
     """What an engine of its own samples with the weights of ``policy_step``."""
     loaded = make_nano()
-    twin = twin_of(loaded)
-    with holding(twin, run.weights[policy_step]):
+    twin = sampler_copy_of(loaded)
+    with with_weights(twin, run.weights[policy_step]):
         return TorchEngine(twin, LIMITS).sample(
-            run.prompts, GROUP_SIZE, SamplingSettings(temperature=1.0), seed=100 + step, policy_step=policy_step
+            SampleRequest(
+                run.prompts, GROUP_SIZE, SamplingSettings(temperature=1.0), seed=100 + step, policy_step=policy_step
+            )
         )
 
 
@@ -113,8 +126,10 @@ def content(groups):
 @pytest.mark.parametrize("hurry", ["none", "sampler waits", "trainer waits"])
 def test_step_k_is_sampled_by_the_weights_of_k_minus_1_minus_s(tmp_path, monkeypatch, bound, hurry):
     if hurry == "sampler waits":
-        record, pause = Scribe.record, random.Random(0)
-        monkeypatch.setattr(Scribe, "record", lambda *args: (time.sleep(0.01 * pause.random()), record(*args))[1])
+        record, pause = CompletionBuilder.record, random.Random(0)
+        monkeypatch.setattr(
+            CompletionBuilder, "record", lambda *args: (time.sleep(0.01 * pause.random()), record(*args))[1]
+        )
     run = make_run(tmp_path, bound)
     with run.ahead:
         for step, rollouts in run.steps():
@@ -174,9 +189,9 @@ def test_the_anchor_is_the_trainers_own_numbers_under_the_policy_that_sampled(tm
             if step == 1:
                 assert rollouts.anchors(run.version) is None  # the policy that trains is the one that sampled
                 continue
-            twin = twin_of(run.loaded)
+            twin = sampler_copy_of(run.loaded)
             groups = [TrainingGroup(group, torch.zeros(GROUP_SIZE)) for group in rollouts.groups]
-            with holding(twin, run.weights[rollouts.policy_step]):
+            with with_weights(twin, run.weights[rollouts.policy_step]):
                 own = score(Policy(twin, 1.0, shared_prompt=True), groups, 8192, UpdateCounts().add)
             now = score(Policy(run.loaded, 1.0, shared_prompt=True), groups, 8192, UpdateCounts().add)
             anchors = rollouts.anchors(run.version)
@@ -225,7 +240,7 @@ def test_a_batch_costs_what_it_costs_without_staleness(tmp_path):
 @pytest.fixture
 def held_up(monkeypatch):
     """While active, sampling in another thread than this one stays at its first token until it is stopped."""
-    record, arrived = Scribe.record, threading.Event()
+    record, arrived = CompletionBuilder.record, threading.Event()
 
     def waits(self, *args):
         if threading.current_thread() is not threading.main_thread() and self.limits is LIMITS and waits.active:
@@ -234,7 +249,7 @@ def held_up(monkeypatch):
         return record(self, *args)
 
     waits.active = False
-    monkeypatch.setattr(Scribe, "record", waits)
+    monkeypatch.setattr(CompletionBuilder, "record", waits)
     return waits, arrived
 
 
@@ -299,7 +314,7 @@ def test_weights_that_somebody_else_wrote_are_sampled_with_too(tmp_path):
         with torch.no_grad():
             next(iter(run.loaded.model.parameters())).mul_(1.5)
         run.step += 1  # a step that the version does not count
-        run.weights.append(trained_weights(run.loaded))
+        run.weights.append(snapshot_weights(run.loaded))
         run.ahead.next(2)  # orders step 3
         third = run.ahead.next(3)
         assert content(third.groups) == content(expected(run, 3, 1))

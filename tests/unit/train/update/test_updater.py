@@ -9,10 +9,10 @@ import torch
 from heliostat.config import ObjectiveSection
 from heliostat.objectives import build_objective
 from heliostat.optim import Schedule
-from heliostat.rollout import DecodeLimits, SamplingSettings, TorchEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.update.safe_step import GuardedStep, TrainingDiverged
+from heliostat.train.update.safe_step import SafeStep, TrainingDiverged
 from heliostat.train.update.updater import Updater, make_batch
 from heliostat.types import Batch, Verdict
 from tests.support.nano import make_nano, make_prompts
@@ -20,7 +20,9 @@ from tests.support.nano import make_nano, make_prompts
 
 def graded(loaded, num_prompts=6, group_size=4, rewards=None):
     engine = TorchEngine(loaded, DecodeLimits(8))
-    groups = engine.sample(make_prompts(loaded, num_prompts), group_size, SamplingSettings(), seed=2, policy_step=0)
+    groups = engine.sample(
+        SampleRequest(make_prompts(loaded, num_prompts), group_size, SamplingSettings(), seed=2, policy_step=0)
+    )
     pattern = rewards or [1.0, 0.0, 0.0, 1.0]
     verdicts = [
         tuple(Verdict(pattern[(i + j) % len(pattern)] if i % 3 else 1.0, True) for j in range(group_size))
@@ -34,7 +36,7 @@ def updater(loaded, objective="pmd-mean", lr=0.0, tokens=10_000, drop=True, samp
     return Updater(
         policy=Policy(loaded, 1.0, shared_prompt=True),
         objective=build_objective(ObjectiveSection(name=objective, **settings)),
-        guarded=GuardedStep(optimizer, max_grad_norm=1e9, max_bad_steps=3),
+        safe_step=SafeStep(optimizer, max_grad_norm=1e9, max_bad_steps=3),
         schedule=Schedule(lr, 100, "constant"),
         runtime=Runtime(torch.device("cpu")),
         tokens_per_microbatch=tokens,

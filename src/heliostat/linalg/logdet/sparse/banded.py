@@ -50,7 +50,7 @@ class BandFactor:
 
 
 def factor_of_inverse(bands: Float[np.ndarray, "bands n"]) -> BandFactor:
-    """The factor of B from the entries of A on the band.
+    """Return the factor of B from the entries of A on the band.
 
     Raises:
         ValueError: some window of bandwidth + 1 rows of A is not positive definite; names the first.
@@ -110,7 +110,7 @@ def assemble(factor: BandFactor) -> BandedMatrix:
 
 
 def cholesky(matrix: BandedMatrix) -> BandFactor | None:
-    """The factor of a banded matrix itself (LAPACK), or ``None`` where it is not positive definite."""
+    """Return the factor of a banded matrix itself (LAPACK), or ``None`` where it is not positive definite."""
     lapack = require_scipy().linalg.lapack
     if matrix.bandwidth == 1:
         pivots, ratios, info = lapack.dpttrf(matrix.bands[0], matrix.bands[1, :-1])
@@ -120,7 +120,7 @@ def cholesky(matrix: BandedMatrix) -> BandFactor | None:
 
 
 def inverse_on_band(factor: BandFactor) -> Float[np.ndarray, "bands n"]:
-    """The entries of B⁻¹ on the band of B, from B's factor."""
+    """Return the entries of B⁻¹ on the band of B, from B's factor."""
     bandwidth, n = factor.weights.shape
     if bandwidth == 0:
         return 1 / factor.pivots[None]
@@ -165,7 +165,7 @@ def _previous_window(window: FloatArray, weights: FloatArray, variances: FloatAr
 
 
 def _segment_starts(weights: FloatArray, variances: FloatArray) -> FloatArray:
-    """The window Σ just after each segment: run the affine map of every segment, then chain the maps."""
+    """Return the window Σ just after each segment: run the affine map of every segment, then chain the maps."""
     length, segments, bandwidth = weights.shape
     offset: FloatArray = np.zeros((segments, bandwidth, bandwidth))
     transition = np.broadcast_to(np.eye(bandwidth), offset.shape).copy()

@@ -21,7 +21,7 @@ from heliostat.linalg.logdet.subspaces.pattern import IntArray, SparsityPattern
 
 
 class Blocks(NamedTuple):
-    """Where the blocks of equally shaped cliques c = separator ∪ residual are stored."""
+    """Positions in storage of the blocks of equally shaped cliques c = separator ∪ residual."""
 
     rr: IntArray  # (cliques, residual, residual)
     sr: IntArray  # (cliques, separator, residual)
@@ -46,7 +46,7 @@ class PatternEntries:
         return Blocks(*(self.positions(left[:, :, None], right[:, None, :]) for left, right in pairs))
 
     def positions(self, rows: IntArray, cols: IntArray) -> IntArray:
-        """Where entries (rows, cols), all on the pattern, are stored."""
+        """Return the positions in storage of entries (rows, cols), all on the pattern."""
         low, high = np.minimum(rows, cols), np.maximum(rows, cols)
         return np.where(low == high, low, self.n + np.searchsorted(self.edge_keys, low * self.n + high))
 
@@ -63,7 +63,7 @@ class PatternEntries:
         return values, np.flatnonzero(~found)
 
     def write(self, values: Float[np.ndarray, " entries"], keep: IntArray | None = None) -> Any:
-        """A symmetric scipy.sparse CSC array from values on the pattern (or on part of it)."""
+        """Return a symmetric scipy.sparse CSC array from values on the pattern (or on part of it)."""
         rows, cols = self.rows, self.cols
         if keep is not None:
             rows, cols, values = rows[keep], cols[keep], values[keep]

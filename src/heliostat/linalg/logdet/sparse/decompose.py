@@ -23,7 +23,7 @@ from heliostat.linalg.logdet.units import check_held, unit_exponents
 
 
 def is_sparse(matrix: Any) -> bool:
-    """Whether A comes in a storage that this package reads."""
+    """Return whether A comes in a storage that this package reads."""
     return isinstance(matrix, BandedMatrix | Partial) or (hasattr(matrix, "tocsc") and hasattr(matrix, "nnz"))
 
 

@@ -58,7 +58,7 @@ class BandedMatrix:
 
     @classmethod
     def from_dense(cls, matrix: Any, bandwidth: int) -> BandedMatrix:
-        """The diagonals 0..bandwidth of a square array."""
+        """Return the diagonals 0..bandwidth of a square array."""
         array = np.asarray(unmasked(matrix))
         return cls(np.stack([np.pad(np.diagonal(array, -k), (0, k)) for k in range(bandwidth + 1)]))
 
@@ -75,12 +75,12 @@ class BandedMatrix:
         return (self.n, self.n)
 
     def diagonal(self) -> FloatArray:
-        """The entries (i, i)."""
+        """Return the entries (i, i)."""
         entries: FloatArray = self.bands[0]
         return entries
 
     def matvec(self, x: FloatArray) -> FloatArray:
-        """The matrix times a vector or a matrix of columns."""
+        """Return the matrix times a vector or a matrix of columns."""
         bands = self.bands.reshape(self.bands.shape + (1,) * (np.ndim(x) - 1))
         out: FloatArray = bands[0] * x
         for offset in range(1, len(bands)):

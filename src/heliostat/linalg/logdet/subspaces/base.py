@@ -20,7 +20,7 @@ from heliostat.linalg.logdet.bases import Basis
 
 
 def symmetric_stack(matrix: Any, n: int) -> Tensor:
-    """A numpy or torch matrix (or batch) as a symmetrised float64 tensor (batch, n, n); ``ValueError`` on its shape."""
+    """Symmetrise a numpy or torch matrix (or batch) as a float64 tensor (batch, n, n); ``ValueError`` on its shape."""
     tensor = matrix if isinstance(matrix, Tensor) else torch.as_tensor(np.asarray(matrix, dtype=np.float64))
     if tensor.ndim < 2 or tuple(tensor.shape[-2:]) != (n, n):
         raise ValueError(f"this subspace holds {n} x {n} matrices, got an array of shape {tuple(tensor.shape)}")
@@ -94,12 +94,12 @@ class Subspace(ABC):
         return self.complement_basis.project(stack) if self.codimension else torch.zeros_like(stack)
 
     def contains(self, matrix: Any, tolerance: float = 1e-10) -> bool:
-        """Whether a matrix lies in S: ‖X - ΠX‖ ≤ tolerance ‖X‖, for every matrix of a batch."""
+        """Return whether a matrix lies in S: ‖X - ΠX‖ ≤ tolerance ‖X‖, for every matrix of a batch."""
         stack = symmetric_stack(matrix, self.n)
         return _small(self.project_complement_stack(stack), stack, tolerance)
 
     def complement_contains(self, matrix: Any, tolerance: float = 1e-10) -> bool:
-        """Whether a matrix lies in S⊥, to the same relative tolerance."""
+        """Return whether a matrix lies in S⊥, to the same relative tolerance."""
         stack = symmetric_stack(matrix, self.n)
         return _small(self.project_stack(stack), stack, tolerance)
 

@@ -65,7 +65,7 @@ def maximum_cardinality_search(neighbours: Adjacency) -> list[int]:
 
 
 def cliques(neighbours: Adjacency) -> list[CliqueGroup] | None:
-    """The maximal cliques of a chordal graph as (separator, residual), grouped by shape; ``None`` if not chordal.
+    """List the maximal cliques of a chordal graph as (separator, residual), grouped by shape; ``None`` if not chordal.
 
     The separator of each clique is contained in one earlier clique, so that
     B = Σ_cliques A_cc⁻¹ - Σ_separators A_ss⁻¹ runs over exactly these pairs.
@@ -93,7 +93,7 @@ def cliques(neighbours: Adjacency) -> list[CliqueGroup] | None:
 
 
 def components(n: int, rows: IntArray, cols: IntArray) -> IntArray:
-    """A label per vertex, equal exactly within connected components."""
+    """Return a label per vertex, equal exactly within connected components."""
     parent = list(range(n))
 
     def root(vertex: int) -> int:

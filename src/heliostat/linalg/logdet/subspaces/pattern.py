@@ -75,7 +75,7 @@ class SparsityPattern(Subspace):
 
     @classmethod
     def tree(cls, parents: Sequence[int] | IntArray) -> TreePattern:
-        """A forest: ``parents[i]`` is the parent of i, or -1 for a root."""
+        """Return a forest: ``parents[i]`` is the parent of i, or -1 for a root."""
         return TreePattern(parents)
 
     @classmethod
@@ -138,7 +138,7 @@ class SparsityPattern(Subspace):
         return self.clique_groups is not None
 
     def without_bridged_parts(self, present: NDArray[np.bool_]) -> SparsityPattern:
-        """The pattern without edges between parts that the ``present`` edges leave unconnected."""
+        """Return the pattern without edges between parts that the ``present`` edges leave unconnected."""
         part = chordal.components(self.n, self.edges[0][present], self.edges[1][present])
         inside = part[self.edges[0]] == part[self.edges[1]]
         return SparsityPattern(self.n, np.stack(self.edges, 1)[inside])

@@ -68,7 +68,7 @@ class SpanOf(Subspace):
         return self._kept if self._kept is not None else DenseBasis(torch.zeros(0, self.n, self.n))
 
     def _make_complement_basis(self) -> Basis:
-        """The null space of S in orthonormal coordinates; dense, meant for the case that it is the smaller side."""
+        """Compute the null space of S in orthonormal coordinates; dense, for the case that it is the smaller side."""
         rows, cols = torch.triu_indices(self.n, self.n)
         scale = torch.where(rows == cols, 1.0, 2.0).to(torch.float64).sqrt()
         spanning = self.basis.combine(torch.eye(self.dimension, dtype=torch.float64))[:, rows, cols] * scale
@@ -123,7 +123,7 @@ def _squared_norm(columns: Tensor, core: Tensor) -> float:
 
 
 def _independent(members: list[tuple[Tensor, Tensor]], n: int) -> Basis | None:
-    """A basis of the members' span: as they come where they are safely independent, orthonormalised otherwise."""
+    """Return a basis of the members' span: unchanged where they are safely independent, else orthonormalised."""
     if not members:
         return None
     rank = max(columns.shape[1] for columns, _ in members)

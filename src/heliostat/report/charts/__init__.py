@@ -1,0 +1,1 @@
+"""Line charts and stacked bars as inline SVG, and which metrics are drawn together."""

@@ -1,0 +1,128 @@
+"""The in-process rollout engine: the trainer's own weights, one prefill per prompt, rows that leave when they end.
+
+    prompts --prefill once--> rows (x group size) --decode--> finished rows leave, the next prompts take their place
+
+Several threads may each decode a share of the prompts (``decode_worker``). Weights are used in place, so sampler and
+trainer cannot drift apart. The log-probabilities recorded here are the trainer's to float accuracy;
+``policy/sampler_gap`` measures the difference at every step.
+
+Left out: models without a plain key/value cache (``in_process.plain``), servers, and verification.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from heliostat.models import LoadedModel
+from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector
+from heliostat.rollout.engine import RolloutCounts
+from heliostat.rollout.in_process.decode_worker import DecodeWorker
+from heliostat.rollout.in_process.fused import fused_layers as fuse
+from heliostat.rollout.in_process.rows import Rows
+from heliostat.rollout.in_process.shared import SharedRows, attending, shares_prompts
+from heliostat.rollout.in_process.shared_prefix import SharedPrefix
+from heliostat.rollout.in_process.threads import Job, run_in_threads
+from heliostat.rollout.request import SampleRequest
+from heliostat.spans import span
+from heliostat.types import Group, Prompt
+
+
+class TorchEngine:
+    """An engine that decodes with a Hugging Face causal LM in this process.
+
+    Args:
+        shared_prompt: decode against one copy of each prompt, where the model can (``in_process.shared``), and prefill
+            the tokens that all prompts of a request begin with once.
+        fused_layers: with shared prompts, decode through fused layers where the model's layers allow it
+            (``in_process.fused``).
+        num_workers: threads that decode a share of the prompts each, with a share of torch's own threads.
+        copies: the class that stores rows where prompts are not shared.
+
+    Attributes:
+        way: the name of this way of decoding, as part of a sentence.
+
+    Limits:
+        ``group_size=1`` equals sampling each prompt alone; any ``max_rows``, ``num_workers``, ``shared_prompt`` and
+        ``fused_layers`` give the same completions (to float accuracy of the logits), since every completion has its
+        own random stream.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        limits: DecodeLimits,
+        shared_prompt: bool = True,
+        num_workers: int = 1,
+        fused_layers: bool = True,
+        copies: type[Rows] = Rows,
+    ) -> None:
+        self.loaded = loaded
+        self.limits = limits
+        self.num_workers = num_workers
+        self.builder = CompletionBuilder(loaded, limits)
+        self._counted: list[RolloutCounts] = []
+        self.copies = copies
+        self.rows_kind: type[Rows | SharedRows] = SharedRows if shared_prompt and shares_prompts(loaded) else copies
+        self.fused = fuse(loaded) if fused_layers and self.rows_kind is SharedRows else None
+        self.way = ""
+
+    def sample(self, request: SampleRequest) -> list[Group]:
+        """Sample a group for every prompt; see ``Engine.sample``."""
+        prompts = request.prompts
+        partials = self.builder.begin(prompts, request.group_size, request.seed)
+        groups: dict[int, Group] = {}
+
+        def job(share: Sequence[int]) -> Job:
+            def on_group(place: int, group: Group) -> None:
+                groups[share[place]] = group
+                if request.on_group is not None:
+                    request.on_group(share[place], group)
+
+            part = dataclasses.replace(request, prompts=[prompts[index] for index in share], on_group=on_group)
+            collector = GroupCollector(self.builder, part, [partials[index] for index in share])
+            self._counted.append(RolloutCounts())
+            return DecodeWorker(
+                self.loaded, limits, self.copies, shared_prefix, self.fused, collector, self._counted[-1]
+            ).run
+
+        # Prompts of similar length share a prefill; completions do not depend on the order.
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
+        num_jobs = max(1, min(self.num_workers, len(prompts)))
+        limits = dataclasses.replace(self.limits, max_rows=max(1, self.limits.max_rows // num_jobs))
+        if self.fused is not None:
+            self.fused.refresh()
+        with attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
+            shared_prefix = self._shared_prefix(prompts) if self.rows_kind is SharedRows else None
+            run_in_threads([job(order[first::num_jobs]) for first in range(num_jobs)])
+        return [groups[index] for index in range(len(prompts))]
+
+    def _shared_prefix(self, prompts: Sequence[Prompt]) -> SharedPrefix:
+        """Prefill the tokens that all prompts begin with."""
+        with span("prefill"):
+            prefix = SharedPrefix.of(self.loaded, [prompt.context_ids for prompt in prompts])
+        self._counted.append(RolloutCounts())
+        self._counted[-1].add_common(prefix.length)
+        return prefix
+
+    @property
+    def counts(self) -> RolloutCounts:
+        """The counts since they were last taken."""
+        return sum(self._counted, start=RolloutCounts())
+
+    def take_counts(self) -> RolloutCounts:
+        """See ``Engine.take_counts``."""
+        counts, self._counted = self.counts, []
+        return counts
+
+    def clone_for(self, loaded: LoadedModel) -> TorchEngine:
+        """See ``Engine.clone_for``."""
+        is_shared, is_fused = self.rows_kind is SharedRows, self.fused is not None
+        clone = TorchEngine(loaded, self.limits, is_shared, self.num_workers, is_fused, self.copies)
+        clone.way = self.way
+        return clone
+
+    def stop(self) -> None:
+        """See ``Engine.stop``; it ends at the next token."""
+        self.builder.stopped.set()

@@ -1,0 +1,189 @@
+"""A decoding pass through layers of Llama's shape, in fewer calls than the model's own modules make.
+
+    x -> norm -> [q k v] -> rotate -> attend -> o, + x -> norm -> [gate up] -> silu, product -> down, + x    each layer
+
+A decoding pass has few rows, so the cost of a layer is reading its weights and the overhead of each call. Linear maps
+of the same input are therefore one product (q, k and v; gate and up), and residuals are added inside the product
+(``addmm``). Small weights are copied, transposed to ``[input, output]``, before every batch of prompts: products of
+few rows run faster on that layout. Large weights gain little or lose (``MAX_COPIED_BYTES``) and stay where they are.
+
+Left out: layers of any other shape, adapters among them, which the model runs itself. Embedding, rotary angles, norms
+and head are the model's own everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from heliostat.models import LoadedModel
+from heliostat.rollout.in_process.shared import SharedRows, agrees
+
+BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+MAX_COPIED_BYTES = 2**21
+"""Larger products gain little on a copy, and some lose (``docs/studies/speed.md``); smaller ones fit a core's cache."""
+
+
+class FusedLinear:
+    """Several linear maps of one input as one product, ``x [W1 W2 ..] + [b1 b2 ..]``, if their weights are small."""
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        self._linears = linears
+        size = sum(linear.out_features * linear.in_features * linear.weight.element_size() for linear in linears)
+        self._copied = size <= MAX_COPIED_BYTES
+        self._weight = torch.empty(0)
+        self._bias: Tensor | None = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the current weights."""
+        if not self._copied:
+            return
+        widths, weight = [linear.out_features for linear in self._linears], self._linears[0].weight
+        if (
+            not self._weight.numel() or self._weight.dtype != weight.dtype
+        ):  # weights gathered from shards may have another dtype
+            self._weight = weight.new_empty(self._linears[0].in_features, sum(widths))
+        # Written into one buffer that stays: a new one per batch would be allocated and freed at every step.
+        for part, linear in zip(torch.split(self._weight, widths, dim=1), self._linears, strict=True):
+            part.copy_(linear.weight.T)
+        biases = [linear.bias for linear in self._linears if linear.bias is not None]
+        self._bias = torch.cat([*biases]) if biases else None
+
+    def __call__(self, x: Float[Tensor, "row input"]) -> Float[Tensor, "row output"]:
+        if not self._copied:
+            return torch.cat([linear(x) for linear in self._linears], dim=-1)
+        return x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
+
+    def onto(self, residual: Float[Tensor, "row output"], x: Float[Tensor, "row input"]) -> Tensor:
+        """Return ``residual + self(x)``."""
+        if not self._copied or self._bias is not None:
+            return residual + self(x)
+        return torch.addmm(residual, x, self._weight)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """One layer: its four products, and the model's own norms.
+
+    Attributes:
+        parts: the modules that the products were made of; replaced ones are found by ``is_of``.
+    """
+
+    qkv: FusedLinear
+    o: FusedLinear
+    gate_up: FusedLinear
+    down: FusedLinear
+    norms: tuple[nn.Module, nn.Module]
+    parts: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, layer: Any) -> FusedLayer:
+        """Build the fused form of a transformers layer."""
+        q, k, v, o, gate, up, down, *norms = parts = _parts(layer)
+        products = FusedLinear(q, k, v), FusedLinear(o), FusedLinear(gate, up), FusedLinear(down)
+        return cls(*products, (norms[0], norms[1]), parts)
+
+    def is_of(self, layer: Any) -> bool:
+        """Return whether the layer still consists of the modules that were fused."""
+        return all(mine is own for mine, own in zip(self.parts, _parts(layer), strict=True))
+
+
+class FusedLayers:
+    """A model's backbone with fused layers, for rows that are fed one token each."""
+
+    def __init__(self, backbone: Any) -> None:
+        self._backbone = backbone
+        self._layers = [FusedLayer.of(layer) for layer in backbone.layers]
+        attention = backbone.layers[0].self_attn
+        self._width, self._scaling = attention.head_dim, attention.scaling
+        self._num_heads = attention.q_proj.out_features // self._width
+        self._num_shared = attention.k_proj.out_features // self._width
+        self._activation = backbone.layers[0].mlp.act_fn
+
+    def refresh(self) -> None:
+        """Copy the model's current weights where copies are used.
+
+        Raises:
+            RuntimeError: layers have been replaced since, by adapters for example.
+        """
+        if not all(mine.is_of(layer) for mine, layer in zip(self._layers, self._backbone.layers, strict=True)):
+            raise RuntimeError(
+                "the model's layers were replaced after its rollout engine was built; add adapters first, then build "
+                "the engine"
+            )
+        for layer in self._layers:
+            for product in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                product.refresh()
+
+    def hidden(self, rows: SharedRows, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
+        """Feed every row its next token and return the hidden states after it."""
+        rows.hide_padding()
+        x = self._backbone.embed_tokens(token)
+        # [row, 1, feature]: one token per row, so the dimension of tokens serves to broadcast over heads.
+        cos, sin = (each.squeeze(1)[:, None] for each in self._backbone.rotary_emb(x, rows.positions))
+        # transformers rotates by x cos + rotate_half(x) sin, where rotate_half negates the second half and swaps both.
+        # Here the sign goes into sin once per pass, and the swap is a roll by half the width.
+        half = self._width // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        x = x.squeeze(1)
+        num_rows, num_rotated = len(x), self._num_heads + self._num_shared
+        for index, layer in enumerate(self._layers):
+            # [row, query heads then key heads then value heads, feature]; queries and keys are rotated together.
+            states = layer.qkv(layer.norms[0](x)).view(num_rows, -1, self._width)
+            rotated = states[:, :num_rotated]
+            rotated = (rotated * cos).addcmul_(rotated.roll(half, dims=-1), sin)
+            # Grouped queries: the query heads that share a key head become one dimension, as SharedRows expects.
+            query = (rotated[:, : self._num_heads] * self._scaling).view(num_rows, self._num_shared, -1, self._width)
+            key, value = rotated[:, self._num_heads :, None], states[:, num_rotated:, None]
+            x = layer.o.onto(x, rows.attend(index, query, key, value).view(num_rows, -1))
+            # SwiGLU: down(silu(gate(x)) * up(x)), with gate and up as halves of one product.
+            gate, up = layer.gate_up(layer.norms[1](x)).chunk(2, dim=-1)
+            x = layer.down.onto(x, self._activation(gate).mul_(up))
+        last: Tensor = self._backbone.norm(x)
+        return last.unsqueeze(1)
+
+
+def fused_layers(loaded: LoadedModel) -> FusedLayers | None:
+    """Fuse the model's layers; ``None`` where they have another shape, or a trial does not give the model's numbers."""
+    backbone: Any = loaded.head.backbone
+    if not (loaded.head.exact_split and _children(backbone) == BACKBONE and all(map(_has_shape, backbone.layers))):
+        return None
+    layers = FusedLayers(backbone)
+    layers.refresh()
+    return layers if agrees(loaded, layers.hidden) else None
+
+
+def _has_shape(layer: Any) -> bool:
+    """Return whether a layer consists of exactly the parts known here, with plain linear maps."""
+    if _children(layer) != LAYER:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    if _children(attention) != ATTENTION_PARTS or _children(mlp) != MLP_PARTS:
+        return False
+    q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+    products = [q, k, v, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    # Maps that become one product must have biases either all or none.
+    alike = len({part.bias is None for part in (q, k, v)}) == 1 and (mlp.gate_proj.bias is None) == (
+        mlp.up_proj.bias is None
+    )
+    return alike and all(type(product) is nn.Linear for product in products)
+
+
+def _parts(layer: Any) -> tuple[Any, ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    products = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return (*products, mlp.gate_proj, mlp.up_proj, mlp.down_proj, layer.input_layernorm, layer.post_attention_layernorm)
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}

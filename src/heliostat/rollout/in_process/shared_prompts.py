@@ -1,0 +1,164 @@
+"""Keys and values for decoding against shared prompts: the prompts once each, and the rows' own tokens by column.
+
+Left out: attention over all parts (``in_process.shared``, which also lists the layouts).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from heliostat.rollout.in_process.rows import GrowingLayer
+
+MAX_DEAD_GROUPS = 0.25
+"""Prompts whose rows have all ended are dropped once they are this share: dropping some copies all others."""
+
+
+class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformers is partly untyped
+    """One layer's own keys and values, ``[column, row, head, feature]``, with room for more columns.
+
+    Args:
+        like: keys and values of the prompts, ``[group, head, column, feature]``, for their shapes.
+    """
+
+    def __init__(self, like: tuple[Tensor, Tensor], num_rows: int, capacity: int) -> None:
+        super().__init__(0)
+        self.keys, self.values = (
+            states.new_empty(capacity, num_rows, states.shape[1], states.shape[3]) for states in like
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write one more column and return views of all so far (called by the attention layers)."""
+        # The model feeds one token per row: [row, head, 1, feature] becomes one column of the buffer.
+        self.keys[self.length] = key_states[:, :, 0]
+        self.values[self.length] = value_states[:, :, 0]
+        self.length += 1
+        return self.keys[: self.length], self.values[: self.length]
+
+    def get_max_length(self) -> int:
+        return int(self.keys.shape[0])
+
+    def keep(self, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> None:
+        """Keep only ``rows`` and the columns from ``first_column`` on."""
+        self.keys = self._kept(self.keys, rows, first_column, capacity)
+        self.values = self._kept(self.values, rows, first_column, capacity)
+        self.length -= first_column
+
+    def _kept(self, states: Tensor, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> Tensor:
+        # index_select into the buffer writes each kept column once; indexing first would copy the columns twice.
+        buffer = states.new_empty(capacity, len(rows), *states.shape[2:])
+        torch.index_select(states[first_column : self.length], 1, rows, out=buffer[: self.length - first_column])
+        return buffer
+
+    def join(self, other: ColumnLayer, capacity: int) -> None:
+        """Append the rows of ``other``, aligned at the last column; the gap before them is never attended to."""
+        length = max(self.length, other.length)
+        mine, theirs = self.length, other.length
+        self.keys, self.values = (
+            torch.cat([self._resized(a[:mine], length, capacity), self._resized(b[:theirs], length, capacity)], dim=1)
+            for a, b in ((self.keys, other.keys), (self.values, other.values))
+        )
+        self.length = length
+
+    @staticmethod
+    def _resized(states: Tensor, length: int, capacity: int) -> Tensor:
+        """Return the same columns, moved to end at ``length``, in a buffer of ``capacity`` columns.
+
+        The gap is zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
+        """
+        buffer = states.new_zeros(capacity, *states.shape[1:])
+        buffer[length - states.shape[0] : length] = states
+        return buffer
+
+
+class SharedPrompts:
+    """The keys and values of prompts, once each, and the assignment of live rows to them.
+
+    For one batched product per layer, the rows' queries are arranged as a grid ``[group, slot]``: a row's slot is its
+    place among the live rows of its group, and ``num_slots`` is the size of the largest group. Where groups have ended
+    unevenly the grid has holes, filled with zeros.
+
+    Attributes:
+        states: keys and values of every layer, ``[group, head, column, feature]``.
+        start: first column of each prompt that holds a token (left padding).
+        group: the prompt of each row, ascending.
+    """
+
+    def __init__(
+        self, states: list[tuple[Tensor, Tensor]], start: Int[Tensor, " group"], group: Int[Tensor, " row"]
+    ) -> None:
+        self.states, self.start = states, start
+        self._place(group)
+
+    @property
+    def length(self) -> int:
+        """The number of columns, padding included."""
+        return int(self.states[0][0].shape[2])
+
+    @property
+    def row_lengths(self) -> Int[Tensor, " row"]:
+        """The number of tokens in each row's prompt."""
+        return self.length - self.start[self.group]
+
+    def _place(self, group: Int[Tensor, " row"]) -> None:
+        """Assign the rows to slots of their groups; drop groups without rows once there are many of them."""
+        counts = torch.bincount(group, minlength=len(self.start))
+        alive = counts > 0
+        if int(alive.sum()) < (1 - MAX_DEAD_GROUPS) * len(counts):
+            self.states = [(keys[alive], values[alive]) for keys, values in self.states]
+            self.start = self.start[alive]
+            group = (alive.cumsum(0) - 1)[group]  # the groups' new numbers: how many live ones stand before each
+            counts = counts[alive]
+        self.group = group
+        self.num_slots = int(counts.max())
+        # Rows are sorted by group, so a row's slot is its number less that of its group's first row.
+        self._member = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
+        self._full = len(group) == len(counts) * self.num_slots
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Drop all other rows."""
+        self._place(self.group[rows])
+
+    def join(self, other: SharedPrompts) -> None:
+        """Append the prompts and rows of ``other`` after this object's own, aligned at the last column."""
+        length = max(self.length, other.length)
+        self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
+        self.states = [
+            (_stacked(keys, other_keys, length), _stacked(values, other_values, length))
+            for (keys, values), (other_keys, other_values) in zip(self.states, other.states, strict=True)
+        ]
+        self._place(torch.cat([self.group, other.group + len(self.start) - len(other.start)]))
+
+    def scores(
+        self, layer: int, query: Float[Tensor, "row head share feature"]
+    ) -> Float[Tensor, "row head share column"]:
+        """Return the products of each row's queries with its prompt's keys; ``share`` query heads use one key head."""
+        return self._of_groups(query, self.states[layer][0].transpose(2, 3))
+
+    def weighted(
+        self, layer: int, weights: Float[Tensor, "row head share column"]
+    ) -> Float[Tensor, "row head share feature"]:
+        """Return the sums of the values of each row's prompt with these weights."""
+        return self._of_groups(weights, self.states[layer][1])
+
+    def _of_groups(self, rows: Float[Tensor, "row head share n"], matrix: Float[Tensor, "group head n m"]) -> Tensor:
+        """Return one product per group and head, of all its rows together: ``[row, head, share, m]``."""
+        # The members of a group become rows of one matrix, [slot * share, n]: its prompt is then read once.
+        _, num_heads, share, width = rows.shape
+        shape = (len(self.start), num_heads, self.num_slots, share)
+        if self._full:  # no holes: the grid is a view of the rows
+            grid = rows.view(shape[0], self.num_slots, num_heads, share, width).transpose(1, 2)
+        else:
+            grid = rows.new_zeros(*shape, width)
+            grid[self.group, :, self._member] = rows
+        product = (grid.reshape(*shape[:2], -1, width) @ matrix).view(*shape, -1)
+        return product.transpose(1, 2).flatten(0, 1) if self._full else product[self.group, :, self._member]
+
+
+def _stacked(one: Float[Tensor, "group head column feature"], two: Tensor, length: int) -> Tensor:
+    """Return both prompts' states in one tensor, padded on the left to ``length`` columns."""
+    return torch.cat([torch.nn.functional.pad(part, (0, 0, length - part.shape[2], 0)) for part in (one, two)])

@@ -1,0 +1,224 @@
+"""The choice of a way to decode a model: each is tried before it is trusted, and the fastest correct one is used.
+
+    shared prompts, fused layers > shared prompts > a copy of the prompt a row (whole mask, then padding mask)
+    > the model's own cache, prompts of equal length > no cache, prompts of equal length > no cache, one row at a time
+
+A trial samples a few prompts of mixed lengths, several tokens each, rows ending and coming in between, and compares the
+recorded log-probabilities with the model's own forward of each text alone (``models.checks.reference_forward``). The
+last way is that forward, so a causal model that gives the same numbers twice always has one.
+
+Left out: servers, which are compared after every hand-over of weights (``vllm_server.parity``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from heliostat.config import ConfigError, RolloutSection
+from heliostat.models import LoadedModel
+from heliostat.models.architecture_probes import num_embedded_ids
+from heliostat.models.checks.reference_forward import (
+    Yardstick,
+    common_contexts,
+    comparing,
+    mixed_contexts,
+    num_tried,
+    true_log_probs,
+    unreached,
+    what_failed,
+    yardstick,
+)
+from heliostat.rollout.completions import CompletionBuilder, DecodeLimits
+from heliostat.rollout.in_process.engine import TorchEngine
+from heliostat.rollout.in_process.plain import PlainEngine
+from heliostat.rollout.in_process.rows import PaddedRows, Rows
+from heliostat.rollout.in_process.shared import SharedRows
+from heliostat.rollout.request import SampleRequest
+from heliostat.rollout.sampling import SamplingSettings
+from heliostat.types import Group, Problem, Prompt
+
+InProcess = TorchEngine | PlainEngine
+
+GROUP_SIZE, MAX_ROWS = 2, 4
+"""Members of a trial's groups, and rows at once: fewer than there are, so that some begin while others are decoded."""
+
+MEAN_LENGTH = 3
+"""One id of so many ends a trial's completion, so that rows end at different times."""
+
+NUM_STORED = 2
+"""Tokens that are decoded in the stored dtype too, where the comparison uses another; one is the prompt's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to decode: its name in a sentence, and a function that builds its engine if the model has this way."""
+
+    name: str
+    build: Callable[[LoadedModel, DecodeLimits], InProcess | None]
+
+
+class WrongWay(ValueError):
+    """A way of decoding does not give the model's own numbers; the message says why."""
+
+
+def ways_of(loaded: LoadedModel, section: RolloutSection) -> Iterator[Way]:
+    """Yield the ways that the model's structure allows, fastest first."""
+
+    def shared(fused: bool) -> Callable[[LoadedModel, DecodeLimits], InProcess | None]:
+        def build(model: LoadedModel, limits: DecodeLimits) -> InProcess | None:
+            engine = TorchEngine(model, limits, True, section.num_workers, fused)
+            return engine if engine.rows_kind is SharedRows and (engine.fused is not None) == fused else None
+
+        return build
+
+    def copied(kind: type[Rows]) -> Callable[[LoadedModel, DecodeLimits], InProcess]:
+        return lambda model, limits: TorchEngine(model, limits, False, section.num_workers, copies=kind)
+
+    def cached(model: LoadedModel, limits: DecodeLimits) -> InProcess | None:
+        engine = PlainEngine(model, limits)
+        return engine if engine.has_memory else None
+
+    # Windows that no trial reaches could be cut where they must not be; their own cache knows of them.
+    if loaded.cache_kind == "kv" and not unreached(loaded):
+        if section.shared_prompt and section.fused_layers:
+            yield Way("shared prompts and fused layers", shared(fused=True))
+        if section.shared_prompt:
+            yield Way("shared prompts", shared(fused=False))
+        yield Way("a copy of the prompt for each row", copied(Rows))
+        yield Way("a copy of the prompt for each row and a padding mask", copied(PaddedRows))
+    yield Way("the model's own cache, prompts of equal length together", cached)
+    yield Way("no cache, prompts of equal length together", lambda m, n: PlainEngine(m, n, has_memory=False))
+    yield Way(
+        "no cache, one row at a time", lambda m, n: PlainEngine(m, dataclasses.replace(n, max_rows=1), has_memory=False)
+    )
+
+
+def fastest_right_way(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> InProcess:
+    """Build the engine of the first way that passes its trial; a warning says why others were passed over.
+
+    Raises:
+        ConfigError: no way gives the model's own numbers, because there are no such numbers.
+    """
+    trial = Trial.of(loaded)
+    passed_over: list[str] = []
+    for way in ways_of(loaded, section):
+        try:
+            engine = trial.engine(way, limits)
+        except WrongWay as error:
+            passed_over.append(str(error))
+            continue
+        if engine is None:
+            continue
+        engine.way = way.name
+        if passed_over:
+            warnings.warn(
+                f"model '{loaded.name}' is decoded with {way.name}, because faster ways are wrong: "
+                f"{'; '.join(passed_over)}",
+                stacklevel=2,
+            )
+        return engine
+    raise ConfigError(
+        f"model '{loaded.name}' cannot be sampled: even the whole text run again for every token does not give the "
+        f"numbers of its own forward ({passed_over[-1]}), so {trial.how_it_wavers()}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A model, and the largest error that a way of decoding it may have."""
+
+    loaded: LoadedModel
+    measure: Yardstick
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Trial:
+        """Measure the model."""
+        return cls(loaded, yardstick(loaded))
+
+    def engine(self, way: Way, limits: DecodeLimits) -> InProcess | None:
+        """Build a way's engine and try it; return ``None`` where the model has no such way.
+
+        Raises:
+            WrongWay: the engine fails, or its numbers are not those of the model's own forward.
+        """
+        try:
+            engine = way.build(self.loaded, limits)
+            if engine is None:
+                return None
+            with comparing(self.loaded, self.measure.gain):
+                groups = self._sample(engine, num_tried(self.loaded))
+                gap = float(np.max([self._gap(group) for group in groups]))
+            if self.loaded.model.dtype != torch.float32:
+                self._sample(engine, min(NUM_STORED, num_tried(self.loaded)))  # what fails in the stored type alone
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+            raise WrongWay(f"{way.name}: {what_failed(error)}") from error
+        if not gap <= self.measure.bound:  # also where it is not a number
+            raise WrongWay(
+                f"{way.name}: log-probabilities off by {gap:.1g}, where rounding explains {self.measure.bound:.1g}"
+            )
+        engine.take_counts()
+        return engine
+
+    def how_it_wavers(self) -> str:
+        """Say how the model contradicts itself: from one time to the next, or from a text to a longer one."""
+        context, *_ = mixed_contexts(self.loaded)
+        with comparing(self.loaded, self.measure.gain):
+            once, again = (
+                true_log_probs(self.loaded, context[:1], context[1:], self.measure.temperature) for _ in range(2)
+            )
+        if not float((once - again).abs().sum()) <= self.measure.bound:
+            return "it does not say the same twice"
+        return "what it says of a text changes when the text goes on, and it is not a causal language model"
+
+    def _sample(self, engine: InProcess, num: int) -> list[Group]:
+        """Sample all prompts together to the last token; then with rows that end and others that take their place."""
+        settings = SamplingSettings(temperature=self.measure.temperature)
+        mixed = _prompts(mixed_contexts(self.loaded))
+        endless = dataclasses.replace(self.loaded, eos_ids=frozenset())
+        if isinstance(engine, PlainEngine):  # decodes rows of one length together, to the end
+            with _borrowed(engine, endless, DecodeLimits(num)):
+                return engine.sample(SampleRequest(mixed, GROUP_SIZE, settings, seed=0, policy_step=0))
+        with _borrowed(engine, endless, DecodeLimits(num)):
+            groups = engine.sample(SampleRequest(mixed, 1, settings, seed=0, policy_step=0))
+            if engine.rows_kind is SharedRows:
+                common = _prompts(common_contexts(self.loaded))
+                groups += engine.sample(SampleRequest(common, 1, settings, seed=1, policy_step=0))
+        ends = frozenset(range(0, num_embedded_ids(self.loaded.model), MEAN_LENGTH))
+        ending = dataclasses.replace(self.loaded, eos_ids=ends)
+        with _borrowed(engine, ending, DecodeLimits(num, max_rows=MAX_ROWS, min_freed=0.0)):
+            return groups + engine.sample(SampleRequest(mixed, GROUP_SIZE, settings, seed=2, policy_step=0))
+
+    def _gap(self, group: Group) -> float:
+        """Return the largest error of a group's log-probabilities."""
+        gaps = [0.0]
+        for completion in group.completions:
+            truth = true_log_probs(
+                self.loaded, group.prompt.context_ids, completion.token_ids, self.measure.temperature
+            )
+            gaps.append(float(np.abs(truth.numpy() - completion.logp_gen).max()))
+        return float(np.max(gaps))  # not a number where one of them is not
+
+
+def _prompts(contexts: Sequence[tuple[int, ...]]) -> list[Prompt]:
+    return [Prompt(Problem(f"trial {index}", "trial", ""), ids) for index, ids in enumerate(contexts)]
+
+
+@contextmanager
+def _borrowed(engine: InProcess, loaded: LoadedModel, limits: DecodeLimits) -> Iterator[None]:
+    """Within this context, an engine decodes under other limits and with other ids that end a completion."""
+    before = engine.loaded, engine.limits, engine.builder
+    limits = dataclasses.replace(limits, max_rows=min(limits.max_rows, engine.limits.max_rows))
+    engine.loaded, engine.limits, engine.builder = loaded, limits, CompletionBuilder(loaded, limits)
+    try:
+        yield
+    finally:
+        engine.loaded, engine.limits, engine.builder = before

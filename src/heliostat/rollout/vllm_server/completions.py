@@ -1,0 +1,115 @@
+"""Completions from a vLLM server: one request per prompt asks for its whole group, and every answer is checked.
+
+    prompt ids --/v1/completions, n = group size--> token ids, log-probs, why each ended
+
+Left out: HTTP (``client``), and whether log-probabilities are those of the trainer's weights (``weight_sync``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from heliostat.models import LoadedModel
+from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, PartialCompletion
+from heliostat.rollout.sampling import SamplingSettings
+from heliostat.rollout.vllm_server.answers import Answer, Choice, Completions, Models
+from heliostat.rollout.vllm_server.client import Server, ServerError, shortened
+from heliostat.types import Prompt, StopReason
+
+MAX_LOGP = 1e-3
+"""Log-probabilities may be above 0 by rounding, and by no more."""
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(slots=True)
+class CompletionClient:
+    """A client of the server's completions, for one model under one set of limits."""
+
+    server: Server
+    loaded: LoadedModel
+    limits: DecodeLimits
+    builder: CompletionBuilder
+
+    def served_name(self) -> str:
+        """Return the name that requests have to give the served model."""
+        return self._parsed(Models, self.server.get("/v1/models")).data[0].id
+
+    def complete(
+        self, model: str, prompt: Prompt, partials: Sequence[PartialCompletion], settings: SamplingSettings
+    ) -> None:
+        """Decode one prompt's group on the server and fill its completions in.
+
+        Args:
+            model: the name of the served model.
+
+        Raises:
+            ServerError: the server cannot be used, or its answer cannot be right.
+        """
+        body = {
+            "model": model,
+            "prompt": list(prompt.context_ids),
+            "n": len(partials),
+            "seed": partials[0].seed,
+            "max_tokens": partials[0].num_left,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop": list(self.limits.stop),
+            "stop_token_ids": sorted(self.loaded.eos_ids),
+            "logprobs": 0,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+        }
+        choices = self._parsed(Completions, self.server.post("/v1/completions", body)).choices
+        if sorted(choice.index for choice in choices) != list(range(len(partials))):
+            raise self._wrong(f"{len(choices)} completions where {len(partials)} were asked for")
+        for choice in choices:
+            self._fill(partials[choice.index], choice)
+
+    def _fill(self, partial: PartialCompletion, choice: Choice) -> None:
+        ids, logps = choice.token_ids, choice.logprobs.token_logprobs
+        if not 1 <= len(ids) <= partial.num_left or len(ids) != len(logps):
+            raise self._wrong(f"{len(ids)} tokens with {len(logps)} log-probabilities, of at most {partial.num_left}")
+        size = self.loaded.model.config.get_text_config().vocab_size
+        if not all(0 <= token < size for token in ids) or not all(
+            math.isfinite(logp) and logp < MAX_LOGP for logp in logps
+        ):
+            raise self._wrong("token ids outside the vocabulary, or log-probabilities that are not finite or above 0")
+        stop_reason = self._stop_reason(partial, choice)
+        # The server does not tell a distribution's entropy. The mean of -log p over draws from it is the entropy.
+        partial.token_ids, partial.logp, partial.entropy = list(ids), list(logps), [-logp for logp in logps]
+        partial.stop_reason = stop_reason
+
+    def _stop_reason(self, partial: PartialCompletion, choice: Choice) -> StopReason:
+        if choice.token_ids[-1] in self.loaded.eos_ids:
+            return StopReason.EOS
+        if choice.finish_reason == "stop" and self.builder.holds_stop_string(choice.token_ids):
+            return StopReason.STOP_STRING
+        if choice.finish_reason == "length" and len(choice.token_ids) == partial.num_left:
+            return partial.out_of_room
+        reason = shortened(choice.finish_reason, 40)
+        raise self._wrong(
+            f"a completion of {len(choice.token_ids)} tokens that ended by '{reason}', for no reason that the request "
+            "gave"
+        )
+
+    def _parsed(self, kind: type[A], answer: Any) -> A:
+        try:
+            return kind.model_validate(answer)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "its whole"
+            raise self._wrong(f"{shortened(first['msg'])} at '{where}'") from None
+
+    def _wrong(self, what: str) -> ServerError:
+        return ServerError(
+            f"rollout server {self.server.url} answered with {what}; is it vLLM 0.32 or newer, serving this model?"
+        )

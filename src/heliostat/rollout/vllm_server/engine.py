@@ -1,0 +1,118 @@
+"""The rollout engine on a running vLLM server: token ids in and out, with the server's log-probabilities.
+
+Completions always come from the engine's own model: before a request whose weights differ from those sent last, they
+are synced (``weight_sync``). Engines on copies of the model (``clone_for``) take turns: one holds the server from its
+sync to its last completion.
+
+The server is started with VLLM_SERVER_DEV_MODE=1 and ``--logprobs-mode processed_logprobs``, so that log-probabilities
+are those at the sampling temperature; prefix caching is on by default. Written for vLLM 0.32, whose routes were read
+from its sources.
+
+Left out: exact entropies, which the server does not return (``completions`` estimates them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from heliostat.models import LoadedModel
+from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector, PartialCompletion
+from heliostat.rollout.engine import RolloutCounts
+from heliostat.rollout.request import SampleRequest
+from heliostat.rollout.vllm_server.client import Server
+from heliostat.rollout.vllm_server.completions import CompletionClient
+from heliostat.rollout.vllm_server.weight_sync import NUM_PROBES, RunOnMain, ServedWeights, WeightSync, run_here
+from heliostat.types import Group, Prompt
+
+
+class VllmEngine:
+    """An engine that samples from one vLLM server, which serves the model being trained.
+
+    Args:
+        sync_dir: folder that trainer and server see under the same path.
+        num_requests: prompts in flight at once.
+        max_gap: largest gap in nats that the probe accepts.
+        served: the server's state, where other engines use it too.
+        run_on_main: runs the sync of weights in one of the processes that sample together, each its own prompts.
+
+    **Limits**: the tokens' log-probabilities are the trainer's within ``max_gap``, or sampling raises ``ParityError``.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        limits: DecodeLimits,
+        server: Server,
+        sync_dir: Path,
+        num_requests: int,
+        max_gap: float,
+        served: ServedWeights | None = None,
+        run_on_main: RunOnMain = run_here,
+    ) -> None:
+        self.loaded = loaded
+        self.builder = CompletionBuilder(loaded, limits)
+        self.client = CompletionClient(server, loaded, limits, self.builder)
+        self.weights = WeightSync(self.client, sync_dir, max_gap, served or ServedWeights(), run_on_main)
+        self.num_requests = num_requests
+        self.counts = RolloutCounts()
+        self.way = f"the rollout server at {server.url}"
+
+    def sample(self, request: SampleRequest) -> list[Group]:
+        """Sample a group for every prompt; see ``Engine.sample``.
+
+        Raises:
+            ServerError: the server cannot be used, or its answer cannot be right.
+            ParityError: its log-probabilities are not those of the trainer's weights.
+        """
+        partials = self.builder.begin(request.prompts, request.group_size, request.seed)
+        collector = GroupCollector(self.builder, request, partials)
+        served = self.weights.served
+
+        def complete(prompt: Prompt, group: Sequence[PartialCompletion]) -> None:
+            self.client.complete(served.name, prompt, group, request.settings)
+
+        with served.turn:
+            self.weights.sync_weights(request.prompts[:NUM_PROBES], request.settings)
+            with ThreadPoolExecutor(self.num_requests) as pool:
+                for _ in pool.map(complete, request.prompts, partials):
+                    collector.collect()
+        for prompt, group in zip(request.prompts, partials, strict=True):
+            self._count(prompt, group)
+        return collector.groups()
+
+    def take_counts(self) -> RolloutCounts:
+        """See ``Engine.take_counts``; the least that the server had to compute, from token counts."""
+        counts, self.counts = self.counts, RolloutCounts()
+        return counts
+
+    def clone_for(self, loaded: LoadedModel) -> VllmEngine:
+        """See ``Engine.clone_for``; the server is the same."""
+        sync = self.weights
+        return VllmEngine(
+            loaded,
+            self.client.limits,
+            replace(self.client.server),  # connections of its own
+            sync.sync_dir,
+            self.num_requests,
+            sync.max_gap,
+            served=sync.served,
+            run_on_main=sync.run_on_main,
+        )
+
+    def stop(self) -> None:
+        """See ``Engine.stop``; requests are cancelled, and vLLM ends a request whose connection closes."""
+        self.client.server.abort()
+
+    def _count(self, prompt: Prompt, partials: Sequence[PartialCompletion]) -> None:
+        length = len(prompt.context_ids)
+        self.counts.prefills += 1
+        self.counts.prompt_tokens += length
+        self.counts.prompt_attended += length * (length + 1) // 2
+        for partial in partials:
+            fed = len(partial.token_ids) - 1  # the last token is sampled and never fed back
+            self.counts.decode_steps = max(self.counts.decode_steps, fed)
+            self.counts.decoded_rows += fed
+            self.counts.decoded_attended += fed * length + fed * (fed + 1) // 2
