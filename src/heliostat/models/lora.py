@@ -32,7 +32,7 @@ NAME = "default"
 """What PEFT calls an adapter that has no name."""
 
 STIR = 0.3
-"""Size of a stirred adapter's change, as a share of its weight's."""
+"""Size of a perturbed adapter's change, as a share of its weight's."""
 
 
 def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> None:
@@ -170,7 +170,7 @@ def save_adapter(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
 
 
 @contextmanager
-def stirred(model: nn.Module, seed: int) -> Iterator[None]:
+def perturbed_adapters(model: nn.Module, seed: int) -> Iterator[None]:
     """Inside, every adapter changes what the model computes; afterwards each number is the one it was, bit for bit.
 
     A fresh adapter changes nothing, so losing it would not show. Of the two factors the one that is 0 is filled with

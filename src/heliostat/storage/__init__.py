@@ -6,7 +6,7 @@ from heliostat.storage.folders import FolderDraft, new_folder, publishing, recov
 from heliostat.storage.manifest import MANIFEST, changed_files, check_folder, read_manifest, write_manifest
 from heliostat.storage.rows import (
     Extent,
-    Rows,
+    JsonRows,
     append_rows,
     extent_of,
     keep_rows,
@@ -21,7 +21,7 @@ __all__ = [
     "Damaged",
     "Extent",
     "FolderDraft",
-    "Rows",
+    "JsonRows",
     "StorageError",
     "append_rows",
     "changed_files",

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Rows:
+class JsonRows:
     """What a file holds.
 
     Attributes:
@@ -56,9 +56,9 @@ class Extent:
         return cls(values["bytes"], values["sha256"])
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path) -> JsonRows:
     """Every row that can be read; a file that is missing has none."""
-    found = Rows()
+    found = JsonRows()
     for number, (line, row) in enumerate(_lines(path), start=1):
         if row is not None:
             found.rows.append(row)

@@ -1,7 +1,7 @@
 """From a ``[[task]]`` section of a recipe to a ``Task``: every setting is checked first, then problems are made.
 
 Left out: reasoning-gym (``sources.reasoning_gym``) and data files (``sources.data_files``) themselves; each registers
-one ``Source`` here.
+one ``TaskSource`` here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from heliostat.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TaskSource:
     """Where problems come from: the keys it understands, how it makes a task of them, and how it presents one."""
 
     settings: type[Any]
@@ -26,9 +26,9 @@ class Source:
     show: Callable[[str], str]
 
 
-SOURCES: dict[str, Source] = {
-    "reasoning-gym": Source(GymSettings, load_gym, show_gym_task),
-    "file": Source(FileSettings, load_file, show_file_task),
+SOURCES: dict[str, TaskSource] = {
+    "reasoning-gym": TaskSource(GymSettings, load_gym, show_gym_task),
+    "file": TaskSource(FileSettings, load_file, show_file_task),
 }
 
 

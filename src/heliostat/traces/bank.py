@@ -24,7 +24,7 @@ from typing import Any, Self
 from heliostat.traces.blobs import digest, pack_floats, pack_ids, unpack_floats, unpack_ids
 from heliostat.traces.database import BUSY_S, BankError, Database
 from heliostat.traces.findings import Findings
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.traces.schema import ADD_CHECKSUM, SELECT_TRACES
 from heliostat.types import StopReason
 
@@ -73,7 +73,7 @@ class Bank:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._db = Database(self.path, BUSY_S)
         self._contexts: dict[tuple[object, ...], tuple[int, int]] = {}
-        self._sources: dict[Source, int] = {}
+        self._sources: dict[TraceSource, int] = {}
 
     @classmethod
     def open(cls, path: Path | str, create: bool = True) -> Bank:
@@ -152,7 +152,7 @@ class Bank:
             self._contexts[key] = (self._shared("contexts", "digest", name, row), problem)
         return self._contexts[key]
 
-    def _source(self, source: Source) -> int:
+    def _source(self, source: TraceSource) -> int:
         if source not in self._sources:
             name = digest(*astuple(source))
             values = [int(value) if isinstance(value, bool) else value for value in astuple(source)]
@@ -199,7 +199,7 @@ class Bank:
         return found
 
     def _whole(
-        self, rows: Iterable[tuple[Any, ...]], sources: Mapping[int, Source], findings: Findings | None
+        self, rows: Iterable[tuple[Any, ...]], sources: Mapping[int, TraceSource], findings: Findings | None
     ) -> Iterator[Trace]:
         for row in rows:
             try:
@@ -240,7 +240,7 @@ class Bank:
         """
         return self._whole(self.rows(), self.sources(), None)
 
-    def sources(self) -> Mapping[int, Source]:
+    def sources(self) -> Mapping[int, TraceSource]:
         """Everyone who wrote, by the number that traces refer to; looked up when asked for."""
         return _Sources(self)
 
@@ -270,14 +270,14 @@ class Bank:
         return self._db.query(sql, values)
 
 
-class _Sources(dict[int, Source]):
+class _Sources(dict[int, TraceSource]):
     """Rows of the table of sources, each read when it is first asked for."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__()
         self._bank = bank
 
-    def __missing__(self, key: int) -> Source:
+    def __missing__(self, key: int) -> TraceSource:
         rows = self._bank.query("SELECT * FROM sources WHERE id = ?", (key,))
         if not rows:
             raise ValueError(f"its source, number {key}, is missing")
@@ -288,13 +288,13 @@ class _Sources(dict[int, Source]):
         return source
 
 
-def _to_source(values: Sequence[Any]) -> Source:
+def _to_source(values: Sequence[Any]) -> TraceSource:
     tokenizer, policy, run, step, temperature, max_new_tokens, verifier, reencoded = values
     temperature = float("nan") if temperature is None else temperature
-    return Source(tokenizer, policy, run, step, temperature, max_new_tokens, verifier, bool(reencoded))
+    return TraceSource(tokenizer, policy, run, step, temperature, max_new_tokens, verifier, bool(reencoded))
 
 
-def to_trace(row: Sequence[Any], sources: Mapping[int, Source]) -> Trace:
+def to_trace(row: Sequence[Any], sources: Mapping[int, TraceSource]) -> Trace:
     """A stored row as a trace.
 
     Raises:
@@ -334,7 +334,7 @@ def checksum(name: bytes, trace: Trace) -> bytes:
     )
 
 
-def _unpacked(row: Sequence[Any], source: Source) -> Trace:
+def _unpacked(row: Sequence[Any], source: TraceSource) -> Trace:
     problem_id, task, _, prompt, prefix, cut, completion, logp, text, reward, success, stop, seed, flops = row[2:16]
     return Trace(
         problem_id=problem_id,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.types import StopReason
 
 REQUIRED = ("problem_id", "prompt_ids", "completion_ids", "reward", "tokenizer")
@@ -55,7 +55,7 @@ def from_columns(row: Mapping[str, Any]) -> Trace:
     if missing := [name for name in REQUIRED if name not in present]:
         raise ValueError(f"column '{missing[0]}' is missing")
     values = {name: CHECKS[name](name, value) for name, value in present.items() if name in CHECKS}
-    source = Source(
+    source = TraceSource(
         tokenizer=values.pop("tokenizer"),
         policy=values.pop("policy", ""),
         run=values.pop("policy_run", ""),

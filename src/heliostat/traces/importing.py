@@ -22,10 +22,10 @@ from heliostat.models import LoadedModel, encode_solution
 from heliostat.traces.bank import Appended, Bank
 from heliostat.traces.columns import from_columns
 from heliostat.traces.dialects import TextRow, is_own, read_text_row
-from heliostat.traces.files import Row
+from heliostat.traces.files import TraceRow
 from heliostat.traces.findings import Findings
 from heliostat.traces.fingerprint import tokenizer_fingerprint
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class Problems:
         return self._prompts[problem.problem_id]
 
 
-def import_rows(bank: Bank, rows: Iterable[Row], report: ImportReport, problems: Problems | None = None) -> None:
+def import_rows(bank: Bank, rows: Iterable[TraceRow], report: ImportReport, problems: Problems | None = None) -> None:
     """Store what the rows hold; ``report`` is filled as they pass."""
     for part in _parts(_traces(rows, report, problems)):
         claimed = [claim for _, claim in part]
@@ -111,7 +111,7 @@ def import_rows(bank: Bank, rows: Iterable[Row], report: ImportReport, problems:
 
 
 def _traces(
-    rows: Iterable[Row], report: ImportReport, problems: Problems | None
+    rows: Iterable[TraceRow], report: ImportReport, problems: Problems | None
 ) -> Iterator[tuple[Trace, float | None]]:
     """Each usable row as a trace that is still to be judged, and the reward that the file claims for it."""
     for place, columns in rows:
@@ -144,7 +144,7 @@ def _own(trace: Trace, problems: Problems) -> Trace:
 def _from_text(row: TextRow, problems: Problems) -> Trace:
     problem = problems.find(row.problem_id, row.question)
     prompt = problems.prompt(problem)
-    source = Source(problems.tokenizer, run=row.run, step=row.step, temperature=float("nan"), reencoded=True)
+    source = TraceSource(problems.tokenizer, run=row.run, step=row.step, temperature=float("nan"), reencoded=True)
     return Trace(
         problem_id=problem.problem_id,
         task=problem.task,

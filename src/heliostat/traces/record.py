@@ -16,7 +16,7 @@ from heliostat.types import FloatArray, StopReason
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TraceSource:
     """Who sampled a trace, and how.
 
     Attributes:
@@ -67,7 +67,7 @@ class Trace:
     completion_ids: tuple[int, ...]
     reward: float
     success: bool
-    source: Source
+    source: TraceSource
     text: str = ""
     prefix_ids: tuple[int, ...] = ()
     cut: str = ""

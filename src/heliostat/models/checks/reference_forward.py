@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from heliostat.models.architecture_probes import num_embedded_ids, probing
 from heliostat.models.loaded_model import LoadedModel
 
-MEMO = "yardstick"
+MEMO = "tolerance"
 """Under this name a loaded model remembers how it is compared; its twins and its sharded form share it."""
 
 LENGTHS = (9, 2, 14)
@@ -57,7 +57,7 @@ NO_WINDOWS, BLOCKS = ("layers", "pattern"), {"index_topk_blocks": "index_block_s
 
 
 @dataclass(frozen=True, slots=True)
-class Yardstick:
+class Tolerance:
     """How differences of log-probabilities are judged for one model.
 
     Attributes:
@@ -129,7 +129,7 @@ def _ordinary_ids(loaded: LoadedModel, num: int) -> list[int]:
 
 
 @torch.no_grad()
-def true_log_probs(
+def reference_log_probs(
     loaded: LoadedModel, context: Sequence[int], tokens: Sequence[int], temperature: float
 ) -> Float[Tensor, " token"]:
     """Log-probabilities of ``tokens`` behind ``context`` by the model's own forward of that one text."""
@@ -139,20 +139,20 @@ def true_log_probs(
     return logp.gather(1, ids[0, len(context) :, None]).squeeze(1).cpu()
 
 
-def yardstick(loaded: LoadedModel) -> Yardstick:
+def measure_tolerance(loaded: LoadedModel) -> Tolerance:
     """Measure a model as it is and, where it hardly notices the order of its tokens, with larger matrices.
 
-    Asked again, remember: a yardstick depends on what a model computes, and hardly on where training moves its weights.
+    Asked again, remember: a tolerance depends on what a model computes, and hardly on where training moves its weights.
     """
     if MEMO not in loaded.memo:
-        loaded.memo[MEMO] = _best_yardstick(loaded)
+        loaded.memo[MEMO] = _best_tolerance(loaded)
     found = loaded.memo[MEMO]
-    assert isinstance(found, Yardstick)
+    assert isinstance(found, Tolerance)
     return found
 
 
-def _best_yardstick(loaded: LoadedModel) -> Yardstick:
-    best: tuple[float, Yardstick] | None = None
+def _best_tolerance(loaded: LoadedModel) -> Tolerance:
+    best: tuple[float, Tolerance] | None = None
     for gain in GAINS:
         with comparing(loaded, gain):
             found = _measured(loaded, gain)
@@ -164,8 +164,8 @@ def _best_yardstick(loaded: LoadedModel) -> Yardstick:
     return best[1]
 
 
-def _measured(loaded: LoadedModel, gain: float) -> tuple[float, Yardstick]:
-    """How many times the bound a model's answer moves when two early tokens change places; and its yardstick."""
+def _measured(loaded: LoadedModel, gain: float) -> tuple[float, Tolerance]:
+    """How many times the bound a model's answer moves when two early tokens change places; and its tolerance."""
 
     def logits(ids: Tensor) -> Tensor:
         found: Tensor = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
@@ -185,7 +185,7 @@ def _measured(loaded: LoadedModel, gain: float) -> tuple[float, Yardstick]:
     order = torch.arange(len(text))
     order[: len(text) // 2] = order[: len(text) // 2].flip(0)
     moved = float((logits(ids[:, order])[-1] - whole[-1]).abs().max()) / spread
-    return moved / bound, Yardstick(spread, bound, gain)
+    return moved / bound, Tolerance(spread, bound, gain)
 
 
 @contextmanager
@@ -240,7 +240,7 @@ def _spare_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def what_failed(error: Exception) -> str:
+def short_error(error: Exception) -> str:
     """An error of other people's code in a few words."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}".rstrip(": .")

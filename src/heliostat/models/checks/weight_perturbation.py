@@ -23,7 +23,7 @@ SMALL_BITS, FOR_ZERO, MAX_ENTRIES = 4, 2.0**-8, 2**24
 
 
 @contextmanager
-def shaken(weights: Iterable[Tensor], seed: int) -> Iterator[None]:
+def perturbed_weights(weights: Iterable[Tensor], seed: int) -> Iterator[None]:
     """Inside, about half of the entries of every weight are other numbers; afterwards each is what it was.
 
     One bit of the mantissa is turned over, and 0 changes places with ``FOR_ZERO``: doing it twice undoes it.

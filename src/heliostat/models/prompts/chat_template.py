@@ -6,7 +6,7 @@ model in use tells its own.
 
     {%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}{{ '' }} + the template
 
-Left out: rendering (``chat_messages``).
+Left out: rendering (``chat_rendering``).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Only the tokenizer's special tokens are control tokens. Other added tokens, like Qwen's ``<think>``, are words that data
 may use. Text without any is tokenised as ever, in one piece.
 
-Left out: where text comes from (``encoding``, ``chat_messages``).
+Left out: where text comes from (``encoding``, ``chat_rendering``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from heliostat.models.loaded_model import LoadedModel
-from heliostat.models.prompts.chat_messages import encode_chat, render
+from heliostat.models.prompts.chat_rendering import encode_chat, render
 from heliostat.models.prompts.control_tokens import encode_marked, free_mark, marked
 from heliostat.models.prompts.encoding import chat_messages, encode_problem, encode_solution
 from heliostat.types import Message, Problem, Prompt

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from heliostat.config import ConfigError
 from heliostat.models.loaded_model import LoadedModel
-from heliostat.models.prompts.chat_messages import encode_chat
+from heliostat.models.prompts.chat_rendering import encode_chat
 from heliostat.models.prompts.control_tokens import encode_typed, has_typed
 from heliostat.types import Problem, Prompt
 

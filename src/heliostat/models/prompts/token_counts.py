@@ -16,7 +16,7 @@ from functools import cache
 from typing import Literal
 
 from heliostat.models.loaded_model import LoadedModel
-from heliostat.models.prompts.chat_messages import render
+from heliostat.models.prompts.chat_rendering import render
 from heliostat.models.prompts.control_tokens import has_typed
 from heliostat.models.prompts.encoding import chat_messages, encode_problem, encode_solution
 from heliostat.types import Problem, Prompt

@@ -23,14 +23,14 @@ _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DataRow:
     """One row, and where it stands: ``problems.jsonl, line 7``."""
 
     place: str
     columns: dict[str, Any]
 
 
-def jsonl_rows(file: Path) -> Iterator[Row]:
+def jsonl_rows(file: Path) -> Iterator[DataRow]:
     """Rows of a JSONL file; lines end with a newline character and with nothing else.
 
     Raises:
@@ -40,7 +40,7 @@ def jsonl_rows(file: Path) -> Iterator[Row]:
         yield from lines_of(lines, file.name)
 
 
-def lines_of(lines: BinaryIO, name: str) -> Iterator[Row]:
+def lines_of(lines: BinaryIO, name: str) -> Iterator[DataRow]:
     """Rows of an open JSONL file called ``name``; see ``jsonl_rows``."""
     number, start = 0, b""
     while line := lines.readline(MAX_ROW + 1):
@@ -50,7 +50,7 @@ def lines_of(lines: BinaryIO, name: str) -> Iterator[Row]:
         if len(line) > MAX_ROW:
             raise ValueError(f"{place}: longer than {MAX_ROW >> 20} MiB")
         if line.strip():
-            yield Row(place, _object(line.removeprefix(_BOM) if number == 1 else line, place, start))
+            yield DataRow(place, _object(line.removeprefix(_BOM) if number == 1 else line, place, start))
 
 
 def _object(line: bytes, place: str, start: bytes) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _constant(name: str) -> None:
         raise ValueError(f"{name} is no number")
 
 
-def parquet_rows(file: Path) -> Iterator[Row]:
+def parquet_rows(file: Path) -> Iterator[DataRow]:
     """Rows of a Parquet file, its checksums checked where it has them.
 
     Raises:
@@ -128,7 +128,7 @@ def parquet_rows(file: Path) -> Iterator[Row]:
                 _check_size(file, batch.nbytes, _BATCH * MAX_ROW)
                 for columns in batch.to_pylist():
                     number += 1
-                    yield Row(f"{file.name}, row {number}", columns)
+                    yield DataRow(f"{file.name}, row {number}", columns)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file.name} is not a readable Parquet file: after row {number}: {reason:.200}") from None

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from heliostat.config import nearest
-from heliostat.tasks.data.bounded_reader import Row
+from heliostat.tasks.data.bounded_reader import DataRow
 from heliostat.types import Message
 
 ROLES = ("system", "user", "assistant", "developer", "tool")
@@ -58,7 +58,7 @@ def has_column(columns: Mapping[str, Any], name: str) -> bool:
     return _find(columns, name) is not None
 
 
-def cell(row: Row, name: str) -> Any:
+def cell(row: DataRow, name: str) -> Any:
     """What stands in the column of a name, or at the end of a path like ``extra_info.answer``.
 
     Raises:
@@ -86,7 +86,7 @@ def _paths(columns: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}.{inner}" for inner in value)
 
 
-def question(row: Row, column: str) -> str | tuple[Message, ...]:
+def question(row: DataRow, column: str) -> str | tuple[Message, ...]:
     """A prompt: text, or the messages of a chat, whoever speaks last.
 
     Raises:
@@ -105,7 +105,7 @@ def question(row: Row, column: str) -> str | tuple[Message, ...]:
     )
 
 
-def messages(row: Row, column: str) -> tuple[Message, ...]:
+def messages(row: DataRow, column: str) -> tuple[Message, ...]:
     """The messages of a chat, in the form that templates read.
 
     Raises:
@@ -116,7 +116,7 @@ def messages(row: Row, column: str) -> tuple[Message, ...]:
     return tuple(_message(item, row, column) for item in value)
 
 
-def text(row: Row, column: str, whole: bool = False) -> str:
+def text(row: DataRow, column: str, whole: bool = False) -> str:
     """A text or number as text; of chat messages, what the assistant says last.
 
     Args:
@@ -141,7 +141,7 @@ def text(row: Row, column: str, whole: bool = False) -> str:
     )
 
 
-def are_whole_floats(rows: Iterable[Row], column: str) -> bool:
+def are_whole_floats(rows: Iterable[DataRow], column: str) -> bool:
     """Whether a column's numbers are all whole and some are floats: whole numbers that a gap turned into floats."""
     found = [_find(row.columns, column) for row in rows]
     values = [value[0] for value in found if value is not None and value[0] is not None]
@@ -149,7 +149,7 @@ def are_whole_floats(rows: Iterable[Row], column: str) -> bool:
     return whole and any(isinstance(value, float) for value in values)
 
 
-def turns(row: Row, column: str) -> tuple[Message, ...]:
+def turns(row: DataRow, column: str) -> tuple[Message, ...]:
     """A worked conversation in a column, to its last assistant turn; empty where the column holds no chat.
 
     Raises:
@@ -161,7 +161,7 @@ def turns(row: Row, column: str) -> tuple[Message, ...]:
     return _to_last_answer(messages(row, column), row, column)
 
 
-def conversation(row: Row, column: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+def conversation(row: DataRow, column: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """A whole conversation, cut before its first assistant turn.
 
     Raises:
@@ -174,7 +174,7 @@ def conversation(row: Row, column: str) -> tuple[tuple[Message, ...], tuple[Mess
     return said[:start], said[start:]
 
 
-def _to_last_answer(said: tuple[Message, ...], row: Row, column: str) -> tuple[Message, ...]:
+def _to_last_answer(said: tuple[Message, ...], row: DataRow, column: str) -> tuple[Message, ...]:
     answers = [number for number, message in enumerate(said) if message["role"] == "assistant"]
     if not answers:
         raise ValueError(f"{row.place}: '{column}' has no assistant's turn to learn from")
@@ -203,7 +203,7 @@ def _decoded(value: Any) -> Any:
         return value
 
 
-def _message(item: Any, row: Row, column: str) -> Message:
+def _message(item: Any, row: DataRow, column: str) -> Message:
     turn = _from_sharegpt(item) if isinstance(item, Mapping) else {}
     if "content" in turn:
         turn["content"] = _joined_parts(turn["content"])

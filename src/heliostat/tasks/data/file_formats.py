@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from heliostat.config import ConfigError
-from heliostat.tasks.data.bounded_reader import MAX_TABLE, Row, decode_text, lines_of, parquet_rows, parse_json
+from heliostat.tasks.data.bounded_reader import MAX_TABLE, DataRow, decode_text, lines_of, parquet_rows, parse_json
 
 _SPLITS = {
     "train": {"train", "training"},
@@ -36,7 +36,7 @@ def data_files(folder: Path) -> list[Path]:
     return [] if described or any(path.is_dir() for path in files) else known
 
 
-def files_rows(files: Sequence[Path], split: str, place: str) -> Iterator[Row]:
+def files_rows(files: Sequence[Path], split: str, place: str) -> Iterator[DataRow]:
     """Rows of those files that belong to a split; of files that name none, all are ``train``.
 
     Raises:
@@ -66,7 +66,7 @@ def _split_of(file: Path) -> str:
     return next((split for split, known in _SPLITS.items() if words & known), "")
 
 
-def _kind(file: Path) -> Callable[[Path], Iterator[Row]] | None:
+def _kind(file: Path) -> Callable[[Path], Iterator[DataRow]] | None:
     return _KINDS.get(Path(file.name.removesuffix(".gz")).suffix.lower())
 
 
@@ -74,12 +74,12 @@ def _open(file: Path) -> BinaryIO:
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
 
 
-def _lines(file: Path) -> Iterator[Row]:
+def _lines(file: Path) -> Iterator[DataRow]:
     with _open(file) as lines:
         yield from _unpacked(file, lines_of(lines, file.name))
 
 
-def _unpacked(file: Path, rows: Iterator[Row]) -> Iterator[Row]:
+def _unpacked(file: Path, rows: Iterator[DataRow]) -> Iterator[DataRow]:
     try:
         yield from rows
     except (EOFError, gzip.BadGzipFile) as error:
@@ -99,7 +99,7 @@ def _content(file: Path) -> str:
     return content.decode("utf-8").removeprefix("\ufeff")
 
 
-def _json(file: Path) -> Iterator[Row]:
+def _json(file: Path) -> Iterator[DataRow]:
     """Rows of a file that is one JSON array of objects, or JSONL under another name."""
     text = _content(file)
     if text.lstrip().startswith("["):
@@ -107,7 +107,7 @@ def _json(file: Path) -> Iterator[Row]:
             if not isinstance(columns, dict):
                 kind = type(columns).__name__
                 raise ValueError(f"{file.name}, row {number}: expected a JSON object with columns, got {kind}")
-            yield Row(f"{file.name}, row {number}", columns)
+            yield DataRow(f"{file.name}, row {number}", columns)
         return
     try:
         whole: Any = json.loads(text)
@@ -121,8 +121,8 @@ def _json(file: Path) -> Iterator[Row]:
     yield from lines_of(io.BytesIO(text.encode()), file.name)
 
 
-def _table(separator: str) -> Callable[[Path], Iterator[Row]]:
-    def rows(file: Path) -> Iterator[Row]:
+def _table(separator: str) -> Callable[[Path], Iterator[DataRow]]:
+    def rows(file: Path) -> Iterator[DataRow]:
         reader = csv.reader(io.StringIO(_content(file), newline=""), delimiter=separator, strict=True)
         try:
             header = next(reader, [])
@@ -132,14 +132,14 @@ def _table(separator: str) -> Callable[[Path], Iterator[Row]]:
                 place = f"{file.name}, row {number}"
                 if len(cells) != len(header):
                     raise ValueError(f"{place}: {len(cells)} cells under {len(header)} columns")
-                yield Row(place, {name: cell or None for name, cell in zip(header, cells, strict=True)})
+                yield DataRow(place, {name: cell or None for name, cell in zip(header, cells, strict=True)})
         except csv.Error as error:
             raise ValueError(f"{file.name}, line {reader.line_num}: {error}") from None
 
     return rows
 
 
-_KINDS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_KINDS: dict[str, Callable[[Path], Iterator[DataRow]]] = {
     ".jsonl": _lines,
     ".ndjson": _lines,
     ".json": _json,

@@ -1,6 +1,6 @@
 """Functions and rows that a program hands to a run as they are, under names that a recipe can hold.
 
-    with giving() as given:
+    with registering() as given:
         name = given.function(f)        "given:f", for task.verifiers
         path = given.rows(rows)         "given:5f3c…", for task.path
 
@@ -31,7 +31,7 @@ PREFIX = "given:"
 
 
 @dataclass(slots=True)
-class Given:
+class Registry:
     """What one call of the Python API was given."""
 
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
@@ -64,13 +64,13 @@ class Given:
         return PREFIX + name
 
 
-_given: ContextVar[Given | None] = ContextVar("given", default=None)
+_given: ContextVar[Registry | None] = ContextVar("given", default=None)
 
 
 @contextmanager
-def giving() -> Iterator[Given]:
+def registering() -> Iterator[Registry]:
     """Make what is given inside findable inside."""
-    given = Given()
+    given = Registry()
     token = _given.set(given)
     try:
         yield given
@@ -117,8 +117,8 @@ SOURCE_KEYS = {"name", "label", "path", "heldout_path", "split", "heldout_split"
 """What a recipe says of its own data, and other data takes the place of."""
 
 
-def with_given(
-    recipe: Recipe, given: Given, data: object, rewards: Sequence[Any], heldout: object = None
+def with_registered(
+    recipe: Recipe, given: Registry, data: object, rewards: Sequence[Any], heldout: object = None
 ) -> dict[str, Any]:
     """The recipe's tables with rows in place of its tasks, and functions in place of its verifiers.
 
@@ -142,7 +142,7 @@ def with_given(
     return tables
 
 
-def named(given: Given, settings: Any) -> Any:
+def named(given: Registry, settings: Any) -> Any:
     """Settings with names in place of the functions in them."""
     if isinstance(settings, Mapping):
         return {key: named(given, value) for key, value in settings.items()}
@@ -151,7 +151,7 @@ def named(given: Given, settings: Any) -> Any:
     return given.function(settings) if callable(settings) else settings
 
 
-def _task_of(given: Given, data: object, heldout: object) -> tuple[dict[str, Any], dict[str, Any]]:
+def _task_of(given: Registry, data: object, heldout: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """The table of a task, and the columns of the first row."""
     path = given.rows(data)
     rows = given.tables[path.removeprefix(PREFIX)]
@@ -172,7 +172,7 @@ def shares(num: int) -> dict[str, Any]:
     return {"num_train": max(1, num - num_heldout), "num_heldout": num_heldout}
 
 
-def _table(given: Given, reward: object) -> dict[str, Any]:
+def _table(given: Registry, reward: object) -> dict[str, Any]:
     """The verifier table of a function, of a name, or of a table with either; functions see whole completions."""
     table = dict(reward) if isinstance(reward, Mapping) else {"name": reward}
     if callable(table.get("name")):

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError
-from heliostat.tasks.data.bounded_reader import Row, check_values, jsonl_rows, parquet_rows
+from heliostat.tasks.data.bounded_reader import DataRow, check_values, jsonl_rows, parquet_rows
 from heliostat.tasks.data.columns import plain_row
 from heliostat.tasks.data.file_formats import data_files, files_rows
 from heliostat.tasks.data.in_memory import PREFIX, find_rows, without_format
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["DataRow", "read_rows"]
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
+def read_rows(path: str, split: str, subset: str) -> Iterator[DataRow]:
     """Rows of a ``.jsonl`` or ``.parquet`` file, a folder of files, a saved data set, or one on the hub, in order.
 
     Values are plain Python, and NaN is ``None``.
@@ -37,15 +37,15 @@ def read_rows(path: str, split: str, subset: str) -> Iterator[Row]:
     return _checked(_raw_rows(path, split, subset))
 
 
-def _checked(rows: Iterator[Row]) -> Iterator[Row]:
+def _checked(rows: Iterator[DataRow]) -> Iterator[DataRow]:
     for row in rows:
         check_values(row.place, row.columns)
-        yield Row(row.place, plain_row(row.columns))
+        yield DataRow(row.place, plain_row(row.columns))
 
 
-def _raw_rows(path: str, split: str, subset: str) -> Iterator[Row]:
+def _raw_rows(path: str, split: str, subset: str) -> Iterator[DataRow]:
     if path.startswith(PREFIX):
-        return (Row(f"data, row {number}", row) for number, row in enumerate(find_rows(path), start=1))
+        return (DataRow(f"data, row {number}", row) for number, row in enumerate(find_rows(path), start=1))
     file = Path(path).expanduser()
     if file.is_dir():
         files = [] if _is_saved(file) else data_files(file)
@@ -69,12 +69,12 @@ def _raw_rows(path: str, split: str, subset: str) -> Iterator[Row]:
     return _dataset_rows(path, lambda: _load_hub(path, subset, split))
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {".jsonl": jsonl_rows, ".parquet": parquet_rows}
+READERS: dict[str, Callable[[Path], Iterator[DataRow]]] = {".jsonl": jsonl_rows, ".parquet": parquet_rows}
 
 
-def _dataset_rows(path: str, load: Callable[[], Any]) -> Iterator[Row]:
+def _dataset_rows(path: str, load: Callable[[], Any]) -> Iterator[DataRow]:
     for number, columns in enumerate(without_format(load()), start=1):
-        yield Row(f"{path}, row {number}", dict(columns))
+        yield DataRow(f"{path}, row {number}", dict(columns))
 
 
 def _load_folder(folder: Path, split: str) -> Any:

@@ -47,7 +47,7 @@ class FindingKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """One thing to know before training, as a sentence."""
 
     kind: FindingKind
@@ -93,7 +93,7 @@ class AuditReport:
     task: str
     num_problems: int
     probes: tuple[ProbeResult, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     refused: tuple[Refusal, ...] = ()
     num_bare: int = 0
     num_left: int = 0
@@ -283,7 +283,7 @@ def _result(task: Task, name: str, verdicts: Sequence[Verdict]) -> ProbeResult:
 
 def _findings(
     task: Task, oracle: ProbeResult, refused: Sequence[Refusal], junk: Sequence[ProbeResult]
-) -> Iterable[Finding]:
+) -> Iterable[AuditFinding]:
     for kind, prefix, share, least in (
         (FindingKind.FIXED_TEXT, "fixed", _GUESSABLE, 2),
         (FindingKind.CONTAINMENT, "contains", 0.0, 1),
@@ -294,26 +294,30 @@ def _findings(
         paid.sort(key=lambda probe: -probe.success)
         if paid:
             others = f", and {len(paid) - 1} more of the kind succeed too" if paid[1:] else ""
-            yield Finding(kind, f"[{paid[0].name}] succeeds on {paid[0].success:.0%} of problems{others}")
+            yield AuditFinding(kind, f"[{paid[0].name}] succeeds on {paid[0].success:.0%} of problems{others}")
     best = max(junk, key=lambda probe: probe.credit, default=None)
     if best is not None and best.credit >= _PARTIAL * sum(weighted.weight for weighted in task.verifiers):
         kind = FindingKind.PARTIAL_CREDIT if task.shaped else FindingKind.RAW_CREDIT
         consequence = "and shaped = true pays it" if task.shaped else "which this task's reward ignores"
-        yield Finding(kind, f"[{best.name}] gets a score of up to {best.credit:.2f} without success, {consequence}")
+        yield AuditFinding(
+            kind, f"[{best.name}] gets a score of up to {best.credit:.2f} without success, {consequence}"
+        )
     if oracle.num_problems == 0:
-        yield Finding(FindingKind.NO_ORACLE, "the problems have no oracle answers, so right ones were not tried")
+        yield AuditFinding(FindingKind.NO_ORACLE, "the problems have no oracle answers, so right ones were not tried")
     elif refused:
-        yield Finding(
+        yield AuditFinding(
             FindingKind.ORACLE_REFUSED,
             f"{len(refused)} of {oracle.num_problems} oracle answers do not succeed: {refused[0].format()}",
         )
     rewards = {probe.reward for probe in (oracle, *junk) if probe.num_problems}
     if task.shaped and len(rewards) == 1 and not (oracle.success or refused):
-        yield Finding(FindingKind.CONSTANT, f"every text that was tried gets {rewards.pop():g}: nothing can be learned")
+        yield AuditFinding(
+            FindingKind.CONSTANT, f"every text that was tried gets {rewards.pop():g}: nothing can be learned"
+        )
     failed = [probe for probe in junk if probe.num_failures]
     if failed:
         count = sum(probe.num_failures for probe in failed)
-        yield Finding(
+        yield AuditFinding(
             FindingKind.VERIFIER_FAILED,
             f"{count} times, first on [{failed[0].name}]" + _because(failed[0].first_failure),
         )

@@ -18,9 +18,9 @@ from heliostat.printed import visible
 _PIECE = 1 << 16
 
 
-def forward(descriptor: int) -> threading.Thread:
+def forward_output(descriptor: int) -> threading.Thread:
     """Show what comes from a pipe until its last writer has gone; takes ``descriptor`` over."""
-    thread = threading.Thread(target=_forward, args=(descriptor,), name="what a child says", daemon=True)
+    thread = threading.Thread(target=_forward, args=(descriptor,), name="child-output", daemon=True)
     thread.start()
     return thread
 

@@ -21,7 +21,7 @@ _LONG = 0x7FFFFFFF  # from here on ``Connection`` writes -1 and the length in ei
 _PIECE = 1 << 16
 
 
-class Wire:
+class BoundedConnection:
     """One end of a connection, read and written without ever waiting beyond a deadline.
 
     Args:

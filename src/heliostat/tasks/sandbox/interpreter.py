@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from heliostat.tasks.sandbox.child_output import forward
+from heliostat.tasks.sandbox.child_output import forward_output
 from heliostat.tasks.sandbox.nested_runs import INSIDE
-from heliostat.tasks.sandbox.process_tree import SUPERVISED, end_kin
+from heliostat.tasks.sandbox.process_tree import SUPERVISED, kill_descendants
 
 _BOOT = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); fds = [*map(int, sys.argv[3:])]; "
@@ -51,18 +51,18 @@ class Child:
     Attributes:
         process: the interpreter's supervisor, or itself where the system has none; ends as the interpreter ends.
         mark: stands in the environment of the interpreter and of whatever it starts, and of nothing else.
-        speech: shows what it prints until all of that is shown.
+        output_thread: forwards the interpreter's output until its last writer has gone.
     """
 
     process: subprocess.Popen[bytes]
     connection: Connection
     mark: str
-    speech: threading.Thread
+    output_thread: threading.Thread
 
     def interrupt(self) -> None:
         """Send the kill to it and to all it started; does not wait, so any thread may call it."""
         if self.process.returncode is None:  # not waited for yet, so the numbers cannot mean other processes
-            end_kin(self.process.pid, self.mark)
+            kill_descendants(self.process.pid, self.mark)
             if not SUPERVISED:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
@@ -77,9 +77,10 @@ class Child:
                 self.process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_TICK_S)
-        while end_kin(-1, self.mark) and time.monotonic() < patience:  # left by a supervisor that was killed itself
+        # A supervisor that was killed itself may have left processes.
+        while kill_descendants(-1, self.mark) and time.monotonic() < patience:
             time.sleep(_TICK_S)
-        self.speech.join(_LAST_WORDS_S)
+        self.output_thread.join(_LAST_WORDS_S)
         return self.process.returncode
 
 
@@ -91,17 +92,17 @@ def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
     """
     ours, theirs = socket.socketpair()
     mark = uuid.uuid4().hex
-    heard, said = os.pipe()
-    speech = forward(heard)  # which also closes it, where no child comes to be
-    with theirs, open(said, "wb", buffering=0) as saying:  # noqa: PTH123  a descriptor
+    read_fd, write_fd = os.pipe()
+    output_thread = forward_output(read_fd)  # also closes it, where no child is started
+    with theirs, open(write_fd, "wb", buffering=0) as output:  # noqa: PTH123  a descriptor
         fds = (theirs.fileno(), *inherited_fds)
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, json.dumps(sys.path), module, *map(str, fds)],
             stdin=subprocess.DEVNULL,
-            stdout=saying,
-            stderr=saying,
+            stdout=output,
+            stderr=output,
             env=os.environ | _ENVIRONMENT | {INSIDE: mark},
             pass_fds=fds,
             start_new_session=True,
         )
-    return Child(process, Connection(ours.detach()), mark, speech)
+    return Child(process, Connection(ours.detach()), mark, output_thread)

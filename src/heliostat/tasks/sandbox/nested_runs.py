@@ -33,7 +33,7 @@ def importing(path: str) -> Iterator[None]:
         _imported_for.reset(token)
 
 
-def is_inside() -> bool:
+def in_verifier_process() -> bool:
     """Whether this is a verifier process, or was started by one."""
     return bool(os.environ.get(INSIDE))
 
@@ -50,5 +50,5 @@ def refuse_nested(what: str) -> None:
     )
     if path := _imported_for.get():
         raise NestedRun(f"the module of '{path}' starts {what} whenever it is imported; {way_out}")
-    if is_inside():
+    if in_verifier_process():
         raise NestedRun(f"a verifier process may not start {what}, and a module that it imported does; {way_out}")

@@ -61,7 +61,7 @@ def supervise(connection_fd: int) -> None:
         _exit_as(code)
 
 
-def find_kin(supervisor: int, mark: str) -> set[int]:
+def find_descendants(supervisor: int, mark: str) -> set[int]:
     """Running processes beneath ``supervisor``, and those whose environment carries ``mark``; the dead not counted."""
     parents: dict[int, int] = {}
     found: set[int] = set()
@@ -80,9 +80,9 @@ def find_kin(supervisor: int, mark: str) -> set[int]:
     return found - {supervisor, os.getpid()}
 
 
-def end_kin(supervisor: int, mark: str) -> bool:
-    """Kill what ``find_kin`` finds. Returns whether there was anything, so that a caller may look again."""
-    found = find_kin(supervisor, mark)
+def kill_descendants(supervisor: int, mark: str) -> bool:
+    """Kill what ``find_descendants`` finds. Returns whether there was anything, so that a caller may look again."""
+    found = find_descendants(supervisor, mark)
     for pid in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
@@ -108,7 +108,7 @@ def _watch(worker: int, parent: int, connection_fd: int) -> int:
             os.kill(worker, signal.SIGKILL)
         signal.sigtimedwait([signal.SIGCHLD], _TICK_S)
     rounds = 0
-    while end_kin(os.getpid(), os.environ.get(INSIDE, "-")) and rounds < _MAX_ROUNDS:
+    while kill_descendants(os.getpid(), os.environ.get(INSIDE, "-")) and rounds < _MAX_ROUNDS:
         _collect(worker)
         signal.sigtimedwait([signal.SIGCHLD], _TICK_S / 20)
         rounds += 1

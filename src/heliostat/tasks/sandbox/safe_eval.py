@@ -64,7 +64,7 @@ _REFUSED_EVENTS = frozenset(
 )
 
 
-class PlainReader(ast.NodeVisitor):
+class LiteralEvaluator(ast.NodeVisitor):
     """Evaluate an expression made of literals, arithmetic, and the names and calls that ``permits`` lets through."""
 
     def __init__(self, names: Mapping[str, Any], permits: Callable[[Any], bool]) -> None:
@@ -122,42 +122,42 @@ class PlainReader(ast.NodeVisitor):
         return _OPERATORS[type(node)]
 
 
-def plain_eval(source: str, *_namespaces: Any) -> Any:
+def evaluate_literal(source: str, *_namespaces: Any) -> Any:
     """Stands in for ``eval`` where an answer is expected to be Python data: literals and arithmetic only."""
-    return PlainReader({}, permits=lambda value: False).visit(ast.parse(source.strip(), mode="eval"))
+    return LiteralEvaluator({}, permits=lambda value: False).visit(ast.parse(source.strip(), mode="eval"))
 
 
-def close_evaluators() -> None:
+def patch_eval() -> None:
     """Shadow ``eval``, ``exec`` and ``compile`` in every loaded library that judges text (layer 1)."""
     judges = [module for name, module in sys.modules.items() if name.partition(".")[0] in _JUDGES]
     for module in judges:
-        vars(module).update(eval=plain_eval, exec=_refuse_exec)
+        vars(module).update(eval=evaluate_literal, exec=_refuse_exec)
     if judges:  # both use sympy; where only a user's own function does, its sympy stays as it is
-        _close_sympy()
+        _patch_sympy()
 
 
-def install_net() -> None:
-    """Add the audit hook (layer 2). It cannot be removed again, and does nothing outside ``judging``."""
-    sys.addaudithook(_NET.hear)
+def install_audit_hook() -> None:
+    """Add the audit hook (layer 2). It cannot be removed again, and does nothing outside ``restricted_execution``."""
+    sys.addaudithook(_AUDIT_HOOK.hear)
 
 
 @contextmanager
-def judging() -> Iterator[None]:
-    """While a text is judged: refuse what ``install_net`` lists.
+def restricted_execution() -> Iterator[None]:
+    """While a text is judged: refuse what ``install_audit_hook`` lists.
 
     Raises:
         PermissionError: on leaving, if something was refused, even where the scorer caught the refusal.
     """
-    _NET.armed, _NET.caught = True, ""
+    _AUDIT_HOOK.armed, _AUDIT_HOOK.caught = True, ""
     try:
         yield
     finally:
-        _NET.armed = False
-    if _NET.caught:
-        raise PermissionError(_NET.caught)
+        _AUDIT_HOOK.armed = False
+    if _AUDIT_HOOK.caught:
+        raise PermissionError(_AUDIT_HOOK.caught)
 
 
-class _Net:
+class _AuditHook:
     """State of the audit hook."""
 
     def __init__(self) -> None:
@@ -167,15 +167,15 @@ class _Net:
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.armed:
             return
-        if event in _REFUSED_EVENTS or (event == "exec" and _is_made_up(arguments[0], sys._getframe(1))):
+        if event in _REFUSED_EVENTS or (event == "exec" and _is_compiled_from_text(arguments[0], sys._getframe(1))):
             self.caught = f"a scorer was about to act on what a model wrote (audit event '{event}')"
             raise PermissionError(self.caught)
 
 
-_NET = _Net()
+_AUDIT_HOOK = _AuditHook()
 
 
-def _is_made_up(code: object, frame: FrameType | None) -> bool:
+def _is_compiled_from_text(code: object, frame: FrameType | None) -> bool:
     """Whether ``code``, about to run in ``frame``, was compiled from a string that may hold a model's text."""
     if not isinstance(code, CodeType) or not code.co_filename.startswith("<") or "frozen" in code.co_filename:
         return False
@@ -192,7 +192,7 @@ def _refuse_exec(*_: Any) -> None:
     raise PermissionError("exec is closed while answers are judged")
 
 
-def _close_sympy() -> None:
+def _patch_sympy() -> None:
     import sympy
     from sympy.core.function import UndefinedFunction
     from sympy.core.relational import Relational
@@ -210,7 +210,7 @@ def _close_sympy() -> None:
 
     def read(source: str | ast.AST, outer: Mapping[str, Any], inner: Mapping[str, Any]) -> Any:
         tree = ast.parse(source.strip(), mode="eval") if isinstance(source, str) else source
-        return PlainReader({**outer, **inner}, permits).visit(tree)
+        return LiteralEvaluator({**outer, **inner}, permits).visit(tree)
 
     public = {name: getattr(sympy, name) for name in sympy.__all__}
 

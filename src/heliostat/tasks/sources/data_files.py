@@ -20,7 +20,7 @@ from heliostat.tasks.answers import find_answer
 from heliostat.tasks.data import columns
 from heliostat.tasks.data.columns import MissingValue
 from heliostat.tasks.data.in_memory import shares
-from heliostat.tasks.data.rows import Row, read_rows
+from heliostat.tasks.data.rows import DataRow, read_rows
 from heliostat.tasks.data.splits import (
     Asked,
     Dropped,
@@ -151,7 +151,7 @@ def _read(path: str, split: str, settings: FileSettings, task: str) -> tuple[lis
     return kept, [*notes, *dropped.notes()]
 
 
-def _asked(row: Row, settings: FileSettings, task: str, whole: bool) -> Asked:
+def _asked(row: DataRow, settings: FileSettings, task: str, whole: bool) -> Asked:
     problem = _problem(row, settings, task, whole)
     if settings.group_column:
         return Asked(problem, columns.text(row, settings.group_column))
@@ -161,7 +161,7 @@ def _asked(row: Row, settings: FileSettings, task: str, whole: bool) -> Asked:
     return Asked(problem, question_of(prompt))
 
 
-def _problem(row: Row, settings: FileSettings, task: str, whole: bool) -> Problem:
+def _problem(row: DataRow, settings: FileSettings, task: str, whole: bool) -> Problem:
     prompt, turns = row_prompt(row, settings.prompt_column, settings.solution_column)
     last = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     text, markup = render(settings.template, last, row.columns)
@@ -181,7 +181,7 @@ def _problem(row: Row, settings: FileSettings, task: str, whole: bool) -> Proble
 
 
 def row_prompt(
-    row: Row, prompt_column: str, solution_column: str
+    row: DataRow, prompt_column: str, solution_column: str
 ) -> tuple[str | tuple[Message, ...], tuple[Message, ...]]:
     """What is asked in a row, and the worked conversation that follows it, if there is one."""
     prompt = columns.question(row, prompt_column)
@@ -198,7 +198,7 @@ def row_prompt(
 
 
 def _answer_and_solution(
-    row: Row, settings: FileSettings, turns: tuple[Message, ...], whole: bool
+    row: DataRow, settings: FileSettings, turns: tuple[Message, ...], whole: bool
 ) -> tuple[str | None, str | None]:
     marker = settings.answer_after or ""
     worked = columns.first_words(turns)

@@ -27,7 +27,7 @@ from heliostat.tasks.verifier_pool.worker_handle import Worker, WorkerLost
 from heliostat.tasks.verifiers.builtin import Function
 from heliostat.types import Group, Problem, Verdict
 
-__all__ = ["Judging", "VerifierError", "VerifierPool"]
+__all__ = ["VerdictCollector", "VerifierError", "VerifierPool"]
 
 _MAX_BATCH = 15  # jobs that one worker takes at once, at most, besides the first
 _MAX_STARTS = 3  # workers in a row that die before they judge anything
@@ -54,23 +54,23 @@ class VerifierPool:
         if len(self._tasks) < len(tasks):
             raise ConfigError("two tasks have the same name; give one of them a label")
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._keepers: list[_Keeper] = []
+        self._threads: list[_WorkerThread] = []
 
     def __enter__(self) -> Self:
         refuse_nested("verifier processes")
         tasks = [task for _, task in self._tasks.values()]
         specs = [spec_of(task) for task in tasks]
         count = max(task.num_workers for task in tasks)
-        self._keepers = [_Keeper(specs, self._jobs, count) for _ in range(count)]
-        for keeper in self._keepers:
+        self._threads = [_WorkerThread(specs, self._jobs, count) for _ in range(count)]
+        for keeper in self._threads:
             keeper.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._jobs.put(None)
-        for keeper in self._keepers:
+        for keeper in self._threads:
             keeper.stop()
-        self._keepers = []
+        self._threads = []
 
     @property
     def num_workers(self) -> int:
@@ -96,9 +96,9 @@ class VerifierPool:
             group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)), token_ids=ids
         )
 
-    def begin(self) -> Judging:
+    def begin(self) -> VerdictCollector:
         """Judge groups as they are announced."""
-        return Judging(self)
+        return VerdictCollector(self)
 
     def verify(self, groups: Sequence[Group]) -> list[Group]:
         """The same groups, in the same order, with their verdicts.
@@ -116,7 +116,7 @@ class VerifierPool:
         stops: bool = True,
         token_ids: tuple[tuple[int, ...], ...] = (),
     ) -> Future[Any]:
-        if not self._keepers:
+        if not self._threads:
             raise RuntimeError("a VerifierPool judges only inside its `with` block")
         if problem.task not in self._tasks:
             raise ValueError(f"problem {problem.problem_id} belongs to task '{problem.task}', not to one of this pool")
@@ -129,7 +129,7 @@ class VerifierPool:
         return job.future
 
 
-class Judging:
+class VerdictCollector:
     """Groups of one batch on their way to verdicts, begun as each is announced and collected in the end.
 
     **Limits**: with no announcement at all this is ``VerifierPool.verify``.
@@ -139,7 +139,7 @@ class Judging:
         self._pool = pool
         self._futures: dict[int, Future[Group]] = {}
 
-    def announce(self, index: int, group: Group) -> None:
+    def submit(self, index: int, group: Group) -> None:
         """Start judging the group that will stand at ``index``."""
         self._futures[index] = self._pool.submit(group)
 
@@ -151,18 +151,18 @@ class Judging:
         """
         for index, group in enumerate(groups):
             if index not in self._futures:
-                self.announce(index, group)
+                self.submit(index, group)
         return [self._futures[index].result() for index in range(len(groups))]
 
 
-class _Keeper(threading.Thread):
+class _WorkerThread(threading.Thread):
     """Keeps one worker alive and busy."""
 
-    def __init__(self, specs: list[TaskSpec], jobs: queue.SimpleQueue[Job | None], num_keepers: int) -> None:
+    def __init__(self, specs: list[TaskSpec], jobs: queue.SimpleQueue[Job | None], num_threads: int) -> None:
         super().__init__(daemon=True, name="verifier-keeper")
         self._specs = specs
         self._jobs = jobs
-        self._num_keepers = num_keepers
+        self._num_threads = num_threads
         self._worker: Worker | None = None
         self._stopped = threading.Event()
 
@@ -189,7 +189,7 @@ class _Keeper(threading.Thread):
     def _take(self) -> list[Job]:
         """Wait for jobs and take a fair share of those there are; none: the pool is closing."""
         jobs: list[Job] = []
-        while not jobs or len(jobs) <= min(_MAX_BATCH, self._jobs.qsize() // (2 * self._num_keepers)):
+        while not jobs or len(jobs) <= min(_MAX_BATCH, self._jobs.qsize() // (2 * self._num_threads)):
             try:
                 job = self._jobs.get(block=not jobs)
             except queue.Empty:  # another keeper was faster

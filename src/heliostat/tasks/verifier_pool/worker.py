@@ -26,7 +26,7 @@ from typing import Any
 
 from heliostat.tasks.answers import find_answer
 from heliostat.tasks.sandbox.nested_runs import NestedRun
-from heliostat.tasks.sandbox.safe_eval import close_evaluators, install_net, judging
+from heliostat.tasks.sandbox.safe_eval import install_audit_hook, patch_eval, restricted_execution
 from heliostat.tasks.verifiers.builtin import Check, Sample, Verifier
 
 _REPORT_EVERY_S = 0.05  # results wait for each other this long: one message for many cheap verdicts
@@ -95,8 +95,8 @@ def _serve(connection: Connection, progress_fd: int) -> None:
     specs: list[TaskSpec] = connection.recv()
     try:
         judges = [_Judge(spec, progress) for spec in specs]
-        close_evaluators()
-        install_net()
+        patch_eval()
+        install_audit_hook()
     except BaseException as error:
         connection.send_bytes(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
@@ -151,7 +151,7 @@ class _Judge:
         self.spec = spec
         self._progress = progress
         self._checks: list[tuple[str, str, tuple[bool, bool], Check]] = [
-            (name, sees, (verifier.sealed, verifier.needs_answer), verifier.prepare())
+            (name, sees, (verifier.restricted, verifier.needs_answer), verifier.prepare())
             for name, sees, verifier in spec.verifiers
         ]
 
@@ -162,7 +162,7 @@ class _Judge:
         scores: dict[str, float | None] = {}
         answer = find_answer(completion, self.spec.answer_after)
         answers = {True: (request.answer, *request.also_right), False: (request.answer,)}
-        for index, (name, sees, (sealed, compares), check) in enumerate(self._checks):
+        for index, (name, sees, (restricted, compares), check) in enumerate(self._checks):
             self._progress.write_verifier(index)
             text = answer if sees == "answer" else completion.strip()
             if text is None:  # no answer marker, so no answer: a wrong answer, not a failure of the verifier
@@ -170,7 +170,7 @@ class _Judge:
                 continue
             samples = [Sample(request.prompt, each, request.columns, text, token_ids) for each in answers[compares]]
             try:
-                with judging() if sealed else nullcontext():
+                with restricted_execution() if restricted else nullcontext():
                     scores[name] = _best(as_score(check(sample)) for sample in samples)
             except NestedRun:
                 raise

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from heliostat.tasks.sandbox.connection import Wire
+from heliostat.tasks.sandbox.connection import BoundedConnection
 from heliostat.tasks.sandbox.interpreter import Child, start_child
 from heliostat.tasks.verifier_pool.batches import Batch, Outcome, VerifierError
 from heliostat.tasks.verifier_pool.worker import Progress, TaskSpec, excerpt
@@ -49,7 +49,7 @@ class Worker:
             self.progress = Progress(mmap.mmap(fd, Progress.SIZE))
             self.progress.write(-1)
             self.child: Child = start_child("heliostat.tasks.verifier_pool.worker", [fd])
-        self._wire = Wire(self.child.connection)
+        self._wire = BoundedConnection(self.child.connection)
         self._specs = specs
         self._ready = False
 
@@ -63,7 +63,7 @@ class Worker:
         if self._ready:
             return
         until = time.monotonic() + _START_S
-        with self._losing(-1):
+        with self._as_worker_lost(-1):
             self._wire.send(self._specs, _START_S)
             message = self._wire.receive(until - time.monotonic())
             if message is None:
@@ -82,11 +82,11 @@ class Worker:
             VerifierError: a verifier tried to start a run.
             WorkerLost: it died, said what is no verdict, or was killed for taking longer than a task allows.
         """
-        with self._losing(None, batch):
+        with self._as_worker_lost(None, batch):
             self._wire.send(batch.requests(), _BETWEEN_S)
         watch = _Watch(self.progress, batch)
         while batch.is_open:
-            with self._losing(None, batch):
+            with self._as_worker_lost(None, batch):
                 message = self._wire.receive(watch.patience_s())
                 if message is not None:
                     batch.outcomes.update(read_results(message, batch))
@@ -97,7 +97,7 @@ class Worker:
                 raise WorkerLost(number, self._said(reason, number, batch))
 
     @contextlib.contextmanager
-    def _losing(self, number: int | None, batch: Batch | None = None) -> Iterator[None]:
+    def _as_worker_lost(self, number: int | None, batch: Batch | None = None) -> Iterator[None]:
         """Turn whatever a broken connection or a false message raises into ``WorkerLost``, with the worker ended."""
         try:
             yield

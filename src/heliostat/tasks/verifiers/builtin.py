@@ -51,12 +51,12 @@ class Verifier(Protocol):
 
     Attributes:
         needs_answer: whether it compares with the problem's oracle answer.
-        sealed: whether it runs with everything closed that could evaluate text as code; a user's own function may
+        restricted: whether it runs with everything closed that could evaluate text as code; a user's own function may
             want to run programs, so it is not.
     """
 
     needs_answer: ClassVar[bool]
-    sealed: ClassVar[bool]
+    restricted: ClassVar[bool]
 
     def prepare(self) -> Check: ...
 
@@ -70,7 +70,7 @@ class Exact:
     """
 
     needs_answer: ClassVar[bool] = True
-    sealed: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     ignore_case: bool = False
 
     def prepare(self) -> Check:
@@ -93,7 +93,7 @@ class Numeric:
     """
 
     needs_answer: ClassVar[bool] = True
-    sealed: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     tolerance: float = 1e-6
     read: Literal["whole", "last"] = "whole"
 
@@ -124,7 +124,7 @@ class Math:
     """
 
     needs_answer: ClassVar[bool] = True
-    sealed: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     lenient: bool = False
 
     def prepare(self) -> Check:
@@ -149,7 +149,7 @@ class ReasoningGym:
     """
 
     needs_answer: ClassVar[bool] = False
-    sealed: ClassVar[bool] = True
+    restricted: ClassVar[bool] = True
     dataset: str
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -183,7 +183,7 @@ class Function:
     """
 
     needs_answer: ClassVar[bool] = False
-    sealed: ClassVar[bool] = False
+    restricted: ClassVar[bool] = False
     path: str
     arguments: dict[str, Any] = field(default_factory=dict)
     content: bytes = b""

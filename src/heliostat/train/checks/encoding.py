@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from heliostat.config import ConfigError, Recipe
 from heliostat.models import decode, encode_solution, encode_turns
 from heliostat.models.loaded_model import LoadedModel
-from heliostat.models.prompts.chat_messages import render
+from heliostat.models.prompts.chat_rendering import render
 from heliostat.models.prompts.control_tokens import control_tokens
 from heliostat.models.prompts.encoding import chat_messages
 from heliostat.models.prompts.token_counts import prompt_sizes, solution_sizes

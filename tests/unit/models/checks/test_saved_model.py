@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from heliostat.config import LoraSection, ModelSection
 from heliostat.models import load_model, save_model
 from heliostat.models.checks.saved_model import SavedDiffers, check_adapter, check_saved, median_gap, trainer_logits
-from heliostat.models.lora import add_adapters, save_adapter, stirred
+from heliostat.models.lora import add_adapters, perturbed_adapters, save_adapter
 from heliostat.models.saving import plain_state
 from tests.support.checkpoints import FAMILIES, write_checkpoint
 from tests.support.nano import NANO
@@ -40,7 +40,7 @@ def saved(loaded, tmp_path):
 def test_what_is_saved_comes_back_in_every_family(family, dtype, checkpoint, tmp_path):
     loaded = load_model(ModelSection(path=str(checkpoint(family)), dtype=dtype), 0)
     add_adapters(loaded.model, LoraSection(rank=2), seed=0)
-    with stirred(loaded.model, seed=0):
+    with perturbed_adapters(loaded.model, seed=0):
         weights = loaded.model.state_dict()
         save_model(loaded, tmp_path / "model")
         save_adapter(loaded.model, weights, tmp_path / "adapter")
@@ -114,7 +114,7 @@ def test_adapters_of_one_kind_that_are_lost(lost, dtype, tmp_path):
     loaded = load_model(ModelSection(path=str(base), dtype=dtype), 0)
     layers = ("embed_tokens", "q_proj", "k_proj", "o_proj", "down_proj", "lm_head")
     add_adapters(loaded.model, LoraSection(rank=2, layers=layers), seed=0)
-    with stirred(loaded.model, seed=0):
+    with perturbed_adapters(loaded.model, seed=0):
         said = trainer_logits(loaded, PROMPTS)
         weights = loaded.model.state_dict()
         for name in weights:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heliostat.models.checks.weight_perturbation import FOR_ZERO, shaken
+from heliostat.models.checks.weight_perturbation import FOR_ZERO, perturbed_weights
 
 SPECIAL = (0.0, -0.0, 1.0, -1.0, FOR_ZERO, -FOR_ZERO, float("inf"), 1e-38, 3e38)
 
@@ -17,7 +17,7 @@ def test_every_bit_pattern_comes_back(dtype, seed):
         weight = torch.cat([torch.tensor(SPECIAL, dtype=dtype), torch.randn(999, dtype=dtype)]).reshape(-1, 8)
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     before = weight.view(integer).clone()
-    with shaken([weight, weight.T], seed):  # two that share memory
+    with perturbed_weights([weight, weight.T], seed):  # two that share memory
         assert not torch.equal(weight.view(integer), before)
     assert torch.equal(weight.view(integer), before)
 
@@ -26,7 +26,7 @@ def test_about_half_of_the_numbers_move_a_little_and_none_stays_0_for_certain():
     weight, zeros, scalar = torch.randn(300, 50), torch.zeros(40, 40), torch.tensor(0.5)
     before = weight.clone()
     counted = torch.arange(5)
-    with shaken([weight, zeros, scalar, counted, torch.zeros(0)], seed=0):
+    with perturbed_weights([weight, zeros, scalar, counted, torch.zeros(0)], seed=0):
         moved = weight != before
         assert 0.45 < moved.float().mean() < 0.55
         share = ((weight - before) / before)[moved].abs()
@@ -40,12 +40,12 @@ def test_weights_are_shaken_in_pieces_alike(monkeypatch):
     monkeypatch.setattr("heliostat.models.checks.weight_perturbation.MAX_ENTRIES", 7)
     weight = torch.randn(9, 3)
     before = weight.clone()
-    with shaken([weight], seed=3):
+    with perturbed_weights([weight], seed=3):
         assert (weight != before).any(dim=1).sum() > 4
     assert torch.equal(weight, before)
 
 
 def test_twins_are_shaken_apart():
     one, other = torch.ones(64), torch.ones(64)
-    with shaken([one, other], seed=0):
+    with perturbed_weights([one, other], seed=0):
         assert not torch.equal(one, other)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from heliostat.tasks.data.in_memory import Given
+from heliostat.tasks.data.in_memory import Registry
 
 ROWS = [{"prompt": f"{number} + 1 =", "answer": str(number + 1)} for number in range(3)]
 
@@ -35,8 +35,8 @@ def hub_dataset():
     "make", [lambda: tuple(ROWS), lambda: iter(ROWS), PolarsFrame, pandas_frame, arrow_table, hub_dataset]
 )
 def test_the_same_rows_in_any_form_have_one_name(make):
-    given = Given()
-    assert given.rows(make()) == Given().rows(ROWS)
+    given = Registry()
+    assert given.rows(make()) == Registry().rows(ROWS)
     assert next(iter(given.tables.values())) == ROWS
 
 
@@ -52,4 +52,4 @@ def test_the_same_rows_in_any_form_have_one_name(make):
 )
 def test_what_is_no_rows_is_refused(data, error, reason):
     with pytest.raises(error, match=reason):
-        Given().rows(data)
+        Registry().rows(data)

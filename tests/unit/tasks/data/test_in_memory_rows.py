@@ -7,14 +7,14 @@ import pytest
 from heliostat import api
 from heliostat.config import Recipe, build_recipe
 from heliostat.tasks import Task, load_task
-from heliostat.tasks.data.in_memory import giving
+from heliostat.tasks.data.in_memory import registering
 
 ROWS = [{"prompt": [{"role": "user", "content": f"{i}?"}], "answer": i, "tags": ["a", None]} for i in range(20)]
 REWARDS = ["exact"]
 
 
 def task_of(data: object, heldout: object = None, overrides: Any = (), recipe: Recipe | None = None) -> Task:
-    with giving() as given:
+    with registering() as given:
         made, _ = api._given_recipe(given, recipe, overrides, (data, heldout), REWARDS, "tiny")
         return load_task(made.task[0], made.run.seed)
 

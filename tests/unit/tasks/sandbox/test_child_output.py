@@ -2,13 +2,13 @@
 
 import os
 
-from heliostat.tasks.sandbox.child_output import forward
+from heliostat.tasks.sandbox.child_output import forward_output
 from heliostat.tasks.sandbox.interpreter import start_child
 
 
 def test_hostile_words_are_shown(capsys):
     reading, writing = os.pipe()
-    thread = forward(reading)
+    thread = forward_output(reading)
     for piece in (b"\x1b[2J caf\xc3", b"\xa9 \xe2\x80\xae \xff\r\n"):
         os.write(writing, piece)
     os.close(writing)
@@ -19,7 +19,7 @@ def test_hostile_words_are_shown(capsys):
 def test_nobody_who_listens_holds_nobody_up(monkeypatch):
     reading, writing = os.pipe()
     monkeypatch.setattr("sys.stderr", None)
-    thread = forward(reading)
+    thread = forward_output(reading)
     for _ in range(20):
         os.write(writing, b"x" * (1 << 16))
     os.close(writing)

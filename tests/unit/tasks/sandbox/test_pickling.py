@@ -11,7 +11,7 @@ import pytest
 
 from heliostat.config import ConfigError, build_recipe
 from heliostat.tasks import VerifierError, VerifierPool, load_task
-from heliostat.tasks.data.in_memory import giving, with_given
+from heliostat.tasks.data.in_memory import registering, with_registered
 from heliostat.tasks.sandbox import pickling as carrying_module
 from heliostat.tasks.sandbox.nested_runs import INSIDE, NestedRun, importing, refuse_nested
 from heliostat.tasks.sandbox.pickling import dump_function, is_importable
@@ -22,8 +22,8 @@ ROWS = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(4) for b
 
 def scores_of(rewards, texts=("1", "22", "333")):
     """What the functions give some completions of one problem, through real verifier processes."""
-    with giving() as given:
-        tables = with_given(build_recipe({}), given, ROWS, rewards)
+    with registering() as given:
+        tables = with_registered(build_recipe({}), given, ROWS, rewards)
         task = load_task(build_recipe(tables).task[0], 0)
         with VerifierPool([task]) as pool:
             verdicts = pool.judge(task.train[0], texts).result(timeout=120)
@@ -205,11 +205,11 @@ SCALE = 2.0
 def reward(completions, **columns): return [SCALE * len(text) for text in completions]
 from heliostat.config import build_recipe
 from heliostat.tasks import VerifierPool, load_task
-from heliostat.tasks.data.in_memory import giving, with_given
+from heliostat.tasks.data.in_memory import registering, with_registered
 rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(4) for b in range(4)]
 def judge(verifier):
-    with giving() as given:
-        task = load_task(build_recipe(with_given(build_recipe({}), given, rows, [verifier])).task[0], 0)
+    with registering() as given:
+        task = load_task(build_recipe(with_registered(build_recipe({}), given, rows, [verifier])).task[0], 0)
         with VerifierPool([task]) as pool:
             for verdict in pool.judge(task.train[0], ["1", "22"]).result(timeout=120):
                 print(verdict.scores, verdict.failure)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from heliostat.config import TaskSection
 from heliostat.tasks import VerifierPool, load_task
-from heliostat.tasks.sandbox.safe_eval import plain_eval
+from heliostat.tasks.sandbox.safe_eval import evaluate_literal
 from heliostat.tasks.task import WeightedVerifier
 from heliostat.tasks.verifiers.builtin import Math
 from tests.support.tasks import make_task
@@ -29,7 +29,7 @@ data = st.recursive(
 
 @given(data)
 def test_literals_read_as_python_reads_them(value: object) -> None:
-    assert plain_eval(repr(value)) == ast.literal_eval(repr(value)) == value
+    assert evaluate_literal(repr(value)) == ast.literal_eval(repr(value)) == value
 
 
 @given(
@@ -37,7 +37,7 @@ def test_literals_read_as_python_reads_them(value: object) -> None:
 )
 def test_arithmetic_reads_as_python_computes_it(left: int, right: int, sign: str) -> None:
     source = f"(({left}) {sign} {right}) * 2"
-    assert plain_eval(source) == eval(source)
+    assert evaluate_literal(source) == eval(source)
 
 
 ATTACKS = [
@@ -61,7 +61,7 @@ ATTACKS = [
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_anything_but_data_and_arithmetic_is_refused(attack: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not plain data or mathematics"):
-        plain_eval(attack.format(file=tmp_path / "file"))
+        evaluate_literal(attack.format(file=tmp_path / "file"))
     assert not (tmp_path / "file").exists()
 
 
@@ -90,25 +90,26 @@ dataset.score_answer(sys.argv[1], dataset[0])
 NET = """
 import sys, pickle, collections
 from heliostat.tasks.sandbox import safe_eval
-safe_eval.install_net()
+safe_eval.install_audit_hook()
 eval("1")  # not while a text is judged
 def protected(act):
     try:
         act()
     except BaseException:  # as some scorers do
         pass
-for act in (lambda: eval("1 + 1"), lambda: pickle.loads(pickle.dumps(safe_eval.PlainReader)), lambda: exec("x = 1")):
+evaluator = pickle.dumps(safe_eval.LiteralEvaluator)
+for act in (lambda: eval("1 + 1"), lambda: pickle.loads(evaluator), lambda: exec("x = 1")):
     for shield in (act, lambda: protected(act)):
         try:
-            with safe_eval.judging():
+            with safe_eval.restricted_execution():
                 shield()
         except PermissionError as error:
             assert "what a model wrote" in str(error)
         else:
             sys.exit(f"{act} went through")
-with safe_eval.judging():
+with safe_eval.restricted_execution():
     import dataclasses, fractions, xml.etree.ElementTree, json.tool  # importing defines named tuples from strings
-    assert safe_eval.plain_eval("[1, 2]") == [1, 2]
+    assert safe_eval.evaluate_literal("[1, 2]") == [1, 2]
 print("held")
 """
 

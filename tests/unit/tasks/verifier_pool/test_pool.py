@@ -38,7 +38,7 @@ def alive(pid: int) -> bool:
 
 
 def worker_pids(pool: VerifierPool) -> list[int]:
-    return [keeper._worker.child.process.pid for keeper in pool._keepers if keeper._worker]
+    return [keeper._worker.child.process.pid for keeper in pool._threads if keeper._worker]
 
 
 def test_groups_come_back_in_order_with_one_verdict_per_completion() -> None:
@@ -60,7 +60,7 @@ def test_groups_announced_early_and_out_of_order_are_judged_the_same() -> None:
     with VerifierPool([task]) as pool:
         judging = pool.begin()
         for index in (7, 2, 5):
-            judging.announce(index, groups[index])
+            judging.submit(index, groups[index])
         assert judging.finish(groups) == pool.verify(groups)
 
 
@@ -252,7 +252,7 @@ from tests.support.tasks import make_task, reward
 task = make_task(reward("faulty"), timeout_s=0.5)
 pool = VerifierPool([task]).__enter__()
 pool.judge(task.train[0], ["1"]).result()
-print(pool._keepers[0]._worker.child.process.pid, flush=True)
+print(pool._threads[0]._worker.child.process.pid, flush=True)
 if sys.argv[1:]:
     pool.judge(task.train[0], sys.argv[1:])
     time.sleep(0.3)

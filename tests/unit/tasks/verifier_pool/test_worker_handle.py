@@ -107,7 +107,7 @@ def test_a_worker_that_lies_costs_no_later_sample(lie: str) -> None:
 def test_a_worker_killed_while_it_starts_is_replaced(delay_s: float) -> None:
     task = hostile_task()
     with VerifierPool([task]) as pool:
-        (keeper,) = pool._keepers
+        (keeper,) = pool._threads
         assert comes_true(lambda: keeper._worker is not None)
         time.sleep(delay_s)
         os.kill(keeper._worker.child.process.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from heliostat.config import ConfigError, build_recipe
-from heliostat.tasks.data.in_memory import giving, with_given
+from heliostat.tasks.data.in_memory import registering, with_registered
 from heliostat.tasks.sandbox.nested_runs import NestedRun
 from heliostat.tasks.settings import build_verifiers, check_needs, make_task
 from heliostat.tasks.verifiers.builtin import Sample
@@ -126,8 +126,8 @@ def test_a_module_that_trains_is_not_left_to_the_call(tmp_path, monkeypatch):
 
 
 def test_a_verifier_imports_when_it_is_made_ready(modules):
-    with giving() as given:
-        tables = with_given(build_recipe({}), given, None, [closing(closed)])
+    with registering() as given:
+        tables = with_registered(build_recipe({}), given, None, [closing(closed)])
         (weighted,) = build_verifiers(tables["task"][0]["verifiers"])
     check = weighted.verifier.prepare()
     assert modules() == set(NAMES)
@@ -173,8 +173,8 @@ def by_position(prompts, completions, /):
 )
 def test_what_could_never_give_a_reward_is_refused_before_anything_starts(reward, reason):
     problems = tuple(Problem(str(number), "data", "?") for number in range(2))
-    with giving() as given:
-        verifiers = build_verifiers(with_given(build_recipe({}), given, None, [reward])["task"][0]["verifiers"])
+    with registering() as given:
+        verifiers = build_verifiers(with_registered(build_recipe({}), given, None, [reward])["task"][0]["verifiers"])
         from heliostat.tasks.settings import TaskSettings
 
         task = make_task(TaskSettings(), "data", (problems[:1], problems[1:]), verifiers, "")

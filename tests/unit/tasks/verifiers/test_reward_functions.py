@@ -201,11 +201,11 @@ def test_trls_own_functions_unchanged() -> None:
     pytest.importorskip("trl", reason="trl is not installed")
     from trl.rewards import accuracy_reward, get_soft_overlong_punishment, think_format_reward
 
-    from heliostat.tasks.data.in_memory import giving
+    from heliostat.tasks.data.in_memory import registering
     from heliostat.tasks.settings import build_verifiers
 
     functions = [accuracy_reward, think_format_reward, get_soft_overlong_punishment(10, 5)]
-    with giving() as given:
+    with registering() as given:
         tables = [{"name": given.function(function), "sees": "completion"} for function in functions]
         verifiers = build_verifiers(tables)
     problem = Problem("p", "sums", ({"role": "user", "content": "1+1"},), {"solution": "$2$"}, "2")
