@@ -1,7 +1,7 @@
-"""Load any causal language model, and everything that turns text into its token ids and back.
+"""Load causal language models, save them, and convert between text and token ids.
 
-``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution`` and ``decode`` cross the border between
-text and ids, and nothing else does; ``LoadedModel.head`` makes logits only where they are wanted; ``save_model`` writes
+``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution`` and ``decode`` are the only
+conversions between text and ids. ``LoadedModel.head`` computes logits only at chosen positions. ``save_model`` writes
 a folder that plain transformers loads. transformers itself is imported on first use.
 
 Left out: sampling (``rollout``) and training (``train``).

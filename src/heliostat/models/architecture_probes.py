@@ -1,4 +1,4 @@
-"""What a model does, found out by asking it rather than by its name: is it causal, what is in its cache.
+"""Probe a model's behaviour instead of relying on its name: is it causal, and what is in its cache?
 
 A probe is a forward of a few tokens without gradient. Left out: anything that needs a real prompt.
 """
@@ -25,7 +25,7 @@ PROBE_LENGTH = 6
 
 @contextmanager
 def probing(model: PreTrainedModel) -> Iterator[None]:
-    """No gradient and no dropout inside; every module's own mode is put back afterwards."""
+    """Disable gradients and dropout inside the block; every module's mode is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     nn.Module.eval(model)
     try:
@@ -37,21 +37,21 @@ def probing(model: PreTrainedModel) -> Iterator[None]:
 
 
 def num_embedded_ids(model: PreTrainedModel) -> int:
-    """Rows of the input embedding; often a few more than the tokenizer has ids."""
+    """Return the number of rows of the input embedding; often a few more than the tokenizer has ids."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return int(weight.shape[0])
 
 
 def probe_ids(model: PreTrainedModel) -> Int[Tensor, "1 token"]:
-    """Six different ids in the middle of the vocabulary, away from the special ones at its ends."""
+    """Return six different ids in the middle of the vocabulary, away from the special ones at its ends."""
     vocab_size = num_embedded_ids(model)
     ids = torch.arange(PROBE_LENGTH) + max(0, vocab_size // 2 - PROBE_LENGTH)
     return (ids % vocab_size)[None].to(model.device)
 
 
 def check_causal(model: PreTrainedModel, name: str) -> None:
-    """A forward must work, and a later token must not change an earlier prediction: what the whole method assumes.
+    """Check that a forward runs, and that a later token does not change an earlier prediction, as training assumes.
 
     Raises:
         ConfigError: it does not run in this dtype on this device, or it is a bidirectional encoder.
@@ -77,7 +77,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
 
 
 def cache_kind(model: PreTrainedModel) -> CacheKind:
-    """What one forward leaves behind for the next token.
+    """Return the kind of cache that a forward returns for the next token.
 
     Returns:
         ``kv``: keys and values of every position, layer by layer, which may be replicated, cut and evicted freely.

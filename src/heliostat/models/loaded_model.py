@@ -1,9 +1,9 @@
-"""A model, its tokenizer, and the few facts about the pair that the rest of the project asks for.
+"""A loaded model: its weights, its tokenizer, and the properties of the pair that other packages need.
 
-Which ids end a turn, which id pads, and how long a context may be are spread over three configuration files of a
-Hugging Face checkpoint and its chat template. They are gathered here once, when a model is loaded.
+The ids that end a turn, the padding id, and the context length are spread over three configuration files of a Hugging
+Face checkpoint and its chat template. They are read here once, when a model is loaded.
 
-Left out: finding and reading checkpoints (``loading.load``), and turning text into ids (``prompts.encoding``).
+Left out: finding and reading checkpoints (``loading.load``), and encoding text (``prompts.encoding``).
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class LoadedModel:
 
     @property
     def num_parameters(self) -> int:
-        """Trainable and frozen parameters, tied ones counted once."""
+        """Number of trainable and frozen parameters, with tied ones counted once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LoadedModel:
-    """Gather what the configuration files and the chat template say, and what the model itself answers to probes.
+    """Build a ``LoadedModel`` from configuration files, the chat template, and probes of the model.
 
     Raises:
         ConfigError: the tokenizer has ids the model has no embedding for, nothing says which id ends a completion, or
@@ -101,20 +101,20 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
 
 
 def _declared_ends(model: PreTrainedModel) -> list[int]:
-    """The ids that the checkpoint's configuration files name as ends of a completion."""
+    """Return the ids that the checkpoint's configuration files name as ends of a completion."""
     config = model.config.get_text_config()
     return _as_ids(model.generation_config.eos_token_id) or _as_ids(getattr(config, "eos_token_id", None))
 
 
 def turn_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_id: int) -> tuple[int, frozenset[int]]:
-    """The id that ends a chat turn, and all ids that end a completion."""
+    """Return the id that ends a chat turn, and all ids that end a completion."""
     found = chat_turn_end(tokenizer)
     turn_end_id = eos_id if found is None else found
     return turn_end_id, frozenset({eos_id, turn_end_id, *_declared_ends(model)})
 
 
 def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> str:
-    """The text that a chat template makes of messages, with contents as text or, where it reads only those, in parts.
+    """Render messages with a chat template, with contents as text or, if the template requires it, in parts.
 
     Raises:
         Exception: whatever the template raises.
@@ -132,7 +132,7 @@ def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
 
 
 def chat_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts right after an assistant's words, found by rendering a probe.
+    """Find the special token that the chat template writes after an assistant message, by rendering a probe.
 
     Returns:
         Its id, or ``None`` without a template, or where the template closes a turn with ordinary text.
@@ -176,7 +176,7 @@ def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) 
 
 
 def _turning_length(config: Any) -> int | None:
-    """Tokens beyond which the rotations of all positions change, the first included; ``None`` without such a turn."""
+    """Return the length beyond which the rotations of all positions change; ``None`` if there is none."""
     rotations = getattr(config, "rope_parameters", None) or {}
     kinds = [rotations, *(each for each in rotations.values() if isinstance(each, dict))]
     own = getattr(config, "original_max_position_embeddings", None)
@@ -186,7 +186,7 @@ def _turning_length(config: Any) -> int | None:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars for reads and writes that take no time worth showing."""
+    """Hide transformers' progress bars inside the block."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Which parts of a model the names in ``[lora]`` mean, said before anything is changed.
+"""Resolve the names in ``[lora]`` to parts of a model, before the model is changed.
 
 A name means every module or parameter whose path ends in it. Linear layers and embeddings get an adapter as modules;
 experts whose weights are one tensor of three dimensions get it as parameters.
@@ -23,7 +23,7 @@ BYPASSED = {name: ["out_proj", "conv1d"] for name in ("falcon_h1", "mamba", "mam
 
 
 def split_targets(model: PreTrainedModel, names: Sequence[str], whole: Sequence[str]) -> dict[str, Any]:
-    """The part of PEFT's configuration that says what gets an adapter.
+    """Return the part of PEFT's configuration that selects layers.
 
     Args:
         whole: paths of the modules that are to have none, nor anything inside them.
@@ -49,12 +49,12 @@ def split_targets(model: PreTrainedModel, names: Sequence[str], whole: Sequence[
 
 
 def unmatched(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """The names that nothing in the model has; PEFT may still know one of an earlier form of the family's experts."""
+    """Return the names that match nothing in the model; PEFT may still map one from an earlier form of the experts."""
     return [name for name in names if not _modules(model, name) and not _has_weight(model, name)]
 
 
 def no_such_layer(model: nn.Module, names: Sequence[str], wrong: str) -> ConfigError:
-    """What to say about a name that led to no adapter."""
+    """Return the error message for a name that matches no layer."""
     return ConfigError(
         f"lora.layers = {list(names)}: '{wrong}' names no layer of the model; {_there_are(model)}; names are the ends "
         "of paths, not patterns, and an empty list means every linear layer but the head"
@@ -62,7 +62,7 @@ def no_such_layer(model: nn.Module, names: Sequence[str], wrong: str) -> ConfigE
 
 
 def trained_whole(model: PreTrainedModel, section: LoraSection) -> list[str]:
-    """Paths of the modules that ``lora.modules_to_save`` means, and of those that share a weight with one.
+    """Return the paths of the modules that ``lora.modules_to_save`` names, and of those that share a weight with one.
 
     Raises:
         ConfigError: a name fits no module with weights, or one that is to have an adapter as well.
@@ -91,7 +91,7 @@ def trained_whole(model: PreTrainedModel, section: LoraSection) -> list[str]:
 
 
 def _refuse_nameless(key: str, names: Sequence[str]) -> None:
-    """An empty name would fit the model itself."""
+    """Refuse an empty name, which would match the model itself."""
     if not all(name.strip() for name in names):
         raise ConfigError(f"lora.{key} = {list(names)}: a name is empty; give names of modules, or an empty list")
 
@@ -103,7 +103,7 @@ def _adaptable() -> tuple[type[nn.Module], ...]:
 
 
 def _is_router(module: nn.Module) -> bool:
-    """A module with one matrix of its own, which PEFT adapts as a parameter where it knows the family."""
+    """Return whether a module has one matrix of its own, which PEFT adapts as a parameter in families it knows."""
     return getattr(getattr(module, "weight", None), "ndim", 0) == 2
 
 
@@ -120,7 +120,7 @@ def _ends(path: str, name: str) -> bool:
 
 
 def _there_are(model: nn.Module) -> str:
-    """What could have been named, in words."""
+    """List the names that would match, as text."""
     layers = {
         path.rpartition(".")[2]: module for path, module in model.named_modules() if isinstance(module, _adaptable())
     }

@@ -1,6 +1,6 @@
 """Write a model as a folder that plain transformers loads.
 
-Left out: optimizer state and everything else a run needs to resume, and gathering sharded weights (both ``train``).
+Left out: optimizer state and the other state that a run resumes from, and gathering sharded weights (both ``train``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
 def save_model(
     loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None, check: Check | None = None
 ) -> None:
-    """Write weights (in the dtype they have), configuration and tokenizer; an earlier save in ``folder`` is replaced.
+    """Save weights (in their dtype), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
     A killed process leaves the earlier save or the new one, never a half (``storage.folders``).
 
@@ -66,7 +66,7 @@ def save_model(
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to be filled, which takes the place of ``folder`` if nothing is raised.
+    """Yield an empty folder to write to; it replaces ``folder`` unless an exception is raised.
 
     Raises:
         StorageError: the disk refused; an earlier folder is intact.
@@ -80,7 +80,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _spare_foreign(folder: Path) -> None:
-    """Keep what is in a folder under another name too, if it holds something that no save wrote."""
+    """Keep a copy of a folder under another name if it holds files that no save wrote."""
     entries = list(folder.iterdir()) if folder.exists() else []
     if foreign := [entry.name for entry in entries if not _may_be_saved(entry)]:
         kept = new_folder(folder.with_name(f"{folder.name}-before-save"))
@@ -91,7 +91,7 @@ def _spare_foreign(folder: Path) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A second name for a file, or a copy of it where the file system has no such thing."""
+    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -99,12 +99,12 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _may_be_saved(entry: Path) -> bool:
-    """Whether a saved model has a file of such a name, whichever version of transformers wrote it."""
+    """Return whether any version of transformers writes a file of this name."""
     return entry.is_file() and any(entry.match(pattern) for pattern in _SAVED)
 
 
 def plain_state(model: nn.Module, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """What is written of a model: every tensor of its state under the plain names, adapters merged."""
+    """Return the state to save: every tensor under its plain name, with adapters merged."""
     weights = model.state_dict() if weights is None else weights
     return merged(model, weights) if is_adapted(model) else dict(weights)
 
@@ -137,7 +137,7 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
 
 @contextmanager
 def _as_tied(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Inside, the configuration says that head and embedding are one weight only if they are among ``weights``.
+    """Set the configuration's tied-weights flag inside the block to match the tensors in ``weights``.
 
     An adapter on one of two tied layers makes them two weights; who reads a folder that says otherwise ties them again.
     """

@@ -1,7 +1,7 @@
-"""What this project uses of transformers beyond its documented interface, in one place.
+"""Wrap the undocumented parts of transformers that this project uses, in one place.
 
-Names that moved or changed their meaning between the versions that ``pyproject.toml`` allows are bridged here, so that
-nothing else asks for a version. ``benchmarks/families/versions.py`` tries the lowest and the newest.
+Names that moved or changed their meaning between the versions that ``pyproject.toml`` allows are handled here, so that
+no other file checks a version. ``benchmarks/families/versions.py`` tries the lowest and the newest.
 
 Left out: the documented interface (``AutoModelForCausalLM``, ``DynamicCache``, ...), used where it is needed.
 """
@@ -49,50 +49,50 @@ def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
 
 
 def accepts(module: nn.Module, argument: str) -> bool:
-    """Whether a module's forward names this argument."""
+    """Return whether a module's forward names this argument."""
     return argument in _parameters(type(module).forward)
 
 
 def memory_argument(module: nn.Module) -> str | None:
-    """What a module's forward calls the memory of earlier tokens; ``None`` where it takes none."""
+    """Return the name of the cache argument of a module's forward; ``None`` if it takes none."""
     return next((name for name in MEMORY_NAMES if accepts(module, name)), None)
 
 
 def memory_of(output: Any) -> Any:
-    """What a forward returned for the next one to go on from; ``None`` where it returned nothing of the kind."""
+    """Return the cache in a forward's output; ``None`` if it has none."""
     return next((output[name] for name in MEMORY_NAMES if output.get(name) is not None), None)
 
 
 def num_queries(query: int | Tensor) -> int:
-    """What ``get_mask_sizes`` is told: a number of tokens, before 5.4 their positions."""
+    """Return the argument of ``get_mask_sizes``: a number of tokens, before 5.4 their positions."""
     return query.shape[0] if isinstance(query, Tensor) else query
 
 
 def attention_in_use(model: PreTrainedModel) -> str:
-    """The name of the attention function that a model's layers call."""
+    """Return the name of the attention function that a model's layers call."""
     return str(model.config.get_text_config()._attn_implementation)
 
 
 def takes_attention_functions(model: PreTrainedModel) -> bool:
-    """Whether a model's class declares that its layers call whatever attention function is in use."""
+    """Return whether a model's class declares that its layers use the configured attention function."""
     return bool(model._supports_attention_backend)
 
 
 def usual_attention(name: str) -> Callable[..., Any]:
-    """One of transformers' own attention functions."""
+    """Return one of transformers' own attention functions."""
     function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
     return function
 
 
 def register_attention(name: str, function: Callable[..., Any], masks_like: str) -> None:
-    """Let models attend by ``function`` under ``name``, with the masks of an attention that transformers knows."""
+    """Register the attention ``function`` under ``name``, with the masks of an attention that transformers knows."""
     AttentionInterface.register(name, function)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[masks_like])
 
 
 @contextmanager
 def with_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Inside, a model's layers call this attention function."""
+    """Use this attention function in a model's layers inside the block."""
     config = model.config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = name
@@ -103,6 +103,6 @@ def with_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def recompute_layer(layer: GradientCheckpointingLayer, function: Callable[..., Any]) -> None:
-    """Have a layer's forward run through ``function``, which keeps its inputs only."""
+    """Run a layer's forward through ``function``, which keeps only its inputs."""
     layer.gradient_checkpointing = True
     layer._gradient_checkpointing_func = function  # type: ignore[assignment]

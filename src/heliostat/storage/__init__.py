@@ -1,4 +1,4 @@
-"""Files and folders that a killed process, a full disk or a flipped bit cannot turn into something wrong."""
+"""Files and folders that stay correct, or are detected as damaged, after a kill, a full disk or a bit flip."""
 
 from heliostat.storage.errors import Damaged, StorageError
 from heliostat.storage.files import publish_file

@@ -1,9 +1,9 @@
-"""Problems and verifiers: where questions come from, and who decides whether an answer is right.
+"""Tasks: problems with a train / held-out split, and the verifiers that score answers.
 
     load_task(section, seed)  -> Task          problems with a train / held-out split, and their verifiers
     VerifierPool(tasks)       -> verdicts      judged in worker processes, under time and memory limits
     audit(task)               -> AuditReport   can the reward be had without solving anything?
-    list_tasks(), show_task() -> text          what reasoning-gym offers
+    list_tasks(), show_task() -> text          the tasks of reasoning-gym
 
 Names load on first use, because a verifier's worker process imports this package too and must start without torch.
 """

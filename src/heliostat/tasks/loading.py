@@ -1,4 +1,4 @@
-"""From a ``[[task]]`` section of a recipe to a ``Task``: every setting is checked first, then problems are made.
+"""Load a ``Task`` from a ``[[task]]`` section of a recipe: check every setting first, then load problems.
 
 Left out: reasoning-gym (``sources.reasoning_gym``) and data files (``sources.data_files``) themselves; each registers
 one ``TaskSource`` here.
@@ -19,7 +19,7 @@ from heliostat.tasks.task import Task
 
 @dataclass(frozen=True, slots=True)
 class TaskSource:
-    """Where problems come from: the keys it understands, how it makes a task of them, and how it presents one."""
+    """A source of problems: its settings, its loader, and its description for people."""
 
     settings: type[Any]
     load: Callable[[TaskSection, Any, int], Task]
@@ -33,7 +33,7 @@ SOURCES: dict[str, TaskSource] = {
 
 
 def show_task(name: str) -> str:
-    """What one task is: a line about it, its settings with their defaults, and examples where it has any.
+    """Describe a task: one line, its settings with their defaults, and examples if it has any.
 
     Raises:
         ConfigError: there is no such task.
@@ -43,7 +43,7 @@ def show_task(name: str) -> str:
 
 
 def load_task(section: TaskSection, seed: int) -> Task:
-    """Load a task's problems, split them by ``seed``, and make its verifiers.
+    """Load a task's problems, split them by ``seed``, and build its verifiers.
 
     Args:
         section: a recipe's task section; its keys beyond ``num_train`` and ``num_heldout`` belong to the source.

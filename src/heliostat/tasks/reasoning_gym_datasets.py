@@ -1,7 +1,7 @@
-"""What runs where reasoning-gym is: naming its datasets, checking their settings, drawing problems.
+"""List reasoning-gym's datasets, check their settings, and draw problems.
 
 ``main`` serves these functions over a connection, in an interpreter that ``sources.reasoning_gym`` starts
-(``sandbox.interpreter`` says why). No model text ever comes here, so both directions are pickled.
+(``sandbox.interpreter`` says why). No model text is ever sent here, so both directions are pickled.
 
 Left out: scoring (``verifiers.builtin``), and everything about splits that does not need the library.
 """
@@ -59,12 +59,12 @@ def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[s
 
 
 def catalog() -> dict[str, str]:
-    """Every dataset's name with one line about it."""
+    """Return every dataset's name with a one-line description."""
     return {name: _headline(*classes) for name, classes in sorted(_datasets().items())}
 
 
 def describe(name: str) -> tuple[str, list[tuple[str, str, str]]]:
-    """One line about a dataset, and its settings as (name, type, default)."""
+    """Return a one-line description of a dataset, and its settings as (name, type, default)."""
     dataset_class, config_class = _find(name)
     fields = [
         (spec.name, spec.type if isinstance(spec.type, str) else _type_name(spec.type), _default(spec))
@@ -75,7 +75,7 @@ def describe(name: str) -> tuple[str, list[tuple[str, str, str]]]:
 
 
 def draw(name: str, settings: Mapping[str, Any], seed: int, num_heldout: int, num_train: int) -> list[list[Entry]]:
-    """Held-out and training entries with pairwise different questions.
+    """Draw held-out and training entries with pairwise different questions.
 
     The two come from disjoint streams of seeds, the held-out one first; training entries are filtered against it.
 
@@ -105,7 +105,7 @@ def draw(name: str, settings: Mapping[str, Any], seed: int, num_heldout: int, nu
 
 
 def open_dataset(name: str, settings: Mapping[str, Any], seed: int, size: int) -> Any:
-    """A dataset with checked settings.
+    """Open a dataset with checked settings.
 
     Raises:
         ConfigError: an unknown name or key, a wrong type, or a value that the dataset refuses.
@@ -126,7 +126,7 @@ _SERVED: dict[str, Callable[..., Any]] = {function.__name__: function for functi
 
 
 def _stream(name: str, settings: Mapping[str, Any], stream: str) -> Iterator[tuple[Entry | None, str]]:
-    """Endless entries of one seed stream; ``None`` and the reason where the dataset fails to make one."""
+    """Yield endless entries of one seed stream; ``None`` and the reason if the dataset fails to generate one."""
     for chunk in itertools.count():
         digest = hashlib.sha256(f"{stream}/{chunk}".encode()).digest()
         dataset = open_dataset(name, settings, seed=int.from_bytes(digest[:4], "big") >> 1, size=_CHUNK)
@@ -138,7 +138,7 @@ def _stream(name: str, settings: Mapping[str, Any], stream: str) -> Iterator[tup
 
 
 def _complete(entry: Entry, name: str) -> Entry:
-    """The entry with an ``oracle``: its answer, or an example of one."""
+    """Add an ``oracle`` to the entry: its answer, or an example of one."""
     oracle = entry["answer"] if entry["answer"] is not None else entry["metadata"].get(_EXAMPLES.get(name, ""))
     if oracle is not None and not isinstance(oracle, str):
         oracle = json.dumps(oracle)

@@ -42,13 +42,13 @@ The number is how far the supervised training has come, from 0 to 1.
 
 
 def by_the_book(problem: Problem, rng: np.random.Generator, progress: float) -> str | None:
-    """The teacher that always shows the problem's own solution, or its answer if there is no more."""
+    """Return the problem's own solution, or its answer if it has no solution."""
     return problem.solution if problem.solution is not None else problem.answer
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Problems, and how their answers are judged.
+    """Problems and the verifiers that score their answers.
 
     Attributes:
         train: problems to train on.

@@ -1,9 +1,9 @@
-"""Rows of trace files, each with its place; a file or line that cannot be read is reported and passed over.
+"""Read rows of trace files, each with its place; an unreadable file or line is reported and skipped.
 
 A path is a ``.jsonl`` or ``.parquet`` file, a folder of them (local or on an object store, by its fsspec address), a
 folder written by ``datasets.save_to_disk``, or the name of a data set on the Hugging Face hub.
 
-Left out: what the columns mean (``columns``, ``dialects``).
+Left out: the meaning of columns (``columns``, ``dialects``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from heliostat.traces.findings import Findings
 
 
 class TraceRow(NamedTuple):
-    """One row and where it stands: ``traces.jsonl, row 7``."""
+    """One row and its place: ``traces.jsonl, row 7``."""
 
     place: str
     columns: dict[str, Any]
 
 
 def read_rows(path: str, findings: Findings) -> Iterator[TraceRow]:
-    """Rows of everything readable under ``path``, in order of file names.
+    """Read rows of every readable file under ``path``, in order of file names.
 
     Raises:
         FileNotFoundError: nothing is there.

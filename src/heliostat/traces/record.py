@@ -1,6 +1,6 @@
-"""A trace: one completion with everything needed to use it again, and nothing that computes on it.
+"""The record of a trace: one completion with all data needed to reuse it.
 
-Token ids are what was sampled; the text stands beside them so that people, verifiers and other tokenizers can read it.
+Token ids are the sampled ones; the text is stored too, for people, verifiers and other tokenizers.
 
 Left out: storage (``bank``), files (``columns``, ``parquet``), and prefixes (``cuts``).
 """
@@ -17,7 +17,7 @@ from heliostat.types import FloatArray, StopReason
 
 @dataclass(frozen=True, slots=True)
 class TraceSource:
-    """Who sampled a trace, and how.
+    """The source of a trace: policy, tokenizer and sampling settings.
 
     Attributes:
         tokenizer: fingerprint of the tokenizer whose ids these are.
@@ -95,5 +95,5 @@ class Trace:
 
     @property
     def turn_ids(self) -> tuple[int, ...]:
-        """The whole assistant turn: the prefix it continued, and what was sampled."""
+        """Return the ids of the whole assistant turn: the prefix and the sampled continuation."""
         return self.prefix_ids + self.completion_ids

@@ -1,14 +1,14 @@
-"""What a fast way of computing a model is compared with before it is used: the model's own forward, one text at a time.
+"""Compare a fast way of computing a model with the model's own forward, one text at a time, before it is used.
 
     truth    log softmax(model(text) / T), one row, no cache, no mask, no positions given
     T        a part of the largest of the model's logits, so that differences count alike in any model
-    bound    what rounding explains: several times how much the truth itself moves when a text is cut short
+    bound    the effect of rounding: several times the change of the truth itself when a text is truncated
 
-A wrong mask or position moves a random model's logits by less than bfloat16 resolves. So the comparison is made on a
-float32 copy of the weights wherever memory holds one, and where a model hardly notices the order of its tokens (a
-random one attends to all alike) its matrices are multiplied first: what is tried is the computation, not the weights.
+A wrong mask or position moves a random model's logits by less than bfloat16 resolves. So the comparison runs on a
+float32 copy of the weights if memory allows. If a model hardly depends on the order of its tokens (a random one attends
+to all alike), its matrices are scaled up first: the test is of the computation, not of the weights.
 
-Left out: who is compared (``rollout.in_process.ways``, ``train.logprobs.layout_trial``).
+Left out: the ways that are compared (``rollout.in_process.ways``, ``train.logprobs.layout_trial``).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ NO_WINDOWS, BLOCKS = ("layers", "pattern"), {"index_topk_blocks": "index_block_s
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How differences of log-probabilities are judged for one model.
+    """The tolerance for differences of log-probabilities of one model.
 
     Attributes:
         temperature: divides the logits before log-probabilities are compared.
@@ -72,12 +72,12 @@ class Tolerance:
 
 
 def num_tried(loaded: LoadedModel) -> int:
-    """Tokens written behind each prompt, fewer in a very short context."""
+    """Return the number of tokens to sample after each prompt, fewer in a very short context."""
     return max(1, min(NUM_NEW, loaded.context_length - 1))
 
 
 def mixed_contexts(loaded: LoadedModel) -> list[tuple[int, ...]]:
-    """Prompts of mixed lengths to try together, one beyond the model's windows."""
+    """Return prompts of mixed lengths to test together, one longer than the model's windows."""
     room = max(1, loaded.context_length - num_tried(loaded))
     beyond = reach(loaded)
     lengths = [min(length, room) for length in (*LENGTHS, *([] if beyond is None else [beyond]))]
@@ -86,7 +86,7 @@ def mixed_contexts(loaded: LoadedModel) -> list[tuple[int, ...]]:
 
 
 def common_contexts(loaded: LoadedModel) -> list[tuple[int, ...]]:
-    """Prompts that begin alike, to try together; none where the context is too short for that."""
+    """Return prompts with a common prefix to test together; empty if the context is too short."""
     if loaded.context_length - num_tried(loaded) < NUM_COMMON + 4:
         return []
     ids = tuple(_ordinary_ids(loaded, NUM_COMMON + 8))
@@ -94,7 +94,7 @@ def common_contexts(loaded: LoadedModel) -> list[tuple[int, ...]]:
 
 
 def reach(loaded: LoadedModel) -> int | None:
-    """Tokens of a prompt that no window of the model covers, where there is one and trying it is cheap enough."""
+    """Return the length of a prompt that exceeds the model's windows, if it has any and the test is cheap enough."""
     windows = [value for value in _windows(loaded) if value + 3 > max(LENGTHS)]
     beyond = [value + 3 for value in windows if loaded.num_parameters * value <= MAX_WINDOW_WORK]
     room = loaded.context_length - num_tried(loaded)
@@ -102,7 +102,7 @@ def reach(loaded: LoadedModel) -> int | None:
 
 
 def unreached(loaded: LoadedModel) -> bool:
-    """Whether the model names a window that a context can exceed and no trial does."""
+    """Return whether the model has a window that a context can exceed and no test does."""
     room = loaded.context_length
     return any(value < room and value + 3 > max(max(LENGTHS), reach(loaded) or 0) for value in _windows(loaded))
 
@@ -120,7 +120,7 @@ def _windows(loaded: LoadedModel) -> list[int]:
 
 
 def _ordinary_ids(loaded: LoadedModel, num: int) -> list[int]:
-    """Ids without a meaning of their own, spread over the vocabulary, the same every time."""
+    """Return ids without a special meaning, spread over the vocabulary, always the same."""
     size = num_embedded_ids(loaded.model)
     special = {*loaded.eos_ids, loaded.pad_id, *loaded.tokenizer.all_special_ids}
     ids = [index for index in range(size) if index not in special] or list(range(size))
@@ -132,7 +132,7 @@ def _ordinary_ids(loaded: LoadedModel, num: int) -> list[int]:
 def reference_log_probs(
     loaded: LoadedModel, context: Sequence[int], tokens: Sequence[int], temperature: float
 ) -> Float[Tensor, " token"]:
-    """Log-probabilities of ``tokens`` behind ``context`` by the model's own forward of that one text."""
+    """Compute log-probabilities of ``tokens`` after ``context`` by the model's own forward of that one text."""
     ids = torch.tensor([[*context, *tokens]], device=loaded.model.device)
     logits = loaded.model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1].float()
     logp = torch.log_softmax(logits / temperature, dim=-1)
@@ -140,7 +140,7 @@ def reference_log_probs(
 
 
 def measure_tolerance(loaded: LoadedModel) -> Tolerance:
-    """Measure a model as it is and, where it hardly notices the order of its tokens, with larger matrices.
+    """Measure a model's tolerance as it is and, if it hardly depends on token order, with larger matrices.
 
     Asked again, remember: a tolerance depends on what a model computes, and hardly on where training moves its weights.
     """
@@ -165,7 +165,7 @@ def _best_tolerance(loaded: LoadedModel) -> Tolerance:
 
 
 def _measured(loaded: LoadedModel, gain: float) -> tuple[float, Tolerance]:
-    """How many times the bound a model's answer moves when two early tokens change places; and its tolerance."""
+    """Return the effect of swapping two early tokens, in units of the bound, and the tolerance."""
 
     def logits(ids: Tensor) -> Tensor:
         found: Tensor = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
@@ -190,7 +190,7 @@ def _measured(loaded: LoadedModel, gain: float) -> tuple[float, Tolerance]:
 
 @contextmanager
 def comparing(loaded: LoadedModel, gain: float = 1.0) -> Iterator[None]:
-    """Inside, a model computes as comparisons need it: no gradient, no dropout, in float32 where memory allows.
+    """Set a model up for comparisons inside the block: no gradient, no dropout, float32 if memory allows.
 
     Args:
         gain: multiplies the matrices between embedding and head.
@@ -222,7 +222,7 @@ def _amplified(loaded: LoadedModel, gain: float) -> Iterator[None]:
 
 @contextmanager
 def _replaced(tensors: Sequence[Tensor], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, tensors hold something made from what they hold; the very same memory is back afterwards."""
+    """Replace tensors by a function of them inside the block; their original memory is restored afterwards."""
     stored = [each.data for each in tensors]
     try:
         for each in tensors:
@@ -234,13 +234,13 @@ def _replaced(tensors: Sequence[Tensor], change: Callable[[Tensor], Tensor]) -> 
 
 
 def _spare_bytes(device: torch.device) -> int:
-    """Memory that a copy may take for a moment."""
+    """Return the bytes that a temporary copy may take."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def short_error(error: Exception) -> str:
-    """An error of other people's code in a few words."""
+    """Return a short message for an error of third-party code."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}".rstrip(": .")

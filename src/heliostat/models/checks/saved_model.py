@@ -1,17 +1,17 @@
 """Read a saved model back as any user would, with plain transformers, and compare it with the one in memory.
 
-    said = trainer_logits(loaded, prompts)                       what the trainer's own two halves say
+    said = trainer_logits(loaded, prompts)                       by the trainer's own two halves
     check_saved(loaded, folder, written, prompts, said)          the same from the folder, or SavedDiffers
     check_adapter(...)                                           the same from the adapter on the model below it
 
 Three things are compared: every tensor with the one that was written, logits at the end of real prompts, and the ids
 and the template of the tokenizer. Logits are compared by the median over positions of ``|a - b| / |b|``, norms over the
-vocabulary after taking out the mean: a token that routing sends to another expert because of rounding is one position.
-What rounding explains is measured on the model itself where it matters, by moving every weight by one unit of its type.
+vocabulary after subtracting the mean: a token that rounding routes to another expert is one position. The effect of
+rounding is measured on the model itself if needed, by moving every weight by one unit in its last place.
 
-Memory: one more copy of the model, on its device where half as much again is free, else on the CPU.
+Memory: one more copy of the model, on its device if 1.5 times its size is free, else on the CPU.
 
-Left out: when to ask (``train.run_folder.export``).
+Left out: when to check (``train.run_folder.export``).
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ NUM_NOISES, LOUD = 4.0, 0.7
 
 
 class SavedDiffers(RuntimeError):
-    """A saved model is not the one that was to be saved; the message says in what."""
+    """A saved model differs from the one in memory; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerLogits:
-    """The logits that a saved model has to give.
+    """The logits that a saved model must reproduce.
 
     Attributes:
         values: float32, at the end of every prompt, on the CPU.
@@ -74,7 +74,7 @@ def trainer_logits(loaded: LoadedModel, prompts: Sequence[Ids]) -> TrainerLogits
 def check_saved(
     loaded: LoadedModel, folder: Path, written: Mapping[str, Tensor], prompts: Sequence[Ids], said: TrainerLogits
 ) -> PreTrainedModel:
-    """Read ``folder`` and compare; returns what was read.
+    """Read the model in ``folder`` and compare it; returns the model read.
 
     Args:
         written: every tensor that should be in it, by its name in a plain model.
@@ -102,7 +102,7 @@ def check_saved(
 def check_adapter(
     model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor], prompts: Sequence[Ids], said: TrainerLogits
 ) -> None:
-    """Put the adapter in ``folder`` on the weights below it, by PEFT, and compare; ``model`` is used up.
+    """Load the adapter in ``folder`` onto its base weights with PEFT, and compare; consumes ``model``.
 
     Args:
         model: what ``check_saved`` returned; its weights are replaced.
@@ -144,7 +144,7 @@ def _compare_tensors(model: nn.Module, written: Mapping[str, Tensor]) -> None:
 
 
 def _compare_logits(model: nn.Module, prompts: Sequence[Ids], said: TrainerLogits, whose: str) -> None:
-    """Whether the trainer's logits are given; the model may be rounded and jittered afterwards."""
+    """Compare logits with the trainer's; the model may be rounded and jittered afterwards."""
     _round(model, said.dtype)
     read = _logits(model, prompts)
     if [each.shape for each in read] != [each.shape for each in said.values]:
@@ -167,7 +167,7 @@ def _logits(model: nn.Module, prompts: Sequence[Ids]) -> list[Tensor]:
 
 
 def _round(model: nn.Module, dtype: torch.dtype) -> None:
-    """Compute in the type that the trainer computed in, where that is shorter than the type of the weights."""
+    """Round the weights to the trainer's compute dtype, if that is lower than the dtype of the weights."""
     if dtype.itemsize >= next(model.parameters()).dtype.itemsize:
         return
     for parameter in model.parameters():
@@ -186,7 +186,7 @@ def jitter(model: nn.Module) -> None:
 
 
 def median_gap(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """The median over positions of ``|a - b| / |b|``, each over what is finite in both; infinite where nothing is."""
+    """Return the median over positions of ``|a - b| / |b|``, over entries finite in both; infinite if none are."""
     return float(torch.cat([_relative_gap(one, other) for one, other in zip(a, b, strict=True)]).median())
 
 

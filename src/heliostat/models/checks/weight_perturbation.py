@@ -1,9 +1,9 @@
-"""Change weights by about a sixteenth and back again, bit for bit and without a copy of them.
+"""Perturb weights by about a sixteenth and restore them, bit for bit and without a copy.
 
-A weight that is lost, tied to another or written over on its way through a folder shows only if it is not what the
-other side would put there by itself: the number of the original checkpoint, 0 in a padding row, the same as its twin's.
+A weight that is lost, tied or overwritten on its way through a folder is detected only if it differs from the value
+that the reader would use by default: the original checkpoint's, 0 in a padding row, or that of a tied weight.
 
-Left out: adapters that are still 0 (``models.lora``), and who looks (``train.run_folder.export``).
+Left out: adapters that are still 0 (``models.lora``), and the comparison (``train.run_folder.export``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALL_BITS, FOR_ZERO, MAX_ENTRIES = 4, 2.0**-8, 2**24
 
 @contextmanager
 def perturbed_weights(weights: Iterable[Tensor], seed: int) -> Iterator[None]:
-    """Inside, about half of the entries of every weight are other numbers; afterwards each is what it was.
+    """Change about half of the entries of every weight inside the block; each is restored afterwards.
 
     One bit of the mantissa is turned over, and 0 changes places with ``FOR_ZERO``: doing it twice undoes it.
 
@@ -43,7 +43,7 @@ def perturbed_weights(weights: Iterable[Tensor], seed: int) -> Iterator[None]:
 
 
 def _turn_over(weight: Tensor, seed: int) -> None:
-    """Its own inverse."""
+    """Flip the selected bits; this is its own inverse."""
     integer = INTEGERS[weight.element_size()]
     mantissa = -round(math.log2(torch.finfo(weight.dtype).eps))
     bit = 1 << (mantissa - SMALL_BITS)

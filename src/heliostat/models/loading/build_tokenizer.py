@@ -3,7 +3,8 @@
 Byte-level byte-pair encoding, trained on questions and answers of reasoning-gym's arithmetic family. Three choices:
 
 - *Digits stand alone*, and an operator with its spaces is one piece, so ``47 + 58`` is five tokens (``4 7 " + " 5 8``)
-  and every number is spelled the same way wherever it occurs. A model of a million parameters learns carries only so.
+  and every number is spelled the same way wherever it occurs. A model of a million parameters needs
+  this to learn carries.
 - *Words may merge across spaces*, so that a question's fixed wording costs one or two tokens instead of a dozen.
 - *Every byte is a token*, so any text can be written, and decoding gives it back exactly.
 
@@ -52,7 +53,7 @@ CORPUS = {
 
 
 def corpus() -> Iterator[str]:
-    """Questions, answers, both on one line (a worked solution uses the same words), and every operator often enough."""
+    """Yield questions, answers, both on one line (as in a worked solution), and every operator often enough."""
     import reasoning_gym
 
     for operator in "+-*/":

@@ -1,4 +1,4 @@
-"""Load a causal language model from a local folder or the Hugging Face hub, refusing early and in one sentence.
+"""Load a causal language model from a local folder or the Hugging Face hub, after early checks.
 
 Every check that needs only small files comes before the weights are read. Code that comes with a checkpoint is never
 run, weights are safetensors only, and a local folder never causes a network request.
@@ -28,7 +28,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 
 def refuse_settings(section: ModelSection) -> None:
-    """Settings shape the tiny model only.
+    """Refuse ``[model.settings]``, which only the tiny model has.
 
     Raises:
         ConfigError: there are any.
@@ -41,7 +41,7 @@ def refuse_settings(section: ModelSection) -> None:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware; elsewhere they are 10 to 80 times slower."""
+    """Return whether the device multiplies bfloat16 matrices in hardware; otherwise they are 10 to 80 times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11
@@ -49,14 +49,14 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where that is native, else float32; the two names mean themselves."""
+    """Resolve a dtype name; ``auto`` is bfloat16 if that is native, else float32."""
     if dtype == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
 
 
 def load_pretrained(path: str, dtype: str, device: torch.device, name: str = "") -> LoadedModel:
-    """Load a folder or a hub id.
+    """Load a model from a folder or by its hub id.
 
     Args:
         path: folder (anything that exists, or starts with ``.``, ``/`` or ``~``), else a hub id.
@@ -80,7 +80,7 @@ def load_pretrained(path: str, dtype: str, device: torch.device, name: str = "")
 
 
 def _locate(path: str) -> tuple[str, bool]:
-    """Where to read from, and whether that is a folder on this machine."""
+    """Return the location to read from, and whether it is a local folder."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder), True
@@ -112,7 +112,7 @@ def _unreachable(name: str, error: Exception) -> ConfigError:
 
 
 def _check_files(folder: Path, name: str) -> None:
-    """One set of weights in the folder, and nothing that is read on top of it."""
+    """Check that the folder has one set of weights and no adapter on top of it."""
     if (folder / "adapter_config.json").is_file():
         if not (folder / "config.json").is_file():
             raise ConfigError(
@@ -213,7 +213,7 @@ def _has_adapter(location: str) -> bool:
 
 
 def _passed_over(model: Any, location: str) -> list[str]:
-    """Stored weights that the model's class tells transformers to drop without a word: further heads, towers.
+    """Return stored weights that the model's class tells transformers to ignore: further heads, towers.
 
     What is not called a weight is left out: tables and masks that older versions stored.
     """
@@ -225,7 +225,7 @@ def _passed_over(model: Any, location: str) -> list[str]:
 
 
 def _stored_names(location: str) -> list[str]:
-    """Names of the tensors in a checkpoint that was just read, from its files' headers."""
+    """Return the names of the tensors in a checkpoint, from its files' headers."""
     from safetensors import safe_open
     from transformers.utils.hub import cached_file
 

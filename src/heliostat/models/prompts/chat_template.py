@@ -1,8 +1,8 @@
-"""A chat template with the recipe's arguments and a fixed day written into it.
+"""Write the recipe's arguments and a fixed date into a chat template.
 
-What is written into the template holds wherever the tokenizer goes: sampling, training, evaluation, other libraries'
-trainers, and the saved model. Arguments are defaults there, which a caller's own override. The day is not saved: a
-model in use tells its own.
+Changes to the template apply everywhere the tokenizer is used: sampling, training, evaluation, other libraries'
+trainers, and the saved model. The arguments are defaults that a caller may override. The date is not saved, so that a
+model in use reads its own clock.
 
     {%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}{{ '' }} + the template
 
@@ -33,7 +33,7 @@ _DIRECTIVES = "aAbBcdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZf"
 
 
 def with_arguments(loaded: LoadedModel, arguments: Mapping[str, Any]) -> LoadedModel:
-    """The model with arguments written into its tokenizer's chat template.
+    """Return the model with arguments written into its tokenizer's chat template.
 
     Raises:
         ConfigError: there is no template, or none of that name in it.
@@ -63,12 +63,12 @@ def with_arguments(loaded: LoadedModel, arguments: Mapping[str, Any]) -> LoadedM
 
 
 def uses_day(template: Template | None) -> bool:
-    """Whether a template asks what day it is."""
+    """Return whether a template reads the clock."""
     return "strftime_now" in str(template or "")
 
 
 def with_day(loaded: LoadedModel, moment: str) -> LoadedModel:
-    """The model with a moment, in ISO format, in place of the clock that its chat template reads.
+    """Return the model with a fixed time, in ISO format, in place of the clock that its chat template reads.
 
     **Limits** A template that asks no clock is left as it is.
     """
@@ -88,18 +88,18 @@ def with_day(loaded: LoadedModel, moment: str) -> LoadedModel:
 
 
 def without_day(template: Any) -> Any:
-    """A template that reads the clock again."""
+    """Return the template without its fixed time."""
     return _each(template, lambda one: _DAY.sub("", one)) if template else template
 
 
 def day_of(loaded: LoadedModel) -> str | None:
-    """The moment that stands in for the clock, if one does."""
+    """Return the fixed time in the template, if any."""
     found = _DAY.search(str(loaded.tokenizer.chat_template or ""))
     return found.group(1) if found else None
 
 
 def clock(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the tokenizer's template would be told now, in ISO format; a day where it asks for no time."""
+    """Return the current time for the tokenizer's template, in ISO format; only the date if it reads no time."""
     messages = [{"role": "user", "content": "?"}]
     asks_time = re.search(r"%-?[cfHIklMprRsSTXzZ]", str(tokenizer.chat_template))
     text = "{{ strftime_now('%Y-%m-%dT%H:%M:%S') }}" if asks_time else "{{ strftime_now('%Y-%m-%d') }}"
@@ -117,5 +117,5 @@ def _each(template: Template, change: Callable[[str], str]) -> Template:
 
 
 def _literal(value: Any) -> str:
-    """A value as a template writes it."""
+    """Format a value as a template literal."""
     return json.dumps(value, ensure_ascii=True)

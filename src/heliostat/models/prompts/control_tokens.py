@@ -1,9 +1,9 @@
-"""Control tokens that somebody typed stay text: ``<|im_end|>`` in a question ends no turn.
+"""Encode control tokens that occur in data as text: ``<|im_end|>`` in a question does not end a turn.
 
 Only the tokenizer's special tokens are control tokens. Other added tokens, like Qwen's ``<think>``, are words that data
-may use. Text without any is tokenised as ever, in one piece.
+may use. Text without any is tokenised in one piece.
 
-Left out: where text comes from (``encoding``, ``chat_rendering``).
+Left out: the source of text (``encoding``, ``chat_rendering``).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _MARKS = [chr(code) for code in range(0xF0000, 0xF0100)]  # private use: no temp
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The tokens that mean something to the model and not to its readers, longest first."""
+    """Return the tokenizer's control tokens, longest first."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted({*added, *map(str, tokenizer.all_special_tokens)} - {""}, key=len, reverse=True))
 
 
 def pattern_of(loaded: LoadedModel) -> re.Pattern[str] | None:
-    """What finds a control token in a text; ``None`` where there are none. Made once per model."""
+    """Return a pattern that matches control tokens; ``None`` if there are none. Compiled once per model."""
     if "control tokens" not in loaded.memo:
         tokens = control_tokens(loaded.tokenizer)
         loaded.memo["control tokens"] = re.compile("|".join(map(re.escape, tokens))) if tokens else None
@@ -38,7 +38,7 @@ def pattern_of(loaded: LoadedModel) -> re.Pattern[str] | None:
 
 
 def free_mark(texts: Sequence[str]) -> str:
-    """A character that none of the texts holds.
+    """Return a character that none of the texts contains.
 
     Raises:
         ValueError: they hold every private one.
@@ -50,13 +50,13 @@ def free_mark(texts: Sequence[str]) -> str:
 
 
 def marked(loaded: LoadedModel, text: str, mark: str) -> str:
-    """The text with ``mark`` around every control token."""
+    """Put ``mark`` around every control token in the text."""
     pattern = pattern_of(loaded)
     return text if pattern is None else pattern.sub(lambda found: f"{mark}{found.group()}{mark}", text)
 
 
 def encode_marked(loaded: LoadedModel, text: str, mark: str) -> list[int]:
-    """Ids of a text without its marks; what stands between two of them is text, whatever it looks like."""
+    """Encode a text without its marks; everything between two marks is encoded as plain text."""
     ids: list[int] = []
     for number, part in enumerate(text.split(mark)):
         if part:
@@ -65,7 +65,7 @@ def encode_marked(loaded: LoadedModel, text: str, mark: str) -> list[int]:
 
 
 def encode_typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int]] = (), place: str = "") -> list[int]:
-    """Ids of a text in which control tokens count only where they begin inside ``markup``.
+    """Encode a text in which control tokens are special only if they begin inside ``markup``.
 
     Args:
         markup: parts of the text, as (start, end), that the recipe wrote.
@@ -83,12 +83,12 @@ def encode_typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int
 
 
 def has_typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int]] = ()) -> bool:
-    """Whether a control token stands outside ``markup``."""
+    """Return whether a control token occurs outside ``markup``."""
     return any(True for _ in _typed(loaded, text, markup))
 
 
 def warn_typed(loaded: LoadedModel, token: str, place: str) -> None:
-    """Say once per model that a control token was typed and stays text."""
+    """Warn once per model that a control token in data is encoded as text."""
     if "typed" not in loaded.memo:
         loaded.memo["typed"] = token
         warnings.warn(
@@ -110,7 +110,7 @@ def _plain(loaded: LoadedModel, text: str) -> list[int]:
 
 
 def _as_text(loaded: LoadedModel, token: str) -> list[int]:
-    """A control token's spelling in ordinary ids."""
+    """Encode a control token's spelling in ordinary ids."""
     special = {*loaded.tokenizer.all_special_ids} | {
         number for number, added in loaded.tokenizer.added_tokens_decoder.items() if added.special
     }

@@ -1,7 +1,7 @@
-"""Worked conversations, cut into what the assistant says and what stands before each of its turns.
+"""Split worked conversations into assistant turns, each with its prompt.
 
-Every assistant turn becomes a prompt (all before it, as the template writes it for sampling) and the ids that a model
-would have sampled there; nobody else's words are among them. Prompts are rendered anew for every turn, so thoughts that
+Every assistant turn becomes a prompt (all messages before it, rendered as for sampling) and the ids that a model would
+have sampled there, without words of other roles. Prompts are rendered anew for every turn, so thoughts that
 a template drops from older turns are dropped, as they are when the model is used.
 
 Left out: conversations in plain text, and the loss (``train.sft.updater``).
@@ -24,7 +24,7 @@ Taught = tuple[Prompt, tuple[int, ...]]
 def encode_turns(
     loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"] = "auto", system: str = ""
 ) -> Iterator[Taught]:
-    """The assistant turns of a problem's worked conversation, each with the prompt that it answers.
+    """Encode the assistant turns of a problem's worked conversation, each with its prompt.
 
     Yields:
         A prompt, and ids that end with an end-of-sequence id.
@@ -51,7 +51,7 @@ def encode_turns(
 
 
 def _answer(loaded: LoadedModel, prompt: Prompt, said: Sequence[Message], turn: Message) -> tuple[int, ...]:
-    """The ids of one turn: as the template writes it to its end, or its bare words where it writes them differently."""
+    """Encode one turn: as the template renders it, or its plain text if the template renders it differently."""
     contents = [str(message["content"]) for message in (*said, turn)]
     mark = free_mark(contents)
     *before, last = [
@@ -78,6 +78,6 @@ def _answer(loaded: LoadedModel, prompt: Prompt, said: Sequence[Message], turn: 
 
 
 def _called(call: Any) -> str:
-    """The name of the tool in a call, in OpenAI's form or bare."""
+    """Return the name of the tool in a call, in OpenAI's form or bare."""
     inner = call.get("function", call) if isinstance(call, Mapping) else {}
     return str(inner.get("name", "")) if isinstance(inner, Mapping) else ""

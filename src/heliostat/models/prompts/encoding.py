@@ -1,13 +1,13 @@
-"""From problems to token ids and back; text is tokenised exactly once, here.
+"""Encode problems to token ids and decode them; text is tokenised exactly once, here.
 
-Which form a prompt takes (``chat`` in the recipe):
+The form of a prompt (``chat`` in the recipe):
 
 - chat messages always go through the tokenizer's chat template;
-- plain text with ``chat = true`` becomes one user message; with ``false`` it is taken as it stands;
+- plain text with ``chat = true`` becomes one user message; with ``false`` it is used unchanged;
 - with ``auto`` it becomes a user message where the tokenizer has a chat template, except where the tokenizer declares
   a separator (the tiny model's does): that is a plain form of its own, ``bos text sep``, and it is shorter.
 
-Control tokens that somebody typed in data stay text (``control_tokens``).
+Control tokens that occur in data are encoded as text (``control_tokens``).
 
 Left out: images, and worked conversations (``conversations``).
 """
@@ -59,7 +59,7 @@ def encode_problem(
 
 
 def encode_solution(loaded: LoadedModel, prompt: Prompt, solution: str) -> tuple[int, ...]:
-    """The ids a model would have sampled behind ``prompt`` to say ``solution`` and stop.
+    """Return the ids that a model would have sampled after ``prompt`` to write ``solution`` and stop.
 
     The solution is tokenised by itself, never together with the prompt, because a sampler cannot reach back over that
     border either. A prompt that closes its own turns with the chat's turn marker is answered with the same marker.
@@ -73,14 +73,14 @@ def encode_solution(loaded: LoadedModel, prompt: Prompt, solution: str) -> tuple
 
 
 def decode(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
-    """The text of sampled ids, without special tokens and without any tidying of spaces."""
+    """Decode sampled ids to text, without special tokens and without cleaning up spaces."""
     text = loaded.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)  # a list comes back only for a batch
     return text
 
 
 def without_opened(loaded: LoadedModel, prompt: Prompt, solution: str) -> str:
-    """A solution without the tag it opens with, where the prompt has opened the same already (``<think>``)."""
+    """Remove a solution's opening tag if the prompt has already opened the same (``<think>``)."""
     opening = re.match(r"<[^<>/\s]+>|\[[A-Z_]+\]", solution)
     if opening is None:
         return solution
@@ -94,7 +94,7 @@ def without_opened(loaded: LoadedModel, prompt: Prompt, solution: str) -> str:
 def chat_messages(
     loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"], system: str
 ) -> list[dict[str, Any]] | None:
-    """The chat messages of a problem, or ``None`` where it is to be taken as plain text."""
+    """Return the chat messages of a problem, or ``None`` if it is plain text."""
     has_template = bool(loaded.tokenizer.chat_template)
     if isinstance(problem.prompt, str):
         wanted = has_template and loaded.tokenizer.sep_token is None if chat == "auto" else chat
@@ -129,7 +129,7 @@ def _encode_text(loaded: LoadedModel, problem: Problem) -> list[int]:
 
 
 def _affixes(loaded: LoadedModel) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after every text."""
+    """Return the ids that the tokenizer adds before and after every text."""
     bare = list(loaded.tokenizer.encode("a", add_special_tokens=False))
     whole = list(loaded.tokenizer.encode("a"))
     start = next(number for number in range(len(whole)) if whole[number : number + len(bare)] == bare)

@@ -1,8 +1,8 @@
-"""How many tokens many texts and prompts take: counted in batches where their bytes do not bound them well enough.
+"""Count the tokens of many texts and prompts, in batches, if their bytes do not bound the counts well enough.
 
-An ASCII text has at most as many tokens as bytes, besides those that a tokenizer puts around every text. Where that is
+An ASCII text has at most as many tokens as bytes, plus those that a tokenizer adds around every text. If that bound is
 enough, nothing is tokenised, so that a hundred thousand short rows take seconds. Bound and count are compared with
-``encode_problem`` and ``encode_solution`` on a few, and these alone say that something is too long.
+``encode_problem`` and ``encode_solution`` on a few texts, and only these two decide that a text is too long.
 
 Left out: the ids themselves (``encoding``).
 """
@@ -30,7 +30,7 @@ _SLACK = 2  # some tokenizers put a space first
 def prompt_sizes(
     loaded: LoadedModel, problems: Sequence[Problem], chat: bool | Literal["auto"], system: str, enough: int
 ) -> list[int]:
-    """Tokens of every prompt: exact, or a bound where that is at most ``enough``.
+    """Count the tokens of every prompt: exactly, or by a bound if that is at most ``enough``.
 
     Raises:
         ConfigError, ValueError: what ``encode_problem`` raises for the first prompt that cannot be encoded.
@@ -48,7 +48,7 @@ def prompt_sizes(
 
 
 def _rendered(loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"], system: str) -> str | None:
-    """What is tokenised of a prompt; ``None`` where that is done in pieces, because control tokens were typed."""
+    """Render the text of a prompt; ``None`` if it is tokenised in pieces, because its data contains control tokens."""
     messages = chat_messages(loaded, problem, chat, system)
     typed = [problem.prompt] if messages is None else [str(message["content"]) for message in messages]
     if any(has_typed(loaded, str(text)) for text in typed):
@@ -59,7 +59,7 @@ def _rendered(loaded: LoadedModel, problem: Problem, chat: bool | Literal["auto"
 
 
 def solution_sizes(loaded: LoadedModel, texts: Sequence[str], enough: Sequence[int]) -> list[int]:
-    """Tokens of every worked solution with its end: exact, or a bound where that is at most its ``enough``."""
+    """Count the tokens of every worked solution and its end: exactly, or by a bound of at most its ``enough``."""
     nothing = Prompt(Problem("", "", ""), ())
 
     def exact(index: int) -> int:
@@ -74,7 +74,7 @@ def solution_sizes(loaded: LoadedModel, texts: Sequence[str], enough: Sequence[i
 
 @dataclass(frozen=True, slots=True)
 class _Counter:
-    """Sizes of a chunk of texts.
+    """A counter of tokens for chunks of texts.
 
     Attributes:
         around: tokens besides those of a text, at most.
@@ -89,7 +89,7 @@ class _Counter:
     start: int
 
     def sizes(self, enough: Sequence[int]) -> list[int]:
-        """Exact sizes, or bounds where they are enough."""
+        """Return exact sizes, or bounds if they are enough."""
         bounds = [len(text) + self.around if text and text.isascii() else UNBOUNDED for text in self.texts]
         tried = range(min(_NUM_TRIED, len(bounds)))
         if any(self.exact(self.start + index) > bounds[index] for index in tried):
@@ -101,7 +101,7 @@ class _Counter:
         return bounds
 
     def _counts(self, indices: Sequence[int]) -> list[int]:
-        """Tokens of some of the texts, without those around them, on all cores."""
+        """Count the tokens of the texts, without those around them, on all cores."""
         if not indices:
             return []
         _serial_in_forked_children()
@@ -115,7 +115,7 @@ _PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 @cache
 def _serial_in_forked_children() -> None:
-    """Let processes that are forked later tokenize in one thread, where the environment does not say how.
+    """Make processes forked later tokenize in one thread, unless the environment sets this.
 
     The threads of a tokenizer do not survive a fork, and one that is told to use them waits for ever. One that is told
     nothing prints a warning and goes on alone. A child that is told not to use threads does so without a word.

@@ -1,4 +1,6 @@
-"""Rows of JSONL and Parquet files that may be damaged or hostile: read within bounds, refused with file and line.
+"""Read rows of JSONL and Parquet files that may be damaged or hostile, within bounds on size and nesting.
+
+Errors name the file and the line.
 
 Left out: other kinds of files (``file_formats``), and data sets of the hub, whose own library reads them (``rows``).
 """
@@ -24,14 +26,14 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class DataRow:
-    """One row, and where it stands: ``problems.jsonl, line 7``."""
+    """One row, and its place: ``problems.jsonl, line 7``."""
 
     place: str
     columns: dict[str, Any]
 
 
 def jsonl_rows(file: Path) -> Iterator[DataRow]:
-    """Rows of a JSONL file; lines end with a newline character and with nothing else.
+    """Read rows of a JSONL file; only a newline character ends a line.
 
     Raises:
         ValueError: a line is too long, not UTF-8, or not a JSON object; names the encoding that it seems to be.
@@ -41,7 +43,7 @@ def jsonl_rows(file: Path) -> Iterator[DataRow]:
 
 
 def lines_of(lines: BinaryIO, name: str) -> Iterator[DataRow]:
-    """Rows of an open JSONL file called ``name``; see ``jsonl_rows``."""
+    """Read rows of an open JSONL file called ``name``; see ``jsonl_rows``."""
     number, start = 0, b""
     while line := lines.readline(MAX_ROW + 1):
         number += 1
@@ -66,7 +68,7 @@ def _object(line: bytes, place: str, start: bytes) -> dict[str, Any]:
 
 
 def decode_text(content: bytes, place: str, start: bytes) -> str:
-    """UTF-8 as text.
+    """Decode UTF-8.
 
     Args:
         start: the first bytes of the file, which tell what else it may be.
@@ -83,7 +85,7 @@ def decode_text(content: bytes, place: str, start: bytes) -> str:
 
 
 def parse_json(text: str, place: str) -> Any:
-    """JSON as Python's values; NaN, which pandas and Python write for missing values, is ``None``.
+    """Parse JSON; NaN, which pandas and Python write for missing values, becomes ``None``.
 
     Raises:
         ValueError: it is not JSON, or nested too deep; names the place.
@@ -106,7 +108,7 @@ def _constant(name: str) -> None:
 
 
 def parquet_rows(file: Path) -> Iterator[DataRow]:
-    """Rows of a Parquet file, its checksums checked where it has them.
+    """Read rows of a Parquet file, and verify its checksums if it has any.
 
     Raises:
         ConfigError: pyarrow is missing.
@@ -140,7 +142,7 @@ def _check_size(file: Path, size: int, most: int) -> None:
 
 
 def check_values(place: str, columns: dict[str, Any]) -> None:
-    """Refuse what could not be written down again: lone surrogates, and nesting beyond ``MAX_DEPTH``.
+    """Refuse values that cannot be serialized: lone surrogates, and nesting beyond ``MAX_DEPTH``.
 
     Raises:
         ValueError: a column holds such a thing; the message begins with ``place``.

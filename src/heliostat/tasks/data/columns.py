@@ -1,4 +1,4 @@
-"""What stands in one cell of a row: a column by its name or path, a question, an answer, the turns of a chat.
+"""Read the columns of a row: a value by name or path, a question, an answer, the turns of a chat.
 
 ``reward_model.ground_truth`` names a column inside a column. Values of numpy and torch are read as plain Python, and
 NaN as missing, like ``None``.
@@ -32,7 +32,7 @@ class MissingValue(ValueError):
 
 
 def plain_value(value: Any) -> Any:
-    """A value as plain Python: numbers and lists for those of numpy and torch, ``None`` for NaN and other blanks."""
+    """Convert a value to plain Python: numbers and lists for numpy and torch, ``None`` for NaN and other blanks."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -49,17 +49,17 @@ def plain_value(value: Any) -> Any:
 
 
 def plain_row(columns: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row with ``plain_value`` in every column."""
+    """Apply ``plain_value`` to every column."""
     return {str(name): plain_value(value) for name, value in columns.items()}
 
 
 def has_column(columns: Mapping[str, Any], name: str) -> bool:
-    """Whether a row with these columns has one of this name or path."""
+    """Return whether these columns include one of this name or path."""
     return _find(columns, name) is not None
 
 
 def cell(row: DataRow, name: str) -> Any:
-    """What stands in the column of a name, or at the end of a path like ``extra_info.answer``.
+    """Return the value of a column, or the value at a path like ``extra_info.answer``.
 
     Raises:
         ValueError: there is none; names the row, the nearest column, and those that there are.
@@ -80,14 +80,14 @@ def _find(columns: Mapping[str, Any], name: str) -> tuple[Any] | None:
 
 
 def _paths(columns: Mapping[str, Any]) -> Iterator[str]:
-    """The names of columns inside columns, one level down."""
+    """Yield the paths of nested columns, one level down."""
     for name, value in columns.items():
         if isinstance(value, Mapping):
             yield from (f"{name}.{inner}" for inner in value)
 
 
 def question(row: DataRow, column: str) -> str | tuple[Message, ...]:
-    """A prompt: text, or the messages of a chat, whoever speaks last.
+    """Return a prompt: text, or the messages of a chat.
 
     Raises:
         MissingValue: it is empty.
@@ -106,7 +106,7 @@ def question(row: DataRow, column: str) -> str | tuple[Message, ...]:
 
 
 def messages(row: DataRow, column: str) -> tuple[Message, ...]:
-    """The messages of a chat, in the form that templates read.
+    """Return the messages of a chat in the form that templates read.
 
     Raises:
         ValueError: one has no known role, or no text.
@@ -117,7 +117,7 @@ def messages(row: DataRow, column: str) -> tuple[Message, ...]:
 
 
 def text(row: DataRow, column: str, whole: bool = False) -> str:
-    """A text or number as text; of chat messages, what the assistant says last.
+    """Return a text or number as text; for chat messages, the last assistant message.
 
     Args:
         whole: whether floats stand for whole numbers: ``72.0`` for ``72``.
@@ -142,7 +142,7 @@ def text(row: DataRow, column: str, whole: bool = False) -> str:
 
 
 def are_whole_floats(rows: Iterable[DataRow], column: str) -> bool:
-    """Whether a column's numbers are all whole and some are floats: whole numbers that a gap turned into floats."""
+    """Return whether a column holds whole numbers of which some are floats, because a missing value converted them."""
     found = [_find(row.columns, column) for row in rows]
     values = [value[0] for value in found if value is not None and value[0] is not None]
     whole = all(isinstance(value, int) or (isinstance(value, float) and value.is_integer()) for value in values)
@@ -150,7 +150,7 @@ def are_whole_floats(rows: Iterable[DataRow], column: str) -> bool:
 
 
 def turns(row: DataRow, column: str) -> tuple[Message, ...]:
-    """A worked conversation in a column, to its last assistant turn; empty where the column holds no chat.
+    """Return a worked conversation up to its last assistant turn; empty if the column holds no chat.
 
     Raises:
         ValueError: no assistant speaks in it.
@@ -162,7 +162,7 @@ def turns(row: DataRow, column: str) -> tuple[Message, ...]:
 
 
 def conversation(row: DataRow, column: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """A whole conversation, cut before its first assistant turn.
+    """Split a whole conversation before its first assistant turn.
 
     Raises:
         ValueError: nobody asks, or nobody answers.
@@ -182,19 +182,19 @@ def _to_last_answer(said: tuple[Message, ...], row: DataRow, column: str) -> tup
 
 
 def first_words(worked: Iterable[Message]) -> str:
-    """What the assistant says first in a worked conversation."""
+    """Return the first assistant message of a worked conversation."""
     return next((str(message["content"]) for message in worked if message["role"] == "assistant"), "")
 
 
 def _inside(column: str, value: Any) -> str:
-    """Where a column holds columns, how one of them is named."""
+    """Return a hint on how to name a nested column, if the column has any."""
     if not isinstance(value, Mapping) or not value:
         return ""
     return f"; name one of the columns in it: {', '.join(f'{column}.{name}' for name in value)}"
 
 
 def _decoded(value: Any) -> Any:
-    """Text for bytes that hold text, as some programs write it to Parquet."""
+    """Decode bytes that hold text, as some programs write it to Parquet."""
     if not isinstance(value, bytes):
         return value
     try:
@@ -219,7 +219,7 @@ def _message(item: Any, row: DataRow, column: str) -> Message:
 
 
 def _from_sharegpt(item: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with ``role`` and ``content``, also where it was written as ``from`` and ``value``."""
+    """Convert a message with ``from`` and ``value`` to ``role`` and ``content``."""
     turn = dict(item)
     if "role" not in turn and {"from", "value"} <= turn.keys():
         said = turn.pop("from")
@@ -228,7 +228,7 @@ def _from_sharegpt(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _joined_parts(content: Any) -> Any:
-    """The text of a content in parts, if all of them are text."""
+    """Join the parts of a content if all of them are text."""
     if not isinstance(content, list) or not content:
         return content
     parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]

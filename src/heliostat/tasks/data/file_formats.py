@@ -1,4 +1,4 @@
-"""Folders of data files, and the kinds that are read there: JSONL, JSON arrays, CSV and TSV, also packed, and Parquet.
+"""Read folders of data files: JSONL, JSON arrays, CSV and TSV, each also compressed, and Parquet.
 
 A CSV file's cells are text as it stands, so that ``007`` stays ``007``; empty ones are missing. Files are read in the
 order of their names, and belong to the split that their name says (``train-00000.jsonl``, ``test.csv``).
@@ -29,7 +29,7 @@ _SPLITS = {
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The data files of a folder in the order of their names, if it holds nothing else; else none."""
+    """Return the data files of a folder sorted by name; empty if it holds anything else."""
     files = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
     described = any(path.suffix == ".md" and "configs:" in path.read_text(errors="replace") for path in files)
     known = [path for path in files if path.is_file() and _kind(path) is not None]
@@ -37,7 +37,7 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def files_rows(files: Sequence[Path], split: str, place: str) -> Iterator[DataRow]:
-    """Rows of those files that belong to a split; of files that name none, all are ``train``.
+    """Read rows of the files that belong to a split; files without a split in their name are ``train``.
 
     Raises:
         ConfigError: no file belongs to the split.
@@ -100,7 +100,7 @@ def _content(file: Path) -> str:
 
 
 def _json(file: Path) -> Iterator[DataRow]:
-    """Rows of a file that is one JSON array of objects, or JSONL under another name."""
+    """Read rows of a JSON array of objects, or of JSONL under another name."""
     text = _content(file)
     if text.lstrip().startswith("["):
         for number, columns in enumerate(parse_json(text, file.name), start=1):

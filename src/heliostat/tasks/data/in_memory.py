@@ -1,13 +1,13 @@
-"""Functions and rows that a program hands to a run as they are, under names that a recipe can hold.
+"""Register functions and rows of a program under names that a recipe can hold.
 
     with registering() as given:
         name = given.function(f)        "given:f", for task.verifiers
         path = given.rows(rows)         "given:5f3c…", for task.path
 
-A run's recipe then says what it was made with, and the same program continues it; without the program the names lead
-nowhere, which ``find`` says.
+A run's recipe then records its functions and rows by name, and the same program can resume it. Without the program the
+names cannot be resolved, and ``find_function`` and ``find_rows`` say so.
 
-Left out: how functions reach the verifier processes (``sandbox.pickling``), and what columns mean
+Left out: sending functions to verifier processes (``sandbox.pickling``), and the meaning of columns
 (``sources.data_files``).
 """
 
@@ -32,13 +32,13 @@ PREFIX = "given:"
 
 @dataclass(slots=True)
 class Registry:
-    """What one call of the Python API was given."""
+    """The functions and tables passed to one call of the Python API."""
 
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def function(self, function: Any) -> str:
-        """The name of a function or callable object; two of one name are numbered, and one keeps its name."""
+        """Register a function or callable object and return its name; different functions of one name are numbered."""
         for name, known in self.functions.items():
             if known is function:
                 return PREFIX + name
@@ -49,7 +49,7 @@ class Registry:
         return PREFIX + name
 
     def rows(self, data: object) -> str:
-        """The name of a list of dicts, a frame, an Arrow table or a ``datasets.Dataset``: its fingerprint.
+        """Register a list of dicts, a frame, an Arrow table or a ``datasets.Dataset``; its name is its fingerprint.
 
         Raises:
             TypeError: it is none of these.
@@ -69,7 +69,7 @@ _given: ContextVar[Registry | None] = ContextVar("given", default=None)
 
 @contextmanager
 def registering() -> Iterator[Registry]:
-    """Make what is given inside findable inside."""
+    """Open a registry whose names can be resolved inside the block."""
     given = Registry()
     token = _given.set(given)
     try:
@@ -79,10 +79,10 @@ def registering() -> Iterator[Registry]:
 
 
 def find_function(name: str) -> Callable[..., Any]:
-    """The function of a name.
+    """Return the function registered under ``name``.
 
     Raises:
-        ConfigError: this program has given none of that name.
+        ConfigError: this program has registered none of that name.
     """
     given = _given.get()
     if given is None or name.removeprefix(PREFIX) not in given.functions:
@@ -94,10 +94,10 @@ def find_function(name: str) -> Callable[..., Any]:
 
 
 def find_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a name.
+    """Return the rows registered under ``name``.
 
     Raises:
-        ConfigError: this program has given none of that name.
+        ConfigError: this program has registered none of that name.
     """
     given = _given.get()
     if given is None or name.removeprefix(PREFIX) not in given.tables:
@@ -112,15 +112,15 @@ def find_rows(name: str) -> list[dict[str, Any]]:
 
 MAX_HELDOUT = 200
 HELDOUT_SHARE = 0.1
-"""Of rows that come without a word on how many are held out."""
+"""Share of rows that is held out by default."""
 SOURCE_KEYS = {"name", "label", "path", "heldout_path", "split", "heldout_split", "subset", "num_train", "num_heldout"}
-"""What a recipe says of its own data, and other data takes the place of."""
+"""Task keys about a recipe's own data, dropped when other data replaces it."""
 
 
 def with_registered(
     recipe: Recipe, given: Registry, data: object, rewards: Sequence[Any], heldout: object = None
 ) -> dict[str, Any]:
-    """The recipe's tables with rows in place of its tasks, and functions in place of its verifiers.
+    """Return the recipe's tables with its tasks replaced by rows, and its verifiers by functions.
 
     Args:
         data: rows, or ``None`` for the recipe's own tasks.
@@ -143,7 +143,7 @@ def with_registered(
 
 
 def named(given: Registry, settings: Any) -> Any:
-    """Settings with names in place of the functions in them."""
+    """Replace functions in settings by their registered names."""
     if isinstance(settings, Mapping):
         return {key: named(given, value) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
@@ -152,7 +152,7 @@ def named(given: Registry, settings: Any) -> Any:
 
 
 def _task_of(given: Registry, data: object, heldout: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The table of a task, and the columns of the first row."""
+    """Return the table of a task, and the columns of the first row."""
     path = given.rows(data)
     rows = given.tables[path.removeprefix(PREFIX)]
     num = len({json.dumps(row.get("prompt"), sort_keys=True, default=str) for row in rows})
@@ -167,13 +167,13 @@ def _task_of(given: Registry, data: object, heldout: object) -> tuple[dict[str, 
 
 
 def shares(num: int) -> dict[str, Any]:
-    """How many of ``num`` rows are trained on, and how many are held out."""
+    """Return the numbers of training and held-out problems for ``num`` rows."""
     num_heldout = max(1, min(MAX_HELDOUT, int(HELDOUT_SHARE * num)))
     return {"num_train": max(1, num - num_heldout), "num_heldout": num_heldout}
 
 
 def _table(given: Registry, reward: object) -> dict[str, Any]:
-    """The verifier table of a function, of a name, or of a table with either; functions see whole completions."""
+    """Return the verifier table of a function, a name, or a table with either; functions see whole completions."""
     table = dict(reward) if isinstance(reward, Mapping) else {"name": reward}
     if callable(table.get("name")):
         return {"sees": "completion"} | table | {"name": given.function(table["name"])}
@@ -197,7 +197,7 @@ def _rows(data: object) -> Iterable[dict[str, Any]]:
 
 
 def without_format(data: Any) -> Any:
-    """Rows of a frame, an Arrow table or a ``datasets`` data set, whatever library's arrays it would give.
+    """Return rows of a frame, an Arrow table or a ``datasets`` data set, without the format of an array library.
 
     No such library is imported: each is known by what it offers.
     """
@@ -214,7 +214,7 @@ def without_format(data: Any) -> Any:
 
 
 def split_data(data: object, heldout: object) -> tuple[object, object]:
-    """Training and held-out rows: as given, or the splits of a ``DatasetDict`` (a dict of data sets).
+    """Return training and held-out rows: unchanged, or the splits of a ``DatasetDict`` (a dict of data sets).
 
     Raises:
         TypeError: held-out rows come twice.

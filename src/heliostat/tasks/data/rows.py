@@ -1,6 +1,6 @@
-"""Rows of a data file, each with the place it stands, for messages: JSONL, Parquet, or a Hugging Face data set.
+"""Read rows of a data file or a Hugging Face data set, each with its place for messages.
 
-Left out: what the columns mean (``sources.data_files``), and reading files that may be damaged (``bounded_reader``).
+Left out: the meaning of columns (``sources.data_files``), and reading files that may be damaged (``bounded_reader``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def read_rows(path: str, split: str, subset: str) -> Iterator[DataRow]:
-    """Rows of a ``.jsonl`` or ``.parquet`` file, a folder of files, a saved data set, or one on the hub, in order.
+    """Read rows of a ``.jsonl`` or ``.parquet`` file, a folder of files, a saved data set, or one on the hub, in order.
 
     Values are plain Python, and NaN is ``None``.
 
@@ -88,7 +88,7 @@ def _load_folder(folder: Path, split: str) -> Any:
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether ``datasets`` wrote the folder."""
+    """Return whether ``datasets`` wrote the folder."""
     return any((folder / marker).exists() for marker in ("dataset_dict.json", "state.json"))
 
 

@@ -1,10 +1,10 @@
-"""Which rows are the same, which ask the same question, and which of them are held out.
+"""Deduplicate rows, group them by question, and hold some of the questions out.
 
 Two rows are the same if every column is; the second is dropped. Rows with the same prompt and different answers are all
 kept, and each answer is right for each of them. Rows ask the same question if their users say the same, whatever system
 prompt, template or form (text or chat) the words come in; such rows are never on both sides of a split.
 
-Left out: reading rows (``rows``), and what their columns mean (``columns``, ``sources.data_files``).
+Left out: reading rows (``rows``), and the meaning of their columns (``columns``, ``sources.data_files``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Asked:
 
 
 def question_of(prompt: Prompt) -> str:
-    """The key of a question: what is said in a prompt by anybody but the system, whitespace around it aside.
+    """Return the key of a question: the prompt without system messages and surrounding whitespace.
 
     **Limits** Line breaks and indentation inside are part of a question: they may be all that two grids differ in.
     """
@@ -49,37 +49,37 @@ def question_of(prompt: Prompt) -> str:
 
 
 def problem_key(prompt: Prompt) -> str:
-    """What a problem's id is made of, where no other row has the same: the whole prompt, whitespace aside."""
+    """Return the text that a problem's id is derived from: the whole prompt, without surrounding whitespace."""
     if isinstance(prompt, str):
         return question_key(prompt)
     return "\n".join(f"{message['role']}: {question_key(message['content'])}" for message in prompt)
 
 
 def digest(text: str) -> str:
-    """Sixteen hexadecimal digits that name a text."""
+    """Return sixteen hexadecimal digits that identify a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)
 class Dropped:
-    """How many rows were left out, by reason; ``name`` is that of the data."""
+    """Counts of dropped rows by reason; ``name`` is that of the data."""
 
     name: str
     counts: Counter[str] = field(default_factory=Counter)
 
     def notes(self) -> list[str]:
-        """One sentence for each reason."""
+        """Return one sentence for each reason."""
         counts = {why: num for why, num in self.counts.items() if num}
         return [f"{self.name}: {num} {'row' if num == 1 else 'rows'} left out: {why}" for why, num in counts.items()]
 
 
 def said_path(path: str) -> str:
-    """The name of a data file or of given rows in messages."""
+    """Return the name of a data file or of in-memory rows for messages."""
     return "data" if path.startswith(PREFIX) else Path(path).name
 
 
 def without_copies(asked: Iterable[Asked], dropped: Dropped) -> list[Asked]:
-    """Drop rows that another equals, tell the ids of the others apart, and share the answers of equal prompts."""
+    """Drop duplicate rows, make the ids of the others unique, and share the answers of equal prompts."""
     unlike: dict[str, Asked] = {}
     for one in asked:
         content = _content(one.problem)
@@ -104,14 +104,14 @@ def without_copies(asked: Iterable[Asked], dropped: Dropped) -> list[Asked]:
 
 
 def shuffled(asked: Iterable[Asked], seed: int) -> list[Asked]:
-    """In an order that depends on the prompts and the seed, not on the order of rows."""
+    """Shuffle in an order that depends on the prompts and the seed, not on the order of rows."""
     ordered = sorted(asked, key=lambda one: one.problem.problem_id)
     random.Random(seed).shuffle(ordered)
     return ordered
 
 
 def hold_out(asked: Sequence[Asked], num: int) -> list[Asked]:
-    """Take ``num`` rows, whole questions at a time in the order in which they come first.
+    """Take ``num`` rows, whole questions at a time, in order of first occurrence.
 
     **Limits** Where all questions are different, these are the first ``num`` rows. A question is cut, and the rest of
     its rows are good for neither side, only if no whole one fits any more.
@@ -129,7 +129,7 @@ def hold_out(asked: Sequence[Asked], num: int) -> list[Asked]:
 
 
 def without(asked: Iterable[Asked], heldout: Iterable[Asked]) -> list[Asked]:
-    """Those whose question is not held out."""
+    """Return the problems whose question is not held out."""
     taken = {one.question for one in heldout}
     return [one for one in asked if one.question not in taken]
 
@@ -139,7 +139,7 @@ def _trimmed(text: str) -> str:
 
 
 def _content(problem: Problem) -> str:
-    """Everything in a row, as text; whitespace around the prompt aside."""
+    """Return the content of a row as text, without whitespace around the prompt."""
     rest: list[Any] = [problem.answer, problem.solution, problem.turns, problem.columns]
     return json.dumps([_stripped(problem.prompt), *rest], sort_keys=True, default=_as_text, ensure_ascii=False)
 

@@ -1,6 +1,6 @@
-"""What a text file that is not UTF-8 is written in, as far as its bytes tell.
+"""Guess the encoding of a text file that is not UTF-8, for an error message.
 
-Left out: reading it: a guess is good enough for a message, and not for data.
+Left out: reading such a file. A guess is good enough for a message, and not for data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CONVERTERS = {"gzip": "gunzip it, or end its name in .gz and give its folder", 
 
 
 def recognise(start: bytes, line: bytes) -> tuple[str, str]:
-    """The encoding of a file that begins with ``start``, and what to do about it.
+    """Return the encoding of a file that begins with ``start``, and how to convert it.
 
     Args:
         line: the line that is not UTF-8.

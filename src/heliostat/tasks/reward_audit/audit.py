@@ -1,7 +1,7 @@
-"""Before training: can this task's reward be had without solving anything, and can it be had by solving it?
+"""Audit a reward before training: can it be earned without solving anything, and is it earned by right answers?
 
-Reinforcement learning finds whatever a verifier pays for. The audit pays a few hundred worthless answers to the real
-verifiers, in the real worker processes, and says what came back.
+Reinforcement learning exploits everything a verifier rewards. The audit submits right answers and a few hundred
+worthless ones to the real verifiers, in the real worker processes, and reports which earn a reward.
 
 Left out: proofs. A clean audit means that none of these tricks works, not that none does.
 """
@@ -29,7 +29,7 @@ _NUM_BORROWED = 8  # other problems' answers that are tried on every problem
 
 
 class FindingKind(StrEnum):
-    """What is wrong, from worst to mildest; the first four mean that the reward can be hacked."""
+    """Kinds of findings, from worst to mildest; the first four mean that the reward can be hacked."""
 
     FIXED_TEXT = "fixed text"  # one text, the same for every problem, succeeds too often
     CONTAINMENT = "containment"  # an answer hidden among others succeeds
@@ -48,7 +48,7 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """One thing to know before training, as a sentence."""
+    """One result of the audit, as a sentence."""
 
     kind: FindingKind
     sentence: str
@@ -56,7 +56,7 @@ class AuditFinding:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one probe earned, averaged over the problems it applies to.
+    """The scores of one probe, averaged over the problems it applies to.
 
     Attributes:
         success: share of problems on which it succeeded.
@@ -80,14 +80,14 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found; ``print`` it.
+    """The result of an audit; ``print`` it.
 
     Attributes:
         num_problems: problems that tricks were tried on.
-        probes: what the oracle answers earned, then every trick that was tried.
-        refused: the right answers that earned nothing.
+        probes: the result of the oracle answers, then of every trick.
+        refused: right answers that earned nothing.
         num_bare: worked solutions that were refused where the answer alone was not.
-        num_left: texts that were not judged because time was up.
+        num_left: texts that were not judged within the time budget.
     """
 
     task: str
@@ -100,23 +100,23 @@ class AuditReport:
 
     @property
     def hackable(self) -> bool:
-        """Whether some reward can be had without solving anything."""
+        """Whether a reward can be earned without solving anything."""
         return any(finding.kind.hackable for finding in self.findings)
 
     @property
     def num_oracles(self) -> int:
-        """Right answers that were paid."""
+        """Number of right answers that were judged."""
         return self.probes[0].num_problems
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against training on this task."""
+        """Whether the audit found no reason against training on this task."""
         harmless = (FindingKind.NO_ORACLE, FindingKind.RAW_CREDIT)
         return all(finding.kind in harmless for finding in self.findings)
 
     @property
     def verdict(self) -> str:
-        """What speaks against training on this task, in a phrase."""
+        """The reasons against training on this task, in a phrase."""
         kinds = {finding.kind for finding in self.findings}
         against = ["the reward can be hacked"] if self.hackable else []
         if FindingKind.ORACLE_REFUSED in kinds:
@@ -126,7 +126,7 @@ class AuditReport:
         return ", and ".join(against) or "no trick worked"
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Convert to JSON values."""
         return {
             "task": self.task,
             "verdict": self.verdict,
@@ -140,7 +140,7 @@ class AuditReport:
         }
 
     def format(self) -> str:
-        """The verdict, the findings, and every probe that earned something or broke something."""
+        """Format the verdict, the findings, and every probe with a score or a failure."""
         lines = [f"audit of {self.task} on {self.num_problems} problems, {len(self.probes)} probes: {self.verdict}"]
         if self.num_left:
             lines.append(f"  time was up before {self.num_left} more texts were judged")
@@ -161,13 +161,13 @@ class AuditReport:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much an audit tries.
+    """The size of an audit.
 
     Attributes:
-        num_oracles: right answers that are paid, drawn by the seed where there are more.
-        num_problems: problems that each trick is tried on.
-        num_first: problems that all tricks are tried on; those that earn nothing there are not tried on the others.
-        budget_s: seconds from the first verdict on; half of them are kept for the tricks.
+        num_oracles: right answers to judge, drawn by the seed if there are more.
+        num_problems: problems to try each trick on.
+        num_first: problems to try all tricks on; tricks that earn nothing there are not tried on the others.
+        budget_s: seconds from the first verdict on; half of them are reserved for the tricks.
     """
 
     num_oracles: int = 200
@@ -178,7 +178,7 @@ class Effort:
 
 
 IN_A_RUN = Effort(num_first=8)
-"""What is tried before a run trains."""
+"""The size of the audit at the start of a run."""
 
 
 def audit(
@@ -190,24 +190,24 @@ def audit(
     effort: Effort | None = None,
     say: Say = as_written,
 ) -> AuditReport:
-    """Give a task's verifiers right answers and worthless ones, and report what they pay.
+    """Judge right answers and worthless ones with a task's verifiers, and report their rewards.
 
-    Right answers are those of all training problems, 200 at most; a worked solution that is refused is followed by the
-    answer alone.
+    Right answers are those of all training problems, 200 at most; if a worked solution is refused, the answer alone
+    is tried.
 
     Args:
         num_problems: training problems to try each trick on.
         pool: an open pool that knows the task; ``None``: one is opened. Failures are counted and never stop.
-        heldout: whether the right answers of held-out problems are paid too.
-        effort: how much is tried, in place of ``num_problems``.
-        say: what verifiers are given when a model means to write a right answer; the text itself by default.
+        heldout: whether to judge the right answers of held-out problems too.
+        effort: size of the audit, in place of ``num_problems``.
+        say: maps a right answer to the text that a model would write for it; the identity by default.
 
     Raises:
         VerifierError: no worker can be started.
 
     Limits:
-        Every probe is put behind the task's answer marker, as a policy would. A fixed text must succeed on two problems
-        and on more than a fifth of them to count: one right guess shows nothing.
+        Every probe follows the task's answer marker, as a policy's answer would. A fixed text must succeed on two
+        problems and on more than a fifth of them to count: one right guess shows nothing.
     """
     effort = effort or Effort(num_problems=num_problems, num_first=num_problems)
     problems = task.train[: effort.num_problems]
@@ -240,7 +240,7 @@ def audit(
 def _tried(
     task: Task, probes: Sequence[Probe], problems: Sequence[Problem], num_first: int, payments: Payments
 ) -> dict[str, list[Verdict]]:
-    """Verdicts by probe: of all probes on the first problems, then of those that earned something on the others."""
+    """Judge all probes on the first problems, then the successful ones on the others; returns verdicts by probe."""
     verdicts: dict[str, list[Verdict]] = {probe.name: [] for probe in probes}
     going = list(probes)
     for numbers in (range(min(num_first, len(problems))), range(num_first, len(problems))):

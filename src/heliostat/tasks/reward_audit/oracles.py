@@ -1,6 +1,6 @@
-"""Right answers on their way to the verifiers: which texts say them, and what it means that one is refused.
+"""Judge right answers, and explain the refused ones.
 
-Left out: worthless answers (``probes``), and what follows for the task (``audit``).
+Left out: worthless answers (``probes``), and conclusions about the task (``audit``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Say = Callable[[Problem, str], str]
 
 
 def as_written(problem: Problem, text: str) -> str:
-    """Every text as it stands."""
+    """Return the text unchanged."""
     return text
 
 
@@ -42,7 +42,7 @@ class Paid:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A right answer that earns nothing.
+    """A right answer that earned nothing.
 
     Attributes:
         read: what the verifier saw of it; ``None``: nothing, since the answer marker was not there.
@@ -57,7 +57,7 @@ class Refusal:
     failed: bool = False
 
     def format(self) -> str:
-        """The problem, the answer, and what the verifiers made of it, on one line."""
+        """Format the problem, the answer, and the verifiers' results on one line."""
         seen = "nothing, because the answer marker is missing" if self.read is None else _short(self.read)
         place = f" ({self.problem.place})" if self.problem.place else ""
         return (
@@ -66,13 +66,13 @@ class Refusal:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Convert to JSON values."""
         problem = {"problem_id": self.problem.problem_id, "place": self.problem.place}
         return problem | {"question": self.problem.question, "answer": self.answer, "read": self.read, "why": self.why}
 
 
 def oracle_sample(problems: Sequence[Problem], num: int, seed: int) -> list[Problem]:
-    """The problems with a right answer, in their order; ``num`` of them, drawn by the seed, where there are more."""
+    """Return the problems with a right answer, in order; ``num`` of them, drawn by the seed, if there are more."""
     known = [problem for problem in problems if _texts(problem, "")]
     if len(known) <= num:
         return known
@@ -80,7 +80,7 @@ def oracle_sample(problems: Sequence[Problem], num: int, seed: int) -> list[Prob
 
 
 def pay_oracles(task: Task, problems: Sequence[Problem], payments: Payments, say: Say) -> list[Paid]:
-    """Pay each problem's worked solution, and where it is refused, the answer alone; shorter where time is up."""
+    """Judge each problem's worked solution and, if it is refused, the answer alone; stops at the time budget."""
     texts = [_texts(problem, task.answer_after) for problem in problems]
     asked = [(problem, say(problem, several[0])) for problem, several in zip(problems, texts, strict=True)]
     paid = [Paid(*one, verdict) for one, verdict in zip(asked, payments.pay(asked), strict=False)]  # time may be up
@@ -93,7 +93,7 @@ def pay_oracles(task: Task, problems: Sequence[Problem], payments: Payments, say
 
 
 def accepts(task: Task, verdict: Verdict) -> bool:
-    """Whether a right answer got what it should.
+    """Return whether a right answer got the score it should.
 
     **Limits**: without ``shaped`` that is a success. A shaped reward counts where every verifier of ours, which knows
     the right answer, gives full marks; a function may reward anything, and must only not fail.
@@ -108,7 +108,7 @@ def accepts(task: Task, verdict: Verdict) -> bool:
 
 
 def knows_answers(task: Task) -> bool:
-    """Whether a right answer is owed full marks: a verifier is ours, or a function that names a column of the data.
+    """Return whether a right answer must get full marks: by a built-in verifier, or a function that names a column.
 
     **Limits**: a function that takes the columns as ``**kwargs`` alone may look at them or not; nothing is owed there.
     """
@@ -118,7 +118,7 @@ def knows_answers(task: Task) -> bool:
 
 
 def refusals(task: Task, paid: Sequence[Paid]) -> tuple[Refusal, ...]:
-    """The right answers that did not get what they should."""
+    """Return the right answers that did not get the score they should."""
     return tuple(_refusal(task, one) for one in paid if not accepts(task, one.verdict))
 
 
@@ -136,7 +136,7 @@ def _refusal(task: Task, paid: Paid) -> Refusal:
 
 
 def _texts(problem: Problem, answer_after: str) -> list[str]:
-    """The worked solution, then the answer behind its marker; those of the two that there are."""
+    """Return the worked solution and the answer after its marker, as far as the problem has them."""
     answer = None if problem.answer is None else answer_after + problem.answer
     return list(dict.fromkeys(text for text in (problem.solution, answer) if text is not None))
 

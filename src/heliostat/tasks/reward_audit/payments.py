@@ -1,6 +1,6 @@
-"""Pay texts to verifiers until the time is up: fast verifiers see all of them at once, slow ones a few.
+"""Judge texts within a time budget: fast verifiers get all of them at once, slow ones a few at a time.
 
-Left out: which texts (``probes``, ``oracles``), and what their verdicts mean (``audit``).
+Left out: choosing texts (``probes``, ``oracles``), and interpreting verdicts (``audit``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GROWTH = 8
 
 @dataclass
 class Payments:
-    """Verdicts on texts, within a time that begins when the first is there: a worker's start does not count.
+    """A time budget for verdicts that starts with the first verdict, so that a worker's start does not count.
 
     Attributes:
         budget_s: seconds; what is not judged by then is left out.
@@ -34,7 +34,7 @@ class Payments:
     _rate_s: float | None = field(default=None, init=False)
 
     def pay(self, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Verdicts on a beginning of ``asked``, in order; on all of it where time is left. Failures never stop.
+        """Judge ``asked`` in order, as far as the time budget allows. Failures never stop.
 
         Raises:
             VerifierError: no worker can be started.
@@ -62,7 +62,7 @@ class Payments:
         return max(self.pool.num_workers, known)
 
     def _judged(self, window: Sequence[tuple[Problem, str]]) -> list[Verdict]:
-        """Verdicts on all of it.
+        """Judge all of it.
 
         Raises:
             TimeoutError: time was up before.

@@ -1,4 +1,4 @@
-"""Answers that nobody should be paid for: the battery that ``audit`` throws at a verifier.
+"""Build worthless answers that no verifier should reward, for ``audit``.
 
 Left out: judging them and drawing conclusions (``audit``).
 """
@@ -45,7 +45,7 @@ _EXPRESSION = re.compile(r"[-(]*\d[\d\s.()]*(?:[-+*/^][\d\s.()]+)+")
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One text per problem, under one name.
+    """A named trick with one text per problem.
 
     Attributes:
         texts: per problem; ``None``: the probe does not apply to it.
@@ -55,13 +55,13 @@ class Probe:
     texts: tuple[str | None, ...]
 
     def completion(self, number: int, answer_after: str) -> str | None:
-        """What a model would have to write to try this on problem ``number``."""
+        """Return the completion that tries this trick on problem ``number``."""
         text = self.texts[number]
         return None if text is None else answer_after + text
 
 
 def fixed_probes(problems: Sequence[Problem], num_borrowed: int) -> list[Probe]:
-    """Fixed texts, and up to ``num_borrowed`` different oracle answers given to every *other* problem."""
+    """Return fixed texts, and up to ``num_borrowed`` oracle answers tried on every *other* problem."""
     probes = [Probe(f"fixed: {name}", (text,) * len(problems)) for name, text in FIXED.items()]
     sources: dict[str, int] = {}
     for number, problem in enumerate(problems):
@@ -74,7 +74,7 @@ def fixed_probes(problems: Sequence[Problem], num_borrowed: int) -> list[Probe]:
 
 
 def containment_probes(problems: Sequence[Problem]) -> list[Probe]:
-    """Texts that contain the oracle answer without committing to it."""
+    """Return texts that contain the oracle answer without committing to it."""
     answers = [problem.answer for problem in problems]
     different = [next((other for other in answers if other not in (None, own)), None) for own in answers]
     shotgun = " ".join(dict.fromkeys(answer for answer in answers if answer is not None))
@@ -97,7 +97,7 @@ def containment_probes(problems: Sequence[Problem]) -> list[Probe]:
 
 
 def copy_probes(problems: Sequence[Problem]) -> list[Probe]:
-    """The question handed back, whole, and the longest expression in it: ``47 + 58`` is worth 105 to some."""
+    """Return copies of the question, and the longest expression in it: some verifiers evaluate ``47 + 58``."""
     expressions = [max(_EXPRESSION.findall(problem.question), key=len, default=None) for problem in problems]
     return [
         Probe("copied question", tuple(problem.question for problem in problems)),

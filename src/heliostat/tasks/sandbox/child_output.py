@@ -1,9 +1,9 @@
-"""What a child process prints, made visible on its way to this process's standard error.
+"""Forward a child process's output to standard error, with control characters made visible.
 
-A verifier may print what a model wrote, and libraries print it for them in tracebacks and warnings; a terminal would
-obey the escape sequences in it.
+A verifier may print model text, and libraries print it in tracebacks and warnings. A terminal would obey the escape
+sequences in it.
 
-Left out: what children answer, which comes over their connections (``connection``).
+Left out: messages from children, which come over their connections (``connection``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PIECE = 1 << 16
 
 
 def forward_output(descriptor: int) -> threading.Thread:
-    """Show what comes from a pipe until its last writer has gone; takes ``descriptor`` over."""
+    """Forward a pipe to standard error until its last writer has gone; takes ownership of ``descriptor``."""
     thread = threading.Thread(target=_forward, args=(descriptor,), name="child-output", daemon=True)
     thread.start()
     return thread
@@ -29,12 +29,12 @@ def _forward(descriptor: int) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     is_open = True
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
-        while piece := pipe.read(_PIECE):  # read on where nobody can be told, or the child would stand still
+        while piece := pipe.read(_PIECE):  # keep reading if standard error is closed, or the child would block
             is_open = is_open and _show(decoder.decode(piece))
 
 
 def _show(text: str) -> bool:
-    """Whether standard error took it; it may be closed, or a pipe whose reader has left."""
+    """Write to standard error; returns ``False`` if it is closed, or a pipe without a reader."""
     try:
         sys.stderr.write(visible(text.replace("\r\n", "\n")))
         sys.stderr.flush()

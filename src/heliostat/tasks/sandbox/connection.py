@@ -1,10 +1,10 @@
-"""Messages to and from a process that may do anything, bounded in time and in size.
+"""Exchange messages with an untrusted process, bounded in time and in size.
 
 ``multiprocessing.Connection`` waits for the rest of a message as long as it takes, and for a reader as long as it
 takes: one byte of a header from a hostile or stopped process holds its caller for good. This is the caller's end, with
 the same format on the line (a big-endian length, then the message), so that the other end may stay a ``Connection``.
 
-Left out: what the messages say (``verifier_pool.worker_handle``).
+Left out: the content of messages (``verifier_pool.worker_handle``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PIECE = 1 << 16
 
 
 class BoundedConnection:
-    """One end of a connection, read and written without ever waiting beyond a deadline.
+    """One end of a connection, read and written with deadlines.
 
     Args:
         connection: the end; what another reader took from it is lost to this one.
@@ -36,7 +36,7 @@ class BoundedConnection:
         os.set_blocking(self._fd, False)
 
     def send(self, message: object, timeout_s: float) -> None:
-        """Pickle and send.
+        """Pickle and send ``message``.
 
         Raises:
             TimeoutError: the other end did not take all of it in time.
@@ -55,7 +55,7 @@ class BoundedConnection:
                 continue
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """The next message, or ``None`` if it is not whole after ``timeout_s``.
+        """Return the next message, or ``None`` if it is incomplete after ``timeout_s``.
 
         Raises:
             EOFError: the other end is closed.

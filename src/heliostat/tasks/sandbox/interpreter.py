@@ -3,9 +3,9 @@
 Not ``multiprocessing``: its spawned children run the user's main script again, which imports torch and, without an
 ``if __name__`` guard, starts the whole run once more. Children get a fixed hash seed (reasoning-gym iterates over
 sets of strings, so its problems would differ from process to process), one thread for linear algebra, and a
-supervisor (``process_tree``), so that whatever they start ends with them.
+supervisor (``process_tree``), so that every process they start ends with them.
 
-Left out: what is said over the connection (``verifier_pool.worker``, ``reasoning_gym_datasets``).
+Left out: the messages on the connection (``verifier_pool.worker``, ``reasoning_gym_datasets``).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Child:
 
     Attributes:
         process: the interpreter's supervisor, or itself where the system has none; ends as the interpreter ends.
-        mark: stands in the environment of the interpreter and of whatever it starts, and of nothing else.
+        mark: an environment variable's value that only the interpreter and its descendants have.
         output_thread: forwards the interpreter's output until its last writer has gone.
     """
 
@@ -60,7 +60,7 @@ class Child:
     output_thread: threading.Thread
 
     def interrupt(self) -> None:
-        """Send the kill to it and to all it started; does not wait, so any thread may call it."""
+        """Send SIGKILL to the interpreter and its descendants; does not wait, so any thread may call this."""
         if self.process.returncode is None:  # not waited for yet, so the numbers cannot mean other processes
             kill_descendants(self.process.pid, self.mark)
             if not SUPERVISED:
@@ -68,7 +68,7 @@ class Child:
                     os.killpg(self.process.pid, signal.SIGKILL)
 
     def kill(self) -> int:
-        """End it and all it started, now. Returns its exit code (its own, if it had ended already)."""
+        """Kill the interpreter and its descendants. Returns its exit code (its own, if it had already ended)."""
         self.connection.close()
         patience = time.monotonic() + _PATIENCE_S
         while self.process.poll() is None:
@@ -87,8 +87,8 @@ class Child:
 def start_child(module: str, inherited_fds: Sequence[int] = ()) -> Child:
     """Run ``module.main(connection_fd, *inherited_fds)`` in a fresh interpreter.
 
-    The child sees end-of-file on its connection when this process ends, in whatever way. What it prints goes to
-    standard error, because somebody's program may read standard output, and is made visible on the way.
+    The child sees end-of-file on its connection when this process ends, even when killed. Its output goes to standard
+    error, because another program may read standard output, with control characters made visible.
     """
     ours, theirs = socket.socketpair()
     mark = uuid.uuid4().hex

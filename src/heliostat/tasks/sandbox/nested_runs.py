@@ -1,7 +1,7 @@
-"""No run inside a run's own helpers: verifier processes, and modules that are imported for a reward function.
+"""Refuse runs that start inside a verifier process, or while a reward function's module is imported.
 
-Without this a script that trains whenever it is imported, and holds its own reward function, starts itself again in
-every verifier process, without end. Imports the standard library alone.
+Without this, a script that trains on import and holds its own reward function would start itself again in every
+verifier process, without end. Imports the standard library only.
 
 Left out: how functions reach the processes without importing anything (``pickling``).
 """
@@ -14,18 +14,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 INSIDE = "HELIOSTAT_VERIFIER_PROCESS"
-"""Set in the environment of every helper process, and with it in whatever that process starts."""
+"""Set in the environment of every verifier process and its descendants."""
 
 _imported_for: ContextVar[str] = ContextVar("imported_for", default="")
 
 
 class NestedRun(RuntimeError):
-    """A run or a verifier pool was started where none may be."""
+    """A run or a verifier pool was started inside a verifier process or an import."""
 
 
 @contextmanager
 def importing(path: str) -> Iterator[None]:
-    """Around the import of the module of ``path``, a ``module:function``."""
+    """Mark the block as the import of the module of ``path``, a ``module:function``."""
     token = _imported_for.set(path)
     try:
         yield
@@ -34,12 +34,12 @@ def importing(path: str) -> Iterator[None]:
 
 
 def in_verifier_process() -> bool:
-    """Whether this is a verifier process, or was started by one."""
+    """Return whether this is a verifier process, or a descendant of one."""
     return bool(os.environ.get(INSIDE))
 
 
 def refuse_nested(what: str) -> None:
-    """Refuse to start ``what`` in a helper process, or while a reward function's module is being imported.
+    """Refuse to start ``what`` in a verifier process, or while a reward function's module is being imported.
 
     Raises:
         NestedRun: it is one of these.

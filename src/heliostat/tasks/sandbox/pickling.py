@@ -1,14 +1,14 @@
-"""How a user's function reaches the verifier processes: by value, wherever they could not import it without harm.
+"""Pickle a user's function for the verifier processes, by value where they could not import it safely.
 
-By reference travel functions of modules that a fresh interpreter finds: installed packages, and files on the path. By
-value, with the globals and closed-over variables that they use, travel
+Functions of modules that a fresh interpreter finds (installed packages, and files on the path) are sent by reference.
+The following are sent by value, with the globals and closed-over variables that they use:
 
     functions of the running script, a notebook, standard input or a multiprocessing child (``__main__``),
     lambdas, closures and callable objects, with or without decorators and functools.partial,
-    functions of modules that a fresh interpreter does not find, that hold parts of the script, or that start the run
-    while they are imported.
+    functions of modules that a fresh interpreter does not find, that import parts of the script, or that start the
+    run when imported.
 
-Left out: what runs on the other side (``verifiers.builtin``), and refusing runs there (``nested_runs``).
+Left out: calling the function in the worker (``verifiers.builtin``), and refusing runs there (``nested_runs``).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 MAX_BYTES = 256 * 2**20
-"""What a function may carry with it; every verifier process holds a copy."""
+"""Maximum size of a pickled function; every verifier process holds a copy."""
 
 _CACHED = type(functools.lru_cache(lambda: None))
 
 
 def label(function: Callable[..., Any]) -> str:
-    """A short name for a function or callable object."""
+    """Return a short name for a function or callable object."""
     if isinstance(function, functools.partial):
         return label(function.func)
     name = str(getattr(function, "__name__", type(function).__name__))
@@ -41,10 +41,10 @@ def label(function: Callable[..., Any]) -> str:
 
 
 def dump_function(function: Callable[..., Any]) -> bytes:
-    """A function as bytes from which ``pickle.loads`` makes it again in another process.
+    """Pickle a function so that ``pickle.loads`` restores it in another process.
 
     Raises:
-        ValueError: something that it uses cannot travel, or is too large; names the variable.
+        ValueError: something that it uses cannot be pickled, or is too large; names the variable.
     """
     with _strangers_by_value():
         try:
@@ -68,7 +68,7 @@ def dump_function(function: Callable[..., Any]) -> bytes:
 
 
 def is_importable(module: ModuleType) -> bool:
-    """Whether a fresh interpreter with this one's path finds the same module under the same name, script aside."""
+    """Return whether a fresh interpreter with this one's path finds the same module under the same name."""
     name, file = module.__name__, getattr(module, "__file__", None)
     if name in ("__main__", "__mp_main__"):
         return False
@@ -96,7 +96,7 @@ def _installed_folders() -> tuple[str, ...]:
 
 
 def _holds_script(module: ModuleType) -> bool:
-    """Whether a module takes something from the running script, which another process would have to run for it."""
+    """Return whether a module imports from the running script, which another process would have to run again."""
     main = sys.modules["__main__"]
     script = re.escape(Path(getattr(main, "__file__", None) or "__main__").stem)
     with suppress(OSError, TypeError):
@@ -108,12 +108,12 @@ def _holds_script(module: ModuleType) -> bool:
 
 
 def _is_unfinished(module: ModuleType) -> bool:
-    """Whether a module is being imported at this moment, so that importing it again would come to this place again."""
+    """Return whether a module's import is in progress, so that importing it elsewhere would run this code again."""
     return bool(getattr(module.__spec__, "_initializing", False))
 
 
 def _is_own(name: str, module: object) -> bool:
-    """Whether a module is a file of the user's project, as opposed to an installed package, this one, or the script."""
+    """Return whether a module is a file of the user's project, not installed, not heliostat and not the script."""
     if type(module) is not ModuleType or module.__name__ != name:
         return False
     file = getattr(module, "__file__", None)
@@ -122,7 +122,7 @@ def _is_own(name: str, module: object) -> bool:
 
 @contextmanager
 def _strangers_by_value() -> Iterator[None]:
-    """Let functions of modules that another process cannot import travel by value."""
+    """Pickle functions by value inside the block if another process cannot import their modules."""
     import cloudpickle
 
     known = set(cloudpickle.list_registry_pickle_by_value())
@@ -172,13 +172,13 @@ class _NameCheck(pickle.Unpickler):
 
 
 def _check_loads(content: bytes) -> None:
-    """Make the function again, here, with nothing of this process's own to fall back on."""
+    """Unpickle the function here, without access to this process's ``__main__``."""
     if len(content) <= MAX_BYTES:
         _NameCheck(io.BytesIO(content)).load()
 
 
 def _variables(function: Any) -> Iterator[tuple[str, Any]]:
-    """What a function brings along, by the name it has there."""
+    """Yield the variables a function uses, with their names."""
     if isinstance(function, functools.partial):
         yield from ((f"argument {number}", value) for number, value in enumerate(function.args, start=1))
         yield from function.keywords.items()
@@ -197,7 +197,7 @@ def _variables(function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _culprit(function: Any, seen: tuple[int, ...] = ()) -> tuple[str, Any, Exception] | None:
-    """The innermost named variable that cannot travel."""
+    """Return the innermost named variable that cannot be pickled."""
     for name, value in _variables(function):
         if id(value) in seen:
             continue

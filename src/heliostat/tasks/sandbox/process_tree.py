@@ -1,8 +1,8 @@
-"""Everything that one helper process started, found and ended, whatever it did to get away.
+"""Find and kill every process that a worker started, including those that detached from it.
 
-Three ways to find it, because a program can leave each: a process group (``setsid`` leaves it), parenthood (Linux: the
-helper's supervisor is a *subreaper*, which inherits what a process beneath it orphans), and a mark in the environment
-(which survives the supervisor's own death). Imports the standard library alone.
+Descendants are found in three ways, because a program can escape each one alone: by process group (``setsid`` leaves
+it), by parent (on Linux the worker's supervisor is a *subreaper*, which inherits orphans), and by a mark in the
+environment (which survives the supervisor's death). Imports the standard library only.
 
 **Limits**: without ``/proc`` and ``prctl`` (macOS) only the process group is found. On Linux a program escapes only if
 it clears its environment, leaves its group, and kills the supervisor.
@@ -32,12 +32,12 @@ _PROC = Path("/proc")
 
 
 def supervise(connection_fd: int) -> None:
-    """Split this fresh interpreter in two: return in the one that works; stay in the one that ends what that leaves.
+    """Fork this interpreter: return in the worker, and stay in the supervisor that kills the worker's descendants.
 
-    The supervisor ends with the worker's exit code, after everything beneath it is gone. It ends the worker when the
+    The supervisor ends with the worker's exit code, after all its descendants are gone. It kills the worker when the
     parent process ends or closes its end of ``connection_fd``.
 
-    **Limits**: on systems other than Linux it returns at once, and there is no supervisor.
+    **Limits**: on systems other than Linux this returns at once, without a supervisor.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # stopped means gone, without a traceback
@@ -62,7 +62,7 @@ def supervise(connection_fd: int) -> None:
 
 
 def find_descendants(supervisor: int, mark: str) -> set[int]:
-    """Running processes beneath ``supervisor``, and those whose environment carries ``mark``; the dead not counted."""
+    """Return the running descendants of ``supervisor``, and the processes whose environment carries ``mark``."""
     parents: dict[int, int] = {}
     found: set[int] = set()
     entry = f"{INSIDE}={mark}".encode()
@@ -81,7 +81,7 @@ def find_descendants(supervisor: int, mark: str) -> set[int]:
 
 
 def kill_descendants(supervisor: int, mark: str) -> bool:
-    """Kill what ``find_descendants`` finds. Returns whether there was anything, so that a caller may look again."""
+    """Kill all descendants; returns whether there were any, so that a caller may repeat."""
     found = find_descendants(supervisor, mark)
     for pid in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -100,7 +100,7 @@ def _is_beneath(pid: int, supervisor: int, parents: dict[int, int]) -> bool:
 
 
 def _watch(worker: int, parent: int, connection_fd: int) -> int:
-    """Wait for the worker or the parent to end, then end everything beneath. Returns the worker's exit code."""
+    """Wait for the worker or the parent to end, then kill all descendants. Returns the worker's exit code."""
     hangup = select.poll()
     hangup.register(connection_fd, 0)
     while (code := _collect(worker)) is None:
@@ -116,7 +116,7 @@ def _watch(worker: int, parent: int, connection_fd: int) -> int:
 
 
 def _collect(worker: int) -> int | None:
-    """Collect every process that has ended; the worker's exit code if it is among them."""
+    """Reap every process that has ended; returns the worker's exit code if it is among them."""
     code = None
     while True:
         try:
@@ -130,7 +130,7 @@ def _collect(worker: int) -> int | None:
 
 
 def _exit_as(code: int) -> NoReturn:
-    """End this process as one with ``code`` ended (negative: by that signal)."""
+    """Exit with ``code`` (negative: by that signal)."""
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if -code not in (signal.SIGKILL, signal.SIGSTOP):

@@ -1,13 +1,14 @@
-"""Keep model text text: nothing a model wrote is run as Python, not even by the libraries that judge it.
+"""Prevent model text from running as Python, also inside the libraries that score it.
 
-Scorers do that. Four of reasoning-gym's pass the answer to ``eval``, and sympy's parser, behind six more and behind
-math-verify, is built on ``eval``. Two layers stop it, both in the worker process only:
+Four of reasoning-gym's scorers pass the answer to ``eval``. Six more, and math-verify, use sympy's parser, which is
+built on ``eval``. Two layers stop this, both in the worker process only:
 
-1. In the modules of those libraries the names ``eval``, ``exec`` and ``compile`` are shadowed by a reader that walks
-   the syntax tree and knows literals, arithmetic and, for sympy, elementary mathematics: no attributes, no imports.
-   (``Integral(f, x)`` is no mathematics in this sense: it would pass for having integrated.)
-2. An audit hook refuses whatever slips through while a text is judged: running code made from text, unpickling,
-   starting programs, connecting anywhere. Such an attempt is a counted verifier failure.
+1. In the modules of those libraries the names ``eval``, ``exec`` and ``compile`` are replaced by an evaluator that
+walks
+   the syntax tree and accepts literals, arithmetic and, for sympy, elementary mathematics: no attributes, no imports.
+   (``Integral(f, x)`` is refused: it would count as having integrated.)
+2. An audit hook refuses anything that gets past layer 1 while a text is scored: running code compiled from text,
+   unpickling, starting programs, opening connections. Such an attempt counts as a verifier failure.
 
 Left out: limits on time and memory (``verifier_pool.worker``, ``verifier_pool.pool``), and users' own functions, which
 may want to run programs.
@@ -123,12 +124,12 @@ class LiteralEvaluator(ast.NodeVisitor):
 
 
 def evaluate_literal(source: str, *_namespaces: Any) -> Any:
-    """Stands in for ``eval`` where an answer is expected to be Python data: literals and arithmetic only."""
+    """Evaluate Python literals and arithmetic only; replaces ``eval`` in scorers."""
     return LiteralEvaluator({}, permits=lambda value: False).visit(ast.parse(source.strip(), mode="eval"))
 
 
 def patch_eval() -> None:
-    """Shadow ``eval``, ``exec`` and ``compile`` in every loaded library that judges text (layer 1)."""
+    """Replace ``eval``, ``exec`` and ``compile`` in every loaded library that scores text (layer 1)."""
     judges = [module for name, module in sys.modules.items() if name.partition(".")[0] in _JUDGES]
     for module in judges:
         vars(module).update(eval=evaluate_literal, exec=_refuse_exec)
@@ -137,16 +138,16 @@ def patch_eval() -> None:
 
 
 def install_audit_hook() -> None:
-    """Add the audit hook (layer 2). It cannot be removed again, and does nothing outside ``restricted_execution``."""
+    """Install the audit hook (layer 2). It cannot be removed, and does nothing outside ``restricted_execution``."""
     sys.addaudithook(_AUDIT_HOOK.hear)
 
 
 @contextmanager
 def restricted_execution() -> Iterator[None]:
-    """While a text is judged: refuse what ``install_audit_hook`` lists.
+    """Refuse code execution inside the block, by the installed audit hook.
 
     Raises:
-        PermissionError: on leaving, if something was refused, even where the scorer caught the refusal.
+        PermissionError: on leaving, if something was refused, even if the scorer caught the refusal.
     """
     _AUDIT_HOOK.armed, _AUDIT_HOOK.caught = True, ""
     try:
@@ -176,7 +177,7 @@ _AUDIT_HOOK = _AuditHook()
 
 
 def _is_compiled_from_text(code: object, frame: FrameType | None) -> bool:
-    """Whether ``code``, about to run in ``frame``, was compiled from a string that may hold a model's text."""
+    """Return whether ``code``, about to run in ``frame``, was compiled from a string that may hold a model's text."""
     if not isinstance(code, CodeType) or not code.co_filename.startswith("<") or "frozen" in code.co_filename:
         return False
     if frame is not None and frame.f_globals.get("__name__") in _CODE_GENERATORS:

@@ -1,10 +1,10 @@
 """Tasks from the user's own data, with TRL's column conventions.
 
-A row has a ``prompt`` (plain text, or a list of chat messages) and whatever its verifiers need; every other column is
-handed to them by name. An answer column whose text contains the answer marker is read like a completion, so GSM8K's
-``... #### 72`` serves as both worked solution and answer.
+A row has a ``prompt`` (plain text, or a list of chat messages) and the columns that its verifiers need; every other
+column is passed to them by name. An answer column whose text contains the answer marker is read like a completion, so
+GSM8K's ``... #### 72`` serves as both worked solution and answer.
 
-Left out: file formats (``data.rows``), what a cell holds (``data.columns``), and who is held out (``data.splits``).
+Left out: file formats (``data.rows``), reading columns (``data.columns``), and held-out splits (``data.splits``).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class FileSettings(TaskSettings):
 
 
 def load_file(section: TaskSection, settings: FileSettings, seed: int) -> Task:
-    """Make a task of a data file; see ``load_task``."""
+    """Load a task from a data file; see ``load_task``."""
     if not settings.verifiers:
         raise ConfigError('a file task needs task.verifiers, for example [{name = "numeric"}]')
     verifiers = build_verifiers(settings.verifiers, settings.import_from)
@@ -100,7 +100,7 @@ def load_file(section: TaskSection, settings: FileSettings, seed: int) -> Task:
 
 
 def fitting_sizes(section: TaskSection, seed: int, num_heldout: int | None = None) -> dict[str, int]:
-    """``num_train`` and ``num_heldout`` that use all rows of a ``file`` task.
+    """Return ``num_train`` and ``num_heldout`` that use all rows of a ``file`` task.
 
     Args:
         num_heldout: how many to hold out. Default: all that come for it, or else a share of the rows.
@@ -117,7 +117,7 @@ def fitting_sizes(section: TaskSection, seed: int, num_heldout: int | None = Non
 
 
 def show_file_task(name: str) -> str:
-    """The keys of a ``file`` task with their defaults."""
+    """Return the keys of a ``file`` task with their defaults, as text."""
     required = "(must be set)"
     defaults = [
         f"  {field.name} = {required if field.default is dataclasses.MISSING else repr(field.default)}"
@@ -128,7 +128,7 @@ def show_file_task(name: str) -> str:
 
 
 def _read(path: str, split: str, settings: FileSettings, task: str) -> tuple[list[Asked], list[str]]:
-    """Problems of a file in file order, and what there is to say about them."""
+    """Read the problems of a file in file order, with counts of dropped rows."""
     rows = list(read_rows(path, split, settings.subset))
     whole = bool(settings.answer_column) and columns.are_whole_floats(rows, settings.answer_column)
     dropped = Dropped(said_path(path))
@@ -183,7 +183,7 @@ def _problem(row: DataRow, settings: FileSettings, task: str, whole: bool) -> Pr
 def row_prompt(
     row: DataRow, prompt_column: str, solution_column: str
 ) -> tuple[str | tuple[Message, ...], tuple[Message, ...]]:
-    """What is asked in a row, and the worked conversation that follows it, if there is one."""
+    """Return the prompt of a row, and the worked conversation that follows it, if any."""
     prompt = columns.question(row, prompt_column)
     if isinstance(prompt, str):
         return prompt, columns.turns(row, solution_column) if solution_column else ()

@@ -1,4 +1,4 @@
-"""The task that ``heliostat sft --data`` makes of worked solutions or conversations, under a recipe's own settings.
+"""Build the task of ``heliostat sft --data`` from worked solutions or conversations, under a recipe's settings.
 
 Columns are the recipe's where the data has them, and else TRL's: ``prompt`` and ``completion``, or ``messages``.
 
@@ -19,7 +19,7 @@ _CONVERSATIONS = ("messages", "conversations")
 
 
 def demonstrations_of(section: TaskSection, path: str) -> dict[str, Any]:
-    """The table of a file task of ``path`` to imitate.
+    """Return the table of a file task with the demonstrations of ``path``.
 
     Args:
         section: the recipe's task; its template, columns and verifiers count, its own data does not.
@@ -49,7 +49,7 @@ def demonstrations_of(section: TaskSection, path: str) -> dict[str, Any]:
 
 
 def _asked_and_worked(kept: dict[str, Any], columns: dict[str, Any]) -> tuple[str, str]:
-    """The names of the columns with question and solution; one name for a column of whole conversations."""
+    """Return the names of the question and solution columns; the same name for a column of whole conversations."""
     prompt = kept.get("prompt_column", "prompt")
     whole = [name for name in _CONVERSATIONS if name in columns]
     if "prompt_column" not in kept and "prompt" not in columns and whole:

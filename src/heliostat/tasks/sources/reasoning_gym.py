@@ -56,7 +56,7 @@ class _Gym:
         self._lock = threading.Lock()
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Run a function of ``reasoning_gym_datasets`` there; its errors are raised here."""
+        """Call a function of ``reasoning_gym_datasets`` in that interpreter; its errors are raised here."""
         with self._lock:
             if self._child is not None and self._child.process.poll() is not None:
                 self.close()  # it ended after a minute without work
@@ -90,13 +90,13 @@ atexit.register(_GYM.close)
 
 
 def list_tasks() -> dict[str, str]:
-    """Every reasoning-gym task's name with one line about it."""
+    """Return every reasoning-gym task's name with a one-line description."""
     catalog: dict[str, str] = _GYM.call("catalog")
     return {f"reasoning-gym/{name}": line for name, line in catalog.items()}
 
 
 def show_gym_task(name: str) -> str:
-    """What one data set is: a line about it, its settings with their defaults, and three example problems.
+    """Describe a data set: one line, its settings with their defaults, and three example problems.
 
     Raises:
         ConfigError: there is no such task.
@@ -115,7 +115,7 @@ def show_gym_task(name: str) -> str:
 
 
 def load_gym(section: TaskSection, settings: GymSettings, seed: int) -> Task:
-    """Make a reasoning-gym task; see ``load_task``."""
+    """Load a reasoning-gym task; see ``load_task``."""
     dataset = section.name.partition("/")[2]
     writer = find_writer(settings.solution, dataset, settings.import_from)
     scorer = {"name": "reasoning-gym"}
@@ -135,7 +135,7 @@ def load_gym(section: TaskSection, settings: GymSettings, seed: int) -> Task:
 
 
 def _careless(writer: Writer, answer_after: str, settings: GymSettings) -> Teacher:
-    """A teacher who makes mistakes from some time on, other ones at every visit.
+    """Return a teacher that makes mistakes from ``slips_after`` on, different ones at every visit.
 
     Raises:
         ConfigError: the writer's solutions do not consist of totals, or do not end in the marker they are read by.

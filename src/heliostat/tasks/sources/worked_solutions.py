@@ -1,13 +1,13 @@
-"""Worked solutions for supervised warm starts, written by rule from a question.
+"""Write worked solutions for supervised warm starts, by rule from a question.
 
 A writer returns the *working* only; the loader adds the answer marker and the oracle answer, so a worked solution
-always ends in what the verifier will read. Writers here:
+always ends in the text that the verifier reads. Writers:
 
     running-total   47 + 58 - 3   ->  47+58=105, 105-3=102        then "= 102" on a line of its own
     chain           47 + 58 - 3   ->  47+58=105-3                 then "=102": the same in the fewest characters
     columns         47 + 58       ->  7+8=15,4+5+1=10             then "#105"
 
-``columns`` spells out what a very small model can learn one character at a time, rightmost column first:
+``columns`` writes steps that a very small model can learn one character at a time, rightmost column first:
 
     addition        a+b(+1)=cd    carry c, digit d:                            7+8=15   4+5+1=10
     subtraction     a-b(-1)=0d    digit d, nothing borrowed;   =<d  borrowed:  3-8=<5   4-1-1=02
@@ -39,7 +39,7 @@ SLIPS = (-10, -2, -1, 1, 2, 10)
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """How to work a problem out.
+    """A writer of worked solutions.
 
     Attributes:
         write: ``(question, answer, columns) -> working``.
@@ -54,7 +54,7 @@ class Writer:
     from_totals: Callable[[list[Term], list[int]], str] | None = None
 
     def careless(self, question: str, columns: Mapping[str, Any], slips: float, rng: np.random.Generator) -> str:
-        """A solution in which every total after the first is wrong with probability ``slips``, and carried on with.
+        """Write a solution in which each total after the first is wrong with probability ``slips``; errors carry over.
 
         A slip is off by 1, 2 or 10 in either direction.
 
@@ -69,7 +69,7 @@ class Writer:
 
 
 def find_writer(name: str, dataset: str, folder: str = "") -> Writer:
-    """The writer called ``name``; an empty name gives the oracle answer without working.
+    """Return the writer called ``name``; an empty name gives the oracle answer without working.
 
     Raises:
         ConfigError: no such writer, or it cannot read ``dataset``.
@@ -93,7 +93,7 @@ def find_writer(name: str, dataset: str, folder: str = "") -> Writer:
 
 
 def running_total(question: str, answer: str, columns: Mapping[str, Any]) -> str:
-    """Working that states each partial sum: ``47+58=105, 105-3=102`` and a line break."""
+    """Write each partial sum: ``47+58=105, 105-3=102`` and a line break."""
     terms = _terms(question, columns)
     return _stated(terms, _totals(terms))
 
@@ -107,7 +107,7 @@ def _stated(terms: list[Term], totals: list[int]) -> str:
 
 
 def chain(question: str, answer: str, columns: Mapping[str, Any]) -> str:
-    """Each step written behind the total before it: ``47+58=105-3``."""
+    """Write each step after the previous total: ``47+58=105-3``."""
     terms = _terms(question, columns)
     return _chained(terms, _totals(terms))
 
@@ -120,7 +120,7 @@ def _chained(terms: list[Term], totals: list[int]) -> str:
 
 
 def column_sums(question: str, answer: str, columns: Mapping[str, Any]) -> str:
-    """Working digit by digit with carries and borrows, rightmost column first; see the head of this file."""
+    """Write column sums with carries and borrows, rightmost column first; see the head of this file."""
     terms = _terms(question, columns)
     totals = _totals(terms)
     steps = [
@@ -141,7 +141,7 @@ WRITERS: dict[str, Writer] = {
 
 
 def _terms(question: str, columns: Mapping[str, Any]) -> list[Term]:
-    """``47 + 58 - 3`` as ``[(True, 47), (True, 58), (False, 3)]``."""
+    """Parse ``47 + 58 - 3`` to ``[(True, 47), (True, 58), (False, 3)]``."""
     expression = columns.get("metadata", {}).get("expression") or question.rpartition(":")[2].rstrip(" =")
     words = str(expression).split()
     try:
@@ -152,7 +152,7 @@ def _terms(question: str, columns: Mapping[str, Any]) -> list[Term]:
 
 
 def _totals(terms: list[Term], slips: Sequence[int] | None = None) -> list[int]:
-    """The running total after each term, each off by its slip if any are given."""
+    """Return the running total after each term, each changed by its slip if slips are given."""
     totals = [0]
     for (plus, number), slip in zip(terms, slips or [0] * len(terms), strict=True):
         totals.append(totals[-1] + (number if plus else -number) + slip)
@@ -160,7 +160,7 @@ def _totals(terms: list[Term], slips: Sequence[int] | None = None) -> list[int]:
 
 
 def _column_step(left: int, right: int) -> str:
-    """Working of ``left + right``: magnitudes are added when the signs agree, else the smaller one is taken away."""
+    """Write ``left + right``: magnitudes are added if the signs agree, else the smaller one is subtracted."""
     same_sign = (left < 0) == (right < 0) or right == 0 or left == 0
     big, small = max(abs(left), abs(right)), min(abs(left), abs(right))
     working = _add(abs(left), abs(right)) if same_sign else _subtract(big, small)
@@ -168,7 +168,7 @@ def _column_step(left: int, right: int) -> str:
 
 
 def _digits(first: int, second: int) -> list[tuple[int, int]]:
-    """Digits of both numbers, rightmost first, the shorter one padded with zeros."""
+    """Return the digits of both numbers, rightmost first, the shorter one padded with zeros."""
     width = max(len(str(first)), len(str(second)))
     return [(int(a), int(b)) for a, b in zip(f"{first:0{width}}"[::-1], f"{second:0{width}}"[::-1], strict=True)]
 

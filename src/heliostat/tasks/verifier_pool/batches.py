@@ -1,6 +1,6 @@
-"""Problems with their texts on the way to a worker, and what became of each text.
+"""Jobs and batches: problems with the texts to score, and the outcome of each text.
 
-Left out: who judges (``worker_handle``), and in which order (``pool``).
+Left out: running them (``worker_handle``), and their order (``pool``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Job:
     """One problem with its texts, and the future that waits for their verdicts.
 
     Attributes:
-        token_ids: per text, as it was sampled; empty: nobody sampled these.
+        token_ids: sampled ids of each text; empty if the texts were not sampled.
     """
 
     task: Task
@@ -73,7 +73,7 @@ class Batch:
         return len(self.outcomes) < len(self.owners)
 
     def requests(self) -> list[Request]:
-        """The texts that have no outcome yet."""
+        """Return requests for the texts that have no outcome yet."""
         numbers = itertools.count()
         numbered = [
             (job, [(next(numbers), *pair) for pair in zip(job.texts, job.token_ids or itertools.repeat(None))])  # noqa: B905
@@ -82,13 +82,13 @@ class Batch:
         return [job.request(text for text in texts if text[0] not in self.outcomes) for job, texts in numbered]
 
     def resolve(self) -> None:
-        """Hand every job its verdicts."""
+        """Set the result of every job's future."""
         numbers = itertools.count()
         for job in self.jobs:
             job.resolve([self.outcomes[next(numbers)] for _ in job.texts])
 
     def fail(self, error: BaseException) -> None:
-        """Hand ``error`` to every job that has no verdicts yet."""
+        """Set ``error`` on the future of every unfinished job."""
         for job in self.jobs:
             if not job.future.done():
                 job.future.set_exception(error)

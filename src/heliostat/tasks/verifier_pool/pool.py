@@ -1,10 +1,10 @@
-"""Verdicts from worker processes that may hang, crash or lie, collected in order.
+"""Run verifiers in worker processes that may hang, crash or lie, and collect verdicts in order.
 
-One thread of the parent watches one worker: hands it a problem with its texts, collects scores, kills it when a text
-takes longer than its task allows, starts another, and goes on behind the text that did it. A text that was judged but
-not yet reported when its worker died is judged again.
+One thread of the parent manages one worker: it sends a batch of problems with their texts, collects scores, and kills
+the worker when a text exceeds its time limit. It then starts another worker, which continues after the offending text.
+A text that was scored but not yet reported when its worker died is scored again.
 
-Left out: what a verdict is (``task``), what runs in the worker (``worker``), and one worker's clock
+Left out: combining scores into a verdict (``task``), the worker's own code (``worker``), and its deadline
 (``worker_handle``).
 """
 
@@ -34,9 +34,9 @@ _MAX_STARTS = 3  # workers in a row that die before they judge anything
 
 
 class VerifierPool:
-    """Judges answers in worker processes under the time and memory limits of their tasks.
+    """A pool of worker processes that score answers under the time and memory limits of their tasks.
 
-    Use it as a context manager: workers start on entering, without waiting for them, and are gone after leaving.
+    Use it as a context manager: workers start on entering, in the background, and have ended after leaving.
 
     Args:
         tasks: the tasks whose problems will be judged; their names must differ.
@@ -74,14 +74,15 @@ class VerifierPool:
 
     @property
     def num_workers(self) -> int:
-        """Worker processes that judge side by side."""
+        """Number of worker processes."""
         return max(task.num_workers for _, task in self._tasks.values())
 
     def judge(self, problem: Problem, texts: Sequence[str], *, stops: bool = True) -> Future[tuple[Verdict, ...]]:
-        """Judge completions of one problem; the future holds one verdict per text, in order.
+        """Judge completions of one problem; the future's result is one verdict per text, in order.
 
         Args:
-            stops: whether a failure counts as the task's ``on_failure`` says; else it only stands in its verdict.
+            stops: whether a failure is handled by the task's ``on_failure``; otherwise it is only recorded
+                in its verdict.
 
         Raises (through the future):
             VerifierError: a verifier failed and the task's ``on_failure`` is ``stop``, or no worker can be started.
@@ -89,7 +90,7 @@ class VerifierPool:
         return self._put(problem, texts, tuple, stops)
 
     def submit(self, group: Group) -> Future[Group]:
-        """Start judging a group; the future holds the same group with its verdicts."""
+        """Start judging a group; the future's result is the same group with its verdicts."""
         texts = [completion.text for completion in group.completions]
         ids = tuple(completion.token_ids for completion in group.completions)
         return self._put(
@@ -97,11 +98,11 @@ class VerifierPool:
         )
 
     def begin(self) -> VerdictCollector:
-        """Judge groups as they are announced."""
+        """Return a collector that judges groups as they are submitted."""
         return VerdictCollector(self)
 
     def verify(self, groups: Sequence[Group]) -> list[Group]:
-        """The same groups, in the same order, with their verdicts.
+        """Return the same groups, in the same order, with their verdicts.
 
         Raises:
             VerifierError: see ``judge``.
@@ -130,9 +131,9 @@ class VerifierPool:
 
 
 class VerdictCollector:
-    """Groups of one batch on their way to verdicts, begun as each is announced and collected in the end.
+    """Pending verdicts of one batch of groups, each started when its group is submitted.
 
-    **Limits**: with no announcement at all this is ``VerifierPool.verify``.
+    **Limits**: without any submission this is ``VerifierPool.verify``.
     """
 
     def __init__(self, pool: VerifierPool) -> None:
@@ -140,11 +141,11 @@ class VerdictCollector:
         self._futures: dict[int, Future[Group]] = {}
 
     def submit(self, index: int, group: Group) -> None:
-        """Start judging the group that will stand at ``index``."""
+        """Start judging the group with this index."""
         self._futures[index] = self._pool.submit(group)
 
     def finish(self, groups: Sequence[Group]) -> list[Group]:
-        """All groups with their verdicts, in order; those not announced are judged now.
+        """Return all groups with their verdicts, in order; those not submitted are judged now.
 
         Raises:
             VerifierError: see ``VerifierPool.judge``.
@@ -156,7 +157,7 @@ class VerdictCollector:
 
 
 class _WorkerThread(threading.Thread):
-    """Keeps one worker alive and busy."""
+    """A thread that keeps one worker running and supplied with jobs."""
 
     def __init__(self, specs: list[TaskSpec], jobs: queue.SimpleQueue[Job | None], num_threads: int) -> None:
         super().__init__(daemon=True, name="verifier-keeper")
@@ -167,7 +168,7 @@ class _WorkerThread(threading.Thread):
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End worker and thread, from another thread; whatever still waits for a verdict gets an error."""
+        """End worker and thread, from another thread; pending jobs get an error."""
         self._stopped.set()
         while self.is_alive():
             if (worker := self._worker) is not None:
@@ -187,7 +188,7 @@ class _WorkerThread(threading.Thread):
         self._drop()
 
     def _take(self) -> list[Job]:
-        """Wait for jobs and take a fair share of those there are; none: the pool is closing."""
+        """Wait for jobs and take a fair share of the queue; empty if the pool is closing."""
         jobs: list[Job] = []
         while not jobs or len(jobs) <= min(_MAX_BATCH, self._jobs.qsize() // (2 * self._num_threads)):
             try:
@@ -201,7 +202,7 @@ class _WorkerThread(threading.Thread):
         return jobs
 
     def _judge(self, batch: Batch) -> None:
-        """Fill in the batch's outcomes, replacing the worker as often as it takes."""
+        """Fill in the batch's outcomes, and restart the worker whenever it is lost."""
         starts = 0
         while batch.is_open:
             try:

@@ -1,9 +1,9 @@
-"""The process in which verifiers run: reads requests, judges one text at a time, reports scores.
+"""Run verifiers in a worker process: read requests, score one text at a time, report scores.
 
-It may hang, crash or run out of memory; the pool in the parent process watches and replaces it. Scores go back as
-JSON, so that whatever a model's text did to this process, the parent only ever parses numbers and short strings.
+The process may hang, crash or run out of memory; the pool in the parent process watches and replaces it. Scores are
+sent as JSON, so that the parent parses only numbers and short strings, even if model text took over this process.
 
-Left out: verdicts and weights (``task``), the clock that kills (``pool``). Imports neither torch nor numpy by itself.
+Left out: verdicts and weights (``task``), time limits (``worker_handle``). Imports neither torch nor numpy by itself.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _ORPHAN_S = 5.0  # a worker that hangs without a parent to kill it ends itself t
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """What a worker knows about a task: no problems, only how to judge.
+    """The part of a task that a worker needs: its verifiers and limits, without problems.
 
     Attributes:
-        verifiers: (name, what it sees, verifier) in the task's order.
+        verifiers: (name, visible part of the completion, verifier) in the task's order.
     """
 
     answer_after: str
@@ -50,7 +50,7 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Texts to judge as answers to one problem.
+    """A request to score texts as answers to one problem.
 
     Attributes:
         texts: (number, text, sampled token ids); numbers are unique within one message.
@@ -65,7 +65,7 @@ class Request:
 
 
 class Progress:
-    """Bytes shared with the parent: number of the text being judged (-1: none), since when, and by which verifier."""
+    """Memory shared with the parent: the current text's number (-1: none), its start time, and its verifier."""
 
     SIZE = 24
 
@@ -79,13 +79,13 @@ class Progress:
         struct.pack_into("<q", self._memory, 16, index)
 
     def read(self) -> tuple[int, float, int]:
-        """Number, start on the system-wide monotonic clock in seconds, and index of the verifier in its task."""
+        """Return text number, start on the system-wide monotonic clock in seconds, and verifier index in its task."""
         number, start, verifier = struct.unpack_from("<qdq", self._memory, 0)
         return int(number), float(start), int(verifier)
 
 
 def main(connection_fd: int, progress_fd: int) -> None:
-    """Serve requests until the parent closes the connection, at whatever moment it does."""
+    """Serve requests until the parent closes the connection."""
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _serve(Connection(connection_fd), progress_fd)
 
@@ -126,7 +126,7 @@ def _serve(connection: Connection, progress_fd: int) -> None:
 
 
 class _Reporter:
-    """Sends ``[[number, scores, failure], ...]``: many cheap verdicts in one message, slow ones as they come."""
+    """A sender of ``[[number, scores, failure], ...]`` that groups fast results into one message."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -145,7 +145,7 @@ class _Reporter:
 
 
 class _Judge:
-    """One task's verifiers, loaded."""
+    """The loaded verifiers of one task."""
 
     def __init__(self, spec: TaskSpec, progress: Progress) -> None:
         self.spec = spec
@@ -158,7 +158,7 @@ class _Judge:
     def score(
         self, request: Request, completion: str, token_ids: tuple[int, ...] | None
     ) -> tuple[dict[str, float | None], str]:
-        """Scores by verifier name, and how a verifier failed (the first that did; the later ones are not asked)."""
+        """Return scores by verifier name, and the first failure; verifiers after it are not called."""
         scores: dict[str, float | None] = {}
         answer = find_answer(completion, self.spec.answer_after)
         answers = {True: (request.answer, *request.also_right), False: (request.answer,)}
@@ -180,17 +180,17 @@ class _Judge:
 
 
 def raised(name: str, error: BaseException) -> str:
-    """Say which verifier raised what."""
+    """Format the error of a verifier."""
     return f"verifier '{name}' raised {type(error).__name__}: {str(error)[:200]}"
 
 
 def excerpt(text: str) -> str:
-    """A text, or its last words: the answer is there."""
+    """Return a text, or its end if it is long: answers stand at the end."""
     return repr(text if len(text) <= _EXCERPT else f"…{text[-_EXCERPT:]}")
 
 
 def _best(scores: Iterable[float | None]) -> float | None:
-    """The highest of the scores that a text gets by each right answer; 1.0 is not looked beyond."""
+    """Return the highest score over all right answers; stops at 1.0."""
     best: float | None = None
     for score in scores:
         if score is not None and (best is None or score > best):
@@ -201,7 +201,7 @@ def _best(scores: Iterable[float | None]) -> float | None:
 
 
 def as_score(value: object) -> float | None:
-    """A finite float, or ``None`` for a verifier that does not apply."""
+    """Convert a verifier's result to a finite float, or ``None`` if the verifier does not apply."""
     if value is None:
         return None
     if not isinstance(value, Real | Decimal):
@@ -215,7 +215,7 @@ def as_score(value: object) -> float | None:
 
 
 class _MemoryLimit:
-    """A limit on this process's address space, above what it took to load.
+    """A limit on this process's address space, relative to its size after loading.
 
     **Limits**: on systems without ``/proc`` (macOS) nothing is limited.
     """
@@ -225,7 +225,7 @@ class _MemoryLimit:
         self._allowed = 0
 
     def allow(self, memory_mb: int) -> None:
-        """From now on, ``memory_mb`` MiB on top of what was loaded; more raises ``MemoryError``."""
+        """Allow ``memory_mb`` MiB above the size after loading; more raises ``MemoryError``."""
         if self._loaded is None or memory_mb == self._allowed:
             return
         import resource

@@ -1,9 +1,9 @@
-"""The parent's side of one worker process, which is believed in nothing.
+"""Manage one worker process from the parent, without trusting it.
 
-Whatever runs in a worker shares its memory with what a model wrote. So every message is bounded in time and size and
-its shape is checked, the clock that kills is this process's own, and the shared progress only says which text to blame.
+A worker's code shares memory with model text. So every message is bounded in time and size and its shape is checked,
+the deadline uses the parent's own clock, and the shared progress is only used to attribute a failure to a text.
 
-Left out: replacing a worker that is gone (``pool``), and ending what it started (``sandbox.process_tree``).
+Left out: replacing a lost worker (``pool``), and killing its descendants (``sandbox.process_tree``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TICK_S = 0.05  # a text that takes too long is noticed this late, at most
 
 
 class WorkerLost(Exception):
-    """The worker is gone. ``number``: the text it was at, or -1."""
+    """A worker died or was killed; ``number`` is the text it was scoring, or -1."""
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(reason)
@@ -80,7 +80,7 @@ class Worker:
 
         Raises:
             VerifierError: a verifier tried to start a run.
-            WorkerLost: it died, said what is no verdict, or was killed for taking longer than a task allows.
+            WorkerLost: it died, sent an invalid message, or was killed for exceeding a time limit.
         """
         with self._as_worker_lost(None, batch):
             self._wire.send(batch.requests(), _BETWEEN_S)
@@ -98,7 +98,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _as_worker_lost(self, number: int | None, batch: Batch | None = None) -> Iterator[None]:
-        """Turn whatever a broken connection or a false message raises into ``WorkerLost``, with the worker ended."""
+        """Turn the errors of a broken connection or an invalid message into ``WorkerLost``, and kill the worker."""
         try:
             yield
         except TimeoutError as error:
@@ -117,7 +117,7 @@ class Worker:
             raise WorkerLost(blamed, f"the verifier's process sent what is no verdict ({error!s:.80})") from None
 
     def _said(self, reason: str, number: int, batch: Batch | None) -> str:
-        """A reason with the verifier that was at work, and the end of what it read."""
+        """Add the current verifier and the end of the text to ``reason``."""
         if number < 0 or batch is None:
             return reason
         verifiers, index = batch.owners[number].task.verifiers, self.progress.read()[2]
@@ -129,9 +129,9 @@ class Worker:
 
 
 class _Watch:
-    """The clock of one batch: no text takes longer than its task allows, nor all together longer than all may.
+    """The deadlines of one batch: of each text, and of all texts together.
 
-    **Limits**: what a worker writes into the shared progress can bring its end forward, never put it off.
+    **Limits**: a worker can bring its deadline forward through the shared progress, never postpone it.
     """
 
     def __init__(self, progress: Progress, batch: Batch) -> None:
@@ -144,12 +144,12 @@ class _Watch:
         self._total_s = sum(open_texts) + _BETWEEN_S
 
     def patience_s(self) -> float:
-        """How long to wait for a message before looking again."""
+        """Return how many seconds to wait for the next message."""
         _, left_s, _ = self._left()
         return min(max(left_s, 0.0), _TICK_S)
 
     def overdue(self) -> tuple[int, str] | None:
-        """The text to blame and the reason, once time is up."""
+        """Return the text to blame and the reason, once a deadline has passed."""
         number, left_s, limit_s = self._left()
         if left_s > 0:
             return None
@@ -219,9 +219,9 @@ def _is_score(value: object) -> bool:
 
 @contextlib.contextmanager
 def _shared_file(size: int) -> Iterator[int]:
-    """A file of zeros to share with a child; on Linux in memory, and of a size that nobody can change.
+    """Yield a file of zeros to share with a child; on Linux it is in memory, and its size is sealed.
 
-    Mapped memory whose file was cut short, or stands on a full disk, ends its reader by a signal.
+    Reading mapped memory of a truncated file, or of one on a full disk, raises a fatal signal.
     """
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:

@@ -1,7 +1,7 @@
-"""The verifiers: given a question, its answer and what a model wrote, a score in which 1.0 is full marks.
+"""Built-in verifiers: score a model's text against the question and its answer; 1.0 is full marks.
 
-A verifier is a small frozen dataclass of settings; ``prepare`` makes the function that judges, and is called in the
-worker process, so that heavy libraries load there and only there. This file imports the standard library alone.
+A verifier is a small frozen dataclass of settings; ``prepare`` returns the scoring function, and is called in the
+worker process, so that heavy libraries load only there. This file imports the standard library only.
 
 Left out: which part of a completion a verifier sees, exceptions, limits (``verifier_pool.worker``), and weights
 (``task``).
@@ -30,7 +30,7 @@ from heliostat.tasks.verifiers.reward_functions import COMPLETION_IDS, single_re
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a verifier is told: the problem, and the text to judge.
+    """The input of a verifier: the problem, and the text to score.
 
     Attributes:
         completion_ids: the sampled tokens; ``None``: nobody sampled the text.
@@ -194,7 +194,7 @@ class Function:
         return {**vars(self), "function": None}
 
     def resolved(self) -> Callable[..., Any]:
-        """The function, in this process.
+        """Return the function, imported or unpickled in this process.
 
         Raises:
             ValueError: it cannot be imported, or made again from its bytes, in one sentence.
@@ -241,7 +241,7 @@ VERIFIERS: dict[str, type[Verifier]] = {
 
 
 def resolve(path: str, folder: str = "") -> Callable[..., Any]:
-    """The function that ``module:function`` names; ``folder`` and the working directory are searched too.
+    """Import the function ``module:function``; ``folder`` and the working directory are searched too.
 
     A name of the script that is running means what runs, not a second copy of it.
 
@@ -281,7 +281,7 @@ def _check_home(module: ModuleType, folder: str) -> None:
 
 
 def running_script(module_name: str) -> ModuleType | None:
-    """``__main__``, if importing ``module_name`` would execute the same file once more."""
+    """Return ``__main__`` if importing ``module_name`` would execute the same file once more."""
     main = sys.modules["__main__"]
     if module_name == "__main__" or getattr(main.__spec__, "name", None) == module_name:
         return main
@@ -297,7 +297,7 @@ def running_script(module_name: str) -> ModuleType | None:
 
 
 def parameters(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names that ``function`` accepts by keyword, or ``None`` if it accepts any."""
+    """Return the names that ``function`` accepts by keyword, or ``None`` if it accepts any."""
     declared = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in declared):
         return None
@@ -305,7 +305,7 @@ def parameters(function: Callable[..., Any]) -> frozenset[str] | None:
 
 
 def named(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters of ``function`` that have a name of their own: all but ``*args`` and ``**kwargs``."""
+    """Return the parameters of ``function`` other than ``*args`` and ``**kwargs``."""
     declared = inspect.signature(function).parameters
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {name: parameter for name, parameter in declared.items() if parameter.kind not in variable}

@@ -1,8 +1,8 @@
-"""Whether working out an expression would take forever: 10^(10^10), (10^6)!, sums over a billion terms.
+"""Detect expressions that are too large to evaluate: 10^(10^10), (10^6)!, sums over a billion terms.
 
-Exponents and bounds are estimated in floating point, never worked out.
+Exponents and bounds are estimated in floating point, never evaluated.
 
-Left out: integrals and whatever else is slow without being large; the limits of one verdict end those.
+Left out: integrals and other expressions that are slow without being large; the verifier's time limit ends those.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_TERMS = 10_000
 
 
 def is_huge(expression: object) -> bool:
-    """Whether some power, factorial, binomial or sum in ``expression`` is beyond what can be worked out.
+    """Return whether a power, factorial, binomial or sum in ``expression`` is too large to evaluate.
 
     Limits:
         What is no number is no exponent: ``2^n`` is small.
@@ -50,7 +50,7 @@ def _is_huge_node(node: Any) -> bool:
 
 
 def _estimate(expression: Any) -> float:
-    """The value in floating point; infinite where it overflows, 0 where there is none."""
+    """Return the value in floating point; infinite on overflow, 0 if there is none."""
     try:
         return _value(expression)
     except OverflowError:

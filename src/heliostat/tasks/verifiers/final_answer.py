@@ -1,15 +1,15 @@
-r"""The one answer that a text commits to.
+r"""Extract the final answer that a text commits to.
 
-A text may be the bare answer, or sentences around one. What counts, first found first:
+A text may be the bare answer, or sentences around one. The first of these that is present counts:
 
     the last \boxed{…}; several side by side are a list
-    what follows "the answer is", "Answer:" or "####"
+    the text after "the answer is", "Answer:" or "####"
     the last $…$, \(…\) or \[…\]; several joined by commas, "and" or "or" are a list
     the whole text
 
 A dollar sign before a price delimits nothing: ``$7, or 8, or $9`` is bare text.
 
-Left out: what the answer means (``math_equivalence``). Time is linear in the length of the text.
+Left out: the meaning of the answer (``math_equivalence``). Time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a text commits to, tidy.
+    """The answer that a text commits to, tidied.
 
     Attributes:
         text: the answer without box, delimiters and lead-in; empty: it commits to none.
@@ -100,7 +100,7 @@ def commit(text: str) -> tuple[Committed, ...]:
 
 
 def _boxes(text: str) -> list[Span]:
-    r"""Every outermost ``\boxed{…}``."""
+    r"""Yield every outermost ``\boxed{…}``."""
     spans: list[Span] = []
     braces: list[tuple[int, int]] = []  # that are open: start of the box or -1, start of the content
     for match in re.finditer(rf"{_BOX.pattern}|{_BRACE.pattern}", text, re.DOTALL):
@@ -117,7 +117,7 @@ def _boxes(text: str) -> list[Span]:
 
 
 def _delimited(text: str) -> list[Span]:
-    """Every piece of delimited mathematics that is not empty."""
+    """Yield every piece of delimited mathematics that is not empty."""
     spans: list[Span] = []
     opened: tuple[str, int, int] | None = None
     for match in _DELIMITER.finditer(text):
@@ -134,7 +134,7 @@ def _delimited(text: str) -> list[Span]:
 
 
 def _is_mathematics(text: str, span: Span) -> bool:
-    """Whether two dollar signs delimit, or stand before prices."""
+    """Return whether two dollar signs delimit mathematics, rather than precede prices."""
     content = text[span.inside : span.inside_end]
     spaced = content[:1].isspace(), content[-1:].isspace()
     if spaced == (False, True) or text[span.end : span.end + 1].isdigit() or "\n\n" in content:
@@ -143,7 +143,7 @@ def _is_mathematics(text: str, span: Span) -> bool:
 
 
 def _joined(text: str, spans: list[Span]) -> str:
-    """The last piece with those that stand right beside it, and a sign behind it."""
+    """Join the last piece with those next to it, and a sign after it."""
     if not spans[-1].content(text):
         return ""
     first = len(spans) - 1
@@ -168,7 +168,7 @@ def _listed(text: str, spans: list[Span]) -> str:
 
 
 def _bare(text: str) -> str:
-    """A text without lead-in, and without paragraphs after it that say nothing in numbers."""
+    """Strip the lead-in of a text, and the paragraphs after it that contain no numbers."""
     paragraphs = [part for part in re.split(r"\n\s*\n", text.strip()) if part.strip()]
     if len(paragraphs) > 1 and not any(re.search(r"[\d\\$=]", part) for part in paragraphs[1:]):
         paragraphs = paragraphs[:1]
@@ -202,7 +202,7 @@ _OPERATORS = frozenset("+-*/=<>^|,;()")
 
 
 def is_prose(text: str) -> bool:
-    """Whether a tidy text has words that are no mathematics: more than one, or one before a number.
+    """Return whether a tidy text has words that are no mathematics: more than one, or one before a number.
 
     A word after a number may be its unit, words between operators are products of variables (``ab + bc``), and a text
     of words alone is no sum to work out but no riddle either: it is compared as it stands.

@@ -1,9 +1,9 @@
-"""Imports inside functions, done before the clock runs.
+"""Run the imports inside a function before its time limit starts.
 
-A function that imports a large package when it is first called (``import torch`` takes seconds, and longer on a busy
-machine) would use up a text's time limit, lose its process for it, and meet the same import again in the next one.
+A function that imports a large package at its first call (``import torch`` takes seconds, and longer on a busy
+machine) would exceed a text's time limit. Its process would be killed, and the next one would hit the same import.
 
-Left out: what else a function does at its first call.
+Left out: other work of a function's first call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from heliostat.tasks.sandbox.nested_runs import NestedRun
 
 
 def import_ahead(function: Callable[..., Any]) -> None:
-    """Import what a function and the functions that it uses import when they are called; what fails is left to them.
+    """Run the imports inside a function and the functions that it uses; failed imports are left to the call.
 
     Raises:
         NestedRun: one of the modules starts a run when it is imported.
@@ -36,7 +36,7 @@ def import_ahead(function: Callable[..., Any]) -> None:
 
 
 def _functions(function: Any, seen: set[int]) -> Iterator[FunctionType]:
-    """A function, and those that it names or closes over."""
+    """Yield a function, and those that it names or closes over."""
     if id(function) in seen or isinstance(function, type):
         return
     seen.add(id(function))
@@ -61,7 +61,7 @@ def _functions(function: Any, seen: set[int]) -> Iterator[FunctionType]:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """A function's code, and that of the functions inside it."""
+    """Yield a function's code, and that of the functions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -69,7 +69,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _imports(code: CodeType) -> Iterator[tuple[str, tuple[str, ...], int]]:
-    """Module, names taken from it and level of every import statement."""
+    """Yield module, imported names and level of every import statement."""
     values: list[Any] = [0, None]
     for instruction in dis.get_instructions(code):
         if instruction.opname == "IMPORT_NAME":

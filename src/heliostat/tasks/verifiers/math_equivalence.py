@@ -1,10 +1,10 @@
-r"""Whether two answers are the same mathematics: math-verify's verdict, with its known errors refused.
+r"""Decide whether two answers are mathematically equal: math-verify's verdict, with its known errors corrected.
 
 math-verify reads LaTeX with a grammar that skips what it does not know, lowers the case of letters, drops units, and
 compares numbers to 15 digits after the point. So ``0.\overline{36}`` is 0 to it, ``no`` is ``on``, and 2^-90 is 2^-89.
 An answer is accepted if
 
-    it has the same canonical text as the oracle answer, whatever math-verify makes of either, or
+    it has the same canonical text as the oracle answer, even if math-verify reads them otherwise, or
     math-verify accepts it, and nothing here refutes that: its kind (set, interval, words), unit, order of letters, a
     digit that math-verify never looked at, an equation that is false, or its value at 30 digits.
 
@@ -51,7 +51,7 @@ _PRODUCT = re.compile(r"[abcxyz]{2,3}|[b-df-hj-np-tv-z]{2,4}|[uvw]{2,3}")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as it is compared.
+    """A parsed answer, ready to compare.
 
     Attributes:
         key: its canonical text.
@@ -76,7 +76,7 @@ def read(text: str) -> tuple[Answer, ...]:
 
 
 def same(answer: str, text: str, lenient: bool = False) -> bool:
-    r"""Whether ``text`` commits to ``answer``.
+    r"""Return whether ``text`` commits to ``answer``.
 
     Args:
         lenient: accept a text that lacks the percent or degree sign of the answer, and an exact value for a decimal
@@ -118,7 +118,7 @@ def _is_same(gold: str, found: str, lenient: bool) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def parse(value: str) -> tuple[Any, ...] | list[Any]:
-    """math-verify's readings of a value, best first; none where it finds none."""
+    """Return math-verify's readings of a value, best first; empty if it finds none."""
     if r" \lor " in value and (union := _union(value.split(r" \lor "))) is not None:
         return [union]
     readings: list[Any] = math_verify.parse(f"${value}$", parsing_timeout=None)
@@ -126,7 +126,7 @@ def parse(value: str) -> tuple[Any, ...] | list[Any]:
 
 
 def _sides(text: str) -> list[str]:
-    r"""Both sides of ``x = 1/3 \approx 0.333``, where they agree."""
+    r"""Return both sides of ``x = 1/3 \approx 0.333`` if they agree."""
     parts = _APPROXIMATELY.split(text)
     if len(parts) != 2 or not all(part.strip() for part in parts):
         return [text]
@@ -160,7 +160,7 @@ def _nesting(text: str) -> int:
 
 
 def _last_equal(value: str) -> str | None:
-    """The last part of a chain of equations; ``None`` if it is false (``6 = 5``), all if variables are defined."""
+    """Return the last part of an equation chain; ``None`` if it is false (``6 = 5``), all if it defines variables."""
     parts = _split_equations(value)
     if len(parts) == 1 or "," in value or r"\begin" in value:
         return value
@@ -174,7 +174,7 @@ def _last_equal(value: str) -> str | None:
 
 
 def _split_equations(value: str) -> list[str]:
-    """Parts between equals signs that stand in no bracket."""
+    """Split at equals signs outside brackets."""
     cuts, depth = [-1], 0
     for position, character in enumerate(value):
         depth += (character in "{([") - (character in "})]")
@@ -188,7 +188,7 @@ def _rounding(parts: list[str]) -> float:
 
 
 def _number(part: str) -> float | None:
-    """The value of a part without variables."""
+    """Return the value of a part without variables."""
     if not re.search(r"\d", part) or re.search(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", unwrapped(part)):
         return None
     for reading in math_verify.parse(f"${split_unit(part).value}$", parsing_timeout=None)[:1]:
@@ -209,7 +209,7 @@ def _kind(value: str) -> str:
 
 
 def _closes_last(value: str) -> bool:
-    """Whether the bracket that opens first closes last."""
+    """Return whether the bracket that opens first closes last."""
     depth = 0
     for position, character in enumerate(value):
         depth += (character in "([{") - (character in ")]}")
@@ -243,20 +243,20 @@ def _same_product(gold: Answer, found: Answer) -> bool:
 
 
 def _defines(gold: Answer, found: Answer) -> bool:
-    """Whether one is letters, and the other says what they are or how they are joined: ``y = ab``, ``e^1``."""
+    """Return whether one side is letters, and the other defines them or their combination: ``y = ab``, ``e^1``."""
     word, other = (gold, found) if gold.kind == "words" else (found, gold)
     plain = unwrapped(word.value).strip()
     return (len(plain) == 1 or bool(_PRODUCT.fullmatch(plain))) and bool(re.search(r"[=^*+/\\]", other.value))
 
 
 def _letters(value: str) -> str:
-    """Single letters of a value, commands and words aside, each once."""
+    """Return the distinct single letters of a value, without commands and words."""
     plain = re.sub(r"\\[A-Za-z]+|[A-Za-z]{5,}", " ", unwrapped(value))
     return "".join(sorted(set(re.findall(r"[A-Za-z]", plain)), key=lambda letter: (letter.lower(), letter)))
 
 
 def _union(parts: list[str]) -> sympy.Set | None:
-    """The union of inequalities in one variable."""
+    """Return the union of inequalities in one variable."""
     relations = [next(iter(math_verify.parse(f"${part}$", parsing_timeout=None)), None) for part in parts]
     names = {symbol for relation in relations if isinstance(relation, sympy.Basic) for symbol in relation.free_symbols}
     if len(names) != 1 or not all(isinstance(relation, Boolean) for relation in relations):
@@ -266,7 +266,7 @@ def _union(parts: list[str]) -> sympy.Set | None:
 
 @functools.lru_cache(maxsize=512)
 def _is_faithful(value: str) -> bool:
-    r"""Whether math-verify reads all digits of a value: another digit must give another reading.
+    r"""Return whether math-verify reads all digits of a value: another digit must give another reading.
 
     It skips what its grammar does not know: ``0.\overline{36}`` is 0, and so is any other period.
     """
@@ -284,7 +284,7 @@ def _first(value: str) -> object:
 
 
 def _refuted(gold: Any, found: Any, lenient: bool) -> bool:
-    """Whether two objects that math-verify takes for equal differ at 30 digits."""
+    """Return whether two objects that math-verify considers equal differ at 30 digits."""
     if isinstance(gold, sympy.Expr) and isinstance(found, sympy.Expr):
         return _differ(gold, found, lenient)
     if isinstance(gold, sympy.MatrixBase) and isinstance(found, sympy.MatrixBase):

@@ -1,9 +1,9 @@
-r"""One spelling for what people and models write in many: ``½``, ``1\,000``, ``**42**``, ``\dfrac``, ``−``.
+r"""Normalize notation that people and models write in many ways: ``½``, ``1\,000``, ``**42**``, ``\dfrac``, ``−``.
 
-    tidy(text)       LaTeX in ASCII, typography aside: what a parser reads
+    tidy(text)       LaTeX in ASCII without typography, for a parser
     canonical(text)  a key: two answers that differ in layout alone have the same
 
-Left out: where the answer is (``final_answer``), its unit (``units``), and what it is worth (``math_equivalence``).
+Left out: finding the answer (``final_answer``), its unit (``units``), and comparing it (``math_equivalence``).
 Everything takes time linear in the length of the text.
 """
 
@@ -145,7 +145,7 @@ _AND = re.compile(r",? ?(?:\\text ?\{ ?,? ?and ?\}|(?<![A-Za-z\\])and(?![A-Za-z]
 
 
 def tidy(text: str) -> str:
-    """``text`` in one typography: LaTeX commands for symbols, plain digits, no markdown, no layout.
+    """Rewrite ``text`` in one typography: LaTeX commands for symbols, plain digits, no markdown, no layout.
 
     Limits:
         Groups of three digits are thousands: ``1,000`` and ``1 000`` are 1000; ``1 2`` and ``1, 234`` are two numbers.
@@ -170,7 +170,7 @@ def tidy(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """A key of a tidy answer; equal for answers that differ in layout, wrappers, a full stop or a word's case alone.
+    """Return a key of a tidy answer; equal if answers differ only in layout, wrappers, a full stop or a word's case.
 
     Limits:
         Single letters keep their case (``A`` is not ``a``), words lose it; the order of everything stays.
@@ -185,12 +185,12 @@ def canonical(text: str) -> str:
 
 
 def listed(text: str) -> str:
-    r"""``text`` with a comma for every "and" and "or" of a list; between inequalities "or" is ``\lor``."""
+    r"""Replace every "and" and "or" of a list by a comma; between inequalities "or" becomes ``\lor``."""
     return _AND.sub(", ", _OR.sub(r" \\lor " if _RELATION.search(text) else ", ", text))
 
 
 def unwrapped(text: str) -> str:
-    r"""``text`` without ``\text{…}`` and other wrappers that change fonts, their content kept.
+    r"""Remove ``\text{…}`` and other font wrappers, and keep their content.
 
     Limits:
         A wrapper that is never closed is dropped.

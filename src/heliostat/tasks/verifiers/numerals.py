@@ -1,4 +1,4 @@
-r"""Numbers as people write them, read exactly and without evaluating anything.
+r"""Parse numbers as people write them, exactly and without evaluating anything.
 
 Thousands may be grouped by commas (``1,000``, ``1,00,000``) or spaces (``1 000``), never by points. Fractions, mixed
 numbers (``5 1/2``), powers of ten (``1.2e3``, ``1.2 x 10^3``) and ``5 million`` are numbers.
@@ -45,7 +45,7 @@ _TYPOGRAPHY = str.maketrans(_SIGNS)
 
 
 def parse_number(text: str) -> Decimal | None:
-    """The number that ``text`` is, or ``None`` if it is anything else.
+    """Parse ``text`` as a number; ``None`` if it is anything else.
 
     Reads signs, thousands separators, decimals, powers of ten, fractions, mixed numbers and scales (``5 million``);
     forgives a currency sign, a percent sign (it does not divide), a full stop at the end, and typographic minus signs.
@@ -61,7 +61,7 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number that occurs in ``text``, or ``None`` if there is none.
+    """Return the last number in ``text``, or ``None`` if there is none.
 
     Limits:
         It is read whole or not at all: the last digits of ``1,2345``, ``3.0.3`` and ``x^3`` are no number, and no
@@ -78,7 +78,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def meets(value: Decimal, answer: Decimal, tolerance: float) -> bool:
-    """Whether a number is as good as the oracle answer.
+    """Return whether a number matches the oracle answer.
 
     Limits:
         An answer that is written as a whole number (``7``, not ``7.0``) must be met exactly, whatever the tolerance.
@@ -87,7 +87,7 @@ def meets(value: Decimal, answer: Decimal, tolerance: float) -> bool:
 
 
 def same_number(value: Decimal, answer: Decimal, tolerance: float) -> bool:
-    """Whether ``|value - answer| <= tolerance * max(1, |answer|)``.
+    """Return whether ``|value - answer| <= tolerance * max(1, |answer|)``.
 
     Limits:
         Two whole numbers must be equal, whatever the tolerance.
@@ -113,7 +113,7 @@ def _plain(text: str) -> str:
 
 
 def _gap(match: re.Match[str]) -> str:
-    """A space between a whole number and its fraction."""
+    """Return the space between a whole number and its fraction."""
     return " " if match.string[max(0, match.start() - 1) : match.start()].isdigit() else ""
 
 

@@ -1,9 +1,9 @@
-"""Calling a user's reward function: what it is given, awaiting it, and what it may return.
+"""Call a user's reward function: build its arguments, await it, and check its result.
 
 Asynchronous functions of one process share one event loop for the life of the process, so that a client that one call
 opens (a session of aiohttp or httpx, a connection) serves the next.
 
-Left out: finding the function (``builtin``), and what a score may be (``verifier_pool.worker``).
+Left out: finding the function (``builtin``), and checking the score (``verifier_pool.worker``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMPLETION_IDS = "completion_ids"
 
 
 def single_reward(rewards: object, path: str) -> object:
-    """The reward of one completion, of what a function returned for a list of one.
+    """Return the reward of one completion from a function's result for a list of one.
 
     Raises:
         TypeError: it returned no list (nor anything else to go through).

@@ -1,4 +1,4 @@
-r"""Units around a number: ``$18``, ``12 \text{ square units}``, ``5 cm``, ``90^\circ``, ``50\%``.
+r"""Parse units around a number: ``$18``, ``12 \text{ square units}``, ``5 cm``, ``90^\circ``, ``50\%``.
 
 Left out: converting one unit to another; a metre is not a hundred centimetres here. Compound units (``5 feet 3
 inches``) are compared as text.
@@ -77,7 +77,7 @@ class Quantity:
 
 
 def split_unit(text: str) -> Quantity:
-    r"""Take the unit off a tidy text.
+    r"""Split a tidy text into value and unit.
 
     Limits:
         Only units after or before a number; a letter after a number is a variable (``5m``), after a space a unit
@@ -115,7 +115,7 @@ def _split_words(text: str) -> tuple[str, str]:
 
 
 def _spelled(words: str) -> str:
-    """One spelling of a unit: ``square inches``, ``sq. in`` and ``in^2`` are ``in^2``."""
+    """Normalize a unit: ``square inches``, ``sq. in`` and ``in^2`` become ``in^2``."""
     words = re.sub(r"\bper\b", "/", words.replace("\\cdot", "*").replace(".", " "))
     out: list[str] = []
     power = ""
