@@ -62,7 +62,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     with probing(model):
         try:
             before, after = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, changed))
-        except Exception as error:  # whatever a model's code raises
+        except Exception as error:  # any error of a model's code
             plain = all(weight.dtype == torch.float32 for weight in model.parameters())
             way_out = "" if plain else "; try model.dtype = 'float32'"
             raise ConfigError(
@@ -83,7 +83,7 @@ def cache_kind(model: PreTrainedModel) -> CacheKind:
         ``kv``: keys and values of every position, layer by layer, which may be replicated, cut and evicted freely.
         ``other``: anything else (sliding windows, recurrent states, shared or missing layers, a cache that fails).
 
-    This says what may be tried. Whatever is used has been tried (``rollout.in_process.ways``,
+    This selects the ways to test. Only ways that pass the test are used (``rollout.in_process.ways``,
     ``train.logprobs.layout_trial``).
     """
     from transformers import DynamicCache

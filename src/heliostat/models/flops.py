@@ -42,7 +42,7 @@ def forward_flops(loaded: LoadedModel, num_tokens: float, num_context: float, nu
     Args:
         num_tokens: tokens run through the backbone, over all rows.
         num_context: positions a token attends to, averaged over those tokens: ``S`` for a kernel that fills whole
-            ``S x S`` matrices, ``(S + 1) / 2`` for what causality needs, the cache's length in decoding.
+            ``S x S`` matrices, ``(S + 1) / 2`` for the causal part, the cache's length in decoding.
         num_logits: tokens that get logits; default all.
 
     Returns:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Rule = Callable[[Tensor, float], Tensor]
 
-# Configuration key -> what the architecture that declares it does to its logits, in the order they are applied.
+# Configuration key -> the operation that its architecture applies to logits, in order.
 OUTPUT_RULES: dict[str, Rule] = {
     "logits_scaling": lambda logits, scale: logits / scale,  # Granite
     "logit_scale": lambda logits, scale: logits * scale,  # Cohere
@@ -48,7 +48,7 @@ class Head:
     is the one that counts.
 
     Attributes:
-        model: what is split.
+        model: the whole model.
         rules: (rule, value) pairs applied to the projected logits.
         exact_split: false where ``hidden`` already holds full logits and ``logits`` changes nothing.
     """

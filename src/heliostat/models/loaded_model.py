@@ -45,7 +45,7 @@ class LoadedModel:
         pad_id: the id that fills padding; never attended to, never scored.
         head: the model cut before its output projection, found and checked at load time.
         cache_kind: ``kv`` where the cache is of a kind that may be replicated and cut like a list, else ``other``.
-        memo: what was found out about the model by trying it, so that it is tried once.
+        memo: cached results of probes of the model.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -117,7 +117,7 @@ def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
     """Render messages with a chat template, with contents as text or, if the template requires it, in parts.
 
     Raises:
-        Exception: whatever the template raises.
+        Exception: any error of the template.
     """
     text = str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options))
     last = str(messages[-1]["content"]).strip()
@@ -126,7 +126,7 @@ def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
     parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
     try:
         in_parts = str(tokenizer.apply_chat_template(parts, tokenize=False, **options))
-    except Exception:  # it does not read parts: what it made of text stands
+    except Exception:  # it does not read parts: keep its rendering of text
         return text
     return in_parts if last in in_parts and "'type': 'text'" not in in_parts else text
 
@@ -143,7 +143,7 @@ def chat_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
     try:
         rendered = render_messages(tokenizer, messages)
-    except Exception:  # a template for other conversations, or one that fails: what it says is said when it is used
+    except Exception:  # a template for other conversations, or a broken one: the error is raised when it is used
         return None
     if words not in rendered:
         return None

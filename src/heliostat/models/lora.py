@@ -38,7 +38,7 @@ STIR = 0.3
 def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> None:
     """Add adapters to the model's layers, in place, and freeze everything else but ``lora.modules_to_save``.
 
-    **Limits**: before the first update the model's outputs are what they were, exactly.
+    **Limits**: before the first update the model's outputs are unchanged, exactly.
 
     Raises:
         ConfigError: a name in ``lora.layers`` or ``lora.modules_to_save`` fits nothing that can be trained so.
@@ -72,11 +72,11 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
                 ) from error
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ConfigError(f"lora.layers = {list(section.layers)} does not suit this model: {reason}") from error
-    for name in unknown:  # PEFT strikes out what it translated, and passes over what it found nowhere
+    for name in unknown:  # PEFT removes names it translated, and ignores names it did not find
         if name in (config.target_modules or ()):
             raise no_such_layer(model, section.layers, name)
     _leave_out_skipped(model, config, section)
-    for name in whole:  # in place: PEFT's own way trains a copy, which unties what is tied
+    for name in whole:  # in place: PEFT's own way trains a copy, which unties tied weights
         model.get_submodule(name).requires_grad_(True)
     config.modules_to_save = whole or None
 
@@ -84,7 +84,7 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
 def _leave_out_skipped(model: PreTrainedModel, config: Any, section: LoraSection) -> None:
     """Remove adapters from layers that the model's forward bypasses by reading their weights itself.
 
-    Tried, not listed: their factors are not part of what logits depend on. One layer of a name that is reached is
+    Found by a test, not by a list: logits do not depend on their factors. One layer of a name that is reached is
     enough, since a few tokens do not visit every expert.
     """
     factors = [(path, factor) for path, layer in _adapted(model).items() for factor in _own(layer).values()]

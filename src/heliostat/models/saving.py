@@ -30,7 +30,7 @@ _SAVED = (
     *("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "*.model", "*.py"),
     *("adapter_config.json", "adapter_model.safetensors"),
 )
-"""Names of what is in the folder of a saved model or adapter."""
+"""Names of the files of a saved model or adapter."""
 
 
 Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
@@ -45,10 +45,10 @@ def save_model(
     A killed process leaves the earlier save or the new one, never a half (``storage.folders``).
 
     Args:
-        weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
-        check: raises where what was written is not good; then ``folder`` is left as it was.
+        weights: tensors to write in place of the model's own, by their names in its state. Adapters are merged.
+        check: raises if the written files are wrong; then ``folder`` is left unchanged.
 
-    **Limits** A file that no save writes is never removed: where one is found, the earlier folder is kept beside the
+    **Limits** A file that no save writes is never removed: if one is found, the earlier folder is kept next to the
     new one under another name, with a warning.
 
     Raises:
@@ -113,7 +113,7 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
     from transformers import GenerationConfig
 
     # Sampling habits that came with the original weights (top-p, penalties) describe another policy than the trained
-    # one; what stays true is which ids begin, end and pad.
+    # one; the ids that begin, end and pad still apply.
     generation = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
     )
@@ -122,7 +122,7 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
     code = vars(model.config).pop("auto_map", None)  # names files of code that was not run and is not copied
     try:
         with without_progress_bars(), _as_tied(model, weights):
-            model.save_pretrained(folder, state_dict=dict(weights))  # which deletes from what it is given
+            model.save_pretrained(folder, state_dict=dict(weights))  # deletes entries of its argument
     finally:
         model.generation_config = own
         if code is not None:

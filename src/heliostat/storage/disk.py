@@ -1,6 +1,6 @@
 """Steps of atomic publishing: locking, syncing, file modes, and walking without following links.
 
-Left out: the order of the steps, which is what makes them safe (``files``, ``folders``).
+Left out: the order of the steps, which makes them safe (``files``, ``folders``).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def walk(folder: Path) -> Iterator[Path]:
 def apply_umask(folder: Path) -> None:
     """Apply the umask's modes to everything in a new folder, because some libraries' writers do not.
 
-    The folder's own mode says what the umask is: asking the process for it would change it for other threads.
+    The umask is read from the folder's own mode: querying it would change it for other threads.
     """
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in walk(folder):

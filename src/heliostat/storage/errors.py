@@ -18,7 +18,7 @@ class Damaged(ValueError):
 
 
 _FULL = ("os error 28", "No space left on device", "unexpected pos")
-"""How libraries say that a disk is full; the last is torch's, whose file came out shorter than what it wrote."""
+"""Messages of libraries for a full disk; the last is torch's, for a file shorter than its content."""
 
 
 def reason_of(error: BaseException) -> str:

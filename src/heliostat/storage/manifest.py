@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read ``about`` and ``files`` of a manifest, without checking the files themselves.
 
     Raises:
-        Damaged: it is missing, or not what was written.
+        Damaged: it is missing or has changed.
     """
     path = folder / MANIFEST
     try:
@@ -62,7 +62,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """Compare every listed file with its digest; returns the manifest.
 
     Raises:
-        Damaged: naming the first file that is missing or not what was written.
+        Damaged: a file is missing or has changed; names the first one.
     """
     manifest = read_manifest(folder)
     for name, listed in manifest["files"].items():

@@ -96,7 +96,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, sync: bool = T
 def keep_rows(path: Path, keep: Callable[[Row], bool]) -> int:
     """Drop every row that ``keep`` refuses, and every damaged line; returns the number of damaged lines.
 
-    What stays is what was written, byte for byte.
+    Kept rows are unchanged, byte for byte.
 
     Raises:
         StorageError: the disk refused; the file is as it was.

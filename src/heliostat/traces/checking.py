@@ -34,7 +34,7 @@ def whole_traces(bank: Bank, findings: Findings) -> Iterator[Trace]:
 def check_bank(bank: Bank) -> Findings:
     """Check the file with SQLite, then every row against its digest and checksum."""
     findings = Findings()
-    try:  # finds what rows cannot tell: an index that misses some of them
+    try:  # finds damage that rows do not show: an index that misses some of them
         for (message,) in bank.query("PRAGMA integrity_check(20)"):
             if message != "ok":
                 findings.report("file", message)

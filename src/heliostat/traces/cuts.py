@@ -31,7 +31,7 @@ class PrefixSource:
     """A stored turn as far as it may be given away.
 
     Attributes:
-        ids: the turn's first tokens; what follows them would give the answer away and is not kept.
+        ids: the turn's first tokens; later ones would reveal the answer and are not kept.
         num_tokens: tokens of the whole turn, its end token aside.
     """
 

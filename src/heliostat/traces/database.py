@@ -171,7 +171,7 @@ SENTENCES = {
     "unable to open": "it cannot be opened; check that its folder exists and can be written",
     "I/O error": "the disk failed, or the file was removed; nothing of the last step was stored",
 }
-"""By what SQLite's message contains."""
+"""Ways to proceed, by a part of SQLite's message."""
 
 
 def _make_tables(db: sqlite3.Connection, format: int) -> None:

@@ -24,7 +24,7 @@ class TextRow:
 
     Attributes:
         question: the prompt as the file has it, rendered or not; empty where ``problem_id`` says which problem.
-        reward: what the file claims; ``None`` where it claims nothing.
+        reward: the file's reward; ``None`` if it has none.
     """
 
     question: str

@@ -41,7 +41,7 @@ class ImportReport:
     Attributes:
         appended: traces stored, and copies passed over.
         num_reencoded: of the stored ones and copies, those whose ids were made from text.
-        num_rejudged: those whose verdict differs from what the file claims.
+        num_rejudged: traces whose verdict differs from the file's.
         findings: rows and files that were skipped, with their places.
     """
 
@@ -57,7 +57,7 @@ class Problems:
     Args:
         encode: a problem as the model's prompt.
         judge: groups with their verdicts, in the same order.
-        verifier: what to call the verifiers in the bank.
+        verifier: name of the verifiers in the bank.
     """
 
     def __init__(

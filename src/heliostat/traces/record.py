@@ -21,11 +21,11 @@ class TraceSource:
 
     Attributes:
         tokenizer: fingerprint of the tokenizer whose ids these are.
-        policy: fingerprint of the weights that sampled; empty where nobody knows.
+        policy: fingerprint of the weights that sampled; empty if unknown.
         run, step: the run, and the optimizer step of its weights.
-        temperature, max_new_tokens: how it was sampled; NaN and 0 where nobody knows.
-        verifier: names of the verifiers that gave the reward, joined by ``+``; ``claimed`` where only the file says so.
-        reencoded: the ids were made from text at import, because the trace came from another tokenizer or as text.
+        temperature, max_new_tokens: sampling settings; NaN and 0 if unknown.
+        verifier: names of the verifiers that gave the reward, joined by ``+``; ``claimed`` if only the file says so.
+        reencoded: the ids were encoded from text at import, because the trace came from another tokenizer or as text.
     """
 
     tokenizer: str
@@ -50,7 +50,7 @@ class Trace:
     """One completion of one prompt, judged.
 
     Attributes:
-        prompt_ids, prefix_ids, cut: what it was conditioned on; see ``types.Prompt``.
+        prompt_ids, prefix_ids, cut: the context it was sampled from; see ``types.Prompt``.
         completion_ids: sampled ids, with the end-of-sequence id if there was one.
         logp_gen: the sampler's log-probability of each sampled token, in nats; empty where it was not recorded.
         text: the assistant turn as verifiers saw it, the prefix included.

@@ -20,7 +20,7 @@ def answer_start(text: str, answer: str | None, question: str, answer_after: str
     Args:
         text: a whole assistant turn.
         answer: the oracle answer, if there is one.
-        question: what was asked; an answer that stands in it is no secret when it is said early.
+        question: the question; an answer that it contains is not revealed by an early occurrence.
         answer_after: the marker that the answer follows; empty: there is none.
 
     Limits:
@@ -53,7 +53,7 @@ def longest_prefix(
     Args:
         decode: ids to text; more ids never give less text.
         start: where in the turn's text the answer begins; ``None`` forbids any prefix.
-        max_tokens: what the context has room for.
+        max_tokens: room in the context.
 
     Returns:
         A number of tokens below ``len(turn_ids)``, 0 where nothing may be given.

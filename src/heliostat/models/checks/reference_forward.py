@@ -29,13 +29,13 @@ MEMO = "tolerance"
 """Under this name a loaded model remembers how it is compared; its twins and its sharded form share it."""
 
 LENGTHS = (9, 2, 14)
-"""Tokens of the prompts that are tried: short beside long, and not in order."""
+"""Lengths of the test prompts: short next to long, and not sorted."""
 
 NUM_COMMON = 18
 """Tokens that a second set of prompts has in common: enough to be prefilled once for all."""
 
 NUM_NEW = 6
-"""Tokens written behind every prompt."""
+"""Tokens sampled after every prompt."""
 
 MAX_WINDOW_WORK = 5e10
 """Weights times tokens up to which a prompt longer than the model's windows is tried as well (a second on one core)."""
@@ -142,7 +142,7 @@ def reference_log_probs(
 def measure_tolerance(loaded: LoadedModel) -> Tolerance:
     """Measure a model's tolerance as it is and, if it hardly depends on token order, with larger matrices.
 
-    Asked again, remember: a tolerance depends on what a model computes, and hardly on where training moves its weights.
+    The result is cached: it depends on the architecture, and hardly on the values of the weights.
     """
     if MEMO not in loaded.memo:
         loaded.memo[MEMO] = _best_tolerance(loaded)

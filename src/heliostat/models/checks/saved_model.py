@@ -42,7 +42,7 @@ NUM_POSITIONS = 16
 QUIET = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
 """Differences that rounding explains in any model, as a share, by the type of the weights."""
 NUM_NOISES, LOUD = 4.0, 0.7
-"""A difference may be this many times what one unit in every weight makes, and no more than this share."""
+"""Largest difference: this many times the effect of one unit in every weight, and at most this share."""
 
 
 class SavedDiffers(RuntimeError):
@@ -105,7 +105,7 @@ def check_adapter(
     """Load the adapter in ``folder`` onto its base weights with PEFT, and compare; consumes ``model``.
 
     Args:
-        model: what ``check_saved`` returned; its weights are replaced.
+        model: the result of ``check_saved``; its weights are replaced.
         weights: the adapted model's state.
 
     Raises:
@@ -119,7 +119,7 @@ def check_adapter(
         for name, tensor in unadapted(weights).items():
             own[name].copy_(torch.zeros_like(tensor) if name.startswith(whole) else tensor)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what PEFT thinks might go wrong is looked at next
+        warnings.simplefilter("ignore")  # the causes of PEFT's warnings are checked next
         adapted = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
     _compare_logits(adapted, prompts, said, "the saved adapter's")
 

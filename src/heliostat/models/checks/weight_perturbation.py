@@ -19,7 +19,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 """Types whose weights are changed; others are left as they are."""
 SMALL_BITS, FOR_ZERO, MAX_ENTRIES = 4, 2.0**-8, 2**24
-"""Which bit of the mantissa is turned over, what takes the place of 0, and how many entries are looked at at once."""
+"""The flipped bit of the mantissa, the replacement of 0, and the number of entries per chunk."""
 
 
 @contextmanager

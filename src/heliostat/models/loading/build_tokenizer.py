@@ -87,7 +87,7 @@ def build() -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    # A plain prompt is `bos text sep`: what follows `sep` is the completion, whatever the text ended with.
+    # A plain prompt is `bos text sep`: the completion follows `sep`, regardless of the text's end.
     ids = [(token, tokenizer.token_to_id(token)) for token in (BOS, SEP)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A {SEP}", special_tokens=ids)
     return tokenizer

@@ -61,7 +61,7 @@ def load_pretrained(path: str, dtype: str, device: torch.device, name: str = "")
     Args:
         path: folder (anything that exists, or starts with ``.``, ``/`` or ``~``), else a hub id.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        name: what to call the model; default ``path``.
+        name: name of the model; default ``path``.
 
     Raises:
         ConfigError: the folder or hub id cannot be read, or holds something other than a whole causal language model.

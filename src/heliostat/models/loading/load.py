@@ -34,7 +34,7 @@ def load_model(section: ModelSection, seed: int, device: torch.device | None = N
         device: default: the current CUDA device if there is one, else the CPU.
 
     Raises:
-        ConfigError: it cannot be loaded; the message says why and what to give instead.
+        ConfigError: it cannot be loaded; the message says why and how to proceed.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = BUILT_IN.get(section.path, _load_pretrained)(section, seed, device)

@@ -1,7 +1,7 @@
 """The built-in tiny model: a Llama of one to three million parameters with random weights and its own tokenizer.
 
 It exists so that a full run takes minutes on any machine, offline. It needs a warm start.
-Left out: any pretrained weights, and any architecture of our own (plain transformers loads what is saved).
+Left out: any pretrained weights, and any architecture of our own (plain transformers loads a save).
 """
 
 from __future__ import annotations

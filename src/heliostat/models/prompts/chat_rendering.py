@@ -58,7 +58,7 @@ def render(loaded: LoadedModel, problem: Problem, messages: Sequence[Message], *
         options["tools"] = [dict(tool) for tool in tools]
     try:
         text = render_messages(loaded.tokenizer, messages, **options)
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template may raise anything
         raise ValueError(
             f"{problem.described}: the chat template of model '{loaded.name}' {_said(error)}"
             + _without_system(loaded, messages, options)
@@ -134,7 +134,7 @@ def _missing_header(loaded: LoadedModel) -> str:
         bare = render_messages(loaded.tokenizer, asked, add_generation_prompt=False)
         prompt = render_messages(loaded.tokenizer, asked, add_generation_prompt=True)
         whole = render_messages(loaded.tokenizer, answered, add_generation_prompt=False)
-    except Exception:  # a template for other conversations: what it makes of real ones is looked at there
+    except Exception:  # a template for other conversations; its rendering of real ones is checked elsewhere
         return ""
     start = whole.find(_WORDS[1])
     if prompt != bare or start < 0 or not whole.startswith(bare):

@@ -36,7 +36,7 @@ def encode_problem(
         system: put first in every chat prompt that does not bring a system message of its own.
 
     Returns:
-        The prompt; what the model samples next starts exactly behind its last id.
+        The prompt; sampling continues exactly after its last id.
 
     Raises:
         ConfigError: a chat prompt without a chat template, or ``system`` with a prompt that is not a chat.

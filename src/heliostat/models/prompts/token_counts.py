@@ -33,7 +33,7 @@ def prompt_sizes(
     """Count the tokens of every prompt: exactly, or by a bound if that is at most ``enough``.
 
     Raises:
-        ConfigError, ValueError: what ``encode_problem`` raises for the first prompt that cannot be encoded.
+        ConfigError, ValueError: the error of ``encode_problem`` for the first prompt that cannot be encoded.
     """
 
     def exact(index: int) -> int:

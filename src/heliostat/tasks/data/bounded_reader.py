@@ -71,7 +71,7 @@ def decode_text(content: bytes, place: str, start: bytes) -> str:
     """Decode UTF-8.
 
     Args:
-        start: the first bytes of the file, which tell what else it may be.
+        start: the first bytes of the file, which may identify another encoding.
 
     Raises:
         ValueError: it is not UTF-8; names the place, the likely encoding and how to convert it.

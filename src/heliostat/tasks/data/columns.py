@@ -3,7 +3,7 @@
 ``reward_model.ground_truth`` names a column inside a column. Values of numpy and torch are read as plain Python, and
 NaN as missing, like ``None``.
 
-Left out: which columns a task reads (``sources.data_files``), and where rows come from (``rows``).
+Left out: the columns of a task (``sources.data_files``), and reading rows (``rows``).
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _message(item: Any, row: DataRow, column: str) -> Message:
             f"{row.place}: every message in '{column}' needs a 'role' ({', '.join(ROLES)}) and a text 'content', got "
             f"{item!r:.80}{several}"
         )
-    return {name: value for name, value in turn.items() if value is not None}  # Parquet fills up what some lack
+    return {name: value for name, value in turn.items() if value is not None}  # Parquet adds missing keys
 
 
 def _from_sharegpt(item: Mapping[str, Any]) -> dict[str, Any]:

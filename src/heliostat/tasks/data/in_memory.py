@@ -199,7 +199,7 @@ def _rows(data: object) -> Iterable[dict[str, Any]]:
 def without_format(data: Any) -> Any:
     """Return rows of a frame, an Arrow table or a ``datasets`` data set, without the format of an array library.
 
-    No such library is imported: each is known by what it offers.
+    No such library is imported: each is recognized by its methods.
     """
     if hasattr(data, "with_format"):  # datasets
         return data.with_format(None)

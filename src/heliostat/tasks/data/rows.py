@@ -32,7 +32,7 @@ def read_rows(path: str, split: str, subset: str) -> Iterator[DataRow]:
 
     Raises:
         ConfigError: nothing is there, or its kind is unknown.
-        ValueError: a row cannot be read, or holds what no problem may; names file and line.
+        ValueError: a row cannot be read, or holds an invalid value; names file and line.
     """
     return _checked(_raw_rows(path, split, subset))
 

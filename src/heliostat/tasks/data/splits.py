@@ -1,8 +1,8 @@
 """Deduplicate rows, group them by question, and hold some of the questions out.
 
 Two rows are the same if every column is; the second is dropped. Rows with the same prompt and different answers are all
-kept, and each answer is right for each of them. Rows ask the same question if their users say the same, whatever system
-prompt, template or form (text or chat) the words come in; such rows are never on both sides of a split.
+kept, and each answer is right for each of them. Rows ask the same question if their user messages are equal, regardless
+of system prompt, template or form (text or chat); such rows are never on both sides of a split.
 
 Left out: reading rows (``rows``), and the meaning of their columns (``columns``, ``sources.data_files``).
 """

@@ -30,7 +30,7 @@ class Paid:
     """A right answer with its verdict.
 
     Attributes:
-        text: what the verifiers were given.
+        text: the text that was judged.
         bare: whether the worked solution was refused, and this is the verdict on the answer alone.
     """
 
@@ -45,7 +45,7 @@ class Refusal:
     """A right answer that earned nothing.
 
     Attributes:
-        read: what the verifier saw of it; ``None``: nothing, since the answer marker was not there.
+        read: the part that the verifier read; ``None`` if the answer marker was missing.
         why: how the verifier failed, or the scores that it gave.
         failed: whether it failed.
     """

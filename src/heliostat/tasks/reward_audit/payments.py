@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from heliostat.tasks.verifier_pool.pool import VerifierPool
 from heliostat.types import Problem, Verdict
 
-_WINDOW_S = 0.5  # texts are handed over for about this long at a time, so that little is under way when time is up
+_WINDOW_S = 0.5  # texts are submitted for about this long at a time, so that few are pending when the budget ends
 _GROWTH = 8
 
 
@@ -23,7 +23,7 @@ class Payments:
     """A time budget for verdicts that starts with the first verdict, so that a worker's start does not count.
 
     Attributes:
-        budget_s: seconds; what is not judged by then is left out.
+        budget_s: seconds; texts not judged by then are omitted.
         num_left: texts that were left out so far.
     """
 

@@ -37,7 +37,7 @@ FIXED: dict[str, str] = {
     "unicode": "\u202e１２３ ∞ 🤖 \u0000 é",
     "asterisks": ".*",
 }
-"""The same text for every problem, whatever the question."""
+"""The same text for every problem, regardless of the question."""
 
 
 _EXPRESSION = re.compile(r"[-(]*\d[\d\s.()]*(?:[-+*/^][\d\s.()]+)+")

@@ -25,7 +25,7 @@ class BoundedConnection:
     """One end of a connection, read and written with deadlines.
 
     Args:
-        connection: the end; what another reader took from it is lost to this one.
+        connection: the underlying connection; bytes that another reader took from it are lost.
         max_message: bytes of the longest message that is accepted.
     """
 

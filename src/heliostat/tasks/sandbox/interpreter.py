@@ -34,7 +34,7 @@ _BOOT = (
     "importlib.import_module(sys.argv[2]).main(*fds)"
 )
 _TICK_S = 0.005
-_PATIENCE_S = 10.0  # for a supervisor to collect what it had; then it is killed too
+_PATIENCE_S = 10.0  # for a supervisor to reap its descendants; then it is killed too
 _LAST_WORDS_S = 1.0
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",

@@ -156,7 +156,7 @@ def _asked(row: DataRow, settings: FileSettings, task: str, whole: bool) -> Aske
     if settings.group_column:
         return Asked(problem, columns.text(row, settings.group_column))
     prompt = row_prompt(row, settings.prompt_column, settings.solution_column)[0]
-    if "question" not in fields_of(settings.template):  # what is asked is in the other columns
+    if "question" not in fields_of(settings.template):  # the question is in the other columns
         prompt = problem.prompt
     return Asked(problem, question_of(prompt))
 

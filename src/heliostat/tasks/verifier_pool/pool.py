@@ -227,7 +227,7 @@ class _WorkerThread(threading.Thread):
                 raise VerifierError(f"a verifier process cannot be started: {error}") from error
         try:
             self._worker.wait_until_ready()
-        except BaseException:  # whatever went wrong, what is left of it is no worker
+        except BaseException:  # after any error, the process is no longer usable
             self._drop()
             raise
         return self._worker

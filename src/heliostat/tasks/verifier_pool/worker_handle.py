@@ -114,7 +114,7 @@ class Worker:
             blamed = self._at(number, batch)
             if blamed < 0 and batch is not None:
                 blamed = _first_open(batch)
-            raise WorkerLost(blamed, f"the verifier's process sent what is no verdict ({error!s:.80})") from None
+            raise WorkerLost(blamed, f"the verifier's process sent an invalid verdict ({error!s:.80})") from None
 
     def _said(self, reason: str, number: int, batch: Batch | None) -> str:
         """Add the current verifier and the end of the text to ``reason``."""
@@ -156,7 +156,7 @@ class _Watch:
         return number, f"no verdict within {limit_s:g} s"
 
     def _left(self) -> tuple[int, float, float]:
-        """Text (-1: none), seconds left, and the limit they are left of."""
+        """Return the current text (-1: none), the seconds left, and its limit."""
         now, state = time.monotonic(), self._progress.read()
         if state != self._state:
             self._state, self._changed = state, now
@@ -170,7 +170,7 @@ class _Watch:
 
 
 def _blamed(number: int, batch: Batch) -> int:
-    """The text that ``number`` names; the first that is open where it names none, -1 between texts.
+    """Return the text that ``number`` names; the first open one if it names none, -1 between texts.
 
     **Limits**: a verifier that overwrites the shared progress can put its blame on an earlier text of its batch whose
     verdict was not reported yet, which then fails too.
@@ -181,7 +181,7 @@ def _blamed(number: int, batch: Batch) -> int:
 
 
 def _first_open(batch: Batch) -> int:
-    """The first text without an outcome; the worker takes them in order."""
+    """Return the first text without an outcome; the worker takes them in order."""
     return next((number for number in range(len(batch.owners)) if number not in batch.outcomes), -1)
 
 
@@ -189,7 +189,7 @@ def read_results(message: bytes, batch: Batch) -> dict[int, Outcome]:
     """Outcomes by text.
 
     Raises:
-        ValueError: the message is not what a worker says.
+        ValueError: the message is invalid.
         VerifierError: it says that a verifier tried to start a run.
     """
     said = json.loads(message)

@@ -3,7 +3,7 @@
 A verifier is a small frozen dataclass of settings; ``prepare`` returns the scoring function, and is called in the
 worker process, so that heavy libraries load only there. This file imports the standard library only.
 
-Left out: which part of a completion a verifier sees, exceptions, limits (``verifier_pool.worker``), and weights
+Left out: selecting a part of the completion, exceptions, limits (``verifier_pool.worker``), and weights
 (``task``).
 """
 
@@ -243,7 +243,7 @@ VERIFIERS: dict[str, type[Verifier]] = {
 def resolve(path: str, folder: str = "") -> Callable[..., Any]:
     """Import the function ``module:function``; ``folder`` and the working directory are searched too.
 
-    A name of the script that is running means what runs, not a second copy of it.
+    The running script's own name resolves to the running module, not to a second copy.
 
     Raises:
         ValueError: there is no such module or function, in one sentence.

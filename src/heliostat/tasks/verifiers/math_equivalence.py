@@ -1,6 +1,6 @@
 r"""Decide whether two answers are mathematically equal: math-verify's verdict, with its known errors corrected.
 
-math-verify reads LaTeX with a grammar that skips what it does not know, lowers the case of letters, drops units, and
+math-verify reads LaTeX with a grammar that skips unknown input, lowers the case of letters, drops units, and
 compares numbers to 15 digits after the point. So ``0.\overline{36}`` is 0 to it, ``no`` is ``on``, and 2^-90 is 2^-89.
 An answer is accepted if
 
@@ -35,7 +35,7 @@ _MAX_NESTING = 40  # braces and brackets inside each other; the parser takes exp
 _MAX_DIGITS_TRIED = 12
 _EXACT = 1e-12  # relative; two exact values that differ by more at 30 digits are different
 _DECIMAL = 5e-16  # relative; a decimal that is 15 digits of pi is not pi
-_ROUNDED = 2e-5  # relative; what six decimals may lose
+_ROUNDED = 2e-5  # relative; the rounding error of six decimals
 _POINTS = tuple(sympy.Rational(*pair) for pair in ((7, 5), (11, 3), (13, 17), (19, 7), (23, 11), (29, 13)))
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
 _NO_SUM = re.compile(
@@ -55,10 +55,10 @@ class Answer:
 
     Attributes:
         key: its canonical text.
-        value: what math-verify is given: without unit, of a chain of equations the last part.
-        kind: what its brackets make of it: ``set``, ``interval``, ``list``, ``words`` or nothing in particular.
+        value: the input of math-verify: without unit, and the last part of a chain of equations.
+        kind: by its brackets: ``set``, ``interval``, ``list``, ``words`` or empty.
         is_mathematics: whether there is anything to work out.
-        right: canonical text of what a name is said to be: of ``y = x^2`` it is ``x^2``.
+        right: canonical text of a name's definition: ``x^2`` in ``y = x^2``.
     """
 
     key: str
@@ -268,7 +268,7 @@ def _union(parts: list[str]) -> sympy.Set | None:
 def _is_faithful(value: str) -> bool:
     r"""Return whether math-verify reads all digits of a value: another digit must give another reading.
 
-    It skips what its grammar does not know: ``0.\overline{36}`` is 0, and so is any other period.
+    It skips input that its grammar does not know: ``0.\overline{36}`` is 0, and so is any other period.
     """
     reading = _first(value)
     for match in itertools.islice(re.finditer(r"\d(?!\d)", value), _MAX_DIGITS_TRIED):

@@ -81,7 +81,7 @@ def meets(value: Decimal, answer: Decimal, tolerance: float) -> bool:
     """Return whether a number matches the oracle answer.
 
     Limits:
-        An answer that is written as a whole number (``7``, not ``7.0``) must be met exactly, whatever the tolerance.
+        An answer written as a whole number (``7``, not ``7.0``) must be met exactly, regardless of the tolerance.
     """
     return value == answer if _is_integer(answer) else same_number(value, answer, tolerance)
 
@@ -90,7 +90,7 @@ def same_number(value: Decimal, answer: Decimal, tolerance: float) -> bool:
     """Return whether ``|value - answer| <= tolerance * max(1, |answer|)``.
 
     Limits:
-        Two whole numbers must be equal, whatever the tolerance.
+        Two whole numbers must be equal, regardless of the tolerance.
     """
     if value == answer:
         return True
