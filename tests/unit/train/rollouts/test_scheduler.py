@@ -41,7 +41,7 @@ class Judge:
     def begin(self):
         return self
 
-    def announce(self, index, group):
+    def submit(self, index, group):
         pass
 
     def finish(self, groups):
