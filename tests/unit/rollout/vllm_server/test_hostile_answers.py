@@ -1,6 +1,5 @@
 """A server that answers with anything at all: one sentence, in time, with nothing in it that a terminal obeys."""
 
-
 import pytest
 
 from heliostat.printed import visible
