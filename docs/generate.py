@@ -23,12 +23,12 @@ from heliostat.config.renamed import RENAMED
 from heliostat.models import TinyShape
 from heliostat.objectives.registry import OBJECTIVES
 from heliostat.optim.registry import REGISTRY
-from heliostat.tasks.files import FileSettings
-from heliostat.tasks.gym import GymSettings
 from heliostat.tasks.settings import TaskSettings
-from heliostat.tasks.solutions import WRITERS
+from heliostat.tasks.sources.data_files import FileSettings
+from heliostat.tasks.sources.reasoning_gym import GymSettings
+from heliostat.tasks.sources.worked_solutions import WRITERS
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import VERIFIERS
+from heliostat.tasks.verifiers.builtin import VERIFIERS
 from heliostat.traces.cuts import POLICIES
 from heliostat.tracking import METRICS
 

@@ -2,10 +2,10 @@
 
     python benchmarks/export/rounding.py --model smollm2-135m --rank 8
 
-The comparison of a saved model with the trainer's (``heliostat.models.readback``) has to let the first pass and to
-refuse the second. One line a dtype: the median gap when every weight moves by one unit in its last place, and the gaps
-when the adapters of one kind of layer are lost, smallest and largest. Adapters are stirred as in the trial before
-training. Left out: whether anything is saved right, which the trial asks of every run.
+The comparison of a saved model with the trainer's (``heliostat.models.checks.saved_model``) has to let the first pass
+and to refuse the second. One line a dtype: the median gap when every weight moves by one unit in its last place, and
+the gaps when the adapters of one kind of layer are lost, smallest and largest. Adapters are perturbed as in
+the trial before training. Left out: whether anything is saved right, which the trial asks of every run.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import torch
 
 from heliostat.config import LoraSection, ModelSection
 from heliostat.models import load_model
-from heliostat.models.lora import add_adapters, stirred
-from heliostat.models.readback import jitter, median_gap, trainer_logits
+from heliostat.models.checks.saved_model import jitter, median_gap, trainer_logits
+from heliostat.models.lora import add_adapters, perturbed_adapters
 
 PROMPTS = ("What is 12 + 30?", "Name the capital of France.", "Sort: 3, 1, 2.", "A train leaves at noon. When")
 
@@ -26,7 +26,7 @@ def gaps(dtype: str, model: str, rank: int) -> tuple[float, dict[str, float]]:
     loaded = load_model(ModelSection(path=model, dtype=dtype), seed=0, device=torch.device("cpu"))
     add_adapters(loaded.model, LoraSection(rank=rank), seed=0)
     prompts = [loaded.tokenizer.encode(text) for text in PROMPTS]
-    with stirred(loaded.model, seed=0):
+    with perturbed_adapters(loaded.model, seed=0):
         whole = trainer_logits(loaded, prompts).values
         factors = {name: each for name, each in loaded.model.named_parameters() if ".lora_B." in name}
         kinds = sorted({name.split(".lora_B.")[0].rpartition(".")[2] for name in factors})

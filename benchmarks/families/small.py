@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from heliostat.models.tiny import tiny_tokenizer
+from heliostat.models.loading.tiny import tiny_tokenizer
 
 VOCAB_SIZE, CONTEXT, WIDTH, HEADS, LAYERS = 520, 128, 32, 4, 2
 SCALE = 3.0

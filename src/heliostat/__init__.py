@@ -53,8 +53,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'heliostat' has no attribute '{name}'")
     if _HOME[name] == "api":
-        from heliostat.tasks.nesting import is_inside, refuse_nested
+        from heliostat.tasks.sandbox.nested_runs import in_verifier_process, refuse_nested
 
-        if is_inside():  # a verifier process: no run starts here, and torch need not load to say so
+        if in_verifier_process():  # a verifier process: no run starts here, and torch need not load to say so
             return lambda *args, **options: refuse_nested("a run")
     return getattr(import_module(f"heliostat.{_HOME[name]}"), name)

@@ -19,8 +19,8 @@ from typing import Any
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
-from heliostat.tasks.files import fitting_sizes
-from heliostat.tasks.given import Given, giving, named, with_given
+from heliostat.tasks.data.in_memory import Registry, named, registering, with_registered
+from heliostat.tasks.sources.data_files import fitting_sizes
 from heliostat.traces import BankSummary
 from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
 from heliostat.train.run import EXPECTED_FAILURES
@@ -69,7 +69,7 @@ def post_train(
         ConfigError: the recipe is wrong; nothing was started.
         RunFailed: the run ended before it was done; the exception has the reason and the run folder.
     """
-    with giving() as given:
+    with registering() as given:
         checked, name = _given_recipe(given, recipe, overrides, (data, heldout), rewards, model)
         return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
 
@@ -92,7 +92,7 @@ def sft(
         RunFailed: see ``post_train``.
     """
     checked, name = _recipe(recipe, overrides)
-    with giving() as given:
+    with registering() as given:
         if isinstance(data, str | Path) and not Path(data).exists():
             raise FileNotFoundError(f"there is no data file {data}")
         path = _path(data) if data is None or isinstance(data, str | Path) else given.rows(data)
@@ -126,7 +126,7 @@ def evaluate(
     several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
-    with giving() as given, _failures_raised():
+    with registering() as given, _failures_raised():
         checked, _ = _given_recipe(given, recipe, overrides, (data, heldout), rewards)
         return run_eval(
             several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
@@ -213,7 +213,7 @@ def _with_page(result: RunResult) -> RunResult:
 
 
 def _given_recipe(
-    given: Given,
+    given: Registry,
     recipe: RecipeLike | None,
     overrides: Overrides,
     data: tuple[object, object],
@@ -232,7 +232,7 @@ def _given_recipe(
         overrides = named(given, overrides)
     if callable(rewards) or isinstance(rewards, str | Mapping):
         raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', '...')}]")
-    tables = with_given(base, given, data[0], rewards, data[1])
+    tables = with_registered(base, given, data[0], rewards, data[1])
     return _fitted(tables, overrides) if data[0] is not None else build_recipe(tables, overrides), name
 
 

@@ -18,7 +18,7 @@ import torch
 
 from heliostat.optim import Schedule
 from heliostat.rollout import TorchEngine
-from heliostat.tasks.pool import Judging
+from heliostat.tasks.verifier_pool.pool import VerdictCollector
 from heliostat.train.data.curriculum import Curriculum
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import SafeStep
@@ -68,7 +68,7 @@ def verdicts(change: Callable[[Verdict, str, int], Verdict]) -> Install:
     """Every verdict as ``change`` of verdict, text and place in the step leaves it."""
 
     def install(clock: Clock, stack: ExitStack) -> None:
-        finish = Judging.finish
+        finish = VerdictCollector.finish
 
         def changed(self, groups):
             groups = finish(self, groups)
@@ -86,7 +86,7 @@ def verdicts(change: Callable[[Verdict, str, int], Verdict]) -> Install:
                 for group in groups
             ]
 
-        stack.enter_context(patch.object(Judging, "finish", changed))
+        stack.enter_context(patch.object(VerdictCollector, "finish", changed))
 
     return install
 
@@ -118,7 +118,7 @@ def stale_weights(age: int) -> Install:
 
 def corrupted_log_probs(clock: Clock, stack: ExitStack) -> None:
     """The sampler reports its log-probabilities with noise of 0.3 nats."""
-    finish = Judging.finish
+    finish = VerdictCollector.finish
 
     def noisy(self, groups):
         groups = finish(self, groups)
@@ -132,7 +132,7 @@ def corrupted_log_probs(clock: Clock, stack: ExitStack) -> None:
 
         return [dataclasses.replace(g, completions=tuple(shaken(c) for c in g.completions)) for g in groups]
 
-    stack.enter_context(patch.object(Judging, "finish", noisy))
+    stack.enter_context(patch.object(VerdictCollector, "finish", noisy))
 
 
 def one_prompt(clock: Clock, stack: ExitStack) -> None:

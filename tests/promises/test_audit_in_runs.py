@@ -8,7 +8,7 @@ import pytest
 
 import heliostat
 from heliostat.cli import main
-from heliostat.tasks.pool import VerifierPool
+from heliostat.tasks.verifier_pool.pool import VerifierPool
 from heliostat.train.run import run_recipe
 from tests.support import small
 

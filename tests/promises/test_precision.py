@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from heliostat.cli.tables import print_evaluations
 from heliostat.config import dump_recipe, load_recipe
-from heliostat.models import hub, load_model
+from heliostat.models import load_model
+from heliostat.models.loading import hub
 from heliostat.models.lora import add_adapters
 from heliostat.train import run_eval, run_recipe, run_sft
 from heliostat.train.distributed.ranks import Runtime

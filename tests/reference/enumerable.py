@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from heliostat.models import LoadedModel
-from heliostat.models.loaded import assemble
+from heliostat.models.loaded_model import assemble
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, Verdict
 
 EOS, DIGITS, MAX_TOKENS = 0, (1, 2, 3), 2

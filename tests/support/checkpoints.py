@@ -6,7 +6,7 @@ import torch
 
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, load_model
-from heliostat.models.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from heliostat.models.loading.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 VOCAB_SIZE = 520  # a few rows more than the tokenizer has ids, as real checkpoints do
 CONTEXT_LENGTH = 64

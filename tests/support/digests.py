@@ -6,7 +6,7 @@ import json
 import torch
 
 from heliostat.models import LoadedModel
-from heliostat.models.templates import without_day
+from heliostat.models.prompts.chat_template import without_day
 
 
 def weights_digest(loaded: LoadedModel) -> str:

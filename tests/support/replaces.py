@@ -15,7 +15,8 @@ import torch
 
 from heliostat.config import build_recipe
 from heliostat.control.training_run import save_model as save_lap
-from heliostat.models import save_model, smollm2
+from heliostat.models import save_model
+from heliostat.models.loading import smollm2
 from heliostat.models.lora import add_adapters, save_adapter
 from heliostat.models.saving import replacing
 from heliostat.outputs import claim_folder

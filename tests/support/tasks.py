@@ -1,7 +1,7 @@
 """Tasks made by hand: a few additions, judged by whatever a test wants."""
 
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import Exact, Function
+from heliostat.tasks.verifiers.builtin import Exact, Function
 from heliostat.types import Problem
 
 REWARDS = "tests.support.rewards"

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from heliostat.traces import Source, Trace
+from heliostat.traces import Trace, TraceSource
 
-SOURCE = Source("tok", policy="weights", run="first", step=3, temperature=0.7, max_new_tokens=8, verifier="exact")
+SOURCE = TraceSource("tok", policy="weights", run="first", step=3, temperature=0.7, max_new_tokens=8, verifier="exact")
 
 
 def make_trace(number: int = 0, *, problem: int | None = None, success: bool = True, **changes: object) -> Trace:

@@ -21,7 +21,7 @@ from tests.support.logdet_exactly import distance
 from tests.support.logdet_problems import covariance, cycle, traceless_span
 from tests.support.nano import make_nano, make_prompts
 from tests.unit.report.html.test_markup import read
-from tests.unit.tasks.test_workers_end import hostile_task
+from tests.unit.tasks.verifier_pool.test_worker_handle import hostile_task
 
 Counts = tuple[int, int]
 PIECES = [

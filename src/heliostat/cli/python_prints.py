@@ -2,7 +2,7 @@
 
 Their messages quote text of models and data files, and a terminal would obey control characters in it.
 
-Left out: output of this package (``printed``, ``terminal``) and of verifiers (``tasks.saying``).
+Left out: output of this package (``printed``, ``terminal``) and of verifiers (``tasks.sandbox.child_output``).
 """
 
 from __future__ import annotations

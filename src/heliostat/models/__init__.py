@@ -1,21 +1,21 @@
-"""Load any causal language model, and everything that turns text into its token ids and back.
+"""Load causal language models, save them, and convert between text and token ids.
 
-``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution`` and ``decode`` cross the border between
-text and ids, and nothing else does; ``LoadedModel.head`` makes logits only where they are wanted; ``save_model`` writes
+``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution`` and ``decode`` are the only
+conversions between text and ids. ``LoadedModel.head`` computes logits only at chosen positions. ``save_model`` writes
 a folder that plain transformers loads. transformers itself is imported on first use.
 
 Left out: sampling (``rollout``) and training (``train``).
 """
 
-from heliostat.models.conversation import encode_turns
-from heliostat.models.encoding import decode, encode_problem, encode_solution
+from heliostat.models.architecture_probes import cache_kind
 from heliostat.models.flops import BACKWARD_COST, forward_flops
 from heliostat.models.head import Head, completion_head
-from heliostat.models.load import load_model
-from heliostat.models.loaded import LoadedModel
-from heliostat.models.probes import cache_kind
+from heliostat.models.loaded_model import LoadedModel
+from heliostat.models.loading.load import load_model
+from heliostat.models.loading.tiny import TinyShape
+from heliostat.models.prompts.conversations import encode_turns
+from heliostat.models.prompts.encoding import decode, encode_problem, encode_solution
 from heliostat.models.saving import save_model
-from heliostat.models.tiny import TinyShape
 from heliostat.models.twin import are_current, sampler_copy_of, snapshot_weights, with_weights
 
 __all__ = [

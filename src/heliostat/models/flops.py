@@ -1,9 +1,9 @@
-"""How many floating-point operations a forward costs, by the usual count for dense transformers.
+"""Count the FLOPs of a forward, by the usual count for dense transformers.
 
     FLOP = 2 N_matmul T  +  sum_layers 4 h d_head sum_t min(c_t, window)  +  2 N_head T_logits
 
 ``N_matmul`` counts the weights of matrix products (no embeddings, no norms; of routed experts the share in use),
-``c_t`` the positions token ``t`` attends to. A multiplication and an addition are two operations. A backward costs
+``c_t`` the positions token ``t`` attends to. A multiplication and an addition are two FLOPs. A backward costs
 twice its forward.
 
 Left out: elementwise work, norms, rotary tables, convolutions and recurrent scans, together some percent in a
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from heliostat.models.loaded import LoadedModel
+from heliostat.models.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,12 +37,12 @@ ATTENTION_LAYERS = {
 
 
 def forward_flops(loaded: LoadedModel, num_tokens: float, num_context: float, num_logits: float | None = None) -> float:
-    """Operations of one forward.
+    """Count the FLOPs of one forward.
 
     Args:
         num_tokens: tokens run through the backbone, over all rows.
         num_context: positions a token attends to, averaged over those tokens: ``S`` for a kernel that fills whole
-            ``S x S`` matrices, ``(S + 1) / 2`` for what causality needs, the cache's length in decoding.
+            ``S x S`` matrices, ``(S + 1) / 2`` for the causal part, the cache's length in decoding.
         num_logits: tokens that get logits; default all.
 
     Returns:
@@ -59,8 +59,8 @@ def forward_flops(loaded: LoadedModel, num_tokens: float, num_context: float, nu
 
 
 def _matmul_weights(model: PreTrainedModel, projection: nn.Module | None) -> float:
-    """Weights that one token is multiplied with, the output projection apart."""
-    from heliostat.models.internals import Conv1D  # GPT-2's name for a linear layer
+    """Count the weights that one token is multiplied with, without the output projection."""
+    from heliostat.models.transformers_internals import Conv1D  # GPT-2's name for a linear layer
 
     config = model.config.get_text_config()
     num_experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
@@ -78,7 +78,7 @@ def _matmul_weights(model: PreTrainedModel, projection: nn.Module | None) -> flo
 
 
 def _attention_layers(model: PreTrainedModel) -> list[tuple[int, float]]:
-    """Of every layer that attends: the summed width of its heads, and its window."""
+    """Return the summed head width and the window of every attention layer."""
     config: Any = model.config.get_text_config()
     num_heads = getattr(config, "num_attention_heads", None)
     if not num_heads:
@@ -94,7 +94,7 @@ def _attention_layers(model: PreTrainedModel) -> list[tuple[int, float]]:
 
 
 def _attention_width(config: Any, layer: int) -> int:
-    """The summed width of a layer's heads; some families give each layer settings of its own."""
+    """Return the summed width of a layer's heads; some families have settings per layer."""
     own = getattr(config, "per_layer_config", None)
     settings = own[layer] if own is not None else config
     num_heads: int = settings.num_attention_heads

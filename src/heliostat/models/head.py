@@ -1,10 +1,10 @@
-"""Split a causal language model into backbone and head, so that logits are made only where they are wanted.
+"""Split a causal language model into backbone and head, so that logits are computed only at chosen positions.
 
     logits = rule_n(... rule_1(W_head hidden))
 
 Most models apply their head and stop; some then scale or cap the logits. Those rules are read from the
-configuration, and the split is *tried* before it is trusted: where ``head(backbone(x))`` is not what the model itself
-says, the whole model is run instead, correctly and visibly slower.
+configuration, and the split is *tested* before it is used: if ``head(backbone(x))`` differs from the model's own
+output, the whole model is run instead, which is correct but slower.
 
 Left out: chunking over tokens, and the choice of which tokens (``train``, ``rollout``).
 """
@@ -20,14 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from heliostat.models.probes import probe_ids, probing
+from heliostat.models.architecture_probes import probe_ids, probing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Rule = Callable[[Tensor, float], Tensor]
 
-# Configuration key -> what the architecture that declares it does to its logits, in the order they are applied.
+# Configuration key -> the operation that its architecture applies to logits, in order.
 OUTPUT_RULES: dict[str, Rule] = {
     "logits_scaling": lambda logits, scale: logits / scale,  # Granite
     "logit_scale": lambda logits, scale: logits * scale,  # Cohere
@@ -42,13 +42,13 @@ PROBE_LOGIT = 50.0  # beyond every cap in use, so that a cap nobody knew of cann
 
 @dataclass(frozen=True)
 class Head:
-    """A model in two halves that together equal the model.
+    """A model split into two halves whose composition equals the model.
 
     Both halves are looked up in the model at every use, so that a layer put in another's place (an adapter on the head)
     is the one that counts.
 
     Attributes:
-        model: what is split.
+        model: the whole model.
         rules: (rule, value) pairs applied to the projected logits.
         exact_split: false where ``hidden`` already holds full logits and ``logits`` changes nothing.
     """
@@ -59,24 +59,24 @@ class Head:
 
     @property
     def backbone(self) -> nn.Module:
-        """Everything before the output projection; the whole model where there is no exact split."""
+        """The model without the output projection; the whole model if there is no exact split."""
         return self.model.base_model if self.exact_split else self.model
 
     @property
     def projection(self) -> nn.Module:
-        """The output projection; nothing where there is no exact split."""
+        """The output projection; ``None`` if there is no exact split."""
         projection: nn.Module = self.model.get_output_embeddings() if self.exact_split else nn.Identity()  # type: ignore[no-untyped-call]
         return projection
 
     def hidden(self, memory: Any = None, **inputs: Any) -> Float[Tensor, "batch token width"]:
-        """Hidden states of every position.
+        """Compute the hidden states of every position.
 
         Args:
             memory: a cache of earlier tokens, filled in place.
             inputs: the model's own.
         """
         if memory is not None:
-            from heliostat.models.internals import memory_argument
+            from heliostat.models.transformers_internals import memory_argument
 
             inputs[memory_argument(self.backbone) or "past_key_values"] = memory
         output = self.backbone(**inputs)
@@ -84,7 +84,7 @@ class Head:
         return states
 
     def logits(self, hidden: Float[Tensor, "*position width"]) -> Float[Tensor, "*position vocab"]:
-        """float32 logits of the given hidden states, whatever their leading shape."""
+        """Compute float32 logits of hidden states of any leading shape."""
         if self.exact_split:
             weight = next(self.projection.parameters())
             hidden = self.projection(hidden.to(weight.dtype))  # some recurrent backbones end in float32
@@ -94,7 +94,7 @@ class Head:
 
 
 def completion_head(model: PreTrainedModel) -> Head:
-    """Find the two halves and check them on a few tokens.
+    """Split a model into two halves and check them on a few tokens.
 
     Returns:
         The exact split, or with a warning the whole model under the same interface.
@@ -118,7 +118,7 @@ def completion_head(model: PreTrainedModel) -> Head:
 
 
 def _agrees(head: Head, model: PreTrainedModel) -> bool:
-    """Whether both ways give the same logits, after blowing the hidden states up to where caps bite."""
+    """Return whether both ways give the same logits, with hidden states scaled up until logit caps apply."""
     ids = probe_ids(model)
     with probing(model):
         output = head.backbone(input_ids=ids, use_cache=False)

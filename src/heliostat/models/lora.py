@@ -1,10 +1,10 @@
 r"""Low-rank adapters by PEFT: ``W + (alpha / rank) B A`` in place of ``W``, and only ``A`` and ``B`` are trained.
 
 Adapters sit inside the model, so sampling and training see the adapted weights; one of the two factors starts at 0, so
-the first policy is the model itself. What is saved is a plain model, merged, and the adapter beside it.
+the first policy is the model itself. A save holds the merged plain model, and the adapter alone next to it.
 
-Left out: which layers get one (``models.targets``), quantised bases, dropout (it is off everywhere here), and other
-kinds of adapters.
+Left out: choosing layers (``models.lora_targets``), quantised bases, dropout (it is always off), and
+other kinds of adapters.
 
 References: Hu et al., 2021, arXiv:2106.09685.
 """
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from heliostat.config import ConfigError, LoraSection
-from heliostat.models.probes import probe_ids, probing
-from heliostat.models.targets import no_such_layer, split_targets, trained_whole, unmatched
+from heliostat.models.architecture_probes import probe_ids, probing
+from heliostat.models.lora_targets import no_such_layer, split_targets, trained_whole, unmatched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,13 +32,13 @@ NAME = "default"
 """What PEFT calls an adapter that has no name."""
 
 STIR = 0.3
-"""Size of a stirred adapter's change, as a share of its weight's."""
+"""Size of a perturbed adapter's change, as a share of its weight's."""
 
 
 def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> None:
-    """Put adapters on the model's layers, in place, and freeze everything else but ``lora.modules_to_save``.
+    """Add adapters to the model's layers, in place, and freeze everything else but ``lora.modules_to_save``.
 
-    **Limits**: before the first update the model's outputs are what they were, exactly.
+    **Limits**: before the first update the model's outputs are unchanged, exactly.
 
     Raises:
         ConfigError: a name in ``lora.layers`` or ``lora.modules_to_save`` fits nothing that can be trained so.
@@ -72,19 +72,19 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
                 ) from error
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ConfigError(f"lora.layers = {list(section.layers)} does not suit this model: {reason}") from error
-    for name in unknown:  # PEFT strikes out what it translated, and passes over what it found nowhere
+    for name in unknown:  # PEFT removes names it translated, and ignores names it did not find
         if name in (config.target_modules or ()):
             raise no_such_layer(model, section.layers, name)
     _leave_out_skipped(model, config, section)
-    for name in whole:  # in place: PEFT's own way trains a copy, which unties what is tied
+    for name in whole:  # in place: PEFT's own way trains a copy, which unties tied weights
         model.get_submodule(name).requires_grad_(True)
     config.modules_to_save = whole or None
 
 
 def _leave_out_skipped(model: PreTrainedModel, config: Any, section: LoraSection) -> None:
-    """Take adapters off layers that the model's forward goes past (it reads their weights itself).
+    """Remove adapters from layers that the model's forward bypasses by reading their weights itself.
 
-    Tried, not listed: their factors are not part of what logits depend on. One layer of a name that is reached is
+    Found by a test, not by a list: logits do not depend on their factors. One layer of a name that is reached is
     enough, since a few tokens do not visit every expert.
     """
     factors = [(path, factor) for path, layer in _adapted(model).items() for factor in _own(layer).values()]
@@ -106,17 +106,17 @@ def _leave_out_skipped(model: PreTrainedModel, config: Any, section: LoraSection
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether ``add_adapters`` has been here."""
+    """Return whether the model has adapters."""
     return hasattr(model, "peft_config")
 
 
 def plain_name(name: str) -> str:
-    """What a weight or module of an adapted model is called in the model without adapters."""
+    """Return the name that a weight or module of an adapted model has in the model without adapters."""
     return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 def merged(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a plain model that computes the same: ``W + (alpha / rank) B A``, under the plain names.
+    """Return the state of the equivalent plain model, ``W + (alpha / rank) B A``, under the plain names.
 
     Sums are taken in float32 and rounded once, to the type of ``W``.
 
@@ -141,12 +141,12 @@ def merged(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def unadapted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights below adapters, under the plain model's names."""
+    """Return the weights below adapters, under the plain model's names."""
     return {plain_name(name): tensor for name, tensor in weights.items() if ".lora_" not in name}
 
 
 def save_adapter(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the adapter alone, as PEFT reads it (``PeftModel.from_pretrained(base, folder)``).
+    """Save the adapter alone, as PEFT reads it (``PeftModel.from_pretrained(base, folder)``).
 
     Raises:
         ValueError: the folder holds a whole model, which would then be read with this adapter on top.
@@ -170,8 +170,8 @@ def save_adapter(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) 
 
 
 @contextmanager
-def stirred(model: nn.Module, seed: int) -> Iterator[None]:
-    """Inside, every adapter changes what the model computes; afterwards each number is the one it was, bit for bit.
+def perturbed_adapters(model: nn.Module, seed: int) -> Iterator[None]:
+    """Perturb every adapter inside the block, so that each changes the output; restored bit for bit afterwards.
 
     A fresh adapter changes nothing, so losing it would not show. Of the two factors the one that is 0 is filled with
     normal numbers, such that ``|change| = STIR |W|`` in expectation. Cut weights are filled part by part.
@@ -199,7 +199,7 @@ def stirred(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def held(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that may be cut over ranks; shares its memory."""
+    """Return this rank's part of a tensor that may be sharded; shares its memory."""
     part: Tensor = getattr(tensor.detach(), "_local_tensor", tensor.detach())
     return part
 
@@ -209,7 +209,7 @@ def _size(tensor: Tensor) -> float:
 
 
 def _adapted(model: nn.Module) -> dict[str, Any]:
-    """PEFT's layers by name."""
+    """Return PEFT's layers by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -218,7 +218,7 @@ def _adapted(model: nn.Module) -> dict[str, Any]:
 
 
 def _parameter_name(layer: Any) -> str:
-    """Which parameter of its base an adapter changes: that of a linear layer or embedding, or an experts' one."""
+    """Return the parameter of the base layer that an adapter changes: of a linear layer, an embedding, or experts."""
     return str(getattr(layer, "parameter_name", "weight"))
 
 
@@ -227,14 +227,14 @@ def _own(layer: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class _Change(nn.Module):
-    """PEFT's own formula for what an adapter adds to its weight, as a module whose parameters can be exchanged."""
+    """The change that an adapter adds to its weight, by PEFT's formula, as a module with exchangeable parameters."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self) -> Tensor:
-        """The change, in the shape of the weight."""
+        """Compute the change, in the shape of the weight."""
         change: Tensor = self.layer.get_delta_weight(NAME)
         return change
 

@@ -1,6 +1,6 @@
 """Write a model as a folder that plain transformers loads.
 
-Left out: optimizer state and everything else a run needs to resume, and gathering sharded weights (both ``train``).
+Left out: optimizer state and the other state that a run resumes from, and gathering sharded weights (both ``train``).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from heliostat.models.loaded import LoadedModel, without_progress_bars
+from heliostat.models.loaded_model import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged, plain_name
-from heliostat.models.templates import without_day
+from heliostat.models.prompts.chat_template import without_day
 from heliostat.storage import MANIFEST, new_folder, publishing
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SAVED = (
     *("tokenizer*", "*token*.json", "vocab*", "merges.txt", "*.jinja", "*.model", "*.py"),
     *("adapter_config.json", "adapter_model.safetensors"),
 )
-"""Names of what is in the folder of a saved model or adapter."""
+"""Names of the files of a saved model or adapter."""
 
 
 Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
@@ -40,15 +40,15 @@ Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
 def save_model(
     loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None, check: Check | None = None
 ) -> None:
-    """Write weights (in the dtype they have), configuration and tokenizer; an earlier save in ``folder`` is replaced.
+    """Save weights (in their dtype), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
     A killed process leaves the earlier save or the new one, never a half (``storage.folders``).
 
     Args:
-        weights: what to write in place of the model's own tensors, by their names in its state. Adapters are merged.
-        check: raises where what was written is not good; then ``folder`` is left as it was.
+        weights: tensors to write in place of the model's own, by their names in its state. Adapters are merged.
+        check: raises if the written files are wrong; then ``folder`` is left unchanged.
 
-    **Limits** A file that no save writes is never removed: where one is found, the earlier folder is kept beside the
+    **Limits** A file that no save writes is never removed: if one is found, the earlier folder is kept next to the
     new one under another name, with a warning.
 
     Raises:
@@ -66,7 +66,7 @@ def save_model(
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to be filled, which takes the place of ``folder`` if nothing is raised.
+    """Yield an empty folder to write to; it replaces ``folder`` unless an exception is raised.
 
     Raises:
         StorageError: the disk refused; an earlier folder is intact.
@@ -80,7 +80,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _spare_foreign(folder: Path) -> None:
-    """Keep what is in a folder under another name too, if it holds something that no save wrote."""
+    """Keep a copy of a folder under another name if it holds files that no save wrote."""
     entries = list(folder.iterdir()) if folder.exists() else []
     if foreign := [entry.name for entry in entries if not _may_be_saved(entry)]:
         kept = new_folder(folder.with_name(f"{folder.name}-before-save"))
@@ -91,7 +91,7 @@ def _spare_foreign(folder: Path) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A second name for a file, or a copy of it where the file system has no such thing."""
+    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -99,12 +99,12 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _may_be_saved(entry: Path) -> bool:
-    """Whether a saved model has a file of such a name, whichever version of transformers wrote it."""
+    """Return whether any version of transformers writes a file of this name."""
     return entry.is_file() and any(entry.match(pattern) for pattern in _SAVED)
 
 
 def plain_state(model: nn.Module, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """What is written of a model: every tensor of its state under the plain names, adapters merged."""
+    """Return the state to save: every tensor under its plain name, with adapters merged."""
     weights = model.state_dict() if weights is None else weights
     return merged(model, weights) if is_adapted(model) else dict(weights)
 
@@ -113,7 +113,7 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
     from transformers import GenerationConfig
 
     # Sampling habits that came with the original weights (top-p, penalties) describe another policy than the trained
-    # one; what stays true is which ids begin, end and pad.
+    # one; the ids that begin, end and pad still apply.
     generation = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
     )
@@ -122,7 +122,7 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
     code = vars(model.config).pop("auto_map", None)  # names files of code that was not run and is not copied
     try:
         with without_progress_bars(), _as_tied(model, weights):
-            model.save_pretrained(folder, state_dict=dict(weights))  # which deletes from what it is given
+            model.save_pretrained(folder, state_dict=dict(weights))  # deletes entries of its argument
     finally:
         model.generation_config = own
         if code is not None:
@@ -137,7 +137,7 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
 
 @contextmanager
 def _as_tied(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Inside, the configuration says that head and embedding are one weight only if they are among ``weights``.
+    """Set the configuration's tied-weights flag inside the block to match the tensors in ``weights``.
 
     An adapter on one of two tied layers makes them two weights; who reads a folder that says otherwise ties them again.
     """

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from heliostat.models.loaded import LoadedModel
+from heliostat.models.loaded_model import LoadedModel
 
 
 def sampler_copy_of(loaded: LoadedModel) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""Files and folders that a killed process, a full disk or a flipped bit cannot turn into something wrong."""
+"""Files and folders that stay correct, or are detected as damaged, after a kill, a full disk or a bit flip."""
 
 from heliostat.storage.errors import Damaged, StorageError
 from heliostat.storage.files import publish_file
@@ -6,7 +6,7 @@ from heliostat.storage.folders import FolderDraft, new_folder, publishing, recov
 from heliostat.storage.manifest import MANIFEST, changed_files, check_folder, read_manifest, write_manifest
 from heliostat.storage.rows import (
     Extent,
-    Rows,
+    JsonRows,
     append_rows,
     extent_of,
     keep_rows,
@@ -21,7 +21,7 @@ __all__ = [
     "Damaged",
     "Extent",
     "FolderDraft",
-    "Rows",
+    "JsonRows",
     "StorageError",
     "append_rows",
     "changed_files",

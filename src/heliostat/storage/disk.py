@@ -1,6 +1,6 @@
-"""Small steps that publishing is made of: locking, syncing, modes, and walking without following links.
+"""Steps of atomic publishing: locking, syncing, file modes, and walking without following links.
 
-Left out: the order of the steps, which is what makes them safe (``files``, ``folders``).
+Left out: the order of the steps, which makes them safe (``files``, ``folders``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PATIENCE_S = 600.0
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk; file systems that cannot are passed over."""
+    """Flush a folder's entries to the disk; file systems without support are skipped."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -30,7 +30,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Force every file and folder below ``folder``, and itself, to the disk."""
+    """Flush ``folder`` and every file and folder below it to the disk."""
     for path in walk(folder):
         if path.is_dir():
             sync_folder(path)
@@ -44,16 +44,16 @@ def sync_tree(folder: Path) -> None:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Everything below ``folder`` in order of names, links left out."""
+    """Yield all paths below ``folder`` sorted by name, without links."""
     for path in sorted(folder.rglob("*")):
         if not path.is_symlink():
             yield path
 
 
 def apply_umask(folder: Path) -> None:
-    """Give everything in a fresh folder the modes that the umask asks for, which some libraries' writers do not.
+    """Apply the umask's modes to everything in a new folder, because some libraries' writers do not.
 
-    The folder's own mode says what the umask is: asking the process for it would change it for other threads.
+    The umask is read from the folder's own mode: querying it would change it for other threads.
     """
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in walk(folder):
@@ -61,7 +61,7 @@ def apply_umask(folder: Path) -> None:
 
 
 def lock_or_wait(descriptor: int, wait: bool = True) -> bool:
-    """Take the exclusive lock of an open file or folder; ``False`` where another process holds it.
+    """Take the exclusive lock of an open file or folder; ``False`` if another process holds it.
 
     **Limits** On file systems without such locks everybody gets it.
 
@@ -84,7 +84,7 @@ def lock_or_wait(descriptor: int, wait: bool = True) -> bool:
 
 
 def is_same(descriptor: int, path: Path) -> bool:
-    """Whether an open file or folder still is the one at ``path``."""
+    """Return whether an open file or folder is still the one at ``path``."""
     try:
         there, here = os.lstat(path), os.fstat(descriptor)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What can go wrong with a file, as two kinds: it could not be written, or it is not what was written."""
+"""The two errors of a file: it could not be written, or it differs from the content that was written."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from pathlib import Path
 
 
 class StorageError(OSError):
-    """A file or folder could not be written; the message names it, and what was there before is intact."""
+    """A file or folder could not be written; the message names it, and its previous content is intact."""
 
 
 class Damaged(ValueError):
-    """A file is not what was written; the message names the file."""
+    """A file differs from the content that was written; the message names the file."""
 
 
 _FULL = ("os error 28", "No space left on device", "unexpected pos")
-"""How libraries say that a disk is full; the last is torch's, whose file came out shorter than what it wrote."""
+"""Messages of libraries for a full disk; the last is torch's, for a file shorter than its content."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Why the disk refused, in the system's words where there are some."""
+    """Return the reason of an operating-system error, in the system's words if there are any."""
     cause = error.__cause__ if isinstance(error, StorageError) and error.__cause__ else error
     return os.strerror(errno.ENOSPC) if any(words in str(cause) for words in _FULL) else str(cause)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, of whatever library, says that the disk is full."""
+    """Return whether an error, of any library, means that the disk is full."""
     return reason_of(error) == os.strerror(errno.ENOSPC)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name ``path`` in every error of the operating system.
+    """Add ``path`` to every operating-system error inside the block.
 
     Raises:
         StorageError: in place of any ``OSError`` that is none yet.

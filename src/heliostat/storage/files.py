@@ -1,4 +1,4 @@
-"""Replace one file: the old content or the new one, whole, at every instant.
+"""Replace one file atomically: at every instant it has the complete old or new content.
 
     write NAME.partial -> fsync -> rename to NAME -> fsync the folder
 
@@ -21,7 +21,7 @@ PARTIAL = ".partial"
 
 
 def publish_file(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing, with the mode that the umask asks for; text is UTF-8.
+    """Write a file atomically, with the umask's mode; text is UTF-8.
 
     A link at ``path`` is replaced, not followed; a pipe or device (/dev/stdout) is written to as it is. Two processes
     that write one file take turns.
@@ -48,7 +48,7 @@ def publish_file(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def _claimed(partial: Path) -> Iterator[int]:
-    """An empty file of this process's own at ``partial``; a killed writer's is used again."""
+    """Open an empty file at ``partial`` that this process owns; a killed writer's file is reused."""
     while True:
         if partial.is_symlink():
             partial.unlink()
@@ -64,7 +64,7 @@ def _claimed(partial: Path) -> Iterator[int]:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write every byte; the system may take them in several bites."""
+    """Write every byte, in as many system calls as needed."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

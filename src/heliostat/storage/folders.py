@@ -1,14 +1,14 @@
-"""Replace or remove a folder: the old one or the new one, whole, at every instant.
+"""Replace or remove a folder atomically: at every instant it is the complete old or new one.
 
     publish    write NAME.partial -> fsync all -> NAME to NAME.replaced -> NAME.partial to NAME -> delete the former
     remove     NAME to NAME.deleted -> delete it
-    recover    what a killed process left: a swap is finished, everything else that has such a name is deleted
+    recover    after a kill: finish an interrupted swap, and delete every other folder with such a name
 
-NAME is renamed aside only after NAME.partial is complete and on the disk. Hence where NAME is missing beside a
-NAME.replaced, NAME.partial is complete; where there is no NAME.replaced, NAME.partial may be anything and counts for
-nothing. A folder that is being deleted is renamed first, so that no half of it has a name that means something.
+NAME is renamed aside only after NAME.partial is complete and on the disk. Hence if NAME is missing and
+NAME.replaced exists, NAME.partial is complete; without NAME.replaced, NAME.partial may be incomplete and is ignored.
+A folder is renamed before it is deleted, so that no partly deleted folder has a meaningful name.
 
-Left out: single files (``files``), and whether the content is right (``manifest``).
+Left out: single files (``files``), and checking the content (``manifest``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ENDINGS = (PARTIAL, REPLACED, DELETED)
 
 
 class FolderDraft:
-    """A folder that is being written at ``path``, until ``publish`` puts it into its place or ``discard`` removes it.
+    """A folder being written at ``path``, until ``publish`` moves it into place or ``discard`` removes it.
 
     Two processes that write one folder take turns.
 
@@ -50,7 +50,7 @@ class FolderDraft:
             _empty(self.path)
 
     def publish(self) -> None:
-        """Force everything to the disk and put it into its place.
+        """Flush the folder to the disk and move it into place.
 
         Raises:
             StorageError: the disk refused; an earlier folder is intact.
@@ -73,7 +73,7 @@ class FolderDraft:
             _delete(replaced, self.folder)
 
     def discard(self) -> None:
-        """Remove what was written; an earlier folder stays."""
+        """Remove the draft; an earlier folder stays."""
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             self._release()
@@ -86,7 +86,7 @@ class FolderDraft:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into; it takes ``folder``'s place at the end, or is removed after an error.
+    """Yield an empty folder to write to; it replaces ``folder`` at the end, or is removed after an error.
 
     Raises:
         StorageError: the disk refused, in the block or afterwards; an earlier folder is intact.
@@ -101,7 +101,7 @@ def publishing(folder: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; a killed process leaves it whole, or under a name that counts for nothing.
+    """Delete a folder; if killed, it stays complete, or has a name that is ignored.
 
     Raises:
         StorageError: the system refused.
@@ -112,7 +112,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Put right what a killed process left of publishing or removing ``folder``.
+    """Finish or undo an interrupted publish or removal of ``folder``.
 
     **Limits** Nothing is touched while another process is writing it.
 
@@ -156,7 +156,7 @@ def new_folder(folder: Path) -> Path:
 
 
 def partial_of(folder: Path) -> Path:
-    """Where ``folder`` is written before it is published."""
+    """Return the path at which ``folder`` is written before it is published."""
     return _with(folder, PARTIAL)
 
 
@@ -165,7 +165,7 @@ def _with(folder: Path, ending: str) -> Path:
 
 
 def _claim_settled(folder: Path) -> int:
-    """The lock of ``folder``'s draft, once nothing is left of writers that were killed, also while this one waited."""
+    """Lock ``folder``'s draft, after recovering from writers that were killed, also while this one waited."""
     while True:
         recover_folder(folder)
         lock = _claim(partial_of(folder))
@@ -175,7 +175,7 @@ def _claim_settled(folder: Path) -> int:
 
 
 def _claim(partial: Path) -> int:
-    """Make ``partial``, or take over a killed writer's; returns the descriptor that holds its lock."""
+    """Create ``partial``, or take over a killed writer's; returns the descriptor that holds its lock."""
     while True:
         if partial.is_symlink() or partial.is_file():
             partial.unlink()
@@ -192,7 +192,7 @@ def _claim(partial: Path) -> int:
 
 
 def _settle(folder: Path) -> None:
-    """Finish a swap that was cut short, and delete what was renamed aside."""
+    """Finish an interrupted swap, and delete folders that were renamed aside."""
     replaced = _with(folder, REPLACED)
     if os.path.lexists(replaced) and not os.path.lexists(folder):
         complete = partial_of(folder)
@@ -204,7 +204,7 @@ def _settle(folder: Path) -> None:
 
 
 def _delete(path: Path, folder: Path) -> None:
-    """Delete ``path`` under the name that counts for nothing."""
+    """Delete ``path`` under a name that is ignored."""
     deleted = _with(folder, DELETED)
     if not os.path.lexists(path):
         return
@@ -227,7 +227,7 @@ def _erase(path: Path) -> None:
 
 @contextmanager
 def _meeting_others() -> Iterator[None]:
-    """Try again later what failed because another process deletes the same folder, or renamed one to the same name."""
+    """Retry an operation that failed because another process deletes the same folder or took the same name."""
     try:
         yield
     except FileNotFoundError:
@@ -238,7 +238,7 @@ def _meeting_others() -> Iterator[None]:
 
 
 def _is_other(path: Path) -> bool:
-    """Whether something is at ``path`` that is no folder."""
+    """Return whether ``path`` exists and is no folder."""
     try:
         return not stat.S_ISDIR(path.lstat().st_mode)
     except FileNotFoundError:

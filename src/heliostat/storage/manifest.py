@@ -1,10 +1,10 @@
-"""A folder's files by size and SHA-256, in a ``manifest.json`` that is itself checked.
+"""A manifest of a folder's files by size and SHA-256, in a ``manifest.json`` that is itself checked.
 
     {"about": {...}, "files": {"model.safetensors": {"bytes": 1024, "sha256": "..."}}, "sha256": "of the above"}
 
-The file must be, byte for byte, what its content would be written as, so that no flip in it passes.
+The file must equal, byte for byte, the serialization of its content, so that every bit flip in it is detected.
 
-Left out: files that are not listed: readers take from a checked folder what its manifest names.
+Left out: files that are not listed, because readers of a checked folder use only listed files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any], names: Container[str] | None = None) -> None:
-    """List every file below ``folder``; ``about`` says what else must be known and unchanged, as JSON values.
+    """Write the manifest of every file below ``folder``; ``about`` holds further JSON values to protect.
 
     Args:
         names: entries of ``folder`` to list, files and folders; ``None``: all.
@@ -40,10 +40,10 @@ def write_manifest(folder: Path, about: Mapping[str, Any], names: Container[str]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``write_manifest`` wrote: ``about`` and ``files``; the files themselves are not looked at.
+    """Read ``about`` and ``files`` of a manifest, without checking the files themselves.
 
     Raises:
-        Damaged: it is missing, or not what was written.
+        Damaged: it is missing or has changed.
     """
     path = folder / MANIFEST
     try:
@@ -62,7 +62,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """Compare every listed file with its digest; returns the manifest.
 
     Raises:
-        Damaged: naming the first file that is missing or not what was written.
+        Damaged: a file is missing or has changed; names the first one.
     """
     manifest = read_manifest(folder)
     for name, listed in manifest["files"].items():
@@ -71,7 +71,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def changed_files(folder: Path, within: bool = True) -> list[str]:
-    """One sentence for each listed file that is not what was written; none where there is no manifest.
+    """Return one sentence for each listed file that has changed; empty if there is no manifest.
 
     Args:
         within: whether files in folders of ``folder``, which may be large, are compared as well.
@@ -109,7 +109,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> Path:
-    """``path``, if it is a file of its own and no link to another."""
+    """Open ``path`` if it is a regular file and no link."""
     if path.is_symlink():
         raise Damaged(f"{path} is a link, which was not written here")
     return path

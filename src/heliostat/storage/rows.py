@@ -1,10 +1,10 @@
-r"""Files of one JSON object a line that grow, are read after a crash, and are cut back to where a checkpoint stands.
+r"""Append to JSONL files, read them after a crash, and truncate them to a checkpoint's extent.
 
 Lines end with ``\n`` and nothing else: U+2028, U+2029 and U+0085 are characters of a text. Files are read as bytes, so
-a character that was torn by a full disk spoils its own line alone. A row whose last byte was not written is no row; a
-complete one that lost its line end (an editor) is.
+a character that a full disk truncated damages only its own line. A row whose last byte was not written does not count.
+A complete row without its line end (an editor) counts.
 
-Left out: what is in a row (the readers).
+Left out: the content of rows.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Row = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Rows:
-    """What a file holds.
+class JsonRows:
+    """The rows of a file, and its damaged lines.
 
     Attributes:
         broken: numbers, from 1, of lines that are neither empty nor a JSON object.
@@ -37,18 +37,18 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How far a file had been written, and what was in it."""
+    """The extent of a file at a checkpoint: its size, and a digest of its content."""
 
     num_bytes: int
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Convert to JSON values."""
         return {"bytes": self.num_bytes, "sha256": self.sha256}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The reverse.
+        """Convert from JSON values.
 
         Raises:
             KeyError: a value is missing.
@@ -56,9 +56,9 @@ class Extent:
         return cls(values["bytes"], values["sha256"])
 
 
-def read_rows(path: Path) -> Rows:
-    """Every row that can be read; a file that is missing has none."""
-    found = Rows()
+def read_rows(path: Path) -> JsonRows:
+    """Read every readable row; a missing file has none."""
+    found = JsonRows()
     for number, (line, row) in enumerate(_lines(path), start=1):
         if row is not None:
             found.rows.append(row)
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> Rows:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, sync: bool = True) -> None:
-    """Append rows, all of them or none; what a killed process left of a row is removed first.
+    """Append rows, all of them or none; a killed process's partial row is removed first.
 
     Args:
         sync: force them to the disk before returning.
@@ -94,9 +94,9 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, sync: bool = T
 
 
 def keep_rows(path: Path, keep: Callable[[Row], bool]) -> int:
-    """Drop every row that ``keep`` refuses, and every line that is none; returns how many lines were none.
+    """Drop every row that ``keep`` refuses, and every damaged line; returns the number of damaged lines.
 
-    What stays is what was written, byte for byte.
+    Kept rows are unchanged, byte for byte.
 
     Raises:
         StorageError: the disk refused; the file is as it was.
@@ -109,7 +109,7 @@ def keep_rows(path: Path, keep: Callable[[Row], bool]) -> int:
 
 
 def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of other rows in place of the one that is there.
+    """Replace the file by one with other rows.
 
     Raises:
         StorageError: the disk refused; the file is as it was.
@@ -118,7 +118,7 @@ def replace_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def extent_of(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> Extent:
-    """How far ``path`` goes, up to the first row that ``keep`` refuses, on the disk before this returns."""
+    """Return the extent of ``path`` up to the first row that ``keep`` refuses, after flushing it to the disk."""
     digest, size = hashlib.sha256(), 0
     for line, row in _lines(path):
         if row is not None and not keep(row):
@@ -135,7 +135,7 @@ def extent_of(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> Ext
 
 
 def truncate_rows(path: Path, extent: Extent) -> None:
-    """Cut a file back to ``extent``.
+    """Truncate a file to ``extent``.
 
     Raises:
         Damaged: the file is shorter, or was something else up to there; it is as it was.
@@ -159,7 +159,7 @@ def truncate_rows(path: Path, extent: Extent) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, Row | None]]:
-    """Every line without its end, and the row in it."""
+    """Yield every line without its end, and its row."""
     if not path.exists():
         return
     *lines, tail = path.read_bytes().split(b"\n")
@@ -187,7 +187,7 @@ def _encoded(row: Mapping[str, Any]) -> bytes:
 
 
 def _mend_tail(descriptor: int) -> bytes:
-    """What must be written so that the next row begins a line; a row that was not finished is cut off."""
+    """Return the bytes to write before the next row; a partial row is removed."""
     size = os.fstat(descriptor).st_size
     tail, start = b"", size
     while start and b"\n" not in tail:

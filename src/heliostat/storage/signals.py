@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM wait while files change places.
+"""Delay Ctrl-C and SIGTERM while files are swapped.
 
-Left out: SIGKILL, which nobody can hold: every instant leaves something that ``folders`` recovers from.
+Left out: SIGKILL, which cannot be delayed; ``folders`` recovers from every intermediate state.
 """
 
 from __future__ import annotations

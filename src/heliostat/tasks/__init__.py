@@ -1,9 +1,9 @@
-"""Problems and verifiers: where questions come from, and who decides whether an answer is right.
+"""Tasks: problems with a train / held-out split, and the verifiers that score answers.
 
     load_task(section, seed)  -> Task          problems with a train / held-out split, and their verifiers
     VerifierPool(tasks)       -> verdicts      judged in worker processes, under time and memory limits
     audit(task)               -> AuditReport   can the reward be had without solving anything?
-    list_tasks(), show_task() -> text          what reasoning-gym offers
+    list_tasks(), show_task() -> text          the tasks of reasoning-gym
 
 Names load on first use, because a verifier's worker process imports this package too and must start without torch.
 """
@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heliostat.tasks.auditing import AuditReport, audit
-    from heliostat.tasks.gym import list_tasks
     from heliostat.tasks.loading import load_task, show_task
-    from heliostat.tasks.pool import VerifierError, VerifierPool
+    from heliostat.tasks.reward_audit.audit import AuditReport, audit
+    from heliostat.tasks.sources.reasoning_gym import list_tasks
     from heliostat.tasks.task import Task, WeightedVerifier
+    from heliostat.tasks.verifier_pool.pool import VerifierError, VerifierPool
 
 __all__ = [
     "AuditReport",
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "AuditReport": "auditing",
+    "AuditReport": "reward_audit.audit",
     "Task": "task",
-    "VerifierError": "pool",
-    "VerifierPool": "pool",
+    "VerifierError": "verifier_pool.pool",
+    "VerifierPool": "verifier_pool.pool",
     "WeightedVerifier": "task",
-    "audit": "auditing",
-    "list_tasks": "gym",
+    "audit": "reward_audit.audit",
+    "list_tasks": "sources.reasoning_gym",
     "load_task": "loading",
     "show_task": "loading",
 }

@@ -1,13 +1,13 @@
-"""Where in a completion the answer is.
+"""Find the answer in a completion.
 
-Left out: judging it (``verifiers``). Imported by workers: the standard library only.
+Left out: judging it (``verifiers.builtin``). Imported by workers, so it imports the standard library only.
 """
 
 from __future__ import annotations
 
 
 def find_answer(completion: str, answer_after: str) -> str | None:
-    """What follows the last ``answer_after`` in ``completion``, stripped; ``None`` if the marker is missing.
+    """Return the text after the last ``answer_after`` in ``completion``, stripped; ``None`` if the marker is missing.
 
     Limits:
         An empty marker gives the whole completion, stripped.
@@ -19,5 +19,5 @@ def find_answer(completion: str, answer_after: str) -> str | None:
 
 
 def question_key(text: str) -> str:
-    """What makes two questions the same question: their text, differences in whitespace aside."""
+    """Return a key that is equal for questions that differ only in whitespace."""
     return " ".join(text.split())

@@ -1,6 +1,7 @@
-"""From a ``[[task]]`` section of a recipe to a ``Task``: every setting is checked first, then problems are made.
+"""Load a ``Task`` from a ``[[task]]`` section of a recipe: check every setting first, then load problems.
 
-Left out: reasoning-gym (``gym``) and data files (``files``) themselves; each registers one ``Source`` here.
+Left out: reasoning-gym (``sources.reasoning_gym``) and data files (``sources.data_files``) themselves; each registers
+one ``TaskSource`` here.
 """
 
 from __future__ import annotations
@@ -10,29 +11,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from heliostat.config import ConfigError, TaskSection, build_checked, nearest
-from heliostat.tasks.files import FileSettings, load_file, show_file_task
-from heliostat.tasks.gym import GymSettings, list_tasks, load_gym, show_gym_task
 from heliostat.tasks.settings import check_needs
+from heliostat.tasks.sources.data_files import FileSettings, load_file, show_file_task
+from heliostat.tasks.sources.reasoning_gym import GymSettings, list_tasks, load_gym, show_gym_task
 from heliostat.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where problems come from: the keys it understands, how it makes a task of them, and how it presents one."""
+class TaskSource:
+    """A source of problems: its settings, its loader, and its description for people."""
 
     settings: type[Any]
     load: Callable[[TaskSection, Any, int], Task]
     show: Callable[[str], str]
 
 
-SOURCES: dict[str, Source] = {
-    "reasoning-gym": Source(GymSettings, load_gym, show_gym_task),
-    "file": Source(FileSettings, load_file, show_file_task),
+SOURCES: dict[str, TaskSource] = {
+    "reasoning-gym": TaskSource(GymSettings, load_gym, show_gym_task),
+    "file": TaskSource(FileSettings, load_file, show_file_task),
 }
 
 
 def show_task(name: str) -> str:
-    """What one task is: a line about it, its settings with their defaults, and examples where it has any.
+    """Describe a task: one line, its settings with their defaults, and examples if it has any.
 
     Raises:
         ConfigError: there is no such task.
@@ -42,7 +43,7 @@ def show_task(name: str) -> str:
 
 
 def load_task(section: TaskSection, seed: int) -> Task:
-    """Load a task's problems, split them by ``seed``, and make its verifiers.
+    """Load a task's problems, split them by ``seed``, and build its verifiers.
 
     Args:
         section: a recipe's task section; its keys beyond ``num_train`` and ``num_heldout`` belong to the source.

@@ -1,6 +1,7 @@
-"""The keys of a ``[[task]]`` section, and the objects they make before any problem is loaded.
+"""Check the keys of a ``[[task]]`` section, and build its verifiers before any problem is loaded.
 
-Left out: the keys of one source (``gym``, ``files``), which extend ``TaskSettings`` there.
+Left out: the keys of one source (``sources.reasoning_gym``, ``sources.data_files``), which extend ``TaskSettings``
+there.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from heliostat.config import ConfigError, build_checked, nearest
-from heliostat.tasks.carrying import dump_function
-from heliostat.tasks.given import PREFIX, find_function
-from heliostat.tasks.rewards import COMPLETION_IDS
+from heliostat.tasks.data.in_memory import PREFIX, find_function
+from heliostat.tasks.sandbox.pickling import dump_function
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers import VERIFIERS, Function, Verifier, named, resolve, running_script
+from heliostat.tasks.verifiers.builtin import VERIFIERS, Function, Verifier, named, resolve, running_script
+from heliostat.tasks.verifiers.reward_functions import COMPLETION_IDS
 from heliostat.types import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings:
-    """Keys that every source of problems understands.
+    """Keys that every source of problems accepts.
 
     Attributes:
         label: the task's name in results; empty: the source chooses.
@@ -58,7 +59,7 @@ class TaskSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class _VerifierTable:
-    """The keys that every verifier's table understands."""
+    """The keys that every verifier's table accepts."""
 
     name: str
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -67,7 +68,7 @@ class _VerifierTable:
 
 
 def build_verifiers(tables: Iterable[Mapping[str, Any]], folder: str = "") -> tuple[WeightedVerifier, ...]:
-    """Make a task's verifiers from their tables.
+    """Build a task's verifiers from their tables.
 
     Args:
         folder: where functions are imported from, besides the working directory.
@@ -107,7 +108,7 @@ def _make(name: str, settings: dict[str, Any], folder: str) -> Verifier:
 
 
 def _function(name: str, settings: dict[str, Any], folder: str) -> Function:
-    """A user's function: by reference where the verifier processes can import it, by value elsewhere."""
+    """Build the verifier of a user's function: by reference if the verifier processes can import it, else by value."""
     try:
         if name.startswith(PREFIX):
             function = find_function(name)
@@ -130,7 +131,7 @@ def make_task(
     verifiers: tuple[WeightedVerifier, ...],
     answer_after: str,
 ) -> Task:
-    """A task from its (train, held-out) problems and the keys that every source understands."""
+    """Build a task from its (train, held-out) problems and the keys that every source accepts."""
     train, heldout = splits
     return Task(
         name=name,
@@ -147,7 +148,7 @@ def make_task(
 
 
 def check_needs(task: Task) -> None:
-    """Refuse a task whose verifiers need what its problems do not have.
+    """Refuse a task whose verifiers need columns or answers that its problems lack.
 
     Raises:
         ConfigError: an oracle answer is missing, or a function has a parameter that no column fills.
@@ -184,7 +185,7 @@ def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None
 
 
 def _check_kind(path: str, function: Any) -> None:
-    """Refuse what can be called and yet never gives a list of rewards, whatever it is called with."""
+    """Refuse callables that never return a list of rewards, whatever their arguments."""
     called = function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
     if isinstance(function, type):
         raise ConfigError(f"'{path}' is a class; give an object of it, or a function")
@@ -199,7 +200,7 @@ def _check_kind(path: str, function: Any) -> None:
 
 
 def render(template: str, question: str, columns: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Put the template around a question.
+    """Render a question with the template.
 
     A field may name a column inside a column: ``{extra_info.passage}``.
 
@@ -233,7 +234,7 @@ def _value(values: Mapping[str, Any], name: str) -> Any:
 
 
 def fields_of(template: str) -> list[str]:
-    """The names in braces in a template."""
+    """Return the names in braces in a template."""
     try:
         return [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError as error:

@@ -1,6 +1,7 @@
 """A task: problems with a train / held-out split, and the verifiers that turn an answer into a verdict.
 
-Left out: where problems come from (``gym``, ``files``), and running verifiers (``pool``).
+Left out: loading problems (``sources.reasoning_gym``, ``sources.data_files``), and running verifiers
+(``verifier_pool.pool``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from heliostat.tasks.verifiers import Verifier
+from heliostat.tasks.verifiers.builtin import Verifier
 from heliostat.types import Problem, Verdict
 
 
@@ -21,7 +22,7 @@ class WeightedVerifier:
 
     Attributes:
         weight: its share of a shaped reward; a verifier of weight 0 is recorded but decides nothing.
-        sees: ``answer``: what follows the answer marker; ``completion``: the whole completion. Both stripped.
+        sees: ``answer``: the text after the answer marker; ``completion``: the whole completion. Both stripped.
     """
 
     name: str
@@ -31,7 +32,7 @@ class WeightedVerifier:
 
 
 FULL_MARKS_WITHIN = 1e-9
-"""A score this near to 1 is full marks: what sums of tenths miss it by in float64, and no partial credit."""
+"""A score this near to 1 is full marks: the float64 error of sums of tenths, and no partial credit."""
 
 Teacher = Callable[[Problem, np.random.Generator, float], str | None]
 """Shows how a problem is worked out, as a text to imitate; ``None`` where it cannot.
@@ -41,26 +42,26 @@ The number is how far the supervised training has come, from 0 to 1.
 
 
 def by_the_book(problem: Problem, rng: np.random.Generator, progress: float) -> str | None:
-    """The teacher that always shows the problem's own solution, or its answer if there is no more."""
+    """Return the problem's own solution, or its answer if it has no solution."""
     return problem.solution if problem.solution is not None else problem.answer
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Problems, and how their answers are judged.
+    """Problems and the verifiers that score their answers.
 
     Attributes:
         train: problems to train on.
         heldout: problems to evaluate on; no question text occurs in both.
         verifiers: every one of positive weight must give full marks for a success.
         shaped: whether the reward is the weighted sum of raw scores, instead of 1.0 for a success and 0.0 otherwise.
-        answer_after: the answer is what follows this marker's last occurrence; empty: the whole completion.
+        answer_after: marker before the answer, which follows its last occurrence; empty: the whole completion.
         timeout_s: wall-clock limit of one verdict, in seconds.
-        memory_mb: memory one verdict may take on top of what its worker has loaded, in MiB.
+        memory_mb: memory that one verdict may take above its worker's size after loading, in MiB.
         num_workers: verifier processes this task asks for.
         on_failure: ``zero``: a verifier failure costs that sample its reward; ``stop``: it ends the run.
-        teacher: what supervised steps imitate.
-        notes: what was left out of the data, and what else a user should hear about it.
+        teacher: the source of demonstrations for supervised steps.
+        notes: messages about dropped rows and other properties of the data.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Task:
             failure: empty, or how a verifier failed.
 
         Limits:
-            A failure gives reward 0 and no success, whatever the other verifiers said; if no verifier of positive
+            A failure gives reward 0 and no success, regardless of the other verifiers; if no verifier of positive
             weight applies, that is a failure too.
         """
         known = {name: score for name, score in scores.items() if score is not None}

@@ -8,7 +8,7 @@ from heliostat.traces.findings import Findings
 from heliostat.traces.fingerprint import policy_fingerprint, tokenizer_fingerprint
 from heliostat.traces.importing import ImportReport, Problems, import_rows, reverify
 from heliostat.traces.parquet import export_bank
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.traces.summary import BankSummary, summarise
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "Findings",
     "ImportReport",
     "Problems",
-    "Source",
     "Trace",
+    "TraceSource",
     "check_bank",
     "export_bank",
     "import_rows",

@@ -1,12 +1,12 @@
-"""The trace bank: an append-only SQLite file that many processes of one machine write at once.
+"""The trace bank: an append-only SQLite file that many processes of one machine write concurrently.
 
     with Bank.open(path) as bank:
         bank.append(traces)                                     one transaction: all of them or none
         bank.pick(problem_ids, num=3, tokenizer=fingerprint)    successes by problem, oldest first
 
-The file is in WAL mode: what ``append`` returned from survives the death of the process, whenever it comes. A power cut
-may take the last transactions, never a part of one. A trace that is in the bank already is not stored again, so a
-resumed run may log its last steps once more.
+The file is in WAL mode: once ``append`` returns, its traces survive a killed process. A power cut may lose the last
+transactions, never a part of one. A trace that is already in the bank is not stored again, so a resumed run may log its
+last steps again.
 
 Left out: network file systems, which WAL does not work on: exchange Parquet files instead (``parquet``).
 """
@@ -24,14 +24,14 @@ from typing import Any, Self
 from heliostat.traces.blobs import digest, pack_floats, pack_ids, unpack_floats, unpack_ids
 from heliostat.traces.database import BUSY_S, BankError, Database
 from heliostat.traces.findings import Findings
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.traces.schema import ADD_CHECKSUM, SELECT_TRACES
 from heliostat.types import StopReason
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """One round of rejection sampling on one problem: how often it was tried, and what came of it.
+    """One round of rejection sampling on one problem: the numbers of attempts and successes.
 
     Attributes:
         campaign: names the policy, its sampling settings and the seed; rounds are counted within it.
@@ -47,7 +47,7 @@ class Attempts:
 
 @dataclass(slots=True)
 class Appended:
-    """What one ``append`` did: traces stored, and copies of stored ones that were passed over."""
+    """The result of one ``append``: the numbers of stored traces and of skipped duplicates."""
 
     num_new: int = 0
     num_known: int = 0
@@ -73,11 +73,11 @@ class Bank:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._db = Database(self.path, BUSY_S)
         self._contexts: dict[tuple[object, ...], tuple[int, int]] = {}
-        self._sources: dict[Source, int] = {}
+        self._sources: dict[TraceSource, int] = {}
 
     @classmethod
     def open(cls, path: Path | str, create: bool = True) -> Bank:
-        """The bank at ``path``."""
+        """Open the bank at ``path``."""
         return cls(path, create)
 
     def __enter__(self) -> Self:
@@ -89,11 +89,11 @@ class Bank:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._db.close()
 
     def __len__(self) -> int:
-        """Traces in the bank."""
+        """Return the number of traces in the bank."""
         return int(self.query("SELECT count(*) FROM traces")[0][0])
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class Bank:
             self._contexts[key] = (self._shared("contexts", "digest", name, row), problem)
         return self._contexts[key]
 
-    def _source(self, source: Source) -> int:
+    def _source(self, source: TraceSource) -> int:
         if source not in self._sources:
             name = digest(*astuple(source))
             values = [int(value) if isinstance(value, bool) else value for value in astuple(source)]
@@ -160,7 +160,7 @@ class Bank:
         return self._sources[source]
 
     def _shared(self, table: str, key: str, value: object, row: Sequence[object]) -> int:
-        """The id of a row that many traces point to; it is written by the first that needs it."""
+        """Return the id of a row that many traces share; it is written on first use."""
         marks = ", ".join("?" * len(row))
         self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (NULL, {marks})", row)
         return int(self._db.execute(f"SELECT id FROM {table} WHERE {key} = ?", (value,)).fetchone()[0])
@@ -176,7 +176,7 @@ class Bank:
         successes_only: bool = True,
         findings: Findings | None = None,
     ) -> dict[str, list[Trace]]:
-        """The oldest ``num`` traces of each problem in one tokenizer's ids; problems without any are left out.
+        """Return the oldest ``num`` traces of each problem in one tokenizer's ids; problems without any are omitted.
 
         Args:
             tokenizer: fingerprint of the tokenizer that the ids must belong to.
@@ -199,7 +199,7 @@ class Bank:
         return found
 
     def _whole(
-        self, rows: Iterable[tuple[Any, ...]], sources: Mapping[int, Source], findings: Findings | None
+        self, rows: Iterable[tuple[Any, ...]], sources: Mapping[int, TraceSource], findings: Findings | None
     ) -> Iterator[Trace]:
         for row in rows:
             try:
@@ -210,7 +210,7 @@ class Bank:
                 findings.report(f"trace bank {self.path}, row {row[0]}", str(error))
 
     def rows(self, where: str = "", values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
-        """Stored rows in the order of writing, a few at a time; ``to_trace`` makes traces of them.
+        """Yield stored rows in the order of writing, a few at a time; ``to_trace`` converts them to traces.
 
         Raises:
             BankError: they cannot be read.
@@ -226,26 +226,26 @@ class Bank:
         return SELECT_TRACES.format(checksum="t.checksum" if self._db.format >= 2 else "NULL")
 
     def _unchecked(self, table: str) -> float:
-        """Up to which row of a table a missing checksum is no damage: it was written by an earlier version."""
+        """Return the last row of a table that an earlier version wrote, without a checksum."""
         if self._db.format < 2:
             return math.inf
         marks = self.query("SELECT value FROM marks WHERE name = ?", (f"unchecked {table}",))
         return float(marks[0][0]) if marks else 0.0
 
     def __iter__(self) -> Iterator[Trace]:
-        """Every trace in the order of writing, in bounded memory.
+        """Yield every trace in the order of writing, in bounded memory.
 
         Raises:
             BankError: a trace is damaged; the message names its row.
         """
         return self._whole(self.rows(), self.sources(), None)
 
-    def sources(self) -> Mapping[int, Source]:
-        """Everyone who wrote, by the number that traces refer to; looked up when asked for."""
+    def sources(self) -> Mapping[int, TraceSource]:
+        """The sources by the number that traces refer to; read on first use."""
         return _Sources(self)
 
     def attempts(self, campaign: str | None = None) -> list[Attempts]:
-        """The rounds of one campaign of rejection sampling, or of all, in order of writing.
+        """Return the rounds of one campaign of rejection sampling, or of all, in order of writing.
 
         Raises:
             BankError: one is damaged; the message names its row.
@@ -262,7 +262,7 @@ class Bank:
         return found
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Rows of a reading query on the tables of ``schema``.
+        """Run a read-only query on the tables of ``schema``.
 
         Raises:
             BankError: they cannot be read.
@@ -270,14 +270,14 @@ class Bank:
         return self._db.query(sql, values)
 
 
-class _Sources(dict[int, Source]):
-    """Rows of the table of sources, each read when it is first asked for."""
+class _Sources(dict[int, TraceSource]):
+    """The rows of the table of sources, each read on first use."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__()
         self._bank = bank
 
-    def __missing__(self, key: int) -> Source:
+    def __missing__(self, key: int) -> TraceSource:
         rows = self._bank.query("SELECT * FROM sources WHERE id = ?", (key,))
         if not rows:
             raise ValueError(f"its source, number {key}, is missing")
@@ -288,14 +288,14 @@ class _Sources(dict[int, Source]):
         return source
 
 
-def _to_source(values: Sequence[Any]) -> Source:
+def _to_source(values: Sequence[Any]) -> TraceSource:
     tokenizer, policy, run, step, temperature, max_new_tokens, verifier, reencoded = values
     temperature = float("nan") if temperature is None else temperature
-    return Source(tokenizer, policy, run, step, temperature, max_new_tokens, verifier, bool(reencoded))
+    return TraceSource(tokenizer, policy, run, step, temperature, max_new_tokens, verifier, bool(reencoded))
 
 
-def to_trace(row: Sequence[Any], sources: Mapping[int, Source]) -> Trace:
-    """A stored row as a trace.
+def to_trace(row: Sequence[Any], sources: Mapping[int, TraceSource]) -> Trace:
+    """Convert a stored row to a trace.
 
     Raises:
         ValueError: the row is damaged: it does not fit its digest or its checksum, or holds values of other types.
@@ -316,7 +316,7 @@ def to_trace(row: Sequence[Any], sources: Mapping[int, Source]) -> Trace:
 
 
 def checksum(name: bytes, trace: Trace) -> bytes:
-    """Of everything in a trace that its digest ``name``, which says what counts as a copy, leaves out."""
+    """Checksum the parts of a trace that its digest ``name``, which identifies duplicates, does not cover."""
     source = trace.source
     return digest(
         name,
@@ -334,7 +334,7 @@ def checksum(name: bytes, trace: Trace) -> bytes:
     )
 
 
-def _unpacked(row: Sequence[Any], source: Source) -> Trace:
+def _unpacked(row: Sequence[Any], source: TraceSource) -> Trace:
     problem_id, task, _, prompt, prefix, cut, completion, logp, text, reward, success, stop, seed, flops = row[2:16]
     return Trace(
         problem_id=problem_id,

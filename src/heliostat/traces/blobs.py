@@ -1,8 +1,8 @@
-"""Numbers as compact bytes, digests of what identifies a row, and back.
+"""Pack ids and floats to compact bytes and back, and compute digests that identify rows.
 
-Ids take two bytes each where all of them fit, else four; the first byte says which. Log-probabilities are float32.
+Ids take two bytes each if all of them fit, else four; the first byte says which. Log-probabilities are float32.
 
-Left out: which rows there are (``schema``).
+Left out: the tables (``schema``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DIGEST_SIZE = 12
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
-    """Ids as bytes.
+    """Pack ids to bytes.
 
     Raises:
         ValueError: an id needs more than 32 bits.
@@ -38,7 +38,7 @@ def pack_ids(ids: Sequence[int]) -> bytes:
 
 
 def unpack_ids(blob: bytes) -> tuple[int, ...]:
-    """What ``pack_ids`` packed.
+    """Unpack the result of ``pack_ids``.
 
     Raises:
         ValueError: these bytes are not packed ids.
@@ -53,12 +53,12 @@ def unpack_ids(blob: bytes) -> tuple[int, ...]:
 
 
 def pack_floats(values: FloatArray | tuple[()]) -> bytes:
-    """Float32 values as bytes."""
+    """Pack float32 values to bytes."""
     return np.asarray(values, dtype="<f4").tobytes()
 
 
 def unpack_floats(blob: bytes) -> FloatArray:
-    """What ``pack_floats`` packed.
+    """Unpack the result of ``pack_floats``.
 
     Raises:
         ValueError: the bytes are no whole number of values.
@@ -67,7 +67,7 @@ def unpack_floats(blob: bytes) -> FloatArray:
 
 
 def digest(*parts: object) -> bytes:
-    """Twelve bytes that identify ``parts``; their lengths are part of it, so parts cannot run on into each other."""
+    """Return twelve bytes that identify ``parts``; lengths are included, so that parts cannot run together."""
     hasher = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for part in parts:
         content = part if isinstance(part, bytes) else repr(part).encode()

@@ -1,4 +1,4 @@
-"""Reading a bank that may be damaged: what is whole comes out, what is not is reported, and nothing ends the reading.
+"""Read a bank that may be damaged: yield intact traces, report damaged ones, and never stop early.
 
 Left out: judging rewards again, which needs a task (``importing.reverify``).
 """
@@ -17,7 +17,7 @@ _AT_ONCE = 500
 
 
 def whole_traces(bank: Bank, findings: Findings) -> Iterator[Trace]:
-    """Every trace that can still be read and matches its digest; the others go to ``findings`` with their row id."""
+    """Yield every trace that can be read and matches its digest; the others are reported in ``findings`` by row id."""
     sources = bank.sources()
     last = _last_id(bank, findings)
     for first in range(1, last + 1, _AT_ONCE):
@@ -32,9 +32,9 @@ def whole_traces(bank: Bank, findings: Findings) -> Iterator[Trace]:
 
 
 def check_bank(bank: Bank) -> Findings:
-    """SQLite's own check of the file, then every row against its digest and checksum."""
+    """Check the file with SQLite, then every row against its digest and checksum."""
     findings = Findings()
-    try:  # finds what rows cannot tell: an index that misses some of them
+    try:  # finds damage that rows do not show: an index that misses some of them
         for (message,) in bank.query("PRAGMA integrity_check(20)"):
             if message != "ok":
                 findings.report("file", message)
@@ -59,7 +59,7 @@ def _last_id(bank: Bank, findings: Findings) -> int:
 
 
 def _rows(bank: Bank, first: int, last: int, findings: Findings) -> Iterator[tuple[Any, ...]]:
-    """Rows of a range of ids, one by one where they cannot be read together."""
+    """Read rows of a range of ids, one by one if they cannot be read together."""
     try:
         yield from list(bank.rows("WHERE t.id BETWEEN ? AND ?", (first, last)))
     except BankError as error:

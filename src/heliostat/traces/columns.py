@@ -1,4 +1,4 @@
-"""A trace as one row of plain columns, the same in JSONL and Parquet, and back with every value checked.
+"""Convert a trace to a row of plain columns, the same in JSONL and Parquet, and back with every value checked.
 
 Left out: files (``files``, ``parquet``), and other programs' column names (``dialects``).
 """
@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.types import StopReason
 
 REQUIRED = ("problem_id", "prompt_ids", "completion_ids", "reward", "tokenizer")
 
 
 def to_columns(trace: Trace) -> dict[str, Any]:
-    """A trace as a row; ``policy_run`` and ``policy_step`` leave ``run`` and ``step`` to partitions of folders."""
+    """Convert a trace to a row, with ``policy_run`` and ``policy_step``, since partitions use ``run`` and ``step``."""
     source = trace.source
     return {
         "problem_id": trace.problem_id,
@@ -46,7 +46,7 @@ def to_columns(trace: Trace) -> dict[str, Any]:
 
 
 def from_columns(row: Mapping[str, Any]) -> Trace:
-    """The trace of a row; a column that is missing or ``None`` takes its default, unless the row needs it.
+    """Convert a row to a trace; an optional column that is missing or ``None`` takes its default.
 
     Raises:
         ValueError: a needed column is missing or a value is of the wrong type or out of bounds; names the column.
@@ -55,7 +55,7 @@ def from_columns(row: Mapping[str, Any]) -> Trace:
     if missing := [name for name in REQUIRED if name not in present]:
         raise ValueError(f"column '{missing[0]}' is missing")
     values = {name: CHECKS[name](name, value) for name, value in present.items() if name in CHECKS}
-    source = Source(
+    source = TraceSource(
         tokenizer=values.pop("tokenizer"),
         policy=values.pop("policy", ""),
         run=values.pop("policy_run", ""),

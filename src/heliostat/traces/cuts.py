@@ -1,15 +1,14 @@
-"""Cutting policies: how much of a stored turn a problem is given at a step.
+"""Cut policies: choose the share of a stored turn to use as a problem's prefix at a step.
 
     band           lengths drawn once from a band of the turn, several per problem (PrefixRL)
     annealed       a share of the turn that goes from ``start`` to ``end`` over ``num_steps``
     targeted       per problem, the share at which the policy succeeds at rate ``target``, found by small corrections
     backtracking   per problem, back by ``stride`` each time the policy succeeds at rate ``target``
 
-A policy gives shares of the turn; ``cut_prefix_source`` turns shares into tokens that may be given away. Draws come
-from the seed and the problem alone, and what is learned is plain numbers in a checkpoint, so a resumed run cuts where
-the first one did.
+A policy gives shares of the turn; ``cut_prefix_source`` turns shares into tokens that may be given away. Draws depend
+only on the seed and the problem, and learned values are stored in checkpoints, so a resumed run uses the same cuts.
 
-Left out: which prompts a step gets (``train.data.prefixes``).
+Left out: choosing the prompts of a step (``train.data.prefixes``).
 
 References: PrefixRL, 2026, arXiv 2601.18795, for the band (reconstruction: the paper's body was not available).
 """
@@ -32,7 +31,7 @@ class PrefixSource:
     """A stored turn as far as it may be given away.
 
     Attributes:
-        ids: the turn's first tokens; what follows them would give the answer away and is not kept.
+        ids: the turn's first tokens; later ones would reveal the answer and are not kept.
         num_tokens: tokens of the whole turn, its end token aside.
     """
 
@@ -42,33 +41,33 @@ class PrefixSource:
 
 
 class CutPolicy(Protocol):
-    """Shares of a turn to give, by problem and step."""
+    """A policy that gives shares of a turn by problem and step."""
 
     @property
     def per_problem(self) -> int:
-        """Cuts of each problem."""
+        """Number of cuts of each problem."""
         ...
 
     def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
-        """The share of the turn that cut ``index`` of a problem gives at a step."""
+        """Return the share of the turn that cut ``index`` of a problem uses at a step."""
         ...
 
     def learn(self, problem_id: str, success: float) -> None:
-        """Take note of the success rate of a group that continued a prefix of the problem."""
+        """Record the success rate of a group that continued a prefix of the problem."""
         ...
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         ...
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the state from a checkpoint."""
         ...
 
 
 @dataclass(slots=True)
 class Band:
-    """Shares drawn once, evenly from a band.
+    """Shares drawn once, uniformly from a band.
 
     Attributes:
         low, high: ends of the band, as shares of the turn's tokens.
@@ -100,7 +99,7 @@ class Band:
 
 @dataclass(slots=True)
 class Annealed:
-    """One share for all problems, which moves evenly from ``start`` to ``end`` and stays there.
+    """One share for all problems, which moves linearly from ``start`` to ``end`` and stays there.
 
     Limits:
         ``end = 0``: from step ``num_steps`` on, problems come without a prefix.
@@ -198,7 +197,7 @@ POLICIES: dict[str, type[Band] | type[Annealed] | type[Targeted] | type[Backtrac
 
 
 def build_cut_policy(name: str, settings: Mapping[str, object]) -> CutPolicy:
-    """The policy of that name with its settings.
+    """Build the policy of that name with its settings.
 
     Raises:
         ConfigError: no such policy, or a setting it does not take.
@@ -213,7 +212,7 @@ def build_cut_policy(name: str, settings: Mapping[str, object]) -> CutPolicy:
 def cut_prefix_source(
     prefix_source: PrefixSource, share: float, boundaries: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
-    """The first ``share`` of a turn's tokens, shortened to what may be given away.
+    """Return the first ``share`` of a turn's tokens, shortened so that it does not reveal the answer.
 
     Args:
         boundaries: lengths at which the turn may be cut; the nearest one counts. ``None``: anywhere.
@@ -229,7 +228,7 @@ def cut_prefix_source(
 
 
 def uniform(seed: int, *where: object) -> float:
-    """A number in [0, 1) that depends on its arguments alone."""
+    """Return a number in [0, 1) that depends only on the arguments."""
     return float(np.random.default_rng(int.from_bytes(digest(seed, *where)[:8], "little")).random())
 
 

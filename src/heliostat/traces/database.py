@@ -1,6 +1,6 @@
-"""The bank's file: opened, recognised, brought to the present format, and every refusal of SQLite's said in a sentence.
+"""Open the bank's file, check it, migrate it to the current format, and translate SQLite's errors.
 
-Left out: what is stored (``schema``), and how it is written and read (``bank``).
+Left out: the tables (``schema``), and writing and reading them (``bank``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUSY_S = 60.0
 
 
 class BankError(ValueError):
-    """A file is not a trace bank, or a damaged one, or cannot be written; the message says which and the way out."""
+    """A file is no trace bank, is damaged, or cannot be written; the message says which and how to proceed."""
 
 
 class Database:
@@ -51,19 +51,19 @@ class Database:
         self._identity = _identity(path)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._db.close()
 
     def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
-        """One statement; errors are SQLite's own."""
+        """Run one statement; errors are SQLite's own."""
         return self._db.execute(sql, values)
 
     def executemany(self, sql: str, rows: Any) -> sqlite3.Cursor:
-        """One statement for each of many rows; errors are SQLite's own."""
+        """Run one statement for each of many rows; errors are SQLite's own."""
         return self._db.executemany(sql, rows)
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a reading statement.
+        """Return all rows of a read-only statement.
 
         Raises:
             BankError: they cannot be read.
@@ -78,7 +78,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything inside is stored, or nothing; the file is brought to the present format first.
+        """Run the block in one transaction, after migrating the file to the current format.
 
         Raises:
             BankError: the disk is full, the file is locked, damaged or gone.
@@ -100,7 +100,7 @@ class Database:
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """Errors of SQLite become ``BankError``."""
+        """Convert SQLite's errors inside the block to ``BankError``."""
         try:
             yield
         except sqlite3.IntegrityError:
@@ -109,7 +109,7 @@ class Database:
             raise self.spoken(error) from error
 
     def spoken(self, error: Exception) -> BankError:
-        """What SQLite refused, with the way out."""
+        """Describe SQLite's error, with a way to proceed."""
         said = str(error)
         for sign, sentence in SENTENCES.items():
             if sign in said:
@@ -124,7 +124,7 @@ class Database:
             )
 
     def _prepare(self) -> None:
-        """Make the tables of a new file, or check that this is a bank."""
+        """Create the tables of a new file, or check that this is a bank."""
         if self._is_empty():
             self._configure()
             self._db.execute("BEGIN IMMEDIATE")  # two processes may create the same bank at once
@@ -147,7 +147,7 @@ class Database:
         self._configure()
 
     def _expected(self) -> sqlite3.Connection:
-        """An empty bank of the file's format."""
+        """Return an empty bank of the file's format."""
         expected = sqlite3.connect(":memory:", isolation_level=None)
         _make_tables(expected, self.format)
         return expected
@@ -171,7 +171,7 @@ SENTENCES = {
     "unable to open": "it cannot be opened; check that its folder exists and can be written",
     "I/O error": "the disk failed, or the file was removed; nothing of the last step was stored",
 }
-"""By what SQLite's message contains."""
+"""Ways to proceed, by a part of SQLite's message."""
 
 
 def _make_tables(db: sqlite3.Connection, format: int) -> None:
@@ -180,7 +180,7 @@ def _make_tables(db: sqlite3.Connection, format: int) -> None:
 
 
 def _tables(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
-    """Tables and indexes as they were declared."""
+    """Return tables and indexes as they were declared."""
     return set(db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE type IN ('table', 'index')"))
 
 

@@ -1,4 +1,4 @@
-"""How other programs name the columns of their rollout dumps.
+"""Read rollout dumps of other programs by their column names.
 
     trl         completions/*.parquet of ``log_completions``   step, prompt, completion, a column per reward, advantage
     verl        <step>.jsonl of ``trainer.rollout_data_dir``   input, output, gts, score, step
@@ -20,11 +20,11 @@ _CLAIMS = ("reward", "score", "rewards")
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """A row that came as text.
+    """A row with text instead of ids.
 
     Attributes:
         question: the prompt as the file has it, rendered or not; empty where ``problem_id`` says which problem.
-        reward: what the file claims; ``None`` where it claims nothing.
+        reward: the file's reward; ``None`` if it has none.
     """
 
     question: str
@@ -37,7 +37,7 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Column names of one program; the first that is there counts."""
+    """The column names of one program; the first one present counts."""
 
     prompt: tuple[str, ...]
     completion: tuple[str, ...]
@@ -51,12 +51,12 @@ DIALECTS: dict[str, Dialect] = {
 
 
 def is_own(row: Mapping[str, Any]) -> bool:
-    """Whether a row has our own columns."""
+    """Return whether a row has our own columns."""
     return all(name in row for name in REQUIRED)
 
 
 def read_text_row(row: Mapping[str, Any]) -> TextRow:
-    """A text row of the first program whose columns it has.
+    """Read a row of the first program whose columns match.
 
     Raises:
         ValueError: no program's columns are there, or a value has the wrong type; names the column.
@@ -77,7 +77,7 @@ def read_text_row(row: Mapping[str, Any]) -> TextRow:
 
 
 def _said(value: Any, name: str, before_last: bool = False) -> str:
-    """A text, or of chat messages the last one (the one before it, where the last is the answer)."""
+    """Return a text, or the last of chat messages (the one before it, if the last is the answer)."""
     if isinstance(value, list | tuple) and len(value) > before_last:
         message = value[-2 if before_last else -1]
         if isinstance(message, Mapping):

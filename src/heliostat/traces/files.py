@@ -1,9 +1,9 @@
-"""Rows of trace files, each with its place; a file or line that cannot be read is reported and passed over.
+"""Read rows of trace files, each with its place; an unreadable file or line is reported and skipped.
 
 A path is a ``.jsonl`` or ``.parquet`` file, a folder of them (local or on an object store, by its fsspec address), a
 folder written by ``datasets.save_to_disk``, or the name of a data set on the Hugging Face hub.
 
-Left out: what the columns mean (``columns``, ``dialects``).
+Left out: the meaning of columns (``columns``, ``dialects``).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 from heliostat.traces.findings import Findings
 
 
-class Row(NamedTuple):
-    """One row and where it stands: ``traces.jsonl, row 7``."""
+class TraceRow(NamedTuple):
+    """One row and its place: ``traces.jsonl, row 7``."""
 
     place: str
     columns: dict[str, Any]
 
 
-def read_rows(path: str, findings: Findings) -> Iterator[Row]:
-    """Rows of everything readable under ``path``, in order of file names.
+def read_rows(path: str, findings: Findings) -> Iterator[TraceRow]:
+    """Read rows of every readable file under ``path``, in order of file names.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -55,7 +55,7 @@ def _suffix(name: str) -> str:
     return "." + name.rpartition(".")[2]
 
 
-def _file_rows(system: Any, name: str, findings: Findings) -> Iterator[Row]:
+def _file_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceRow]:
     read = READERS.get(_suffix(name))
     if read is None:
         findings.report(name, f"skipped: neither {' nor '.join(READERS)}")
@@ -66,7 +66,7 @@ def _file_rows(system: Any, name: str, findings: Findings) -> Iterator[Row]:
         findings.report(name, f"skipped from here on: {' '.join(str(error).split())}")
 
 
-def _jsonl_rows(system: Any, name: str, findings: Findings) -> Iterator[Row]:
+def _jsonl_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceRow]:
     short = name.rpartition("/")[2]
     with system.open(name, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -79,12 +79,12 @@ def _jsonl_rows(system: Any, name: str, findings: Findings) -> Iterator[Row]:
                 findings.report(place, f"not valid JSON ({error})")
                 continue
             if isinstance(columns, dict):
-                yield Row(place, columns)
+                yield TraceRow(place, columns)
             else:
                 findings.report(place, f"expected a JSON object, got {type(columns).__name__}")
 
 
-def _parquet_rows(system: Any, name: str, findings: Findings) -> Iterator[Row]:
+def _parquet_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceRow]:
     import pyarrow.parquet
 
     short = name.rpartition("/")[2]
@@ -93,17 +93,20 @@ def _parquet_rows(system: Any, name: str, findings: Findings) -> Iterator[Row]:
         for batch in pyarrow.parquet.ParquetFile(file, page_checksum_verification=True).iter_batches(batch_size=1000):
             for columns in batch.to_pylist():
                 number += 1
-                yield Row(f"{short}, row {number}", columns)
+                yield TraceRow(f"{short}, row {number}", columns)
 
 
-READERS: dict[str, Callable[[Any, str, Findings], Iterator[Row]]] = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+READERS: dict[str, Callable[[Any, str, Findings], Iterator[TraceRow]]] = {
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def _looks_like_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and _suffix(path) not in READERS
 
 
-def _dataset_rows(path: str, findings: Findings) -> Iterator[Row]:
+def _dataset_rows(path: str, findings: Findings) -> Iterator[TraceRow]:
     import datasets
 
     try:
@@ -114,7 +117,7 @@ def _dataset_rows(path: str, findings: Findings) -> Iterator[Row]:
     parts = on_disk if isinstance(on_disk, datasets.DatasetDict) else {"": on_disk}
     for split, rows in parts.items():
         for number, columns in enumerate(rows, start=1):
-            yield Row(f"{path}{f' [{split}]' if split else ''}, row {number}", dict(columns))
+            yield TraceRow(f"{path}{f' [{split}]' if split else ''}, row {number}", dict(columns))
 
 
 def _is_folder(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""What could not be read, as sentences with places.
+"""Report rows that could not be read, as sentences with places.
 
 Left out: reading (``checking``, ``files``).
 """
@@ -12,7 +12,7 @@ _SHOWN = 20
 
 @dataclass(slots=True)
 class Findings:
-    """What was read, and what could not be.
+    """Counts of rows read, and messages about rows that could not be.
 
     Attributes:
         problems: one sentence each, with the place; the first ``20`` of ``num_problems``.
@@ -23,12 +23,12 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     def report(self, place: str, message: str) -> None:
-        """Take note of something that was skipped."""
+        """Record a skipped item."""
         self.num_problems += 1
         if len(self.problems) < _SHOWN:
             self.problems.append(f"{place}: {message}")
 
     def lines(self) -> list[str]:
-        """The problems, for people."""
+        """Return the messages as lines."""
         more = self.num_problems - len(self.problems)
         return self.problems + ([f"... and {more} more"] if more else [])

@@ -1,4 +1,4 @@
-"""Short names for tokenizers and weights, equal where they are the same thing.
+"""Fingerprint tokenizers and weights: short names that are equal for equal contents.
 
 Left out: proof. A fingerprint of weights looks at an even sample of every tensor, which any optimizer step changes.
 """
@@ -14,13 +14,13 @@ _SAMPLED = 1024
 
 
 def tokenizer_fingerprint(loaded: LoadedModel) -> str:
-    """Names the map from ids to text: the vocabulary, and the id that ends a completion."""
+    """Fingerprint the map from ids to text: the vocabulary, and the id that ends a completion."""
     words = sorted(loaded.tokenizer.get_vocab().items())
     return hashlib.blake2b(json.dumps([loaded.eos_id, words]).encode(), digest_size=8).hexdigest()
 
 
 def policy_fingerprint(loaded: LoadedModel) -> str:
-    """Names the weights: every tensor's name and shape, and up to 1,024 evenly spaced values of it."""
+    """Fingerprint the weights: every tensor's name and shape, and up to 1,024 evenly spaced values of it."""
     hasher = hashlib.blake2b(digest_size=8)
     for name, tensor in loaded.model.named_parameters():
         hasher.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -1,12 +1,12 @@
-"""Traces from files into a bank: problems found again, texts re-encoded once, rewards judged again, copies passed over.
+"""Import traces from files into a bank: match problems, encode texts, judge rewards again, skip duplicates.
 
     row -> (our columns | another program's text) -> problem -> ids -> verdict -> trace
 
-A row that cannot be used is reported with its place and reason; the import goes on. With ``Problems`` every reward is
-earned again from the task's own verifiers and what the file claims is only compared; without, rows in our own columns
-are taken as they stand.
+A row that cannot be used is reported with its place and reason; the import goes on. With ``Problems``,
+the task's verifiers judge every row again, and the file's rewards are only compared. Without, rows in our own columns
+are stored unchanged.
 
-Left out: reading files (``files``), and making tasks and models (``api``).
+Left out: reading files (``files``), and loading tasks and models (``api``).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from heliostat.models import LoadedModel, encode_solution
 from heliostat.traces.bank import Appended, Bank
 from heliostat.traces.columns import from_columns
 from heliostat.traces.dialects import TextRow, is_own, read_text_row
-from heliostat.traces.files import Row
+from heliostat.traces.files import TraceRow
 from heliostat.traces.findings import Findings
 from heliostat.traces.fingerprint import tokenizer_fingerprint
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
 
 T = TypeVar("T")
@@ -36,12 +36,12 @@ Judge = Callable[[Sequence[Group]], list[Group]]
 
 @dataclass(slots=True)
 class ImportReport:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
         appended: traces stored, and copies passed over.
         num_reencoded: of the stored ones and copies, those whose ids were made from text.
-        num_rejudged: those whose verdict differs from what the file claims.
+        num_rejudged: traces whose verdict differs from the file's.
         findings: rows and files that were skipped, with their places.
     """
 
@@ -52,12 +52,12 @@ class ImportReport:
 
 
 class Problems:
-    """A task's problems, found by id or by question, and what is needed to make traces of answers to them.
+    """A task's problems, found by id or by question, with the model and verifiers that traces need.
 
     Args:
         encode: a problem as the model's prompt.
         judge: groups with their verdicts, in the same order.
-        verifier: what to call the verifiers in the bank.
+        verifier: name of the verifiers in the bank.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Problems:
         self._prompts: dict[str, Prompt] = {}
 
     def find(self, problem_id: str, question: str) -> Problem:
-        """The problem of that id, or the one whose question this is or, last of all, contains.
+        """Return the problem of that id, else the one with this question, else one whose question the text contains.
 
         Raises:
             ValueError: there is none.
@@ -93,14 +93,14 @@ class Problems:
         return found
 
     def prompt(self, problem: Problem) -> Prompt:
-        """The problem in the model's ids, encoded once."""
+        """Return the problem in the model's ids, encoded once."""
         if problem.problem_id not in self._prompts:
             self._prompts[problem.problem_id] = self._encode(problem)
         return self._prompts[problem.problem_id]
 
 
-def import_rows(bank: Bank, rows: Iterable[Row], report: ImportReport, problems: Problems | None = None) -> None:
-    """Store what the rows hold; ``report`` is filled as they pass."""
+def import_rows(bank: Bank, rows: Iterable[TraceRow], report: ImportReport, problems: Problems | None = None) -> None:
+    """Store the traces of rows, and count the outcomes in ``report``."""
     for part in _parts(_traces(rows, report, problems)):
         claimed = [claim for _, claim in part]
         traces = [trace for trace, _ in part]
@@ -111,9 +111,9 @@ def import_rows(bank: Bank, rows: Iterable[Row], report: ImportReport, problems:
 
 
 def _traces(
-    rows: Iterable[Row], report: ImportReport, problems: Problems | None
+    rows: Iterable[TraceRow], report: ImportReport, problems: Problems | None
 ) -> Iterator[tuple[Trace, float | None]]:
-    """Each usable row as a trace that is still to be judged, and the reward that the file claims for it."""
+    """Yield each usable row as a trace to judge, with the reward that the file claims."""
     for place, columns in rows:
         try:
             if is_own(columns):
@@ -129,7 +129,7 @@ def _traces(
 
 
 def _own(trace: Trace, problems: Problems) -> Trace:
-    """A trace of ours in this model's ids: as it stands, or re-encoded from its text."""
+    """Convert a trace in our columns to this model's ids: unchanged, or re-encoded from its text."""
     problem = problems.find(trace.problem_id, "")
     if trace.source.tokenizer == problems.tokenizer:
         return trace
@@ -144,7 +144,7 @@ def _own(trace: Trace, problems: Problems) -> Trace:
 def _from_text(row: TextRow, problems: Problems) -> Trace:
     problem = problems.find(row.problem_id, row.question)
     prompt = problems.prompt(problem)
-    source = Source(problems.tokenizer, run=row.run, step=row.step, temperature=float("nan"), reencoded=True)
+    source = TraceSource(problems.tokenizer, run=row.run, step=row.step, temperature=float("nan"), reencoded=True)
     return Trace(
         problem_id=problem.problem_id,
         task=problem.task,
@@ -203,7 +203,7 @@ def reverify(traces: Iterable[Trace], problems: Problems, findings: Findings) ->
 
 
 def _parts(items: Iterable[T]) -> Iterator[list[T]]:
-    """A few hundred at a time, so that memory stays bounded."""
+    """Yield chunks of a few hundred, so that memory stays bounded."""
     iterator = iter(items)
     while part := list(islice(iterator, _AT_ONCE)):
         yield part

@@ -1,8 +1,8 @@
-"""Export to Parquet: a folder or object store, partitioned by run and step, in files that are whole or absent.
+"""Export to Parquet: a folder or object store, partitioned by run and step, with atomic files.
 
     <target>/run=<run>/step=<step>/traces-<first>-<last>.parquet
 
-Names follow from the rows in them, so a second export of the same bank writes the same files. DuckDB, pyarrow and
+File names depend on their rows, so a second export of the same bank writes the same files. DuckDB, pyarrow and
 Hugging Face data sets read the folder; every file holds all columns of ``columns``, run and step included.
 
 Left out: reading (``files``), and formats for anything but exchange.
@@ -28,7 +28,7 @@ ROWS_PER_FILE = 50_000
 
 
 def export_bank(bank: Bank, target: str, findings: Findings, rows_per_file: int = ROWS_PER_FILE) -> list[str]:
-    """Write every readable trace; damaged rows are left out and reported in ``findings``.
+    """Write every readable trace; damaged rows are omitted and reported in ``findings``.
 
     Args:
         target: a folder, or an fsspec address like ``s3://bucket/traces``.
@@ -52,7 +52,7 @@ def export_bank(bank: Bank, target: str, findings: Findings, rows_per_file: int 
 
 
 def _chunks(numbered: Iterable[tuple[int, Trace]], size: int) -> Iterator[tuple[int, int, list[Trace]]]:
-    """Runs of at most ``size`` traces, with the numbers of the first and the last."""
+    """Yield chunks of at most ``size`` traces, with the numbers of the first and the last."""
     held: list[tuple[int, Trace]] = []
     for item in numbered:
         held.append(item)
@@ -93,7 +93,7 @@ def _file(traces: list[Trace]) -> bytes:
 
 
 def _publish(system: Any, name: str, content: bytes) -> None:
-    """Local files are renamed into place; an object store's single write is whole or absent by itself."""
+    """Publish a file: rename it into place locally; an object store's single write is atomic by itself."""
     from fsspec.implementations.local import LocalFileSystem
 
     if not isinstance(system, LocalFileSystem):

@@ -1,6 +1,6 @@
-"""A trace: one completion with everything needed to use it again, and nothing that computes on it.
+"""The record of a trace: one completion with all data needed to reuse it.
 
-Token ids are what was sampled; the text stands beside them so that people, verifiers and other tokenizers can read it.
+Token ids are the sampled ones; the text is stored too, for people, verifiers and other tokenizers.
 
 Left out: storage (``bank``), files (``columns``, ``parquet``), and prefixes (``cuts``).
 """
@@ -16,16 +16,16 @@ from heliostat.types import FloatArray, StopReason
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Who sampled a trace, and how.
+class TraceSource:
+    """The source of a trace: policy, tokenizer and sampling settings.
 
     Attributes:
         tokenizer: fingerprint of the tokenizer whose ids these are.
-        policy: fingerprint of the weights that sampled; empty where nobody knows.
+        policy: fingerprint of the weights that sampled; empty if unknown.
         run, step: the run, and the optimizer step of its weights.
-        temperature, max_new_tokens: how it was sampled; NaN and 0 where nobody knows.
-        verifier: names of the verifiers that gave the reward, joined by ``+``; ``claimed`` where only the file says so.
-        reencoded: the ids were made from text at import, because the trace came from another tokenizer or as text.
+        temperature, max_new_tokens: sampling settings; NaN and 0 if unknown.
+        verifier: names of the verifiers that gave the reward, joined by ``+``; ``claimed`` if only the file says so.
+        reencoded: the ids were encoded from text at import, because the trace came from another tokenizer or as text.
     """
 
     tokenizer: str
@@ -50,7 +50,7 @@ class Trace:
     """One completion of one prompt, judged.
 
     Attributes:
-        prompt_ids, prefix_ids, cut: what it was conditioned on; see ``types.Prompt``.
+        prompt_ids, prefix_ids, cut: the context it was sampled from; see ``types.Prompt``.
         completion_ids: sampled ids, with the end-of-sequence id if there was one.
         logp_gen: the sampler's log-probability of each sampled token, in nats; empty where it was not recorded.
         text: the assistant turn as verifiers saw it, the prefix included.
@@ -67,7 +67,7 @@ class Trace:
     completion_ids: tuple[int, ...]
     reward: float
     success: bool
-    source: Source
+    source: TraceSource
     text: str = ""
     prefix_ids: tuple[int, ...] = ()
     cut: str = ""
@@ -95,5 +95,5 @@ class Trace:
 
     @property
     def turn_ids(self) -> tuple[int, ...]:
-        """The whole assistant turn: the prefix it continued, and what was sampled."""
+        """Return the ids of the whole assistant turn: the prefix and the sampled continuation."""
         return self.prefix_ids + self.completion_ids

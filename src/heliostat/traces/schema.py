@@ -1,8 +1,8 @@
-"""The bank's tables. What many traces share (problem, prompt, sampler) is stored once; traces point to it.
+"""The bank's tables. Data that many traces share (problem, prompt, sampler) is stored once; traces refer to it.
 
-Rows are final: triggers refuse to change or remove a trace, whoever asks.
+Rows are final: triggers refuse to change or remove a trace.
 
-Left out: how rows are written and read (``bank``).
+Left out: writing and reading rows (``bank``).
 """
 
 APPLICATION_ID = 0x48544231  # "HTB1", so that another program's SQLite file is recognised as such

@@ -1,7 +1,7 @@
-"""How far a stored turn may be given away: up to where its answer begins, and never past the end of the turn.
+"""Find the longest prefix of a stored turn that does not reveal its answer, and does not end the turn.
 
-The answer begins where it is first said, unless the question says it too; then, and at the latest, behind the last
-answer marker, a restatement right before it included.
+The answer begins at its first occurrence, unless the question contains it too. Otherwise, and at the latest, it begins
+after the last answer marker, or at a restatement right before the marker.
 
 Left out: asking the verifier whether a prefix alone earns the reward, which ``train.data.prefixes`` does as well.
 """
@@ -15,12 +15,12 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def answer_start(text: str, answer: str | None, question: str, answer_after: str) -> int | None:
-    """The position in ``text`` from which on it gives the answer away; ``None`` where nothing tells.
+    """Return the position in ``text`` where the answer begins; ``None`` if it cannot be determined.
 
     Args:
         text: a whole assistant turn.
         answer: the oracle answer, if there is one.
-        question: what was asked; an answer that stands in it is no secret when it is said early.
+        question: the question; an answer that it contains is not revealed by an early occurrence.
         answer_after: the marker that the answer follows; empty: there is none.
 
     Limits:
@@ -48,12 +48,12 @@ def _restated(text: str, answer: str, start: int) -> int:
 def longest_prefix(
     turn_ids: Sequence[int], decode: Decode, start: int | None, eos_ids: Set[int], max_tokens: int
 ) -> int:
-    """The most tokens of a turn that may be given: none of them says the answer or ends the turn.
+    """Return the largest number of a turn's tokens that neither reveal the answer nor end the turn.
 
     Args:
         decode: ids to text; more ids never give less text.
         start: where in the turn's text the answer begins; ``None`` forbids any prefix.
-        max_tokens: what the context has room for.
+        max_tokens: room in the context.
 
     Returns:
         A number of tokens below ``len(turn_ids)``, 0 where nothing may be given.

@@ -1,6 +1,6 @@
-"""What is in a bank: counts by task and sampler, and how many attempts solved problems took.
+"""Summarise a bank: counts by task and sampler, and attempts per solved problem.
 
-Left out: whether the file as such is sound (``checking``).
+Left out: checking the file (``checking``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class BankSummary:
-    """Counts over a whole bank.
+    """The counts over a whole bank.
 
     Attributes:
         tasks: by task: problems, traces, successes.
@@ -48,7 +48,7 @@ class BankSummary:
 
 
 def summarise(bank: Bank, findings: Findings | None = None) -> BankSummary:
-    """Count what is whole; what is damaged goes to ``findings``.
+    """Count intact traces; damaged ones are reported in ``findings``.
 
     Raises:
         BankError: the record of attempts is damaged, or a trace, and there are no ``findings`` to tell.
@@ -84,7 +84,7 @@ def summarise(bank: Bank, findings: Findings | None = None) -> BankSummary:
 
 
 def histogram(attempts: Sequence[float]) -> tuple[Bin, ...]:
-    """Attempts per success in bins that double; empty bins at both ends are left out."""
+    """Count attempts per success in bins that double; empty bins at both ends are omitted."""
     counts = [sum(low < value <= high for value in attempts) for low, high in zip((0, *BINS), BINS, strict=False)]
     counts.append(sum(value > BINS[-1] for value in attempts))
     bins = [Bin(most, num) for most, num in zip((*BINS, 2 * BINS[-1]), counts, strict=True)]

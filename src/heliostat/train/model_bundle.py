@@ -11,7 +11,7 @@ import torch
 from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model, sampler_copy_of
 from heliostat.models.lora import add_adapters
-from heliostat.models.templates import day_of, with_day
+from heliostat.models.prompts.chat_template import day_of, with_day
 from heliostat.rollout import DecodeLimits, Engine, build_engine
 from heliostat.train.distributed.fsdp import shard
 from heliostat.train.distributed.ranks import Runtime

@@ -18,14 +18,14 @@ from typing import Any
 from rich.console import Console
 
 from heliostat.config import ConfigError, Recipe
-from heliostat.models.templates import day_of
+from heliostat.models.prompts.chat_template import day_of
 from heliostat.monitors import standing
 from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
-from heliostat.tasks.demonstrations import demonstrations_of
-from heliostat.tasks.nesting import refuse_nested
+from heliostat.tasks.sandbox.nested_runs import refuse_nested
+from heliostat.tasks.sources.demonstrations import demonstrations_of
 from heliostat.traces import BankError
 from heliostat.trackers import open_services
 from heliostat.tracking import JsonlTracker, Tracker, read_metrics

@@ -10,7 +10,7 @@ import torch
 
 from heliostat.config import ModelSection
 from heliostat.models import LoadedModel, load_model
-from heliostat.models.loaded import assemble
+from heliostat.models.loaded_model import assemble
 from tests.support.checkpoints import chat_tokenizer, write_checkpoint
 
 

@@ -6,7 +6,7 @@ from peft import PeftModel
 
 from heliostat.config import ConfigError, LoraSection, ModelSection
 from heliostat.models import load_model, save_model
-from heliostat.models.lora import add_adapters, is_adapted, merged, save_adapter, stirred
+from heliostat.models.lora import add_adapters, is_adapted, merged, perturbed_adapters, save_adapter
 from tests.support.nano import NANO
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -94,7 +94,7 @@ def test_embedding_and_head_are_saved_as_they_compute(layers, tied, dtype, check
         model.lm_head.weight = model.model.embed_tokens.weight
     base = logits(model)
     add_adapters(model, LoraSection(rank=2, layers=layers), seed=1)
-    with stirred(model, seed=3):
+    with perturbed_adapters(model, seed=3):
         expected = logits(model)
         save_model(loaded, tmp_path / "model")
     again = load_model(ModelSection(path=str(tmp_path / "model"), dtype=dtype), 0)
@@ -110,7 +110,7 @@ def test_embedding_and_head_are_saved_as_they_compute(layers, tied, dtype, check
 def test_the_trainers_two_halves_see_every_adapter(layers):
     loaded = nano()
     add_adapters(loaded.model, LoraSection(rank=2, layers=layers), seed=1)
-    with stirred(loaded.model, seed=0), torch.no_grad():
+    with perturbed_adapters(loaded.model, seed=0), torch.no_grad():
         halves = loaded.head.logits(loaded.head.hidden(input_ids=IDS))
         assert torch.allclose(halves, logits(loaded.model), atol=1e-6)
 
@@ -118,7 +118,7 @@ def test_the_trainers_two_halves_see_every_adapter(layers):
 def test_every_adapter_gets_a_gradient_through_the_halves():
     loaded = nano()
     add_adapters(loaded.model, LoraSection(rank=2, layers=("q_proj", "embed_tokens", "lm_head")), seed=1)
-    with stirred(loaded.model, seed=0):
+    with perturbed_adapters(loaded.model, seed=0):
         loaded.head.logits(loaded.head.hidden(input_ids=IDS)).square().sum().backward()
     trained = {name: p.grad for name, p in loaded.model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * (NANO["num_layers"] + 2)
@@ -132,7 +132,7 @@ def test_experts_in_one_tensor_are_merged_expert_by_expert(layers, checkpoint):
     experts = model.model.layers[0].mlp.experts
     before = experts.down_proj.detach().clone()
     add_adapters(model, LoraSection(rank=2, alpha=6, layers=layers), seed=1)
-    with stirred(model, seed=0):
+    with perturbed_adapters(model, seed=0):
         plain = merged(model, model.state_dict())
         (wrapper,) = (m for m in model.model.layers[0].mlp.experts.modules() if _adapts(m, "down_proj"))
         a, b = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight
@@ -153,7 +153,7 @@ def test_layers_that_the_model_reads_past_get_no_adapter(checkpoint):
     add_adapters(model, SECTION, seed=0)
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted == {"in_proj", "x_proj"}
-    with stirred(model, seed=0):
+    with perturbed_adapters(model, seed=0):
         assert not torch.allclose(logits(model), before, atol=1e-2)
     other = load_model(ModelSection(path=str(checkpoint("mamba")), dtype="float32"), 0).model
     with pytest.raises(ConfigError, match="an adapter on 'dt_proj' would never be trained"):
@@ -186,7 +186,7 @@ def test_modules_to_save_are_trained_whole_and_tied_ones_together(tmp_path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.requires_grad
     assert not model.model.norm.weight.requires_grad
-    with stirred(model, seed=0):
+    with perturbed_adapters(model, seed=0):
         with torch.no_grad():
             model.lm_head.weight.add_(0.1 * torch.randn(model.lm_head.weight.shape))
         save_model(loaded, tmp_path / "model")
@@ -204,7 +204,7 @@ def test_a_module_with_modules_inside_is_trained_whole_without_adapters_in_it(tm
     trained = {name.rpartition(".mlp.")[2] for name, one in model.named_parameters() if one.requires_grad}
     assert {name for name in trained if ".lora_" not in name} == {f"{n}_proj.weight" for n in ("gate", "up", "down")}
     assert not any(".mlp." in name for name in model.state_dict() if ".lora_" in name)
-    with stirred(model, seed=0), torch.no_grad():
+    with perturbed_adapters(model, seed=0), torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
         save_model(loaded, tmp_path / "model")
         save_adapter(model, model.state_dict(), tmp_path / "adapter")
@@ -233,7 +233,7 @@ def test_stirred_adapters_count_and_are_put_back_bit_for_bit():
     loaded = nano()
     add_adapters(loaded.model, LoraSection(rank=2, layers=("q_proj", "embed_tokens")), seed=1)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    with stirred(loaded.model, seed=0):
+    with perturbed_adapters(loaded.model, seed=0):
         plain = merged(loaded.model, loaded.model.state_dict())
     for name in ("model.embed_tokens", "model.layers.1.self_attn.q_proj"):
         weight = before[f"{name}.base_layer.weight"]

@@ -10,7 +10,7 @@ import pytest
 from heliostat.config import ConfigError, TaskSection
 from heliostat.tasks import Task, list_tasks, load_task, show_task
 from heliostat.tasks.answers import question_key
-from heliostat.tasks.gym import _Gym
+from heliostat.tasks.sources.reasoning_gym import _Gym
 from tests.support.tasks import REWARDS
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}

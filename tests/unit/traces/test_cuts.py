@@ -11,7 +11,7 @@ from heliostat.traces.cuts import (
     Annealed,
     Backtracking,
     Band,
-    Donor,
+    PrefixSource,
     Targeted,
     build_cut_policy,
     cut_prefix_source,
@@ -31,7 +31,7 @@ NAMES = sorted(POLICIES)
 )
 def test_cut_and_continuation_are_the_turn_and_resume_cuts_the_same(name, seed, step, history, num_tokens, given_away):
     turn = tuple(range(num_tokens))
-    donor = Donor("p", turn[: min(given_away, num_tokens - 1)], num_tokens)
+    donor = PrefixSource("p", turn[: min(given_away, num_tokens - 1)], num_tokens)
     policy, resumed = build_cut_policy(name, {}), build_cut_policy(name, {})
     for success in history:
         policy.learn("p", success)
@@ -86,7 +86,7 @@ def test_backtracking_goes_back_on_success_only():
 
 
 def test_cuts_snap_to_where_a_step_ends():
-    donor = Donor("p", tuple(range(10)), 20)
+    donor = PrefixSource("p", tuple(range(10)), 20)
     assert len(cut_prefix_source(donor, 0.3, boundaries=(2, 5, 9, 15))) == 5
     assert len(cut_prefix_source(donor, 0.9, boundaries=(2, 5, 9, 15))) == 9
     assert len(cut_prefix_source(donor, 0.9, boundaries=())) == 0

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from heliostat.models import encode_problem
 from heliostat.traces import Bank, Findings, ImportReport, Problems, import_rows, read_rows, reverify
 from heliostat.traces.columns import to_columns
-from heliostat.traces.files import Row
+from heliostat.traces.files import TraceRow
 from heliostat.traces.fingerprint import policy_fingerprint
-from heliostat.traces.record import Source, Trace
+from heliostat.traces.record import Trace, TraceSource
 from heliostat.types import Problem, Verdict
 
 ANSWERS = {"sums/a": ("1 + 2 =", "3"), "sums/b": ("2 + 2 =", "4"), "sums/c": ("1 + 2 = 3 ; 4 + 4 =", "8")}
@@ -103,8 +103,8 @@ def test_whatever_a_row_holds_it_is_stored_or_named(data, tmp_path, problems):
     broken = data.draw(st.dictionaries(st.sampled_from(sorted(good)), JUNK, min_size=1, max_size=3))
     report = ImportReport()
     rows = [
-        Row("rows.jsonl, row 1", {**good, **broken}),
-        Row("rows.jsonl, row 2", {"prompt": "2 + 2 =", "completion": "4"}),
+        TraceRow("rows.jsonl, row 1", {**good, **broken}),
+        TraceRow("rows.jsonl, row 2", {"prompt": "2 + 2 =", "completion": "4"}),
     ]
     with Bank.open(tmp_path / "any.bank") as bank:
         import_rows(bank, rows, report, problems)
@@ -114,13 +114,13 @@ def test_whatever_a_row_holds_it_is_stored_or_named(data, tmp_path, problems):
 
 
 def own_row(problems, **changes):
-    source = Source(problems.tokenizer, policy="w", run="r", step=2, verifier="claimed")
+    source = TraceSource(problems.tokenizer, policy="w", run="r", step=2, verifier="claimed")
     trace = Trace("sums/a", "sums", (1, 2), (3, 4), 0.0, False, source, text="so 3", seed=5)
     return to_columns(replace(trace, **changes))
 
 
 def test_ids_of_this_tokenizer_stay_and_others_are_encoded_again(tmp_path, problems, nano):
-    foreign = Source("another tokenizer", policy="w", verifier="claimed")
+    foreign = TraceSource("another tokenizer", policy="w", verifier="claimed")
     rows = [
         own_row(problems),
         own_row(problems, source=foreign, seed=6),

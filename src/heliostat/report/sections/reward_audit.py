@@ -1,6 +1,6 @@
 """The findings of the audit before training: one card per task, with the right answers that were refused.
 
-Left out: the audit itself (``tasks.auditing``), and its tricks one by one, which are in ``audit.json``.
+Left out: the audit itself (``tasks.reward_audit.audit``), and its tricks one by one, which are in ``audit.json``.
 """
 
 from __future__ import annotations

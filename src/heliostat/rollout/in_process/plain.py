@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from heliostat.models import LoadedModel
-from heliostat.models.internals import accepts, memory_argument, memory_of
+from heliostat.models.transformers_internals import accepts, memory_argument, memory_of
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector, PartialCompletion
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.request import SampleRequest

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from heliostat.models import LoadedModel
-from heliostat.models.internals import CacheLayerMixin, num_queries
+from heliostat.models.transformers_internals import CacheLayerMixin, num_queries
 
 
 class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped

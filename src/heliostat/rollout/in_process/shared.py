@@ -32,14 +32,14 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from heliostat.models import LoadedModel
-from heliostat.models.internals import (
+from heliostat.models.architecture_probes import probe_ids, probing
+from heliostat.models.transformers_internals import (
     attention_in_use,
     register_attention,
     takes_attention_functions,
     usual_attention,
     with_attention,
 )
-from heliostat.models.probes import probe_ids, probing
 from heliostat.rollout.in_process.rows import key_values
 from heliostat.rollout.in_process.shared_prompts import ColumnLayer, SharedPrompts
 

@@ -4,10 +4,10 @@
     > the model's own cache, prompts of equal length > no cache, prompts of equal length > no cache, one row at a time
 
 A trial samples a few prompts of mixed lengths, several tokens each, rows ending and coming in between, and compares the
-recorded log-probabilities with the model's own forward of each text alone (``models.agreement``). The last way is that
-forward, so a causal model that gives the same numbers twice always has one.
+recorded log-probabilities with the model's own forward of each text alone (``models.checks.reference_forward``). The
+last way is that forward, so a causal model that gives the same numbers twice always has one.
 
-Left out: servers, which are compared after every hand-over of weights (``vllm_server.parity``).
+Left out: servers, which are compared after every sync of weights (``vllm_server.parity``).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import torch
 
 from heliostat.config import ConfigError, RolloutSection
 from heliostat.models import LoadedModel
-from heliostat.models.agreement import (
-    Yardstick,
+from heliostat.models.architecture_probes import num_embedded_ids
+from heliostat.models.checks.reference_forward import (
+    Tolerance,
     common_contexts,
     comparing,
+    measure_tolerance,
     mixed_contexts,
     num_tried,
-    true_log_probs,
+    reference_log_probs,
+    short_error,
     unreached,
-    what_failed,
-    yardstick,
 )
-from heliostat.models.probes import num_embedded_ids
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits
 from heliostat.rollout.in_process.engine import TorchEngine
 from heliostat.rollout.in_process.plain import PlainEngine
@@ -135,12 +135,12 @@ class Trial:
     """A model, and the largest error that a way of decoding it may have."""
 
     loaded: LoadedModel
-    measure: Yardstick
+    measure: Tolerance
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> Trial:
         """Measure the model."""
-        return cls(loaded, yardstick(loaded))
+        return cls(loaded, measure_tolerance(loaded))
 
     def engine(self, way: Way, limits: DecodeLimits) -> InProcess | None:
         """Build a way's engine and try it; return ``None`` where the model has no such way.
@@ -160,7 +160,7 @@ class Trial:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
-            raise WrongWay(f"{way.name}: {what_failed(error)}") from error
+            raise WrongWay(f"{way.name}: {short_error(error)}") from error
         if not gap <= self.measure.bound:  # also where it is not a number
             raise WrongWay(
                 f"{way.name}: log-probabilities off by {gap:.1g}, where rounding explains {self.measure.bound:.1g}"
@@ -173,7 +173,7 @@ class Trial:
         context, *_ = mixed_contexts(self.loaded)
         with comparing(self.loaded, self.measure.gain):
             once, again = (
-                true_log_probs(self.loaded, context[:1], context[1:], self.measure.temperature) for _ in range(2)
+                reference_log_probs(self.loaded, context[:1], context[1:], self.measure.temperature) for _ in range(2)
             )
         if not float((once - again).abs().sum()) <= self.measure.bound:
             return "it does not say the same twice"
@@ -201,7 +201,7 @@ class Trial:
         """Return the largest error of a group's log-probabilities."""
         gaps = [0.0]
         for completion in group.completions:
-            truth = true_log_probs(
+            truth = reference_log_probs(
                 self.loaded, group.prompt.context_ids, completion.token_ids, self.measure.temperature
             )
             gaps.append(float(np.abs(truth.numpy() - completion.logp_gen).max()))

@@ -4,8 +4,8 @@
     solutions   (of a warm start) fit behind their prompts, and are there
     markers     answer markers and stop strings are still there after decoding
 
-A hundred thousand short rows take seconds, since they are only rendered (``models.sizes``). Left out: whether right
-answers are paid (``reward_audit``).
+A hundred thousand short rows take seconds, since they are only rendered (``models.prompts.token_counts``). Left out:
+whether right answers are paid (``reward_audit``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from heliostat.config import ConfigError, Recipe
 from heliostat.models import decode, encode_solution, encode_turns
-from heliostat.models.chat import render
-from heliostat.models.control_tokens import control_tokens
-from heliostat.models.encoding import chat_messages
-from heliostat.models.loaded import LoadedModel
-from heliostat.models.sizes import prompt_sizes, solution_sizes
+from heliostat.models.loaded_model import LoadedModel
+from heliostat.models.prompts.chat_rendering import render
+from heliostat.models.prompts.control_tokens import control_tokens
+from heliostat.models.prompts.encoding import chat_messages
+from heliostat.models.prompts.token_counts import prompt_sizes, solution_sizes
 from heliostat.tasks import Task
 from heliostat.tasks.task import by_the_book
 from heliostat.train.model_bundle import ModelBundle

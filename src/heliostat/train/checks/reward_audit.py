@@ -3,7 +3,7 @@
     tasks, pool, model's text  ->  audit.json, sentences on the screen, and the reason to stop if there is one
 
 Right answers are paid as the model would say them: in its tokens and back, cut at the recipe's stop strings. Left out:
-what is tried and what counts (``tasks.auditing``).
+what is tried and what counts (``tasks.reward_audit.audit``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from heliostat.config import AuditSection, Recipe
 from heliostat.models import decode, encode_solution
 from heliostat.tasks import AuditReport, Task, VerifierPool, audit
-from heliostat.tasks.auditing import IN_A_RUN, FindingKind
-from heliostat.tasks.oracles import Say, knows_answers
+from heliostat.tasks.reward_audit.audit import IN_A_RUN, FindingKind
+from heliostat.tasks.reward_audit.oracles import Say, knows_answers
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.run_folder.folder import RunFolder
 from heliostat.types import Problem

@@ -13,12 +13,12 @@ from typing import Self
 from heliostat.config import Recipe
 from heliostat.models import LoadedModel
 from heliostat.tasks import Task
-from heliostat.traces import Bank, Source, Trace, policy_fingerprint, tokenizer_fingerprint
+from heliostat.traces import Bank, Trace, TraceSource, policy_fingerprint, tokenizer_fingerprint
 from heliostat.train.data.problem_lookup import verifier_names
 from heliostat.types import Group
 
 
-def traces_of(groups: Sequence[Group], sources: Mapping[str, Source], flops: float) -> list[Trace]:
+def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops: float) -> list[Trace]:
     """Every completion of verified groups as a trace.
 
     Args:
@@ -52,12 +52,14 @@ def traces_of(groups: Sequence[Group], sources: Mapping[str, Source], flops: flo
     ]
 
 
-def sources_of(recipe: Recipe, loaded: LoadedModel, tasks: Sequence[Task], run: str, step: int) -> dict[str, Source]:
+def sources_of(
+    recipe: Recipe, loaded: LoadedModel, tasks: Sequence[Task], run: str, step: int
+) -> dict[str, TraceSource]:
     """By task, what a trace says about the policy as it is now."""
     tokenizer, policy = tokenizer_fingerprint(loaded), policy_fingerprint(loaded)
     rollout = recipe.rollout
     return {
-        task.name: Source(
+        task.name: TraceSource(
             tokenizer, policy, run, step, rollout.temperature, rollout.max_new_tokens, verifier_names(task)
         )
         for task in tasks
@@ -84,7 +86,7 @@ class TraceLog:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add(self, groups: Sequence[Group], sources: Mapping[str, Source], flops: float) -> None:
+    def add(self, groups: Sequence[Group], sources: Mapping[str, TraceSource], flops: float) -> None:
         """Store a step's groups; those of a step that is made again after a restart are known already."""
         if self._bank is None:
             return
@@ -92,7 +94,7 @@ class TraceLog:
         kept = [trace for trace in traces if trace.success or self._recipe.traces.keep == "all"]
         self._bank.append(kept)
 
-    def sources(self, policy_step: int) -> dict[str, Source]:
+    def sources(self, policy_step: int) -> dict[str, TraceSource]:
         """Who samples now; asked for before the weights move."""
         if self._bank is None:
             return {}

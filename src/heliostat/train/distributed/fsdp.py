@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from heliostat.models.internals import GradientCheckpointingLayer
+from heliostat.models.transformers_internals import GradientCheckpointingLayer
 from heliostat.optim.distributed.sharded_tensors import full_tensor
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Any
 from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tasks.nesting import refuse_nested
+from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heliostat.config import Recipe
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
-from heliostat.tasks.nesting import refuse_nested
+from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import set_up_sampler, with_model

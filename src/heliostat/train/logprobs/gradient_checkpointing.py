@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from heliostat.models.internals import GradientCheckpointingLayer, recompute_layer
+from heliostat.models.transformers_internals import GradientCheckpointingLayer, recompute_layer
 
 
 @contextmanager

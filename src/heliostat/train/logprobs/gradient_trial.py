@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from heliostat.models import LoadedModel
-from heliostat.models.agreement import what_failed
+from heliostat.models.checks.reference_forward import short_error
 from heliostat.train.logprobs.layouts import Alone, Layout
 from heliostat.train.logprobs.packing import Row
 
@@ -50,7 +50,7 @@ class GradientTrial:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
-            self.untrainable = what_failed(error)
+            self.untrainable = short_error(error)
             return
         if truth is None:
             return
@@ -69,7 +69,7 @@ class GradientTrial:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # as above
-            return what_failed(error)
+            return short_error(error)
         gap = float("inf") if found is None else float((found - self._truth).norm() / self._truth.norm())
         return "" if gap <= MAX_GAP else f"gradients off by {gap:.1g} of their size"
 

@@ -1,8 +1,8 @@
 """Which layouts of rows give a model's own numbers: each is tried once per model, before anything is trained with it.
 
 A trial scores a few groups of mixed lengths and compares every log-probability with the model's own forward of each
-text alone (``models.agreement``), and its gradient (``gradient_trial``). What fails is left out; where even
-padding is wrong, rows run one by one.
+text alone (``models.checks.reference_forward``), and its gradient (``gradient_trial``). What fails is left out; where
+even padding is wrong, rows run one by one.
 
 Left out: which of the right layouts is cheapest for a batch (``policy``).
 """
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from heliostat.models import LoadedModel
-from heliostat.models.agreement import (
+from heliostat.models.checks.reference_forward import (
     comparing,
+    measure_tolerance,
     mixed_contexts,
     num_tried,
-    true_log_probs,
+    reference_log_probs,
+    short_error,
     unreached,
-    what_failed,
-    yardstick,
 )
 from heliostat.train.logprobs.gradient_trial import GradientTrial
 from heliostat.train.logprobs.layouts import Alone, Cached, Layout, Plain, Tree
@@ -86,11 +86,11 @@ def exact_layouts(loaded: LoadedModel) -> Exact:
 
 def _tried(loaded: LoadedModel) -> Exact:
     rows = _rows(loaded)
-    measure = yardstick(loaded)
+    measure = measure_tolerance(loaded)
     with comparing(loaded, measure.gain):
         truth = torch.cat(
             [
-                true_log_probs(loaded, row.prompt.context_ids, row.completion.token_ids, measure.temperature)
+                reference_log_probs(loaded, row.prompt.context_ids, row.completion.token_ids, measure.temperature)
                 for row in rows
             ]
         )
@@ -128,7 +128,7 @@ def _fault(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
-        return what_failed(error)
+        return short_error(error)
     logp = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
     gap = float((logp - truth).abs().max())
     if gap <= bound:

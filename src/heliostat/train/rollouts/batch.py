@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import RolloutCounts
-from heliostat.traces import Source
+from heliostat.traces import TraceSource
 from heliostat.train.logprobs.score import Anchor, sampler_anchor
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Completion, Group, Mean, Problem, Prompt, StopReason, Verdict
@@ -36,7 +36,7 @@ class Rollouts:
     step: int
     policy_step: int
     version: int
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TraceSource]
     groups: list[Group]
     counts: RolloutCounts
     scored: UpdateCounts
@@ -96,7 +96,7 @@ class Rollouts:
             step=state["step"],
             policy_step=state["policy_step"],
             version=state["version"],
-            sources={task: Source(**source) for task, source in state["sources"].items()},
+            sources={task: TraceSource(**source) for task, source in state["sources"].items()},
             groups=groups,
             counts=RolloutCounts(**state["counts"]),
             scored=UpdateCounts(**state["scored"]),

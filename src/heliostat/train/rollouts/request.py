@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heliostat.rollout import SamplingSettings
-from heliostat.traces import Source
+from heliostat.traces import TraceSource
 from heliostat.types import Prompt
 
 
@@ -27,7 +27,7 @@ class RolloutRequest:
     seed: int
     policy_step: int
     version: int
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TraceSource]
 
     @property
     def is_ahead(self) -> bool:

@@ -35,7 +35,7 @@ from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.spans import timed_spans
 from heliostat.tasks import VerifierPool
-from heliostat.tasks.pool import Judging
+from heliostat.tasks.verifier_pool.pool import VerdictCollector
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
@@ -69,7 +69,7 @@ class PendingRollout:
     """A request that is being sampled."""
 
     request: RolloutRequest
-    judging: Judging
+    judging: VerdictCollector
     landing: Future[SampledShare]
 
 
@@ -227,13 +227,13 @@ class RolloutScheduler:
 
     # -- in the thread ----------------------------------------------------------------------------------------------
 
-    def _sample_with(self, weights: list[Tensor], request: RolloutRequest, judging: Judging) -> SampledShare:
+    def _sample_with(self, weights: list[Tensor], request: RolloutRequest, judging: VerdictCollector) -> SampledShare:
         assert self.bundle.sampler_copy is not None
         with with_weights(self.bundle.sampler_copy, weights):
             return self._sample(request, judging, self.bundle.sampler_copy)
 
     def _sample(
-        self, request: RolloutRequest, judging: Judging, sampler_copy: LoadedModel | None = None
+        self, request: RolloutRequest, judging: VerdictCollector, sampler_copy: LoadedModel | None = None
     ) -> SampledShare:
         began = monotonic()
         with self._timed(sampler_copy) as spans:
@@ -243,7 +243,7 @@ class RolloutScheduler:
                 request.settings,
                 seed=request.seed,
                 policy_step=request.policy_step,
-                on_group=judging.announce,
+                on_group=judging.submit,
             )
             groups = self.engine.sample(ordered)
         seconds, counts = monotonic() - began, self.engine.take_counts()

@@ -1,9 +1,10 @@
 """A run's model as folders that plain transformers and PEFT load, from any number of ranks, read back before trusted.
 
-    try_export   of the model before training, what is trained shaken: what could be lost is lost now
+    try_export   of the model before training, what is trained perturbed_weights: what could be lost is lost now
     export       of the model after training
 
-Left out: what is in such a folder (``models.saving``, ``models.lora``) and how it is compared (``models.readback``).
+Left out: what is in such a folder (``models.saving``, ``models.lora``) and how it is compared
+(``models.checks.saved_model``).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from heliostat.config import ConfigError
 from heliostat.models import LoadedModel, save_model
-from heliostat.models.lora import held, is_adapted, save_adapter, stirred
-from heliostat.models.readback import SavedDiffers, check_adapter, check_saved, trainer_logits
+from heliostat.models.checks.saved_model import SavedDiffers, check_adapter, check_saved, trainer_logits
+from heliostat.models.checks.weight_perturbation import perturbed_weights
+from heliostat.models.lora import held, is_adapted, perturbed_adapters, save_adapter
 from heliostat.models.saving import replacing
-from heliostat.models.shaking import shaken
 from heliostat.storage.errors import is_full
 from heliostat.train.distributed.fsdp import full_state_dict, unsharded
 from heliostat.train.distributed.ranks import RankLost, Runtime
@@ -76,7 +77,7 @@ def try_export(
     seed = runtime.rank if runtime.sharded else 0
     trained = [held(each) for each in loaded.model.parameters() if each.requires_grad]
     try:
-        with stirred(loaded.model, seed), shaken(trained, seed):
+        with perturbed_adapters(loaded.model, seed), perturbed_weights(trained, seed):
             _export(loaded, runtime, trial / "model", prompts, trial / "adapter")
     except RankLost:
         raise

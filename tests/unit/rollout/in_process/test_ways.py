@@ -8,7 +8,7 @@ import torch
 
 from heliostat.config import ConfigError, RolloutSection
 from heliostat.models import LoadedModel, encode_problem
-from heliostat.models.agreement import comparing, mixed_contexts, reach, unreached
+from heliostat.models.checks.reference_forward import comparing, mixed_contexts, reach, unreached
 from heliostat.rollout import DecodeLimits, PlainEngine, SampleRequest, SamplingSettings, TorchEngine, build_engine
 from heliostat.rollout.in_process.rows import PaddedRows, Rows
 from heliostat.rollout.in_process.shared import SharedPrompts, SharedRows
@@ -189,7 +189,7 @@ def test_windows_are_exceeded_where_that_is_cheap_and_distrusted_where_not(monke
     loaded.model.config.window_size = 40
     assert max(map(len, mixed_contexts(loaded))) == reach(loaded) == 43
     assert not unreached(loaded)
-    monkeypatch.setattr("heliostat.models.agreement.MAX_WINDOW_WORK", 10.0)
+    monkeypatch.setattr("heliostat.models.checks.reference_forward.MAX_WINDOW_WORK", 10.0)
     assert reach(loaded) is None
     assert unreached(loaded)
     assert isinstance(build(loaded), PlainEngine)

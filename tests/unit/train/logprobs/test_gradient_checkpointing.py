@@ -14,6 +14,7 @@ from tests.support.model_families import small
 RATES = ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "decoder_layerdrop", "resid_pdrop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["opt", "bart", "biogpt", "gpt2", "llama"])
 def test_dropout_of_a_layers_own_stays_off(family, tmp_path):
     base = small.write_small(family, tmp_path / "base")

@@ -31,6 +31,7 @@ def hidden_and_gradient(layout, loaded, rows):
     return hidden.detach(), torch.cat([p.grad.flatten() for p in loaded.model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "two"), itertools.combinations(LAYOUTS, 2))
 @pytest.mark.parametrize("max_new_tokens", [1, 9])
 def test_layouts_agree_in_value_and_gradient(nano, one, two, max_new_tokens):

@@ -67,7 +67,7 @@ def test_what_was_published_before_stays_when_a_later_export_is_wrong(tmp_path, 
     weights, adapter = (
         (tmp_path / name).read_bytes() for name in ("model/model.safetensors", "adapter/adapter_model.safetensors")
     )
-    with lora.stirred(loaded.model, seed=0):
+    with lora.perturbed_adapters(loaded.model, seed=0):
         half_merged(monkeypatch, "model.layers.0.mlp.down_proj")
         with pytest.raises(
             ExportError, match="the last checkpoint is complete, and the same command with the same --run"
@@ -89,6 +89,7 @@ def test_a_full_disk_is_said_with_its_way_out(loaded, tmp_path, monkeypatch):
         export(loaded, ALONE, tmp_path / "model", PROMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt2", "mamba"])
 @pytest.mark.parametrize("layers", [(), "everything"], ids=["default", "everything"])

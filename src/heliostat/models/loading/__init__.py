@@ -1,0 +1,1 @@
+"""Loading of models: the Hugging Face hub, local folders, and the models that need no network."""

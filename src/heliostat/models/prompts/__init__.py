@@ -1,0 +1,1 @@
+"""Prompts: chat messages rendered by the template and encoded to token ids."""

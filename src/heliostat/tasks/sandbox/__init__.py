@@ -1,0 +1,1 @@
+"""Isolation of untrusted code: fresh interpreters, process trees, bounded messages, safe ``eval``."""

@@ -1,0 +1,1 @@
+"""Sources of problems: reasoning-gym, data files, and demonstrations."""
