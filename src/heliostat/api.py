@@ -5,7 +5,7 @@
 
     heliostat.post_train(model="tiny", data=rows, rewards=[my_function])     rows: a list of dicts, a frame, a Dataset
 
-Left out: everything these verbs are made of, which is importable from its own room.
+Left out: the parts of these functions, which can be imported from their own packages.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def sft(
     overrides: Overrides = (),
     run_dir: Path | str | None = None,
 ) -> RunResult:
-    """The recipe's supervised warm start alone, on its own task or on other worked solutions.
+    """Run the recipe's supervised warm start alone, on its own task or on other worked solutions.
 
     Args:
         data: a file or folder, or rows as in ``post_train``: with ``prompt`` and ``completion`` (texts or chat

@@ -1,4 +1,4 @@
-"""What this package may write over: folders that a run of its own marked, and files that it wrote itself.
+"""Outputs that this package may overwrite: folders marked by a run of its own, and files that it wrote itself.
 
     claim_folder       an empty folder, or one that was claimed before, becomes a run's; anything else is refused
     release_folder     the reverse, for a run that was refused before it began

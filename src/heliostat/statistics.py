@@ -55,7 +55,7 @@ def pass_at_k(num_samples: int, num_success: int, k: int) -> float:
 
 
 def bootstrap(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Estimate:
-    """The mean of ``values`` and the percentile interval of its bootstrap distribution.
+    """Compute the mean of ``values`` and the percentile interval of its bootstrap distribution.
 
     **Limits** One value, or equal values, have an interval of width zero; an interval always holds its own mean.
     """
@@ -68,7 +68,7 @@ def bootstrap(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> E
 
 
 def success_rate(rates: Sequence[float] | NDArray[np.float64]) -> Estimate:
-    """The mean of success rates, one per problem, and its 95% interval.
+    """Compute the mean of success rates, one per problem, and its 95% interval.
 
     Wilson's interval ``|p - value| = z sqrt(p (1 - p) / m)`` for ``m = N (N q + 1/2) / (N s^2 + 1/2)`` problems with
     one sample each, where ``q = value (1 - value)`` and ``s^2`` is the variance of the rates. Rates between 0 and 1
@@ -91,7 +91,7 @@ def success_rate(rates: Sequence[float] | NDArray[np.float64]) -> Estimate:
 
 
 def success_change(changes: Sequence[float] | NDArray[np.float64]) -> Estimate:
-    """The mean of changes of success rates, one per problem that was tried twice, and its 95% interval.
+    """Compute the mean change of success rates, one per problem that was tried twice, and its 95% interval.
 
     Tango's score interval of paired proportions, with the mean rise and the mean fall in place of the shares of
     problems that were gained and lost, for as many problems as the changes are worth (see ``success_rate``).
@@ -158,7 +158,7 @@ def difference(before: Estimate, after: Estimate) -> Estimate:
 
 
 def interquartile_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """The mean of the middle half: a quarter of the weight is taken from each end, partly from a value if need be.
+    """Average the middle half: a quarter of the weight is removed from each end, in part from a value if needed.
 
     **Limits** Up to two values: their mean. Equal values: that value. One value moved to infinity among five or more
     changes it by a bounded amount.
@@ -173,7 +173,7 @@ def interquartile_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def interquartile_estimate(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Estimate:
-    """The interquartile mean and the percentile interval of its bootstrap distribution over the values.
+    """Compute the interquartile mean and the percentile interval of its bootstrap distribution over the values.
 
     **Limits** One value, or equal values, have an interval of width zero.
     """

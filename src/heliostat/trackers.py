@@ -95,7 +95,7 @@ class HostedTracker:
         self._client.log({**values, "step": step})
 
     def rewind(self, last_step: int) -> None:
-        """What was sent stays sent; steps that are made again are further rows."""
+        """Keep all rows that were sent; repeated steps are sent as further rows."""
 
     def close(self) -> None:
         self._client.finish()
@@ -179,7 +179,7 @@ class _Wanted:
 def open_services(
     section: TrackingSection, folder: Path, recipe: Mapping[str, Any], note: Callable[[str], None]
 ) -> list[Tracker]:
-    """The trackers that the recipe asks for.
+    """Build the trackers that the recipe asks for.
 
     Raises:
         ConfigError: a tracker's package is not installed, or its key is missing.

@@ -127,7 +127,9 @@ METRICS: dict[str, Metric] = {
     "guard/entropy_target": Metric("nats/token", "what the guard holds entropy at"),
     "guard/output": Metric("fraction", "how far the guard's controller has pushed its actuator"),
     "guard/setting": Metric("value", "value of the actuated setting in the next step"),
-    "time/rollout": Metric("seconds", "wall time of sampling; of waiting for it, where it goes on beside training"),
+    "time/rollout": Metric(
+        "seconds", "wall time of sampling, or of waiting for sampling that runs in parallel with training"
+    ),
     "time/ahead": Metric("seconds", "wall time that sampling this step's rollouts took in its own thread"),
     "time/verify": Metric("seconds", "wall time of verification beyond what ran during sampling"),
     "time/update": Metric("seconds", "wall time of forward, backward and optimizer"),
@@ -140,7 +142,7 @@ METRICS: dict[str, Metric] = {
     "compute/collection_flops": Metric("FLOP", "floating-point operations that collecting the traces took"),
     "compute/total_flops": Metric("FLOP", "all of these and the warm start so far, evaluations left out"),
     "compute/unshared_flops": Metric("FLOP", "the same total if every completion had computed its own prompt"),
-    "prefix/success": Metric("fraction", "share of completions behind a prefix that every verifier gave full marks"),
+    "prefix/success": Metric("fraction", "share of completions after a prefix that every verifier gave full marks"),
     "prefix/success_without": Metric("fraction", "the same share of this step's completions without a prefix"),
     "prefix/share": Metric("fraction", "mean share of a stored solution that prefixed prompts were given"),
     "compute/tokens": Metric("tokens", "completion tokens sampled for training so far"),
@@ -158,12 +160,12 @@ def check_key(key: str) -> None:
 
 
 class Tracker(Protocol):
-    """Anything that takes a step's numbers."""
+    """A destination of metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def rewind(self, last_step: int) -> None:
-        """The run goes on from ``last_step``: forget later steps, where that is possible."""
+        """Forget steps after ``last_step``, from which the run continues, where that is possible."""
 
     def close(self) -> None: ...
 

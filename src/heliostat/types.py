@@ -116,7 +116,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What one policy sampled after one prompt.
+    """A completion sampled by one policy after one prompt.
 
     Attributes:
         token_ids: sampled ids, including the end-of-sequence token if there was one.
@@ -143,7 +143,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the verifiers said about one completion.
+    """The verifiers' judgement of one completion.
 
     Attributes:
         reward: the weighted sum that training sees.
@@ -220,7 +220,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """What an objective sees: ragged sequences laid end to end, no padding, completion tokens only.
+    """The input of an objective: ragged sequences laid end to end, no padding, completion tokens only.
 
     Attributes:
         sequence: for every token, the index of the sequence it belongs to, in ``[0, num_sequences)``, sorted.

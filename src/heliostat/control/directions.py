@@ -43,12 +43,12 @@ class Direction(Protocol):
     def damping(self) -> float: ...
 
     def build(self, actor: Actor, lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the actor's parameters."""
+        """Build the optimizer of the actor's parameters."""
 
     def step(
         self, optimizer: Any, actor: Actor, rows: Transitions, draws: np.random.Generator, kept: LogProb | None = None
     ) -> None:
-        """One step on the gradients in place (of minus the objective).
+        """Take one step on the gradients in place (of minus the objective).
 
         Args:
             kept: log-probabilities of the rows with their graph, if it was kept; spares the scores' forward pass.
@@ -111,7 +111,7 @@ class Rank1:
         _SUPPLY[self.u](self, optimizer, actor, rows, draws, kept)
 
     def drawn(self, rows: Transitions, draws: np.random.Generator) -> Int[Tensor, " sample"]:
-        """The numbers of ``num_scores`` of the rows, every one once if there are no more."""
+        """Draw the indices of ``num_scores`` rows, or of all rows if there are no more."""
         if self.num_scores >= len(rows):
             return torch.arange(len(rows), device=rows.actions.device)
         index = draws.choice(len(rows), self.num_scores, replace=False)

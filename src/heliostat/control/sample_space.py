@@ -76,7 +76,7 @@ class SampleSpaceNaturalGradient(BaseOptimizer):
     def step(  # type: ignore[override]
         self, *, scores: Mapping[Tensor, Float[Tensor, "row ..."]], advantages: Float[Tensor, " row"]
     ) -> None:
-        """One step; gradients in place are not looked at."""
+        """Take one step; gradients in place are ignored."""
         (group,) = self.param_groups
         inner_products = gram(scores)
         if not bool(torch.isfinite(inner_products).all() and torch.isfinite(advantages).all()):

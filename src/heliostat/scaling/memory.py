@@ -26,7 +26,7 @@ MEMORY_SHARE = 0.9
 """Of a GPU's memory that may be planned with; the rest is for what is left out here. vLLM's default, too."""
 
 STORED = {"bfloat16": 2, "float32": 4}
-"""Types of stored weights, and their bytes."""
+"""Bytes of a stored weight by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
