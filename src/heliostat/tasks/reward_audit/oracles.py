@@ -83,9 +83,8 @@ def judge_oracles(task: Task, problems: Sequence[Problem], budget: JudgingBudget
     """Judge each problem's worked solution and, if it is refused, the answer alone; stops at the time budget."""
     texts = [_texts(problem, task.answer_after) for problem in problems]
     asked = [(problem, say(problem, several[0])) for problem, several in zip(problems, texts, strict=True)]
-    judged = [
-        JudgedAnswer(*one, verdict) for one, verdict in zip(asked, budget.judge(asked), strict=False)
-    ]  # time may be up
+    verdicts = budget.judge(asked)  # shorter if time is up
+    judged = [JudgedAnswer(*one, verdict) for one, verdict in zip(asked, verdicts, strict=False)]
     again = [index for index, one in enumerate(judged) if len(texts[index]) > 1 and not accepts(task, one.verdict)]
     second = [(problems[index], say(problems[index], texts[index][1])) for index in again]
     for index, one, verdict in zip(again, second, budget.judge(second), strict=False):
