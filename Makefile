@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test quick torture format docs race clean
+.PHONY: setup demo test types quick torture format docs race clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -29,6 +29,15 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# Studies and benchmarks, a folder at a time since each is its scripts' own path: names, attributes and arguments that
+# do not exist. The library itself is checked strictly by `make test`.
+SCRIPTS := $(filter-out studies/wrecks/,$(sort $(dir $(wildcard studies/*/*.py benchmarks/*/*.py))))
+MYPY_SCRIPTS := $(BIN)/mypy --config-file studies/mypy.ini --cache-dir .mypy_cache/scripts
+types: setup
+	for folder in $(SCRIPTS); do \
+		MYPYPATH=src:tests/reference:studies/pmd $(MYPY_SCRIPTS) $$folder || exit 1; done
+	MYPYPATH=src $(MYPY_SCRIPTS) -p studies.wrecks
 
 # The unit tests that take under half a second: a minute on two cores, between two edits.
 quick: setup

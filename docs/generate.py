@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from heliostat.config import describe_keys, describe_sections, recipe_names
+from heliostat.config.renamed import RENAMED
 from heliostat.models import TinyShape
 from heliostat.objectives.registry import OBJECTIVES
 from heliostat.optim.registry import REGISTRY
@@ -77,6 +78,9 @@ name. An unknown key, a wrong type or a contradiction is refused in one line bef
         rows = [(f"`{key.name}`", _cell(key.type), _default(key.default), _cell(key.description)) for key in keys]
         parts.append(_table(("key", "type", "default", "meaning"), rows))
         parts += _NAMED.get(name, list)()
+    parts += ["## Renamed settings", "An old name is accepted with a notice until the version in the last column."]
+    rows = [(f"`{old}`", f"`{new.name}`", new.removed_in) for old, new in RENAMED.items()]
+    parts.append(_table(("old name", "new name", "refused from version"), rows))
     return "\n\n".join(parts) + "\n"
 
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from heliostat.cli.control import read_settings
 from heliostat.control import SMAC
-from heliostat.control.contenders import arguments_of
+from heliostat.control.algorithms import arguments_of
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from heliostat.optim import accumulate_in_float32
-from heliostat.optim.precision.master_weights import with_master_weights
+from heliostat.optim.master_weights import with_master_weights
 
 SHAPES = [*((1280, 320), (320, 1280), (320, 320), (320, 320), (320,)) * 9, (8192, 320)]
 ROUNDS = 15

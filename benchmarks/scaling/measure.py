@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from heliostat.config import Recipe, load_recipe
 from heliostat.models import load_model
 from heliostat.scaling import (
+    GpuLayout,
     Hardware,
-    Layout,
     job_of,
     sampling_flops,
     shape_of,
@@ -82,7 +82,7 @@ mode = "off"
 """
 CASES = {
     "one rank": (1, {}),
-    "one rank, recompute": (1, {"train.recompute": True}),
+    "one rank, recompute": (1, {"train.gradient_checkpointing": True}),
     "two ranks, replicated": (2, {"distributed.placement": "replicated"}),
     "two ranks, sharded": (2, {"distributed.placement": "sharded"}),
     "two ranks, sharded, bfloat16": (
@@ -212,7 +212,7 @@ def predicted(ranks: list[list[dict]], num_ranks: int, overrides: dict[str, obje
     job = job_of(recipe, PROMPT_TOKENS, values["length/mean"])
     if not bfloat16:  # float32 anchors come from the sampler
         job = dataclasses.replace(job, scored_forwards=0.0)
-    layout = Layout(num_ranks, sharded=recipe.distributed.placement == "sharded")
+    layout = GpuLayout(num_ranks, sharded=recipe.distributed.placement == "sharded")
     traffic = step_traffic(shape, job, layout, "float32", "bfloat16" if bfloat16 else None)
     held = training_memory(shape, job, layout, "float32", "bfloat16" if bfloat16 else None)
     machine = Hardware(

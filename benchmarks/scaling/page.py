@@ -17,8 +17,8 @@ from pathlib import Path
 from heliostat.scaling import (
     H100,
     MODELS,
+    GpuLayout,
     Job,
-    Layout,
     StepSeconds,
     estimate,
     heavy_tailed,
@@ -35,13 +35,13 @@ MEASURED = Path(__file__).parent / "results" / "measured.json"
 JOB = Job(
     num_prompts=64, group_size=16, prompt_tokens=512, mean_tokens=2048, longest_tokens=8192, microbatch_tokens=16384
 )
-AGAIN = dataclasses.replace(JOB, recompute=True)
+AGAIN = dataclasses.replace(JOB, gradient_checkpointing=True)
 ROUTES = (
-    ("qwen2.5-0.5b", "8, replicated", Layout(8)),
-    ("qwen2.5-7b", "8, sharded", Layout(8, True)),
-    ("qwen2.5-7b", "8 sharded + 8 sample", Layout(8, True, 8)),
-    ("qwen2.5-32b", "32 sharded + 32 sample by 4", Layout(32, True, 32, 4)),
-    ("kimi-k2", "512 sharded, experts by 64 + 512 sample by 32", Layout(512, True, 512, 32, 64)),
+    ("qwen2.5-0.5b", "8, replicated", GpuLayout(8)),
+    ("qwen2.5-7b", "8, sharded", GpuLayout(8, True)),
+    ("qwen2.5-7b", "8 sharded + 8 sample", GpuLayout(8, True, 8)),
+    ("qwen2.5-32b", "32 sharded + 32 sample by 4", GpuLayout(32, True, 32, 4)),
+    ("kimi-k2", "512 sharded, experts by 64 + 512 sample by 32", GpuLayout(512, True, 512, 32, 64)),
 )
 
 
@@ -74,7 +74,7 @@ def models() -> str:
 
 
 def memory() -> str:
-    def row(name: str, what: str, layout: Layout) -> tuple[object, ...]:
+    def row(name: str, what: str, layout: GpuLayout) -> tuple[object, ...]:
         plain = training_memory(MODELS[name], JOB, layout)
         found = estimate(MODELS[name], AGAIN, layout, H100)
         held, sampler = found.trainer, found.sampler
@@ -90,7 +90,7 @@ def memory() -> str:
 
 
 def seconds() -> str:
-    def row(name: str, what: str, layout: Layout) -> tuple[object, ...]:
+    def row(name: str, what: str, layout: GpuLayout) -> tuple[object, ...]:
         one = step_seconds(MODELS[name], AGAIN, layout, H100)
         other = step_seconds(MODELS[name], AGAIN, layout, H100, sync="network")
         wire = step_traffic(MODELS[name], AGAIN, layout).wire(layout.num_trainers)
@@ -115,10 +115,10 @@ def growth() -> str:
 
     def row(factor: int, grows: bool) -> tuple[object, ...]:
         num = 8 * factor
-        layout = Layout(num, True, num)
+        layout = GpuLayout(num, True, num)
         job = dataclasses.replace(AGAIN, num_prompts=AGAIN.num_prompts * (factor if grows else 1))
         one = step_seconds(MODELS["qwen2.5-7b"], job, layout, H100, sync="network")
-        base = step_seconds(MODELS["qwen2.5-7b"], AGAIN, Layout(8, True, 8), H100, sync="network").synchronous
+        base = step_seconds(MODELS["qwen2.5-7b"], AGAIN, GpuLayout(8, True, 8), H100, sync="network").synchronous
         ideal = base if grows else base / factor
         exchange = step_traffic(MODELS["qwen2.5-7b"], job, layout).exchange
         return (
@@ -138,7 +138,7 @@ BOUNDS = (0, 1, 2, 4, 8, 16)
 
 def staleness() -> str:
     """The 7B split above: lengths drawn with a heavy tail at the model's pace of one token, cut off at the budget."""
-    one = step_seconds(MODELS["qwen2.5-7b"], AGAIN, Layout(8, True, 8), H100, sync="network")
+    one = step_seconds(MODELS["qwen2.5-7b"], AGAIN, GpuLayout(8, True, 8), H100, sync="network")
     update_s = one.training + one.sync
     rows = []
     for spread in (0.0, 0.5, 1.0):
@@ -157,7 +157,7 @@ def published() -> str:
     llama, large = MODELS["llama-3.1-8b"], MODELS["llama-3.1-405b"]
     peak = H100.flops_per_s
     step = 3 * llama.forward_flops(1, 8192)  # whole attention matrices, as torchtitan counts them
-    cut = [training_memory(llama, JOB, Layout(num, True), "float32").state / 2**30 for num in (8, 128)]
+    cut = [training_memory(llama, JOB, GpuLayout(num, True), "float32").state / 2**30 for num in (8, 128)]
     kimi = MODELS["kimi-k2"]
     over = H100.link_s(kimi.num_parameters, 16)
     rows = [
@@ -169,10 +169,10 @@ def published() -> str:
         ("7.5B, on 64, GB of state [3]", f"{16 * 7.5 / 64:.2f}", "1.9"),
     ]
     for name, layout, mean, time in (
-        ("llama-3.1-8b", Layout(16, True), 1060, 97.7),
-        ("llama-3.1-8b", Layout(8, True, 8), 1129, 74.6),
-        ("qwen3-32b", Layout(32, True, 0, 4), 3206, 393.0),
-        ("qwen3-32b", Layout(32, True, 32, 4), 3207, 215.0),
+        ("llama-3.1-8b", GpuLayout(16, True), 1060, 97.7),
+        ("llama-3.1-8b", GpuLayout(8, True, 8), 1129, 74.6),
+        ("qwen3-32b", GpuLayout(32, True, 0, 4), 3206, 393.0),
+        ("qwen3-32b", GpuLayout(32, True, 32, 4), 3207, 215.0),
     ):
         one = peer(name, layout, mean)
         value = one.asynchronous if layout.num_samplers else one.synchronous
@@ -182,7 +182,7 @@ def published() -> str:
     return table(("", "formula", "published"), rows) + f"\n\n405B: {large.num_parameters:,} weights."
 
 
-def peer(name: str, layout: Layout, mean: float) -> StepSeconds:
+def peer(name: str, layout: GpuLayout, mean: float) -> StepSeconds:
     """NeMo RL's recipe: 2,048 completions, four updates; two scoring passes and prompts of 150 tokens are assumed."""
     job = Job(
         num_prompts=64,
@@ -193,7 +193,7 @@ def peer(name: str, layout: Layout, mean: float) -> StepSeconds:
         num_updates=4,
         microbatch_tokens=4096,
         shared_prompt=False,
-        recompute=True,
+        gradient_checkpointing=True,
         scored_forwards=2.0,
         diagnosed=False,
     )

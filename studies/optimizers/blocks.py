@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from run import CONTENDERS, best_factor, run, stored
-from tasks import TASKS
+from contenders import CONTENDERS
+from run import TASKS, best_factor, run, stored
 from torch import nn
 
 from heliostat.optim import KroneckerSum

@@ -45,7 +45,7 @@ def kl_shampoo_like(model: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def sophia(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    optimizer = peer("SophiaH")(model, lr)
+    optimizer: Any = peer("SophiaH")(model, lr)
     optimizer.extra_pass = "hessian"  # every tenth gradient must be differentiable
     return optimizer
 
@@ -75,10 +75,12 @@ PEERS = ("SOAP", "Shampoo", "Sophia")
 """Those that need `pytorch_optimizer`."""
 
 
-def train_step(
-    optimizer: torch.optim.Optimizer, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
-) -> float:
-    """One step with the extra passes the optimizer asks for; returns the loss before it."""
+def train_step(optimizer: Any, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Take one step with the extra passes that the optimizer asks for; returns the loss before it.
+
+    Args:
+        optimizer: of torch, of the library or of a rival: what each can do is asked of the object.
+    """
     optimizer.zero_grad()
     kind = getattr(optimizer, "extra_pass", "none")
     if kind == "reevaluation":

@@ -83,5 +83,5 @@ class Luffy(PolicyGradient):
         weight = torch.where(stored, self.gamma * pi / (pi + self.gamma) ** 2, torch.ones_like(pi))
         return Gain(weight * advantage * logp_new, weight * advantage)
 
-    def zero_signal_is_free(self, first_update: bool) -> bool:
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
         return True

@@ -18,7 +18,7 @@ import torch
 from stable_baselines3.common.env_util import make_vec_env
 
 from heliostat.control import SMAC, SampleSpace
-from heliostat.control.actor import Actor, Rows
+from heliostat.control.actor import Actor, Transitions
 
 HERE = Path(__file__).parent
 NUM_SCORES = (1, 4, 16, 64, 256)
@@ -50,7 +50,7 @@ class Batch:
         return self.inner(w, v) / (self.inner(w, w) * self.inner(v, v)) ** 0.5
 
 
-def measured(actor: Actor, rows: Rows, seed: int = 0) -> list[dict[str, Any]]:
+def measured(actor: Actor, rows: Transitions, seed: int = 0) -> list[dict[str, Any]]:
     """One row per damping; every direction from the same scores, in float64."""
     scores = torch.cat([part.flatten(1) for part in actor.scores(rows).values()], 1).double()
     batch, size = Batch(scores, rows.advantages.double()), len(scores)

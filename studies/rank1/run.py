@@ -18,7 +18,7 @@ from typing import Any
 from arms import ARMS, FULL, SHORT, Race
 
 from heliostat.control import PolicyDiverged
-from heliostat.control.lap import Lap, run_lap
+from heliostat.control.training_run import TrainingRun, run_training
 
 HERE = Path(__file__).parent
 SWEEP_SEED = 100
@@ -80,11 +80,15 @@ def main() -> None:
             break
         env, name, value, seed = job
         arm, num_steps = ARMS[name], races[env].num_steps
-        lap = Lap(env, arm.algo, seed, num_steps, {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5)
+        run = TrainingRun(
+            env, arm.algo, seed, num_steps, {**arm.settings, arm.key: value}, num_evals=10, num_episodes=5
+        )
         rows: list[dict[str, float]] = []
         diverged = False
         try:
-            run_lap(lap, lambda row, rows=rows: rows.append({key: round(number, 3) for key, number in row.items()}))
+            run_training(
+                run, lambda row, rows=rows: rows.append({key: round(number, 3) for key, number in row.items()})
+            )
         except PolicyDiverged:
             diverged = True
         run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": num_steps, "rows": rows}

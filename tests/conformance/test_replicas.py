@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from heliostat.optim import Rank1NaturalGradient, RKalman
 from heliostat.optim.distributed.replicas import ReplicasDisagree, is_due, ranks_of
+from heliostat.optim.master_weights import with_master_weights
 from heliostat.optim.precision.master_copies import MASTER
-from heliostat.optim.precision.master_weights import with_master_weights
 from tests.conformance.test_distributed_optimizers import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "optimizers.md"

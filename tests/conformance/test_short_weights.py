@@ -8,8 +8,8 @@ from optimizer_rows import ROWS, Classifier, Row, batch, row_name, saved, train_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heliostat.optim import RENG, Eva, KroneckerSum, accumulate_in_float32, forget_moments
+from heliostat.optim.master_weights import with_master_weights
 from heliostat.optim.precision.master_copies import MASTER
-from heliostat.optim.precision.master_weights import with_master_weights
 
 
 def over_copies(make):

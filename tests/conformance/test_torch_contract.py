@@ -26,7 +26,7 @@ from heliostat.optim import (
     RKalman,
     build_optimizer,
 )
-from heliostat.optim.precision.master_weights import MasterWeights, with_master_weights
+from heliostat.optim.master_weights import MasterWeights, with_master_weights
 
 
 def adamw_with_masters(params, **settings):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from heliostat.config import load_recipe
-from heliostat.scaling import H100, MODELS, Layout, estimate, job_of
+from heliostat.scaling import H100, MODELS, GpuLayout, estimate, job_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "cluster"
@@ -64,7 +64,7 @@ def test_torchrun_joins_the_trainers_of_a_server():
 def test_the_model_fits_the_trainers_gpus():
     recipe = load_recipe(str(EXAMPLES / "server.toml"))
     shape = MODELS[Path(recipe.model.path).name.removesuffix("-Instruct").lower()]
-    layout = Layout(16, recipe.distributed.placement == "sharded", num_samplers=4, sampler_ways=4)
+    layout = GpuLayout(16, recipe.distributed.placement == "sharded", num_samplers=4, sampler_ways=4)
     assert estimate(shape, job_of(recipe, prompt_tokens=512), layout, H100).obstacles == ()
 
 

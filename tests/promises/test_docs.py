@@ -71,6 +71,33 @@ def test_every_page_is_in_the_site(site):
     assert [page for page in pages if f'href="{page}/"' not in navigation] == []
 
 
+def test_every_page_is_of_one_kind():
+    docs = ROOT / "docs"
+    kinds = {"tutorials", "how-to", "reference", "explanation", "studies"}
+    pages = {path.relative_to(docs) for path in docs.rglob("*.md")}
+    assert {page.parts[0] for page in pages} == {*kinds, "index.md"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[no page](missing.md)",
+        "[no heading](index.md#missing)",
+        "![no picture](missing.png)",
+        "[absolute](/reference/)",
+    ],
+)
+def test_the_build_fails_where_a_link_leads_nowhere(text, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{text}\n")
+    config = f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nnav: [index.md]\nhooks: []\nplugins: [search]\n"
+    (tmp_path / "mkdocs.yml").write_text(config)
+    command = [sys.executable, "-m", "mkdocs", "build", "-d", str(tmp_path / "site")]  # strict as mkdocs.yml says
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 1
+    assert "Aborted with 1 warnings in strict mode!" in done.stdout + done.stderr
+
+
 def test_every_example_run_has_its_page(site):
     runs = [path.name for path in (ROOT / "docs" / "examples").iterdir()]
     assert runs
@@ -83,7 +110,8 @@ def test_every_example_run_has_its_page(site):
 def test_formulas_are_drawn_by_the_browser_itself(site):
     html = {path: path.read_text() for path in site.rglob("*.html")}
     assert [path for path, text in html.items() if 'class="arithmatex"' in text] == []
-    assert "<math" in html[site / "how-to" / "inverse-decomposition" / "index.html"]
+    pages = ("explanation/theory", "explanation/scaling", "reference/objectives", "how-to/inverse-decomposition")
+    assert [page for page in pages if "<math" not in html[site / page / "index.html"]] == []
 
 
 def test_pages_ask_no_other_server_for_anything(site):

@@ -126,9 +126,9 @@ def alarming(monkeypatch):
         found = read(self, step, signals)
         return [*found, surprise(step, signals)] if step == 6 and signals["guard/test"] == 0 else found
 
-    act = RunGuard.act
+    act = RunGuard.observe
     monkeypatch.setattr(
-        RunGuard, "act", lambda self, step, signals: act(self, step, {**signals, "guard/test": self.skipped})
+        RunGuard, "observe", lambda self, step, signals: act(self, step, {**signals, "guard/test": self.skipped})
     )
     monkeypatch.setattr(Guard, "read", alarmed)
 

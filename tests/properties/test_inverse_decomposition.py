@@ -1,6 +1,7 @@
 """Random subspaces of random dimension, in random storage: the decomposition holds, or a witness says why it cannot."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,7 @@ def assert_decomposes(A, subspace, result):
     assert abs(np.trace(A @ result.B) - len(A)) < 1e-7
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(problems(), METHODS)
 def test_any_subspace_decomposes_or_has_a_witness(problem, method):
@@ -83,6 +85,7 @@ def test_any_subspace_decomposes_or_has_a_witness(problem, method):
         assert_decomposes(A, subspace, outcome)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.booleans())
 def test_existence_does_not_depend_on_a_or_on_the_method(problem, through_dual):
@@ -96,6 +99,7 @@ def test_existence_does_not_depend_on_a_or_on_the_method(problem, through_dual):
     assert type(outcomes[0]) is type(outcomes[1])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seeds, st.integers(1, 10), st.floats(0, 1), METHODS)
 def test_any_pattern_decomposes(seed, n, density, method):
@@ -115,6 +119,7 @@ def test_any_pattern_decomposes(seed, n, density, method):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seeds, st.integers(1, 12), st.integers(1, 12), st.floats(0, 8))
 def test_any_positive_marginals_have_a_kronecker_sum(seed, p, q, spread):

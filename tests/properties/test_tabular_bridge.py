@@ -67,6 +67,7 @@ def solved(name="pmd-mean", tau=0.2):
     return old, new, {key: mean.value for key, mean in numbers.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave_one_out", [False, True])
 @pytest.mark.parametrize("tau", [0.01, 10.0])
 def test_at_the_anchor_the_gradient_is_that_of_the_expected_reward(leave_one_out, tau):
@@ -100,6 +101,7 @@ def test_at_the_anchor_the_sampled_gradient_is_rloo():
     assert float((gradient(loaded) - rloo).norm() / rloo.norm()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.5, 0.2, 0.05])
 def test_full_optimisation_reaches_the_exact_step(tau):
     old, new, numbers = solved(tau=tau)
@@ -125,6 +127,7 @@ def test_wrong_answers_fade_by_p_over_tau_and_not_by_one_over_tau():
     assert mean["policy/log_ratio_incorrect"] > -0.3 / tau, "PMD-part would ask for -1/tau - log p"
 
 
+@pytest.mark.slow
 def test_the_log_partition_reaches_the_exponential_tilt():
     old, new, numbers = solved("pmd-part", 0.2)
     exact = theory.pmd_part(None, REWARDS, 0.2, log_probs=old)
@@ -141,6 +144,7 @@ def sampled(loaded, num):
     return engine.sample(SampleRequest([PROMPT], num, SamplingSettings(), seed=3, policy_step=0))[0]
 
 
+@pytest.mark.slow
 def test_rollouts_of_the_real_engine_lead_to_the_exact_step():
     """An uneven policy, 1024 sampled completions: the multiplier and both classes within what sampling leaves open."""
     loaded, tau = enumerable_model(seed=1, spread=1.0), 0.2

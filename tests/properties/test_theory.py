@@ -1,6 +1,7 @@
 """What must hold for every old policy, reward and temperature, not only for those somebody thought of."""
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given, settings
 
@@ -40,6 +41,7 @@ def test_the_certificate_holds_and_the_reward_never_falls(problem, length):
         assert float(step.kl_old_new) >= 0
 
 
+@pytest.mark.slow
 @CHECKED
 @given(problems(), st.randoms(use_true_random=False))
 def test_order_of_actions_does_not_matter(problem, random):
@@ -54,6 +56,7 @@ def test_order_of_actions_does_not_matter(problem, random):
         same(shuffled.lam, plain.lam)
 
 
+@pytest.mark.slow
 @CHECKED
 @given(problems(), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_splitting_an_action_in_two_changes_no_mass(problem, share, which):
@@ -71,6 +74,7 @@ def test_splitting_an_action_in_two_changes_no_mass(problem, share, which):
         same(parts.lam, plain.lam)
 
 
+@pytest.mark.slow
 @CHECKED
 @given(problems(), st.floats(-5, 5))
 def test_shifting_all_rewards_changes_nothing(problem, shift):
@@ -82,6 +86,7 @@ def test_shifting_all_rewards_changes_nothing(problem, shift):
         same(shifted.gain, plain.gain)
 
 
+@pytest.mark.slow
 @CHECKED
 @given(problems(), st.floats(0.01, 100))
 def test_rewards_and_tau_have_one_unit(problem, scale):
@@ -102,6 +107,7 @@ def test_ratios_follow_the_order_of_rewards(problem):
         assert (ratios.diff() >= -1e-11 * max(1.0, 1 / tau)).all()
 
 
+@pytest.mark.slow
 @CHECKED
 @given(problems(), st.floats(0.05, 1.0))
 def test_raising_one_reward_raises_that_action(problem, rise):
@@ -113,6 +119,7 @@ def test_raising_one_reward_raises_that_action(problem, rise):
         assert after.log_ratio[0] >= before.log_ratio[0] - 1e-11 * max(1.0, 1 / tau)
 
 
+@pytest.mark.slow
 @CHECKED
 @given(problems(), st.floats(-1.0, 0.95))
 def test_the_sign_of_lambda_is_that_of_the_room_under_the_partition(problem, position):

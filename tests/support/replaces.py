@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from heliostat.config import build_recipe
-from heliostat.control.lap import save_model as save_lap
+from heliostat.control.training_run import save_model as save_lap
 from heliostat.models import save_model
 from heliostat.models.loading import smollm2
 from heliostat.models.lora import add_adapters, save_adapter

@@ -158,7 +158,7 @@ def test_what_fails_without_a_run_raises_the_same(calls, monkeypatch, tmp_path, 
     def fail(*args, **options):
         raise VerifierError("no worker can be started")
 
-    for name in ("api.run_eval", "api.run_sample", "train.collect.run_collect"):
+    for name in ("api.run_eval", "api.run_sample", "train.data.collect.run_collect"):
         monkeypatch.setattr(f"heliostat.{name}", fail)
     more = [tmp_path / "a.bank"] if verb == "collect" else []
     with pytest.raises(heliostat.RunFailed, match="no worker can be started") as caught:

@@ -161,6 +161,7 @@ def test_whole_changes_have_tangos_interval(gained: int, lost: int, same: int) -
         assert abs(estimate.value - end) / sqrt(variance) == pytest.approx(Z, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [(1, 1), (0.2, 0.2), (50, 50), (0.3, 3)])
 @pytest.mark.parametrize(("num_problems", "num_samples"), [(20, 4), (100, 1), (100, 16)])
 def test_both_cover_the_truth_at_least_as_often_as_they_say(

@@ -7,5 +7,5 @@
 
 Each module imports its framework, so import the one you need; this package imports none of them.
 
-Left out: the frameworks' rollouts, rewards, sharding and checkpoints, which stay theirs.
+Left out: rollouts, rewards, sharding and checkpoints, which stay the frameworks' own.
 """

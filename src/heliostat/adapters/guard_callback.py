@@ -2,11 +2,12 @@
 
     trainer = GRPOTrainer(..., callbacks=[GuardCallback()])
 
-It reads what the trainer logs, under the trainer's own names, and writes ``events.jsonl`` and ``metrics.jsonl`` into
+It reads the trainer's log, under the trainer's own names, and writes ``events.jsonl`` and ``metrics.jsonl`` into
 the output folder, where ``heliostat diagnose`` finds them. Its state is in the trainer's checkpoints.
 
-Left out: rollback and actuators, for which a trainer gives a callback no means: where the guard of a Heliostat run
-would go back, this one stops the training (mode ``act``), or says that it would. Broken numbers stop it in both modes.
+Left out: rollback and actuators, which a trainer does not offer to a callback. Where the guard of a Heliostat run would
+roll back, this one stops the training (mode ``act``) or reports that it would. In both modes, non-finite metrics stop
+it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from heliostat.monitors.absolute_monitor import AbsoluteMonitor
+from heliostat.monitors.absolute_rules import ABSOLUTE_RULES
 from heliostat.monitors.foreign import TRL_METRICS
 from heliostat.monitors.guard import Finding, Guard
-from heliostat.monitors.outright import Outright
-from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.rules import default_rules
 from heliostat.printed import visible, visible_line
 from heliostat.storage import append_rows, publish_file
@@ -38,12 +39,12 @@ METRIC_OF: Mapping[str, str] = TRL_METRICS
 
 
 class GuardCallback(TrainerCallback, ExportableState):
-    """Watches a training from its log.
+    """The guard on the log of a training.
 
     Args:
-        mode: ``shadow`` says what it sees; ``act`` also ends a training that is being damaged.
-        baseline_start: logged steps before the run's own level is taken.
-        baseline_steps: logged steps that make up the run's own level.
+        mode: ``shadow`` reports findings; ``act`` also stops a training that is being damaged.
+        baseline_start: logged steps before the baseline is measured.
+        baseline_steps: logged steps over which the baseline is measured.
 
     **Limits** A log is read once per ``logging_steps``: the guard counts logs, not steps. ``logging_nan_inf_filter``,
     which transformers has on by default, hides a loss that is not finite; the gradient norm still shows it. The state
@@ -58,13 +59,13 @@ class GuardCallback(TrainerCallback, ExportableState):
         self.mode = mode
         self.baseline = (baseline_start, baseline_steps)
         self.guard = Guard(default_rules(baseline_start, baseline_steps))
-        self.outright = Outright(OUTRIGHT)
+        self.absolute = AbsoluteMonitor(ABSOLUTE_RULES)
         self.disabled = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget what was written after the checkpoint that training continues from.
+        """Remove the lines written after the checkpoint that training continues from.
 
         **Limits** Of a training that begins anew, and of lines that are not of this form, nothing is removed: the files
         of an earlier one are kept under another name.
@@ -100,8 +101,8 @@ class GuardCallback(TrainerCallback, ExportableState):
 
     def _judge(self, folder: Path, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any]) -> None:
         signals = {ours: _number(logs[theirs]) for theirs, ours in METRIC_OF.items() if theirs in logs}
-        found = self.outright.read(state.global_step, signals)
-        hidden = self.outright.hidden
+        found = self.absolute.read(state.global_step, signals)
+        hidden = self.absolute.hidden
         found += [finding for finding in self.guard.read(state.global_step, signals) if finding.rule not in hidden]
         stops = [f for f in found if f.level == "broken" or (f.level == "rollback" and self.mode == "act")]
         if stops:
@@ -116,7 +117,7 @@ class GuardCallback(TrainerCallback, ExportableState):
             _append(folder / "events.jsonl", row)
 
     def state(self) -> dict[str, Any]:
-        """What the trainer's checkpoint keeps."""
+        """Return the state that the trainer's checkpoint keeps."""
         start, steps = self.baseline
         return {
             "args": {"mode": self.mode, "baseline_start": start, "baseline_steps": steps},
@@ -126,18 +127,18 @@ class GuardCallback(TrainerCallback, ExportableState):
     @property
     def judgement(self) -> dict[str, Any]:
         """The guard's state, as JSON values."""
-        return self.guard.state_dict() | {"outright": self.outright.state_dict()}
+        return self.guard.state_dict() | {"outright": self.absolute.state_dict()}
 
     @judgement.setter
     def judgement(self, state: Mapping[str, Any]) -> None:
         self.guard.load_state_dict(state)
         if "outright" in state:  # a checkpoint of an earlier version has none
-            self.outright.load_state_dict(state["outright"])
+            self.absolute.load_state_dict(state["outright"])
 
 
 def _event(finding: Finding, taken: bool) -> dict[str, Any]:
     action = "stop" if finding.level in ("rollback", "broken") else "note"
-    said = f"{finding.sentence()}; {finding.advice}" if finding.outright else finding.sentence()
+    said = f"{finding.sentence()}; {finding.advice}" if finding.is_absolute else finding.sentence()
     text = said if taken else f"{said}; in mode act: stop"
     return {**finding.to_row(), "action": action, "taken": taken, "text": text}
 
@@ -148,7 +149,7 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line of ours; of any other, one that lies before every checkpoint."""
+    """Return the step of a line of ours; for any other line, a step before every checkpoint."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""Padded tensors with a mask, as other frameworks hold them, to the ragged batch that objectives see, and nothing else.
+"""Conversion of padded tensors with a mask, as other frameworks hold them, to the ragged batch of our objectives.
 
 Masked positions may hold anything: they are dropped here, before an objective is asked.
 """
@@ -25,17 +25,17 @@ def padded_loss(
     logp_gen: Padded | None = None,
     logp_ref: Padded | None = None,
 ) -> LossOutput:
-    """An objective's loss on a padded micro-batch: ``objective.loss(logp_new[mask], ...)``.
+    """Compute an objective's loss on a padded micro-batch: ``objective.loss(logp_new[mask], ...)``.
 
     Args:
-        mask: which positions were sampled by the policy; prompt, tool output and padding are False.
+        mask: True for positions sampled by the policy; prompt, tool output and padding are False.
         normalizer: of the whole optimizer step, from the objective.
         logp_gen: the sampler's; ``logp_old`` stands in where the framework kept none, and an importance weight is
             then 1. A NaN (a token the sampler did not report) gets weight 1 too.
         logp_ref: only for objectives that ask for it.
 
     Raises:
-        ValueError: what ``Objective.loss`` raises.
+        ValueError: as in ``Objective.loss``.
 
     **Limits**: no padding: the ragged loss. Any content, NaN included, under a False mask: the same loss and gradient.
     """
@@ -56,7 +56,7 @@ def padded_loss(
 def group_advantages(
     objective: Objective, rewards: Float[Tensor, " sequence"], groups: list[list[int]]
 ) -> Float[Tensor, " sequence"]:
-    """The objective's advantages of several groups; a NaN reward takes no part and gets advantage 0.
+    """Compute the objective's advantages of several groups; a NaN reward takes no part and gets advantage 0.
 
     Args:
         groups: indices of each group's completions.
@@ -72,7 +72,7 @@ def group_advantages(
 
 
 def only_advantage(advantages: Padded, mask: Bool[Tensor, "sequence position"]) -> Float[Tensor, " sequence"]:
-    """The one number that a framework repeats over the tokens of each sequence; 0 where no token is sampled.
+    """Extract the value that a framework repeats over the tokens of each sequence; 0 where no token is sampled.
 
     Raises:
         ValueError: it differs between the tokens of a sequence: our objectives have one per sequence.

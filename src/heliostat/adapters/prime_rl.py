@@ -31,7 +31,7 @@ from heliostat.objectives import Objective, build_objective
 
 
 def loss(inputs: Any, objective: str = "pmd-mean", **settings: float | str | bool) -> Any:
-    """One sequence's share of the loss, before prime-rl's division: ``w_i loss_i``.
+    """Compute one sequence's share of the loss, before prime-rl's division: ``w_i loss_i``.
 
     Args:
         inputs: prime-rl's ``LossInputs``: log-probs of the trainer and the sampler, advantages, mask, weights.
@@ -42,7 +42,7 @@ def loss(inputs: Any, objective: str = "pmd-mean", **settings: float | str | boo
 
     Raises:
         ConfigError: an unknown name or key, or importance weights, which would all be 1.
-        ValueError: advantages or weights that differ between the tokens of a sequence; what ``Objective.loss`` raises.
+        ValueError: advantages or weights that differ between the tokens of a sequence; also as in ``Objective.loss``.
 
     **Limits**: added up over sequences and divided by their tokens: our loss with ``length_normalization = "token"``.
     """

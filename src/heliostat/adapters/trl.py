@@ -3,12 +3,12 @@
     config = PMDConfig(objective="pmd-mean", objective_settings={"tau": 0.2}, num_generations=8, ...)
     PMDTrainer(model=..., reward_funcs=..., args=config, train_dataset=...).train()
 
-What TRL keeps: data, generation (transformers or vLLM), rewards, logging, checkpoints, distribution. What is replaced:
-advantages and loss are the objective's, the loss's denominator is that of the whole optimizer step over all processes,
-and the anchor ``old`` is there on every step: while the weights are those that sampled, it is the current
-log-probability itself, so that every log-ratio is exactly 0; afterwards it is what TRL stored before the first update.
+TRL keeps data, generation (transformers or vLLM), rewards, logging, checkpoints and distribution. Advantages and loss
+are the objective's, and the loss's denominator is that of the whole optimizer step over all processes. The anchor
+``old`` is there on every step: while the weights are those that sampled, it is the current log-probability itself, so
+that every log-ratio is exactly 0; afterwards it is TRL's value from before the first update.
 
-Left out: what GRPO's own loss settings would do; setting one is an error, since it would be ignored. A prompt that
+Left out: GRPO's own loss settings; setting one is an error, since it would be ignored. A prompt that
 continues an answer is plain text with the prefix at its end: TRL puts a generation prompt after every chat.
 
 Written for TRL 1.16, whose ``_compute_loss``, ``_prepare_inputs`` and ``_calculate_rewards`` are overridden; they are
@@ -120,10 +120,10 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
         self._made = self._checked()
 
     def refuse_later_changes(self) -> None:
-        """Refuse what was set after the configuration was made, and so after it was checked.
+        """Refuse settings that changed after the configuration was built and checked.
 
         Raises:
-            ConfigError: a setting that is checked has another value by now.
+            ConfigError: a setting that is checked has changed.
         """
         for name, value in self._checked().items():
             if value != self._made[name]:
@@ -133,18 +133,18 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
                 )
 
     def _checked(self) -> dict[str, Any]:
-        """Every setting that is refused or changed here, as it is."""
+        """Return every setting that is refused or changed here, with its value."""
         names = (*REPLACED, *TRUNCATING, *NOISY, *OF_TRLS_OPTIMIZER, *SHARED, *OURS)
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def build_objective(self) -> Objective:
-        """The objective these settings name."""
+        """Build the objective that these settings name."""
         return build_objective(
             ObjectiveSection(name=self.objective, **cast("dict[str, Any]", self.objective_settings or {}))
         )
 
     def optimizer_section(self) -> OptimizerSection:
-        """The optimizer these settings name, as a recipe's section."""
+        """Return the optimizer that these settings name, as a recipe's section."""
         return section_of(self, self._defaults())
 
     @staticmethod
@@ -176,10 +176,10 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
         self.objective = self.args.build_objective()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Ours where ``args.optimizer`` names one, else TRL's.
+        """Build our optimizer if ``args.optimizer`` names one, else TRL's.
 
         Raises:
-            ConfigError: the optimizer needs more passes over a batch than TRL's loop makes.
+            ConfigError: the optimizer needs more passes over a batch than TRL's loop runs.
         """
         if self.optimizer is None and self.args.optimizer:
             optimizer = build_optimizer(self.args.optimizer_section(), model or self.model)
@@ -191,7 +191,7 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
         return super().create_optimizer(model)  # type: ignore[no-any-return]
 
     def _fit(self, optimizer: BaseOptimizer) -> None:
-        """Refuse what TRL's loop cannot give an optimizer of ours, and name the ranks it exchanges statistics with."""
+        """Refuse an optimizer that TRL's loop cannot serve, and name the ranks it exchanges statistics with."""
         name = f"optimizer '{self.args.optimizer}'"
         if optimizer.extra_pass != "none" and not getattr(optimizer, "empirical", False):
             raise ConfigError(
@@ -226,7 +226,7 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
         return output
 
     def _advantages(self, rewards_per_func: Tensor) -> Tensor:
-        """One per completion of all processes; a completion that no reward function scored takes no part."""
+        """Compute an advantage per completion of all processes; completions without any reward take no part."""
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
         rewards[rewards_per_func.isnan().all(dim=1)] = torch.nan
         size = self.num_generations if self.model.training else self.num_generations_eval
@@ -246,7 +246,7 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
         return inputs
 
     def _set_normalizer(self, parts: list[dict[str, Any]]) -> None:
-        """Of the completions of all ``parts`` on all processes, per process since gradients are averaged over those."""
+        """Set the normalizer of all ``parts`` on all processes, per process since gradients are averaged over those."""
         lengths = self.accelerator.gather(torch.cat([_scored(part).sum(dim=1) for part in parts]))
         # A step whose completions were all masked has loss 0 over whatever it is divided by.
         normalizer = self.objective.normalizer(lengths) if lengths.any() else 1.0
@@ -295,7 +295,7 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
 
 
 def _scored(inputs: Mapping[str, Any]) -> Tensor:
-    """Completion tokens that the policy sampled; what a tool wrote is not scored."""
+    """Mark the completion tokens that the policy sampled; tool output is not scored."""
     mask: Tensor = inputs["completion_mask"].bool()
     return mask & inputs["tool_mask"].bool() if "tool_mask" in inputs else mask
 

@@ -1,8 +1,8 @@
-"""TRL's settings beside ours: which the objective or the optimizer replaces, and which sample from another policy.
+"""TRL's settings: those that the objective or the optimizer replaces, and those that sample from another policy.
 
 Everything that is not named here is TRL's own and works as TRL says.
 
-Left out: TRL itself, which this module does not import; what reads a configuration (``trl``).
+Left out: TRL itself, which this module does not import, and reading a configuration (``trl``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOISY = ("neftune_noise_alpha",)
 """Settings that put noise on log-probabilities, in training but not in sampling."""
 
 OF_TRLS_OPTIMIZER = ("optim", "optim_args", "optim_target_modules")
-"""Settings of the optimizer that TRL would make."""
+"""Settings of the optimizer that TRL would build."""
 
 SHARED = {
     **{"weight_decay": ("weight_decay",), "adam_epsilon": ("eps",)},
@@ -55,7 +55,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **{"structured_outputs": (), "guided_decoding": (), "ignore_eos": (False,), "remove_invalid_values": (False,)},
     **{"renormalize_logits": (False, True), "dola_layers": ()},
 }
-"""Keys of ``generate`` and vLLM that change what is sampled, with the values (beside none) that change nothing."""
+"""Keys of ``generate`` and vLLM that change the sampled policy, with the values (besides none) that change nothing."""
 
 HARMLESS = frozenset(
     {
@@ -101,7 +101,7 @@ def check_generation(given: Mapping[str, Any] | None, temperature: float) -> Non
 
 
 def check_models_defaults(config: Any, given: Mapping[str, Any]) -> None:
-    """Refuse a model whose own generation settings change what is sampled; ``given`` ones override those.
+    """Refuse a model whose own generation settings change the sampled policy; ``given`` ones override those.
 
     Raises:
         ConfigError: a setting of ``config``, the model's ``generation_config``, changes the distribution.
@@ -115,10 +115,10 @@ def check_models_defaults(config: Any, given: Mapping[str, Any]) -> None:
 
 
 def section_of(settings: Any, defaults: Mapping[str, Any]) -> OptimizerSection:
-    """The optimizer that ``settings`` name, as a recipe's section: its keys, and TRL's where it has the like.
+    """Build a recipe's optimizer section from ``settings``: its own keys, and TRL's equivalents of them.
 
     Raises:
-        ConfigError: unknown name or key, a setting of TRL's that it has not, or one that is given twice.
+        ConfigError: unknown name or key, a setting of TRL's that it lacks, or one that is given twice.
     """
     keys = dict(settings.optimizer_settings or {})
     section = OptimizerSection(name=settings.optimizer, lr=settings.learning_rate, **keys)

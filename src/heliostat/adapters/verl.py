@@ -46,11 +46,11 @@ def register(name: str, objective: Objective) -> None:
     """Make an objective available to verl as a policy loss and as an advantage estimator, both called ``name``.
 
     Raises:
-        ConfigError: the objective has a penalty to a reference, whose log-probs verl does not hand to a policy loss.
+        ConfigError: the objective has a penalty to a reference, whose log-probs verl does not pass to a policy loss.
     """
     if objective.needs_reference:
         raise ConfigError(
-            f"verl hands no reference to a policy loss: leave kl_ref of '{objective.name}' at 0 and use "
+            f"verl passes no reference to a policy loss: leave kl_ref of '{objective.name}' at 0 and use "
             "actor_rollout_ref.actor.use_kl_loss"
         )
     register_policy_loss(name)(policy_loss(objective))
@@ -58,7 +58,7 @@ def register(name: str, objective: Objective) -> None:
 
 
 def policy_loss(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
-    """An objective with the signature of verl's policy losses."""
+    """Wrap an objective in the signature of verl's policy losses."""
 
     def loss(
         old_log_prob: Tensor,
@@ -88,7 +88,7 @@ def policy_loss(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, A
 
 
 def advantage_estimator(objective: Objective) -> Callable[..., tuple[Tensor, Tensor]]:
-    """An objective's advantages with the signature of verl's estimators; groups are rows with equal ``index``."""
+    """Wrap an objective's advantages in the signature of verl's estimators; groups are rows with equal ``index``."""
 
     @torch.no_grad()
     def estimate(
@@ -121,7 +121,7 @@ def _check(objective: Objective, loss_agg_mode: str, weights: Tensor | None) -> 
 
 
 def _normalizer(objective: Objective, mask: Tensor, counts: Mapping[str, Any]) -> float:
-    """Of the whole optimizer step; gradients are averaged over ranks, so a rank's share is ``dp_size`` times larger."""
+    """Compute the step's normalizer; gradients are averaged over ranks, so its share is ``dp_size`` times larger."""
     num_sequences = counts.get("global_batch_size")
     num_tokens = counts.get("batch_num_tokens")
     total = objective.normalizer_of_counts(
@@ -140,7 +140,7 @@ def _register_all() -> None:
 
 
 def objective_from_environment(described: str) -> Objective:
-    """The objective in ``{"name": ..., key: value, ...}``.
+    """Build the objective described by ``{"name": ..., key: value, ...}``.
 
     Raises:
         ConfigError: not such a table, or an unknown name, key or value.

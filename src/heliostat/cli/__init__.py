@@ -1,9 +1,9 @@
-"""The command line: ``heliostat COMMAND ...`` reads arguments, hands over to the room that does the work, prints.
+"""The command line: ``heliostat COMMAND ...`` reads arguments, calls the package that does the work, prints results.
 
-``arguments`` and ``parser`` know the grammar, ``commands`` what each command calls, ``tables`` how results look,
-``entry`` how errors and interruptions end the process. Nothing here imports torch before a command needs it.
+``arguments`` and ``parser`` define the grammar, ``commands`` calls the Python API, ``tables`` formats results, and
+``entry`` turns errors and interruptions into exit codes. Nothing here imports torch before a command needs it.
 
-Left out: everything a command does; each is also a function of the Python API.
+Left out: the work of a command; each is also a function of the Python API.
 """
 
 from heliostat.cli.entry import main

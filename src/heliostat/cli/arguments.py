@@ -1,6 +1,6 @@
 """Every command with its summary, its arguments, and the recipe settings it takes.
 
-Left out: recipe settings themselves (``heliostat.config``), and how a line is read (``parser``).
+Left out: recipe settings (``heliostat.config``), and parsing (``parser``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from heliostat.cli import commands, control, scale, theory, traces
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), or path of a TOML file"
 _MODEL = "model folder, hub id, or the name of a bundled model"
-_TASK = "task, like reasoning-gym/chain_sum, or file"
+_TASK = "name of a task, like reasoning-gym/chain_sum or file"
 _SETTINGS = "[--section.key VALUE ...]"
 _TASK_SETTINGS = "[--task.key VALUE ...]"
 
@@ -23,7 +23,7 @@ ALL_SECTIONS = "*"
 
 
 def _none(parser: ArgumentParser) -> None:
-    """No arguments."""
+    """Add no arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Command:
     """One subcommand.
 
     Attributes:
-        summary: what it does, in a phrase.
+        summary: its purpose, in a phrase.
         run: called with the parsed arguments; returns the exit code. ``None``: it only has subcommands.
         add_arguments: declares its own arguments.
-        usage: its arguments in one line, where argparse cannot know that settings are accepted.
+        usage: its arguments in one line, for commands with settings, which argparse does not know.
         sections: recipe sections whose keys it accepts as ``--section.key value``.
         explains_settings: whether its help lists every recipe setting.
         subcommands: commands below this one.
@@ -51,86 +51,90 @@ class Command:
 
 def _train(parser: ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE)
-    parser.add_argument("--run", dest="run_dir", metavar="DIR", type=Path, help="run folder; an unfinished run resumes")
+    parser.add_argument(
+        "--run", dest="run_dir", metavar="DIR", type=Path, help="run folder; an unfinished run in it resumes"
+    )
 
 
 def _post_train(parser: ArgumentParser) -> None:
     _train(parser)
     parser.add_argument(
-        "--no-audit", action="store_true", help="train without an audit of the reward, or in spite of what it found"
+        "--no-audit", action="store_true", help="skip the audit of the reward, or ignore its earlier findings"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="after a few steps, say where their time and memory went"
+        "--profile", action="store_true", help="after a few steps, print their time and memory by phase"
     )
 
 
 def _sft(parser: ArgumentParser) -> None:
     _train(parser)
     parser.add_argument(
-        "--data", metavar="FILE", type=Path, help="prompt/completion rows (default: the recipe's tasks)"
+        "--data", metavar="FILE", type=Path, help="file of prompt/completion rows (default: the recipe's tasks)"
     )
 
 
 def _eval(parser: ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="+", help=f"{_MODEL}; two are compared problem by problem")
-    parser.add_argument("--recipe", metavar="RECIPE", required=True, help=f"whose tasks to solve: {_RECIPE}")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=f"{_MODEL}; give two to compare them")
+    parser.add_argument("--recipe", metavar="RECIPE", required=True, help=f"recipe with the tasks: {_RECIPE}")
     parser.add_argument("--samples", metavar="N", type=_count, help="completions per problem (default: the recipe's)")
     parser.add_argument("--problems", metavar="N", type=_count, help="held-out problems (default: all)")
     parser.add_argument("--greedy", action="store_true", help="also decode every problem greedily")
     parser.add_argument(
         "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
     )
-    parser.add_argument("--top-p", metavar="P", type=_share, help="sample from the smallest set of tokens of this mass")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the numbers to a file")
+    parser.add_argument("--top-p", metavar="P", type=_share, help="nucleus sampling: probability mass to sample from")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the results to a JSON file")
 
 
 def _sample(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
-    parser.add_argument("--recipe", metavar="RECIPE", help="take problems, chat settings and budget from this recipe")
+    parser.add_argument("--recipe", metavar="RECIPE", help="recipe with the problems, chat settings and token budget")
     parser.add_argument("--prompt", metavar="TEXT", help="complete this text instead of a problem")
-    parser.add_argument("-n", "--num", metavar="N", type=_count, default=4, help="completions (default: 4)")
+    parser.add_argument("-n", "--num", metavar="N", type=_count, default=4, help="number of completions (default: 4)")
     parser.add_argument(
         "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
     )
-    group = parser.add_argument_group("into a trace bank, instead of printing")
-    group.add_argument(
-        "--bank", metavar="FILE", type=Path, help="keep verified successes of the training problems here"
-    )
-    group.add_argument("--successes", metavar="K", type=_count, default=1, help="per problem, then it is done (1)")
-    group.add_argument("--attempts", metavar="N", type=_count, default=256, help="per problem, then given up (256)")
-    group.add_argument("--problems", metavar="N", type=_count, help="the first N training problems (default: all)")
+    group = parser.add_argument_group("fill a trace bank instead of printing")
+    group.add_argument("--bank", metavar="FILE", type=Path, help="bank for verified solutions of the training problems")
+    help_ = "solutions to find for each problem (default: 1)"
+    group.add_argument("--successes", metavar="K", type=_count, default=1, help=help_)
+    help_ = "largest number of attempts at each problem (default: 256)"
+    group.add_argument("--attempts", metavar="N", type=_count, default=256, help=help_)
+    group.add_argument("--problems", metavar="N", type=_count, help="use the first N training problems (default: all)")
 
 
 def _control(parser: ArgumentParser) -> None:
     algos = ("smac", "a2c", "ppo", "trpo")
     parser.add_argument("env", metavar="ENV", help="gymnasium environment, like CartPole-v1")
     parser.add_argument(
-        "--algo", nargs="+", choices=algos, default=["smac"], help="one or several, drawn together (default: smac)"
+        "--algo", nargs="+", choices=algos, default=["smac"], help="algorithms, shown in one chart (default: smac)"
     )
-    parser.add_argument("--steps", metavar="N", type=_count, default=100_000, help="per seed (default: 100000)")
-    parser.add_argument("--seeds", metavar="K", type=_count, default=1, help="seeds 0 to K - 1 (default: 1)")
-    parser.add_argument("--run", dest="run_dir", metavar="DIR", type=Path, help="run folder, a new one")
-    parser.add_argument("--processes", metavar="P", type=_count, help="at a time (default: one per CPU)")
-    help_ = "an argument of the algorithms' classes, or of SMAC's direction: learning_rate=0.3 num_scores=16"
+    help_ = "environment steps per seed (default: 100000)"
+    parser.add_argument("--steps", metavar="N", type=_count, default=100_000, help=help_)
+    parser.add_argument("--seeds", metavar="K", type=_count, default=1, help="run seeds 0 to K - 1 (default: 1)")
+    parser.add_argument("--run", dest="run_dir", metavar="DIR", type=Path, help="folder of the new run")
+    parser.add_argument("--processes", metavar="P", type=_count, help="parallel processes (default: one per CPU)")
+    help_ = "constructor arguments of the algorithms, or of SMAC's direction: learning_rate=0.3 num_scores=16"
     parser.add_argument("--set", dest="settings", metavar="KEY=VALUE", nargs="+", default=[], help=help_)
 
 
 def _scale(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model folder, its config.json, or a name like qwen2.5-7b")
-    parser.add_argument("--recipe", metavar="RECIPE", help=f"whose step (default: the settings' defaults): {_RECIPE}")
-    parser.add_argument("--gpus", metavar="N", type=_count, default=1, help="that train (default: 1)")
-    parser.add_argument("--samplers", metavar="N", type=_count, default=0, help="that only sample (default: none)")
+    parser.add_argument("--recipe", metavar="RECIPE", help=f"recipe (default: default settings): {_RECIPE}")
+    parser.add_argument("--gpus", metavar="N", type=_count, default=1, help="GPUs that train (default: 1)")
+    parser.add_argument("--samplers", metavar="N", type=_count, default=0, help="GPUs that only sample (default: none)")
     parser.add_argument("--ways", metavar="N", type=_count, default=1, help="GPUs of one sampler (default: 1)")
-    parser.add_argument("--prompt-tokens", metavar="N", type=_count, default=256, help="of a prompt (default: 256)")
-    help_ = "of a completion on average (default: half of rollout.max_new_tokens)"
+    help_ = "length of a prompt in tokens (default: 256)"
+    parser.add_argument("--prompt-tokens", metavar="N", type=_count, default=256, help=help_)
+    help_ = "mean length of a completion in tokens (default: half of rollout.max_new_tokens)"
     parser.add_argument("--mean-tokens", metavar="N", type=_positive, help=help_)
 
 
 def _report(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder; several are drawn together")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder; several are shown on one page")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="page to write (default: in the run folder)")
     parser.add_argument(
-        "--by", choices=("step", "flops"), default="step", help="what charts over training are drawn against"
+        "--by", choices=("step", "flops"), default="step", help="horizontal axis of the charts (default: step)"
     )
 
 
@@ -143,14 +147,17 @@ def _task(parser: ArgumentParser) -> None:
 
 
 def _audit(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe, for all its tasks")
+    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe, to audit all its tasks")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the audited problems (default: 0)")
 
 
 def _plots(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path("theory"), help="default: theory")
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path("theory"), help="output folder")
     parser.add_argument(
-        "--measured", metavar="PATH", type=Path, help="a run folder, or JSON lines, to draw on top of the exact steps"
+        "--measured",
+        metavar="PATH",
+        type=Path,
+        help="run folder or JSONL file whose steps are drawn over the exact ones",
     )
 
 
@@ -161,28 +168,28 @@ def _bank(parser: ArgumentParser) -> None:
 def _judged_bank(parser: ArgumentParser) -> None:
     _bank(parser)
     parser.add_argument(
-        "--recipe", metavar="RECIPE", help=f"whose problems, model and verifiers judge again: {_RECIPE}"
+        "--recipe", metavar="RECIPE", help=f"recipe with the problems, model and verifiers to grade with: {_RECIPE}"
     )
 
 
 def _import(parser: ArgumentParser) -> None:
     _judged_bank(parser)
-    help_ = "JSONL or Parquet file, folder or fsspec address of such files, or Hugging Face data set"
+    help_ = "JSONL or Parquet file, folder or fsspec URL of such files, or Hugging Face data set"
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=help_)
 
 
 def _export(parser: ArgumentParser) -> None:
     _bank(parser)
-    parser.add_argument("target", metavar="TARGET", help="folder, or fsspec address like s3://bucket/traces")
+    parser.add_argument("target", metavar="TARGET", help="folder, or fsspec URL like s3://bucket/traces")
 
 
 def _stats(parser: ArgumentParser) -> None:
     _bank(parser)
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.add_argument("--json", action="store_true", help="print the statistics as JSON")
 
 
 def _recipes(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="print this recipe instead of the list")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="recipe to print (default: list all)")
 
 
 def _count(text: str) -> int:
@@ -213,12 +220,12 @@ def _number_in(text: str, most: float) -> float:
 
 
 _TASK_COMMANDS = (
-    ("list", Command("every task that can be named in a recipe", commands.list_tasks)),
-    ("show", Command("a task's settings and a few of its problems", commands.show_task, _task)),
+    ("list", Command("list every task that a recipe can name", commands.list_tasks)),
+    ("show", Command("show a task's settings and some of its problems", commands.show_task, _task)),
     (
         "audit",
         Command(
-            "try right answers and junk on a task's verifiers; exit code 1 if either is judged wrongly",
+            "test a task's verifiers with right answers and junk; exit code 1 if either is graded wrongly",
             commands.audit_task,
             _audit,
             usage=f"NAME [--seed N] {_TASK_SETTINGS}",
@@ -233,7 +240,7 @@ _TRACE_COMMANDS = (
     (
         "import",
         Command(
-            "read traces from files into a bank; with a recipe, judge every one of them again",
+            "import traces from files into a bank; with a recipe, grade each of them again",
             traces.import_traces,
             _import,
             usage=f"BANK SOURCE [SOURCE ...] [--recipe RECIPE] {_SETTINGS}",
@@ -241,11 +248,11 @@ _TRACE_COMMANDS = (
         ),
     ),
     ("export", Command("write a bank as Parquet files, partitioned by run and step", traces.export_traces, _export)),
-    ("stats", Command("what a bank holds, and how many attempts its successes took", traces.trace_stats, _stats)),
+    ("stats", Command("count the traces of a bank, and the attempts per success", traces.trace_stats, _stats)),
     (
         "verify",
         Command(
-            "check every row of a bank; with a recipe, also its rewards",
+            "check every row of a bank; with a recipe, also check its rewards",
             traces.verify_traces,
             _judged_bank,
             usage=f"BANK [--recipe RECIPE] {_SETTINGS}",
@@ -256,10 +263,10 @@ _TRACE_COMMANDS = (
 
 COMMANDS: dict[str, Command] = {
     "train": Command(
-        "post-train a model by a recipe; the same command resumes an unfinished run",
+        "post-train a model with a recipe; the same command resumes an unfinished run",
         commands.train,
         _post_train,
-        usage=f"RECIPE [--run DIR] [--no-audit] {_SETTINGS}",
+        usage=f"RECIPE [--run DIR] [--no-audit] [--profile] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
         explains_settings=True,
     ),
@@ -287,19 +294,19 @@ COMMANDS: dict[str, Command] = {
         f"       heliostat sample MODEL --recipe RECIPE --bank FILE [--successes K] [--attempts N] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
-    "report": Command("make one page out of run folders", commands.report, _report),
+    "report": Command("write an HTML report of one or more runs", commands.report, _report),
     "control": Command("train on a gymnasium environment: SMAC, A2C, PPO, TRPO", control.control, _control),
     "traces": Command("import, export, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
-    "diagnose": Command("explain what went wrong with a run, from its folder alone", commands.diagnose, _diagnose),
+    "diagnose": Command("explain from its folder why a run went wrong", commands.diagnose, _diagnose),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
     "scale": Command(
-        "memory, traffic and seconds of a step on H100 nodes, from formulas",
+        "estimate memory, traffic and seconds of a step on H100 nodes",
         scale.scale,
         _scale,
         usage=f"MODEL [--gpus N] [--samplers N] [--ways N] [--recipe RECIPE] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
-    "theory": Command("the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
+    "theory": Command("draw the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),
-    "metrics": Command("what every number in metrics.jsonl means", commands.metrics),
+    "metrics": Command("explain every metric in metrics.jsonl", commands.metrics),
 }

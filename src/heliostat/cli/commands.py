@@ -1,6 +1,6 @@
-"""What each command calls. One function per command; the room that does the work is imported inside it.
+"""One function per command, which imports the package that does the work when it is called.
 
-Left out: reading arguments (``parser``), how results look (``tables``), and error messages (``entry``).
+Left out: reading arguments (``parser``), printing results (``tables``), and error messages (``entry``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUM_AUDITED_PROBLEMS = 20
 
 
 def train(args: Namespace) -> int:
-    """``heliostat train``: post-train by a recipe."""
+    """Run ``heliostat train``: post-train with a recipe."""
     from heliostat.config import load_recipe
 
     overrides = [*args.overrides, "--audit.enabled=false"] if args.no_audit else args.overrides
@@ -33,7 +33,7 @@ def train(args: Namespace) -> int:
 
 
 def sft(args: Namespace) -> int:
-    """``heliostat sft``: supervised training."""
+    """Run ``heliostat sft``: supervised training."""
     from heliostat.config import load_recipe
 
     load_recipe(args.recipe, args.overrides)
@@ -43,7 +43,7 @@ def sft(args: Namespace) -> int:
 
 
 def _conclude(run: Callable[[], RunResult]) -> int:
-    """Say how a run ended and where everything is; the other ranks of a run only say what went wrong with them."""
+    """Print the outcome of a run and its files. Ranks other than the main one only print why they failed."""
     from heliostat.cli.tables import print_outcome
     from heliostat.tracking import read_metrics
     from heliostat.train import RunFailed
@@ -63,7 +63,7 @@ def _conclude(run: Callable[[], RunResult]) -> int:
 
 
 def evaluate(args: Namespace) -> int:
-    """``heliostat eval``: one model, or two on the same problems."""
+    """Run ``heliostat eval``: evaluate one model, or compare two on the same problems."""
     from heliostat.config import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
@@ -101,7 +101,7 @@ def _sampling(recipe: Recipe, temperature: float | None, top_p: float | None = N
 
 
 def sample(args: Namespace) -> int:
-    """``heliostat sample``: completions to look at."""
+    """Run ``heliostat sample``: print completions."""
     from heliostat.config import build_recipe, load_recipe
 
     if args.bank is not None:
@@ -117,11 +117,11 @@ def sample(args: Namespace) -> int:
 
 
 def _collect(args: Namespace) -> int:
-    """``heliostat sample --bank``: rejection sampling into a trace bank."""
+    """Run ``heliostat sample --bank``: fill a trace bank by rejection sampling."""
     from heliostat.config import ConfigError, load_recipe
 
     if args.recipe is None or args.prompt is not None:
-        raise ConfigError("sample --bank takes its problems and verifiers from a recipe: name one with --recipe")
+        raise ConfigError("sample --bank takes its problems and verifiers from a recipe: give one with --recipe")
     recipe = load_recipe(args.recipe, args.overrides)
     if args.temperature is not None:
         rollout = recipe.rollout.model_copy(update={"temperature": args.temperature})
@@ -142,7 +142,7 @@ def _collect(args: Namespace) -> int:
 
 
 def report(args: Namespace) -> int:
-    """``heliostat report``: run folders to one page."""
+    """Run ``heliostat report``: write one page about run folders."""
     for run in args.runs:
         if not run.is_dir():
             raise FileNotFoundError(f"there is no run folder {run}")
@@ -153,7 +153,7 @@ def report(args: Namespace) -> int:
 
 
 def diagnose(args: Namespace) -> int:
-    """``heliostat diagnose``: what went wrong with a run."""
+    """Run ``heliostat diagnose``: explain why a run went wrong."""
     from heliostat.report.diagnosis import diagnose
 
     say(diagnose(args.path).format())
@@ -161,16 +161,16 @@ def diagnose(args: Namespace) -> int:
 
 
 def list_tasks(args: Namespace) -> int:
-    """``heliostat tasks list``."""
+    """Run ``heliostat tasks list``."""
     from heliostat.cli.tables import print_lines
     from heliostat.tasks import list_tasks
 
-    print_lines("task", list_tasks() | {"file": "your own problems: --task.path, --task.verifiers"})
+    print_lines("task", list_tasks() | {"file": "problems of your own: --task.path, --task.verifiers"})
     return 0
 
 
 def show_task(args: Namespace) -> int:
-    """``heliostat tasks show``."""
+    """Run ``heliostat tasks show``."""
     from heliostat.tasks import show_task
 
     say(show_task(args.name))
@@ -178,7 +178,7 @@ def show_task(args: Namespace) -> int:
 
 
 def audit_task(args: Namespace) -> int:
-    """``heliostat tasks audit``: exit code 1 where a reward can be had for nothing, or a right answer earns none."""
+    """Run ``heliostat tasks audit``: exit code 1 if junk earns a reward, or a right answer earns none."""
     from heliostat.config import build_recipe, load_recipe, recipe_names
 
     if args.name in recipe_names() or args.name.endswith(".toml"):
@@ -196,7 +196,7 @@ def audit_task(args: Namespace) -> int:
 
 
 def recipes(args: Namespace) -> int:
-    """``heliostat recipes``: the list, or one recipe's text."""
+    """Run ``heliostat recipes``: list recipes, or print one."""
     from heliostat.cli.tables import print_lines
     from heliostat.config import recipe_names, recipe_text
 
@@ -209,7 +209,7 @@ def recipes(args: Namespace) -> int:
 
 
 def metrics(args: Namespace) -> int:
-    """``heliostat metrics``: the glossary."""
+    """Run ``heliostat metrics``: print the glossary of metrics."""
     from heliostat.cli.tables import print_metrics
     from heliostat.tracking import METRICS
 

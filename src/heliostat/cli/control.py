@@ -1,6 +1,6 @@
-"""What ``heliostat control`` calls, and the progress it shows: a bar per algorithm and seed.
+"""``heliostat control``, with a progress bar per algorithm and seed.
 
-Left out: everything it does (``heliostat.control.race``) and its page (``heliostat.report.control_page``).
+Left out: training (``heliostat.control.race``) and the page (``heliostat.report.control_page``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 
 def control(args: Namespace) -> int:
-    """``heliostat control``: train on a gymnasium environment, several algorithms and seeds in parallel."""
+    """Run ``heliostat control``: train on a gymnasium environment, several algorithms and seeds in parallel."""
     settings = read_settings(args.settings)
     from heliostat.cli.tables import Page, print_control
     from heliostat.control.race import race
@@ -34,7 +34,7 @@ def control(args: Namespace) -> int:
 
 
 def read_settings(words: Iterable[str]) -> dict[str, Any]:
-    """``key=value`` words; a value is read as TOML, and a bare word is text.
+    """Parse ``key=value`` words; a value is read as TOML, and a bare word is text.
 
     Raises:
         ConfigError: a word without ``=``.
@@ -78,7 +78,7 @@ class Bars(AbstractContextManager["Bars"]):
         self.progress.stop()
 
     def show(self, algo: str, seed: int, row: dict[str, float]) -> None:
-        """One evaluation."""
+        """Show the result of one evaluation."""
         name, at = f"{algo} seed {seed}", f"return {row['return']:.1f}"
         if not self.console.is_terminal:
             self.console.print(f"{name}  {row['step']:.0f}/{self.num_steps}  {at}  {row['cpu_s']:.0f} CPU s")

@@ -1,10 +1,10 @@
 """From ``sys.argv`` to an exit code: 0 done, 1 a bug (with its traceback), 2 a refusal (one line), 130 interrupted.
 
-A refusal is an error that a ``raise`` statement of this package raised to tell the user something (``ConfigError``,
+A refusal is an error for the user: one that a ``raise`` statement of this package raised (``ConfigError``,
 ``ValueError``, ``RuntimeError``, ``OSError``, ``ImportError``), a file that the operating system refused, or a missing
 optional package. Everything else is a bug and keeps its traceback; ``--debug`` shows the traceback of refusals too.
 
-Left out: the exit code of a run that ended by itself, which is the run's (``RunResult.exit_code``).
+Left out: the exit code of a run that ended by itself (``RunResult.exit_code``).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error speaks to the user rather than to a programmer; see the top of this file."""
+    """Whether an error is meant for the user and not for a programmer; see the top of this file."""
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         return True
     if isinstance(error, ModuleNotFoundError) and _missing_extra(error):
@@ -87,7 +87,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message on one line, with the way out where a package is missing."""
+    """Format an error as one line; where a package is missing, name the extra that installs it."""
     if isinstance(error, ModuleNotFoundError) and (extra := _missing_extra(error)):
         return f"this needs the package {error.name}: pip install 'heliostat[{extra}]'"
     if isinstance(error, OSError) and error.filename is not None:

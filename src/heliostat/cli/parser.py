@@ -1,6 +1,6 @@
-"""How a command line is read: recipe settings are taken out first, wherever they stand; argparse reads the rest.
+"""Parsing of a command line: recipe settings are taken out first, wherever they stand; argparse reads the rest.
 
-Left out: the commands (``arguments``), and what a setting's value may be (``heliostat.config``).
+Left out: the commands (``arguments``), and the values of settings (``heliostat.config``).
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of ending the process, and accepts no abbreviated options.
 
     Args:
-        explains_settings: the help also lists every recipe setting; the list is made when somebody asks for it.
+        explains_settings: the help also lists every recipe setting; the list is built when help is printed.
     """
 
     def __init__(self, *args: Any, explains_settings: bool = False, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": _Formatter, "allow_abbrev": False, **options})
         self._must_list_settings = explains_settings
         # read from the raw arguments by ``entry.main``, so that it works for errors of this very parser too
-        self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
+        self.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def format_help(self) -> str:
-        """The help text, with settings grouped by section."""
+        """Return the help text, with settings grouped by section."""
         if self._must_list_settings:
             self._must_list_settings = False
             self._list_settings()
@@ -59,7 +61,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def build_parser() -> Parser:
-    """The parser of everything but recipe settings, which ``parse`` takes out first."""
+    """Build the parser of everything but recipe settings, which ``parse`` takes out first."""
     parser = Parser("heliostat", description="Post-train language models by policy mirror descent.")
     parser.add_argument("--version", action="version", version=f"heliostat {__version__}")
     parser.set_defaults(spoken_by=parser, definition=None)
@@ -141,7 +143,7 @@ def _unknown_argument(token: str, args: argparse.Namespace) -> UsageError:
 
 
 def _nearest_option(option: str, own: Sequence[str], command: Command | None) -> str:
-    """A hint at one of the command's own options, or at the setting that the bare name stands for."""
+    """Suggest one of the command's own options, or the setting whose last part is the given name."""
     word = option.removeprefix("--")
     if command is None or ALL_SECTIONS not in command.sections or word == option:
         return _nearest(option, own)

@@ -1,9 +1,8 @@
-"""Make visible what Python itself prints during a command: tracebacks, warnings and log records.
+"""Hidden characters made visible in Python's own output during a command: tracebacks, warnings and log records.
 
-Their messages quote what models and data files hold, and a terminal would obey it.
+Their messages quote text of models and data files, and a terminal would obey control characters in it.
 
-Left out: what this package prints (``printed``, ``terminal``), and what verifiers print
-(``tasks.sandbox.child_output``).
+Left out: output of this package (``printed``, ``terminal``) and of verifiers (``tasks.sandbox.child_output``).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from heliostat.printed import say, visible
 
 @contextmanager
 def python_prints_visibly() -> Iterator[None]:
-    """Inside, warnings and log records are made visible; the traceback of what leaves it is, too.
+    """Show hidden characters in warnings and log records inside the block, and in the traceback of an error there.
 
     **Limits**: handlers that format tracebacks by themselves are not covered.
     """
@@ -38,7 +37,7 @@ def python_prints_visibly() -> Iterator[None]:
 
 
 def print_visibly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An exception hook that prints what Python's prints, made visible."""
+    """Print an uncaught exception as Python does, with hidden characters shown."""
     say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), sys.stderr)
 
 
@@ -56,7 +55,7 @@ def _show_warning(
 
 
 class _VisibleRecord(logging.LogRecord):
-    """A log record whose message and traceback are visible, whoever formats it."""
+    """A log record that shows hidden characters in its message and traceback, under any formatter."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,5 +63,5 @@ class _VisibleRecord(logging.LogRecord):
             self.exc_text = visible("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
 
     def getMessage(self) -> str:
-        """The message, visible."""
+        """Return the message with hidden characters shown."""
         return visible(super().getMessage())

@@ -1,4 +1,4 @@
-"""What ``heliostat scale`` calls: memory, traffic and seconds of a step, before there is a machine to try it on.
+"""``heliostat scale``: estimates memory, traffic and seconds of a step on GPUs that are not at hand.
 
 Left out: the formulas (``heliostat.scaling``).
 """
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def scale(args: Namespace) -> int:
-    """``heliostat scale``: one table; exit code 1 where something does not fit."""
+    """Run ``heliostat scale``: print one table; exit code 1 if something does not fit."""
     from heliostat.config import build_recipe, load_recipe
-    from heliostat.scaling import H100, MODELS, Layout, estimate, job_of, read_shape
+    from heliostat.scaling import H100, MODELS, GpuLayout, estimate, job_of, read_shape
 
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
     shape = read_shape(args.model, MODELS)
@@ -23,7 +23,7 @@ def scale(args: Namespace) -> int:
     found = estimate(
         shape,
         job_of(recipe, args.prompt_tokens, args.mean_tokens),
-        Layout(
+        GpuLayout(
             num_trainers=args.gpus,
             sharded=recipe.distributed.placement == "sharded",
             num_samplers=args.samplers,
@@ -42,7 +42,7 @@ def _show(found: Estimate) -> None:
 
     shape, layout, trainer, sampler = found.shape, found.layout, found.trainer, found.sampler
     seconds = found.seconds
-    beside = "traffic beside operations" if seconds.overlapped else "traffic after operations"
+    order = "traffic overlaps compute" if seconds.overlapped else "traffic follows compute"
     lines = {
         "model": f"{shape.num_parameters / 1e9:.4g} billion weights, {shape.num_active / 1e9:.4g} used by a token",
         "GPUs": f"{layout.num_trainers} train, {layout.num_samplers or 'the same'} sample; {found.hardware.name}",
@@ -60,14 +60,14 @@ def _show(found: Estimate) -> None:
         "sent by a trainer, GB": f"{found.traffic.wire(layout.num_trainers) / 1e9:.3g}",
         "sampling, s": _sum(seconds.sampling, 1, prompts=seconds.prefill, tokens=seconds.decode),
         "training, s": _sum(
-            seconds.training, 1, operations=seconds.compute, traffic=seconds.traffic, optimizer=seconds.optimizer
+            seconds.training, 1, compute=seconds.compute, traffic=seconds.traffic, optimizer=seconds.optimizer
         )
-        + f"; {beside}" * (layout.num_trainers > 1),
-        "handing over weights, s": f"{seconds.sync:.3g}",
+        + f"; {order}" * (layout.num_trainers > 1),
+        "weight sync, s": f"{seconds.sync:.3g}",
         "whole step, s": f"{seconds.synchronous:.3g}; {found.tokens_per_gpu_s:.3g} tokens per second and GPU",
     }
     if layout.num_samplers:
-        lines["whole step if sampling never waited, s"] = f"{seconds.asynchronous:.3g}"
+        lines["whole step, asynchronous, s"] = f"{seconds.asynchronous:.3g}"
     print_lines("one step", lines)
     for obstacle in found.obstacles:
         Page().print(f"does not fit: {obstacle}", markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""How results look on a terminal: tables by rich, plain text where the output is a file or a pipe.
+"""Results on a terminal: tables by rich, plain text if the output is a file or a pipe.
 
-Left out: where the numbers come from, and the live display of a run (``train.console.progress``).
+Left out: computing results, and the live display of a run (``train.console.progress``).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def Text(text: str, style: str = "") -> RichText:
-    """Text that is never markup; made visible first, because rich drops some controls in silence."""
+    """Make text that is never read as markup; hidden characters are shown, since rich drops some of them silently."""
     return RichText(visible(text), style=style)
 
 
-PLAIN_WIDTH = 200  # columns where nobody has a terminal to say how many there are
+PLAIN_WIDTH = 200  # columns, if the output is no terminal
 
 
 class Page(SafeConsole):
-    """The terminal, or a wide plain page where there is none."""
+    """The terminal, or a wide page of plain text if the output is no terminal."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False)
@@ -41,7 +41,7 @@ class Page(SafeConsole):
             self.width = PLAIN_WIDTH
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich prints; without a terminal, lines end where their text does instead of being padded."""
+        """Print as rich does; without a terminal, lines are not padded."""
         if self.is_terminal:
             super().print(*objects, **options)
             return
@@ -51,12 +51,12 @@ class Page(SafeConsole):
         self.file.write("\n".join(line.rstrip() for line in lines))
 
     def on_broken_pipe(self) -> None:
-        """Leave it to ``entry.main``; rich itself would end the process as if something had failed."""
+        """Leave a broken pipe to ``entry.main``; rich itself would end the process with an error."""
         raise BrokenPipeError
 
 
 def print_lines(what: str, lines: Mapping[str, str]) -> None:
-    """Names, each with one line about it."""
+    """Print names, each with one line about it."""
     table = _table(what, "")
     for name, line in lines.items():
         table.add_row(name, Text(line))
@@ -64,7 +64,7 @@ def print_lines(what: str, lines: Mapping[str, str]) -> None:
 
 
 def print_metrics(metrics: Mapping[str, Metric]) -> None:
-    """The glossary of metrics."""
+    """Print the glossary of metrics."""
     table = _table("metric", "unit", "meaning")
     for key, metric in metrics.items():
         table.add_row(key, metric.unit, Text(metric.meaning))
@@ -72,7 +72,7 @@ def print_metrics(metrics: Mapping[str, Metric]) -> None:
 
 
 def print_evaluations(report: EvalReport) -> None:
-    """One row per model and task with 95% intervals over problems, and the paired difference of two models."""
+    """Print one row per model and task with 95% intervals over problems, and the paired difference of two models."""
     k = min(evaluation.ks[-1] for evaluation in report.evaluations)
     table = _table("model", "task", "problems", "pass@1 [95%]", f"pass@{k}", "mean reward", "greedy")
     for model, evaluation in zip(report.models, report.evaluations, strict=True):
@@ -90,7 +90,7 @@ def print_evaluations(report: EvalReport) -> None:
             markup=False,
         )
         page.print(
-            f"solved in some sample by the second alone: {pair.num_only_second} problems; by the first alone: "
+            f"problems with a solution from the second model only: {pair.num_only_second}; from the first only: "
             f"{pair.num_only_first}",
             markup=False,
         )
@@ -113,7 +113,7 @@ def _with_interval(evaluation: Evaluation) -> str:
 
 
 def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], report: Path) -> None:
-    """What a run achieved, a few of its final completions, and where its files are."""
+    """Print a run's results, a few of its final completions, and the paths of its files."""
     page = Page()
     if transcripts:
         page.print(f"\n{len(transcripts)} of the final model's answers:")
@@ -138,7 +138,7 @@ def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], r
 
 
 def print_completions(groups: Sequence[Group]) -> None:
-    """Prompts, each followed by its completions as they were sampled; model text is never read as markup."""
+    """Print prompts, each followed by its completions as they were sampled; model text is never read as markup."""
     page = Page()
     for group in groups:
         page.print(Text(group.prompt.problem.question, style="bold"))
@@ -150,7 +150,7 @@ def print_completions(groups: Sequence[Group]) -> None:
 
 
 def print_control(run: ControlRun) -> None:
-    """What each algorithm ended with: interquartile mean over seeds with its interval, and its speed."""
+    """Print each algorithm's final return (interquartile mean over seeds with its interval) and speed."""
     table = _table("algorithm", "return [95%]", "seeds", "steps per CPU s")
     for algo in run.algos:
         final, lasts = run.final(algo), [rows[-1] for rows in run.of(algo)]
@@ -161,7 +161,7 @@ def print_control(run: ControlRun) -> None:
 
 
 def print_bank(summary: BankSummary) -> None:
-    """What a trace bank holds: by task, by sampler, and the attempts per success of rejection sampling."""
+    """Print the counts of a trace bank by task and by sampler, and the attempts per success of rejection sampling."""
     page = Page()
     tasks = _table("task", "problems", "traces", "successes")
     for name, *counts in summary.tasks:
@@ -177,7 +177,7 @@ def print_bank(summary: BankSummary) -> None:
 
 
 def print_attempts(summary: BankSummary) -> None:
-    """The histogram of attempts per success, with a bar for each bin."""
+    """Print the histogram of attempts per success, with a bar for each bin."""
     page = Page()
     page.print(
         f"{summary.num_attempts} attempts on {summary.num_tried} problems, {summary.num_unsolved} of them without "

@@ -1,4 +1,4 @@
-"""What ``heliostat theory plot`` calls: the exact figures, and on request measured steps on top of them.
+"""``heliostat theory plot``: draws the exact figures, and on request measured steps over them.
 
 Left out: the drawing (``theory``).
 """
@@ -25,7 +25,7 @@ _FIELDS = {
 
 
 def plot_theory(args: Namespace) -> int:
-    """``heliostat theory plot``: ratios, lambda, chi-square share and the rest, as SVG."""
+    """Run ``heliostat theory plot``: draw ratios, lambda, chi-square share and the other figures as SVG files."""
     from heliostat.theory import draw_all
 
     steps = read_measured(args.measured) if args.measured else []
@@ -39,7 +39,7 @@ def plot_theory(args: Namespace) -> int:
 
 
 def read_measured(path: Path) -> list[MeasuredStep]:
-    """Measured steps of a run folder, or of a file of JSON lines whose keys are metrics and ``objective.tau``.
+    """Read measured steps from a run folder, or from a JSONL file whose keys are metrics and ``objective.tau``.
 
     Steps without both correct and incorrect answers have no place on the curves and are left out.
 

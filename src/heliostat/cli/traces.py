@@ -1,4 +1,4 @@
-"""What ``heliostat traces`` calls: import, export, stats and verify.
+"""``heliostat traces``: import, export, stats and verify.
 
 Left out: filling a bank by sampling (``heliostat sample --bank``) and by training (``traces.bank`` in a recipe).
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def import_traces(args: Namespace) -> int:
-    """``heliostat traces import``: exit code 1 where rows or files had to be skipped."""
+    """Run ``heliostat traces import``: exit code 1 if rows or files had to be skipped."""
     from heliostat.traces import Bank, ImportReport, import_rows, read_rows
 
     report = ImportReport()
@@ -28,18 +28,18 @@ def import_traces(args: Namespace) -> int:
         for source in args.sources:
             import_rows(bank, read_rows(source, report.findings), report, problems)
         say(
-            f"{report.appended.num_new} new traces in {args.bank}, {report.appended.num_known} known already, "
+            f"{report.appended.num_new} new traces in {args.bank}, {report.appended.num_known} already there, "
             f"{report.findings.num_problems} rows or files skipped"
         )
     if problems is None:
-        say("rewards were taken from the files; --recipe would have judged them again")
+        say("rewards were taken from the files; with --recipe, verifiers grade the traces again")
     else:
         say(f"{report.num_rejudged} rewards differed from the file; {report.num_reencoded} texts were encoded")
     return _complain(report.findings)
 
 
 def export_traces(args: Namespace) -> int:
-    """``heliostat traces export``: exit code 1 where damaged rows were left out."""
+    """Run ``heliostat traces export``: exit code 1 if damaged rows were left out."""
     from heliostat.traces import Bank, Findings, export_bank
 
     findings = Findings()
@@ -50,9 +50,9 @@ def export_traces(args: Namespace) -> int:
 
 
 def trace_stats(args: Namespace) -> int:
-    """``heliostat traces stats``: counts of what is whole, and the attempts that solved problems took.
+    """Run ``heliostat traces stats``: count intact traces, and the attempts per solved problem.
 
-    Exit code 1 where rows are damaged.
+    The exit code is 1 if rows are damaged.
     """
     from heliostat.cli.tables import print_bank
     from heliostat.traces import Bank, Findings, summarise
@@ -68,17 +68,17 @@ def trace_stats(args: Namespace) -> int:
 
 
 def verify_traces(args: Namespace) -> int:
-    """``heliostat traces verify``: exit code 1 where the file is damaged or a reward does not hold."""
+    """Run ``heliostat traces verify``: exit code 1 if the file is damaged or a reward is wrong."""
     from heliostat.traces import Bank, check_bank, reverify, whole_traces
 
     with _problems(args) as problems, Bank.open(args.bank, create=False) as bank:
         findings = check_bank(bank)
-        say(f"{findings.num_read} traces are whole, {findings.num_problems} findings")
+        say(f"{findings.num_read} traces are intact, {findings.num_problems} findings")
         if problems is not None:
             damaged = findings.num_problems
             judged = reverify(whole_traces(bank, type(findings)()), problems, findings)
             say(
-                f"{judged['judged']} rewards judged again, {findings.num_problems - damaged} differ, "
+                f"{judged['judged']} rewards recomputed, {findings.num_problems - damaged} differ, "
                 f"{judged['unknown']} traces belong to other problems"
             )
     return _complain(findings)
@@ -86,7 +86,7 @@ def verify_traces(args: Namespace) -> int:
 
 @contextlib.contextmanager
 def _problems(args: Namespace) -> Iterator[Problems | None]:
-    """The recipe's problems, or ``None`` where no recipe was named."""
+    """Load the recipe's problems; ``None`` if no recipe was given."""
     if args.recipe is None:
         yield None
         return

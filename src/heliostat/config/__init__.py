@@ -4,7 +4,7 @@ A recipe is a tree of small frozen sections (``sections``). It is laid together 
 files that one extends, and overrides (``layers``, ``recipes``). Unknown keys, wrong types and contradictory settings
 raise ``ConfigError`` with one sentence that names the key and the nearest valid one (``errors``, ``keys``).
 
-Left out: the commands of the command line (``cli``), and the meaning of any setting (the room that uses it).
+Left out: the commands of the command line (``cli``), and the effect of a setting (the package that uses it).
 """
 
 from heliostat.config.errors import ConfigError, describe, nearest

@@ -1,6 +1,6 @@
-"""How a wrong setting is reported: one exception, and one plain line for whatever the validator found.
+"""The error of a wrong setting: one exception, and one plain line for each problem that the validator finds.
 
-Left out: which keys exist (``keys``) and what is checked (``sections``).
+Left out: the keys (``keys``) and their checks (``sections``).
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the closest choice, or an empty string."""
+    """Suggest the closest choice, as `` (did you mean 'x'?)`` or an empty string."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
 def describe(error: ValidationError, where: str = "", data: Any = None) -> str:
-    """The first problem of a pydantic error as one line: ``optimizer.lr = -1: must be greater than 0``.
+    """Format the first problem of a pydantic error as one line: ``optimizer.lr = -1: must be greater than 0``.
 
     Args:
-        error: what pydantic raised.
+        error: pydantic's error.
         where: dotted name of the part of the recipe that was validated; empty for a whole recipe.
         data: the validated input, if at hand; needed to tell a key from the name of a member of a union of types.
     """
@@ -69,13 +69,13 @@ def describe(error: ValidationError, where: str = "", data: Any = None) -> str:
 
 
 def show(value: Any) -> str:
-    """A setting as it would be written in TOML, cut to fit on a line."""
+    """Format a setting as in TOML, shortened to fit on a line."""
     text = str(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
 def _wanted(problem: ErrorDetails) -> str:
-    """What would have been accepted, as words that follow "must be"."""
+    """Describe the accepted values, in words that follow "must be"."""
     kind, _, complaint = problem["type"].partition("_")
     if kind in _NOUNS and complaint in _TYPE_COMPLAINTS:
         return _NOUNS[kind]
@@ -94,7 +94,7 @@ def _nearest_literal(problem: ErrorDetails) -> str:
 
 
 def _loc_in(data: Any, problem: ErrorDetails) -> tuple[int | str, ...]:
-    """The part of a problem's location that names a key; pydantic goes on with the names of union members."""
+    """Return the part of a problem's location that names a key; pydantic appends the names of union members."""
     loc = tuple(problem["loc"])
     if data is None or problem["type"] == "missing":
         return loc

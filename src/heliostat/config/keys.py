@@ -33,7 +33,7 @@ _BOUND_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 class Key(NamedTuple):
-    """One declared setting: dotted name, type with its bounds in words, default value, and what it means."""
+    """One declared setting: dotted name, type with its bounds in words, default value, and meaning."""
 
     name: str
     type: str
@@ -43,28 +43,28 @@ class Key(NamedTuple):
 
 @functools.cache
 def sections() -> dict[str, type[Section | NamedSection]]:
-    """Sections of a recipe by name; ``task`` stands for each of its tables."""
+    """Map the names of a recipe's sections to their classes; ``task`` stands for each of its tables."""
     return {name: _section_class(spec.annotation) for name, spec in Recipe.model_fields.items()}
 
 
 def field_of(dotted: str) -> FieldInfo | None:
-    """The declaration of ``section.key`` or ``task.1.key``, or ``None`` where nothing of that name is declared."""
+    """Look up the declaration of ``section.key`` or ``task.1.key``; ``None`` if there is none."""
     section, _, key = dotted.partition(".")
     key = re.sub(r"^\d+\.", "", key) if section == "task" else key
     return sections()[section].model_fields.get(key) if section in sections() else None
 
 
 def describe_sections() -> dict[str, str]:
-    """What each section is about, in recipe order: the first line of its docstring."""
+    """Summarise each section, in recipe order, by the first line of its docstring."""
     return {name: (cls.__doc__ or "").partition("\n")[0] for name, cls in sections().items()}
 
 
 @functools.cache
 def describe_keys() -> tuple[Key, ...]:
-    """Every declared setting, in recipe order.
+    """List every declared setting, in recipe order.
 
-    **Limits.** The keys that belong to a named objective, optimizer or task are declared in the room that owns the
-    named thing, and are not listed here.
+    **Limits.** The keys of a named objective, optimizer or task are declared in the package that defines it, and are
+    not listed here.
     """
     return tuple(
         Key(f"{section}.{key}", _type_text(spec), spec.get_default(call_default_factory=True), spec.description or "")
@@ -74,7 +74,7 @@ def describe_keys() -> tuple[Key, ...]:
 
 
 def suggest(dotted: str) -> str:
-    """`` (did you mean 'section.key'?)`` for an unknown key: same key elsewhere, else the closest spelling."""
+    """Suggest a key, as `` (did you mean 'section.key'?)``: the same key elsewhere, else the closest spelling."""
     names = [key.name for key in describe_keys()]
     section, _, last = dotted.rpartition(".")
     pools = (
@@ -92,7 +92,7 @@ def suggest(dotted: str) -> str:
 
 
 def unknown_key(dotted: str) -> ConfigError:
-    """The error for a key that no section declares."""
+    """Build the error for a key that no section declares."""
     section = dotted.partition(".")[0]
     if hint := suggest(dotted):
         return ConfigError(f"unknown key {dotted}{hint}")
@@ -102,7 +102,7 @@ def unknown_key(dotted: str) -> ConfigError:
 
 
 def build_checked(cls: type[T], settings: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass from user settings, with the same errors that a recipe section gives.
+    """Build a dataclass from user settings, with the same errors that a recipe section gives.
 
     Raises:
         ConfigError: a key is not a field of ``cls``, a value has the wrong type, or ``cls`` refused the values.

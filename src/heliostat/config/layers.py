@@ -4,8 +4,8 @@ A layer is a table of tables as TOML gives it. Tables merge, everything else rep
 
 - ``task`` is a list of tables. A layer may give the whole list, or single tables by position; a lone ``[task]`` table
   and ``--task.key`` mean the first.
-- Some keys choose a thing that owns other keys: ``name`` of an objective, optimizer or task owns what is not declared,
-  ``model.path`` owns ``model.settings``. A layer that chooses another thing drops what the old one owned.
+- Some keys own other keys: ``name`` of an objective, optimizer or task owns the keys that are not declared, and
+  ``model.path`` owns ``model.settings``. A layer that changes such a key drops the keys that the old value owned.
 
 Left out: types and bounds (``sections``), and finding files (``recipes``).
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 from heliostat.config.errors import ConfigError
 from heliostat.config.keys import field_of, sections, unknown_key
+from heliostat.config.renamed import with_new_names
 from heliostat.config.sections import NamedSection
 
 Layer = dict[str, Any]
@@ -71,7 +72,7 @@ def parse_value(text: str, dotted: str) -> Any:
 
 
 def layer_from(settings: Mapping[str, Any]) -> Layer:
-    """Expand dotted names, sort ``task`` tables by position and refuse unknown keys.
+    """Expand dotted names, sort ``task`` tables by position, replace old names of settings and refuse unknown keys.
 
     Args:
         settings: nested tables, dotted names (``{"task.1.name": "file"}``), or both.
@@ -90,6 +91,7 @@ def layer_from(settings: Mapping[str, Any]) -> Layer:
         if head == "task":
             path[1:] = [int(rest[0]), *rest[1:]] if rest and rest[0].isdigit() else [0, *rest]
         _merge_at(layer, path, leaf)
+    layer = with_new_names(layer)
     _check_keys(layer)
     return layer
 
@@ -113,10 +115,10 @@ def merge(base: Layer, over: Layer) -> Layer:
 
 
 def plain(value: Any, dotted: str) -> Any:
-    """A value as TOML would give it: lists for tuples, text for paths.
+    """Convert a value to the form that TOML gives: lists for tuples, text for paths.
 
     Raises:
-        ConfigError: there is no such thing in TOML.
+        ConfigError: TOML cannot hold the value.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item, f"{dotted}.{key}") for key, item in value.items()}

@@ -1,10 +1,10 @@
-"""Files that a recipe names are looked for beside the recipe, wherever the command is started.
+"""Files that a recipe names are searched for in the recipe's folder, wherever the command is started.
 
-A relative path of a recipe file becomes absolute if something of that name stands in the recipe's folder; else it is
-left to the working directory. A trace bank that does not exist yet is made beside the recipe. Overrides are typed in
-a shell and mean the working directory. What ``dump_recipe`` wrote is resolved already.
+A relative path in a recipe file becomes absolute if the recipe's folder holds a file of that name; else it is relative
+to the working directory. A trace bank that does not exist yet is created in the recipe's folder. Overrides are typed in
+a shell and are relative to the working directory. Files written by ``dump_recipe`` are resolved already.
 
-Left out: what the files hold.
+Left out: the contents of the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TASK_PATHS = ("path", "heldout_path")
 
 
 def located(layer: Layer, folder: Path) -> Layer:
-    """A recipe file's layer with its files found from ``folder``, where the recipe stands."""
+    """Resolve the files that a recipe's layer names against the recipe's ``folder``."""
     folder = folder.resolve()
     placed = {section: dict(content) if isinstance(content, dict) else content for section, content in layer.items()}
     model, traces, tasks = placed.get("model"), placed.get("traces"), placed.get("task")
@@ -35,7 +35,7 @@ def located(layer: Layer, folder: Path) -> Layer:
 
 
 def is_same_place(stored: object, asked: object) -> bool:
-    """Tell whether a relative path that a run was begun with is the end of the absolute one that it is now."""
+    """Whether the relative path of an older run is the end of the current absolute one."""
     if not (isinstance(stored, str) and isinstance(asked, str)) or not stored:
         return False
     old, new = PurePath(stored), PurePath(asked)
@@ -65,7 +65,7 @@ def _place(table: Layer, key: str, folder: Path, to_make: bool = False) -> None:
 
 
 def _functions(task: Mapping[str, Any]) -> Iterator[str]:
-    """Names like ``module:function`` in a task's table."""
+    """List names like ``module:function`` in a task's table."""
     verifiers = task.get("verifiers")
     tables = verifiers if isinstance(verifiers, list) else []
     named = [table.get("name") for table in tables if isinstance(table, Mapping)]

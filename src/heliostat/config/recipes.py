@@ -1,7 +1,7 @@
 """Recipes by name or path: read, extended, overridden, checked, and written back.
 
 A file may begin with ``extends = "demo"``: the name of a shipped recipe, or a path relative to the file. Files
-and modules that it names are looked for in its own folder first (``places``).
+and modules that it names are searched for in its own folder first (``places``).
 
 Left out: the rules by which layers merge (``layers``) and the settings themselves (``sections``).
 """
@@ -29,12 +29,12 @@ _RESOLVED = "# A resolved recipe: its paths are those that were used.\n"
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """List the names of the recipes that come with the package."""
     return sorted(entry.name.removesuffix(".toml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".toml"))
 
 
 def recipe_text(name_or_path: str) -> str:
-    """The TOML text of a shipped recipe or of a file.
+    """Read the TOML text of a shipped recipe or of a file.
 
     Raises:
         ConfigError: there is no such recipe; names the nearest shipped one.
@@ -56,7 +56,7 @@ def recipe_text(name_or_path: str) -> str:
 
 
 def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
-    """Read a recipe, lay overrides over it and check the result. Its files are looked for beside it (``places``).
+    """Read a recipe, apply overrides and check the result. Files are searched for in its folder (``places``).
 
     Args:
         name_or_path: a shipped recipe's name, or the path of a TOML file.
@@ -72,7 +72,7 @@ def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
 
 
 def build_recipe(settings: Mapping[str, Any] | None = None, overrides: Overrides = ()) -> Recipe:
-    """Make a recipe from tables or dotted names, over the defaults.
+    """Build a recipe from tables or dotted names, over the defaults.
 
     Raises:
         ConfigError: one line that names the key and the nearest valid one.
@@ -81,7 +81,7 @@ def build_recipe(settings: Mapping[str, Any] | None = None, overrides: Overrides
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as TOML text, every key present; ``load_recipe`` reads it back as an equal recipe."""
+    """Write the resolved recipe as TOML text with every key; ``load_recipe`` reads it back as an equal recipe."""
     import tomli_w
 
     return _RESOLVED + tomli_w.dumps(layer_from(recipe.model_dump()))
@@ -112,7 +112,7 @@ def _override_layer(overrides: Overrides) -> Layer:
 
 
 def _layers(name_or_path: str, seen: tuple[str, ...] = ()) -> list[Layer]:
-    """The recipe's own layer, after those of the recipes that it extends."""
+    """List the layers of the recipes that this one extends, and then its own."""
     shipped = name_or_path in recipe_names()
     identity = name_or_path if shipped else str(Path(name_or_path).resolve())
     if identity in seen:

@@ -3,12 +3,12 @@
     SMAC("MlpPolicy", "CartPole-v1").learn(100_000)
 
 smac          the algorithm: ``train()`` is the update
-directions    how the actor moves: rank-1 (one score, many, mean, gradient), Eva, exact, plain
+directions    the actor's steps: rank-1 (one score, many, mean, gradient), Eva, exact, plain
 sample_space  the exact damped natural gradient, solved among samples
-actor         which parameters of a policy are the actor's, and their scores
-contenders    SMAC, A2C, PPO and TRPO with their settings per environment
+actor         the actor's parameters in a policy, and their scores
+algorithms    SMAC, A2C, PPO and TRPO with their settings per environment
 race          one environment, several algorithms and seeds, in parallel processes, into a run folder
-runs          reading that folder; needs nothing heavy
+runs          reading that folder, without heavy imports
 
 Names load on first use: Stable-Baselines3 and gymnasium come with the extra ``control``.
 """

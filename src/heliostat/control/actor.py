@@ -1,9 +1,9 @@
-"""The actor inside a Stable-Baselines3 policy: which parameters are its own, its log-probabilities and their scores.
+"""The actor inside a Stable-Baselines3 policy: its own parameters, its log-probabilities and their scores.
 
 A parameter belongs to the actor if ``log pi(a|s)`` depends on it, and to the critic if the value does. Asking autograd
 finds that out for any policy class, whatever its attributes are called.
 
-Left out: what is done with the scores (``directions``), and sampling actions (Stable-Baselines3's).
+Left out: steps from the scores (``directions``), and sampling actions (Stable-Baselines3's).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Observations = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Transitions:
     """Some time steps of a rollout.
 
     Attributes:
@@ -45,13 +45,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def take(self, index: Int[Tensor, ...]) -> Rows:
-        """The rows at ``index``."""
-        return Rows(taken(self.observations, index), self.actions[index], self.advantages[index])
+    def take(self, index: Int[Tensor, ...]) -> Transitions:
+        """Select the rows at ``index``."""
+        return Transitions(taken(self.observations, index), self.actions[index], self.advantages[index])
 
 
 def taken(observations: Observations, index: Tensor) -> Observations:
-    """The observations at ``index``."""
+    """Select the observations at ``index``."""
     if isinstance(observations, dict):
         return {name: part[index] for name, part in observations.items()}
     return observations[index]
@@ -107,11 +107,11 @@ class Actor:
         )
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
-        """Names and parameters, in the policy's order."""
+        """List names and parameters, in the policy's order."""
         return list(zip(self.names, self.parameters, strict=True))
 
     def layers(self) -> nn.Module:
-        """The actor's modules and stray parameters under one roof, for optimizers that hook layers."""
+        """Collect the actor's modules and stray parameters in one module, for optimizers that hook layers."""
         own = {id(parameter) for parameter in self.parameters}
         parts = nn.ModuleList()
         covered: set[int] = set()
@@ -123,26 +123,26 @@ class Actor:
         strays = nn.ParameterList([p for p in self.parameters if id(p) not in covered])
         return nn.ModuleDict({"parts": parts, "strays": strays})
 
-    def log_prob(self, rows: Rows) -> Float[Tensor, " row"]:
-        """``log pi(a|s)`` of each row, with its graph."""
+    def log_prob(self, rows: Transitions) -> Float[Tensor, " row"]:
+        """Compute ``log pi(a|s)`` of each row, with its graph."""
         log_prob: Tensor = self.policy.get_distribution(rows.observations).log_prob(rows.actions)
         return log_prob
 
-    def log_prob_and_entropy(self, rows: Rows) -> tuple[Float[Tensor, " row"], Float[Tensor, ""]]:
-        """``log pi(a|s)`` of each row and the mean entropy; where that has no closed form, minus the mean log pi."""
+    def log_prob_and_entropy(self, rows: Transitions) -> tuple[Float[Tensor, " row"], Float[Tensor, ""]]:
+        """Compute ``log pi(a|s)`` of each row and the mean entropy; without a closed form, minus the mean log pi."""
         with unvalidated():  # what is not finite is found in the gradient
             distribution = self.policy.get_distribution(rows.observations)
             log_prob = distribution.log_prob(rows.actions)
             entropy = distribution.entropy()
         return log_prob, -log_prob.mean() if entropy is None else entropy.mean()
 
-    def acting_log_prob(self, rows: Rows) -> Float[Tensor, " row"]:
-        """``log pi(a|s)`` of the policy that acts: with the running statistics of BatchNorm, without Dropout."""
+    def acting_log_prob(self, rows: Transitions) -> Float[Tensor, " row"]:
+        """Compute ``log pi(a|s)`` of the acting policy: with BatchNorm's running statistics, without Dropout."""
         with evaluation_mode(self.policy), unvalidated():
             return self.log_prob(rows)
 
-    def scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
-        """``u_i = grad log pi(a_i|s_i)`` of every row, by parameter, in one vectorised pass where that is possible.
+    def scores(self, rows: Transitions) -> dict[Tensor, Float[Tensor, "row ..."]]:
+        """Compute ``u_i = grad log pi(a_i|s_i)`` of every row, by parameter, in one vectorised pass if possible.
 
         The policy is the one that acts: a row's log-probability must depend on that row alone.
 
@@ -152,7 +152,7 @@ class Actor:
         with evaluation_mode(self.policy):
             return self._scores(rows)
 
-    def _scores(self, rows: Rows) -> dict[Tensor, Float[Tensor, "row ..."]]:
+    def _scores(self, rows: Transitions) -> dict[Tensor, Float[Tensor, "row ..."]]:
         if not self._vectorises:
             each = [torch.autograd.grad(one, self.parameters, retain_graph=True) for one in self.log_prob(rows)]
             return {p: torch.stack(scores) for p, scores in zip(self.parameters, zip(*each, strict=True), strict=True)}
@@ -165,9 +165,9 @@ class Actor:
 
 
 class _RowLogProb(nn.Module):
-    """From the number of a row to its log-probability, so that any observation space can be vectorised over."""
+    """A map from the number of a row to its log-probability, which can be vectorised for any observation space."""
 
-    def __init__(self, actor: Actor, rows: Rows) -> None:
+    def __init__(self, actor: Actor, rows: Transitions) -> None:
         super().__init__()
         self.policy, self.actor, self.rows = actor.policy, actor, rows
 
@@ -181,7 +181,7 @@ def _as_is(output: Tensor, label: Tensor) -> Tensor:
 
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    """The policy as it acts, and afterwards as it was."""
+    """Put the policy in evaluation mode inside the block, and restore its mode after it."""
     training = policy.training
     policy.set_training_mode(False)
     try:
@@ -192,7 +192,7 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 
 @contextmanager
 def distribution_kept(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Afterwards the policy's distribution is as it was: a graph or a vectorised tensor in it cannot be copied."""
+    """Restore the policy's distribution after the block: a graph or a vectorised tensor in it cannot be copied."""
     distribution = policy.action_dist
     before = dict(vars(distribution))
     try:
@@ -204,7 +204,7 @@ def distribution_kept(policy: ActorCriticPolicy) -> Iterator[None]:
 
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """Without the argument checks of ``torch.distributions``, which branch on data and so cannot be vectorised."""
+    """Turn off the argument checks of ``torch.distributions``, which branch on data and so cannot be vectorised."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)
     try:
@@ -214,12 +214,12 @@ def unvalidated() -> Iterator[None]:
 
 
 def actions_for(space: spaces.Space[Any], actions: Tensor) -> Tensor:
-    """A rollout buffer's actions (floats) as the policy's distribution takes them."""
+    """Convert a rollout buffer's actions (floats) to the form that the policy's distribution takes."""
     return actions.long().flatten() if isinstance(space, spaces.Discrete) else actions
 
 
 def _reached(output: Tensor, named: Mapping[str, Tensor]) -> list[str]:
-    """The trainable parameters that ``output`` depends on."""
+    """List the trainable parameters that ``output`` depends on."""
     if not output.requires_grad:
         return []
     trainable = {name: p for name, p in named.items() if p.requires_grad}

@@ -1,11 +1,11 @@
-"""How the actor moves, given its policy gradient g: the rank-1 family, its exact end, and the plain steps between them.
+"""Steps of the actor, given its policy gradient g: the rank-1 family, its exact limit, and plain steps.
 
     rank1         d = (damping I + (1/m) sum_k u_k u_k')^-1 g    u_k: scores of drawn samples, their mean, or g
     eva           the same with a rank-one curvature per layer, without a second backward pass
     sample-space  d = S'(damping I + SS'/B)^-1 A / B             all B scores: the exact empirical natural gradient
     sgd, adam     d = g, and Adam's step
 
-Each owns its settings, makes its optimizer, and supplies what the optimizer needs beside g.
+Each has its settings, builds its optimizer, and supplies the optimizer's inputs other than g.
 
 Left out: the optimizers themselves (``heliostat.optim``; ``sample_space``), and g.
 """
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from heliostat.config import nearest
-from heliostat.control.actor import Actor, Rows
+from heliostat.control.actor import Actor, Transitions
 from heliostat.control.sample_space import SampleSpaceNaturalGradient
 from heliostat.optim import Eva, Rank1NaturalGradient
 
@@ -34,7 +34,7 @@ class Direction(Protocol):
     """Settings of one kind of actor step.
 
     Attributes:
-        damping: what divides the learning rate in the effective one; 1 where there is none.
+        damping: divisor of the learning rate in the effective one; 1 where there is none.
     """
 
     name: ClassVar[str]
@@ -46,7 +46,7 @@ class Direction(Protocol):
         """The optimizer of the actor's parameters."""
 
     def step(
-        self, optimizer: Any, actor: Actor, rows: Rows, draws: np.random.Generator, kept: LogProb | None = None
+        self, optimizer: Any, actor: Actor, rows: Transitions, draws: np.random.Generator, kept: LogProb | None = None
     ) -> None:
         """One step on the gradients in place (of minus the objective).
 
@@ -59,10 +59,10 @@ class Direction(Protocol):
 class Rank1:
     """The rank-1 natural gradient and its form with m scores; ``num_scores=1`` is the paper's method.
 
-    The defaults are what the races of studies/rank1 chose: one score gained nothing over the plain gradient there.
+    The defaults were chosen by the races of studies/rank1: one score gained nothing over the plain gradient there.
 
     Attributes:
-        damping: what the Fisher matrix is away from the scores; the effective learning rate is lr / damping.
+        damping: Fisher matrix in directions without scores; the effective learning rate is lr / damping.
         num_scores: m, the samples drawn per step, without replacement; more than the batch has: all of it.
         u: ``score``: grad log pi(a|s) of each drawn sample; ``mean_score``: of the m samples' mean; ``grad``: g itself.
         block: one Fisher matrix over all actor parameters, one per tensor, or one per layer.
@@ -104,13 +104,13 @@ class Rank1:
         self,
         optimizer: Rank1NaturalGradient,
         actor: Actor,
-        rows: Rows,
+        rows: Transitions,
         draws: np.random.Generator,
         kept: LogProb | None = None,
     ) -> None:
         _SUPPLY[self.u](self, optimizer, actor, rows, draws, kept)
 
-    def drawn(self, rows: Rows, draws: np.random.Generator) -> Int[Tensor, " sample"]:
+    def drawn(self, rows: Transitions, draws: np.random.Generator) -> Int[Tensor, " sample"]:
         """The numbers of ``num_scores`` of the rows, every one once if there are no more."""
         if self.num_scores >= len(rows):
             return torch.arange(len(rows), device=rows.actions.device)
@@ -122,7 +122,7 @@ def _by_scores(
     rule: Rank1,
     optimizer: Rank1NaturalGradient,
     actor: Actor,
-    rows: Rows,
+    rows: Transitions,
     draws: np.random.Generator,
     kept: LogProb | None,
 ) -> None:
@@ -138,7 +138,7 @@ def _by_mean_score(
     rule: Rank1,
     optimizer: Rank1NaturalGradient,
     actor: Actor,
-    rows: Rows,
+    rows: Transitions,
     draws: np.random.Generator,
     kept: LogProb | None,
 ) -> None:
@@ -150,7 +150,7 @@ def _by_gradient(
     rule: Rank1,
     optimizer: Rank1NaturalGradient,
     actor: Actor,
-    rows: Rows,
+    rows: Transitions,
     draws: np.random.Generator,
     kept: LogProb | None,
 ) -> None:
@@ -161,7 +161,7 @@ _SUPPLY = {"score": _by_scores, "mean_score": _by_mean_score, "grad": _by_gradie
 
 
 def _log_prob(
-    actor: Actor, rows: Rows, sample: Int[Tensor, " sample"], kept: LogProb | None
+    actor: Actor, rows: Transitions, sample: Int[Tensor, " sample"], kept: LogProb | None
 ) -> Float[Tensor, " sample"]:
     return actor.acting_log_prob(rows.take(sample)) if kept is None else kept[sample]
 
@@ -173,7 +173,7 @@ class _FromGradients:
         self,
         optimizer: torch.optim.Optimizer,
         actor: Actor,
-        rows: Rows,
+        rows: Transitions,
         draws: np.random.Generator,
         kept: LogProb | None = None,
     ) -> None:
@@ -188,7 +188,7 @@ class EvaLayers(_FromGradients):
     linear layers, like the log-deviation of a Gaussian policy, are stepped by AdamW at ``adamw_lr``.
 
     Attributes:
-        damping: what the curvature is away from the means; the effective learning rate is lr / damping.
+        damping: curvature in directions without means; the effective learning rate is lr / damping.
         ema: weight of the old mean in the running means.
         momentum: of d.
         max_kl: shortens the step so that its divergence in this curvature is at most this; empty: never.
@@ -234,7 +234,7 @@ class SampleSpace:
         self,
         optimizer: SampleSpaceNaturalGradient,
         actor: Actor,
-        rows: Rows,
+        rows: Transitions,
         draws: np.random.Generator,
         kept: LogProb | None = None,
     ) -> None:
@@ -272,7 +272,7 @@ DIRECTIONS: dict[str, type[Any]] = {
 
 
 def direction_of(given: Direction | str) -> Direction:
-    """A direction, or the one of that name with its default settings.
+    """Return a direction as it is, or build the named one with its default settings.
 
     Raises:
         ValueError: unknown name, or something that is no direction.

@@ -1,4 +1,4 @@
-"""What may be said when a model is loaded from a file.
+"""The keywords that loading a model from a file accepts.
 
 Left out: reading the file, which is Stable-Baselines3's.
 """

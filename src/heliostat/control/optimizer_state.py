@@ -1,4 +1,4 @@
-"""What an optimizer keeps when settings, parameters or files change around it.
+"""The state of an optimizer when settings, parameters or files change around it.
 
 One rule: settings are the model's, state is the file's. State that does not fit is left out, with a warning.
 
@@ -48,6 +48,6 @@ def let_go(optimizer: Optimizer) -> None:
 
 
 def fused_where_possible(kind: type[Optimizer], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Adam's settings with its fused form, a fifth of the time on small networks, unless they choose a form."""
+    """Add Adam's fused form, a fifth of the time on small networks, to settings that choose no form."""
     chosen = any(settings.get(form) for form in ("foreach", "fused", "differentiable"))
     return dict(settings) if chosen or kind is not torch.optim.Adam else {"fused": True, **settings}

@@ -18,9 +18,9 @@ from queue import Empty
 from typing import Any
 
 from heliostat.config import ConfigError, nearest
-from heliostat.control.contenders import arguments_of, described, setup_of
-from heliostat.control.lap import Lap, Row, run_lap
-from heliostat.control.runs import LAPS, MODELS, SETTINGS
+from heliostat.control.algorithms import arguments_of, described, setup_of
+from heliostat.control.runs import EVALUATIONS, MODELS, SETTINGS
+from heliostat.control.training_run import Row, TrainingRun, run_training
 from heliostat.outputs import claim_folder
 from heliostat.storage import append_rows, publish_file
 
@@ -42,8 +42,8 @@ def race(
     """Train every algorithm on every seed and write the run folder.
 
     Args:
-        settings: over the known ones, for all algorithms; arguments of their classes, and of SMAC's direction.
-        num_processes: at a time; default: one per CPU of this machine.
+        settings: of all algorithms, over the known ones; arguments of their classes, and of SMAC's direction.
+        num_processes: parallel processes; default: one per CPU of this machine.
         on_progress: called with algorithm, seed and row at every evaluation.
 
     Returns:
@@ -54,7 +54,7 @@ def race(
     """
     settings = settings or {}
     _check(env, algos, settings, folder)
-    laps = [Lap(env, algo, seed, num_steps, settings) for seed in range(num_seeds) for algo in algos]
+    runs = [TrainingRun(env, algo, seed, num_steps, settings) for seed in range(num_seeds) for algo in algos]
     claim_folder(folder, "heliostat control")
     (folder / MODELS).mkdir(exist_ok=True)
     about = {
@@ -72,7 +72,7 @@ def race(
         ProcessPoolExecutor(num_processes or os.cpu_count(), mp_context=context) as pool,
     ):
         rows = manager.Queue()
-        running = [pool.submit(_in_process, lap, rows, folder / MODELS / f"{lap.algo}-{lap.seed}") for lap in laps]
+        running = [pool.submit(_in_process, run, rows, folder / MODELS / f"{run.algo}-{run.seed}") for run in runs]
         try:
             while not all(one.done() for one in running) or not rows.empty():
                 try:
@@ -81,7 +81,7 @@ def race(
                     if any(one.done() and one.exception() for one in running):
                         break
                     continue
-                append_rows(folder / LAPS, [{"algo": algo, "seed": seed, **row}], sync=False)
+                append_rows(folder / EVALUATIONS, [{"algo": algo, "seed": seed, **row}], sync=False)
                 on_progress(algo, seed, row)
             for one in as_completed(running):
                 one.result()
@@ -91,8 +91,8 @@ def race(
     return folder
 
 
-def _in_process(lap: Lap, rows: Any, model: Path) -> None:
-    run_lap(replace(lap, model=model), lambda row: rows.put((lap.algo, lap.seed, row)))
+def _in_process(run: TrainingRun, rows: Any, model: Path) -> None:
+    run_training(replace(run, model=model), lambda row: rows.put((run.algo, run.seed, row)))
 
 
 def _check(env: str, algos: Sequence[str], settings: Settings, folder: Path) -> None:
@@ -105,5 +105,5 @@ def _check(env: str, algos: Sequence[str], settings: Settings, folder: Path) -> 
             arguments_of(algo, {**setup_of(algo, env).settings, **settings})
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from None
-    if (folder / LAPS).exists():
+    if (folder / EVALUATIONS).exists():
         raise ConfigError(f"{folder} holds a run already; choose another folder with --run")

@@ -23,7 +23,7 @@ from heliostat.optim.base.update_parts import NotFinite, bounded_divergence, mom
 
 
 def gram(scores: Mapping[Tensor, Float[Tensor, "row ..."]]) -> Float[Tensor, "row row"]:
-    """``SS'``: the inner products of all pairs of scores, summed over parameters."""
+    """Compute ``SS'``: the inner products of all pairs of scores, summed over parameters."""
     parts = [rows.flatten(1) for rows in scores.values()]
     return sum((rows @ rows.T for rows in parts), torch.zeros((), dtype=parts[0].dtype, device=parts[0].device))
 
@@ -31,7 +31,7 @@ def gram(scores: Mapping[Tensor, Float[Tensor, "row ..."]]) -> Float[Tensor, "ro
 def transformed_advantages(
     inner_products: Float[Tensor, "row row"], advantages: Float[Tensor, " row"], damping: float
 ) -> Float[Tensor, " row"]:
-    """``(damping I + SS'/B)^-1 A``, in float64.
+    """Compute ``(damping I + SS'/B)^-1 A``, in float64.
 
     Limits:
         damping -> infinity: ``A / damping``.

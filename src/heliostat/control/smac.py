@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from heliostat.control.actor import Actor, Observations, Rows, actions_for, distribution_kept, taken
+from heliostat.control.actor import Actor, Observations, Transitions, actions_for, distribution_kept, taken
 from heliostat.control.directions import Direction, Rank1, direction_of
 from heliostat.control.loading import check_keywords
 from heliostat.control.optimizer_state import carry_state, fits, fused_where_possible, let_go, take_settings
@@ -168,7 +168,7 @@ class SMAC(OnPolicyAlgorithm):
             raise ValueError("direction 'sample-space' has no entropy bonus; set ent_coef=0, or use Rank1 or EvaLayers")
 
     def _make_policy(self) -> None:
-        """As Stable-Baselines3 does, with separate feature extractors where the user's settings do not say."""
+        """Build the policy as Stable-Baselines3 does, with separate feature extractors unless the user chooses."""
         self.policy_class = separate_class(self.policy_class)
         if issubclass(self.policy_class, SeparateExtractors) or SHARING in self.policy_kwargs:
             super()._setup_model()
@@ -215,7 +215,7 @@ class SMAC(OnPolicyAlgorithm):
         carry_state(critics, self.policy.optimizer)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """As every Stable-Baselines3 algorithm's; the draws of scores follow the seed too."""
+        """Set the seed as Stable-Baselines3 does; the draws of scores follow it too."""
         super().set_random_seed(seed)
         if seed is not None:
             self.draw_seed = _seed_of(seed)
@@ -223,7 +223,7 @@ class SMAC(OnPolicyAlgorithm):
     # -- the update -------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """One actor step on the rollout, then ``n_critic_updates`` passes of the critic over it."""
+        """Take one actor step on the rollout, then ``n_critic_updates`` passes of the critic over it."""
         self._refuse_what_is_not_finite()
         self._follow_the_policy()
         self.policy.set_training_mode(True)
@@ -252,13 +252,13 @@ class SMAC(OnPolicyAlgorithm):
         self._n_updates += 1
         self._log(gradient_norm, float(entropy.detach()), value_losses)
 
-    def _rows(self) -> tuple[Rows, Tensor]:
-        """The whole rollout, advantages normalised, and its returns."""
+    def _rows(self) -> tuple[Transitions, Tensor]:
+        """Return the whole rollout, with normalised advantages, and its returns."""
         (data,) = self.rollout_buffer.get(batch_size=None)
         advantages = data.advantages
         if self.normalize_advantage and len(advantages) > 1:  # one has no deviation
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        return Rows(data.observations, actions_for(self.action_space, data.actions), advantages), data.returns
+        return Transitions(data.observations, actions_for(self.action_space, data.actions), advantages), data.returns
 
     def _fit_critic(self, observations: Observations, returns: Tensor) -> list[float]:
         losses = []
@@ -277,7 +277,7 @@ class SMAC(OnPolicyAlgorithm):
         return losses
 
     def _minibatches(self, order: Tensor) -> Sequence[Tensor]:
-        """Parts of ``batch_size`` rows; where BatchNorm needs two and one would be left over, of a few more."""
+        """Split rows into parts of ``batch_size``, or of a few more where BatchNorm would get a single row."""
         parts = torch.split(order, self.batch_size)
         if not self.actor.has_batch_statistics or min(map(len, parts)) > 1:
             return parts
@@ -288,7 +288,7 @@ class SMAC(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """As in Stable-Baselines3; what is broken is named, where torch would complain of its consequences."""
+        """Collect rollouts as Stable-Baselines3 does; a non-finite observation or reward is named as such."""
         self._refuse_a_policy_without_distribution()
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -302,7 +302,7 @@ class SMAC(OnPolicyAlgorithm):
             ) from error
 
     def _refuse_a_policy_without_distribution(self) -> None:
-        """Weights stay finite whatever happens; the deviation is a weight's exponential, and may not."""
+        """Refuse a deviation that is not finite: it is the exponential of a weight, which may stay finite itself."""
         if not hasattr(self.policy, "log_std"):
             return
         std = self.policy.log_std.detach().exp()
@@ -364,14 +364,14 @@ class SMAC(OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """As every Stable-Baselines3 algorithm's."""
+        """Train as every Stable-Baselines3 algorithm does."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor"]
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
-        """As every Stable-Baselines3 algorithm's; the actor's optimizer says which direction its state belongs to."""
+        """Return the parameters as Stable-Baselines3 does; the actor's optimizer names the direction of its state."""
         parameters: dict[str, dict[str, Any]] = super().get_parameters()
         parameters["actor_optimizer"] = {**parameters["actor_optimizer"], "direction": self.direction.name}
         return parameters
@@ -379,7 +379,7 @@ class SMAC(OnPolicyAlgorithm):
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: torch.device | str = "auto"
     ) -> None:
-        """As every Stable-Baselines3 algorithm's; state of another direction is left out, with a warning."""
+        """Set the parameters as Stable-Baselines3 does; state of another direction is left out, with a warning."""
         given: Any = load_path_or_dict
         if not isinstance(given, dict):
             given = load_from_zip_file(given, device=device, load_data=False)[1]
@@ -413,7 +413,7 @@ class SMAC(OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """As every Stable-Baselines3 algorithm's; settings given here hold, and state is the file's where it fits.
+        """Load a model as Stable-Baselines3 does; settings given here hold, and state is the file's where it fits.
 
         Raises:
             TypeError: a keyword is neither a setting nor anything else that the file holds.
@@ -451,7 +451,7 @@ def _norm(parameters: Sequence[Tensor]) -> float:
 
 
 def _first_broken(observations: Any) -> int | None:
-    """The first environment whose observation is not finite."""
+    """Find the first environment whose observation is not finite."""
     parts = observations.values() if isinstance(observations, dict) else [observations]
     for part in parts:
         finite = np.isfinite(np.asarray(part, dtype=np.float64)).reshape(len(part), -1).all(axis=1)

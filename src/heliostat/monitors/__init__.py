@@ -1,23 +1,24 @@
-"""The guard: signals that say how a run is doing, detectors that notice, controllers that act.
+"""The guard: signals that measure a run, detectors that raise alarms, controllers that act.
 
-    signals (Batch -> numbers)  ->  detectors (numbers -> alarms)  ->  controllers and actions
+    signals (Batch -> metrics)  ->  detectors (metrics -> alarms)  ->  controllers and actions
 
-Left out: the loop that the guard watches (``train``), pages (``report``). Nothing here imports torch on its own:
+Left out: the loop that the guard monitors (``train``), pages (``report``). Nothing here imports torch on its own:
 detectors, controllers and text statistics work on a laptop that has only the log of a run.
 """
 
+from heliostat.monitors.absolute_monitor import AbsoluteMonitor, recipe_numbers, standing
+from heliostat.monitors.absolute_rules import ABSOLUTE_RULES
 from heliostat.monitors.controllers import CONTROLLERS, BangBang, Controller, DualAscent, ProportionalIntegral
 from heliostat.monitors.detectors import Cusum, Detector, Ewma, Limit, Multiple, Offset, Reading, RobustZ
 from heliostat.monitors.evaluations import evaluation_signals
 from heliostat.monitors.guard import Finding, Guard
-from heliostat.monitors.outright import Outright, recipe_numbers, standing
-from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.reference import Reference
 from heliostat.monitors.rules import Rule, default_rules
 
 __all__ = [
+    "ABSOLUTE_RULES",
     "CONTROLLERS",
-    "OUTRIGHT",
+    "AbsoluteMonitor",
     "BangBang",
     "Controller",
     "Cusum",
@@ -29,7 +30,6 @@ __all__ = [
     "Limit",
     "Multiple",
     "Offset",
-    "Outright",
     "ProportionalIntegral",
     "Reading",
     "Reference",

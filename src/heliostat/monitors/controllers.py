@@ -1,4 +1,4 @@
-r"""Controllers: how hard to push, from how far a measured number is below its target.
+r"""Controllers: the output of an actuator from the distance of a metric below its target.
 
     e = (target - measured) / target                                   inside the deadband: 0
     PI           u = clip(K_p e + K_i I, 0, 1),  I <- I + e unless that drives a saturated u further
@@ -6,10 +6,10 @@ r"""Controllers: how hard to push, from how far a measured number is below its t
     dual ascent  u <- clip(u e^{rate e}, least, 1)
 
 The output ``u`` is a share of an actuator's range: 0 leaves the recipe as it is, 1 is as far as the actuator goes. It
-never moves by more than ``slew`` in a step. ``frozen`` holds it: while sampler and trainer disagree, the measured
-number shows a bug and not the policy.
+never moves by more than ``slew`` in a step. ``frozen`` holds it: while sampler and trainer disagree, the metric shows a
+bug and not the policy.
 
-Left out: what is pushed (``train.guard.actuators``) and where the target comes from (``guard``).
+Left out: the actuators (``train.guard.actuators``) and the target (``guard``).
 
 References: Astrom & Hagglund 2006, "Advanced PID Control" (anti-windup by conditional integration).
 """
@@ -41,10 +41,10 @@ class Controller(ABC):
     average: float | None = None
 
     def update(self, measured: float, target: float, frozen: bool = False) -> float:
-        """The next output.
+        """Compute the next output.
 
         Args:
-            target: what ``measured`` should be, above 0.
+            target: the desired value of ``measured``, above 0.
             frozen: keep everything as it is, the measurement included.
         """
         if frozen:
@@ -59,10 +59,10 @@ class Controller(ABC):
 
     @abstractmethod
     def law(self, error: float) -> float:
-        """The output the law asks for, in [0, 1], before the slew limit."""
+        """Compute the output of the law, in [0, 1], before the slew limit."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"output": self.output, "average": self.average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Controller(ABC):
 
 @dataclass(slots=True)
 class ProportionalIntegral(Controller):
-    """PI with conditional integration: the integral stands still while it would push a saturated output further.
+    """PI with conditional integration: the integral is frozen while it would push a saturated output further.
 
     **Limits** ``integral_gain = 0``: proportional. Zero error forever: the output keeps its integral part.
     """
@@ -109,7 +109,7 @@ class DualAscent(Controller):
     """Multiplicative updates: the Lagrange multiplier of ``measured >= target``, as in soft actor-critic.
 
     Attributes:
-        least: where it starts and what it never falls below; from exactly 0 a product never rises.
+        least: start and lower bound of the output; from exactly 0 a product never rises.
     """
 
     rate: float = 0.2

@@ -10,7 +10,7 @@ A value is judged against the reference as it was before that value. On independ
 slack 0.5 and threshold 5 alarms once in about 465 steps; autocorrelated signals alarm more often, which is why the
 guard's own rules are counted on recorded healthy runs (``studies/guard``).
 
-Left out: which signals are watched (``rules``) and what follows (``guard``).
+Left out: the monitored signals (``rules``) and the findings (``guard``).
 
 References: Page 1954, Biometrika 41:100 (CUSUM); Roberts 1959, Technometrics 1:239 (EWMA).
 """
@@ -26,18 +26,19 @@ from heliostat.monitors.reference import Reference
 
 Side = Literal["high", "low", "both"]
 MAX_Z = 20.0
-"""One wild value is news once; it must not fill a cumulative sum for the rest of the run."""
+"""One extreme value raises one alarm; it must not fill a cumulative sum for the rest of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a detector says about one value.
+    """A detector's judgement of one value.
 
     Attributes:
-        statistic: the number that was compared, and ``name`` what it is called.
-        threshold: what it was compared with.
-        normal: the run's own level, where there is one.
-        onset: for how many values before this one the change has been building up.
+        name: name of the statistic.
+        statistic: the value that was compared with the threshold.
+        threshold: the threshold.
+        normal: the run's baseline, where there is one.
+        onset: number of values before this one over which the change has built up.
     """
 
     name: str
@@ -49,19 +50,19 @@ class Reading:
 
 
 class Detector(ABC):
-    """Something that reads one value at a time."""
+    """A statistical test that reads one value at a time."""
 
     @abstractmethod
     def update(self, value: float, learns: bool = True) -> Reading | None:
         """Judge a finite value; ``None`` while there is nothing to compare with.
 
         Args:
-            learns: whether the value counts as one of the run's own from now on.
+            learns: whether the value enters the reference.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: JSON values only."""
+        """Return the state for a checkpoint, as JSON values."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -118,7 +119,7 @@ class Referenced(Detector):
         self.reference.load_state_dict(state["reference"])
 
     def standardized(self, value: float, normal: float) -> float:
-        """Robust z, cut at ``MAX_Z``."""
+        """Compute the robust z-score, clipped to ``MAX_Z``."""
         return max(-MAX_Z, min(MAX_Z, (value - normal) / self.reference.spread()))
 
 
@@ -135,7 +136,7 @@ class Held(Referenced):
     beyond: int = 0
 
     def held(self, name: str, statistic: float, out: bool, normal: float) -> Reading:
-        """The reading, once this value has been counted."""
+        """Count this value and return the reading."""
         self.beyond = self.beyond + 1 if out else 0
         onset = max(0, self.beyond - 1)
         return Reading(name, statistic, self.threshold, self.beyond >= self.hold, normal, onset)

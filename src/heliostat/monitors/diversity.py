@@ -1,6 +1,6 @@
-"""How different the completions of one group are: answers, n-grams, loops, compression, prompts that come twice.
+"""The diversity of the completions of one group: answers, n-grams, loops, compression, duplicate prompts.
 
-Left out: the statistics themselves (``answers``, ``repetition``), and what a right answer is (verdicts say).
+Left out: the statistics themselves (``answers``, ``repetition``), and grading (``tasks``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ AnswerOf = Callable[[Group, Completion], str]
 
 @dataclass(frozen=True)
 class AnswerDiversity(Signal):
-    """Collision, effective number and top share of answers, and how many different right ones a group finds."""
+    """Collision, effective number and top share of answers, and the number of distinct right ones per group."""
 
     answer_of: AnswerOf
 
@@ -46,7 +46,7 @@ class AnswerDiversity(Signal):
 
 @dataclass(frozen=True)
 class TextRepetition(Signal):
-    """rep-4, loops, distinct-1 and distinct-4 of a group, and how well a group compresses."""
+    """rep-4, loops, distinct-1, distinct-4 and compression ratio of a group."""
 
     def measure(self, batch: Batch) -> dict[str, Mean]:
         groups = [group.group for group in batch.groups]
@@ -63,7 +63,7 @@ class TextRepetition(Signal):
 
 @dataclass(frozen=True)
 class DuplicatePrompts(Signal):
-    """Share of groups whose prompt an earlier group of the same step had already; 0 in an honest pass over the data.
+    """Share of groups whose prompt an earlier group of the same step had already; 0 in a pass over distinct prompts.
 
     **Limits** Ranks do not see each other's prompts: a prompt that two ranks hold is not counted.
     """

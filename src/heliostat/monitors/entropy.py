@@ -1,12 +1,12 @@
-r"""How undecided the policy is: entropy by task, of thoughts and answers, Rényi-2, saturation, and its drift.
+r"""The entropy of the policy: by task, of thoughts and answers, Rényi-2, saturation, and its drift.
 
     entropy      mean over tokens of H = -sum_v p_v log p_v                        recorded as each token is drawn
     Rényi-2      -log mean_t p(y_t);   E p(y) = sum_v p_v^2 for y drawn from p      unbiased inside the logarithm
     saturated    share of sampled tokens with p(y_t) > 0.99                        of those with max p > .99, within 1 %
     drift        -Cov(log p(y), A);    dH/d eta of the natural policy gradient      a leading indicator
 
-All of it comes from what the sampler recorded, so it costs no pass over the vocabulary. All are at the sampling
-temperature: numbers at different temperatures do not compare.
+All of it comes from the sampler's records, so it costs no pass over the vocabulary. All are at the sampling
+temperature: metrics at different temperatures do not compare.
 
 Left out: entropy of whole answers (``diversity``), and of teacher-forced text (``panel``).
 
@@ -26,7 +26,7 @@ from heliostat.types import Batch, Completion, Group, Mean
 
 SATURATED = 0.99
 AnswerStart = Callable[[Group, Completion], int | None]
-"""Index of the first token of a completion's answer; ``None`` where nothing says where it begins."""
+"""Index of the first token of a completion's answer; ``None`` if it is unknown."""
 
 
 def _entropy(parts: Sequence[np.ndarray]) -> Mean:
@@ -92,7 +92,7 @@ class Concentration(Signal):
 
 @dataclass(frozen=True)
 class EntropyDrift(Signal):
-    """``-Cov(log p, A)`` over sampled tokens: negative where the batch pushes towards what is likely already.
+    """``-Cov(log p, A)`` over sampled tokens: negative where the batch reinforces tokens that are likely already.
 
     **Limits** Advantages all 0, or all tokens equally likely: 0. Over one enumerated state it is the derivative of
     entropy along ``pi e^{eta A}`` at ``eta = 0``.

@@ -1,7 +1,7 @@
 """An evaluation before training as signals, so that conditions read it like a training step.
 
-    reward/zero_signal    1 where every problem earned the same and was solved always or never, else 0: results kept per
-                          problem do not tell which samples differed
+    reward/zero_signal    1 where every problem earned the same and was solved always or never, else 0: results are
+                          stored per problem, without the reward of each sample
 
 Left out: evaluating (``train.evaluation.evaluate``).
 """
@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class Result(Protocol):
-    """What one problem's samples came to."""
+    """The results of one problem's samples."""
 
     @property
     def num_samples(self) -> int: ...
@@ -31,7 +31,7 @@ class Result(Protocol):
 
 
 def evaluation_signals(results: Sequence[Result]) -> dict[str, float]:
-    """Shares over all samples, the mean reward, and the longest completion.
+    """Compute shares over all samples, the mean reward, and the longest completion.
 
     Raises:
         ValueError: there are no results.

@@ -1,6 +1,6 @@
-"""Our metric for the numbers that other trainers log under names of their own; other numbers are not read.
+"""Our names for the metrics that other trainers log; their further metrics are not read.
 
-Left out: numbers that they define in another way, like TRL's sampler mismatch.
+Left out: metrics that they define in another way, like TRL's sampler mismatch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRL_METRICS: Mapping[str, str] = {
     "completions/max_length": "length/max",
     "completions/clipped_ratio": "length/truncated",
 }
-"""What transformers and TRL log."""
+"""Metrics of transformers and TRL."""
 VERL_METRICS: Mapping[str, str] = {
     "critic/score/mean": "reward/mean",
     "actor/entropy": "policy/entropy",
@@ -28,5 +28,5 @@ VERL_METRICS: Mapping[str, str] = {
     "response_length/max": "length/max",
     "response_length/clip_ratio": "length/truncated",
 }
-"""What verl logs."""
+"""Metrics of verl."""
 METRIC_OF: Mapping[str, str] = {**TRL_METRICS, **VERL_METRICS}

@@ -1,10 +1,10 @@
 """The guard's judgement: a step's signals in, findings out. It knows no trainer, so it also reads finished runs.
 
-A rule speaks when its alarm begins and is silent while it lasts. A number that is not finite is a finding of its own,
-whatever the rules say. The same signals in the same order always give the same findings: the state is all there is, and
-it goes into the checkpoint.
+A rule reports the start of its alarm and is silent while it lasts. A metric that is not finite is a finding of its own,
+independent of the rules. The same signals in the same order always give the same findings. The whole state goes into
+the checkpoint.
 
-Left out: carrying anything out (``train.guard.run_guard``), and where signals come from.
+Left out: actions (``train.guard.run_guard``) and signals (``signal``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from heliostat.monitors.rules import Level, Rule, default_rules
 
 MUST_BE_FINITE = (
     *("reward/mean", "policy/entropy", "policy/lambda_hat", "loss/objective", "optim/grad_norm", "length/mean"),
-    *("loss", "grad_norm"),  # what transformers' Trainer logs
+    *("loss", "grad_norm"),  # metrics of transformers' Trainer
 )
-"""Numbers that are finite unless something is broken; ratios may overflow in an honest run."""
+"""Metrics that are finite unless something is broken; ratios may overflow in a healthy run."""
 NUM_ONSETS = 100
-"""Steps of earlier values that are remembered for each rule."""
-SAID_OUTRIGHT = "outright"
-"""The statistic's name in findings that have none: their sentence says it all."""
+"""Number of earlier steps that are kept for each rule."""
+ABSOLUTE_STATISTIC = "outright"  # the word that run folders hold
+"""The name of the statistic in findings that have none, only a sentence."""
 SCALED = frozenset({"optim/update_ratio"})
 """Signals that scale with the learning rate: while the guard holds it down, they are judged and not learned from."""
 
@@ -35,9 +35,9 @@ class Finding:
     """One alarm with the statistic that caused it.
 
     Attributes:
-        step: when it was noticed; ``onset`` is when the change began, as far as the detector can tell.
-        value: the signal's value; ``normal`` the run's own level, where there is one.
-        statistic: what was compared with ``threshold``, called ``statistic_name``.
+        step: step of the alarm; ``onset`` is the step at which the change began, as far as the detector can tell.
+        value: the signal's value; ``normal`` is the run's baseline, where there is one.
+        statistic: the value that was compared with ``threshold``, called ``statistic_name``.
     """
 
     rule: str
@@ -54,8 +54,8 @@ class Finding:
     advice: str
 
     def sentence(self) -> str:
-        """The finding in one line for people."""
-        if self.outright:
+        """Format the finding as one line for people."""
+        if self.is_absolute:
             return f"{f'step {self.step}' if self.step else 'before training'}: {self.meaning}"
         if self.statistic is None or self.threshold is None:
             return f"step {self.step}: {self.key}: {self.meaning}"
@@ -67,19 +67,19 @@ class Finding:
         )
 
     @property
-    def outright(self) -> bool:
-        """Whether it needs no level of the run's own to compare with."""
-        return self.statistic_name == SAID_OUTRIGHT
+    def is_absolute(self) -> bool:
+        """Whether the finding needs no baseline."""
+        return self.statistic_name == ABSOLUTE_STATISTIC
 
     @property
     def excess(self) -> float:
-        """How many times too long the step was; 1 where the finding is about something else, or does not say."""
+        """Length of the step as a multiple of the baseline; 1 where the finding is about something else."""
         if self.key not in SCALED or self.value is None or not self.normal:
             return 1.0
         return max(1.0, self.value / self.normal)
 
     def to_row(self) -> dict[str, Any]:
-        """For a JSON line."""
+        """Convert the finding to a row of a JSONL file."""
         return asdict(self)
 
 
@@ -88,7 +88,7 @@ class Guard:
     """Rules with their detectors.
 
     **Limits** A run whose signals never change has no findings. Reading a run again from its log gives the findings it
-    had (numbers are logged in full).
+    had (metrics are logged in full).
     """
 
     rules: Sequence[Rule] = field(default_factory=default_rules)
@@ -101,10 +101,10 @@ class Guard:
         self._detectors = {rule.name: rule.make() for rule in self.rules}
 
     def read(self, step: int, signals: Mapping[str, float | None]) -> list[Finding]:
-        """Judge one step; alarms that began with it, in the order of the rules.
+        """Judge one step; return the alarms that began with it, in the order of the rules.
 
         Args:
-            signals: metrics by key; ``None`` is a number that was not finite when it was logged.
+            signals: metrics by key; ``None`` is a value that was not finite when it was logged.
         """
         findings = list(self._broken(step, signals))
         held_down = (signals.get("guard/step_scale") or 1.0) < 1.0
@@ -120,11 +120,11 @@ class Guard:
 
     @property
     def mismatched(self) -> bool:
-        """Whether a mismatch alarm is up: what is measured then is a bug and not the policy."""
+        """Whether a mismatch alarm is active; signals then measure a bug and not the policy."""
         return any(rule.name in self.alarmed for rule in self.rules if rule.name.startswith("mismatch"))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         detectors = {name: detector.state_dict() for name, detector in self._detectors.items()}
         return {"detectors": detectors, "alarmed": dict(self.alarmed), "num_skipped": self.num_skipped,
                 "read_at": {name: list(steps) for name, steps in self.read_at.items()}}  # fmt: skip
@@ -137,13 +137,13 @@ class Guard:
         self.read_at = {name: list(steps) for name, steps in state.get("read_at", {}).items()}
 
     def _onset(self, name: str, step: int, num_before: int) -> int:
-        """The step whose value lies ``num_before`` values back: a panel is not measured at every step."""
+        """Find the step whose value lies ``num_before`` values back: a panel is not measured at every step."""
         steps = (*self.read_at.get(name, ()), step)[-NUM_ONSETS:]
         self.read_at[name] = steps
         return steps[max(0, len(steps) - 1 - num_before)]
 
     def _begins(self, name: str, alarm: bool, step: int) -> bool:
-        """Whether an alarm is new; one that ended makes room for the next."""
+        """Whether an alarm is new; an alarm that ended can be raised again."""
         if not alarm:
             self.alarmed.pop(name, None)
             return False
@@ -169,7 +169,7 @@ class Guard:
 
 
 def not_finite(step: int, key: str, meaning: str) -> Finding:
-    """The finding that a number is broken; going back is asked for in every mode."""
+    """Build the finding that a metric is not finite; it asks for a rollback in every mode."""
     advice = "a lower optimizer.lr usually helps; the batch of this step is the first suspect"
     return Finding("not-finite", "broken", step, step, key, None, "finite", None, None, None, meaning, advice)
 

@@ -1,4 +1,4 @@
-r"""Sampler against trainer: how far apart the probabilities of the same tokens are.
+r"""Sampler against trainer: the divergence between their probabilities of the same tokens.
 
 With ``delta = logp_train - logp_gen`` on tokens drawn by the sampler, and ``Delta`` its sum over a sequence:
 
@@ -6,7 +6,7 @@ With ``delta = logp_train - logp_gen`` on tokens drawn by the sampler, and ``Del
     chi^2 = mean e^{2 delta} - 1              per token; per sequence with Delta
     ESS   = (mean w)^2 / mean w^2,            w = e^Delta: the share of the batch that importance weights leave
 
-Left out: the largest gap on one token (``policy/sampler_gap``), and what to do about a mismatch.
+Left out: the largest gap on one token (``policy/sampler_gap``), and remedies.
 
 References: Schulman 2020, "Approximating KL divergence" (k1, k3); Kish 1965 (effective sample size).
 """
@@ -23,7 +23,7 @@ from heliostat.monitors.signal import Moments
 from heliostat.types import Mean
 
 MAX_LOG_WEIGHT = 30.0
-"""A weight of e^30 says everything; its square still fits a float64 sum."""
+"""A weight of e^30 is decisive, and its square still fits a float64 sum."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Mismatch:
         sequence: Int[Tensor, " token"],
         num_sequences: int,
     ) -> dict[str, Mean]:
-        """Moments of one micro-batch."""
+        """Compute the moments of one micro-batch."""
         delta = (logp_train.detach() - logp_gen).double()
         summed = torch.zeros(num_sequences, dtype=torch.float64, device=delta.device).index_add(0, sequence, delta)
         ratio = delta.clamp(max=MAX_LOG_WEIGHT).exp()
@@ -53,11 +53,11 @@ class Mismatch:
         return {name: Mean(value, count) for name, value, count in zip(names, sums, counts, strict=True)}
 
     def empty(self) -> dict[str, Mean]:
-        """The moments of no token at all."""
+        """Return the moments of an empty batch."""
         return {name: Mean(0.0, 0) for name in ("mismatch/k1", "mismatch/k3", "ratio2", "weight", "weight2")}
 
     def finish(self, moments: Moments) -> dict[str, float]:
-        """The numbers; none where no token was compared."""
+        """Compute the metrics; there are none if no token was compared."""
         if not moments["ratio2"].count:
             return {}
         weight, square = moments["weight"].value, moments["weight2"].value

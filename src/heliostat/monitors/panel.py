@@ -1,9 +1,9 @@
-r"""Numbers of a fixed panel: calibration of likelihoods, and how much a completion depends on its prompt.
+r"""Metrics of a fixed panel: calibration of likelihoods, and the dependence of a completion on its prompt.
 
     calibration      mean_t H_t - mean_t (-log p(y_t))         0 for a language model at a stationary logit scale
     information      mean_i [log p(y_i|x_i) - log (1/M) sum_j p(y_i|x_j)]        a lower bound of I(x; y), at most log M
 
-A collapse to one template keeps token entropy high and brings ``information`` to 0: that is what it is for.
+A collapse to one template keeps token entropy high and brings ``information`` to 0, so ``information`` reveals it.
 
 Left out: sampling and scoring the panel (``train.guard.panel``).
 
@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 
 def calibration_gap(entropy: Float[np.ndarray, " token"], logp: Float[np.ndarray, " token"]) -> float:
-    """Mean entropy minus mean surprisal, in nats per token.
+    """Compute the mean entropy minus the mean surprisal, in nats per token.
 
     **Limits** Tokens drawn from the distributions themselves: 0 in expectation. A one-hot policy that is right: 0.
     """
@@ -25,7 +25,7 @@ def calibration_gap(entropy: Float[np.ndarray, " token"], logp: Float[np.ndarray
 
 
 def prompt_information(logp: Float[np.ndarray, "answer prompt"]) -> float:
-    """Information proxy from ``logp[i, j] = log p(y_i | x_j)``, in nats.
+    """Estimate the information from ``logp[i, j] = log p(y_i | x_j)``, in nats.
 
     **Limits** Columns equal (the prompt is ignored): 0. Each answer impossible under every other prompt: ``log M``.
     """

@@ -1,6 +1,6 @@
-"""How much a text repeats itself: n-grams, loops, compression. Exact counts on token ids or words.
+"""Repetition in a text: n-grams, loops, compression. Exact counts on token ids or words.
 
-Left out: which texts are measured (``diversity``), and judging the numbers (``guard``).
+Left out: selecting texts (``diversity``), and judging the metrics (``guard``).
 
 References: Welleck et al. 2020, arXiv 1908.04319 (rep-n); Li et al. 2016, arXiv 1510.03055 (distinct-n).
 """
@@ -20,12 +20,12 @@ MIN_LOOP_TOKENS = 32
 
 
 def ngrams(tokens: Sequence[Hashable], n: int) -> Iterable[tuple[Hashable, ...]]:
-    """All runs of ``n`` neighbours, in order."""
+    """List all runs of ``n`` neighbours, in order."""
     return zip(*(tokens[offset:] for offset in range(n)), strict=False)
 
 
 def repeated_share(tokens: Sequence[Hashable], n: int) -> float | None:
-    """rep-n: ``1 - unique n-grams / n-grams``; ``None`` where there are fewer than ``n`` tokens.
+    """Compute rep-n: ``1 - unique n-grams / n-grams``; ``None`` where there are fewer than ``n`` tokens.
 
     **Limits** All tokens different: 0. One token ``m`` times: ``1 - 1/(m - n + 1)``.
     """
@@ -34,7 +34,7 @@ def repeated_share(tokens: Sequence[Hashable], n: int) -> float | None:
 
 
 def loop_period(tokens: Sequence[int]) -> int | None:
-    """The period of the loop that a text ends in, or ``None``.
+    """Find the period of the loop that a text ends in, or ``None``.
 
     The last ``LOOP_WINDOW`` tokens loop with period ``p <= MAX_PERIOD`` if more than ``LOOP_MATCH`` of them equal the
     token ``p`` places before; the smallest such period counts.
@@ -57,7 +57,7 @@ def loop_period(tokens: Sequence[int]) -> int | None:
 
 
 def distinct_share(texts: Sequence[Sequence[Hashable]], n: int) -> float | None:
-    """distinct-n over several texts: unique n-grams over n-grams, ``None`` without any.
+    """Compute distinct-n over several texts: unique n-grams over n-grams, ``None`` without any.
 
     It falls with length; compare at equal lengths only.
 
@@ -68,6 +68,6 @@ def distinct_share(texts: Sequence[Sequence[Hashable]], n: int) -> float | None:
 
 
 def compressed_share(text: str) -> float | None:
-    """Bytes after zlib over bytes before; low where a text repeats itself. ``None`` for an empty text."""
+    """Compute bytes after zlib over bytes before; low where a text repeats itself. ``None`` for an empty text."""
     raw = text.encode("utf-8", "replace")
     return len(zlib.compress(raw, 1)) / len(raw) if raw else None

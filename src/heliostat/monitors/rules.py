@@ -1,15 +1,15 @@
-"""Which signals the guard watches, with what, and what an alarm means. Adding a rule is adding a line.
+"""The signals that the guard monitors, with their detectors and the meaning of an alarm. A rule is one entry of a list.
 
 Levels, mildest first:
-    note       said and logged
-    mismatch   sampler and trainer disagree: controllers are frozen meanwhile
-    rollback   the run is being damaged: go back to a checkpoint from before the onset, or stop where that did not help
-    broken     there is nothing left to lose: the same, also in shadow mode
+    note       printed and logged
+    mismatch   sampler and trainer disagree: controllers are frozen during the alarm
+    rollback   the run is being damaged: roll back to a checkpoint from before the onset, or stop if that did not help
+    broken     the model is lost: the same, also in shadow mode
 
 Thresholds are multiples of the run's own early (or recent) level wherever a level does not carry over from one model to
 the next. ``studies/guard`` has the false alarms that remain on recorded healthy runs.
 
-Left out: the detectors (``detectors``), and what is done (``guard``).
+Left out: the detectors (``detectors``), and actions (``guard``).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Rule:
     """One signal under one detector.
 
     Attributes:
-        name: what events call it.
-        key: the metric it watches.
-        make: a fresh detector.
-        level: what an alarm asks for.
-        meaning: what an alarm says about the run, in one sentence.
-        advice: what a person could do about it.
+        name: its name in events.
+        key: the metric that it monitors.
+        make: builds a new detector.
+        level: the action that an alarm asks for.
+        meaning: the meaning of an alarm for the run, in one sentence.
+        advice: the remedy.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Rule:
 
 
 def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
-    """The guard's rules.
+    """Build the guard's rules.
 
     Args:
-        start: steps before the run's own level is taken.
-        size: steps that make up the run's own level.
+        start: steps before the baseline is measured.
+        size: steps over which the baseline is measured.
     """
 
     def early() -> Reference:
@@ -63,14 +63,14 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
         return Reference(200, skip=start, rolling=True, least=min(30, size), least_spread=0.01)
 
     return (
-        # -- sampler against trainer: a bug, whatever else the numbers say
+        # -- sampler against trainer: a bug, independent of all other metrics
         Rule(
             "mismatch",
             "mismatch/k3",
             lambda: Multiple(early(), 3.0, floor=1e-3),
             "mismatch",
             "sampler and trainer give the same tokens different probabilities, more so than earlier in this run",
-            "compare their numerics (precision, kernels, temperature) and how old the sampler's weights are",
+            "compare their numerics (precision, kernels, temperature) and the age of the sampler's weights",
         ),
         Rule(
             "mismatch-chi2",
@@ -85,7 +85,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "mismatch/ess",
             lambda: Limit(0.5, side="low"),
             "mismatch",
-            "less than half of the batch would be left after weighting sampler against trainer",
+            "importance weights between sampler and trainer leave an effective batch of less than half",
             "fix the sampler's numerics or use fresher rollouts",
         ),
         # -- the size of steps
@@ -118,7 +118,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "optim/grad_norm",
             lambda: Multiple(recent(), 30.0),
             "note",
-            "the gradient is many times longer than in recent steps",
+            "the gradient is many times larger than in recent steps",
             "look at the batches of these steps; clipping shortened them",
         ),
         # -- what the policy is paid
@@ -144,7 +144,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             lambda: Offset(Reference(3), 0.15, hold=2),
             "note",
             "reward has risen in training and not on held-out problems",
-            "read transcripts for a shortcut past the verifier; with few problems they may be learned by heart",
+            "read transcripts for a shortcut past the verifier; with few problems the model may have memorised them",
         ),
         Rule(
             "no-signal",
@@ -202,7 +202,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             lambda: Offset(early(), 0.1, hold=2),
             "note",
             "completions end in loops",
-            "read transcripts; shorten rollout.max_new_tokens or punish truncation",
+            "read transcripts; lower rollout.max_new_tokens or penalise truncation",
         ),
         Rule(
             "repetition",
@@ -217,7 +217,7 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "length/truncated",
             lambda: Offset(early(), 0.2, hold=2),
             "note",
-            "many more completions are cut off than early in the run",
+            "many more completions are truncated than early in the run",
             "raise rollout.max_new_tokens, or look for loops",
         ),
         Rule(

@@ -1,13 +1,13 @@
-"""A signal: a batch in, means that merge out, numbers from the merged means.
+"""A signal: a batch in, mergeable means out, metrics from the merged means.
 
     measure(batch) -> moments       sums and counts, added over micro-batches and ranks
-    finish(moments) -> numbers      ratios and covariances are taken once, at the end
+    finish(moments) -> metrics      ratios and covariances are taken once, at the end
 
-Because only sums are kept, measuring a batch in pieces and merging gives the numbers of the whole batch (up to
+Because only sums are kept, measuring a batch in pieces and merging gives the metrics of the whole batch (up to
 rounding), and so does measuring on several ranks and merging with ``runtime.merge``. Each signal therefore returns the
-same keys whatever the batch holds.
+same keys for every batch.
 
-Left out: what is done about the numbers (``guard``).
+Left out: judging the metrics (``guard``).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Moments = Mapping[str, Mean]
 
 
 class Signal(ABC):
-    """Something that can be measured on a batch of verified groups."""
+    """A measurement on a batch of verified groups."""
 
     @abstractmethod
     def measure(self, batch: Batch) -> dict[str, Mean]:
-        """Sums and counts; the keys do not depend on the batch."""
+        """Compute sums and counts; the keys do not depend on the batch."""
 
     def finish(self, moments: Moments) -> dict[str, float]:
-        """Numbers from merged moments; a number without data is left out. Default: each mean is a number."""
+        """Compute metrics from merged moments; a metric without data is left out. Default: each mean is a metric."""
         return {key: mean.value for key, mean in moments.items() if mean.count}
 
 
 def total(values: Iterable[float | None]) -> Mean:
-    """The mean of what is there."""
+    """Average the values that are not ``None``."""
     present = [value for value in values if value is not None]
     return Mean(float(sum(present)), len(present))
 
@@ -55,7 +55,7 @@ class Monitor:
     signals: Sequence[Signal]
 
     def measure(self, batch: Batch) -> dict[str, Mean]:
-        """The moments of every signal."""
+        """Compute the moments of every signal."""
         return {
             f"{place}:{key}": mean
             for place, signal in enumerate(self.signals)
@@ -63,7 +63,7 @@ class Monitor:
         }
 
     def finish(self, moments: Moments) -> dict[str, float]:
-        """All numbers."""
+        """Compute all metrics."""
         parts: list[dict[str, Mean]] = [{} for _ in self.signals]
         for key, mean in moments.items():
             place, _, name = key.partition(":")

@@ -1,4 +1,4 @@
-"""How far an update phase moved the weights, relative to their size: ``||w_after - w_before|| / ||w_before||``.
+"""The length of an update phase relative to the size of the weights: ``||w_after - w_before|| / ||w_before||``.
 
 Left out: directions, and single layers.
 """
@@ -15,17 +15,17 @@ from heliostat.monitors.signal import Moments
 from heliostat.types import Mean
 
 MAX_ENTRIES = 2**17
-"""Weights remembered between two looks: half a MiB, whatever the model's size."""
+"""Weights kept between two measurements: half a MiB for any size of model."""
 
 
 def _here(parameter: Tensor) -> Tensor:
-    """What this rank holds of it; moments are added up over ranks."""
+    """Return this rank's part of a parameter; moments are added up over ranks."""
     held: Tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return held.detach()
 
 
 class WeightProbe:
-    """Remembers every ``k``-th entry of the weights, and says how far they have gone since.
+    """A probe that keeps every ``k``-th entry of the weights, and measures their distance from it.
 
     **Limits** A model with at most ``max_entries`` weights is measured exactly. Beyond, the ratio is that of an evenly
     spaced sample of entries.
@@ -37,11 +37,11 @@ class WeightProbe:
         self.remember()
 
     def remember(self) -> None:
-        """Take the weights as they are for the start."""
+        """Keep the current weights as the start."""
         self._before = self._entries()
 
     def measure(self) -> dict[str, Mean]:
-        """Squared distance from the remembered weights, and their squared size."""
+        """Compute the squared distance from the kept weights, and their squared size."""
         moved = (self._entries() - self._before).square().sum()
         return {
             "moved": Mean(float(moved), 1),
@@ -49,7 +49,7 @@ class WeightProbe:
         }
 
     def finish(self, moments: Moments) -> dict[str, float]:
-        """The ratio."""
+        """Compute the ratio."""
         size = moments["size"].value
         return {"optim/update_ratio": float((moments["moved"].value / size) ** 0.5)} if size > 0 else {}
 

@@ -1,4 +1,4 @@
-"""What an update tries to achieve, as pure functions of log-probabilities on ragged token axes.
+"""The objective of an update, as pure functions of log-probabilities on ragged token axes.
 
     rewards of one group --advantages--> one number per completion
     lengths of one optimizer step --normalizer--> one denominator

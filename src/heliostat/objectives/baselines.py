@@ -22,7 +22,7 @@ Baseline = Literal["mean", "leave-one-out", "standardized"]
 
 
 def mean_advantage(rewards: Rewards) -> Rewards:
-    """Reward minus the group's mean: ``A_i = r_i - mean_j r_j``.
+    """Subtract the group's mean from each reward: ``A_i = r_i - mean_j r_j``.
 
     Raises:
         ValueError: no rewards, or a reward that is NaN or infinite.
@@ -34,7 +34,7 @@ def mean_advantage(rewards: Rewards) -> Rewards:
 
 
 def leave_one_out_advantage(rewards: Rewards) -> Rewards:
-    """Reward minus the mean of the others: ``A_i = r_i - mean_{j != i} r_j = (r_i - mean r) n / (n - 1)``.
+    """Subtract the mean of the others from each reward: ``A_i = r_i - mean_{j != i} r_j = (r_i - mean r) n / (n - 1)``.
 
     Raises:
         ValueError: fewer than two rewards, or a reward that is NaN or infinite.
@@ -48,7 +48,7 @@ def leave_one_out_advantage(rewards: Rewards) -> Rewards:
 
 
 def standardized_advantage(rewards: Rewards, eps: float = 1e-4) -> Rewards:
-    """Mean advantage in units of the group's spread: ``A_i = (r_i - mean r) / (std r + eps)``, std with n - 1.
+    """Divide the mean advantage by the group's spread: ``A_i = (r_i - mean r) / (std r + eps)``, std with n - 1.
 
     Raises:
         ValueError: no rewards, or a reward that is NaN or infinite.
@@ -63,7 +63,7 @@ def standardized_advantage(rewards: Rewards, eps: float = 1e-4) -> Rewards:
 
 
 def partition_advantage(rewards: Rewards, tau: float, leave_one_out: bool = False, floor: float = 0.0) -> Rewards:
-    """Reward minus the log-partition estimate of the group, ``A_i = r_i - tau log Z_i``.
+    """Subtract the group's log-partition estimate from each reward, ``A_i = r_i - tau log Z_i``.
 
     ``Z_i = max(mean_j e^{(r_j - r_max) / tau}, floor) e^{r_max / tau}``, the inner mean over all j, or over j != i.
     Evaluated as a log-mean-exp: ``e^{1/tau}`` is never formed, so any finite tau > 0 works.
@@ -105,7 +105,7 @@ ADVANTAGES: dict[Baseline, Callable[[Rewards], Rewards]] = {
 
 
 def _below_peak(rewards: Rewards) -> Rewards:
-    """``r - max r`` in float64: exact zeros for equal rewards, and the same after a shift; refuses bad rewards."""
+    """Compute ``r - max r`` in float64: exactly 0 for equal rewards, unchanged by a shift; bad rewards are refused."""
     if rewards.ndim != 1 or rewards.numel() == 0:
         raise ValueError(f"advantages need one reward per completion, got a tensor of shape {tuple(rewards.shape)}")
     if not rewards.is_floating_point():
@@ -121,7 +121,7 @@ def _below_peak(rewards: Rewards) -> Rewards:
 
 
 def _others(rewards: Rewards) -> int:
-    """How many others each completion has; a leave-one-out baseline needs at least one."""
+    """Count the other completions of each one; a leave-one-out baseline needs at least one."""
     if rewards.numel() == 1:
         raise ValueError(
             "a leave-one-out baseline needs at least 2 completions per group, got 1; raise rollout.group_size or "

@@ -39,7 +39,7 @@ class ClippedRatio(PolicyGradient, ABC):
         require_clip_range(self.clip_low, self.clip_high)
 
     def log_ratio(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch) -> Float[Tensor, " token"]:
-        """Logarithm of each token's ratio; its derivative in that token's ``logp_new`` is 1."""
+        """Compute the logarithm of each token's ratio; its derivative in that token's ``logp_new`` is 1."""
         return logp_new - tokens.logp_old
 
     def gain(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, advantage: Float[Tensor, " token"]) -> Gain:

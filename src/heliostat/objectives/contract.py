@@ -45,10 +45,10 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """What an update tries to achieve: hyper-parameters, and pure functions of rewards and log-probabilities.
+    """The objective of an update: hyper-parameters, and pure functions of rewards and log-probabilities.
 
     Attributes:
-        name: what a recipe calls it.
+        name: its name in recipes.
         length_normalization: how lengths enter (see ``objectives.lengths``).
         length_constant: the fixed length in tokens of ``length_normalization = "constant"``; the completion budget
             ``rollout.max_new_tokens`` is the usual choice.
@@ -78,7 +78,7 @@ class Objective(ABC):
 
     @abstractmethod
     def advantages(self, rewards: Float[Tensor, " completion"]) -> Float[Tensor, " completion"]:
-        """One number per completion of one group; all 0 where all rewards are equal.
+        """Compute one advantage per completion of one group; all are 0 where all rewards are equal.
 
         Raises:
             ValueError: an empty group, a non-finite reward, or a group too small for the baseline.
@@ -89,7 +89,7 @@ class Objective(ABC):
         """Compute the loss per sequence and which tokens are clipped, on checked input."""
 
     @abstractmethod
-    def zero_signal_is_free(self, first_update: bool) -> bool:
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
         """Whether a group whose advantages are all 0 has no gradient, so that dropping it changes nothing.
 
         Args:
@@ -97,7 +97,7 @@ class Objective(ABC):
         """
 
     def normalizer(self, num_tokens: Int[Tensor, " sequence"]) -> float:
-        """The denominator of one whole optimizer step.
+        """Compute the denominator of one whole optimizer step.
 
         Args:
             num_tokens: length of every sequence of the step, over all micro-batches and ranks, those of dropped
@@ -109,11 +109,11 @@ class Objective(ABC):
         return self.normalizer_of_counts(num_tokens.numel(), int(num_tokens.sum()))
 
     def normalizer_of_counts(self, num_sequences: int, num_tokens: int) -> float:
-        """``normalizer`` where only the counts of the whole step are known, as other frameworks hand them around."""
+        """Compute ``normalizer`` from the counts of the whole step, for frameworks that know no more."""
         return denominator(self.length_normalization, num_sequences, num_tokens, self.length_constant)
 
     def loss(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, normalizer: float) -> LossOutput:
-        """The micro-batch's share of the step's loss: ``sum_i w_i loss_i / normalizer``.
+        """Compute the micro-batch's share of the step's loss: ``sum_i w_i loss_i / normalizer``.
 
         Args:
             logp_new: log-probabilities under the policy being trained, in nats.

@@ -61,8 +61,8 @@ class CovarianceClip(Objective):
     def normalizer(self, num_tokens: Int[Tensor, " sequence"]) -> float:
         return self.inner.normalizer(num_tokens)
 
-    def zero_signal_is_free(self, first_update: bool) -> bool:
-        return self.inner.zero_signal_is_free(first_update)
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
+        return self.inner.can_drop_zero_advantage_groups(first_update)
 
     def terms(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch) -> Terms:
         clipped = self.clipped(tokens)
@@ -78,7 +78,7 @@ class CovarianceClip(Objective):
         return LossOutput(loss, metrics)
 
     def clipped(self, tokens: TokenBatch) -> Bool[Tensor, " token"]:
-        """Which tokens lose their gradient."""
+        """Mark the tokens that lose their gradient."""
         advantage = tokens.advantage.double()[tokens.sequence]
         covariance = (advantage - self.mean_advantage) * (tokens.logp_gen.double() - self.mean_logp)
         return covariance > self.threshold

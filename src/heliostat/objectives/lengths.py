@@ -30,7 +30,7 @@ _DENOMINATORS: dict[LengthNormalization, Callable[[int, int, float], float]] = {
 
 
 def denominator(mode: LengthNormalization, num_sequences: int, num_tokens: int, constant: float) -> float:
-    """N of the table above, from the sequences and tokens of one whole optimizer step.
+    """Compute N of the table above from the sequences and tokens of one whole optimizer step.
 
     Raises:
         ValueError: there is nothing to average over.
@@ -47,7 +47,7 @@ def denominator(mode: LengthNormalization, num_sequences: int, num_tokens: int, 
 def sequence_weight(
     mode: LengthNormalization, num_tokens: Int[Tensor, " sequence"], dtype: torch.dtype
 ) -> Float[Tensor, " sequence"]:
-    """w_i of the table above; an empty sequence has no token to weigh, so its weight is 1 by convention."""
+    """Compute w_i of the table above; an empty sequence has no token to weigh, so its weight is 1 by convention."""
     if mode == "sequence":
         return 1.0 / num_tokens.clamp(min=1).to(dtype)
     return torch.ones(num_tokens.shape, dtype=dtype, device=num_tokens.device)

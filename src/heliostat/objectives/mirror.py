@@ -54,8 +54,8 @@ class SequenceSquare(Objective, ABC):
         loss = 0.5 * self.tau * self.scale * residual.square()
         return Terms(loss)
 
-    def zero_signal_is_free(self, first_update: bool) -> bool:
-        """Only while ``s = 0``: afterwards ``-tau s`` still pulls a zero-signal group back to the anchor."""
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
+        """Allow it only while ``s = 0``: afterwards ``-tau s`` pulls a zero-signal group back to the anchor."""
         return first_update
 
 

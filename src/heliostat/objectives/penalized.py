@@ -66,7 +66,7 @@ class LogRatioDecay(Objective):
         loss = 0.5 * self.decay * penalty - advantage * tokens.sum_by_sequence(logp_new)
         return Terms(loss)
 
-    def zero_signal_is_free(self, first_update: bool) -> bool:
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
         return first_update or self.decay == 0
 
 
@@ -111,7 +111,7 @@ class KlChi2(Objective):
         loss = ratio * (self.tau * (log_ratio - 1.0) - advantage) + self.tau + chi2
         return Terms(loss)
 
-    def zero_signal_is_free(self, first_update: bool) -> bool:
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
         return first_update
 
 
@@ -160,5 +160,5 @@ class KimiK25(Objective):
         inside = (drift >= self.min_log_ratio) & (drift <= self.max_log_ratio)
         return Terms(loss, ~inside & (advantage != 0))
 
-    def zero_signal_is_free(self, first_update: bool) -> bool:
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
         return first_update

@@ -76,8 +76,8 @@ class PolicyGradient(Objective, ABC):
             token_loss = token_loss + self.kl_ref * (gap.expm1() - gap)
         return Terms(tokens.sum_by_sequence(token_loss), gain.clipped)
 
-    def zero_signal_is_free(self, first_update: bool) -> bool:
-        """Always, unless the reference penalty acts on every sequence."""
+    def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
+        """Allow it unless the reference penalty acts on every sequence."""
         return self.kl_ref == 0
 
 

@@ -21,12 +21,12 @@ OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objectiv
 
 
 def objective_names() -> list[str]:
-    """Names a recipe may use, related ones side by side."""
+    """List the names that a recipe may use; related ones follow one another."""
     return list(OBJECTIVES)
 
 
 def build_objective(section: ObjectiveSection) -> Objective:
-    """The objective that a recipe names, with its settings checked.
+    """Build the objective that a recipe names, and check its settings.
 
     Raises:
         ConfigError: the name or a key is unknown, a value has the wrong type, or the values contradict each other.

@@ -6,8 +6,9 @@ layers           Eva, RING: linear layers, from statistics that hooks record
 matrices         KroneckerSum, KroneckerProduct: weight matrices, from gradients alone
 scores           Rank1NaturalGradient, RKalman: all weights, from scores of a few samples
 reng             RENG: gradient regularisation in front of any optimizer
+master_weights   MasterWeights: float32 copies of bfloat16 weights for torch's own optimizers
 base             the parts they are composed of: weight decay, momentum, KL bound, AdamW, finite steps, saving
-precision        float32 copies of bfloat16 weights
+precision        the arithmetic of float32 copies, and gradients accumulated in float32
 distributed      replicas and sharded weights
 """
 

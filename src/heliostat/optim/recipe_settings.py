@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from heliostat.optim.base.param_groups import ParamGroups, decay_groups
 from heliostat.optim.layers.eva import Eva, EvaSettings
 from heliostat.optim.layers.ring import RING, RingSettings
+from heliostat.optim.master_weights import with_master_weights
 from heliostat.optim.matrices.kronecker_product import KroneckerProduct, KroneckerProductSettings
 from heliostat.optim.matrices.kronecker_sum import KroneckerSum, KroneckerSumSettings
-from heliostat.optim.precision.master_weights import with_master_weights
 from heliostat.optim.reng import RENG, RengSettings
 from heliostat.optim.scores.rank1 import Rank1NaturalGradient, Rank1Settings
 from heliostat.optim.scores.rkalman import RKalman, RKalmanSettings

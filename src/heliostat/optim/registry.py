@@ -13,7 +13,7 @@ from torch import nn
 
 from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
 from heliostat.optim.base.param_groups import ParamGroups, decay_groups
-from heliostat.optim.precision.master_weights import with_master_weights
+from heliostat.optim.master_weights import with_master_weights
 from heliostat.optim.recipe_settings import (
     EvaRecipe,
     KroneckerProductRecipe,

@@ -29,7 +29,7 @@ def write_control_page(folder: Path) -> Path:
         ValueError: the folder is no such run, or holds no evaluation yet.
     """
     run = read_control(Path(folder))
-    if not run.laps:
+    if not run.evaluations:
         raise ValueError(f"{folder} holds no evaluation yet")
     return write_page(run.folder / PAGE, render(run))
 

@@ -1,4 +1,4 @@
-"""What post-training takes before anyone has tried it: memory, traffic and seconds, from sizes and data sheets alone.
+"""Estimates of post-training before a first run: memory, traffic and seconds, from sizes and data sheets alone.
 
 Formulas and their validation are in docs/explanation/scaling.md. No torch, no weights, no GPU.
 
@@ -8,7 +8,7 @@ Left out: everything that is measured (``benchmarks/scaling``).
 from heliostat.scaling.catalog import H100, MODELS
 from heliostat.scaling.estimate import Estimate, estimate, job_of
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import SamplingMemory, TrainingMemory, sampling_memory, training_memory
 from heliostat.scaling.seconds import StepSeconds, sampling_flops, step_seconds, training_flops
 from heliostat.scaling.shapes import ModelShape, read_shape, shape_of
@@ -19,9 +19,9 @@ __all__ = [
     "H100",
     "MODELS",
     "Estimate",
+    "GpuLayout",
     "Hardware",
     "Job",
-    "Layout",
     "ModelShape",
     "SamplingMemory",
     "StepSeconds",

@@ -1,6 +1,6 @@
-"""Models and machines that can be named without having them: sizes as published, ceilings as on data sheets.
+"""Models and machines by name, for estimates without them: sizes as published, ceilings as on data sheets.
 
-Left out: whatever a data sheet does not say; what share of a ceiling is reached is an assumption (``Hardware``).
+Left out: the share of a ceiling that is reached, which is an assumption (``Hardware``).
 
 References:
     Models: ``config.json`` of Qwen/Qwen2.5-0.5B, -3B, -7B and -32B, Qwen/Qwen3-32B,

@@ -1,6 +1,6 @@
-"""Everything about one model, job, layout and machine together, and in a sentence what does not fit.
+"""The estimates of one model, job, layout and machine, and a sentence for each part that does not fit.
 
-Left out: how it is printed (``cli.scale``).
+Left out: printing (``cli.scale``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from heliostat.config import Recipe
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import MEMORY_SHARE, SamplingMemory, TrainingMemory, sampling_memory, training_memory
 from heliostat.scaling.seconds import StepSeconds, step_seconds
 from heliostat.scaling.shapes import ModelShape
@@ -19,11 +19,11 @@ from heliostat.scaling.traffic import Traffic, step_traffic
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one way of training one model comes to."""
+    """The estimated memory, traffic and seconds of one way of training one model."""
 
     shape: ModelShape
     job: Job
-    layout: Layout
+    layout: GpuLayout
     hardware: Hardware
     trainer: TrainingMemory
     sampler: SamplingMemory
@@ -32,27 +32,31 @@ class Estimate:
 
     @property
     def obstacles(self) -> tuple[str, ...]:
-        """What does not fit, and the way out."""
+        """Parts that do not fit, each with a way out."""
         return tuple(self._obstacles())
 
     def _obstacles(self) -> Iterator[str]:
-        room = MEMORY_SHARE * self.hardware.memory_bytes
+        limit = MEMORY_SHARE * self.hardware.memory_bytes
         trainer, layout = self.trainer, self.layout
-        if trainer.state > room:
+        if trainer.state > limit:
             way = "more trainers" if layout.sharded and layout.num_trainers > 1 else "distributed.placement = 'sharded'"
             way = f"{way}, or [lora]" if layout.num_trainers > 1 else "more GPUs, or [lora]"
-            yield f"weights, gradients and optimizer take {_gb(trainer.state)} of {_gb(room)}; way out: {way}"
+            yield f"weights, gradients and optimizer take {_gb(trainer.state)} of {_gb(limit)}; way out: {way}"
             if not layout.num_samplers:
                 return
-        elif trainer.state + trainer.gathered > room:
+        elif trainer.state + trainer.gathered > limit:
             way = "expert or tensor parallelism, as verl has"
-            yield f"layers gathered for a pass take {_gb(trainer.gathered)} of {_gb(room)}; way out: {way}"
-        elif trainer.peak > room:
-            way = "a smaller train.tokens_per_microbatch" if self.job.recompute else "train.recompute = true"
-            yield f"with activations a trainer needs {_gb(trainer.peak)} of {_gb(room)}; way out: {way}"
+            yield f"layers gathered for a pass take {_gb(trainer.gathered)} of {_gb(limit)}; way out: {way}"
+        elif trainer.peak > limit:
+            way = (
+                "a smaller train.tokens_per_microbatch"
+                if self.job.gradient_checkpointing
+                else "train.gradient_checkpointing = true"
+            )
+            yield f"with activations a trainer needs {_gb(trainer.peak)} of {_gb(limit)}; way out: {way}"
         if self.sampler.num_rows == 0:
             way = "more GPUs for one sampler (--ways)" if layout.num_samplers else "a vLLM server (--samplers, --ways)"
-            yield f"weights of {_gb(self.sampler.weights)} leave no room for a completion; way out: {way}"
+            yield f"weights of {_gb(self.sampler.weights)} leave no memory for a completion; way out: {way}"
 
     @property
     def tokens_per_gpu_s(self) -> float:
@@ -63,13 +67,13 @@ class Estimate:
 def estimate(
     shape: ModelShape,
     job: Job,
-    layout: Layout,
+    layout: GpuLayout,
     hardware: Hardware,
     stored: str = "bfloat16",
     computed: str | None = None,
     sync: str = "folder",
 ) -> Estimate:
-    """Memory, traffic and seconds of one step; arguments as of ``step_seconds``."""
+    """Estimate memory, traffic and seconds of one step; the arguments are those of ``step_seconds``."""
     return Estimate(
         shape=shape,
         job=job,
@@ -83,7 +87,7 @@ def estimate(
 
 
 def job_of(recipe: Recipe, prompt_tokens: int, mean_tokens: float | None = None) -> Job:
-    """The job of a recipe whose prompts and completions have these lengths on average; half the budget if not given."""
+    """Build the job of a recipe with these mean lengths; completions take half of their budget by default."""
     rollout, train = recipe.rollout, recipe.train
     later = (train.updates_per_step - 1) / train.updates_per_step  # updates whose anchor must be computed
     return Job(
@@ -95,7 +99,7 @@ def job_of(recipe: Recipe, prompt_tokens: int, mean_tokens: float | None = None)
         num_updates=train.updates_per_step,
         microbatch_tokens=train.tokens_per_microbatch,
         shared_prompt=train.shared_prompt,
-        recompute=train.recompute,
+        gradient_checkpointing=train.gradient_checkpointing,
         scored_forwards=later,
     )
 

@@ -1,6 +1,6 @@
-"""What a machine can do at best, and what share of that a program is taken to reach.
+"""Ceilings of a machine, and the share of them that a program is assumed to reach.
 
-Left out: latency. Every formula here is of bytes and operations, so small messages come out too fast.
+Left out: latency. Every formula here counts bytes and FLOPs, so small messages come out too fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Hardware:
 
     Attributes:
         memory_bytes: of one GPU.
-        flops_per_s: dense products in the type that is computed in, of one GPU.
+        flops_per_s: dense products in the compute dtype, of one GPU.
         memory_bytes_per_s: of one GPU's own memory.
         node_bytes_per_s: one GPU to others of its node, one direction.
         network_bytes_per_s: one GPU's adapter to other nodes, one direction.
@@ -35,15 +35,15 @@ class Hardware:
     link_share: float = 0.8
 
     def compute_s(self, flops: float, num_gpus: int) -> float:
-        """Seconds of matrix products that ``num_gpus`` share."""
+        """Estimate the seconds of matrix products that ``num_gpus`` share."""
         return flops / (num_gpus * self.flops_per_s * self.compute_share)
 
     def read_s(self, num_bytes: float, num_gpus: int) -> float:
-        """Seconds of reading from memory, each of ``num_gpus`` its part."""
+        """Estimate the seconds of reading from memory, where each of ``num_gpus`` reads its part."""
         return num_bytes / (num_gpus * self.memory_bytes_per_s * self.memory_share)
 
     def link_s(self, num_bytes: float, num_ranks: int) -> float:
-        """Seconds in which every one of ``num_ranks`` sends and receives ``num_bytes`` in a collective.
+        """Estimate the seconds in which each of ``num_ranks`` sends and receives ``num_bytes`` in a collective.
 
         Collectives between nodes run over all adapters of a node at once: what enters a node is handed on inside it, so
         a rank moves its bytes at ``min(node, gpus_per_node * network)``.
@@ -58,5 +58,5 @@ class Hardware:
         return num_bytes / (bus * self.link_share)
 
     def folder_s(self, num_bytes: float) -> float:
-        """Seconds of writing, or of reading, a file that all machines see."""
+        """Estimate the seconds of writing, or of reading, a file that all machines see."""
         return num_bytes / self.folder_bytes_per_s

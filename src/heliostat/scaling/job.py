@@ -1,6 +1,6 @@
-"""One step of post-training as numbers: how many tokens, on which ranks, held how.
+"""The size of one step of post-training: its tokens, its ranks, and the placement of weights.
 
-Left out: what the tokens say, and the verifiers' time.
+Left out: the verifiers' time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Job:
         num_updates: optimizer steps of a step.
         microbatch_tokens: tokens of one forward and backward on a rank.
         shared_prompt: whether training runs each prompt once per group.
-        recompute: whether layers are computed again in the backward pass.
+        gradient_checkpointing: whether layers are recomputed in the backward pass.
         scored_forwards: forward passes over the batch besides those with a gradient, for an anchor or a reference.
-        diagnosed: whether some groups are scored again after a step, for its numbers. Heliostat's trainer does that.
+        diagnosed: whether some groups are scored again after a step, for its metrics. Heliostat's trainer does that.
     """
 
     num_prompts: int
@@ -35,7 +35,7 @@ class Job:
     num_updates: int = 1
     microbatch_tokens: int = 8192
     shared_prompt: bool = True
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     scored_forwards: float = 0.0
     diagnosed: bool = True
 
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def num_rows(self) -> int:
-        """Completions."""
+        """Number of completions."""
         return self.num_prompts * self.group_size
 
     @property
@@ -70,20 +70,20 @@ class Job:
         return self.prompt_tokens + self.mean_tokens / 2
 
     def num_microbatches(self, num_ranks: int) -> int:
-        """Forward and backward passes that a rank makes in one update."""
+        """Count the forward and backward passes of a rank in one update."""
         return max(1, ceil(self.trained_tokens / self.num_updates / num_ranks / self.microbatch_tokens))
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Which GPUs do what.
+class GpuLayout:
+    """The tasks of the GPUs.
 
     Attributes:
         num_trainers: ranks that train.
-        sharded: weights, gradients and optimizer state cut over them, instead of whole on each.
+        sharded: weights, gradients and optimizer state are sharded over them, instead of replicated.
         num_samplers: further GPUs that only sample; 0: the trainers sample, in turn with training.
-        sampler_ways: GPUs over which one sampler's weights are cut (tensor and expert parallel).
-        expert_ways: trainers over which experts are divided before anything is cut. Heliostat's own trainer has 1.
+        sampler_ways: GPUs over which one sampler's weights are sharded (tensor and expert parallel).
+        expert_ways: trainers over which experts are divided before sharding. Heliostat's own trainer has 1.
     """
 
     num_trainers: int = 1
@@ -110,5 +110,5 @@ class Layout:
 
     @property
     def num_gpus(self) -> int:
-        """All."""
+        """All GPUs."""
         return self.num_trainers + self.num_samplers

@@ -1,4 +1,4 @@
-"""Bytes on one GPU: what training holds, what sampling holds, and what a forward leaves behind for its backward pass.
+"""Bytes on one GPU: of training, of sampling, and of the activations that a forward keeps for its backward pass.
 
 With ``P`` weights, ``n`` ranks and ``e`` bytes a stored weight:
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.shapes import ModelShape
 
 MAX_LOGITS = 2**24
@@ -34,7 +34,7 @@ class TrainingMemory:
     """One trainer's bytes.
 
     Attributes:
-        gathered: layers made whole for a pass (sharded only): the one in use and the next.
+        gathered: layers gathered for a pass (sharded only): the one in use and the next.
         activations: kept from a forward for its backward pass, logits included.
     """
 
@@ -46,23 +46,23 @@ class TrainingMemory:
 
     @property
     def state(self) -> float:
-        """What is held all the time."""
+        """Bytes held all the time."""
         return self.weights + self.gradients + self.optimizer
 
     @property
     def peak(self) -> float:
-        """The most at any time."""
+        """Most bytes held at any time."""
         return self.state + self.gathered + self.activations
 
 
 def training_memory(
-    shape: ModelShape, job: Job, layout: Layout, stored: str = "bfloat16", computed: str | None = None
+    shape: ModelShape, job: Job, layout: GpuLayout, stored: str = "bfloat16", computed: str | None = None
 ) -> TrainingMemory:
-    """What a trainer holds.
+    """Compute the bytes that a trainer holds.
 
     Args:
-        stored: type of the weights; a key of ``STORED``.
-        computed: type of gathered weights and activations, where it is another.
+        stored: dtype of the weights; a key of ``STORED``.
+        computed: dtype of gathered weights and activations, if it is another.
 
     **Limits**: the parts of state over all sharded ranks add up to those of one rank. Equal to the storage of a real
     run's tensors on one and two ranks, where sizes divide.
@@ -83,8 +83,8 @@ def training_memory(
     )
 
 
-def _one_layer(shape: ModelShape, layout: Layout) -> float:
-    """Weights of the largest layer as one rank gathers it."""
+def _one_layer(shape: ModelShape, layout: GpuLayout) -> float:
+    """Count the weights of the largest layer as one rank gathers it."""
     if shape.experts is None:
         return shape.largest_layer
     num_layers = shape.num_layers - shape.experts.num_dense_layers
@@ -93,7 +93,7 @@ def _one_layer(shape: ModelShape, layout: Layout) -> float:
 
 
 def activation_bytes(shape: ModelShape, job: Job, size: int) -> float:
-    """Kept for the backward pass of one micro-batch, with ``e = size`` bytes an entry, per token and layer:
+    """Compute the bytes kept for a micro-batch's backward pass, with ``e = size`` bytes per entry; by token and layer:
 
         2 (4 h + 2 e h + 4)  +  e (2 H d + 2 H_kv d) + 4 H  +  4 e f
 
@@ -105,13 +105,13 @@ def activation_bytes(shape: ModelShape, job: Job, size: int) -> float:
     tokens = min(job.trained_tokens, job.microbatch_tokens)
     heads = tokens * min(shape.vocab, MAX_LOGITS / tokens) * 4 * 2  # logits and their softmax
     per_layer = [token_bytes(shape, layer, size) for layer in range(shape.num_layers)]
-    if job.recompute:
+    if job.gradient_checkpointing:
         return heads + tokens * (size * shape.hidden * shape.num_layers + max(per_layer))
     return heads + tokens * sum(per_layer)
 
 
 def token_bytes(shape: ModelShape, layer: int, size: int) -> float:
-    """Kept of one token in one layer."""
+    """Compute the bytes kept of one token in one layer."""
     norms = 2 * (4 * shape.hidden + 2 * size * shape.hidden + 4)
     if shape.latent is None:
         attention = size * 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_size
@@ -144,9 +144,9 @@ class SamplingMemory:
 
 
 def sampling_memory(
-    shape: ModelShape, job: Job, layout: Layout, hardware: Hardware, stored: str = "bfloat16"
+    shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str = "bfloat16"
 ) -> SamplingMemory:
-    """What a sampler holds: weights and cache, beside the training state where trainers sample.
+    """Compute the bytes that a sampler holds: weights and cache, next to the training state where trainers sample.
 
     **Limits**: a GPU without room for weights decodes no row.
     """

@@ -1,9 +1,9 @@
-"""Seconds of one step's parts: each is the larger of its operations and its bytes, over what the machine reaches.
+"""Seconds of one step's parts: each is the larger of its FLOPs and its bytes, over the rates that the machine reaches.
 
-    decode     max(bytes, operations):  steps x weights touched + rows' caches  |  2 N_active per token
-    prefill    operations: each prompt once
-    train      operations: a forward and twice that backward, once more if recomputed, and what is only scored
-    sharded traffic runs beside the computation, so the longer of the two counts; replicated gradients come after it
+decode     max(bytes, FLOPs):  steps x weights touched + rows' caches  |  2 N_active per token
+prefill    FLOPs: each prompt once
+    train      FLOPs: a forward and twice that backward, once more if recomputed, and passes that only score
+    sharded traffic overlaps the computation, so the longer of the two counts; replicated gradients come after it
 
 Left out: latency, padding, verifiers, and the time in which ranks wait for the one with most to do.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from heliostat.scaling.hardware import Hardware
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import STORED, sampling_memory
 from heliostat.scaling.shapes import ModelShape
 from heliostat.scaling.traffic import diagnosed_tokens, step_traffic
@@ -27,11 +27,11 @@ class StepSeconds:
 
     Attributes:
         prefill, decode: sampling.
-        steady: what ``decode`` would be if no slot ever waited for others to end: sampling that never stops.
-        compute, traffic: training's operations, and its bytes between GPUs.
-        overlapped: whether the two run side by side.
+        steady: ``decode`` if no slot ever waited for others to end: sampling that never stops.
+        compute, traffic: seconds of training's FLOPs, and of its bytes between GPUs.
+        overlapped: whether the two run in parallel.
         optimizer: reading and writing weights and state.
-        sync: handing weights to the sampler.
+        sync: sending weights to the sampler.
     """
 
     prefill: float
@@ -45,36 +45,36 @@ class StepSeconds:
 
     @property
     def sampling(self) -> float:
-        """Prompts and completions."""
+        """Seconds of prompts and completions."""
         return self.prefill + self.decode
 
     @property
     def training(self) -> float:
-        """All updates of the step."""
+        """Seconds of all updates of the step."""
         moved = max(self.compute, self.traffic) if self.overlapped else self.compute + self.traffic
         return moved + self.optimizer
 
     @property
     def synchronous(self) -> float:
-        """A step whose parts follow one another: no staleness."""
+        """Seconds of a step whose parts follow one another: no staleness."""
         return self.sampling + self.training + self.sync
 
     @property
     def asynchronous(self) -> float:
-        """A step of samplers and trainers that never wait but for the slower: staleness without a bound."""
+        """Seconds of a step if samplers and trainers only wait for the slower of them: staleness without a bound."""
         return max(self.prefill + self.steady, self.training + self.sync)
 
 
 def step_seconds(
     shape: ModelShape,
     job: Job,
-    layout: Layout,
+    layout: GpuLayout,
     hardware: Hardware,
     stored: str = "bfloat16",
     computed: str | None = None,
     sync: str = "folder",
 ) -> StepSeconds:
-    """Seconds of one step's parts.
+    """Estimate the seconds of one step's parts.
 
     Args:
         sync: how weights reach samplers of their own: ``folder`` (written and read, as the vLLM client does) or
@@ -110,27 +110,27 @@ def step_seconds(
 
 
 def training_flops(shape: ModelShape, job: Job, num_ranks: int = 1) -> float:
-    """Operations of all updates of a step, if every rank did as much as the busiest: passes with and without gradient.
+    """Count the FLOPs of all updates of a step, with and without gradient, if every rank did as much as the busiest.
 
     **Limits**: one rank, the ledger's count for a batch of equal prompts and completions.
     """
     logits = job.num_rows * job.mean_tokens
     forward = shape.forward_flops(job.trained_tokens, job.trained_context, logits)
     diagnosed = num_ranks * forward * diagnosed_tokens(job, num_ranks) / job.trained_tokens
-    return forward * (1 + BACKWARD + job.recompute + job.scored_forwards) + diagnosed
+    return forward * (1 + BACKWARD + job.gradient_checkpointing + job.scored_forwards) + diagnosed
 
 
 def sampling_flops(shape: ModelShape, job: Job) -> float:
-    """Operations of a step's sampling: every prompt once, then token by token."""
+    """Count the FLOPs of a step's sampling: every prompt once, then token by token."""
     prompts = shape.forward_flops(job.num_prompts * job.prompt_tokens, job.prompt_tokens / 2, job.num_prompts)
     tokens = job.num_rows * job.mean_tokens
     return prompts + shape.forward_flops(tokens, job.decoded_context)
 
 
 def _sampling(
-    shape: ModelShape, job: Job, layout: Layout, hardware: Hardware, stored: str
+    shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str
 ) -> tuple[float, float, float]:
-    """Seconds of prefill, of decoding, and of decoding with slots that are never empty, of replicas side by side."""
+    """Estimate the seconds of prefill, decoding, and decoding with always full slots, for parallel replicas."""
     ways, num = layout.sampler_ways, layout.num_replicas
     prompts = shape.forward_flops(job.num_prompts * job.prompt_tokens, job.prompt_tokens / 2, job.num_prompts)
     prefill = hardware.compute_s(prompts, ways * num)
@@ -146,7 +146,7 @@ def _sampling(
 
 
 def _decode_s(shape: ModelShape, job: Job, hardware: Hardware, ways: int, num_steps: float, num_tokens: float) -> float:
-    """Seconds of ``num_steps`` forward passes that make ``num_tokens`` tokens together."""
+    """Estimate the seconds of ``num_steps`` forward passes that compute ``num_tokens`` tokens together."""
     weights = 2.0 * shape.touched_parameters(num_tokens / num_steps) * num_steps
     caches = 2.0 * shape.cache_entries * job.decoded_context * num_tokens
     flops = shape.forward_flops(num_tokens, job.decoded_context)

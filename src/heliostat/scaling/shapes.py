@@ -98,12 +98,12 @@ class ModelShape:
         return one * self.experts.num * (self.num_layers - self.experts.num_dense_layers)
 
     def layer_parameters(self, layer: int) -> int:
-        """Weights of one layer."""
+        """Count the weights of one layer."""
         return self._attention + 2 * self.hidden + self._feed_forward(layer)
 
     @property
     def largest_layer(self) -> int:
-        """Weights of the largest layer: what sharded training gathers at once."""
+        """Weights of the largest layer, which sharded training gathers at once."""
         return max(self.layer_parameters(layer) for layer in range(self.num_layers))
 
     @property
@@ -141,7 +141,7 @@ class ModelShape:
     # -- work and cache ---------------------------------------------------------------------------------------------
 
     def forward_flops(self, num_tokens: float, num_context: float, num_logits: float | None = None) -> float:
-        """Operations of a forward, ``2 N_matmul T + L 2 H (d_qk + d_v) c T + 2 N_head T_logits``.
+        """Count the FLOPs of a forward, ``2 N_matmul T + L 2 H (d_qk + d_v) c T + 2 N_head T_logits``.
 
         Args:
             num_context: positions that a token attends to, averaged over tokens.
@@ -173,13 +173,13 @@ class ModelShape:
 
     @property
     def cache_entries(self) -> int:
-        """Numbers that the key-value cache keeps for each token."""
+        """Entries of the key-value cache for each token."""
         if self.latent is not None:
             return self.num_layers * (self.latent.cache_rank + self.latent.rotary)
         return 2 * self.num_layers * self.num_kv_heads * self.head_size
 
     def touched_parameters(self, num_tokens: float) -> float:
-        """Weights read in one forward over ``num_tokens`` tokens that choose experts evenly and independently.
+        """Count the weights read in a forward over ``num_tokens`` tokens that choose experts evenly and independently.
 
         **Limits**: one token, ``num_active``; many tokens, or no experts, ``num_parameters``.
         """
@@ -190,7 +190,7 @@ class ModelShape:
 
 
 def read_shape(name_or_path: str, catalog: Mapping[str, ModelShape]) -> ModelShape:
-    """A shape of ``catalog`` by name, or that of a model folder or a ``config.json``.
+    """Read a shape from ``catalog`` by name, from a model folder or from a ``config.json``.
 
     Raises:
         ConfigError: there is none, or its family is not one of ``FAMILIES``.
@@ -213,7 +213,7 @@ def read_shape(name_or_path: str, catalog: Mapping[str, ModelShape]) -> ModelSha
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape that a Hugging Face configuration describes.
+    """Build the shape that a Hugging Face configuration describes.
 
     Raises:
         ConfigError: the family is unknown here.

@@ -1,9 +1,9 @@
-r"""What sampling while training goes on is worth: throughput against the staleness that is allowed.
+r"""The gain of sampling in parallel with training: throughput against the staleness that is allowed.
 
-Update ``k`` trains on the ``k``-th batch of ``B`` completions in the order they were begun. A completion of that batch
-may begin once update ``k - 1 - s`` is done: the weights that it is begun with are then at most ``s`` updates older than
+Update ``k`` trains on the ``k``-th batch of ``B`` completions in the order of their start. A completion of that batch
+may start once update ``k - 1 - s`` is done: the weights that it starts with are then at most ``s`` updates older than
 those that it trains. Samplers are ``c`` slots that each decode one completion at a time; the trainer takes ``T``
-seconds for an update (the hand-over of weights included), as soon as its batch is there.
+seconds for an update (the sync of weights included), as soon as its batch is there.
 
     s = 0           S + T           per update, S the mean time in which c slots make a batch
     s -> infinity   max(S*, T)      S* = B E[length] t / c: slots that are never empty
@@ -11,7 +11,7 @@ seconds for an update (the hand-over of weights included), as soon as its batch 
 For one slot that makes whole batches (``B = c = 1``) and ``s = 1`` it is ``E max(S, T)``: both begin together, and the
 next pair begins when both are done.
 
-Left out: what staleness costs in learning, and weights that change in the middle of a completion.
+Left out: the effect of staleness on learning, and weights that change in the middle of a completion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from random import Random
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """What a simulated run came to.
+    """The throughput of a simulated run.
 
     Attributes:
         update_s: seconds per update, after the first ``skipped`` ones.
@@ -84,13 +84,13 @@ def simulate(
 
 
 def synchronous_s(durations_s: Sequence[float], batch_size: int, num_slots: int, train_s: float) -> float:
-    """Seconds per update without any staleness: the mean time of a batch on empty slots, plus training."""
+    """Compute the seconds per update without any staleness: the mean time of a batch on empty slots, plus training."""
     batches = list(_batches(durations_s, batch_size))
     return sum(_batch_s(batch, num_slots) for batch in batches) / len(batches) + train_s
 
 
 def asynchronous_s(durations_s: Sequence[float], batch_size: int, num_slots: int, train_s: float) -> float:
-    """Seconds per update without any bound: the slower of slots that are never empty and of the trainer."""
+    """Compute the seconds per update without any bound: the slower of slots that are never empty and of the trainer."""
     return max(sum(durations_s) / len(durations_s) * batch_size / num_slots, train_s)
 
 
@@ -107,7 +107,7 @@ def _batches(durations_s: Sequence[float], batch_size: int) -> Iterator[Sequence
 
 
 def heavy_tailed(num: int, mean: float, spread: float, longest: float, seed: int = 0) -> list[float]:
-    """Log-normal lengths of the given mean before they are cut off at ``longest``.
+    """Draw log-normal lengths of the given mean before they are cut off at ``longest``.
 
     Args:
         spread: standard deviation of the logarithm; 0 gives equal lengths.

@@ -1,4 +1,4 @@
-"""Bytes between GPUs in one step: weights, gradients, completions, and what samplers are sent.
+"""Bytes between GPUs in one step: weights, gradients, completions, and the weights sent to samplers.
 
 Collectives are given as the whole tensor they work on, since that can be counted in a real run. In a ring of ``n``
 ranks each sends ``(n - 1) / n`` of a gathered or scattered tensor, and twice that of a reduced one.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from heliostat.scaling.job import Job, Layout
+from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import STORED
 from heliostat.scaling.shapes import ModelShape
 
@@ -27,10 +27,10 @@ class Traffic:
     """One step's collectives: bytes of whole tensors, per rank.
 
     Attributes:
-        sampling_gather, training_gather: weights made whole for sampling, and for forward and backward passes.
+        sampling_gather, training_gather: weights gathered for sampling, and for forward and backward passes.
         scatter: gradients of sharded weights, once per micro-batch.
         reduce: gradients of replicated weights, once per update.
-        exchange: completions and numbers, every rank's to every rank.
+        exchange: completions and metrics, from every rank to every rank.
         dispatch: tokens sent to experts on other ranks and back.
         sync: weights sent to samplers of their own, once per replica.
     """
@@ -44,7 +44,7 @@ class Traffic:
     sync: float = 0.0
 
     def wire(self, num_ranks: int) -> float:
-        """Bytes that a rank sends in training and before sampling, by ring algorithms.
+        """Compute the bytes that a rank sends in training and before sampling, by ring algorithms.
 
         **Limits**: one rank sends nothing.
         """
@@ -54,9 +54,9 @@ class Traffic:
 
 
 def num_passes(job: Job, num_ranks: int) -> tuple[int, int]:
-    """Micro-batches of a rank in one step with a gradient, and forward passes without one.
+    """Count a rank's micro-batches with a gradient in one step, and its forward passes without one.
 
-    The latter score what an anchor or a reference needs, and some groups again for the step's numbers.
+    The latter score tokens for an anchor or a reference, and some groups again for the step's metrics.
     """
     trained = job.num_updates * job.num_microbatches(num_ranks)
     scored = ceil(job.scored_forwards * trained)
@@ -64,7 +64,7 @@ def num_passes(job: Job, num_ranks: int) -> tuple[int, int]:
 
 
 def diagnosed_tokens(job: Job, num_ranks: int) -> float:
-    """Tokens that the busiest rank scores again for the step's numbers: of whole groups."""
+    """Count the tokens that the busiest rank scores again for the step's metrics: those of whole groups."""
     if not job.diagnosed:
         return 0.0
     num_groups = min(NUM_DIAGNOSED, ceil(job.num_prompts / 8))
@@ -72,12 +72,12 @@ def diagnosed_tokens(job: Job, num_ranks: int) -> float:
 
 
 def step_traffic(
-    shape: ModelShape, job: Job, layout: Layout, stored: str = "bfloat16", computed: str | None = None
+    shape: ModelShape, job: Job, layout: GpuLayout, stored: str = "bfloat16", computed: str | None = None
 ) -> Traffic:
-    """What one step moves.
+    """Compute the bytes that one step moves.
 
     Args:
-        computed: type of gathered weights where it is not ``stored``; gradients are then reduced in float32.
+        computed: dtype of gathered weights where it is not ``stored``; gradients are then reduced in float32.
 
     **Limits**: one rank, nothing but ``sync``. On two ranks the counts of a real run: gradients and replicated weights
     exactly, gathered ones up to a layer per step, which torch sometimes fetches in vain.
@@ -102,12 +102,12 @@ def step_traffic(
     )
 
 
-def _dispatch(shape: ModelShape, job: Job, layout: Layout) -> float:
-    """To experts and back, in a forward, its backward and, if recomputed, once more; bfloat16."""
+def _dispatch(shape: ModelShape, job: Job, layout: GpuLayout) -> float:
+    """Compute the bytes to experts and back, in a forward, its backward and, if recomputed, once more; bfloat16."""
     experts = shape.experts
     if experts is None or layout.expert_ways == 1:
         return 0.0
-    passes = 4 + (2 if job.recompute else 0) + 2 * job.scored_forwards
+    passes = 4 + (2 if job.gradient_checkpointing else 0) + 2 * job.scored_forwards
     num_layers = shape.num_layers - experts.num_dense_layers
     tokens = job.trained_tokens / layout.num_trainers
     return passes * 2.0 * shape.hidden * experts.num_used * num_layers * tokens

@@ -1,13 +1,13 @@
-"""Exact float64 answers on finite action sets: what a mirror-descent update really does.
+"""Exact float64 solutions of mirror-descent updates on finite action sets.
 
     step.pmd_mean, pmd_part, pmd_baseline    the policy that each regression converges to, with a certificate
     binary                                   correct against incorrect: closed forms and regimes
-    finite                                   what n rollouts do to a step, summed exactly
-    convergence                              steps taken again and again
+    finite                                   steps from n rollouts, summed exactly over their draw
+    convergence                              repeated steps
     draw_all                                 plots of ``docs/explanation/theory.md`` (tables: ``__main__``)
-    draw_measured                            a trainer's steps on top of the exact ones
+    draw_measured                            a trainer's steps over the exact ones
 
-Nothing here trains, and nothing here knows of the objectives: a test that compares the two compares two derivations.
+Nothing here trains or imports the objectives, so a test that compares the two compares two derivations.
 """
 
 from heliostat.theory.binary import BinaryStep, binary_pmd_mean, binary_pmd_part, plentiful, scarce, tilted

@@ -1,7 +1,7 @@
 """Two classes, correct and incorrect: the exact step and its three regimes in closed form.
 
-The exact step is the general solver on two actions. The regimes are asymptotic formulas for small tau, which say in
-one line each what the step does; ``tests`` measure how fast they become exact.
+The exact step is the general solver on two actions. The regimes are asymptotic formulas for small tau, which show in
+one line each how the step behaves; ``tests`` measure how fast they become exact.
 
     plentiful   p >> tau                       wrong answers keep e^{-p/tau} of their mass
     scarce      e^{-2/tau}/tau << p << tau     the gain stops near sqrt(p / tau)
@@ -33,7 +33,7 @@ class BinaryStep:
         lam: the multiplier.
         success: new probability of a correct answer.
         logit_gain: rise of its log-odds; ``1/tau - lambda (ratio_correct - ratio_incorrect)``.
-        chi2_share: ``tau lambda (ratio_correct - ratio_incorrect)``: what the chi-square term takes of the step.
+        chi2_share: ``tau lambda (ratio_correct - ratio_incorrect)``, the chi-square term's share of the step.
     """
 
     ratio_correct: Float[Tensor, "*batch"]
@@ -45,7 +45,7 @@ class BinaryStep:
 
 
 def binary_pmd_mean(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
-    """PMD-mean from success probability p with 0/1 rewards.
+    """Solve the PMD-mean step from success probability p with 0/1 rewards.
 
     ``log rho_1 + lambda rho_1 = (1 - p)/tau``, ``log rho_0 + lambda rho_0 = -p/tau``, ``p rho_1 + (1-p) rho_0 = 1``
 
@@ -62,7 +62,7 @@ def binary_pmd_mean(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
 
 
 def binary_pmd_part(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
-    """PMD-part from success probability p with 0/1 rewards: the log-odds rise by exactly ``1 / tau``.
+    """Solve the PMD-part step from success probability p with 0/1 rewards: the log-odds rise by exactly ``1 / tau``.
 
     Args and Raises as in ``binary_pmd_mean``.
     """
@@ -70,7 +70,7 @@ def binary_pmd_part(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
 
 
 def plentiful(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
-    """Asymptotic PMD-mean for ``p >> tau``: all correct mass is reached, wrong mass falls to ``e^{-p/tau}``.
+    """Approximate PMD-mean for ``p >> tau``: all correct mass is reached, wrong mass falls to ``e^{-p/tau}``.
 
     ``rho_1 = 1/p``, ``rho_0 = e^{-p/tau}``, ``lambda = p (1 - p)/tau + p log p``, logit gain ``p/tau + log(1/p)``
     """
@@ -81,7 +81,7 @@ def plentiful(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
 
 
 def scarce(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
-    """Asymptotic PMD-mean for ``p << tau``: the chi-square term stops the climb near ``sqrt(p / tau)``.
+    """Approximate PMD-mean for ``p << tau``: the chi-square term stops the climb near ``sqrt(p / tau)``.
 
     ``p rho_1^2 + log rho_1 = 1/tau``, so ``rho_1 = sqrt(W0(2 p e^{2/tau}) / 2p)``; ``lambda = p rho_1``. For
     ``p << e^{-2/tau}/tau`` it goes over into ``rho_1 = e^{1/tau}``, the tilt.
@@ -94,7 +94,7 @@ def scarce(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
 
 
 def tilted(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
-    """Asymptotic PMD-mean for ``tau -> inf`` or vanishing p: the exponential tilt.
+    """Approximate PMD-mean for ``tau -> inf`` or vanishing p: the exponential tilt.
 
     Ratios of PMD-part; ``lambda = KL(old || tilted)``, which tends to ``Var(r) / 2 tau^2`` as tau grows.
     """

@@ -4,7 +4,7 @@ A certificate does not trust the solver: it takes the log-ratios and lambda as g
 identities T1 to T6 and T9 that hold together only at the optimum. Expectations are sums of non-negative terms wherever
 the identity allows, so divergences of 1e-300 are as accurate as divergences of one.
 
-Left out: how the step was found.
+Left out: the solvers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heliostat.theory.multiplier import log_partition_of_centred, log_phi
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a solver found: log-ratios and ``lambda = sign e^log_size`` for given targets.
+    """The solution of a solver: log-ratios and ``lambda = sign e^log_size`` for given targets.
 
     Attributes:
         targets: ``t`` in nats; 0 outside the support.
@@ -40,7 +40,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Residuals of what must hold at the optimum; each is relative to ``max(1, largest |target|)``, per batch entry.
+    """Residuals of the identities at the optimum; each is relative to ``max(1, largest |target|)``, per batch entry.
 
     Attributes:
         stationarity: T1, ``max |log rho + lambda l rho - t|`` over the support.
@@ -147,5 +147,5 @@ def certify(instance: Instance, fit: Fit) -> MirrorStep:
 
 
 def _log_abs_expm1(s: Tensor) -> Tensor:
-    """``log |e^s - 1|`` for any size of s."""
+    """Compute ``log |e^s - 1|`` for any size of s."""
     return s.clamp(min=0.0) + (-torch.expm1(-s.abs())).log()

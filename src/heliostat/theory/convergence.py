@@ -1,11 +1,11 @@
-"""Exact steps taken again and again, and the identity that sums them.
+"""Repeated exact steps, and the identity that sums them.
 
 For any comparison policy ``pi*`` and the step from t to t + 1, with ``l = 1``,
 
     <pi* - new, r> = tau [KL(pi* || old) - KL(pi* || new) - KL(new || old)] + tau lambda (E_{pi*}[rho] - E_new[rho])
 
-The first bracket telescopes over steps (ordinary mirror descent); the last term is what the chi-square regulariser
-costs: it is positive while ``pi*`` has further to go than the step has gone.
+The first bracket telescopes over steps (ordinary mirror descent). The last term is the cost of the chi-square
+regulariser: it is positive while ``pi*`` has further to go than the step has gone.
 
 Left out: sampling noise (``theory.finite``) and steps that are only partly solved.
 """
@@ -57,7 +57,7 @@ def iterate(
     *,
     log_probs: ArrayLike | None = None,
 ) -> Trajectory:
-    """Take ``num_steps`` exact steps, each from the policy that the last one ended at.
+    """Take ``num_steps`` exact steps, each from the policy of the previous one.
 
     Args:
         method: ``pmd_mean`` or ``pmd_part``.
@@ -78,7 +78,7 @@ def iterate(
 
 
 def steps_to(method: Method, success: float, tau: float, goal: float = 0.99) -> int:
-    """Exact steps with 0/1 rewards until the success probability reaches ``goal``.
+    """Count the exact steps with 0/1 rewards until the success probability reaches ``goal``.
 
     Raises:
         ValueError: success or goal outside (0, 1).

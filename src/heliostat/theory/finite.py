@@ -1,4 +1,4 @@
-"""What n rollouts do to a step: exact distributions for binary rewards, summed over the binomial rather than sampled.
+"""Steps from n rollouts: exact distributions for binary rewards, summed over the binomial instead of sampled.
 
 With k of n rollouts correct, both baselines are functions of k: PMD-mean uses ``k / n``, PMD-part uses
 ``tau log((k/n) e^{1/tau} + 1 - k/n)``. The targets follow, and then the policy that fits them: two classes, correct
@@ -47,11 +47,11 @@ class FiniteSample:
     over_partition: Float[Tensor, "*batch count"]
 
     def mean(self, quantity: Float[Tensor, "*batch count"]) -> Float[Tensor, "*batch"]:
-        """Expectation of any per-count quantity."""
+        """Compute the expectation of a per-count quantity."""
         return (self.weights * quantity).sum(-1)
 
     def sd(self, quantity: Float[Tensor, "*batch count"]) -> Float[Tensor, "*batch"]:
-        """Standard deviation of any per-count quantity."""
+        """Compute the standard deviation of a per-count quantity."""
         centred = quantity - self.mean(quantity)[..., None]
         return self.mean(centred**2).sqrt()
 
@@ -59,7 +59,7 @@ class FiniteSample:
 def finite_pmd_mean(
     success: ArrayLike, tau: ArrayLike, num_rollouts: int, *, leave_one_out: bool = False
 ) -> FiniteSample:
-    """One PMD-mean step from n rollouts with 0/1 rewards, over all possible draws.
+    """Compute one PMD-mean step from n rollouts with 0/1 rewards, over all possible draws.
 
     ``t = (r - k/n) / tau``; with leave-one-out, the mean of the other n - 1
 
@@ -83,7 +83,7 @@ def finite_pmd_mean(
 def finite_pmd_part(
     success: ArrayLike, tau: ArrayLike, num_rollouts: int, *, leave_one_out: bool = False
 ) -> FiniteSample:
-    """One PMD-part step from n rollouts with 0/1 rewards, over all possible draws.
+    """Compute one PMD-part step from n rollouts with 0/1 rewards, over all possible draws.
 
     ``t = r / tau - log((k/n) e^{1/tau} + 1 - k/n)``; with leave-one-out, the mean of the other n - 1
 
@@ -101,12 +101,12 @@ Baseline = Callable[[Tensor, Tensor], Tensor]
 
 
 def _mean_baseline(rate: Tensor, tau: Tensor) -> Tensor:
-    """``b / tau`` for a success rate."""
+    """Compute ``b / tau`` for a success rate."""
     return rate / tau
 
 
 def _partition_baseline(rate: Tensor, tau: Tensor) -> Tensor:
-    """``log Z`` for a success rate, without forming ``e^{1/tau}``."""
+    """Compute ``log Z`` for a success rate, without forming ``e^{1/tau}``."""
     return torch.logaddexp(rate.log() + 1 / tau, torch.log1p(-rate))
 
 

@@ -1,4 +1,4 @@
-"""One finite problem, checked and put into the form that every solver here reads.
+"""One finite problem, checked and converted to the form that every solver here reads.
 
 A problem is an old policy over finitely many actions, a reward for each, and a temperature; leading dimensions are a
 batch. Everything is float64. The one numerical idea is that rewards are centred on the reward of the likeliest action
@@ -66,7 +66,7 @@ def make_instance(
         log_probs: the old policy in nats, for probabilities that a float cannot hold; minus infinity means zero.
 
     Raises:
-        ValueError: one sentence naming what is wrong: an empty action set, negative, NaN or unnormalised
+        ValueError: in one sentence, the defect: an empty action set, negative, NaN or unnormalised
             probabilities (tolerance ``SUM_TOLERANCE``), non-finite rewards, non-positive tau or lengths, or shapes
             that do not broadcast.
     """

@@ -4,7 +4,7 @@ With ``E_old[e^t] < 1`` the fit cannot follow its targets down, because probabil
 multiplier turns negative, ``s = t + w`` with ``w e^-w = mu l e^t`` and ``mu = -lambda``, and the problem is no longer
 convex: the missing mass is cheapest to hide on a rare action, whose squared error hardly counts, whatever its reward.
 
-What exists: on a finite support an optimum always exists. The second-order condition allows at most one action to sit
+On a finite support an optimum always exists. The second-order condition allows at most one action to sit
 beyond the fold (``w > 1``), so the optimum is found by trying each action in that place. It need not be unique (two
 equally rare actions are equally good hiding places: the first one is returned), it does not survive splitting an
 action in two, and as the rarest probability goes to zero its cost does too: with infinitely many actions there is no
@@ -30,7 +30,7 @@ def solve_loophole(
     targets: Float[Tensor, "row action"],
     log_lengths: Float[Tensor, "row action"],
 ) -> tuple[Float[Tensor, "row action"], Float[Tensor, " row"]]:
-    """The cheapest normalised fit to targets with ``log E_old[e^t] < 0``.
+    """Find the cheapest normalised fit to targets with ``log E_old[e^t] < 0``.
 
     Returns:
         ``s = log ratio`` (0 outside the support) and ``log mu``, where ``mu = -lambda > 0``.
@@ -83,14 +83,14 @@ class _Curve:
         return x.log() - x - self.own[:, None]
 
     def parts(self, x: Tensor) -> Tensor:
-        """``w`` of every action at every x: ``[row, point, action]``."""
+        """Compute ``w`` of every action at every x: ``[row, point, action]``."""
         v = self.log_mu(x)[..., None] + self.others[:, None, :]
         w = lambertw_neg_exp(v.clamp(max=-1.0))
         w[..., self.action] = x
         return w
 
     def mass(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Total mass at every x, and its derivative in x (not finite where another action is at its fold)."""
+        """Compute total mass at every x, and its derivative in x (not finite where another action is at its fold)."""
         w = self.parts(x)
         new = (self.log_probs[:, None, :] + self.targets[:, None, :] + w).exp()
         # mu falls beyond x = 1, and the others follow it: d log mu / dx = 1/x - 1, d log rho / d log mu = w / (1 - w).
@@ -103,7 +103,7 @@ class _Curve:
         return 0.5 * (weight * self.parts(x) ** 2).sum(-1)
 
     def cheapest_crossing(self) -> tuple[Tensor, Tensor]:
-        """The best point per row at which total mass reaches one from below, and whether there is any."""
+        """Find the best point per row at which total mass reaches one from below, and whether there is any."""
         low = self.low
         # Where the action alone would hold all mass; the slack keeps a root at the very end inside.
         high = -(self.log_probs + self.targets)[:, self.action] + 1e-6
@@ -143,7 +143,7 @@ def _assemble(
 
 
 def _beyond_fold(v: Tensor) -> Tensor:
-    """The larger solution of ``log x - x = v`` for ``v <= -1``: minus Lambert's W-1 of ``-e^v``."""
+    """Compute the larger solution of ``log x - x = v`` for ``v <= -1``: minus Lambert's W-1 of ``-e^v``."""
     x = 1 + (2 * (-1 - v)).sqrt() + (-1 - v)
     for _ in range(60):  # x = log x - v contracts, and starts above the root; Newton finishes it
         x = torch.where(x > 1, x - (x.log() - x - v) / (1 / x - 1), x).clamp(min=1.0)

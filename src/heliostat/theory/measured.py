@@ -1,4 +1,4 @@
-"""Measured steps on top of the exact ones: where a trainer's update phases stand on the way to PMD-mean's step.
+"""Measured steps over the exact ones: the progress of a trainer's update phases towards PMD-mean's step.
 
 A measured step is a point at its batch's success rate; the exact step at the same temperature is a curve. Points on the
 curve are solved subproblems, points between it and no movement are phases that ended on the way.
@@ -6,7 +6,7 @@ curve are solved subproblems, points between it and no movement are phases that 
 The curve belongs to one success rate: a batch whose problems differ in difficulty is an average of points on it, which
 lies nearer to zero than the curve at the average rate.
 
-Left out: where the numbers come from (the caller reads them), rewards other than 0 and 1, and other baselines.
+Left out: reading the metrics (the caller does), rewards other than 0 and 1, and other baselines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from heliostat.theory.plots import INK, TAU_COLOURS, save
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStep:
-    """One update phase as its log has it.
+    """One update phase, as logged.
 
     Attributes:
         tau: temperature of the phase, in reward units per nat; rewards are 0 and 1.

@@ -34,7 +34,7 @@ LARGE_STEP = 1.0  # mean absolute target, in nats, from which the second form is
 
 
 def log_phi(s: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """``log(e^s - 1 - s)``; minus infinity at zero."""
+    """Compute ``log(e^s - 1 - s)``; minus infinity at zero."""
     right, left = s.clamp(min=TAYLOR_BELOW), s.clamp(max=-TAYLOR_BELOW)
     near = 2 * s.abs().log() - math.log(2) + _series(s).log()
     far = torch.where(s > 0, right + torch.log1p(-(1 + right) * (-right).exp()), (left.exp() - 1 - left).log())
@@ -44,13 +44,13 @@ def log_phi(s: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def log_partition_of_centred(
     log_probs: Float[Tensor, "*batch action"], centred: Float[Tensor, "*batch action"]
 ) -> Float[Tensor, "*batch"]:
-    """``log E_old[e^c]`` for ``E_old[c] = 0``: as ``log(1 + E[phi(c)])`` it stays exact however close to zero it is."""
+    """Compute ``log E_old[e^c]`` for ``E_old[c] = 0`` as ``log(1 + E[phi(c)])``, which stays exact near zero."""
     excess = (log_probs + log_phi(centred)).logsumexp(-1)
     return torch.logaddexp(torch.zeros_like(excess), excess)
 
 
 def _log_phi_slope(s: Tensor) -> Tensor:
-    """``phi'(s) / phi(s)``; infinite at zero."""
+    """Compute ``phi'(s) / phi(s)``; infinite at zero."""
     right, left = s.clamp(min=TAYLOR_BELOW), s.clamp(max=-TAYLOR_BELOW)
     near = (torch.expm1(s) / s) * (2 / s) / _series(s)
     far = torch.where(s > 0, 1 / (1 - right / torch.expm1(right)), torch.expm1(left) / (left.exp() - 1 - left))
@@ -58,7 +58,7 @@ def _log_phi_slope(s: Tensor) -> Tensor:
 
 
 def _series(s: Tensor) -> Tensor:
-    """``2 phi(s) / s^2 = 1 + s/3 (1 + s/4 (1 + ...))`` near zero."""
+    """Compute ``2 phi(s) / s^2 = 1 + s/3 (1 + s/4 (1 + ...))`` near zero."""
     small = s.clamp(-TAYLOR_BELOW, TAYLOR_BELOW)
     series = torch.ones_like(s)
     for n in range(NUM_TAYLOR_TERMS, 2, -1):
@@ -71,7 +71,7 @@ def log_ratio_at(
     targets: Float[Tensor, "*batch action"],
     log_lengths: Float[Tensor, "*batch action"],
 ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
-    """The stationary point for a given lambda: ``s``, ``w = lambda l e^s``, and ``log w``.
+    """Compute the stationary point for a given lambda: ``s``, ``w = lambda l e^s``, and ``log w``.
 
     ``s`` is taken from whichever of ``t - w`` and ``log w - log(lambda l)`` does not cancel.
     """
@@ -121,7 +121,7 @@ def solve_log_lambda(
 
 
 def _bracket(log_probs: Tensor, targets: Tensor, log_lengths: Tensor, mean_target: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of log lambda on either side of the root."""
+    """Find values of log lambda on either side of the root."""
     # At lambda = max t / l every ratio is at most one. Where no target is above zero, because one action holds all but
     # less than a float of the probability, lambda is so small that s = t, and E[phi(t)] = lambda E[l e^t].
     reach = torch.where(targets > 0, targets.log() - log_lengths, -torch.inf).amax(-1)
@@ -142,7 +142,7 @@ def _bracket(log_probs: Tensor, targets: Tensor, log_lengths: Tensor, mean_targe
 def _excess(
     log_lam: Tensor, log_probs: Tensor, targets: Tensor, log_lengths: Tensor, mean_target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The logarithm of what is too much over what is too little (negative past the root), and its derivative."""
+    """Compute the logarithm of excess over deficit (negative past the root), and its derivative."""
     s, w, log_w = log_ratio_at(log_lam, targets, log_lengths)
     rate = w / (1 + w)  # s falls at this rate in log lambda
     large = ((log_probs.exp() * targets.abs()).sum(-1) > LARGE_STEP)[..., None]
@@ -160,7 +160,7 @@ def _excess(
 
 
 def _log_sum(terms: Tensor, constant: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """``log(sum e^terms + e^constant)`` and its slope from the slopes of the terms; empty terms have none."""
+    """Compute ``log(sum e^terms + e^constant)`` and its slope from the slopes of the terms; empty terms have none."""
     total = torch.cat([terms, constant[..., None]], dim=-1).logsumexp(-1)
     shares = (terms - total[..., None]).exp()
     return total, torch.where(shares > 0, shares * slopes, 0.0).sum(-1)

@@ -66,7 +66,7 @@ def draw_all(folder: Path) -> list[Path]:
 
 
 def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) -> Path:
-    """One figure as ``name.svg`` in ``folder``, in the style of the page; ``draw`` fills its row of panels.
+    """Save one figure as ``name.svg`` in ``folder``, in the style of the page; ``draw`` fills its row of panels.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra ``plots``).
@@ -94,7 +94,7 @@ def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) 
 
 
 def ratios(axes: Any) -> None:
-    """New over old probability of correct and of incorrect answers, against p."""
+    """Draw new over old probability of correct and of incorrect answers, against p."""
     p = _success()
     for tau, colour in zip(TAUS, TAU_COLOURS, strict=True):
         mean, part = binary_pmd_mean(p, tau), binary_pmd_part(p, tau)
@@ -107,7 +107,7 @@ def ratios(axes: Any) -> None:
 
 
 def multiplier(axes: Any) -> None:
-    """The multiplier against p: zero at both ends, largest near one half."""
+    """Draw the multiplier against p: zero at both ends, largest near one half."""
     p = _success(low=1e-6, both_ends=True)
     for tau, colour in zip(TAUS, TAU_COLOURS, strict=True):
         axes[0].plot(p, binary_pmd_mean(p, tau).lam, color=colour, label=f"τ = {tau:g}")
@@ -117,7 +117,7 @@ def multiplier(axes: Any) -> None:
 
 
 def chi2_share(axes: Any) -> None:
-    """Share of the reward gap that the chi-square term absorbs, against p."""
+    """Draw the share of the reward gap that the chi-square term absorbs, against p."""
     p = _success()
     for tau, colour in zip(TAUS, TAU_COLOURS, strict=True):
         axes[0].plot(p, binary_pmd_mean(p, tau).chi2_share, color=colour, label=f"τ = {tau:g}")
@@ -126,7 +126,7 @@ def chi2_share(axes: Any) -> None:
 
 
 def mean_against_part(axes: Any) -> None:
-    """Success after one exact step, against success before it."""
+    """Draw success after one exact step against success before it."""
     p = _success()
     for axis, tau in zip(axes, (0.05, 0.2, 1.0), strict=True):
         axis.plot(p, binary_pmd_mean(p, tau).success, color=MEAN_COLOUR, label="PMD-mean")
@@ -138,7 +138,7 @@ def mean_against_part(axes: Any) -> None:
 
 
 def finite_noise(axes: Any) -> None:
-    """Standard deviation of the new log-odds over the draw of the rollouts."""
+    """Draw the standard deviation of the new log-odds over the draw of the rollouts."""
     p = torch.linspace(0.02, 0.94, 47, dtype=torch.float64)
     for axis, tau in zip(axes, (0.1, 0.3, 1.0), strict=True):
         for num_rollouts, style in ((16, "-"), (4, (0, (2, 2)))):
@@ -154,7 +154,7 @@ def finite_noise(axes: Any) -> None:
 
 
 def convergence(axes: Any) -> None:
-    """Success after repeated exact steps, from one in ten thousand."""
+    """Draw success after repeated exact steps, from one in ten thousand."""
     methods: tuple[tuple[str, Method, object], ...] = (("mean", pmd_mean, "-"), ("part", pmd_part, (0, (2, 2))))
     start = torch.tensor([1e-4, 1 - 1e-4], dtype=torch.float64)
     for tau, colour in zip(TAUS[1:], TAU_COLOURS[1:], strict=True):
@@ -167,7 +167,7 @@ def convergence(axes: Any) -> None:
 
 
 def loophole(axes: Any) -> None:
-    """Where probability goes as the baseline rises past the log-partition (tau = 0.3)."""
+    """Draw the flow of probability as the baseline rises past the log-partition (tau = 0.3)."""
     tau, probs = 0.3, torch.tensor([1e-4, 0.3, 0.6999], dtype=torch.float64)
     rewards = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     edge = tau * float((probs.log() + rewards / tau).logsumexp(-1))
@@ -194,7 +194,7 @@ FIGURES: dict[str, tuple[Callable[[Any], None], int]] = {
 
 
 def _success(low: float = 1e-5, *, both_ends: bool = False) -> Tensor:
-    """Success probabilities spaced evenly in log p, or in log-odds where both ends matter."""
+    """Space success probabilities evenly in log p, or in log-odds where both ends matter."""
     edge = torch.special.logit(torch.tensor(low, dtype=torch.float64)).item()
     if both_ends:
         return torch.sigmoid(torch.linspace(edge, -edge, 121, dtype=torch.float64))

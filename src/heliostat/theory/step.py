@@ -1,4 +1,4 @@
-"""Exact mirror-descent steps on a finite action set: what the regression objectives converge to.
+"""Exact mirror-descent steps on a finite action set: the limits of the regression objectives.
 
     minimise  1/2 E_old[(log rho - t)^2 / l]   subject to   E_old[rho] = 1,      t = (r - b) / tau
 
@@ -35,7 +35,7 @@ def pmd_mean(
     *,
     log_probs: ArrayLike | None = None,
 ) -> MirrorStep:
-    """The policy that PMD-mean's regression converges to.
+    """Solve the step that PMD-mean's regression converges to.
 
     ``rho = W0(lambda l e^{(r - mean r) / tau}) / (lambda l)``, with lambda set by ``E_old[rho] = 1``
 
@@ -69,7 +69,7 @@ def pmd_mean(
 def pmd_part(
     probs: ArrayLike | None, rewards: ArrayLike, tau: ArrayLike, *, log_probs: ArrayLike | None = None
 ) -> MirrorStep:
-    """The exact KL-regularised step, which PMD-part's regression meets without a multiplier.
+    """Solve the exact KL-regularised step, which PMD-part's regression meets without a multiplier.
 
     ``rho = e^{r / tau} / Z``, with ``Z = E_old[e^{r / tau}]``
 
@@ -96,7 +96,7 @@ def pmd_baseline(
     *,
     log_probs: ArrayLike | None = None,
 ) -> MirrorStep:
-    """The step for any baseline b, from below the mean to above the log-partition.
+    """Solve the step for any baseline b, from below the mean to above the log-partition.
 
     ``t = (r - b) / tau``; ``sign lambda = sign(tau log Z - b)``
 
@@ -139,7 +139,7 @@ def fit_targets(
     log_lengths: Float[Tensor, "*batch action"],
     mean_target: Float[Tensor, "*batch"],
 ) -> Fit:
-    """The normalised least-squares fit to any targets: each batch entry goes to the solver of its sign of lambda.
+    """Fit any targets by normalised least squares; each batch entry goes to the solver of its sign of lambda.
 
     Args:
         log_probs: normalised old policy.

@@ -20,7 +20,7 @@ CONVERGENCE_TAUS, CONVERGENCE_START = (0.05, 0.2, 1.0, 3.0), 1e-4
 
 
 def binary_table() -> str:
-    """One exact step with 0/1 rewards, for PMD-mean and PMD-part."""
+    """Tabulate one exact step with 0/1 rewards, for PMD-mean and PMD-part."""
     tau, success = torch.tensor(BINARY_CASES, dtype=torch.float64).unbind(-1)
     mean, part = binary_pmd_mean(success, tau), binary_pmd_part(success, tau)
     header = ("τ", "p", "ρ₊ mean / part", "ρ₋ mean / part", "λ", "new accuracy mean / part", "χ² share")
@@ -40,7 +40,7 @@ def binary_table() -> str:
 
 
 def finite_table() -> str:
-    """Standard deviation of the new log-odds over the draw of 16 rollouts, mean / part."""
+    """Tabulate the standard deviation of the new log-odds over the draw of 16 rollouts, mean / part."""
     tau = torch.tensor(FINITE_TAUS, dtype=torch.float64)[:, None]
     success = torch.tensor(FINITE_SUCCESS, dtype=torch.float64)
     mean, part = finite_pmd_mean(success, tau, NUM_ROLLOUTS), finite_pmd_part(success, tau, NUM_ROLLOUTS)
@@ -53,7 +53,7 @@ def finite_table() -> str:
 
 
 def convergence_table() -> str:
-    """Exact steps from one success in ten thousand to 99%."""
+    """Tabulate the number of exact steps from one success in ten thousand to 99%."""
     rows = [
         (f"{tau:g}", *(str(steps_to(method, CONVERGENCE_START, tau)) for method in (pmd_mean, pmd_part)))
         for tau in CONVERGENCE_TAUS

@@ -98,7 +98,7 @@ def _build_guard(context: RunContext, updater: Updater, curriculum: Curriculum) 
     actuator = build_actuator(section.actuator, updater, curriculum)
     panel = panel_of(context, updater)
     guard = RunGuard(section, context.folder, context.display.note, context.runtime.is_main, actuator, panel)
-    guard.outright.settings = first_minute_settings(context.bundle, context.tasks)
+    guard.absolute.settings = first_minute_settings(context.bundle, context.tasks)
     return guard
 
 
@@ -143,7 +143,9 @@ def _state_parts(
 
 def make_feedback(recipe: Recipe, bundle: ModelBundle, extra: Sequence[Problem]) -> Feedback:
     """Build the feedback on a statistic during supervised steps, with the policy that they train."""
-    policy = Policy(bundle.loaded, temperature=1.0, shared_prompt=False, recompute=recipe.train.recompute)
+    policy = Policy(
+        bundle.loaded, temperature=1.0, shared_prompt=False, gradient_checkpointing=recipe.train.gradient_checkpointing
+    )
     return Feedback(recipe.feedback, bundle.engine, policy, bundle.prompt, recipe.run.seed, extra)
 
 
@@ -156,7 +158,10 @@ def make_updater(recipe: Recipe, bundle: ModelBundle, objective: Objective, runt
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
-            bundle.loaded, recipe.rollout.temperature, recipe.train.shared_prompt, recompute=recipe.train.recompute
+            bundle.loaded,
+            recipe.rollout.temperature,
+            recipe.train.shared_prompt,
+            gradient_checkpointing=recipe.train.gradient_checkpointing,
         ),
         objective=objective,
         safe_step=SafeStep(optimizer, recipe.optimizer.max_grad_norm, recipe.train.max_bad_steps),

@@ -20,7 +20,7 @@ from rich.console import Console
 from heliostat.config import ConfigError, Recipe
 from heliostat.models.prompts.chat_template import day_of
 from heliostat.monitors import standing
-from heliostat.monitors.outright_rules import LONGEST_SOLUTION
+from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
@@ -205,7 +205,7 @@ def _summarise(
             "reason": reason,
             "recipe": recipe_name,
             "findings": list(findings),
-            "longest_solution": trainer.guard.outright.settings.get(LONGEST_SOLUTION),
+            "longest_solution": trainer.guard.absolute.settings.get(LONGEST_SOLUTION),
             "steps": trainer.counters.step,
             "sampled_with": trainer.context.bundle.engine.way,
             "scored_with": exact_layouts(trainer.context.bundle.loaded).way,

@@ -150,7 +150,7 @@ def test_eval_prints_intervals_and_the_paired_difference(behind_api, tmp_path, c
     assert "24.0%" in printed
     assert "[a]" in printed
     assert "+30.0% pass@1, 95% interval [+20.0%, +40.0%]: they differ" in printed
-    assert "by the second alone: 17 problems; by the first alone: 2" in printed
+    assert "a solution from the second model only: 17; from the first only: 2" in printed
     assert json.loads(out.read_text()) == {"x": 1}
 
 

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from heliostat.control.actor import Actor, Rows, actions_for
+from heliostat.control.actor import Actor, Transitions, actions_for
 from heliostat.control.directions import (
     DIRECTIONS,
     SCORES_AT_ONCE,
@@ -51,7 +51,7 @@ def problem(kind="discrete", seed=0, shift=0.0):
     with torch.no_grad():
         actions = policy.get_distribution(observations).sample()
     advantages = torch.randn(NUM_ROWS, dtype=torch.float64) + shift
-    rows = Rows(observations, actions_for(space, actions.double().reshape(NUM_ROWS, -1)), advantages)
+    rows = Transitions(observations, actions_for(space, actions.double().reshape(NUM_ROWS, -1)), advantages)
     return Actor(policy), rows
 
 
@@ -140,7 +140,7 @@ def test_a_score_is_the_gradient_of_log_pi_and_knows_no_advantage(kind, m, monke
     monkeypatch.setattr(ScoreBuffer, "take_rows", lambda *args: seen.append(take(*args)) or seen[-1])
     for scale in (1.0, 1000.0):
         actor, rows = problem(kind)
-        rows = Rows(rows.observations, rows.actions, scale * rows.advantages)
+        rows = Transitions(rows.observations, rows.actions, scale * rows.advantages)
         gradient(actor, rows)
         rule = Rank1(num_scores=m)
         optimizer = rule.build(actor, 0.0)
@@ -163,7 +163,9 @@ def test_transformed_advantages_give_a_policy_gradient():
     exact = natural(gradient(actor, rows), dense_scores(actor, rows), 0.05)
     products = gram({p: u.double() for p, u in actor.scores(rows).items()})
     close(
-        gradient(actor, Rows(rows.observations, rows.actions, transformed_advantages(products, rows.advantages, 0.05))),
+        gradient(
+            actor, Transitions(rows.observations, rows.actions, transformed_advantages(products, rows.advantages, 0.05))
+        ),
         exact,
     )
 

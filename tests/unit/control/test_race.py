@@ -9,7 +9,7 @@ from heliostat.cli import main
 from heliostat.cli.control import read_settings
 from heliostat.config import ConfigError
 from heliostat.control import Rank1
-from heliostat.control.contenders import ALGORITHMS, algorithm_class, arguments_of, setup_of
+from heliostat.control.algorithms import ALGORITHMS, algorithm_class, arguments_of, setup_of
 from heliostat.control.runs import last_quarter, read_control
 from heliostat.report.control_page import write_control_page
 
@@ -51,8 +51,8 @@ def folder(tmp_path_factory):
 def test_a_run_folder_holds_every_algorithm_and_seed(folder):
     run = read_control(folder)
     assert run.algos == ["smac", "a2c"]
-    assert set(run.laps) == {(algo, seed) for algo in run.algos for seed in (0, 1)}
-    for rows in run.laps.values():
+    assert set(run.evaluations) == {(algo, seed) for algo in run.algos for seed in (0, 1)}
+    for rows in run.evaluations.values():
         assert rows[0]["step"] == 0
         assert rows[-1]["step"] >= 600
         assert [row["cpu_s"] for row in rows] == sorted(row["cpu_s"] for row in rows)
@@ -67,10 +67,10 @@ def test_a_run_folder_holds_every_algorithm_and_seed(folder):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_returns_in_any_process(folder):
-    from heliostat.control.lap import Lap, run_lap
+    from heliostat.control.training_run import TrainingRun, run_training
 
-    here = run_lap(Lap("CartPole-v1", "smac", 1, 600, {"gamma": 0.9}))
-    there = read_control(folder).laps["smac", 1]
+    here = run_training(TrainingRun("CartPole-v1", "smac", 1, 600, {"gamma": 0.9}))
+    there = read_control(folder).evaluations["smac", 1]
     assert [(row["step"], row["return"]) for row in here] == [(row["step"], row["return"]) for row in there]
 
 

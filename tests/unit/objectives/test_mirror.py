@@ -227,5 +227,5 @@ def test_pmd_part_on_the_population_is_the_exponential_tilt():
 
 @pytest.mark.parametrize("name", SQUARES)
 def test_zero_signal_groups_may_be_dropped_only_at_the_anchor(name):
-    assert build(name).zero_signal_is_free(first_update=True)
-    assert not build(name).zero_signal_is_free(first_update=False)
+    assert build(name).can_drop_zero_advantage_groups(first_update=True)
+    assert not build(name).can_drop_zero_advantage_groups(first_update=False)

@@ -141,6 +141,6 @@ def test_kimi_k25_limits():
 
 def test_zero_signal_groups():
     for name in ("log-ratio-decay", "kl-chi2", "kimi-k2.5"):
-        assert build(name).zero_signal_is_free(first_update=True)
-        assert not build(name).zero_signal_is_free(first_update=False)
-    assert build("log-ratio-decay", decay=0.0).zero_signal_is_free(first_update=False)
+        assert build(name).can_drop_zero_advantage_groups(first_update=True)
+        assert not build(name).can_drop_zero_advantage_groups(first_update=False)
+    assert build("log-ratio-decay", decay=0.0).can_drop_zero_advantage_groups(first_update=False)

@@ -159,7 +159,7 @@ def test_k3_is_the_kl_to_the_reference_on_the_policys_own_samples():
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_zero_signal_groups_are_always_free_without_a_reference(name):
-    assert build(name).zero_signal_is_free(first_update=False)
-    assert not build(name, kl_ref=0.1).zero_signal_is_free(first_update=True)
+    assert build(name).can_drop_zero_advantage_groups(first_update=False)
+    assert not build(name, kl_ref=0.1).can_drop_zero_advantage_groups(first_update=True)
     assert build(name, kl_ref=0.1).needs_reference
     assert not build(name).needs_reference

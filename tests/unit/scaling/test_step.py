@@ -18,8 +18,8 @@ from heliostat.rollout import RolloutCounts
 from heliostat.scaling import (
     H100,
     MODELS,
+    GpuLayout,
     Job,
-    Layout,
     estimate,
     job_of,
     sampling_flops,
@@ -46,41 +46,41 @@ SEVEN = MODELS["qwen2.5-7b"]
 
 def test_one_rank_sends_nothing():
     for sharded in (False, True):
-        traffic = step_traffic(SEVEN, JOB, Layout(1, sharded))
+        traffic = step_traffic(SEVEN, JOB, GpuLayout(1, sharded))
         assert traffic.wire(1) == 0
-        assert step_seconds(SEVEN, JOB, Layout(1, sharded), H100).traffic == 0
+        assert step_seconds(SEVEN, JOB, GpuLayout(1, sharded), H100).traffic == 0
 
 
 def test_replicated_ranks_send_their_gradients_twice_whatever_the_micro_batches():
     few, many = (dataclasses.replace(JOB, microbatch_tokens=tokens) for tokens in (10**9, 100))
     for job in (few, many):
-        assert step_traffic(SEVEN, job, Layout(8)).reduce == JOB.num_updates * 4 * SEVEN.num_parameters
-    exchange = step_traffic(SEVEN, few, Layout(8)).exchange
+        assert step_traffic(SEVEN, job, GpuLayout(8)).reduce == JOB.num_updates * 4 * SEVEN.num_parameters
+    exchange = step_traffic(SEVEN, few, GpuLayout(8)).exchange
     expected = 2 * 4 * SEVEN.num_parameters * JOB.num_updates + exchange
-    assert step_traffic(SEVEN, few, Layout(10**9)).wire(10**9) == pytest.approx(expected)
+    assert step_traffic(SEVEN, few, GpuLayout(10**9)).wire(10**9) == pytest.approx(expected)
 
 
 def test_sharding_costs_half_as_much_again_for_one_micro_batch():
     """ZeRO stage 3 against plain data parallelism: three times the weights instead of two (arXiv 1910.02054)."""
     job = dataclasses.replace(JOB, num_updates=1, microbatch_tokens=10**9, diagnosed=False)
-    cut = step_traffic(SEVEN, job, Layout(8, True, num_samplers=8), "float32")
-    whole = step_traffic(SEVEN, job, Layout(8, False, num_samplers=8), "float32")
+    cut = step_traffic(SEVEN, job, GpuLayout(8, True, num_samplers=8), "float32")
+    whole = step_traffic(SEVEN, job, GpuLayout(8, False, num_samplers=8), "float32")
     assert cut.training_gather + cut.scatter == 1.5 * 2 * whole.reduce
 
 
 def test_more_gpus_are_never_slower_and_tend_to_the_longest_completion():
-    times = [step_seconds(SEVEN, JOB, Layout(num, True, num), H100) for num in (4, 8, 16, 64, 512)]
+    times = [step_seconds(SEVEN, JOB, GpuLayout(num, True, num), H100) for num in (4, 8, 16, 64, 512)]
     for fewer, more in pairwise(times):
         assert more.sampling <= fewer.sampling
         assert more.compute < fewer.compute
     alone = dataclasses.replace(JOB, num_prompts=1, group_size=1)
-    limit = step_seconds(SEVEN, alone, Layout(512, True, 512), H100).decode
+    limit = step_seconds(SEVEN, alone, GpuLayout(512, True, 512), H100).decode
     assert times[-1].decode == pytest.approx(limit, rel=0.05)
 
 
 def test_asynchronous_is_between_half_of_synchronous_and_all_of_it_where_nothing_waits():
     job = dataclasses.replace(JOB, longest_tokens=500)
-    seconds = step_seconds(SEVEN, job, Layout(8, True, 8), H100)
+    seconds = step_seconds(SEVEN, job, GpuLayout(8, True, 8), H100)
     assert seconds.steady == pytest.approx(seconds.decode)
     assert seconds.synchronous / 2 <= seconds.asynchronous <= seconds.synchronous
 
@@ -100,7 +100,7 @@ def test_operations_are_the_ledgers():
     ledger.charge_update("update", loaded, counts)
     job = Job(groups, size, prompt, length, length, diagnosed=False)
     assert training_flops(shape, job) == pytest.approx(ledger.flops["update"], rel=0.01)
-    assert training_flops(shape, dataclasses.replace(job, recompute=True)) == pytest.approx(
+    assert training_flops(shape, dataclasses.replace(job, gradient_checkpointing=True)) == pytest.approx(
         training_flops(shape, job) * 4 / 3
     )
     rows = groups * size
@@ -112,32 +112,37 @@ def test_operations_are_the_ledgers():
 
 
 def test_a_job_is_read_from_a_recipe():
-    overrides = ["--rollout.max_new_tokens=100", "--train.updates_per_step=4", "--train.recompute=true"]
+    overrides = ["--rollout.max_new_tokens=100", "--train.updates_per_step=4", "--train.gradient_checkpointing=true"]
     job = job_of(build_recipe({}, overrides), prompt_tokens=10)
-    assert (job.mean_tokens, job.longest_tokens, job.scored_forwards, job.recompute) == (50, 100, 0.75, True)
+    assert (job.mean_tokens, job.longest_tokens, job.scored_forwards, job.gradient_checkpointing) == (
+        50,
+        100,
+        0.75,
+        True,
+    )
     with pytest.raises(ConfigError, match="200 tokens on average cannot be at most 100 long"):
         job_of(build_recipe({}, overrides), prompt_tokens=10, mean_tokens=200)
     with pytest.raises(ConfigError, match="6 GPUs cannot sample in teams of 4"):
-        Layout(6, sampler_ways=4)
+        GpuLayout(6, sampler_ways=4)
 
 
 @pytest.mark.parametrize(
-    ("model", "layout", "recompute", "says"),
+    ("model", "layout", "gradient_checkpointing", "says"),
     [
-        ("qwen2.5-0.5b", Layout(1), False, ()),
-        ("qwen2.5-7b", Layout(1), False, ("optimizer take 137 GB of 72 GB; way out: more GPUs, or",)),
-        ("qwen2.5-7b", Layout(8), False, ("distributed.placement = 'sharded', or",)),
-        ("qwen2.5-7b", Layout(8, True), False, ()),
-        ("qwen2.5-32b", Layout(16, True), True, ("leave no room for a completion; way out: a vLLM server",)),
-        ("llama-3.1-405b", Layout(1024, True, 64, 4), True, ("way out: more GPUs for one sampler",)),
-        ("qwen2.5-32b", Layout(16, True, 16, 4), False, ("way out: train.recompute = true",)),
-        ("qwen2.5-32b", Layout(16, True, 16, 4), True, ()),
-        ("kimi-k2", Layout(512, True, 512, 32), True, ("layers gathered for a pass take 68.2 GB",)),
-        ("kimi-k2", Layout(512, True, 512, 32, expert_ways=64), True, ()),
+        ("qwen2.5-0.5b", GpuLayout(1), False, ()),
+        ("qwen2.5-7b", GpuLayout(1), False, ("optimizer take 137 GB of 72 GB; way out: more GPUs, or",)),
+        ("qwen2.5-7b", GpuLayout(8), False, ("distributed.placement = 'sharded', or",)),
+        ("qwen2.5-7b", GpuLayout(8, True), False, ()),
+        ("qwen2.5-32b", GpuLayout(16, True), True, ("leave no memory for a completion; way out: a vLLM server",)),
+        ("llama-3.1-405b", GpuLayout(1024, True, 64, 4), True, ("way out: more GPUs for one sampler",)),
+        ("qwen2.5-32b", GpuLayout(16, True, 16, 4), False, ("way out: train.gradient_checkpointing = true",)),
+        ("qwen2.5-32b", GpuLayout(16, True, 16, 4), True, ()),
+        ("kimi-k2", GpuLayout(512, True, 512, 32), True, ("layers gathered for a pass take 68.2 GB",)),
+        ("kimi-k2", GpuLayout(512, True, 512, 32, expert_ways=64), True, ()),
     ],
 )
-def test_what_does_not_fit_is_said_with_a_way_out(model, layout, recompute, says):
-    job = Job(64, 16, 512, 2048, 8192, recompute=recompute)
+def test_what_does_not_fit_is_said_with_a_way_out(model, layout, gradient_checkpointing, says):
+    job = Job(64, 16, 512, 2048, 8192, gradient_checkpointing=gradient_checkpointing)
     obstacles = estimate(MODELS[model], job, layout, H100).obstacles
     assert len(obstacles) == len(says)
     for obstacle, expected in zip(obstacles, says, strict=True):
@@ -191,7 +196,7 @@ def test_two_ranks_move_and_hold_what_the_model_says(tmp_path):
     shape = shape_of(loaded.model.config.to_dict(), "nano")
     job = Job(4, 4, 8, 4, 8, num_updates=2, microbatch_tokens=10_000, diagnosed=False)
     for sharded, seen in found.items():
-        layout = Layout(2, sharded)
+        layout = GpuLayout(2, sharded)
         held = training_memory(shape, job, layout, "float32")
         assert (seen["weights"], seen["gradients"], seen["optimizer"]) == (held.weights, held.gradients, held.optimizer)
         traffic = step_traffic(shape, job, layout, "float32")
@@ -201,6 +206,6 @@ def test_two_ranks_move_and_hold_what_the_model_says(tmp_path):
         extra = seen["training"].get("all-gather", 0) - traffic.training_gather
         assert 0 <= extra <= 4 * shape.largest_layer  # torch may prefetch one in vain, after passes without gradient
     alone = counted(Runtime(torch.device("cpu")))
-    held = training_memory(shape, job, Layout(1), "float32")
+    held = training_memory(shape, job, GpuLayout(1), "float32")
     assert alone["sampling"] == alone["training"] == {}
     assert (alone["weights"], alone["gradients"], alone["optimizer"]) == (held.weights, held.gradients, held.optimizer)

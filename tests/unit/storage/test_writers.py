@@ -33,7 +33,7 @@ LISTED = {
     # into memory, and then storage
     ("traces/parquet.py", "write_table"): "into a buffer",
     ("theory/plots.py", "savefig"): "into a buffer",
-    ("control/lap.py", "model.save"): "into a buffer",
+    ("control/training_run.py", "model.save"): "into a buffer",
     # nothing that is kept
     ("traces/parquet.py", "pipe_file"): "an object store, whose single write is whole or absent",
     ("train/run_folder/export.py", "mkdtemp"): "a trial of the export; the next session removes what a kill left",

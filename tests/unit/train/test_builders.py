@@ -34,6 +34,7 @@ def _group_baselines():
         yield from ((name, key, value) for key, values in choices.items() for value in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "key", "value"), _group_baselines())
 @pytest.mark.parametrize("given", [dict, lambda settings: [f"--{key}={value}" for key, value in settings.items()]])
 def test_a_group_of_one_is_refused_whatever_the_baseline_and_however_it_is_given(name, key, value, given):

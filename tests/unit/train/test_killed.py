@@ -59,6 +59,7 @@ def content(path):
         return traces, sorted(row[1:] for row in bank.query("SELECT * FROM attempts"))
 
 
+@pytest.mark.slow
 def test_sampling_survives_kills_at_any_instant(tmp_path):
     """Kills come later after each that let no round through, so that the campaign ends and every instant is hit."""
     recipe = small.recipe(tmp_path, rollout__group_size=4, rollout__prompts_per_step=3)

@@ -43,6 +43,7 @@ class Watched:
         return {part.name: plain(part.save()) for part in state.parts if part.name not in ("seconds", "rollouts")}
 
 
+@pytest.mark.slow
 def test_after_a_rollback_every_part_is_what_its_entry_says(prepared, tmp_path, monkeypatch):  # noqa: F811
     _, recipe = prepared
     changes = {"prefix.name": "targeted", "train.focus": 0.5, "guard.mode": "act", "guard.panel_every": 0,
@@ -74,6 +75,7 @@ def test_after_a_rollback_every_part_is_what_its_entry_says(prepared, tmp_path, 
     assert {"prefixes", "curriculum", "judgement", "num_tokens", "ledger", "guard"} <= moved
 
 
+@pytest.mark.slow
 def test_what_is_restored_is_all_but_the_work_done_the_guards_record_and_the_rollouts(prepared, tmp_path, monkeypatch):  # noqa: F811
     """A part that is added is restored unless somebody decides otherwise, here and in its entry."""
     parts = []

@@ -7,7 +7,7 @@ The weights stay the truth. A warm start, a checkpoint, another optimizer or a u
 without knowing of the copies: an entry that differs from its copy's rounding was written by somebody else, and is
 adopted before the copies are used or saved.
 
-Left out: the storage of the copies (``base.optimizer`` for our own rules, ``master_weights`` for torch's).
+Left out: the storage of the copies (``base.optimizer`` for our own rules, ``optim.master_weights`` for torch's).
 """
 
 from __future__ import annotations

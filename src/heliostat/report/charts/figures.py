@@ -12,7 +12,7 @@ from typing import Any
 
 from heliostat.report.charts.axes import Axis, step_axis
 from heliostat.report.charts.chart import Chart, Series
-from heliostat.report.charts.panels import Panel
+from heliostat.report.charts.panels import ChartPanel
 from heliostat.report.charts.scales import format_value
 from heliostat.report.charts.series import ends
 from heliostat.report.html.markup import Html, fill
@@ -123,7 +123,7 @@ class Figures:
             wide=True,
         )
 
-    def panel(self, panel: Panel, small: bool = False) -> Html | None:
+    def panel(self, panel: ChartPanel, small: bool = False) -> Html | None:
         """Draw one declared panel; ``None`` where no run logged any of it."""
         lines = [
             self._line(index, number, name, _part(run.series(key), panel.warm_start), dots=key.startswith("eval/"))

@@ -14,7 +14,7 @@ from heliostat.tracking import METRICS, Metric
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class ChartPanel:
     """One chart of metrics.
 
     Attributes:
@@ -66,7 +66,7 @@ class PanelGroup:
     anchor: str
     title: str
     intro: str
-    panels: tuple[Panel, ...]
+    panels: tuple[ChartPanel, ...]
 
 
 LEARNING = PanelGroup(
@@ -74,32 +74,32 @@ LEARNING = PanelGroup(
     "Did it learn?",
     "Held-out problems are never trained on. Thin lines are single steps, thick lines a moving average over them.",
     (
-        Panel(
+        ChartPanel(
             "Reward",
             ("reward/mean", "eval/reward"),
             "A shaped reward can rise without one more correct answer, so judge success by pass@1.",
             names=("training", "held-out"),
         ),
-        Panel(
+        ChartPanel(
             "Greedy decoding",
             ("eval/greedy",),
             "If this is far above pass@1, the model knows more than it samples; the two meet as entropy falls.",
             bounds=(0.0, 1.0),
         ),
-        Panel(
+        ChartPanel(
             "Warm start: loss",
             ("loss/sft",),
             "Supervised steps count up to step 0, where mirror descent takes over.",
             warm_start=True,
         ),
-        Panel(
+        ChartPanel(
             "Warm start: the model's own text",
             ("feedback/statistic", "feedback/target"),
             "Supervised steps that hold a statistic of the model's own text: the lines should stay together.",
             names=("measured", "held at"),
             warm_start=True,
         ),
-        Panel(
+        ChartPanel(
             "Warm start: held-out pass@1",
             ("eval/pass@1",),
             "Checked during the warm start, which ends early once it reaches warm_start.stop_at.",
@@ -116,14 +116,14 @@ MIRROR = PanelGroup(
     "A step samples answers, then moves the policy towards the better ones while a divergence holds it near the old "
     "policy. These numbers compare the policy after a step's updates with the one that sampled its answers.",
     (
-        Panel(
+        ChartPanel(
             "λ̂: how far each step moved",
             ("policy/lambda_hat",),
             "Near zero nothing was learned from the batch; a steady level is a steady pace; jumps are steps too long "
             "for their anchor. Below zero the batch's answers became more likely on average, right or wrong.",
             reference=(0.0, "no movement"),
         ),
-        Panel(
+        ChartPanel(
             "Log-ratio of correct and incorrect answers",
             ("policy/log_ratio_correct", "policy/log_ratio_incorrect"),
             "Correct answers belong above zero (more likely than before) and incorrect ones below. If both sink "
@@ -131,21 +131,21 @@ MIRROR = PanelGroup(
             names=("correct", "incorrect"),
             reference=(0.0, "unchanged"),
         ),
-        Panel(
+        ChartPanel(
             "χ²: how uneven the step was",
             ("policy/chi_square",),
             "It grows when few answers gain much, as they do when success is rare, and PMD-mean charges λ for it; "
             "a large value means that a handful of samples carried the step.",
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Mean ratio",
             ("policy/mean_ratio",),
             "Probabilities must still add up to one, so this belongs near 1. Well below, the step moved probability to "
             "answers outside the batch; well above, a few samples dominate.",
             reference=(1.0, "exact"),
         ),
-        Panel(
+        ChartPanel(
             "Ratio of correct and incorrect answers",
             ("policy/ratio_correct", "policy/ratio_incorrect"),
             "How many times likelier a sampled answer became. Where success is far above τ a finished step has "
@@ -154,7 +154,7 @@ MIRROR = PanelGroup(
             reference=(1.0, "unchanged"),
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "χ² of correct and incorrect answers",
             ("policy/chi_square_correct", "policy/chi_square_incorrect"),
             "Which class the unevenness sits in. It belongs to the correct answers, which rise; incorrect ones above "
@@ -163,7 +163,7 @@ MIRROR = PanelGroup(
             reference=(0.0, "even"),
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Share of the subproblem solved",
             ("policy/solved",),
             "Below 1 the batch still had gain to give (more updates, or a higher learning rate); above 1 the policy "
@@ -171,7 +171,7 @@ MIRROR = PanelGroup(
             reference=(1.0, "solved"),
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Share solved for correct and incorrect answers",
             ("policy/solved_correct", "policy/solved_incorrect"),
             "The same identity holds within each class. The class further from 1 is the one that more updates, or "
@@ -180,19 +180,19 @@ MIRROR = PanelGroup(
             reference=(1.0, "solved"),
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Largest log-ratio",
             ("policy/max_log_ratio",),
             "One sequence that moved by many nats in one step is the first sign of an unstable update.",
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Groups without signal",
             ("reward/zero_signal",),
             "Groups that are all right or all wrong teach nothing. Near 100% the problems are too easy or too hard.",
             bounds=(0.0, 1.0),
         ),
-        Panel(
+        ChartPanel(
             "Clipped away",
             ("loss/clipped",),
             "Only clipping objectives discard gradients; a high share means that much of the batch is ignored.",
@@ -205,36 +205,36 @@ HEALTH = PanelGroup(
     "Is the policy healthy?",
     "A run can raise its reward and still be on its way to collapse. These are the places where that shows first.",
     (
-        Panel(
+        ChartPanel(
             "Entropy",
             ("policy/entropy",),
             "A slow decline is normal: the model makes up its mind. Near zero it stops exploring, and learning.",
         ),
-        Panel(
+        ChartPanel(
             "Completion length",
             ("length/mean", "length/max"),
             "Growth without a rise in pass@1 is rambling; sudden shrinking is often a shortcut to some partial reward.",
             names=("mean", "longest"),
             reference=("rollout.max_new_tokens", "budget"),
         ),
-        Panel(
+        ChartPanel(
             "Truncated completions",
             ("length/truncated",),
             "A cut-off answer rarely scores. If the share climbs, allow more tokens or look for endless repetition.",
         ),
-        Panel(
+        ChartPanel(
             "Gradient norm",
             ("optim/grad_norm",),
             "Spikes are batches that would have thrown the weights far off, had clipping not shortened them.",
             reference=("optimizer.max_grad_norm", "clipped above"),
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Learning rate",
             ("optim/lr",),
             "The schedule as it was applied; read the other curves against it.",
         ),
-        Panel(
+        ChartPanel(
             "Sampler against trainer",
             ("policy/sampler_gap",),
             "Both must give a token the same probability. Around a millionth is rounding; above the bound the answers "
@@ -242,7 +242,7 @@ HEALTH = PanelGroup(
             reference=("rollout.max_parity_gap", "bound"),
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Objective",
             ("loss/objective",),
             "Rewards are regressed on a moving anchor, so this need not fall; look for explosions, not for progress.",
@@ -255,50 +255,50 @@ GUARD = PanelGroup(
     "Is it on target?",
     "What the guard watches, and what it turns. The run is compared with its own early steps throughout.",
     (
-        Panel(
+        ChartPanel(
             "Actuator",
             ("guard/output",),
             "0 leaves the recipe as it is, 1 is as far as the actuator goes. Held at 1, it is too weak for its task.",
             bounds=(0.0, 1.0),
         ),
-        Panel(
+        ChartPanel(
             "Different right answers",
             ("answers/distinct_correct", "answers/effective"),
             "Where several answers are right, the first should not fall as reward rises. Where one is, both end at 1.",
             names=("different right answers", "effective number of answers"),
         ),
-        Panel(
+        ChartPanel(
             "Where the batch pushes entropy",
             ("policy/entropy_drift",),
             "Below zero the batch rewards what was likely already; entropy follows some steps later.",
             reference=(0.0, "no push"),
         ),
-        Panel(
+        ChartPanel(
             "Sampler against trainer: KL",
             ("mismatch/k3",),
             "Growth is the earliest sign of numerics or weights that drift apart.",
             may_log=True,
         ),
-        Panel(
+        ChartPanel(
             "Sampler against trainer: what weighting leaves",
             ("mismatch/ess",),
             "Below one half, importance weights would rest on a few completions.",
             bounds=(0.0, 1.0),
         ),
-        Panel(
+        ChartPanel(
             "Loops and repetition",
             ("text/loops", "text/rep4"),
             "Small and flat is healthy. A rise with steady reward is a reward that does not read to the end.",
             names=("end in a loop", "repeated 4-grams"),
         ),
-        Panel(
+        ChartPanel(
             "Calibration",
             ("panel/calibration", "panel/calibration_own"),
             "Zero is a policy that is as sure as it is right; below zero it is overconfident on held-out solutions.",
             names=("on held-out solutions", "along its own completions"),
             reference=(0.0, "calibrated"),
         ),
-        Panel(
+        ChartPanel(
             "Information of a completion about its prompt",
             ("panel/information",),
             "A fall while entropy holds is a template: the same text for every prompt.",
@@ -311,7 +311,7 @@ SPEED = PanelGroup(
     "Where time and compute went",
     "",
     (
-        Panel(
+        ChartPanel(
             "Sampling speed",
             ("speed/rollout_tokens", "speed/step_tokens"),
             "The gap between the two is what verification, updates and evaluation cost.",
@@ -331,11 +331,11 @@ SHOWN_ELSEWHERE = frozenset(
 )
 
 
-def remaining_panels(runs: Sequence[Run]) -> list[Panel]:
+def remaining_panels(runs: Sequence[Run]) -> list[ChartPanel]:
     """Return a plain panel for every declared and logged metric that nothing else on the page shows."""
     shown = SHOWN_ELSEWHERE | {key for group in GROUPS for panel in group.panels for key in panel.keys}
     logged = sorted({key for run in runs for line in run.metrics for key in line} - shown)
-    return [Panel(key, (key,), "") for key in logged if key.partition(":")[0] in METRICS]
+    return [ChartPanel(key, (key,), "") for key in logged if key.partition(":")[0] in METRICS]
 
 
 def declared(key: str) -> Metric:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.monitors.foreign import METRIC_OF
-from heliostat.monitors.guard import SAID_OUTRIGHT, Finding
+from heliostat.monitors.guard import ABSOLUTE_STATISTIC, Finding
 from heliostat.report.diagnosis.replay import replay, replay_run, training_rows, translated
 from heliostat.report.diagnosis.stories import story_of
 from heliostat.report.diagnosis.texts import TextReport, examine_texts
@@ -58,7 +58,7 @@ class Diagnosis:
     @property
     def _acts(self) -> list[str]:
         """The guard's actions; findings that it only reported are listed elsewhere."""
-        said = [event for event in self.events if event.get("statistic_name") != SAID_OUTRIGHT]
+        said = [event for event in self.events if event.get("statistic_name") != ABSOLUTE_STATISTIC]
         return [str(event.get("text", "")) for event in said]
 
     @property

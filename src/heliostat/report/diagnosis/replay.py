@@ -8,19 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from heliostat.monitors import OUTRIGHT, Finding, Guard, Outright, default_rules, evaluation_signals, recipe_numbers
+from heliostat.monitors import (
+    ABSOLUTE_RULES,
+    AbsoluteMonitor,
+    Finding,
+    Guard,
+    default_rules,
+    evaluation_signals,
+    recipe_numbers,
+)
+from heliostat.monitors.absolute_monitor import FIRST_STEPS
+from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.monitors.foreign import METRIC_OF
-from heliostat.monitors.outright import FIRST_STEPS
-from heliostat.monitors.outright_rules import LONGEST_SOLUTION
-from heliostat.report.runs.read import Evaluation, Run, number
+from heliostat.report.runs.read import EvaluatedProblem, Run, number
 
 Row = Mapping[str, float | None]
 Settings = Mapping[str, float]
-RULE_ORDER = {rule.name: place for place, rule in enumerate(OUTRIGHT)}
+RULE_ORDER = {rule.name: place for place, rule in enumerate(ABSOLUTE_RULES)}
 
 
 def replay(rows: Sequence[Row], start: int = 20, size: int = 40, settings: Settings | None = None,
-           before: Sequence[Evaluation] = ()) -> list[Finding]:  # fmt: skip
+           before: Sequence[EvaluatedProblem] = ()) -> list[Finding]:  # fmt: skip
     """Find what the rules find on logged steps, by onset; where two findings begin together, the cause comes first.
 
     A run too short for ``start`` and ``size`` is compared with its second tenth to third tenth.
@@ -31,14 +39,14 @@ def replay(rows: Sequence[Row], start: int = 20, size: int = 40, settings: Setti
     """
     if len(rows) < start + size + 10:
         start, size = len(rows) // 10, max(2, len(rows) // 5)
-    guard, outright = Guard(default_rules(start, size)), Outright(OUTRIGHT, settings or {})
-    found = outright.evaluated(evaluation_signals(before)) if before else []
+    guard, absolute = Guard(default_rules(start, size)), AbsoluteMonitor(ABSOLUTE_RULES, settings or {})
+    found = absolute.evaluated(evaluation_signals(before)) if before else []
     for row in rows:
         step = int(row["step"] or 0)
-        found += outright.read(step, row)
-        gone = outright.withdrawn()
+        found += absolute.read(step, row)
+        gone = absolute.withdrawn()
         found = [finding for finding in found if finding.step or finding.rule not in gone]
-        found += [finding for finding in guard.read(step, row) if finding.rule not in outright.hidden]
+        found += [finding for finding in guard.read(step, row) if finding.rule not in absolute.hidden]
     return _ordered(_unexplained(found))
 
 
@@ -54,9 +62,9 @@ def replay_run(run: Run) -> list[Finding]:
     return replay(training_rows(run.metrics), start, size, settings, before)
 
 
-def outright_findings(run: Run) -> list[Finding]:
+def absolute_findings(run: Run) -> list[Finding]:
     """Return the findings that need no level of the run's own, in order of onset."""
-    return [finding for finding in replay_run(run) if finding.outright]
+    return [finding for finding in replay_run(run) if finding.is_absolute]
 
 
 def training_rows(rows: Sequence[Row]) -> list[Row]:
@@ -72,8 +80,8 @@ def translated(row: Row) -> dict[str, float | None]:
 
 def _unexplained(found: Sequence[Finding]) -> list[Finding]:
     """Leave out findings of the evaluation whose cause shows in the first steps."""
-    causes = [finding for finding in found if finding.outright and finding.onset <= FIRST_STEPS]
-    hidden = {name for finding in causes for name in OUTRIGHT[RULE_ORDER[finding.rule]].hides}
+    causes = [finding for finding in found if finding.is_absolute and finding.onset <= FIRST_STEPS]
+    hidden = {name for finding in causes for name in ABSOLUTE_RULES[RULE_ORDER[finding.rule]].hides}
     return [finding for finding in found if finding.step or finding.rule not in hidden]
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heliostat.report.runs.read import Evaluation, Run, dig, finite, number
+from heliostat.report.runs.read import EvaluatedProblem, Run, dig, finite, number
 from heliostat.statistics import Estimate, difference, pass_at_k, success_change, success_rate
 
 
@@ -34,7 +34,7 @@ class Outcome:
     final: bool
 
 
-def pass_curve(evaluations: Sequence[Evaluation]) -> list[tuple[int, Estimate]]:
+def pass_curve(evaluations: Sequence[EvaluatedProblem]) -> list[tuple[int, Estimate]]:
     """Return mean pass@k over problems, with its interval, for every ``k`` that all of the problems allow."""
     largest = min((row.num_samples for row in evaluations), default=0)
     return [
@@ -58,7 +58,7 @@ def outcome(run: Run) -> Outcome:
     return Outcome(before, after, change, len(paired), step, final)
 
 
-def last_evaluation(run: Run) -> list[Evaluation]:
+def last_evaluation(run: Run) -> list[EvaluatedProblem]:
     """Return the evaluation after training, or else the last one during it; the warm start does not count."""
     after = [row for row in run.evaluations if row.phase == "after"]
     during = [row for row in run.evaluations if row.phase == "during" and row.step > 0]
@@ -77,7 +77,7 @@ def against(run: Run, baseline: Run) -> Estimate | None:
     return success_change(changes) if changes else None
 
 
-def pass_at_1(rows: Sequence[Evaluation]) -> Estimate | None:
+def pass_at_1(rows: Sequence[EvaluatedProblem]) -> Estimate | None:
     """Return the mean success rate over problems with its interval; ``None`` without problems."""
     rates = [row.num_success / row.num_samples for row in rows]
     return success_rate(rates) if rates else None
@@ -107,7 +107,7 @@ def summary_curve(run: Run, phase: str) -> list[tuple[int, Estimate]]:
     return sorted((k, Estimate(value, value, value)) for k, value in points if value is not None)
 
 
-def _from_summary(run: Run, phase: str, rows: Sequence[Evaluation]) -> Estimate | None:
+def _from_summary(run: Run, phase: str, rows: Sequence[EvaluatedProblem]) -> Estimate | None:
     """Return pass@1 as the summary states it; an interval without width is computed again from problems."""
     value = number(run.summary, phase, "pass@1")
     if value is None:
@@ -121,7 +121,7 @@ def _from_summary(run: Run, phase: str, rows: Sequence[Evaluation]) -> Estimate 
     return Estimate(value, value if low is None else low, value if high is None else high)
 
 
-def _paired_changes(first: Sequence[Evaluation], last: Sequence[Evaluation]) -> list[float]:
+def _paired_changes(first: Sequence[EvaluatedProblem], last: Sequence[EvaluatedProblem]) -> list[float]:
     rates = {(row.task, row.problem_id): row.num_success / row.num_samples for row in first}
     return [
         row.num_success / row.num_samples - rates[row.task, row.problem_id]

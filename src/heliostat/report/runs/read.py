@@ -37,7 +37,7 @@ LARGEST = 1e300  # beyond this an axis cannot be computed in float64, and no met
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvaluatedProblem:
     """One problem of one evaluation: how many of its samples succeeded."""
 
     step: int
@@ -91,7 +91,7 @@ class Run:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, float | None]] = ()
-    evaluations: Sequence[Evaluation] = ()
+    evaluations: Sequence[EvaluatedProblem] = ()
     transcripts: Sequence[Transcript] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     events: Sequence[Mapping[str, Any]] = ()
@@ -133,7 +133,7 @@ def read_run(folder: Path, label: str = "") -> Run:
         recipe=_read_document(folder / "recipe.toml", tomllib.loads, notes),
         versions=_read_document(folder / "versions.json", json.loads, notes),
         metrics=_read_metrics(folder / "metrics.jsonl", notes),
-        evaluations=_read_records(folder / "evals.jsonl", Evaluation, notes),
+        evaluations=_read_records(folder / "evals.jsonl", EvaluatedProblem, notes),
         transcripts=_read_records(folder / "transcripts.jsonl", Transcript, notes),
         summary=_read_document(folder / "summary.json", json.loads, notes),
         events=_read_lines(folder / "events.jsonl")[0],  # absent where the guard had nothing to say

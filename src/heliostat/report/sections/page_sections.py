@@ -13,7 +13,7 @@ from heliostat.report.charts.bars import stacked_bars
 from heliostat.report.charts.figures import Figures
 from heliostat.report.charts.panels import GROUPS, GUARD, LEARNING, SPEED, PanelGroup, remaining_panels
 from heliostat.report.charts.scales import format_quantity, format_seconds
-from heliostat.report.diagnosis.replay import outright_findings
+from heliostat.report.diagnosis.replay import absolute_findings
 from heliostat.report.html.markup import Html, fill
 from heliostat.report.runs.phases import flops, seconds
 from heliostat.report.runs.read import Run
@@ -40,7 +40,7 @@ def missing_section(runs: Sequence[Run]) -> Html | None:
 
 def findings_section(runs: Sequence[Run]) -> Html | None:
     """List the findings that need no comparison, with advice; ``None`` where there are none."""
-    found = [(run.label, finding) for run in runs for finding in outright_findings(run)]
+    found = [(run.label, finding) for run in runs for finding in absolute_findings(run)]
     return fill("findings.html", found=found, several=len(runs) > 1) if found else None
 
 

@@ -15,7 +15,7 @@ from heliostat.report.runs.outcome import pass_curve
 from heliostat.report.runs.phases import flops, seconds, tokens
 from heliostat.report.runs.read import Run, number
 from heliostat.report.sections.tables import comparison, differences, objective
-from heliostat.report.sections.verdict import Verdict, percent
+from heliostat.report.sections.verdict import RunVerdict, percent
 from heliostat.statistics import Estimate
 
 
@@ -40,7 +40,7 @@ def heading(runs: Sequence[Run]) -> Html:
     return fill("heading.html", kind="Run report", title=run.label, facts=shown)
 
 
-def verdict_section(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
+def verdict_section(runs: Sequence[Run], verdicts: Sequence[RunVerdict]) -> Html:
     """Write the judgement in words, with the rates before and after drawn with their intervals."""
     if len(runs) > 1:
         return _comparison(runs, verdicts)
@@ -55,7 +55,7 @@ def verdict_section(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
     return fill("verdict.html", verdict=verdict, rows=rows)
 
 
-def cards(run: Run, verdict: Verdict) -> Html:
+def cards(run: Run, verdict: RunVerdict) -> Html:
     """Write the numbers that people ask for first."""
     result = verdict.outcome
     reward = ends(run.series("reward/mean"))
@@ -74,7 +74,7 @@ def cards(run: Run, verdict: Verdict) -> Html:
     return fill("cards.html", cards=[item for item in items if item])
 
 
-def _comparison(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
+def _comparison(runs: Sequence[Run], verdicts: Sequence[RunVerdict]) -> Html:
     judged = list(zip(runs, verdicts, strict=True))
     rows = []
     for index, (run, verdict) in enumerate(judged):

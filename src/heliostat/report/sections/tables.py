@@ -16,14 +16,14 @@ from heliostat.report.html.markup import Html, fill
 from heliostat.report.runs.outcome import against, last_evaluation, pass_at_1
 from heliostat.report.runs.phases import flops, seconds, tokens
 from heliostat.report.runs.read import Run
-from heliostat.report.sections.verdict import Verdict, points
+from heliostat.report.sections.verdict import RunVerdict, points
 from heliostat.statistics import Estimate
 
 ABSENT = "–"
 PLACE = frozenset({"run.name", "run.root"})  # the place of the run's folder has no effect on the run
 
 
-def comparison(runs: Sequence[Run], verdicts: Sequence[Verdict]) -> Html:
+def comparison(runs: Sequence[Run], verdicts: Sequence[RunVerdict]) -> Html:
     """Compare runs, a row each: settings, results and costs."""
     rows = []
     for index, (run, verdict) in enumerate(zip(runs, verdicts, strict=True)):

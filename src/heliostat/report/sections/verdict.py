@@ -28,7 +28,7 @@ HEADLINES: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunVerdict:
     """The judgement, its headline, the sentence that backs it, and how the run ended."""
 
     kind: Kind
@@ -38,7 +38,7 @@ class Verdict:
     outcome: Outcome
 
 
-def judge(run: Run) -> Verdict:
+def judge(run: Run) -> RunVerdict:
     """Compare held-out pass@1 before and after.
 
     **Limits** ``better`` or ``worse`` exactly where the 95% interval of the change leaves out zero, and never from
@@ -47,7 +47,7 @@ def judge(run: Run) -> Verdict:
     result = outcome(run)
     kind = _kind(result)
     sentence = " ".join(filter(None, (_sentence(result), _gap(run, result))))
-    return Verdict(kind, HEADLINES[kind], sentence, _ending(run), result)
+    return RunVerdict(kind, HEADLINES[kind], sentence, _ending(run), result)
 
 
 def percent(estimate: Estimate) -> str:

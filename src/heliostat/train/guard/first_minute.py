@@ -1,6 +1,6 @@
 """What the findings of the first minute need to know of a run: numbers of its recipe, and how long its solutions are.
 
-Left out: the findings (``monitors.outright``), and saying them (``run_guard``).
+Left out: the findings (``monitors.absolute_monitor``), and saying them (``run_guard``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from heliostat.models import encode_solution
 from heliostat.monitors import recipe_numbers
-from heliostat.monitors.outright_rules import LONGEST_SOLUTION
+from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.tasks import Task
 from heliostat.train.model_bundle import ModelBundle
 

@@ -23,10 +23,10 @@ from statistics import fmean
 from typing import Any
 
 from heliostat.config import GuardSection
+from heliostat.monitors.absolute_monitor import AbsoluteMonitor
+from heliostat.monitors.absolute_rules import ABSOLUTE_RULES
 from heliostat.monitors.controllers import CONTROLLERS, Controller
 from heliostat.monitors.guard import Finding, Guard, not_finite
-from heliostat.monitors.outright import Outright
-from heliostat.monitors.outright_rules import OUTRIGHT
 from heliostat.monitors.reference import Reference
 from heliostat.monitors.rules import default_rules
 from heliostat.rollout import NonFiniteLogits
@@ -64,7 +64,7 @@ class RunGuard:
         num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
         rewards: of the steps since the panel was last looked at, whose mean it is compared with.
         disabled: empty, or why the guard switched itself off.
-        outright: what can be said without a level of the run's own; it speaks in every mode, ``off`` included.
+        absolute: what can be said without a level of the run's own; it speaks in every mode, ``off`` included.
     """
 
     section: GuardSection
@@ -80,7 +80,7 @@ class RunGuard:
     num_quiet: int = 0
     rewards: list[float] = field(default_factory=list)
     disabled: str = ""
-    outright: Outright = field(default_factory=lambda: Outright(OUTRIGHT))
+    absolute: AbsoluteMonitor = field(default_factory=lambda: AbsoluteMonitor(ABSOLUTE_RULES))
     guard: Guard = field(init=False)
     controller: Controller = field(init=False)
     early_entropy: Reference = field(init=False)
@@ -116,7 +116,7 @@ class RunGuard:
         if self.disabled:
             return {}
         try:
-            self._say_outright(step, signals)
+            self._report_absolute(step, signals)
             return {} if self.section.mode == "off" else self._act(step, signals)
         except NUMERIC_FAILURES:
             raise  # the policy is broken, not the guard
@@ -126,17 +126,17 @@ class RunGuard:
 
     def first_look(self, signals: Mapping[str, float]) -> None:
         """Judge the evaluation before training, unless training is on its way already."""
-        if self.disabled or self.outright.seen:
+        if self.disabled or self.absolute.seen:
             return
         try:
-            for finding in self.outright.evaluated(signals):
-                self._found_outright(finding)
+            for finding in self.absolute.evaluated(signals):
+                self._found_absolute(finding)
         except Exception as error:
             self._disable(0, error)
 
     def see_failures(self, failures: Iterable[str]) -> None:
         """Remember how a verifier failed, for the sentence about it."""
-        self.outright.failure = next(filter(None, failures), self.outright.failure)
+        self.absolute.failure = next(filter(None, failures), self.absolute.failure)
 
     def should_roll_back(self, step: int, error: Exception) -> bool:
         """Whether going back is to be tried for a step that ended in ``error``."""
@@ -162,7 +162,7 @@ class RunGuard:
             self.rewards.clear()
         numbers = {"guard/step_scale": scale}
         for finding in self.guard.read(step, {**signals, **looked, **numbers}):
-            if finding.rule in self.outright.hidden:
+            if finding.rule in self.absolute.hidden:
                 continue
             if finding.level in ("rollback", "broken"):
                 self._ask(finding)
@@ -173,15 +173,15 @@ class RunGuard:
         numbers |= {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
         return looked | numbers | self._control(step, signals)
 
-    def _say_outright(self, step: int, signals: Mapping[str, float]) -> None:
+    def _report_absolute(self, step: int, signals: Mapping[str, float]) -> None:
         """Say what the step shows by itself; what is damage asks for going back, where the guard may do that."""
-        for finding in self.outright.read(step, signals):
-            self._found_outright(finding)
-        for rule in self.outright.withdrawn():
+        for finding in self.absolute.read(step, signals):
+            self._found_absolute(finding)
+        for rule in self.absolute.withdrawn():
             text = f"step {step}: the first steps do not confirm what the evaluation said ({rule})"
             self._event(step, "withdrawn", True, text, {"rule": rule})
 
-    def _found_outright(self, finding: Finding) -> None:
+    def _found_absolute(self, finding: Finding) -> None:
         """Say it and write it down, the evaluation's once however often the run is continued before its first step."""
         asks = finding.level == "rollback" and self.section.mode != "off"
         text = f"{finding.sentence()}; {finding.advice}"
@@ -291,7 +291,7 @@ class RunGuard:
             "controller": self.controller.state_dict(),
             "early_entropy": self.early_entropy.state_dict(),
             "output": self.controller.output if self.acts else 0.0,
-            "outright": self.outright.state_dict(),
+            "outright": self.absolute.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -308,7 +308,7 @@ class RunGuard:
         self.early_entropy.load_state_dict(state["early_entropy"])
         self.rewards = list(state["rewards"])
         if "outright" in state:  # a checkpoint of an earlier version has none
-            self.outright.load_state_dict(state["outright"])
+            self.absolute.load_state_dict(state["outright"])
         if self.actuator is not None:
             self.actuator.set(state["output"])
 

@@ -61,16 +61,18 @@ class Policy:
 
     Args:
         shared_prompt: compute each prompt once per group where the model's attention can be told who sees whom.
-        recompute: keep less for the backward pass and compute it again there (``train.recompute``).
+        gradient_checkpointing: keep fewer activations, and compute layers again in the backward pass.
     """
 
-    def __init__(self, loaded: LoadedModel, temperature: float, shared_prompt: bool, recompute: bool = False) -> None:
+    def __init__(
+        self, loaded: LoadedModel, temperature: float, shared_prompt: bool, gradient_checkpointing: bool = False
+    ) -> None:
         self.loaded = loaded
         self.temperature = temperature
-        self.recompute = recompute
+        self.gradient_checkpointing = gradient_checkpointing
         exact = exact_layouts(loaded)
         sharing = exact.sharing if shared_prompt else ()
-        if recompute or is_sharded(loaded.model):
+        if gradient_checkpointing or is_sharded(loaded.model):
             # What is computed again must not write to a cache a second time, and layers that are gathered for a pass
             # must not be reached through a cache once they are let go.
             sharing = tuple(layout for layout in sharing if not isinstance(layout, Cached))
@@ -105,7 +107,7 @@ class Policy:
 
     def _hidden(self, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
         layout, _ = self._cheapest([GroupShape.of(group) for group in by_group(rows)])
-        with recomputing(self.loaded.model) if self.recompute else nullcontext():
+        with recomputing(self.loaded.model) if self.gradient_checkpointing else nullcontext():
             return layout.hidden(self.loaded, rows)
 
     @property

@@ -262,7 +262,12 @@ class RolloutScheduler:
     ) -> list[Anchor]:
         """The trainer's numbers under the weights that sampled: of all groups if they are the anchor, else of a few."""
         train = self.recipe.train
-        policy = Policy(sampler_copy, request.settings.temperature, train.shared_prompt, recompute=train.recompute)
+        policy = Policy(
+            sampler_copy,
+            request.settings.temperature,
+            train.shared_prompt,
+            gradient_checkpointing=train.gradient_checkpointing,
+        )
         some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is in no account
         if self._is_scored(request):
             some, counts = groups, scored

@@ -65,7 +65,12 @@ class ExtraPass:
         if optimizer.wants_statistics and not optimizer.empirical:
             # Second moments of a shared prompt would depend on which completions shared it: every row has its own.
             policy = self.policy
-            alone = Policy(policy.loaded, policy.temperature, shared_prompt=False, recompute=policy.recompute)
+            alone = Policy(
+                policy.loaded,
+                policy.temperature,
+                shared_prompt=False,
+                gradient_checkpointing=policy.gradient_checkpointing,
+            )
             with optimizer.statistics():
                 for part in self.parts:
                     self.count(part, False)

@@ -224,7 +224,7 @@ class Updater:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
         # A second point is not the anchor: there, groups without signal have a gradient of their own.
         reevaluated = getattr(self.safe_step.optimizer, "extra_pass", "none") == "reevaluation"
-        if self.drop_zero_signal and self._current.zero_signal_is_free(at_anchor and not reevaluated):
+        if self.drop_zero_signal and self._current.can_drop_zero_advantage_groups(at_anchor and not reevaluated):
             groups = tuple(group for group in groups if group.has_signal)
             everyone = tuple(group for group in everyone if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(everyone)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from heliostat.report.charts.figures import Figures
-from heliostat.report.charts.panels import GROUPS, SHOWN_ELSEWHERE, Panel, declared, remaining_panels
+from heliostat.report.charts.panels import GROUPS, SHOWN_ELSEWHERE, ChartPanel, declared, remaining_panels
 from heliostat.report.runs.read import Run, read_run, read_runs
 from heliostat.tracking import METRICS
 from tests.unit.report.synthetic import Shape, make_run
@@ -69,7 +69,7 @@ def test_nothing_logged_means_no_figure() -> None:
     figures = Figures([run_of(policy__entropy=[None, None])])
     assert figures.hero() is None
     assert figures.pass_at_k() is None
-    assert figures.panel(Panel("Entropy", ("policy/entropy",), "x.")) is None
+    assert figures.panel(ChartPanel("Entropy", ("policy/entropy",), "x.")) is None
     assert figures.hover == {}
 
 
@@ -85,7 +85,7 @@ def test_warm_start_and_training_have_axes_of_their_own(finished: Path) -> None:
 
 
 def test_a_reference_from_the_recipe_is_named_even_where_it_is_far_away() -> None:
-    panel = Panel("Gap", ("policy/sampler_gap",), "x.", reference=("rollout.max_parity_gap", "bound"))
+    panel = ChartPanel("Gap", ("policy/sampler_gap",), "x.", reference=("rollout.max_parity_gap", "bound"))
     near = Figures([run_of(policy__sampler_gap=[5e-4, 8e-4])]).panel(panel)
     far = Figures([run_of(policy__sampler_gap=[1e-6, 2e-6])]).panel(panel)
     unknown = Figures([Run("r", Path("r"), metrics=[{"step": 1.0, "policy/sampler_gap": 1e-6}])]).panel(panel)
@@ -110,7 +110,7 @@ def test_one_run_colours_its_lines_and_several_runs_have_a_colour_each(tmp_path:
 
 def test_a_run_without_a_metric_leaves_the_others_their_colours() -> None:
     figures = Figures([run_of("a", reward__success=[0.1]), run_of("b", policy__entropy=[0.5, 0.4])])
-    figures.panel(Panel("Entropy", ("policy/entropy",), "x."))
+    figures.panel(ChartPanel("Entropy", ("policy/entropy",), "x."))
     (line,) = figures.hover["policy-entropy"]["lines"]
     assert line["css"] == "c2 d0 run1"
     assert line["run"] == 1
@@ -120,6 +120,6 @@ def test_a_run_without_a_metric_leaves_the_others_their_colours() -> None:
 def test_points_per_line_shrink_as_runs_are_added(num_runs: int) -> None:
     values: list[float | None] = [float(step % 17) for step in range(3000)]
     figures = Figures([run_of(f"r{index}", policy__entropy=values) for index in range(num_runs)])
-    figures.panel(Panel("Entropy", ("policy/entropy",), "x."))
+    figures.panel(ChartPanel("Entropy", ("policy/entropy",), "x."))
     points = sum(len(line["x"]) for line in figures.hover["policy-entropy"]["lines"])
     assert points <= 400

@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 
 from heliostat.report.runs.outcome import against, outcome, pass_at_1_by_step, pass_curve, summary_curve
-from heliostat.report.runs.read import Evaluation, Run, read_run
+from heliostat.report.runs.read import EvaluatedProblem, Run, read_run
 from heliostat.report.sections.verdict import MIN_PROBLEMS, judge, percent, points
 from tests.unit.report.synthetic import Shape, make_run
 
 
-def rows(phase: str, successes: list[int], step: int = 0, num_samples: int = 4, task: str = "t") -> list[Evaluation]:
+def rows(
+    phase: str, successes: list[int], step: int = 0, num_samples: int = 4, task: str = "t"
+) -> list[EvaluatedProblem]:
     return [
-        Evaluation(step, phase, task, str(index), num_samples, count)  # type: ignore[arg-type]
+        EvaluatedProblem(step, phase, task, str(index), num_samples, count)  # type: ignore[arg-type]
         for index, count in enumerate(successes)
     ]
 
 
-def run_of(*evaluations: Evaluation, summary: dict[str, object] | None = None, label: str = "r") -> Run:
+def run_of(*evaluations: EvaluatedProblem, summary: dict[str, object] | None = None, label: str = "r") -> Run:
     return Run(label, Path("r"), evaluations=evaluations, summary=summary or {})
 
 

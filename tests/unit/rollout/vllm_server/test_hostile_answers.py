@@ -38,6 +38,7 @@ def refusal(served, fault, timeout_s=20.0):
     with pytest.raises(ServerError) as error:
         sample(engine)
     del state.always[COMPLETIONS]
+    engine.client.server = Server(engine.client.server.url, timeout_s=20.0, num_retries=0)
     assert len(sample(engine)[0].completions) == 4
     return str(error.value)
 

@@ -54,6 +54,7 @@ def content(path):
         return [(t.problem_id, t.completion_ids, t.seed, t.flops) for t in bank], bank.query("SELECT * FROM attempts")
 
 
+@pytest.mark.slow
 def test_it_stops_at_its_quota_and_goes_on_where_it_was_killed(recipe, tmp_path, monkeypatch):
     quota = Quota(num_successes=2, max_attempts=24)
     summary = run_collect("tiny", recipe, tmp_path / "whole.bank", quota)
@@ -89,6 +90,7 @@ def test_it_stops_at_its_quota_and_goes_on_where_it_was_killed(recipe, tmp_path,
     assert sorted(row[2:6] for row in attempts_again) == sorted(row[2:6] for row in attempts)
 
 
+@pytest.mark.slow
 def test_every_attempt_is_charged_to_its_problem(recipe, tmp_path, monkeypatch):
     charged = []
     real = collect.Ledger.charge_rollout

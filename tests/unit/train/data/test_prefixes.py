@@ -65,6 +65,7 @@ class Stopped(BaseException):
     """Stands for the death of the process; nothing in the run catches it."""
 
 
+@pytest.mark.slow
 def test_a_run_with_prefixes_resumes_with_the_same_cuts_and_keeps_its_rollouts(prepared, tmp_path, monkeypatch):
     folder, recipe = prepared
     seen = []
@@ -108,6 +109,7 @@ def test_a_run_with_prefixes_resumes_with_the_same_cuts_and_keeps_its_rollouts(p
         assert len([trace for trace in bank if trace.source.run == "run"]) == len(logged)
 
 
+@pytest.mark.slow
 def test_an_empty_bank_is_refused_with_the_way_out(prepared, tmp_path):
     _, recipe = prepared
     Bank.open(tmp_path / "empty.bank").close()

@@ -51,6 +51,7 @@ def worker(rank, port, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one(tmp_path):
     mp.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]

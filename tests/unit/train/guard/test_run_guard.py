@@ -99,7 +99,7 @@ def test_waiting_continues_from_a_checkpoint():
     again.load_state_dict(json.loads(json.dumps(guard.state_dict(15))))
     for step in range(16, 6 + RECOVERY_STEPS):
         guard.observe(step, FINE)
-        again.act(step, FINE)
+        again.observe(step, FINE)
         assert again.step_scale == guard.step_scale
     assert again.step_scale == 1.0
 
@@ -123,8 +123,8 @@ def test_rewards_since_the_last_panel_are_in_the_checkpoint():
     for step, reward in enumerate((0.2, 0.4), start=1):
         guard.observe(step, FINE | {"reward/mean": reward})
     again.load_judgement(json.loads(json.dumps(guard.judgement())))
-    again.act(3, FINE | {"reward/mean": 0.6})
-    assert again.act(4, FINE | {"reward/mean": 0.8})["panel/gap"] == pytest.approx(0.5)
+    again.observe(3, FINE | {"reward/mean": 0.6})
+    assert again.observe(4, FINE | {"reward/mean": 0.8})["panel/gap"] == pytest.approx(0.5)
 
 
 WRONG = FINE | {"reward/success": 0.0, "reward/mean": 0.0, "reward/zero_signal": 1.0}
@@ -157,11 +157,11 @@ def test_what_the_evaluation_said_survives_a_checkpoint(tmp_path):
     for guard in (before, after):
         guard.writes, guard.folder = True, FakeFolder(tmp_path / "events.jsonl")
     before.first_look(WRONG)
-    before.act(1, WRONG)
+    before.observe(1, WRONG)
     after.load_judgement(json.loads(json.dumps(before.judgement())))
     after.first_look(WRONG)
     for step in (2, 3, 4):
-        after.act(step, WRONG)
+        after.observe(step, WRONG)
     assert [row["rule"] for row in before.folder.rows] == ["nothing-solved"]
     assert after.folder.rows == []
 

@@ -28,11 +28,13 @@ def sampled(request, tmp_path_factory):
     return request.param, loaded, engine, groups
 
 
+@pytest.mark.slow
 def test_the_engine_fits_the_memory(sampled):
     family, _, engine, _ = sampled
     assert isinstance(engine, TorchEngine if FAMILIES[family][2] == "kv" else PlainEngine)
 
 
+@pytest.mark.slow
 def test_sampler_and_trainer_agree(sampled):
     _, loaded, _, groups = sampled
     rows = rows_of([TrainingGroup(group, torch.zeros(2)) for group in groups])

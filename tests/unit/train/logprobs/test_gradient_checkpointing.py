@@ -14,6 +14,7 @@ from tests.support.model_families import small
 RATES = ("dropout", "attention_dropout", "activation_dropout", "layerdrop", "decoder_layerdrop", "resid_pdrop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["opt", "bart", "biogpt", "gpt2", "llama"])
 def test_dropout_of_a_layers_own_stays_off(family, tmp_path):
     base = small.write_small(family, tmp_path / "base")
@@ -25,9 +26,11 @@ def test_dropout_of_a_layers_own_stays_off(family, tmp_path):
         loaded.model.eval()
         rows = exact_module._rows(loaded)
         results = []
-        for recompute in (False, True):
+        for gradient_checkpointing in (False, True):
             loaded.model.zero_grad()
-            logp = Policy(loaded, 1.0, shared_prompt=False, recompute=recompute).log_probs(rows)
+            logp = Policy(loaded, 1.0, shared_prompt=False, gradient_checkpointing=gradient_checkpointing).log_probs(
+                rows
+            )
             logp.sum().backward()
             results.append([logp.detach(), *(each.grad for each in loaded.model.parameters() if each.grad is not None)])
     for one, other in zip(*results, strict=True):

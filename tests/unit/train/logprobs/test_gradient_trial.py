@@ -32,6 +32,7 @@ def test_all_layouts_have_the_models_own_gradient():
         assert trial.fault(layout) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_cache_that_forgets_where_its_keys_came_from_is_left_out(rank, monkeypatch):
     """The numbers are right; the prompt's part of the gradient is lost."""

@@ -35,6 +35,7 @@ def own_log_probs(loaded, rows):
     return torch.cat(pieces).detach().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mpt", "gpt_neo", "bloom", "xglm", "deepseek_v3", "rwkv", "gemma2", "stablelm"])
 def test_training_scores_what_the_model_says(family, tmp_path):
     loaded = load_small(family, tmp_path)
@@ -46,6 +47,7 @@ def test_training_scores_what_the_model_says(family, tmp_path):
         assert policy.shared_prompt == (shared and bool(found.sharing))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.5, 8.0])
 def test_a_tree_whose_members_see_each_other_is_left_out(dtype, scale, monkeypatch):
@@ -58,7 +60,7 @@ def test_a_tree_whose_members_see_each_other_is_left_out(dtype, scale, monkeypat
     assert kinds(found.sharing) == [Cached]
     assert not found.faults
     assert kinds(Policy(loaded, 1.0, shared_prompt=True).layouts) == [Cached]
-    assert kinds(Policy(loaded, 1.0, shared_prompt=True, recompute=True).layouts) == [Plain]
+    assert kinds(Policy(loaded, 1.0, shared_prompt=True, gradient_checkpointing=True).layouts) == [Plain]
 
 
 def test_a_model_that_its_neighbours_disturb_runs_row_by_row():

@@ -31,6 +31,7 @@ def hidden_and_gradient(layout, loaded, rows):
     return hidden.detach(), torch.cat([p.grad.flatten() for p in loaded.model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "two"), itertools.combinations(LAYOUTS, 2))
 @pytest.mark.parametrize("max_new_tokens", [1, 9])
 def test_layouts_agree_in_value_and_gradient(nano, one, two, max_new_tokens):
@@ -90,7 +91,7 @@ def kept_bytes(policy, rows):
 @pytest.mark.parametrize("shared", [True, False])
 def test_recomputation_changes_no_gradient_and_keeps_less(nano, shared):
     rows = rows_from(nano)
-    plain, again = (Policy(nano, 1.0, shared, recompute=flag) for flag in (False, True))
+    plain, again = (Policy(nano, 1.0, shared, gradient_checkpointing=flag) for flag in (False, True))
     results = []
     for policy in (plain, again):
         nano.model.zero_grad()

@@ -39,6 +39,7 @@ def test_shared_prompt_and_plain_forward_agree_in_value_and_gradient(nano, rows)
     assert relative(shared[1], plain[1]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_company_does_not_matter(nano, rows, shared):
     policy = Policy(nano, 1.0, shared)
@@ -71,6 +72,7 @@ def test_chunked_head_equals_one_chunk(nano, rows, monkeypatch):
     assert relative(chunked[1], whole[1]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_prompt_tokens_are_never_scored(nano, rows, shared):
     """Tokens that occur only in prompts get embedding gradient through attention, but no output-head gradient."""

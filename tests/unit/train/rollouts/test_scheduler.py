@@ -122,6 +122,7 @@ def content(groups):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [0, 1, 2, 4])
 @pytest.mark.parametrize("hurry", ["none", "sampler waits", "trainer waits"])
 def test_step_k_is_sampled_by_the_weights_of_k_minus_1_minus_s(tmp_path, monkeypatch, bound, hurry):
@@ -145,13 +146,14 @@ def test_step_k_is_sampled_by_the_weights_of_k_minus_1_minus_s(tmp_path, monkeyp
 def test_no_more_than_s_steps_are_ordered_before_their_time(tmp_path):
     run = make_run(tmp_path, 2)
     ordered = []
-    order = run.ahead.order
-    run.ahead.order = lambda step: ordered.append(step) or order(step)
+    order = run.ahead.request
+    run.ahead.request = lambda step: ordered.append(step) or order(step)
     with run.ahead:
         seen = [list(ordered) for _ in run.steps()]
     assert seen == [list(range(1, min(k + 2, NUM_STEPS) + 1)) for k in range(1, NUM_STEPS + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [1, 2, 4])
 @pytest.mark.parametrize("anchor_from_sampler", [True, False])
 def test_a_checkpoint_has_what_its_weights_cannot_sample_again(tmp_path, stopped_at, anchor_from_sampler):
@@ -182,6 +184,7 @@ def test_a_checkpoint_has_what_its_weights_cannot_sample_again(tmp_path, stopped
             assert all(torch.equal(x, y) for a, b in zip(mine, theirs, strict=True) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_the_anchor_is_the_trainers_own_numbers_under_the_policy_that_sampled(tmp_path):
     run = make_run(tmp_path, 2, anchor_from_sampler=False)
     with run.ahead:
@@ -268,6 +271,7 @@ def test_leaving_ends_what_is_being_sampled_and_what_is_waiting(tmp_path, held_u
     assert any(not end.cancelled() and isinstance(end.exception(), SamplingStopped) for end in ends)
 
 
+@pytest.mark.slow
 def test_dropped_rollouts_are_made_again_with_the_weights_of_now(tmp_path, held_up):
     waits, arrived = held_up
     run = make_run(tmp_path, 2)
@@ -276,7 +280,7 @@ def test_dropped_rollouts_are_made_again_with_the_weights_of_now(tmp_path, held_
         waits.active = True
         run.ahead._begin(6)
         assert arrived.wait(20)
-        run.ahead.drop()  # while it samples
+        run.ahead.discard()  # while it samples
         waits.active = False
         run.step, run.version = 2, 2  # taken back
         for parameter, weight in zip(run.loaded.model.parameters(), run.weights[2], strict=True):

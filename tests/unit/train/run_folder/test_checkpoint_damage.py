@@ -57,6 +57,7 @@ def test_it_comes_back_with_what_the_logs_held(folder):
     assert point.logs == {"log": Extent(3, "ab")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "rollouts.pt", "manifest.json"])
 def test_every_flip_is_found_and_the_one_before_is_used(folder, name):
     path = folder / "step_000004" / name
@@ -158,6 +159,7 @@ def test_exchanged_ones_of_an_earlier_version_are_refused(folder):
         resume(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "keep"), [(4, 2), (4, 1), (2, 2), (6, 1)])
 def test_killed_at_every_event_of_saving(tmp_path, step, keep):
     """A new step, the same step again, or an earlier one after a rollback: always one of the two states, never none."""

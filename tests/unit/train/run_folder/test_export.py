@@ -89,6 +89,7 @@ def test_a_full_disk_is_said_with_its_way_out(loaded, tmp_path, monkeypatch):
         export(loaded, ALONE, tmp_path / "model", PROMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt2", "mamba"])
 @pytest.mark.parametrize("layers", [(), "everything"], ids=["default", "everything"])

@@ -72,19 +72,21 @@ def feedback(nano, **settings):
     ]
 
 
+@pytest.mark.slow
 def test_it_looks_when_it_is_time_and_is_held_where_it_was_first(nano):
     held, problems = feedback(nano, start=3, actuator="lr")
-    looks = [held.look(index, problems) for index in range(8)]
+    looks = [held.measure(index, problems) for index in range(8)]
     assert [bool(look) for look in looks] == [False, False, False, True, False, True, False, True]
     assert held.target == looks[3]["feedback/statistic"] == looks[7]["feedback/target"]
-    assert feedback(nano, statistic="none")[0].look(0, problems) == {}
+    assert feedback(nano, statistic="none")[0].measure(0, problems) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actuator", ["lr", "temperature", "mix"])
 def test_below_its_target_a_controller_turns_its_setting(nano, actuator):
     held, problems = feedback(nano, target=50.0, actuator=actuator, every=1)
     assert (held.lr_scale, held.policy.temperature, held.mixed(0, problems)) == (1.0, 1.0, problems)
-    outputs = [held.look(index, problems)["feedback/output"] for index in range(12)]
+    outputs = [held.measure(index, problems)["feedback/output"] for index in range(12)]
     assert outputs[0] == pytest.approx(0.1)
     assert outputs[-1] == 1.0 - 1e-12 or outputs[-1] > 0.5
     full = outputs[-1]
@@ -99,6 +101,7 @@ def test_below_its_target_a_controller_turns_its_setting(nano, actuator):
     assert (again.lr_scale, again.policy.temperature, again.target) == (held.lr_scale, held.policy.temperature, 50.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", ["entropy", "distinct"])
 def test_the_added_loss_moves_own_text_towards_its_target(nano, statistic):
     """A hundred steps on nothing else, from either side."""
@@ -109,7 +112,7 @@ def test_the_added_loss_moves_own_text_towards_its_target(nano, statistic):
         optimizer = torch.optim.Adam(nano.model.parameters(), lr=3e-3)
         gaps = []
         for index in range(60):
-            gaps.append(abs(held.look(index, problems)["feedback/statistic"] - target))
+            gaps.append(abs(held.measure(index, problems)["feedback/statistic"] - target))
             optimizer.zero_grad()
             held.loss().backward()
             optimizer.step()

@@ -63,6 +63,7 @@ def test_a_class_that_is_absent_is_not_a_number_of_anything():
         assert incorrect.count == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["mean", "partition", "between"])
 def test_any_regression_at_its_optimum_is_solved_in_both_classes(baseline):
     """``s + m rho = A / tau`` solved here for any baseline, by an outer bisection on ``m`` for ``E rho = 1``."""

@@ -38,6 +38,7 @@ def test_every_optimizer_of_a_recipe_is_listed_here():
     assert set(OURS) == set(optimizer_names()) - {"adamw", "sgd"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_every_objective_trains(name):
     loaded = make_nano()
@@ -52,6 +53,7 @@ def test_every_objective_trains(name):
         assert not torch.equal(weights(loaded), before), objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_the_step_does_not_depend_on_packing(name):
     moved = []
@@ -63,6 +65,7 @@ def test_the_step_does_not_depend_on_packing(name):
     assert float((moved[0] - moved[1]).norm() / moved[0].norm()) < 2e-2  # AdamW's first step is a sign
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_whole_completions():
     loaded, other = make_nano(), make_nano()
     groups = graded(loaded, num_prompts=3)
@@ -84,6 +87,7 @@ def test_scores_are_those_of_whole_completions():
         assert float(difference) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_second_point_keeps_the_anchor_of_the_first():
     """At the anchor PMD's own square has no gradient but a curvature, which both forms of H g must see."""
     moved = {}
@@ -99,6 +103,7 @@ def test_the_second_point_keeps_the_anchor_of_the_first():
     assert float((moved["finite-difference"] - moved["double-backward"]).norm() / penalty) < 0.05
 
 
+@pytest.mark.slow
 def test_extra_forwards_are_counted():
     counted = {}
     for name in ("kronecker-sum", "rank1", "ring", "reng"):
@@ -136,6 +141,7 @@ def test_bad_settings_and_what_short_weights_cannot_do_are_refused():
         optimizer_of("reng", loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_the_extra_passes_of_bfloat16_weights_are_those_of_float32_up_to_its_rounding(name):
     """One update from the same weights: the move of the float32 copies."""

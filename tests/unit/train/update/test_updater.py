@@ -53,6 +53,7 @@ def weights(loaded):
     return torch.cat([p.detach().flatten() for p in loaded.model.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["pmd-mean", "pmd-part", "grpo", "dapo", "gspo", "reinforce"])
 def test_gradient_does_not_depend_on_micro_batches_order_or_dropping(nano, objective):
     groups = graded(nano)
@@ -68,6 +69,7 @@ def test_gradient_does_not_depend_on_micro_batches_order_or_dropping(nano, objec
     assert results[1][2] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["pmd-mean", "pmd-part", "grpo"])
 def test_groups_of_unequal_sizes_keep_their_own_baselines(nano, objective):
     """A step on groups of 4, 3, 2 and 1 is the mean over sequences of the steps on each of them."""
@@ -107,6 +109,7 @@ def test_sampler_anchor_and_recomputed_anchor_agree():
     assert float((moved[0] - moved[1]).norm() / (moved[0] - weights(make_nano())).norm()) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_batch_that_brings_its_anchor_is_measured_from_it(monkeypatch):
     """From anchor to policy and on: the first update's gradient is that of a second update with the same anchor."""
     loaded = make_nano()
@@ -213,6 +216,7 @@ def test_the_sampler_gap_is_measured_on_the_fresh_policy(nano):
     assert report.max_sampler_gap == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drop", [True, False])
 def test_rounding_in_the_anchor_is_not_a_gradient(nano, drop):
     """Without any signal nothing moves, even under Adam, whose steps do not shrink with the gradient."""

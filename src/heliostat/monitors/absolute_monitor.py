@@ -1,12 +1,12 @@
-"""Findings that need no level of the run's own: what an evaluation, a first step or two steps in a row say outright.
+"""Findings that need no baseline: conditions on an evaluation, a first step or two steps in a row.
 
-    evaluated(signals)     the evaluation before training: a condition that holds for it is said at once
-    read(step, signals)    a training step: a condition is said when it has held for its number of steps
+    evaluated(signals)     the evaluation before training: a condition that holds for it is reported at once
+    read(step, signals)    a training step: a condition is reported once it has held for its number of steps
 
-Each condition is a line in ``outright_rules``, causes before what they cause. A condition that holds hides the rules
-that it explains. What the evaluation said and no first step confirms is withdrawn.
+Each condition is an entry in ``absolute_rules``, causes before consequences. A condition that holds hides the rules
+that it explains. A finding of the evaluation that no first step confirms is withdrawn.
 
-Left out: changes against the run's own level (``rules``, ``guard``), and carrying anything out (``train.guard``).
+Left out: changes against the run's baseline (``rules``, ``guard``), and actions (``train.guard``).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from heliostat.monitors.guard import SAID_OUTRIGHT, Finding
+from heliostat.monitors.guard import ABSOLUTE_STATISTIC, Finding
 from heliostat.monitors.rules import Level
 
 RECIPE_NUMBERS = (
     *("rollout.prompts_per_step", "rollout.group_size", "rollout.max_new_tokens", "rollout.temperature"),
     "warm_start.num_steps",
 )
-"""Settings that sentences name."""
+"""Settings that findings mention."""
 Signals = Mapping[str, float | None]
 Settings = Mapping[str, float]
 
 RECENT = 5
-"""Steps before the present one that are remembered, and in which training confirms what the evaluation said."""
+"""Number of earlier steps that are kept, and within which training confirms findings of the evaluation."""
 FIRST_STEPS = 3
 """A condition of the first minute must have begun by this step."""
 KEPT = (
@@ -40,13 +40,13 @@ KEPT = (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One step's signals with what is remembered of the steps before, and what is known of the run.
+    """One step's signals, with those of the steps before and with facts about the run.
 
     Attributes:
         before: the last steps, oldest first, with the signals of ``KEPT``.
         level: share of right completions that the run had before it fell, where it has any; ``reward`` its mean reward.
-        settings: numbers of the recipe by dotted name; empty for a log from elsewhere.
-        failure: how a verifier failed, in its own words.
+        settings: numeric settings of the recipe by dotted name; empty for a log from elsewhere.
+        failure: message of a verifier that failed.
     """
 
     signals: Signals
@@ -57,7 +57,7 @@ class View:
     failure: str = ""
 
     def __getitem__(self, key: str) -> float:
-        """The signal, NaN where it is missing: every comparison with it is false."""
+        """Return the signal, NaN where it is missing: every comparison with it is false."""
         return number(self.signals, key)
 
     @property
@@ -75,7 +75,7 @@ class View:
 
     @property
     def num_completions(self) -> float:
-        """Completions of the step; NaN where nothing says how many."""
+        """Completions of the step; NaN if their number is unknown."""
         logged = self["reward/completions"]
         if not math.isnan(logged):
             return logged
@@ -93,30 +93,30 @@ class View:
         return sum(shares) / len(shares)
 
     def setting(self, name: str) -> float:
-        """A number of the recipe, NaN where it is unknown."""
+        """Return a numeric setting of the recipe, NaN where it is unknown."""
         return self.settings.get(name, math.nan)
 
     def earlier(self, key: str) -> list[float]:
-        """The signal in the steps before, where it was logged."""
+        """List the signal in the steps before, where it was logged."""
         return [value for row in self.before if not math.isnan(value := number(row, key))]
 
 
 @dataclass(frozen=True, slots=True)
-class OutrightRule:
+class AbsoluteRule:
     """One condition.
 
     Attributes:
-        name: what events call it.
+        name: its name in events.
         key: the signal that shows it best.
-        level: what it asks for.
+        level: the action it asks for.
         hold: steps in a row that it has to hold.
         holds: the condition.
-        meaning: what it says about the run.
-        advice: what a person can do about it, with the setting to change.
-        hides: rules that say nothing while this one holds, since it explains them.
-        first_only: it is about how a run begins: it counts from the first ``FIRST_STEPS`` steps only.
-        evaluated: an evaluation shows it as well.
-        quiet: it is no finding, and is there for what it hides.
+        meaning: a sentence about the run.
+        advice: the remedy, with the setting to change.
+        hides: rules that are silent while this one holds, since it explains them.
+        first_only: the condition must begin within the first ``FIRST_STEPS`` steps.
+        evaluated: the condition is also checked on an evaluation.
+        quiet: the condition is not reported; it only hides other rules.
     """
 
     name: str
@@ -133,20 +133,20 @@ class OutrightRule:
 
 
 @dataclass(slots=True)
-class Outright:
+class AbsoluteMonitor:
     """The conditions of a run, step by step.
 
     Attributes:
-        settings: numbers of the recipe by dotted name.
-        failure: how a verifier failed last, in its own words.
+        settings: numeric settings of the recipe by dotted name.
+        failure: message of the verifier that failed last.
         held: steps in a row that each condition has held.
-        up: conditions that have been said and still hold.
-        unconfirmed: what the evaluation said and no training step has confirmed so far.
+        up: conditions that have been reported and still hold.
+        unconfirmed: findings of the evaluation that no training step has confirmed so far.
 
     **Limits** A signal that is missing makes no condition true. The same signals give the same findings.
     """
 
-    rules: Sequence[OutrightRule]
+    rules: Sequence[AbsoluteRule]
     settings: Settings = field(default_factory=dict)
     failure: str = ""
     seen: int = 0
@@ -171,7 +171,7 @@ class Outright:
         return found
 
     def read(self, step: int, signals: Signals) -> list[Finding]:
-        """Judge a training step; conditions that have now held for long enough, causes first."""
+        """Judge a training step; return conditions that have held for long enough, causes first."""
         self.seen += 1
         view = View(signals, tuple(self.before), _nan(self.level), _nan(self.reward), self.settings, self.failure)
         found = []
@@ -192,12 +192,12 @@ class Outright:
 
     @property
     def hidden(self) -> frozenset[str]:
-        """Rules that the conditions which hold explain."""
+        """Rules that are explained by conditions that hold."""
         return frozenset(name for rule in self.rules if self.held.get(rule.name) or rule.name in self.up
                          for name in rule.hides)  # fmt: skip
 
     def withdrawn(self) -> list[str]:
-        """Rules of the evaluation that none of the first training steps confirmed; each is given once."""
+        """List findings of the evaluation that none of the first training steps confirmed; each is returned once."""
         if self.seen < FIRST_STEPS or not self.unconfirmed:
             return []
         gone, self.unconfirmed = self.unconfirmed, []
@@ -205,7 +205,7 @@ class Outright:
         return gone
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: JSON values only."""
+        """Return the state for a checkpoint, as JSON values."""
         return {
             "seen": self.seen,
             "before": [dict(row) for row in self.before],
@@ -222,13 +222,13 @@ class Outright:
         self.before = [dict(row) for row in state["before"]]
         self.held, self.up, self.unconfirmed = dict(state["held"]), list(state["up"]), list(state["unconfirmed"])
 
-    def _down(self, rule: OutrightRule) -> None:
-        """A condition that ended can be said again; one that only the evaluation has shown waits for first steps."""
+    def _down(self, rule: AbsoluteRule) -> None:
+        """Allow a condition that ended to be reported again, unless only the evaluation has shown it."""
         if rule.name in self.up and rule.name not in self.unconfirmed:
             self.up.remove(rule.name)
 
-    def _hidden_by_causes(self, rule: OutrightRule) -> set[str]:
-        """What the conditions before this one explain, as far as they hold."""
+    def _hidden_by_causes(self, rule: AbsoluteRule) -> set[str]:
+        """Collect the rules explained by conditions before this one that hold."""
         causes = self.rules[: list(self.rules).index(rule)]
         return {name for cause in causes if self.held.get(cause.name) or cause.name in self.up for name in cause.hides}
 
@@ -241,8 +241,8 @@ class Outright:
             self.reward = _averaged(self.reward, view["reward/mean"])
 
 
-def finding_of(rule: OutrightRule, view: View, step: int, onset: int) -> Finding:
-    """The finding that a condition is; it has no statistic, only its sentence."""
+def finding_of(rule: AbsoluteRule, view: View, step: int, onset: int) -> Finding:
+    """Build the finding of a condition; it has a sentence and no statistic."""
     value = view[rule.key]
     return Finding(
         rule=rule.name,
@@ -251,7 +251,7 @@ def finding_of(rule: OutrightRule, view: View, step: int, onset: int) -> Finding
         onset=onset,
         key=rule.key,
         value=value if math.isfinite(value) else None,
-        statistic_name=SAID_OUTRIGHT,
+        statistic_name=ABSOLUTE_STATISTIC,
         statistic=None,
         threshold=None,
         normal=None,
@@ -261,7 +261,7 @@ def finding_of(rule: OutrightRule, view: View, step: int, onset: int) -> Finding
 
 
 def recipe_numbers(recipe: Mapping[str, Any]) -> dict[str, float]:
-    """``RECIPE_NUMBERS`` of a recipe as nested tables, as far as it has them."""
+    """Extract the settings in ``RECIPE_NUMBERS`` from a recipe's nested tables, as far as it has them."""
     found = {}
     for name in RECIPE_NUMBERS:
         section, _, key = name.partition(".")
@@ -273,31 +273,31 @@ def recipe_numbers(recipe: Mapping[str, Any]) -> dict[str, float]:
 
 
 def standing(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What a run's events say outright, once a rule, without what was withdrawn."""
+    """List the findings of absolute rules in a run's events, one per rule, without withdrawn ones."""
     texts: dict[str, str] = {}
     for event in events:
         rule, text = str(event.get("rule")), event.get("text")
         if event.get("action") == "withdrawn":
             texts.pop(rule, None)
-        elif event.get("statistic_name") == SAID_OUTRIGHT and isinstance(text, str):
+        elif event.get("statistic_name") == ABSOLUTE_STATISTIC and isinstance(text, str):
             texts.setdefault(rule, text)
     return list(texts.values())
 
 
 def level_of(view: View) -> float:
-    """What a fall is a fall of: the share of right completions, or the mean reward where no other is logged."""
+    """Return the level that falls are measured on: the share of right completions, or the mean reward without it."""
     success = view["reward/success"]
     return view["reward/mean"] if math.isnan(success) else success
 
 
 def number(signals: Signals, key: str) -> float:
-    """A signal as a float, NaN where it is missing."""
+    """Return a signal as a float, NaN where it is missing."""
     value = signals.get(key)
     return math.nan if value is None else float(value)
 
 
 def _averaged(level: float | None, value: float) -> float | None:
-    """A level that follows its values slowly; the first is its own level."""
+    """Update a slow moving average; the first value starts it."""
     if math.isnan(value):
         return level
     return value if level is None else level + (value - level) / RECENT

@@ -5,7 +5,7 @@ import torch
 
 from heliostat.config import ConfigError, OptimizerSection
 from heliostat.optim import BaseOptimizer, KroneckerSum, build_optimizer, forget_moments, optimizer_names
-from heliostat.optim.precision.master_weights import MasterWeights
+from heliostat.optim.master_weights import MasterWeights
 
 
 def pair():

@@ -1,8 +1,8 @@
-"""SMAC and its peers A2C, PPO and TRPO: which class, and which settings on which environment.
+"""SMAC and its peers A2C, PPO and TRPO: their classes, and their settings by environment.
 
 Peers come from stable_baselines3 and sb3_contrib themselves. Their settings are those of rl-baselines3-zoo where an
 environment is listed here, and the libraries' defaults elsewhere; the budgets they were tuned for are often larger.
-MuJoCo is the exception: the zoo tunes it for a million steps and more, and here everybody has the defaults and
+MuJoCo is the exception: the zoo tunes it for a million steps and more, and here all algorithms have the defaults and
 normalised observations and rewards.
 
 Left out: tuning; every setting can be overridden by name.
@@ -25,7 +25,7 @@ ALGORITHMS = ("smac", "a2c", "ppo", "trpo")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How an algorithm runs on an environment.
+    """The settings of an algorithm on an environment.
 
     Attributes:
         num_envs: copies of the environment, stepped in one process.
@@ -86,7 +86,7 @@ _MUJOCO = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5")
 
 
 def setup_of(algo: str, env: str) -> Setup:
-    """The settings of an algorithm on an environment, the algorithm's defaults where none are known.
+    """Look up the settings of an algorithm on an environment; unknown environments get the algorithm's defaults.
 
     Raises:
         ValueError: unknown algorithm.
@@ -98,7 +98,7 @@ def setup_of(algo: str, env: str) -> Setup:
 
 
 def algorithm_class(algo: str) -> type[BaseAlgorithm]:
-    """The class behind a name."""
+    """Look up an algorithm's class by name."""
     import sb3_contrib
     import stable_baselines3
 
@@ -112,7 +112,7 @@ def algorithm_class(algo: str) -> type[BaseAlgorithm]:
 
 
 def arguments_of(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments; for SMAC, settings of its direction (``num_scores``, ``damping``) go into it.
+    """Build constructor arguments; for SMAC, settings of its direction (``num_scores``, ``damping``) go into it.
 
     Raises:
         ValueError: an argument that the algorithm does not have.
@@ -129,7 +129,7 @@ def arguments_of(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(algo: str, env: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What an algorithm runs with, for people: the known settings, those given, and what sizes a step by default."""
+    """Describe an algorithm's settings for people: known ones, given ones, and the default step size."""
     setup = setup_of(algo, env)
     arguments = arguments_of(algo, {**setup.settings, **settings})
     arguments.setdefault("learning_rate", inspect.signature(algorithm_class(algo)).parameters["learning_rate"].default)

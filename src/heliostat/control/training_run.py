@@ -1,9 +1,9 @@
-"""One algorithm, one environment, one seed: training with the same evaluation for everybody, as rows of numbers.
+"""One algorithm, one environment, one seed: training with the same evaluation for all algorithms, as rows of metrics.
 
-The deterministic policy is evaluated on an environment of its own every ``eval_every`` steps. CPU seconds are the
+The deterministic policy is evaluated on an environment of its own at ``num_evals`` regular steps. CPU seconds are the
 process's, evaluation left out; an update's are those between the end of a rollout and the start of the next.
 
-Left out: several of them at once (``race``), and what is made of the rows (``runs``).
+Left out: parallel runs (``race``), and statistics of the rows (``runs``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
-from heliostat.control.contenders import algorithm_class, arguments_of, setup_of
+from heliostat.control.algorithms import algorithm_class, arguments_of, setup_of
 from heliostat.storage import publish_file
 
 EVAL_SEED = 10_000
@@ -31,12 +31,12 @@ OnRow = Callable[[Row], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Lap:
-    """What is run.
+class TrainingRun:
+    """One training run: algorithm, environment, seed and settings.
 
     Attributes:
-        settings: over those of ``contenders``.
-        model: where to save what was learned, if anywhere.
+        settings: over those of ``algorithms``.
+        model: file for the trained model; ``None``: it is not saved.
         num_evals: evaluations on the way, the last one at the end.
     """
 
@@ -51,11 +51,11 @@ class Lap:
 
 
 class _Stopwatch(BaseCallback):
-    """Evaluates at regular steps and counts CPU seconds between, evaluation left out."""
+    """A callback that evaluates at regular steps and counts CPU seconds between evaluations."""
 
-    def __init__(self, lap: Lap, env: VecEnv, on_row: OnRow) -> None:
+    def __init__(self, run: TrainingRun, env: VecEnv, on_row: OnRow) -> None:
         super().__init__()
-        self.lap, self.eval_env, self.on_row = lap, env, on_row
+        self.run, self.eval_env, self.on_row = run, env, on_row
         self.rows: list[Row] = []
         self.update_s, self.away_s, self.num_updates = 0.0, 0.0, 0
         self.rollout_ended: float | None = None
@@ -68,7 +68,7 @@ class _Stopwatch(BaseCallback):
         if self.rollout_ended is not None:
             self.update_s += time.process_time() - self.rollout_ended
             self.num_updates += 1
-        if self.num_timesteps >= len(self.rows) * self.lap.num_steps / self.lap.num_evals:
+        if self.num_timesteps >= len(self.rows) * self.run.num_steps / self.run.num_evals:
             self._evaluate()
 
     def _on_rollout_end(self) -> None:
@@ -87,7 +87,7 @@ class _Stopwatch(BaseCallback):
         training = self.model.get_vec_normalize_env()
         if training is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
-        mean = evaluate_policy(self.model, self.eval_env, self.lap.num_episodes, warn=False)[0]
+        mean = evaluate_policy(self.model, self.eval_env, self.run.num_episodes, warn=False)[0]
         assert not isinstance(mean, list)
         recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
         row = {
@@ -104,7 +104,7 @@ class _Stopwatch(BaseCallback):
 
 
 def save_model(model: Any, env: VecEnv, path: Path) -> None:
-    """Write what Stable-Baselines3 writes under these names (``model.zip``, ``model.normalize.pkl``), whole."""
+    """Publish Stable-Baselines3's files (``model.zip``, ``model.normalize.pkl``) whole."""
     written = io.BytesIO()
     model.save(written)
     publish_file(path.with_name(f"{path.name}.zip"), written.getvalue())
@@ -112,8 +112,8 @@ def save_model(model: Any, env: VecEnv, path: Path) -> None:
         publish_file(path.with_name(f"{path.name}.normalize.pkl"), pickle.dumps(env))
 
 
-def run_lap(lap: Lap, on_row: OnRow = lambda row: None) -> list[Row]:
-    """Train and evaluate; one row per evaluation.
+def run_training(run: TrainingRun, on_row: OnRow = lambda row: None) -> list[Row]:
+    """Train and evaluate; return one row per evaluation.
 
     Returns:
         Rows with ``step``, ``return`` (mean of ``num_episodes`` episodes of the deterministic policy),
@@ -123,19 +123,19 @@ def run_lap(lap: Lap, on_row: OnRow = lambda row: None) -> list[Row]:
         ValueError: unknown algorithm or setting.
     """
     torch.set_num_threads(1)
-    setup = setup_of(lap.algo, lap.env)
-    arguments = arguments_of(lap.algo, {**setup.settings, **lap.settings})
-    env: VecEnv = make_vec_env(lap.env, setup.num_envs, seed=lap.seed)
-    eval_env: VecEnv = make_vec_env(lap.env, min(5, lap.num_episodes), seed=EVAL_SEED + lap.seed)
+    setup = setup_of(run.algo, run.env)
+    arguments = arguments_of(run.algo, {**setup.settings, **run.settings})
+    env: VecEnv = make_vec_env(run.env, setup.num_envs, seed=run.seed)
+    eval_env: VecEnv = make_vec_env(run.env, min(5, run.num_episodes), seed=EVAL_SEED + run.seed)
     if setup.normalize:
         env = VecNormalize(env, gamma=arguments.get("gamma", 0.99))
         eval_env = VecNormalize(eval_env, training=False, norm_reward=False)
     policy = "MultiInputPolicy" if hasattr(env.observation_space, "spaces") else "MlpPolicy"
-    model = algorithm_class(lap.algo)(policy=policy, env=env, seed=lap.seed, device="cpu", **arguments)
-    watch = _Stopwatch(lap, eval_env, on_row)
-    model.learn(lap.num_steps, callback=watch, log_interval=None)  # type: ignore[arg-type]
-    if lap.model is not None:
-        save_model(model, env, lap.model)
+    model = algorithm_class(run.algo)(policy=policy, env=env, seed=run.seed, device="cpu", **arguments)
+    watch = _Stopwatch(run, eval_env, on_row)
+    model.learn(run.num_steps, callback=watch, log_interval=None)  # type: ignore[arg-type]
+    if run.model is not None:
+        save_model(model, env, run.model)
     env.close()
     eval_env.close()
     return watch.rows

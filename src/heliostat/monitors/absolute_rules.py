@@ -1,11 +1,11 @@
-"""What can be said of a run outright, causes before what they cause. Adding a condition is adding an entry.
+"""Conditions that need no baseline, causes before consequences. Adding a condition is adding an entry.
 
     verifiers and lengths       every verdict is a failure, every completion is cut off
     nothing to learn from       nothing solved, everything solved, one reward for all, groups that agree: four causes
     nothing that learns         gradients of zero, weights or a policy that stay
     damage by one step          a leap of the policy, a reward that falls at once
 
-Left out: counting and remembering (``outright``).
+Left out: counting and remembering (``absolute_monitor``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from heliostat.monitors.outright import OutrightRule, View, level_of
+from heliostat.monitors.absolute_monitor import AbsoluteRule, View, level_of
 
 LEAP_NATS = 5.0
 """A step this many nats long is damage; recorded healthy runs stay below 1.5, and wrecked ones begin at 5."""
@@ -46,7 +46,7 @@ def _whole(value: float, otherwise: str) -> str:
 
 
 def _of_problems(view: View, quantity: str) -> str:
-    """``none of the 20 held-out problems, 80 completions``, or of the step's completions."""
+    """Name the problems of an evaluation, as in ``none of the 20 held-out problems``, or the step's completions."""
     problems, count = view["eval/problems"], view.num_completions
     if not math.isnan(problems):
         return f"{quantity} of the {problems:.0f} held-out problems is solved in {count:.0f} completions"
@@ -61,7 +61,8 @@ def _nothing_advice(view: View) -> str:
         else "a warm start on worked solutions (warm_start.num_steps = 200)"
     )
     return (
-        f"add {more}, or easier problems; if the texts look right, heliostat tasks audit shows what the verifier reads"
+        f"add {more}, or easier problems; if the texts look right, heliostat tasks audit shows which part the verifier "
+        "reads"
     )
 
 
@@ -90,7 +91,7 @@ def _ends_fit(view: View) -> bool:
 
 
 def _too_short(view: View) -> bool:
-    """Whether the limit is what cuts: nearly all where solutions are known to be longer, all where nothing is known."""
+    """Whether the limit is too low: most completions reach it where solutions are known to be longer, else all do."""
     longer = view.setting(LONGEST_SOLUTION) > view.setting("rollout.max_new_tokens")
     return view["length/truncated"] > 0.9 if longer else _all_cut(view) and not _ends_fit(view)
 
@@ -104,7 +105,7 @@ def _failing(view: View) -> str:
 
 
 def _touched(view: View) -> bool:
-    """Whether the policy itself has changed in the last steps, and not only what it is paid."""
+    """Whether the policy itself has changed in the last steps, and not only its reward."""
     entropies = view.earlier("policy/entropy")
     usual = sum(entropies) / len(entropies) if entropies else math.nan
     now = view["policy/entropy"]
@@ -144,30 +145,30 @@ def _or_zero(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-OUTRIGHT: tuple[OutrightRule, ...] = (
-    OutrightRule(
+ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
+    AbsoluteRule(
         "mismatch-from-the-start",
         "mismatch/k3",
         "note",
         2,
         lambda view: view["mismatch/k3"] > LARGE_MISMATCH,
-        lambda view: f"sampler and trainer differ by {view['mismatch/k3']:.2g} nats a token from the first step on",
+        lambda view: f"sampler and trainer differ by {view['mismatch/k3']:.2g} nats per token from the first step",
         _said("compare their temperature, precision and weights before anything else: they are not the same policy"),
         frozenset({"mismatch", "mismatch-chi2", "mismatch-ess"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "verifier-fails",
         "reward/failures",
         "note",
         1,
         lambda view: view.failed > 0.999,
-        lambda view: f"every verdict is a failure of the verifier, so nothing was judged{_failing(view)}",
-        _said("mend the verifier, or raise task.timeout_s if it is slow: heliostat tasks audit shows how it fails"),
+        lambda view: f"every verdict is a failure of the verifier, so nothing was graded{_failing(view)}",
+        _said("fix the verifier, or raise task.timeout_s if it is slow: heliostat tasks audit shows how it fails"),
         NO_SIGNAL | FALLS | {"nothing-solved", "verifier-bursts"},
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "verifier-bursts",
         "reward/failures",
         "note",
@@ -178,26 +179,27 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
             f"were paid as if they were wrong{_failing(view)}"
         ),
         _said(
-            "raise task.timeout_s or task.num_workers, or mend what the verifier calls; task.on_failure = 'stop' ends "
-            "a run there"
+            "raise task.timeout_s or task.num_workers, or fix the service that the verifier calls; task.on_failure = "
+            "'stop' ends a run there"
         ),
         FALLS | {"no-signal"},
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "reward-scale",
         "reward/mean",
         "note",
         1,
         lambda view: abs(view["reward/mean"]) > LARGE_REWARD,
         lambda view: (
-            f"rewards are as large as {view['reward/mean']:.3g}, which objectives with a temperature read as certainty"
+            f"rewards are as large as {view['reward/mean']:.3g}, so large that objectives with a temperature treat "
+            "them as certain"
         ),
-        _said("scale the reward to about 1, or raise objective.tau as much"),
+        _said("scale the reward to about 1, or raise objective.tau by the same factor"),
         frozenset({"leap", "gradients-enormous", "gradient"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "all-cut",
         "length/truncated",
         "note",
@@ -209,27 +211,28 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "gradients-enormous",
         "optim/grad_norm",
         "note",
         3,
         lambda view: view["optim/grad_norm"] > ENORMOUS_GRADIENT,
-        lambda view: f"gradients are {view['optim/grad_norm']:.2g} long: one term of the loss outweighs all others",
+        lambda view: f"gradients are {view['optim/grad_norm']:.2g} long: one term of the loss dominates all others",
         _said(
             "look at the scale of rewards, objective.tau and objective.kl_ref; clipping leaves that term's direction"
         ),
         frozenset({"gradient"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "leap",
         "policy/lambda_hat",
         "rollback",
         1,
         lambda view: view["policy/lambda_hat"] > max(LEAP_NATS, LEAP_NATS_PER_TOKEN * _or_zero(view["length/mean"])),
         lambda view: (
-            f"one step moved the policy {view['policy/lambda_hat']:.3g} nats a completion away from what was sampled"
+            f"one step moved the policy {view['policy/lambda_hat']:.3g} nats per completion away from the policy that "
+            "sampled"
         ),
         _said(
             "lower optimizer.lr tenfold, or raise objective.tau where there is one; optimizer.warmup_steps softens a "
@@ -237,27 +240,27 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         ),
         FALLS | {"nothing-solved", "step-size", "longer-steps", "gradient", "entropy-explosion"},
     ),
-    OutrightRule(
+    AbsoluteRule(
         "reward-falls-at-once",
         "reward/success",
         "rollback",
         2,
         lambda view: _fell(view) and _touched(view),
-        lambda view: f"{_fall(view)}, and the policy changed with it: a step has wrecked it",
+        lambda view: f"{_fall(view)}, and the policy changed with it: a step has damaged it",
         _said("lower optimizer.lr, and look at the batch before the fall"),
         FALLS - {"reward-falls-at-once"} | {"nothing-solved"},
     ),
-    OutrightRule(
+    AbsoluteRule(
         "reward-vanishes",
         "reward/success",
         "note",
         2,
         _fell,
         lambda view: f"{_fall(view)}, while the policy stayed as it was: the reward changed, not the model",
-        _said("look at the verifier and what it calls, and at transcripts of that step; the weights are sound"),
+        _said("check the verifier, the services it calls, and transcripts of that step; the weights are sound"),
         frozenset({"reward-falls", "hardly-solved", "no-signal", "nothing-solved"}),
     ),
-    OutrightRule(
+    AbsoluteRule(
         "nothing-solved",
         "reward/success",
         "note",
@@ -269,7 +272,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "never-ends",
         "length/truncated",
         "note",
@@ -284,7 +287,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "cut-at-limit",
         "length/truncated",
         "note",
@@ -296,19 +299,22 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         lambda view: f"read transcripts: is length paid, or do texts loop? If neither, {_cut_advice(view)}",
         frozenset({"truncation", "length"}),
     ),
-    OutrightRule(
+    AbsoluteRule(
         "everything-solved",
         "reward/success",
         "note",
         3,
         lambda view: view.success > 0.98 and view["reward/zero_signal"] > LEARNED,
         lambda view: f"{_of_problems(view, 'every one')} from the start: there is nothing left to learn",
-        _said("take harder problems; if the texts look wrong, the verifier pays anything: heliostat tasks audit tries"),
+        _said(
+            "take harder problems; if the texts look wrong, the verifier accepts anything: test it with heliostat "
+            "tasks audit"
+        ),
         NO_SIGNAL,
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "learned",
         "reward/success",
         "note",
@@ -319,7 +325,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"no-signal", "entropy-collapse", "answers-collapse"}),
         quiet=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "same-reward",
         "reward/mean",
         "note",
@@ -333,12 +339,12 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
             f"every completion earns the same {view['reward/mean']:.3g}, whatever it says: the reward tells nothing "
             "apart"
         ),
-        _said("look at what the verifier returns for a right and a wrong answer: heliostat tasks audit"),
+        _said("compare the verifier's rewards for a right and a wrong answer: heliostat tasks audit"),
         frozenset({"groups-agree", "groups-too-small", "hardly-solved", "no-signal", "no-gradient"}),
         first_only=True,
         evaluated=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "groups-agree",
         "reward/zero_signal",
         "note",
@@ -352,7 +358,7 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         frozenset({"no-signal", "no-gradient", "hardly-solved"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "groups-too-small",
         "reward/zero_signal",
         "note",
@@ -362,13 +368,13 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         ),
         lambda view: (
             f"{view.agreement:.0%} of the groups of {view.setting('rollout.group_size'):.0f} earned the same in the "
-            "first steps, so few of them teach anything"
+            "first steps, so few of them give a gradient"
         ),
-        _said("raise rollout.group_size: in a larger group the right and the wrong meet more often"),
+        _said("raise rollout.group_size: larger groups hold right and wrong answers more often"),
         frozenset({"no-signal"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "hardly-solved",
         "reward/success",
         "note",
@@ -378,39 +384,39 @@ OUTRIGHT: tuple[OutrightRule, ...] = (
         _said("take easier problems, more warm start, larger groups (rollout.group_size) or train.focus"),
         frozenset({"no-signal"}),
     ),
-    OutrightRule(
+    AbsoluteRule(
         "no-gradient",
         "optim/grad_norm",
         "note",
         3,
         lambda view: view["optim/grad_norm"] == 0 and not view.uniform,
-        _said("every gradient is zero though rewards differ: nothing that is trained reaches the loss"),
+        _said("every gradient is zero though rewards differ: the trained weights do not affect the loss"),
         _said("check which weights are trained (lora.layers, frozen ones) and what the objective clips away"),
         frozenset({"weights-still"}),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "gradients-tiny",
         "optim/grad_norm",
         "note",
         3,
         lambda view: 0 < view["optim/grad_norm"] < TINY_GRADIENT and not view.uniform,
         lambda view: (
-            f"rewards differ and gradients are only {view['optim/grad_norm']:.2g} long: rewards hardly count in it"
+            f"rewards differ and gradients are only {view['optim/grad_norm']:.2g} long: rewards hardly affect it"
         ),
         _said("lower objective.tau, or scale the reward to about 1"),
         first_only=True,
     ),
-    OutrightRule(
+    AbsoluteRule(
         "weights-still",
         "optim/update_ratio",
         "note",
         3,
         lambda view: view["optim/update_ratio"] < 1e-9 and view["optim/grad_norm"] > 0 and not view.uniform,
-        lambda view: f"there are gradients, and the weights stay where they are (learning rate {view['optim/lr']:.2g})",
+        lambda view: f"there are gradients, but the weights do not move (learning rate {view['optim/lr']:.2g})",
         _said("raise optimizer.lr; in bfloat16, steps below the last digit of a weight are lost"),
         frozenset(),
         first_only=True,
     ),
 )
-"""Every condition, causes first: one that holds hides what it explains."""
+"""Every condition, causes first: one that holds hides the rules that it explains."""

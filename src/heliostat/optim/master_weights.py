@@ -1,6 +1,7 @@
 """Master weights for torch's own optimizers: they step float32 copies of weights of a lower-precision dtype.
 
-Left out: the arithmetic of the copies (``master_copies``), loss scaling (bfloat16 has float32's range), and float16.
+Left out: the arithmetic of the copies (``precision.master_copies``), float16, and loss scaling, which bfloat16 does not
+need.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class MasterWeights(BaseOptimizer):
         float32 weights: the inner optimizer itself, bit for bit.
         Weights written between two steps, however that is done: the next step starts from the written values.
         An entry that is written with the value it has keeps its copy's further digits.
-        Gradients may be float32 (``gradients.accumulate_in_float32``) or of the weights' own dtype.
+        Gradients may be float32 (``accumulate_in_float32``) or of the weights' own dtype.
     """
 
     def __init__(

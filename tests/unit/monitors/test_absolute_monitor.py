@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from heliostat.monitors import OUTRIGHT, Outright, evaluation_signals, recipe_numbers, standing
-from heliostat.monitors.outright import FIRST_STEPS, View
+from heliostat.monitors import ABSOLUTE_RULES, AbsoluteMonitor, evaluation_signals, recipe_numbers, standing
+from heliostat.monitors.absolute_monitor import FIRST_STEPS, View
 
 from .test_guard import healthy
 
@@ -54,68 +54,70 @@ FROM_THE_START = {
 """What a run looks like from its first step on, and the one thing to be said of it."""
 
 
-def read(outright, rows):
-    return [finding for step, row in enumerate(rows, start=1) for finding in outright.read(step, row)]
+def read(monitor, rows):
+    return [finding for step, row in enumerate(rows, start=1) for finding in monitor.read(step, row)]
 
 
 @pytest.mark.parametrize("rule", FROM_THE_START)
 def test_the_first_steps_say_it(rule):
-    found = read(Outright(OUTRIGHT, RECIPE), [USUAL | FROM_THE_START[rule]] * FIRST_STEPS)
+    found = read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL | FROM_THE_START[rule]] * FIRST_STEPS)
     assert found[0].rule == rule
     assert [finding.rule for finding in found] == [rule], "what the cause explains is not said as well"
     assert found[0].onset == 1
-    assert found[0].outright
+    assert found[0].is_absolute
     assert found[0].advice
 
 
 @pytest.mark.parametrize("rule", sorted(FROM_THE_START.keys() - {"leap", "reward-scale", "verifier-fails"}))
 def test_one_step_alone_is_no_finding_of_the_first_minute(rule):
-    assert read(Outright(OUTRIGHT, RECIPE), [USUAL | FROM_THE_START[rule], *[USUAL] * 10]) == []
+    assert read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL | FROM_THE_START[rule], *[USUAL] * 10]) == []
 
 
 def test_all_wrong_all_right_and_narrowing_are_three_findings():
     names = ("nothing-solved", "everything-solved", "groups-agree")
-    sentences = {read(Outright(OUTRIGHT), [USUAL | FROM_THE_START[name]] * 3)[0].meaning for name in names}
+    sentences = {read(AbsoluteMonitor(ABSOLUTE_RULES), [USUAL | FROM_THE_START[name]] * 3)[0].meaning for name in names}
     assert len(sentences) == 3
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_healthy_run_says_nothing(seed):
-    assert read(Outright(OUTRIGHT, RECIPE), [USUAL | row for row in healthy(seed, 200)]) == []
+    assert read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL | row for row in healthy(seed, 200)]) == []
 
 
 def test_a_run_that_learns_everything_says_nothing():
     rows = [USUAL | {"reward/mean": s, "reward/success": s, "reward/zero_signal": s} for s in (0.5, 0.8, 0.95)]
-    outright = Outright(OUTRIGHT, RECIPE)
-    assert read(outright, rows + [USUAL | RIGHT] * 20) == []
-    assert "no-signal" in outright.hidden
+    monitor = AbsoluteMonitor(ABSOLUTE_RULES, RECIPE)
+    assert read(monitor, rows + [USUAL | RIGHT] * 20) == []
+    assert "no-signal" in monitor.hidden
 
 
 def test_partial_credit_is_something_to_reinforce():
     shaped = {"reward/success": 0.0, "reward/mean": 0.2, "reward/zero_signal": 0.1}
-    assert read(Outright(OUTRIGHT, RECIPE), [USUAL | shaped] * 30) == []
+    assert read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL | shaped] * 30) == []
 
 
-@pytest.mark.parametrize("rule", OUTRIGHT, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", ABSOLUTE_RULES, ids=lambda rule: rule.name)
 def test_what_is_missing_makes_no_condition_true(rule):
     assert not rule.holds(View({}))
     assert not rule.holds(View({}, settings=RECIPE))
 
 
 def test_a_reward_that_vanishes_under_the_same_policy_is_the_verifiers():
-    found = read(Outright(OUTRIGHT, RECIPE), [USUAL] * 6 + [USUAL | WRONG] * 10)
+    found = read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL] * 6 + [USUAL | WRONG] * 10)
     assert [(finding.rule, finding.onset) for finding in found] == [("reward-vanishes", 7)]
 
 
 def test_a_reward_that_falls_with_the_policy_is_the_steps():
     wrecked = USUAL | WRONG | {"policy/entropy": 4.0}
-    found = read(Outright(OUTRIGHT, RECIPE), [USUAL] * 6 + [USUAL | {"policy/lambda_hat": 22.0}] + [wrecked] * 5)
+    found = read(
+        AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL] * 6 + [USUAL | {"policy/lambda_hat": 22.0}] + [wrecked] * 5
+    )
     assert [(finding.rule, finding.onset) for finding in found] == [("leap", 7), ("reward-falls-at-once", 8)]
     assert "22 nats" in found[0].meaning
 
 
 def test_a_fall_between_the_first_two_steps_needs_no_history():
-    found = read(Outright(OUTRIGHT, RECIPE), [USUAL] + [USUAL | WRONG] * 4)
+    found = read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL] + [USUAL | WRONG] * 4)
     assert found[0].rule == "reward-vanishes"
     assert found[0].onset == 2
 
@@ -123,13 +125,15 @@ def test_a_fall_between_the_first_two_steps_needs_no_history():
 def test_only_rewards_logged():
     keys = ("reward/mean", "reward/zero_signal", "policy/entropy")
     rows = [{key: row[key] for key in keys} for row in [USUAL | WRONG] * 3]
-    assert read(Outright(OUTRIGHT), rows)[0].rule == "nothing-solved"
+    assert read(AbsoluteMonitor(ABSOLUTE_RULES), rows)[0].rule == "nothing-solved"
     rows = [{key: USUAL[key] for key in keys}] * 4 + rows
-    assert read(Outright(OUTRIGHT), rows)[0].rule == "reward-vanishes"
+    assert read(AbsoluteMonitor(ABSOLUTE_RULES), rows)[0].rule == "reward-vanishes"
 
 
 def test_a_burst_of_failures_counts_its_completions():
-    found = read(Outright(OUTRIGHT, RECIPE), [USUAL] * 5 + [USUAL | {"reward/failures": 40.0}] * 2 + [USUAL] * 5)
+    found = read(
+        AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [USUAL] * 5 + [USUAL | {"reward/failures": 40.0}] * 2 + [USUAL] * 5
+    )
     assert [(finding.rule, finding.step) for finding in found] == [("verifier-bursts", 6)]
     assert "40 of 128" in found[0].meaning
 
@@ -137,8 +141,8 @@ def test_a_burst_of_failures_counts_its_completions():
 def test_a_log_without_the_number_of_completions_takes_the_recipes():
     row = {key: value for key, value in (USUAL | WRONG).items() if key != "reward/completions"}
     row["reward/failures"] = 128.0
-    assert read(Outright(OUTRIGHT, RECIPE), [row])[0].rule == "verifier-fails"
-    assert [f.rule for f in read(Outright(OUTRIGHT), [row] * 3)] == ["nothing-solved"]
+    assert read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE), [row])[0].rule == "verifier-fails"
+    assert [f.rule for f in read(AbsoluteMonitor(ABSOLUTE_RULES), [row] * 3)] == ["nothing-solved"]
 
 
 @pytest.mark.parametrize(
@@ -151,42 +155,42 @@ def test_a_log_without_the_number_of_completions_takes_the_recipes():
 )
 def test_the_limit_to_set_follows_the_solutions(longest, rule, advice):
     known = RECIPE | ({} if longest is None else {"task.longest_solution": longest})
-    found = read(Outright(OUTRIGHT, known), [USUAL | WRONG | CUT] * 3)
+    found = read(AbsoluteMonitor(ABSOLUTE_RULES, known), [USUAL | WRONG | CUT] * 3)
     assert [finding.rule for finding in found] == [rule]
     assert advice in found[0].advice
 
 
 def test_a_model_that_never_ends_though_its_solutions_do():
-    found = read(Outright(OUTRIGHT, RECIPE | {"task.longest_solution": 12.0}), [USUAL | CUT] * 3)
+    found = read(AbsoluteMonitor(ABSOLUTE_RULES, RECIPE | {"task.longest_solution": 12.0}), [USUAL | CUT] * 3)
     assert [finding.rule for finding in found] == ["never-ends"]
     assert "limit of 20 tokens" in found[0].meaning
 
 
 @pytest.mark.parametrize("rule", ["nothing-solved", "everything-solved", "same-reward", "verifier-fails", "all-cut"])
 def test_the_evaluation_says_it_before_the_first_step(rule):
-    outright = Outright(OUTRIGHT, RECIPE)
-    found = outright.evaluated(USUAL | FROM_THE_START[rule] | {"eval/problems": 16.0})
+    monitor = AbsoluteMonitor(ABSOLUTE_RULES, RECIPE)
+    found = monitor.evaluated(USUAL | FROM_THE_START[rule] | {"eval/problems": 16.0})
     assert [finding.rule for finding in found] == [rule]
     assert found[0].sentence().startswith("before training: ")
-    assert read(outright, [USUAL | FROM_THE_START[rule]] * 6) == [], "it is said once"
-    assert outright.withdrawn() == []
+    assert read(monitor, [USUAL | FROM_THE_START[rule]] * 6) == [], "it is said once"
+    assert monitor.withdrawn() == []
 
 
 def test_what_the_first_steps_do_not_confirm_is_withdrawn_once():
-    outright = Outright(OUTRIGHT, RECIPE)
-    outright.evaluated(USUAL | WRONG)
-    read(outright, [USUAL] * 2)
-    assert outright.withdrawn() == []
-    read(outright, [USUAL])
-    assert outright.withdrawn() == ["nothing-solved"]
-    assert outright.withdrawn() == []
-    assert not outright.up
+    monitor = AbsoluteMonitor(ABSOLUTE_RULES, RECIPE)
+    monitor.evaluated(USUAL | WRONG)
+    read(monitor, [USUAL] * 2)
+    assert monitor.withdrawn() == []
+    read(monitor, [USUAL])
+    assert monitor.withdrawn() == ["nothing-solved"]
+    assert monitor.withdrawn() == []
+    assert not monitor.up
 
 
 @pytest.mark.parametrize("cut", [1, 2, 4, 8, 9])
 def test_a_state_goes_through_json(cut):
     rows = [USUAL] * 3 + [USUAL | {"reward/failures": 40.0}] + [USUAL] * 3 + [USUAL | WRONG] * 4
-    whole, first, second = (Outright(OUTRIGHT, RECIPE) for _ in range(3))
+    whole, first, second = (AbsoluteMonitor(ABSOLUTE_RULES, RECIPE) for _ in range(3))
     for one in (whole, first):
         one.evaluated(USUAL | WRONG)
     expected = [(f.rule, f.onset) for f in read(whole, rows)]
@@ -212,11 +216,11 @@ def test_events_that_stand():
 def test_names_are_unique_and_what_is_hidden_exists():
     from heliostat.monitors import default_rules
 
-    names = [rule.name for rule in OUTRIGHT]
+    names = [rule.name for rule in ABSOLUTE_RULES]
     assert len(set(names)) == len(names)
     known = {*names, *(rule.name for rule in default_rules())}
     assert not set(names) & {rule.name for rule in default_rules()}
-    assert {name for rule in OUTRIGHT for name in rule.hides} <= known
+    assert {name for rule in ABSOLUTE_RULES for name in rule.hides} <= known
 
 
 def test_recipe_numbers_are_those_that_are_there():
