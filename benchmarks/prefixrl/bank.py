@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heliostat.traces import Bank, TraceSource, Trace
+from heliostat.traces import Bank, Trace, TraceSource
 
 BATCH = 512  # traces of one training step
 

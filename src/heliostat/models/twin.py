@@ -7,7 +7,7 @@
 Frozen weights (those below adapters) are never copied. Tied weights stay tied, hooks and the tokenizer are copied, so
 that nothing of a twin that is used in another thread is touched by the trained model.
 
-Left out: weights cut over ranks.
+Left out: sharded weights.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def are_current(weights: Sequence[Tensor], loaded: LoadedModel) -> bool:
 def with_weights(twin: LoadedModel, weights: Sequence[Tensor]) -> Iterator[None]:
     """Inside, a twin has these weights (from ``snapshot_weights`` of its model); nothing is copied.
 
-    **Limits**: with the weights of now, the twin's outputs are the model's, bit for bit.
+    **Limits**: with the current weights, the twin's outputs are the model's, bit for bit.
     """
     moved = [parameter for parameter in twin.model.parameters() if parameter.moves]  # type: ignore[attr-defined]
     resting = [parameter.data for parameter in moved]

@@ -54,7 +54,9 @@ def prepared(tmp_path_factory):
     recipe = load_recipe(str(folder / "prefixed.toml"), {"train.checkpoint_every": 2, "eval.every": 0})
     with problems_of(recipe) as problems, Bank.open(folder / "traces.bank") as bank:
         report = ImportReport()
-        rows = [TraceRow(f"row {n}", {"prompt": row["prompt"], "completion": row["work"]}) for n, row in enumerate(rows)]
+        rows = [
+            TraceRow(f"row {n}", {"prompt": row["prompt"], "completion": row["work"]}) for n, row in enumerate(rows)
+        ]
         import_rows(bank, rows, report, problems)
         assert report.appended.num_new == 100
         assert {trace.success for trace in bank} == {True}
