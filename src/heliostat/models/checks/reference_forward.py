@@ -26,7 +26,7 @@ from heliostat.models.architecture_probes import num_embedded_ids, probing
 from heliostat.models.loaded_model import LoadedModel
 
 MEMO = "tolerance"
-"""Under this name a loaded model remembers how it is compared; its twins and its sharded form share it."""
+"""Under this name a loaded model remembers how it is compared; its copies and its sharded form share it."""
 
 LENGTHS = (9, 2, 14)
 """Lengths of the test prompts: short next to long, and not sorted."""

@@ -32,7 +32,7 @@ from heliostat.train.logprobs.packing import Row
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
 MEMO = "exact layouts"
-"""Under this name a loaded model remembers the verdict, which its twins and its sharded form share."""
+"""Under this name a loaded model remembers the verdict, which its copies and its sharded form share."""
 
 
 @dataclass(frozen=True, slots=True)
