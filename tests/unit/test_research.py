@@ -45,6 +45,7 @@ def trained(experiment):
     return step
 
 
+@pytest.mark.slow
 def test_steps_give_the_weights_metrics_and_flops_of_a_run_bit_for_bit(recipe, experiment, tmp_path):
     result = run_recipe(recipe, tmp_path / "run", "small")
     assert result.status == "finished", result.reason
@@ -72,6 +73,7 @@ def test_scores_under_the_weights_that_sampled_are_the_samplers(experiment):
             assert torch.allclose(logp, torch.from_numpy(completion.logp_gen), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_restart_repeats_the_experiment_and_takes_other_settings(recipe, experiment):
     start = experiment.weights()
     first = trained(experiment).metrics
@@ -110,6 +112,7 @@ def test_the_mirror_metrics_are_zero_before_the_weights_move(experiment):
     assert metrics["policy/chi_square"] == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_objective_with_a_reference_asks_for_one(recipe, experiment, tmp_path):
     from heliostat.models import save_model
 

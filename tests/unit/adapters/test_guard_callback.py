@@ -53,6 +53,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_healthy_training_is_left_alone(tmp_path):
     trainer = train(tmp_path, Line(), GuardCallback(baseline_start=1, baseline_steps=3))
     assert trainer.state.global_step == 12

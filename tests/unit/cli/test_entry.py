@@ -148,6 +148,7 @@ def test_ctrl_c_in_a_real_process_exits_130():
     assert (process.returncode, err) == (130, "heliostat: interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)

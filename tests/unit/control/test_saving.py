@@ -219,6 +219,7 @@ def test_other_environments_and_what_was_left_out(tmp_path):
     assert loaded.num_timesteps == 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_steps", [1, 2, 9])
 @pytest.mark.parametrize("direction", ["rank1", "eva", "sample-space", "sgd"])
 def test_short_rollouts_learn(n_steps, direction):
@@ -231,6 +232,7 @@ def test_short_rollouts_learn(n_steps, direction):
     assert not torch.equal(before["value_net.weight"], after["value_net.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["rank1", Rank1(num_scores=1), "eva", "sample-space", "adam"], ids=str)
 def test_batch_statistics_are_learned_in_training_and_used_in_acting(direction):
     model = made(policy_kwargs=NORMALISED, direction=direction, num_steps=0, learning_rate=0.01)
@@ -258,6 +260,7 @@ def test_a_score_with_batchnorm_is_that_of_the_policy_that_acts():
             torch.testing.assert_close(found[parameter][index], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batchnorm_takes_a_left_over_row_and_refuses_a_single_one():
     for batch_size in (1, 15, 16):
         assert made(policy_kwargs=NORMALISED, batch_size=batch_size, n_steps=16)._n_updates == 3
@@ -299,6 +302,7 @@ def test_a_policy_with_nothing_to_train_is_named():
         model.learn(16, reset_num_timesteps=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["foreach", "fused", "differentiable"])
 def test_the_critics_optimizer_is_the_users(form):
     model = made(policy_kwargs={**NET, "optimizer_kwargs": {form: form == "foreach"}}, critic_learning_rate=0.25)

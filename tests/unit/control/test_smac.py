@@ -127,6 +127,7 @@ def weights(model):
     return torch.cat([p.detach().reshape(-1) for p in model.policy.parameters()])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     first, again, other = (small("CartPole-v1", n_steps=32, seed=seed).learn(160) for seed in (1, 1, 2))
     assert torch.equal(weights(first), weights(again))

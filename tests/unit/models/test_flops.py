@@ -26,6 +26,7 @@ def predicted(loaded: LoadedModel) -> float:
     return forward_flops(loaded, NUM_ROWS * NUM_TOKENS, NUM_TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"num_kv_heads": 2, "num_layers": 3, "intermediate_size": 200}])
 def test_equals_torchs_count_on_the_tiny_model(settings: dict[str, int]):
     loaded = load_model(ModelSection(settings=settings), 0, torch.device("cpu"))
@@ -33,6 +34,7 @@ def test_equals_torchs_count_on_the_tiny_model(settings: dict[str, int]):
     assert (1 + BACKWARD_COST) * predicted(loaded) == counted(loaded, backward=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2", "phi3", "granite"])
 def test_equals_torchs_count_on_dense_transformers(family: str, checkpoint):
     loaded = load_float32(checkpoint(family))

@@ -62,6 +62,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", FAULTS)
 def test_each_fault_is_named_once_within_six_steps(rule):
     rows = [row if step < 100 else row | FAULTS[rule] for step, row in enumerate(healthy(0, 200), start=1)]

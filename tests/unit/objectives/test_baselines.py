@@ -46,6 +46,7 @@ def test_leave_one_out_is_each_reward_minus_the_mean_of_the_others(values):
     assert leave_one_out_advantage(tensor(values)).tolist() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(groups, taus, st.booleans())
 def test_partition_matches_an_independent_log_sum_exp(values, tau, leave_one_out):
     for index, advantage in enumerate(partition_advantage(tensor(values), tau, leave_one_out).tolist()):
@@ -59,6 +60,7 @@ def test_the_log_partition_is_never_below_the_mean(values, tau):
     assert bool((partition_advantage(tensor(values), tau) <= mean_advantage(tensor(values)) + 1e-10).all())
 
 
+@pytest.mark.slow
 @given(groups)
 def test_partition_limits_in_tau(values):
     rewards = tensor(values)

@@ -69,6 +69,7 @@ def test_a_thousand_steps_stay_below_300_kilobytes(tmp_path: Path) -> None:
     assert write_report([run]).stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_a_long_page_is_written_over_and_a_foreign_one_is_not(tmp_path: Path) -> None:
     run = make_run(tmp_path / "long", Shape(num_steps=1000))
     page = write_report([run]).read_bytes()
@@ -119,6 +120,7 @@ def test_lone_surrogates_do_not_stop_the_page(tmp_path: Path) -> None:
     write_report([run]).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_many_runs_fit_one_page(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"run{seed}", Shape(num_steps=60, seed=seed)) for seed in range(8)]
     page = write_report(runs, tmp_path / "page.html").read_text(encoding="utf-8")

@@ -3,9 +3,12 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_every_table_of_the_pages_is_computed():
     path = ROOT / "benchmarks" / "scaling" / "page.py"
     spec = importlib.util.spec_from_file_location("scaling_page", path)

@@ -40,12 +40,14 @@ def modules(config):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_those_of_the_modules(family):
     config = {"model_type": family, **SMALL, **FAMILIES[family]}
     assert shape_of(config, family).num_parameters == sum(p.numel() for p in modules(config).parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_published_models_have_the_weights_of_their_modules(name):
     assert MODELS[name].num_parameters == sum(p.numel() for p in modules(_CONFIGS[name]).parameters())

@@ -189,6 +189,7 @@ def worker(rank, port, path):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_move_and_hold_what_the_model_says(tmp_path):
     mp.spawn(worker, (free_port(), str(tmp_path / "found.pt")), nprocs=2)
     found = torch.load(tmp_path / "found.pt", weights_only=True)

@@ -53,6 +53,7 @@ def test_lines_of_another_shape_are_counted(tmp_path):
     assert path.read_bytes() == b'{"step": 2}\n'
 
 
+@pytest.mark.slow
 def test_killed_at_every_event_appending_and_cutting(tmp_path):
     path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     append_rows(path, ROWS[:2])

@@ -25,6 +25,7 @@ def questions(problems: tuple[Any, ...]) -> list[str]:
     return [question_key(problem.columns["question"]) for problem in problems]
 
 
+@pytest.mark.slow
 def test_the_split_has_the_sizes_asked_for_and_no_question_twice() -> None:
     task = load(num_train=300, num_heldout=100, settings=SUMS)
     assert (len(task.train), len(task.heldout)) == (300, 100)
@@ -59,6 +60,7 @@ def test_another_interpreter_draws_the_same_problems(name: str, other_gym: _Gym)
     assert drawn == [problem.columns["question"] for problem in task.heldout + task.train]
 
 
+@pytest.mark.slow
 def test_an_interpreter_that_ended_is_replaced_and_one_that_dies_at_work_says_so(other_gym: _Gym) -> None:
     assert "chain_sum" in other_gym.call("catalog")
     first = other_gym._child.process

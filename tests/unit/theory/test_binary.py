@@ -44,6 +44,7 @@ def test_the_table_to_its_printed_digits(row):
         assert printed_like(float(value), text), (float(value), text)
 
 
+@pytest.mark.slow
 def test_one_scalar_equation_gives_the_same_step():
     """With two classes the new success probability is the only unknown; plain bisection finds it."""
     for p in (1e-3, 0.05, 0.5, 0.95):

@@ -79,6 +79,7 @@ def test_all_pictures_are_drawn(pictures):
         assert "#000000" not in text
 
 
+@pytest.mark.slow
 def test_drawing_again_gives_the_same_bytes(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "FIGURES", {"loophole": plots.FIGURES["loophole"]})
     again = draw_all(tmp_path)[0]

@@ -38,6 +38,7 @@ def test_any_baseline_below_the_partition_is_what_direct_optimisation_finds(seed
         assert (pmd_baseline(probs, rewards, tau, baseline).probs - found).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_same_policy_maximises_the_mixed_regulariser(seed):
     probs, rewards = random_problem(seed + 20)

@@ -84,6 +84,7 @@ def test_an_early_stop_is_certified_as_such(max_steps):
     assert 0 <= best.kl - exact.kl <= best.certificate.duality_gap / 2 + 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cycle", "band", "span", "linear_precision", "kronecker", "exchangeable"])
 def test_scaling_a_scales_c_and_divides_b(name):
     subspace, A = SUBSPACES[name](), covariance(12, seed=3)
@@ -133,6 +134,7 @@ def test_a_warm_start_saves_steps():
     assert warm.certificate.iterations < cold.certificate.iterations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cycle", "span", "markov", "linear_precision", "kronecker"])
 def test_stability_bounds(name):
     subspace, A = SUBSPACES[name](), covariance(12, seed=5)
@@ -247,6 +249,7 @@ class TestKinds:
                 np.testing.assert_allclose(together.B[i, j], alone.B, rtol=1e-9, atol=1e-9)
                 assert abs(float(together.kl[i, j]) - alone.kl) < 1e-9
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["cycle", "band", "span", "kronecker"])
     def test_float32_in_float32_out_with_a_certificate_of_those_numbers(self, name):
         subspace, A = SUBSPACES[name](), covariance(12).astype(np.float32)

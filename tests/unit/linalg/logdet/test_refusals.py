@@ -85,6 +85,7 @@ def test_a_start_that_would_be_ignored(A):
         inverse_decomposition(A, PATTERN, method=method, start=np.eye(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "dual_newton", "primal_newton"])
 @pytest.mark.parametrize(
     "subspace",

@@ -52,6 +52,7 @@ def test_right_at_every_scale(name, power):
     assert found.certificate == plain.certificate
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("powers", [(300, -300, 0, 100), (0, 250, -250, 290), (-300, -299, 300, 299), (0, 20, 40, 60)])

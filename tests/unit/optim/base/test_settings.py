@@ -61,6 +61,7 @@ def trained(optimizer_of):
     return weights(model)
 
 
+@pytest.mark.slow
 @every
 def test_settings_and_keywords_give_the_same_steps(name):
     make, cls, keywords = CASES[name]

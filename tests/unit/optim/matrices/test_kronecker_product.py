@@ -88,6 +88,7 @@ def divergence(values, a, b):
     return fit + q * torch.logdet(a) + p * torch.logdet(b)
 
 
+@pytest.mark.slow
 def test_the_factors_settle_where_the_divergence_has_no_slope():
     """Gradients over and over, with long memories: the projection on Kronecker products, found without its formulas."""
     values = gradients(12)
@@ -125,6 +126,7 @@ def test_units_and_rotations_of_the_gradient_do_not_matter():
         torch.testing.assert_close(rotated[k], rotations[0] @ plain[k] @ rotations[1], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_separable_scales_are_divided_out():
     """Independent entries of size l_i r_j: every entry's step has the same size in the long run."""
     generator = torch.Generator().manual_seed(0)
@@ -159,6 +161,7 @@ def test_blocks_are_matrices_of_their_own():
         torch.testing.assert_close(together[-1][:, 3 * k : 3 * k + 3], apart[-1])
 
 
+@pytest.mark.slow
 def test_bases_stay_orthogonal_through_hundreds_of_renewals():
     values = [value.float() for value in gradients(300, (6, 6))]
     _, state = moves_of(values, precondition_every=1)

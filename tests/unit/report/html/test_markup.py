@@ -100,6 +100,7 @@ def filled(source: str, **values: object) -> str:
     return environment().from_string(source).render(**values)
 
 
+@pytest.mark.slow
 @given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs"])))
 def test_a_template_shows_text_as_text_wherever_it_puts_it(text: str) -> None:
     source = """

@@ -46,6 +46,7 @@ def test_refilled_evicted_and_one_by_one_sampling_agree(nano):
     assert len({len(ids) for group in all_ids(at_once) for ids in group}) > 1, "the test needs ragged completions"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TorchEngine, PlainEngine])
 def test_every_group_is_announced_once_and_most_before_the_last_pass(nano, kind):
     engine = kind(nano, DecodeLimits(12, max_rows=6))
@@ -62,6 +63,7 @@ def test_every_group_is_announced_once_and_most_before_the_last_pass(nano, kind)
     assert min(steps for _, steps in announced.values()) < engine.counts.decode_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_plain_engine_samples_the_same(nano, shared):
     prompts = make_prompts(nano, 4)
@@ -73,6 +75,7 @@ def test_the_plain_engine_samples_the_same(nano, shared):
             np.testing.assert_allclose(a.logp_gen, b.logp_gen, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_every_prompt_is_prefilled_once_and_finished_rows_leave(nano):
     engine = TorchEngine(nano, DecodeLimits(12, min_freed=0.0))
     prompts = make_prompts(nano, 6)
@@ -85,6 +88,7 @@ def test_every_prompt_is_prefilled_once_and_finished_rows_leave(nano):
     assert engine.take_counts().prefills == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_recorded_log_probabilities_are_the_trainers(nano, temperature):
     groups = sample(TorchEngine(nano, DecodeLimits(10)), make_prompts(nano, 5), temperature=temperature)
@@ -130,12 +134,14 @@ def test_completions_follow_the_models_distribution():
     assert stats.chisquare(counts[keep], target[keep] / target[keep].sum() * counts[keep].sum()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_repeated_prompts_get_their_own_randomness(nano):
     prompt = make_prompts(nano, 1)[0]
     one, two = sample(TorchEngine(nano, DecodeLimits(12)), [prompt, prompt], group_size=6)
     assert all_ids([one]) != all_ids([two])
 
 
+@pytest.mark.slow
 def test_each_stop_has_its_reason():
     loaded = make_nano(context_length=24)
     prompt = make_prompts(loaded, 4)[3]
@@ -152,6 +158,7 @@ def test_each_stop_has_its_reason():
     assert all((c.token_ids[-1] in loaded.eos_ids) == (c in ended) for c in everything.completions)
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_the_completion_and_its_text_but_keeps_its_tokens(nano):
     prompts = make_prompts(nano, 5)
     free = sample(TorchEngine(nano, DecodeLimits(12)), prompts, group_size=8, temperature=2.0)
@@ -164,6 +171,7 @@ def test_a_stop_string_ends_the_completion_and_its_text_but_keeps_its_tokens(nan
     assert all(target in decode(nano, c.token_ids) and target not in decode(nano, c.token_ids[:-1]) for c in cut)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_fills_the_context_is_refused_by_name():
     prompts = make_prompts(make_nano(), 10)
     longest = max(prompts, key=lambda prompt: len(prompt.context_ids))
@@ -172,16 +180,19 @@ def test_a_prompt_that_fills_the_context_is_refused_by_name():
         sample(TorchEngine(small, DecodeLimits(4)), [longest])
 
 
+@pytest.mark.slow
 def test_the_engine_is_chosen_by_the_models_memory(nano):
     assert isinstance(build_engine(nano, DecodeLimits(4), RolloutSection()), TorchEngine)
 
 
+@pytest.mark.slow
 def test_threads_that_a_model_cannot_use_are_mentioned(nano):
     other = dataclasses.replace(nano, cache_kind="other")
     with pytest.warns(UserWarning, match="rollout.num_workers = 2 has no effect: the memory of 'tiny'"):
         assert isinstance(build_engine(other, DecodeLimits(4), RolloutSection(num_workers=2)), PlainEngine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TorchEngine, PlainEngine])
 def test_a_stopped_engine_ends_at_the_next_token(nano, monkeypatch, kind):
     """Told from another thread; one beside it goes on."""

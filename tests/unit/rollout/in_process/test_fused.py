@@ -20,6 +20,7 @@ def completions(engine, prompts, group_size=4):
     return [completion for group in groups for completion in group.completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [DecodeLimits(12), DecodeLimits(12, max_rows=5, min_freed=0.0)])
 @pytest.mark.parametrize("shape", [{}, {"num_heads": 4, "num_kv_heads": 2}], ids=["mqa", "gqa"])
 def test_same_tokens_and_numbers_also_after_the_weights_have_moved(shape, limits):
@@ -72,6 +73,7 @@ def test_weights_may_come_back_in_another_type():
     torch.testing.assert_close(product(x), linear(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "fits"), [("llama", True), ("qwen2", True), ("gpt2", False), ("gemma2", False)])
 def test_families(family, fits, tmp_path):
     loaded = load_float32(write_checkpoint(tmp_path, family))

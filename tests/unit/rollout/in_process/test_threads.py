@@ -65,7 +65,7 @@ def test_an_error_of_one_worker_is_raised_and_stops_the_others():
     with pytest.raises(KeyError, match="broken"):
         run_in_threads([fails, waits])
     assert seen == ["stopped"]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollout")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollout_")]
 
 
 def test_torchs_threads_are_shared_out_and_given_back():

@@ -214,6 +214,7 @@ def test_whatever_a_long_text_is_seen_through_is_exceeded(settings, expected):
     assert reach(loaded) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context_length", [2, 6, 24])
 def test_short_contexts_can_be_tried(context_length):
     loaded = make_nano(context_length=context_length)

@@ -79,6 +79,7 @@ def test_log_probs_are_the_trainers_at_the_sampling_temperature(make, nano, temp
             assert completion.entropy == pytest.approx(-completion.logp_gen)
 
 
+@pytest.mark.slow
 def test_every_group_is_announced_once(make):
     told = {}
     engine = make()
@@ -100,6 +101,7 @@ def test_why_a_completion_ended(make):
     assert {c.stop_reason for c in reasons} == {StopReason.EOS, StopReason.MAX_TOKENS}
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_the_text_and_not_the_tokens(make):
     ended = [
         completion
@@ -134,6 +136,7 @@ def test_samples_come_from_the_weights_of_now(make, state, nano):
     assert state.calls["/reset_prefix_cache"] == state.calls["/pause"] == state.calls["/resume"] == 3
 
 
+@pytest.mark.slow
 def test_the_rehearsal_leaves_the_weights_bit_for_bit(make, nano):
     before = [parameter.detach().clone() for parameter in nano.model.parameters()]
     sample(make())
@@ -147,6 +150,7 @@ def test_a_stale_tied_head_is_found_before_anything_is_trained(make, state, nano
         sample(make())
 
 
+@pytest.mark.slow
 def test_a_head_that_goes_stale_later_is_found_at_that_hand_over(make, state, nano):
     engine = make()
     sample(engine)
@@ -230,6 +234,7 @@ def test_an_answer_that_cannot_be_right_is_refused(make, state, change):
         sample(engine)
 
 
+@pytest.mark.slow
 def test_counts_are_the_in_process_engines(make, nano):
     engine = make()
     groups = sample(engine)
@@ -285,6 +290,7 @@ def test_engines_on_one_server_each_sample_from_their_own_weights(make, state, n
         assert [c.token_ids for c in old.completions] != [c.token_ids for c in other.completions]
 
 
+@pytest.mark.slow
 def test_the_rehearsal_of_a_twin_leaves_frozen_weights_alone(make, nano, state):
     nano.model.requires_grad_(False)
     twin = sampler_copy_of(nano)
@@ -320,6 +326,7 @@ def test_a_hand_over_that_broke_off_is_made_again(make, state, nano):
     assert state.calls["/collective_rpc"] == before + 1
 
 
+@pytest.mark.slow
 def test_a_stopped_engine_ends_without_waiting_for_the_server(make, state):
     engine = make()
     sample(engine)

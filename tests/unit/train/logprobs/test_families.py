@@ -43,6 +43,7 @@ def test_sampler_and_trainer_agree(sampled):
     np.testing.assert_allclose(logp, np.concatenate([row.completion.logp_gen for row in rows]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_shared_prompt_changes_no_gradient(sampled):
     family, loaded, _, groups = sampled
     rows = rows_of([TrainingGroup(group, torch.ones(2)) for group in groups])

@@ -41,6 +41,7 @@ def test_layouts_agree_in_value_and_gradient(nano, one, two, max_new_tokens):
     assert float((first[1] - second[1]).norm() / second[1].norm()) < 1e-5
 
 
+@pytest.mark.slow
 def test_rows_of_a_group_need_not_stand_together(nano):
     rows = rows_from(nano)
     shuffled = rows[1::2] + rows[::2]
@@ -55,6 +56,7 @@ def _by_row(layout, loaded, rows):
     return torch.split(layout.hidden(loaded, rows), [row.num_tokens for row in rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_claimed_tokens_are_those_the_model_sees(nano, layout, monkeypatch):
     rows = rows_from(nano)
@@ -67,6 +69,7 @@ def test_the_claimed_tokens_are_those_the_model_sees(nano, layout, monkeypatch):
     assert sum(seen) == layout.work([GroupShape.of(group) for group in by_group(rows)]).num_tokens
 
 
+@pytest.mark.slow
 def test_uneven_short_completions_grow_on_trees_and_long_ones_are_cached():
     policy = Policy(make_nano(), 1.0, shared_prompt=True)
     uneven = [GroupShape(context=16, num_rows=8, num_tokens=8 * 20, longest=60)] * 4
@@ -88,6 +91,7 @@ def kept_bytes(policy, rows):
     return sum(kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_recomputation_changes_no_gradient_and_keeps_less(nano, shared):
     rows = rows_from(nano)

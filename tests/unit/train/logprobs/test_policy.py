@@ -32,6 +32,7 @@ def relative(one, two):
     return float((one - two).norm() / two.norm())
 
 
+@pytest.mark.slow
 def test_shared_prompt_and_plain_forward_agree_in_value_and_gradient(nano, rows):
     shared = score(Policy(nano, 1.0, shared_prompt=True), rows)
     plain = score(Policy(nano, 1.0, shared_prompt=False), rows)
@@ -52,6 +53,7 @@ def test_company_does_not_matter(nano, rows, shared):
     torch.testing.assert_close(together, torch.cat(back[::-1]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_against_the_model_itself_one_sequence_at_a_time(nano, rows):
     with torch.no_grad():
         logp = Policy(nano, 0.8, shared_prompt=True).log_probs(rows).split([row.num_tokens for row in rows])
@@ -63,6 +65,7 @@ def test_against_the_model_itself_one_sequence_at_a_time(nano, rows):
             torch.testing.assert_close(piece.double(), torch.tensor(expected).double(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_chunked_head_equals_one_chunk(nano, rows, monkeypatch):
     policy = Policy(nano, 1.0, shared_prompt=True)
     whole = score(policy, rows)
@@ -99,6 +102,7 @@ def test_prompt_tokens_are_never_scored(nano, rows, shared):
     assert scored
 
 
+@pytest.mark.slow
 def test_one_token_completions(nano):
     engine = TorchEngine(nano, DecodeLimits(1))
     groups = engine.sample(SampleRequest(make_prompts(nano, 3), 2, SamplingSettings(), seed=1, policy_step=0))

@@ -38,6 +38,7 @@ def half_merged(monkeypatch, name):
     monkeypatch.setattr("heliostat.models.saving.merged", wrong)
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_the_model_and_the_folder_as_they_were(loaded, tmp_path):
     before = weights_digest(loaded)
     try_export(loaded, ALONE, tmp_path, PROMPTS)
@@ -45,6 +46,7 @@ def test_a_trial_leaves_the_model_and_the_folder_as_they_were(loaded, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_a_merge_forgets_shows_before_training(loaded, tmp_path, monkeypatch):
     half_merged(monkeypatch, "model.embed_tokens")
     if not lora.is_adapted(loaded.model):
@@ -60,6 +62,7 @@ def test_what_a_merge_forgets_shows_before_training(loaded, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_was_published_before_stays_when_a_later_export_is_wrong(tmp_path, monkeypatch):
     loaded = load_model(ModelSection(path="tiny", settings=NANO), 0)
     add_adapters(loaded.model, LoraSection(rank=2), seed=0)
@@ -106,6 +109,7 @@ def test_families_pass_with_adapters_wherever_they_can_be(family, layers, dtype,
     try_export(loaded, ALONE, tmp_path, PROMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_weights_that_loading_overwrites_show_before_training(rank, tmp_path):
     """A loader that zeroes the padding row, which the tied head trains: it is right until the first step is made."""
@@ -122,6 +126,7 @@ def test_weights_that_loading_overwrites_show_before_training(rank, tmp_path):
     assert weights_digest(loaded) == before
 
 
+@pytest.mark.slow
 def test_weights_that_are_tied_only_on_the_way_show_before_training(tmp_path, monkeypatch):
     """Two weights with the same numbers, of which a way of saving keeps one."""
     loaded = load_model(ModelSection(path="tiny", settings=NANO), 0)

@@ -144,6 +144,7 @@ def test_the_version_counts_steps_that_moved_the_weights(nano):
     assert one.version == 2
 
 
+@pytest.mark.slow
 def test_the_anchor_stays_fixed_over_the_phase():
     """With the anchor fixed, repeated full-batch steps converge to A = tau s; with a moving one they would not stop."""
     loaded = make_nano(eos_bias=0.0)
