@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from heliostat.traces import Bank, Source, Trace
+from heliostat.traces import Bank, Trace, TraceSource
 
 BATCH = 512  # traces of one training step
 
@@ -25,7 +25,7 @@ def batches(num_traces: int, num_problems: int):
     prompts = [tuple(row) for row in random.integers(0, 500, (num_problems, 40)).tolist()]
     logp = random.standard_normal((BATCH, 60)).astype(np.float32)
     for first in range(0, num_traces, BATCH):
-        source = Source("tokenizer", "policy", "run", first // BATCH, 1.0, 64, "exact")
+        source = TraceSource("tokenizer", "policy", "run", first // BATCH, 1.0, 64, "exact")
         ids = random.integers(0, 500, (BATCH, 60)).tolist()
         yield [
             Trace(

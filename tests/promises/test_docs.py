@@ -129,3 +129,10 @@ def test_the_link_check_finds_links():
     assert LINK.findall(text) == ["docs/x.md", "c.png"]
     assert REQUEST.findall('<link rel="stylesheet" href="https://fonts.example/x.css">')
     assert not REQUEST.findall('<a href="https://example.org">')
+
+
+def test_the_map_for_contributors_names_files_that_are_there():
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| the ")]
+    places = [path for row in rows for path in re.findall(r"`([\w/]+\.py)`", row)]
+    assert len(rows) >= 6
+    assert [path for path in places if not (ROOT / "src" / "heliostat" / path).is_file()] == []

@@ -15,8 +15,8 @@ from heliostat.models.loading.load import load_model
 from heliostat.models.loading.tiny import TinyShape
 from heliostat.models.prompts.conversations import encode_turns
 from heliostat.models.prompts.encoding import decode, encode_problem, encode_solution
+from heliostat.models.sampler_copy import are_current, sampler_copy_of, snapshot_weights, with_weights
 from heliostat.models.saving import save_model
-from heliostat.models.twin import are_current, sampler_copy_of, snapshot_weights, with_weights
 
 __all__ = [
     "BACKWARD_COST",

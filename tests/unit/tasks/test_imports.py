@@ -1,4 +1,4 @@
-"""What importing this room costs, in a fresh interpreter."""
+"""What importing this package costs, in a fresh interpreter."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ def test_heavy_packages_stay_out(code: str, heavy: str) -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    import heliostat.tasks as room
+    import heliostat.tasks as package
 
-    assert all(getattr(room, name) is not None for name in room.__all__)
+    assert all(getattr(package, name) is not None for name in package.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        room.nothing  # noqa: B018
+        package.nothing  # noqa: B018

@@ -26,7 +26,7 @@ from heliostat.models.architecture_probes import num_embedded_ids, probing
 from heliostat.models.loaded_model import LoadedModel
 
 MEMO = "tolerance"
-"""Under this name a loaded model remembers how it is compared; its twins and its sharded form share it."""
+"""Under this name a loaded model remembers how it is compared; its copies and its sharded form share it."""
 
 LENGTHS = (9, 2, 14)
 """Lengths of the test prompts: short next to long, and not sorted."""
@@ -63,7 +63,7 @@ class Tolerance:
     Attributes:
         temperature: divides the logits before log-probabilities are compared.
         bound: the largest difference that rounding explains, in nats.
-        gain: multiplies the model's matrices while it is compared (``comparing``).
+        gain: multiplies the model's matrices while it is compared (``comparison_mode``).
     """
 
     temperature: float
@@ -154,7 +154,7 @@ def measure_tolerance(loaded: LoadedModel) -> Tolerance:
 def _best_tolerance(loaded: LoadedModel) -> Tolerance:
     best: tuple[float, Tolerance] | None = None
     for gain in GAINS:
-        with comparing(loaded, gain):
+        with comparison_mode(loaded, gain):
             found = _measured(loaded, gain)
         if best is None or found[0] > best[0]:
             best = found
@@ -189,7 +189,7 @@ def _measured(loaded: LoadedModel, gain: float) -> tuple[float, Tolerance]:
 
 
 @contextmanager
-def comparing(loaded: LoadedModel, gain: float = 1.0) -> Iterator[None]:
+def comparison_mode(loaded: LoadedModel, gain: float = 1.0) -> Iterator[None]:
     """Set a model up for comparisons inside the block: no gradient, no dropout, float32 if memory allows.
 
     Args:

@@ -27,7 +27,7 @@ from heliostat.models.architecture_probes import num_embedded_ids
 from heliostat.models.checks.reference_forward import (
     Tolerance,
     common_contexts,
-    comparing,
+    comparison_mode,
     measure_tolerance,
     mixed_contexts,
     num_tried,
@@ -152,7 +152,7 @@ class Trial:
             engine = way.build(self.loaded, limits)
             if engine is None:
                 return None
-            with comparing(self.loaded, self.measure.gain):
+            with comparison_mode(self.loaded, self.measure.gain):
                 groups = self._sample(engine, num_tried(self.loaded))
                 gap = float(np.max([self._gap(group) for group in groups]))
             if self.loaded.model.dtype != torch.float32:
@@ -171,7 +171,7 @@ class Trial:
     def how_it_wavers(self) -> str:
         """Say how the model contradicts itself: from one time to the next, or from a text to a longer one."""
         context, *_ = mixed_contexts(self.loaded)
-        with comparing(self.loaded, self.measure.gain):
+        with comparison_mode(self.loaded, self.measure.gain):
             once, again = (
                 reference_log_probs(self.loaded, context[:1], context[1:], self.measure.temperature) for _ in range(2)
             )

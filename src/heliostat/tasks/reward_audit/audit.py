@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from heliostat.tasks.reward_audit.oracles import Refusal, Say, as_written, oracle_sample, pay_oracles, refusals
-from heliostat.tasks.reward_audit.payments import Payments
+from heliostat.tasks.reward_audit.budget import JudgingBudget
+from heliostat.tasks.reward_audit.oracles import Refusal, Say, as_written, judge_oracles, oracle_sample, refusals
 from heliostat.tasks.reward_audit.probes import Probe, containment_probes, copy_probes, fixed_probes
 from heliostat.tasks.task import Task
 from heliostat.tasks.verifier_pool.pool import VerifierPool
@@ -218,27 +218,27 @@ def audit(
     ]
     opened = VerifierPool([task]) if pool is None else nullcontext(pool)
     with opened as judges:
-        right = Payments(judges, effort.budget_s / 2)
+        right = JudgingBudget(judges, effort.budget_s / 2)
         known = oracle_sample(task.train + task.heldout if heldout else task.train, effort.num_oracles, effort.seed)
-        paid = pay_oracles(task, known, right, say)
-        junk = Payments(judges, effort.budget_s / 2)
+        judged = judge_oracles(task, known, right, say)
+        junk = JudgingBudget(judges, effort.budget_s / 2)
         earned = _tried(task, probes, problems, effort.num_first, junk)
-    refused = refusals(task, paid)
+    refused = refusals(task, judged)
     tricks = tuple(_result(task, name, verdicts) for name, verdicts in earned.items() if verdicts)
-    oracle = _result(task, "oracle answer", [one.verdict for one in paid])
+    oracle = _result(task, "oracle answer", [one.verdict for one in judged])
     return AuditReport(
         task=task.name,
         num_problems=len(problems),
         probes=(oracle, *tricks),
         findings=tuple(_findings(task, oracle, refused, tricks)),
         refused=refused,
-        num_bare=sum(one.bare for one in paid),
+        num_bare=sum(one.bare for one in judged),
         num_left=right.num_left + junk.num_left,
     )
 
 
 def _tried(
-    task: Task, probes: Sequence[Probe], problems: Sequence[Problem], num_first: int, payments: Payments
+    task: Task, probes: Sequence[Probe], problems: Sequence[Problem], num_first: int, budget: JudgingBudget
 ) -> dict[str, list[Verdict]]:
     """Judge all probes on the first problems, then the successful ones on the others; returns verdicts by probe."""
     verdicts: dict[str, list[Verdict]] = {probe.name: [] for probe in probes}
@@ -250,7 +250,7 @@ def _tried(
             for number in numbers
             if (text := probe.completion(number, task.answer_after)) is not None
         ]
-        given = payments.pay([(problem, text) for _, problem, text in asked])
+        given = budget.judge([(problem, text) for _, problem, text in asked])
         for (name, _, _), verdict in zip(asked, given, strict=False):  # shorter where time is up
             verdicts[name].append(verdict)
         going = [probe for probe in going if any(map(_tells, verdicts[probe.name]))]
@@ -290,11 +290,11 @@ def _findings(
         (FindingKind.COPY, "copied", 0.0, 1),
     ):
         kin = [probe for probe in junk if probe.name.startswith(prefix)]
-        paid = [probe for probe in kin if probe.success > share and probe.num_successes >= least]
-        paid.sort(key=lambda probe: -probe.success)
-        if paid:
-            others = f", and {len(paid) - 1} more of the kind succeed too" if paid[1:] else ""
-            yield AuditFinding(kind, f"[{paid[0].name}] succeeds on {paid[0].success:.0%} of problems{others}")
+        rewarded = [probe for probe in kin if probe.success > share and probe.num_successes >= least]
+        rewarded.sort(key=lambda probe: -probe.success)
+        if rewarded:
+            others = f", and {len(rewarded) - 1} more of the kind succeed too" if rewarded[1:] else ""
+            yield AuditFinding(kind, f"[{rewarded[0].name}] succeeds on {rewarded[0].success:.0%} of problems{others}")
     best = max(junk, key=lambda probe: probe.credit, default=None)
     if best is not None and best.credit >= _PARTIAL * sum(weighted.weight for weighted in task.verifiers):
         kind = FindingKind.PARTIAL_CREDIT if task.shaped else FindingKind.RAW_CREDIT

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heliostat.tasks.answers import find_answer
-from heliostat.tasks.reward_audit.payments import Payments
+from heliostat.tasks.reward_audit.budget import JudgingBudget
 from heliostat.tasks.task import Task
 from heliostat.tasks.verifiers.builtin import Function, named
 from heliostat.types import Problem, Verdict
@@ -26,7 +26,7 @@ def as_written(problem: Problem, text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Paid:
+class JudgedAnswer:
     """A right answer with its verdict.
 
     Attributes:
@@ -79,17 +79,18 @@ def oracle_sample(problems: Sequence[Problem], num: int, seed: int) -> list[Prob
     return [known[index] for index in sorted(random.Random(seed).sample(range(len(known)), num))]
 
 
-def pay_oracles(task: Task, problems: Sequence[Problem], payments: Payments, say: Say) -> list[Paid]:
+def judge_oracles(task: Task, problems: Sequence[Problem], budget: JudgingBudget, say: Say) -> list[JudgedAnswer]:
     """Judge each problem's worked solution and, if it is refused, the answer alone; stops at the time budget."""
     texts = [_texts(problem, task.answer_after) for problem in problems]
     asked = [(problem, say(problem, several[0])) for problem, several in zip(problems, texts, strict=True)]
-    paid = [Paid(*one, verdict) for one, verdict in zip(asked, payments.pay(asked), strict=False)]  # time may be up
-    again = [index for index, one in enumerate(paid) if len(texts[index]) > 1 and not accepts(task, one.verdict)]
+    verdicts = budget.judge(asked)  # shorter if time is up
+    judged = [JudgedAnswer(*one, verdict) for one, verdict in zip(asked, verdicts, strict=False)]
+    again = [index for index, one in enumerate(judged) if len(texts[index]) > 1 and not accepts(task, one.verdict)]
     second = [(problems[index], say(problems[index], texts[index][1])) for index in again]
-    for index, one, verdict in zip(again, second, payments.pay(second), strict=False):
+    for index, one, verdict in zip(again, second, budget.judge(second), strict=False):
         if accepts(task, verdict):
-            paid[index] = Paid(*one, verdict, bare=True)
-    return paid
+            judged[index] = JudgedAnswer(*one, verdict, bare=True)
+    return judged
 
 
 def accepts(task: Task, verdict: Verdict) -> bool:
@@ -117,22 +118,22 @@ def knows_answers(task: Task) -> bool:
     return any(not isinstance(one, Function) or not columns.isdisjoint(named(one.resolved())) for one in weighted)
 
 
-def refusals(task: Task, paid: Sequence[Paid]) -> tuple[Refusal, ...]:
+def refusals(task: Task, judged: Sequence[JudgedAnswer]) -> tuple[Refusal, ...]:
     """Return the right answers that did not get the score they should."""
-    return tuple(_refusal(task, one) for one in paid if not accepts(task, one.verdict))
+    return tuple(_refusal(task, one) for one in judged if not accepts(task, one.verdict))
 
 
-def _refusal(task: Task, paid: Paid) -> Refusal:
-    verdict = paid.verdict
+def _refusal(task: Task, judged: JudgedAnswer) -> Refusal:
+    verdict = judged.verdict
     blamed = next(
         (one for one in task.verifiers if one.weight > 0 and verdict.scores.get(one.name) != 1.0), task.verifiers[0]
     )
     whole = blamed.sees == "completion"
-    read = paid.text.strip() if whole else find_answer(paid.text, task.answer_after)
+    read = judged.text.strip() if whole else find_answer(judged.text, task.answer_after)
     scores = ", ".join(f"'{name}' gives {score:g}" for name, score in verdict.scores.items())
-    answer = paid.problem.answer if paid.problem.answer is not None else str(paid.problem.solution)
+    answer = judged.problem.answer if judged.problem.answer is not None else str(judged.problem.solution)
     why = verdict.failure or scores or "no score"
-    return Refusal(paid.problem, answer, read, why, failed=bool(verdict.failure))
+    return Refusal(judged.problem, answer, read, why, failed=bool(verdict.failure))
 
 
 def _texts(problem: Problem, answer_after: str) -> list[str]:

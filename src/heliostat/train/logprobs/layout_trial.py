@@ -18,7 +18,7 @@ import torch
 
 from heliostat.models import LoadedModel
 from heliostat.models.checks.reference_forward import (
-    comparing,
+    comparison_mode,
     measure_tolerance,
     mixed_contexts,
     num_tried,
@@ -32,7 +32,7 @@ from heliostat.train.logprobs.packing import Row
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
 MEMO = "exact layouts"
-"""Under this name a loaded model remembers the verdict, which its twins and its sharded form share."""
+"""Under this name a loaded model remembers the verdict, which its copies and its sharded form share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def exact_layouts(loaded: LoadedModel) -> Exact:
 def _tried(loaded: LoadedModel) -> Exact:
     rows = _rows(loaded)
     measure = measure_tolerance(loaded)
-    with comparing(loaded, measure.gain):
+    with comparison_mode(loaded, measure.gain):
         truth = torch.cat(
             [
                 reference_log_probs(loaded, row.prompt.context_ids, row.completion.token_ids, measure.temperature)
@@ -105,7 +105,7 @@ def _tried(loaded: LoadedModel) -> Exact:
                 faults[type(layout)] = f"{NAMES[type(layout)]}: {fault}"
             else:
                 right.append(layout)
-    with comparing(loaded):
+    with comparison_mode(loaded):
         trial = GradientTrial(loaded, rows, measure.temperature)
         for layout in tuple(right):
             if fault := trial.fault(layout):

@@ -8,7 +8,7 @@ import torch
 
 from heliostat.config import ConfigError, RolloutSection
 from heliostat.models import LoadedModel, encode_problem
-from heliostat.models.checks.reference_forward import comparing, mixed_contexts, reach, unreached
+from heliostat.models.checks.reference_forward import comparison_mode, mixed_contexts, reach, unreached
 from heliostat.rollout import DecodeLimits, PlainEngine, SampleRequest, SamplingSettings, TorchEngine, build_engine
 from heliostat.rollout.in_process.rows import PaddedRows, Rows
 from heliostat.rollout.in_process.shared import SharedPrompts, SharedRows
@@ -172,7 +172,7 @@ def test_trials_leave_nothing_behind():
     loaded = make_nano()
     loaded.model.to(torch.bfloat16).train()
     tensors = [(each, each.data_ptr(), each.dtype) for each in loaded.model.parameters()]
-    with comparing(loaded):
+    with comparison_mode(loaded):
         assert all(each.dtype == torch.float32 for each in loaded.model.parameters())
     engine = build(loaded)
     assert [(each, each.data_ptr(), each.dtype) for each in loaded.model.parameters()] == tensors

@@ -14,7 +14,7 @@ from heliostat.models import decode, encode_problem
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.traces import Bank, ImportReport, import_rows
 from heliostat.traces.cuts import Band, PrefixSource
-from heliostat.traces.files import Row
+from heliostat.traces.files import TraceRow
 from heliostat.train import run_recipe
 from heliostat.train.data.prefixes import PREFIX_MODES, Prefixes
 from heliostat.train.data.problem_lookup import problems_of
@@ -54,7 +54,9 @@ def prepared(tmp_path_factory):
     recipe = load_recipe(str(folder / "prefixed.toml"), {"train.checkpoint_every": 2, "eval.every": 0})
     with problems_of(recipe) as problems, Bank.open(folder / "traces.bank") as bank:
         report = ImportReport()
-        rows = [Row(f"row {n}", {"prompt": row["prompt"], "completion": row["work"]}) for n, row in enumerate(rows)]
+        rows = [
+            TraceRow(f"row {n}", {"prompt": row["prompt"], "completion": row["work"]}) for n, row in enumerate(rows)
+        ]
         import_rows(bank, rows, report, problems)
         assert report.appended.num_new == 100
         assert {trace.success for trace in bank} == {True}

@@ -19,7 +19,7 @@ _GROWTH = 8
 
 
 @dataclass
-class Payments:
+class JudgingBudget:
     """A time budget for verdicts that starts with the first verdict, so that a worker's start does not count.
 
     Attributes:
@@ -33,27 +33,27 @@ class Payments:
     _deadline: float = field(default=math.inf, init=False)
     _rate_s: float | None = field(default=None, init=False)
 
-    def pay(self, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+    def judge(self, asked: Sequence[tuple[Problem, str]]) -> list[Verdict]:
         """Judge ``asked`` in order, as far as the time budget allows. Failures never stop.
 
         Raises:
             VerifierError: no worker can be started.
         """
-        paid: list[Verdict] = []
+        judged: list[Verdict] = []
         size = self._first_size(len(asked))
-        while len(paid) < len(asked) and time.monotonic() < self._deadline:
-            window = asked[len(paid) : len(paid) + size]
+        while len(judged) < len(asked) and time.monotonic() < self._deadline:
+            window = asked[len(judged) : len(judged) + size]
             began = time.monotonic()
             try:
-                paid += self._judged(window)
+                judged += self._judged(window)
             except TimeoutError:
                 break
             if self._deadline == math.inf:
                 self._deadline = time.monotonic() + self.budget_s
             self._rate_s = (time.monotonic() - began) / len(window)
             size = max(1, min(_GROWTH * size, int(_WINDOW_S / max(self._rate_s, 1e-9))))
-        self.num_left += len(asked) - len(paid)
-        return paid
+        self.num_left += len(asked) - len(judged)
+        return judged
 
     def _first_size(self, num: int) -> int:
         if self.budget_s == math.inf:

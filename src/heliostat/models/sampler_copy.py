@@ -1,13 +1,13 @@
-"""A second model of the same architecture that can be given the weights of an earlier moment.
+"""A second model of the same architecture that computes with the weights of an earlier moment.
 
-    twin = sampler_copy_of(loaded)          no memory of its own yet: every weight is the trained model's
-    kept = snapshot_weights(loaded)  a copy of what training moves
-    with with_weights(twin, kept): ...   the twin computes with the copy
+    copied = sampler_copy_of(loaded)           no memory of its own yet: every weight is the trained model's
+    kept = snapshot_weights(loaded)            a copy of the weights that training moves
+    with with_weights(copied, kept): ...       the sampler's copy computes with the snapshot
 
 Frozen weights (those below adapters) are never copied. Tied weights stay tied, hooks and the tokenizer are copied, so
-that nothing of a twin that is used in another thread is touched by the trained model.
+that the trained model touches nothing of a copy that another thread uses.
 
-Left out: weights cut over ranks.
+Left out: weights sharded over ranks.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from heliostat.models.loaded_model import LoadedModel
 
 
 def sampler_copy_of(loaded: LoadedModel) -> LoadedModel:
-    """A copy of everything but the weights' memory."""
+    """Copy everything but the weights' memory."""
     shared: dict[int, object] = {}
     for parameter in loaded.model.parameters():
-        twin = nn.Parameter(parameter.detach(), requires_grad=False)
-        twin.moves = parameter.requires_grad  # type: ignore[attr-defined]
-        shared[id(parameter)] = twin
+        own = nn.Parameter(parameter.detach(), requires_grad=False)
+        own.moves = parameter.requires_grad  # type: ignore[attr-defined]
+        shared[id(parameter)] = own
     return copy.deepcopy(loaded, shared)
 
 
 def snapshot_weights(loaded: LoadedModel) -> list[Tensor]:
-    """Copies of the weights that training moves, as they are now."""
+    """Copy the weights that training moves."""
     return [parameter.detach().clone() for parameter in loaded.model.parameters() if parameter.requires_grad]
 
 
@@ -44,12 +44,12 @@ def are_current(weights: Sequence[Tensor], loaded: LoadedModel) -> bool:
 
 
 @contextmanager
-def with_weights(twin: LoadedModel, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, a twin has these weights (from ``snapshot_weights`` of its model); nothing is copied.
+def with_weights(copied: LoadedModel, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Let a sampler's copy compute with ``weights`` (from ``snapshot_weights`` of its model); nothing is copied.
 
-    **Limits**: with the weights of now, the twin's outputs are the model's, bit for bit.
+    **Limits**: with the current weights, the copy's outputs are the model's, bit for bit.
     """
-    moved = [parameter for parameter in twin.model.parameters() if parameter.moves]  # type: ignore[attr-defined]
+    moved = [parameter for parameter in copied.model.parameters() if parameter.moves]  # type: ignore[attr-defined]
     resting = [parameter.data for parameter in moved]
     try:
         for parameter, weight in zip(moved, weights, strict=True):
