@@ -57,7 +57,7 @@ def test_slices_fill_the_longest_bar_and_others_in_proportion() -> None:
 def test_recipes_show_what_was_changed_and_what_the_default_was(finished: Path) -> None:
     changed, everything = recipe_table(read_run(finished)).split("<details>")
     assert "train.updates_per_step" in changed
-    assert re.search(r"anchor fixed\s+4\s+1\s", text_of(changed))
+    assert re.search(r"anchor is fixed\s+4\s+1\s", text_of(changed))
     assert "rollout.group_size" not in changed  # 8 is the default
     assert "<mark>4</mark>" in everything
     assert "rollout.group_size" in everything
