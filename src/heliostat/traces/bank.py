@@ -241,7 +241,7 @@ class Bank:
         return self._whole(self.rows(), self.sources(), None)
 
     def sources(self) -> Mapping[int, TraceSource]:
-        """The sources by the number that traces refer to; read on first use."""
+        """Map the numbers that traces refer to to their sources, each read on first use."""
         return _Sources(self)
 
     def attempts(self, campaign: str | None = None) -> list[Attempts]:

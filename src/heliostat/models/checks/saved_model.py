@@ -38,9 +38,9 @@ Ids = Sequence[int]
 MAX_TOKENS = 128
 """How much of a prompt is read."""
 NUM_POSITIONS = 16
-"""Of how many tokens at its end logits are compared."""
+"""Tokens at the end of a prompt whose logits are compared."""
 QUIET = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.005}
-"""Differences that rounding explains in any model, as a share, by the type of the weights."""
+"""Differences that rounding explains in any model, as a share, by dtype."""
 NUM_NOISES, LOUD = 4.0, 0.7
 """Largest difference: this many times the effect of one unit in every weight, and at most this share."""
 
@@ -55,7 +55,7 @@ class TrainerLogits:
 
     Attributes:
         values: float32, at the end of every prompt, on the CPU.
-        dtype: the type they were computed in, which sharded weights need not be stored in.
+        dtype: the compute dtype, which may differ from that of sharded weights.
     """
 
     values: tuple[Tensor, ...]
