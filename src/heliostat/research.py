@@ -66,12 +66,14 @@ class Experiment:
     """A model in memory with its tasks, verifiers, objective and optimizer.
 
     Attributes:
-        recipe: the recipe that ``updater`` was built from.
+        opened: the recipe that the experiment was opened with.
+        recipe: the recipe that ``updater`` was built from; see ``restart``.
         updater: applies the objective; its ``policy``, ``objective`` and ``reference`` may be replaced between steps.
         ledger: FLOPs of everything that the experiment has computed, by phase.
         num_updates: optimizer steps since the last ``restart``, the position in the learning-rate schedule.
     """
 
+    opened: Recipe
     recipe: Recipe
     tasks: Sequence[Task]
     bundle: ModelBundle
@@ -183,7 +185,8 @@ class Experiment:
         count = len(step.batch.groups) if num_groups is None else num_groups
         budget = self.recipe.train.tokens_per_microbatch
         scored = sequence_log_ratios(self.policy, step.batch, count, budget, self.runtime)
-        return _values(mirror_means(*scored, tau=self.updater.objective.regression_tau))
+        metrics = _values(mirror_means(*scored, tau=self.updater.objective.regression_tau))
+        return metrics | {"policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0))}
 
     def evaluate(
         self, problems: Sequence[Problem] | None = None, num_samples: int | None = None, *, greedy: bool = True
@@ -228,12 +231,13 @@ class Experiment:
 
         Args:
             weights: from ``weights()``.
-            overrides: settings that change, ``{"objective.tau": 0.5}``; the model and the tasks stay as they are.
+            overrides: settings that differ from those the experiment was opened with, ``{"objective.tau": 0.5}``. The
+                model and the tasks stay as they are.
 
         Raises:
             ConfigError: an override is wrong, or would need another model or task.
         """
-        recipe = build_recipe(self.recipe.model_dump(mode="json"), overrides)
+        recipe = build_recipe(self.opened.model_dump(mode="json"), overrides)
         for section in ("model", "lora", "task", "distributed"):
             if getattr(recipe, section) != getattr(self.recipe, section):
                 raise ConfigError(
@@ -268,7 +272,9 @@ def open_experiment(
     bundle = set_up_model(checked, runtime)
     updater = make_updater(checked, bundle, objective, runtime)
     with VerifierPool(tasks) as pool:
-        yield Experiment(recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater)
+        yield Experiment(
+            opened=checked, recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater
+        )
 
 
 def _values(means: Mapping[str, Mean]) -> dict[str, float]:

@@ -11,12 +11,10 @@ Left out: a screen of its own. Every method has the same two learning rates, and
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,11 @@ import torch
 
 from heliostat.config import Recipe, load_recipe
 from heliostat.models import encode_problem, encode_solution
-from heliostat.objectives import build_objective
-from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
-from heliostat.tasks import VerifierPool
-from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.builders import make_updater
-from heliostat.train.checks.recipe import load_tasks
+from heliostat.research import Experiment, Step, open_experiment
+from heliostat.rollout import completion_seed
 from heliostat.train.data.curriculum import ShuffledEpochs
-from heliostat.train.distributed.ranks import start_runtime
-from heliostat.train.model_bundle import set_up_model
-from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
-from heliostat.train.update.updater import make_batch
-from heliostat.types import Batch, Group, Problem
+from heliostat.train.update.mirror_metrics import rollout_means
+from heliostat.types import Group, Problem
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "confirmation.jsonl"
@@ -62,65 +53,45 @@ def plan() -> list[dict[str, Any]]:
     ]
 
 
-class Bout(AbstractContextManager["Bout"]):
-    """The untrained model with what all runs share: problems, verifiers, and each seed's first rollouts."""
+class Bout:
+    """The untrained model with the parts that all runs share: problems, verifiers, and each seed's first rollouts."""
 
-    def __init__(self, work: Path) -> None:
-        self.recipe = load_recipe(str(HERE / "smollm2.toml"), {"task.path": str(write_problems(work))})
-        self.runtime = start_runtime(self.recipe.run)
-        self.tasks = load_tasks(self.recipe)
-        self.bundle = set_up_model(self.recipe, self.runtime)
-        self.weights = copy.deepcopy(self.bundle.loaded.model.state_dict())
-        self.pool = VerifierPool(self.tasks).__enter__()
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.weights = experiment, experiment.weights()
         self.first: dict[int, list[Group]] = {}
-        tokenizer = self.bundle.loaded.tokenizer
+        tokenizer = experiment.loaded.tokenizer
         texts = [tokenizer.decode([index]) for index in range(len(tokenizer))]
         line_ends = [index for index, text in enumerate(texts) if text.lstrip(" ").startswith("\n")]
-        self.ends = torch.tensor(sorted({*line_ends, *self.bundle.loaded.eos_ids}))
-
-    def __exit__(self, *problem: object) -> None:
-        self.pool.__exit__(*problem)
+        self.ends = torch.tensor(sorted({*line_ends, *experiment.loaded.eos_ids}))
 
     def carry_out(self, key: dict[str, Any]) -> dict[str, Any]:
-        """One run from the untrained weights."""
-        self.bundle.loaded.model.load_state_dict(self.weights)
-        recipe = run_recipe(self.recipe, key)
-        updater = make_updater(recipe, self.bundle, build_objective(recipe.objective), self.runtime)
-        started, ledger, phases = time.process_time(), Ledger(), []
+        """Make one run from the untrained weights."""
+        experiment = self.experiment
+        experiment.restart(self.weights, settings_of(key))
+        started, phases = time.process_time(), []
         for index in range(NUM_PHASES):
-            groups = self.rollouts(key["seed"], index, ledger)
-            batch = make_batch(updater.objective, groups)
-            order = completion_seed(key["seed"], "order", index)
-            report = updater.run(batch, UPDATES_PER_BATCH, index * UPDATES_PER_BATCH, order)
-            ledger.charge_update("update", self.bundle.loaded, report.counts)
-            scored = sequence_log_ratios(updater.policy, Batch(batch.groups[:16]), 16, 2048, self.runtime)
-            means = rollout_means(groups) | mirror_means(*scored, tau=updater.objective.regression_tau)
-            numbers = {name: mean.value for name, mean in means.items() if mean.count}
-            phases.append(numbers | {"policy/max_log_ratio": float(np.abs(scored[0]).max())})
+            groups = self.rollouts(key["seed"], index)
+            step = experiment.step(groups, seed=completion_seed(key["seed"], "order", index))
+            phases.append(rollout_metrics(step) | experiment.mirror_metrics(step, 16))
         spent_s = time.process_time() - started
-        heldout = self.success(self.tasks[0].heldout[:NUM_HELDOUT])
-        return key | {"heldout": heldout, "phases": phases, "cpu_s": spent_s, "flops": sum(ledger.flops.values())}
+        heldout = self.success(experiment.heldout[:NUM_HELDOUT])
+        return key | {"heldout": heldout, "phases": phases, "cpu_s": spent_s, "flops": experiment.ledger.spent}
 
-    def rollouts(self, seed: int, phase: int, ledger: Ledger) -> list[Group]:
-        """Graded groups under the current weights; in phase 0 those are the untrained ones, so sampled only once."""
+    def rollouts(self, seed: int, phase: int) -> list[Group]:
+        """Sample groups with the current weights; in phase 0 those are the untrained ones, so sample only once."""
         if phase == 0 and seed in self.first:
             return self.first[seed]
-        passes = ShuffledEpochs(self.tasks[0].train, completion_seed(seed, "problems"))
-        problems = passes.next(phase, UPDATES_PER_BATCH * PROMPTS_PER_UPDATE)
-        prompts = [self.bundle.prompt(problem) for problem in problems]
-        stream = completion_seed(seed, "phase", phase)
-        size = self.recipe.rollout.group_size
-        groups = self.bundle.engine.sample(SampleRequest(prompts, size, SamplingSettings(), seed=stream, policy_step=0))
-        ledger.charge_rollout("rollout", self.bundle.loaded, self.bundle.engine.take_counts())
-        graded = self.pool.verify(groups)
+        epochs = ShuffledEpochs(self.experiment.train, completion_seed(seed, "problems"))
+        problems = epochs.next(phase, UPDATES_PER_BATCH * PROMPTS_PER_UPDATE)
+        groups = self.experiment.sample(problems, seed=completion_seed(seed, "phase", phase))
         if phase == 0:
-            self.first[seed] = graded
-        return graded
+            self.first[seed] = groups
+        return groups
 
     @torch.no_grad()
     def success(self, problems: Sequence[Problem]) -> list[float]:
         """Each problem's probability of ``" answer"`` and then a line end, in the order of the problems."""
-        loaded, asked = self.bundle.loaded, []
+        loaded, asked = self.experiment.loaded, []
         for number, problem in enumerate(problems):
             prompt = encode_problem(loaded, problem, chat=False)
             answer = encode_solution(loaded, prompt, f" {problem.answer}")[:-1]
@@ -138,6 +109,11 @@ class Bout(AbstractContextManager["Bout"]):
         return found
 
 
+def study_recipe(work: Path) -> Recipe:
+    """Load the study's recipe, with its problems written into ``work``."""
+    return load_recipe(str(HERE / "smollm2.toml"), {"task.path": str(write_problems(work))})
+
+
 def write_problems(work: Path) -> Path:
     """Every sum of two numbers below 30 behind two solved examples, as rows of a file."""
     work.mkdir(parents=True, exist_ok=True)
@@ -147,12 +123,21 @@ def write_problems(work: Path) -> Path:
     return path
 
 
-def run_recipe(recipe: Recipe, key: dict[str, Any]) -> Recipe:
-    data = recipe.model_dump()
-    data["objective"] = {"name": key["objective"], **key["settings"]}
-    data["optimizer"]["lr"] = key["lr"]
-    data["train"] |= {"num_steps": NUM_PHASES, "updates_per_step": UPDATES_PER_BATCH}
-    return Recipe.model_validate(data)
+def settings_of(key: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in which a run differs from the study's recipe."""
+    return {
+        "objective.name": key["objective"],
+        **{f"objective.{name}": value for name, value in key["settings"].items()},
+        "optimizer.lr": key["lr"],
+        "train.num_steps": NUM_PHASES,
+        "train.updates_per_step": UPDATES_PER_BATCH,
+    }
+
+
+def rollout_metrics(step: Step) -> dict[str, float]:
+    """Return the metrics of a step's rollouts, as the results file has them."""
+    means = rollout_means([group.group for group in step.batch.groups])
+    return {name: mean.value for name, mean in means.items() if mean.count}
 
 
 def read() -> list[dict[str, Any]]:
@@ -164,9 +149,10 @@ def carry_on(work: Path, minutes: float) -> None:
     done, until = read(), time.monotonic() + 60 * minutes
     known = [{name: row.get(name) for name in ("objective", "settings", "lr", "seed")} for row in done]
     missing = [key for key in plan() if key not in known]
-    with Bout(work) as bout, RESULTS.open("a") as file:
+    with open_experiment(study_recipe(work)) as experiment, RESULTS.open("a") as file:
+        bout = Bout(experiment)
         if not done:
-            untrained = {"objective": "none", "heldout": bout.success(bout.tasks[0].heldout[:NUM_HELDOUT])}
+            untrained = {"objective": "none", "heldout": bout.success(experiment.heldout[:NUM_HELDOUT])}
             file.write(json.dumps(untrained) + "\n")
         for key in missing:
             if time.monotonic() > until:

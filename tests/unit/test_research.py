@@ -86,6 +86,8 @@ def test_a_restart_repeats_the_experiment_and_takes_other_settings(recipe, exper
     experiment.restart(start, {"objective.tau": 0.05, "optimizer.lr": 1e-5})
     assert experiment.updater.objective.regression_tau == 0.05
     changed = trained(experiment).metrics
+    experiment.restart(start)
+    assert experiment.recipe == experiment.opened, "overrides do not add up"
     assert changed["optim/lr"] == pytest.approx(first["optim/lr"] * 1e-5 / recipe.optimizer.lr)
     with pytest.raises(ConfigError, match=r"\[model\] cannot change in a running experiment"):
         experiment.restart(start, {"model.path": "smollm2-135m"})
