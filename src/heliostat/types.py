@@ -89,19 +89,53 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a stored solution that a prompt gives away.
+
+    Attributes:
+        kind: how it is given: ``prefix``, ``hint`` or ``unrelated``.
+        num_tokens: its length.
+
+    **Limits** ``Cut.parse(str(cut)) == cut``, and an empty text is no cut.
+    """
+
+    kind: str
+    num_tokens: int
+
+    def __str__(self) -> str:
+        """Return the form that trace banks and checkpoints store, ``prefix:12``."""
+        return f"{self.kind}:{self.num_tokens}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cut | None:
+        """Read the stored form.
+
+        Raises:
+            ValueError: the text is not one.
+        """
+        kind, colon, num_tokens = text.rpartition(":")
+        if not text:
+            return None
+        if not colon or not num_tokens.isdecimal():
+            raise ValueError(f"{text!r:.40} is no cut; it looks like 'prefix:12'")
+        return cls(kind, int(num_tokens))
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A problem as one model's token ids, optionally continued by an unfinished assistant turn.
 
     Attributes:
         token_ids: the rendered prompt (chat template applied), tokenised exactly once.
         prefix_ids: the start of an assistant turn to be continued; conditioned on, never scored.
-        cut: name of the prefix cut; samples are compared only with samples of the same (problem, cut).
+        cut: the prefix that the prompt gives away, if any; samples are compared only with samples of the same
+            (problem, cut).
     """
 
     problem: Problem
     token_ids: tuple[int, ...]
     prefix_ids: tuple[int, ...] = ()
-    cut: str = ""
+    cut: Cut | None = None
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -111,7 +145,7 @@ class Prompt:
     @property
     def group_key(self) -> tuple[str, str]:
         """Identity of the baseline group this prompt's completions belong to."""
-        return (self.problem.problem_id, self.cut)
+        return (self.problem.problem_id, str(self.cut or ""))
 
 
 @dataclass(frozen=True, slots=True)

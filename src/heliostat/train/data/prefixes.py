@@ -31,7 +31,7 @@ from heliostat.traces.spans import answer_start, longest_prefix
 from heliostat.train.data.collect import spent_on
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.model_bundle import ModelBundle
-from heliostat.types import Group, Mean, Message, Problem, Prompt
+from heliostat.types import Cut, Group, Mean, Message, Problem, Prompt
 
 HINT = "\nA solution begins like this: "
 
@@ -125,7 +125,7 @@ PrefixMode = Callable[[ModelBundle, Problem, tuple[int, ...]], Prompt]
 
 def as_prefix(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """The assistant has begun to answer."""
-    return replace(bundle.prompt(problem), prefix_ids=ids, cut=f"prefix:{len(ids)}")
+    return replace(bundle.prompt(problem), prefix_ids=ids, cut=Cut("prefix", len(ids)))
 
 
 def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
@@ -138,12 +138,12 @@ def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prom
         last = problem.prompt[-1]
         prompt = (*problem.prompt[:-1], {**last, "content": last["content"] + hint})
     told = bundle.prompt(replace(problem, prompt=prompt))
-    return replace(told, problem=problem, cut=f"hint:{len(ids)}")
+    return replace(told, problem=problem, cut=Cut("hint", len(ids)))
 
 
 def as_unrelated(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """The assistant has begun to answer something else."""
-    return replace(bundle.prompt(problem), prefix_ids=ids, cut=f"unrelated:{len(ids)}")
+    return replace(bundle.prompt(problem), prefix_ids=ids, cut=Cut("unrelated", len(ids)))
 
 
 PREFIX_MODES: dict[str, PrefixMode] = {"prefix": as_prefix, "hint": as_hint, "unrelated": as_unrelated}
@@ -231,7 +231,7 @@ class Prefixes:
             flags = [verdict.success for group in part for verdict in group.verdicts]
             means[key] = Mean(float(sum(flags)), len(flags))
         given = [
-            int(group.prompt.cut.rpartition(":")[2]) / self._lengths[group.prompt.problem.problem_id]
+            group.prompt.cut.num_tokens / self._lengths[group.prompt.problem.problem_id]
             for group in groups
             if group.prompt.cut
         ]
