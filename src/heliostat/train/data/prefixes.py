@@ -163,7 +163,7 @@ class Prefixes:
     problems: Mapping[str, Problem]
     prefix_sources: Sequence[PrefixSource]
     policy: CutPolicy
-    deliver: PrefixMode
+    mode: PrefixMode
     seed: int
     per_step: int
     leaks: Callable[[Problem, str], bool]
@@ -192,7 +192,7 @@ class Prefixes:
         ids = cut_prefix_source(prefix_source, share, self._boundaries(prefix_source))
         if not ids or self._gives_away(problem, ids):
             return self.bundle.prompt(problem)
-        return self.deliver(self.bundle, problem, ids)
+        return self.mode(self.bundle, problem, ids)
 
     def _boundaries(self, prefix_source: PrefixSource) -> tuple[int, ...] | None:
         """Lengths at which a step of the solution ends."""
@@ -275,13 +275,13 @@ def open_prefixes(
         policy = build_cut_policy(section.name, section.settings)
         prefix_sources = kept_prefix_sources(path, lambda: find_prefix_sources(recipe, bundle, tasks))
         per_step = round(section.share * recipe.rollout.prompts_per_step)
-    given = _shifted(prefix_sources.prefix_sources) if section.deliver == "unrelated" else prefix_sources.prefix_sources
+    given = _shifted(prefix_sources.prefix_sources) if section.mode == "unrelated" else prefix_sources.prefix_sources
     prefixes = Prefixes(
         bundle=bundle,
         problems=problems,
         prefix_sources=given,
         policy=policy,
-        deliver=PREFIX_MODES[section.deliver],
+        mode=PREFIX_MODES[section.mode],
         seed=recipe.run.seed,
         per_step=per_step,
         leaks=lambda problem, text: pool.judge(problem, [text]).result()[0].success,

@@ -136,13 +136,13 @@ class ModelBundle:
         return encode_problem(NANO, problem)
 
 
-def prefixes(deliver="prefix", leaks=lambda problem, text: False, **changes):
+def prefixes(mode="prefix", leaks=lambda problem, text: False, **changes):
     problems = {f"p{n}": Problem(f"p{n}", "sums", f"{n} + 2 =", answer=str(n + 2)) for n in range(6)}
     words = {name: f"{name} goes on for quite a while" for name in problems}
     texts = {name: NANO.tokenizer.encode(text, add_special_tokens=False) for name, text in words.items()}
     donors = [PrefixSource(name, tuple(ids), len(ids)) for name, ids in texts.items()]
     fields = {"separator": "", "seed": 3, "per_step": 6, **changes}
-    return Prefixes(ModelBundle(), problems, donors, Band(), PREFIX_MODES[deliver], leaks=leaks, **fields)
+    return Prefixes(ModelBundle(), problems, donors, Band(), PREFIX_MODES[mode], leaks=leaks, **fields)
 
 
 def test_every_cut_comes_once_in_a_pass_and_again_after_a_restart():
