@@ -266,7 +266,7 @@ def test_leaving_ends_what_is_being_sampled_and_what_is_waiting(tmp_path, held_u
         for step in (4, 5):
             run.ahead._begin(step)
         assert arrived.wait(20)
-        ends = [run.ahead._known[step].landing for step in (2, 3, 4, 5)]
+        ends = [run.ahead._known[step].share for step in (2, 3, 4, 5)]
     assert all(end.done() for end in ends)
     assert any(not end.cancelled() and isinstance(end.exception(), SamplingStopped) for end in ends)
 
