@@ -39,7 +39,7 @@ class ModelBundle:
     sampler_copy: LoadedModel | None = None
 
     def prompt(self, problem: Problem) -> Prompt:
-        """A problem in this model's tokens."""
+        """Encode a problem in this model's tokens."""
         return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
 
 
@@ -62,7 +62,7 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
 
 
 def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
-    """Set up a sampler whose model can also be scored and trained, cut over ranks where the recipe asks for it."""
+    """Set up a sampler whose model can also be scored and trained, sharded where the recipe asks for it."""
     bundle = set_up_sampler(recipe, runtime, keep_day)
     loaded = bundle.loaded
     _try_layouts(loaded, runtime)  # like the engine before weights are cut: that would leave them gathered
@@ -76,7 +76,7 @@ def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
     """Find the layouts that are right for a model, while its weights are whole.
 
     Raises:
-        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be cut over ranks.
+        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be sharded.
     """
     exact = exact_layouts(loaded)
     if exact.untrainable:
@@ -99,7 +99,7 @@ def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype
 
 
 def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.dtype) -> Policy:
-    """The frozen policy saved in ``folder``, on the run's device, in the type of the policy that it is compared with.
+    """Load the frozen policy in ``folder`` onto the run's device, in the dtype of the policy it is compared with.
 
     Args:
         dtype: of the policy's weights; ``auto`` may mean another for a folder than for the model the run began from.

@@ -28,7 +28,7 @@ ROLLOUTS = "rollouts"
 
 
 class Stateful(Protocol):
-    """What keeps its state by the usual two methods."""
+    """An object with torch's usual pair of methods for its state."""
 
     def state_dict(self) -> Any: ...
 
@@ -62,17 +62,17 @@ class Part:
 
 
 def stateful(name: str, owner: Stateful) -> Part:
-    """A part with the usual two methods, restored."""
+    """Build a part of an object with the usual two methods; a rollback restores it."""
     return Part(name, owner.state_dict, owner.load_state_dict)
 
 
 def attribute(name: str, owner: object, key: str) -> Part:
-    """A plain value of an object, restored."""
+    """Build a part of one attribute of an object; a rollback restores it."""
     return Part(name, lambda: getattr(owner, key), lambda value: setattr(owner, key, value))
 
 
 def surviving(part: Part, why: str) -> Part:
-    """The same part, which a rollback leaves as it is."""
+    """Let a rollback leave a part as it is, for the reason ``why``."""
     return Part(part.name, part.save, part.load, "survives", why)
 
 

@@ -51,7 +51,7 @@ class Ledger:
         yield
 
     def charge_sampling(self, phase: str, loaded: LoadedModel, engine: Engine, runtime: Runtime) -> None:
-        """What all ranks have sampled since the last call; all call it together."""
+        """Charge the sampling of all ranks since the last call; all ranks call this together."""
         total = runtime.sum(asdict(engine.take_counts()))
         self.charge_rollout(phase, loaded, RolloutCounts(**{key: int(value) for key, value in total.items()}))
 
@@ -101,7 +101,7 @@ class Ledger:
         return sum(flops for phase, flops in self.unshared.items() if phase != "eval")
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint keeps."""
+        """Return the totals for a checkpoint."""
         return {"flops": dict(self.flops), "unshared": dict(self.unshared), "seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:

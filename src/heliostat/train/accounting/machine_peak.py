@@ -1,4 +1,4 @@
-"""What this machine does at best, measured on the spot: a matrix product, a copy, and how high memory rose.
+"""The machine's peak, measured in this process: a matrix product, a copy, and the most memory in use.
 
 Left out: caches, several devices, and anything below a whole product or copy.
 """
@@ -17,10 +17,10 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class MachinePeak:
-    """What the machine does at best, measured in this process with its threads.
+    """Peak rates of the machine, measured in this process with its threads.
 
     Attributes:
-        flops_per_s: of a square matrix product in the type of the weights.
+        flops_per_s: of a square matrix product in the weights' dtype.
         bytes_per_s: read plus written by a copy that fits no cache.
     """
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line on a terminal, plain lines everywhere else.
+"""Progress of a run for people: one live line on a terminal, plain lines everywhere else.
 
 Left out: anything a machine should read (``tracking``, ``summary.json``).
 """
@@ -30,7 +30,7 @@ SHOWN = {
 
 
 def brief(values: Mapping[str, float]) -> str:
-    """The shown metrics that are present, as one short text."""
+    """Join the shown metrics that are present into one short text."""
     shown = (form.format(values[key]) for key, form in SHOWN.items() if key in values)
     return "  ".join(text.replace("-0.0000", "+0.0000") for text in shown)
 
@@ -69,7 +69,7 @@ class Display:
         self.end_phase()
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line that stays."""
         self.console.print(visible(text), soft_wrap=True, markup=False)
 
     def begin_phase(self, name: str, total: int, done: int = 0) -> None:
@@ -110,5 +110,5 @@ class Display:
             self._live = self._task = None
 
     def table(self, table: Table) -> None:
-        """A small table that stays; a live line goes on below it."""
+        """Print a small table that stays; a live line goes on below it."""
         self.console.print(table)

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer state cut over ranks: torch's ``fully_shard`` (FSDP2), layer by layer.
+"""Weights, gradients and optimizer state sharded over ranks: torch's ``fully_shard`` (FSDP2), layer by layer.
 
 Between steps every rank holds its part of each weight. A training pass gathers one layer at a time, forward and
 backward, and hands the gradient's parts back averaged. Sampling gathers all layers once and keeps them until it is
@@ -80,7 +80,7 @@ def _plainly(work: Callable[[], T]) -> T:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
-    """The state of a cut model with whole tensors, tied ones shared, in memory of the CPU; ``None`` of a whole model.
+    """Gather a sharded model's state dict on the CPU, tied tensors shared; ``None`` where nothing is sharded.
 
     All ranks call it together, and the main one gets the tensors.
     """

@@ -7,7 +7,7 @@ What decides anything (groups, numbers, a wish to stop) is made equal on all ran
 above reads like that of one process and no decision is taken twice in different ways. Gradients are averaged over
 ranks, of losses that were multiplied by the number of ranks: torch's own convention, in which a sum stays a sum.
 
-Left out: weights cut over ranks (``fsdp``).
+Left out: weights sharded over ranks (``fsdp``).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Runtime:
     # -- exchanges --------------------------------------------------------------------------------------------------
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank.
+        """Gather every rank's value, in rank order, on every rank.
 
         Raises:
             RankLost: a rank has died or does not answer.
@@ -79,7 +79,7 @@ class Runtime:
         return everyone
 
     def broadcast(self, value: T) -> T:
-        """The main rank's value, on every rank."""
+        """Return the main rank's value on every rank."""
         return self.gather(value)[0]
 
     def any(self, flag: bool) -> bool:
@@ -118,7 +118,7 @@ class Runtime:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """What fails inside on any rank fails on all, with the same error."""
+        """Raise an exception of any rank on all ranks."""
         failure: Exception | None = None
         try:
             yield
@@ -133,7 +133,7 @@ class Runtime:
             raise failure or failures[0]
 
     def run_on_main(self, make: Callable[[], T]) -> T:
-        """What the main rank makes, on every rank; an error there is everybody's."""
+        """Run ``make`` on rank 0 and broadcast its result; an exception is re-raised on every rank."""
         if self.world_size == 1:
             return make()
         with self.raise_on_all_ranks():
@@ -142,7 +142,7 @@ class Runtime:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main rank does what is inside before the others, which then find it done."""
+        """Let the main rank run the block first; the others run it after that, and find its work done."""
         if not self.is_main:
             self.gather(None)
         yield
@@ -152,13 +152,13 @@ class Runtime:
     # -- shares -----------------------------------------------------------------------------------------------------
 
     def shard_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts of this rank; copies of one prompt stay together, since they number their random streams."""
+        """Return this rank's prompts; copies of one prompt stay together, since they number their random streams."""
         keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
         owner = {key: index % self.world_size for index, key in enumerate(keys)}
         return [prompt for prompt in prompts if owner[prompt.group_key] == self.rank]
 
     def gather_groups(self, prompts: Sequence[Prompt], mine: Sequence[T]) -> list[T]:
-        """What every rank made of its ``share``, one thing per prompt, in the order of ``prompts``."""
+        """Gather the results of ``shard_prompts`` from every rank, one a prompt, in the order of ``prompts``."""
         if self.world_size == 1:
             return list(mine)
         keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
@@ -167,7 +167,7 @@ class Runtime:
         return [next(owner[prompt.group_key]) for prompt in prompts]
 
     def shard_balanced(self, items: Sequence[T], sizes: Sequence[int]) -> list[T]:
-        """The items of this rank in a division that all ranks make alike: largest first, to whoever has least."""
+        """Return the items of this rank: largest first, each to the rank with the least so far, alike on all ranks."""
         if self.world_size == 1:
             return list(items)
         loads = [0] * self.world_size
@@ -256,7 +256,7 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
 
 @contextmanager
 def running(run: RunSection, distributed: DistributedSection) -> Iterator[Runtime]:
-    """A runtime whose ranks part at the end."""
+    """Start a runtime, and leave its process group at the end."""
     try:
         yield start_runtime(run, distributed)
     finally:

@@ -83,19 +83,19 @@ def read_shards(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint keeps of a model: trainable weights, tied ones once; frozen ones stay where they came from."""
+    """Return a model's trainable weights for a checkpoint, tied ones once; frozen ones stay where they came from."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor that every rank has, cut as ``weight`` is; itself where that is not cut or has another shape."""
+    """Shard a whole tensor like ``weight``; return it as it is where that is whole or has another shape."""
     if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
         return tensor
     return distribute(tensor.to(weight.device), weight)
 
 
 def cut_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
-    """An optimizer's whole state, cut as its parameters are; entries named in ``whole`` are kept whole by all ranks."""
+    """Shard an optimizer's whole state like its parameters; all ranks keep the entries named in ``whole``."""
     ids = [index for group in state["param_groups"] for index in group["params"]]
     of = dict(zip(ids, parameters, strict=True))
     cut = {

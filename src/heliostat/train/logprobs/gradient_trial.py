@@ -61,7 +61,7 @@ class GradientTrial:
         self._truth = truth
 
     def fault(self, layout: Layout) -> str:
-        """What is wrong with a layout's gradient, empty where nothing is or where it cannot be told."""
+        """Describe the fault of a layout's gradient; empty where it has none, or where that cannot be told."""
         if self._truth is None or self.untrainable:
             return ""
         try:

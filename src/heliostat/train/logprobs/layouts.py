@@ -31,7 +31,7 @@ from heliostat.train.logprobs.packing import GroupShape, Row
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one forward computes, padding included.
+    """Cost of one forward pass, padding included.
 
     Attributes:
         num_tokens: tokens run through the model.
@@ -46,7 +46,7 @@ class Layout(Protocol):
     """One way to run rows through a model."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
-        """What a forward over these groups costs."""
+        """Compute the cost of a forward pass over these groups."""
         ...
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:

@@ -47,7 +47,7 @@ class Row:
 
 
 def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
-    """Every completion of every group as a row, in order."""
+    """Turn every completion of every group into a row, in order."""
     return [
         Row(
             group=index,
@@ -73,7 +73,7 @@ class GroupShape:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> GroupShape:
-        """The shape of rows that share one prompt."""
+        """Return the shape of rows that share one prompt."""
         lengths = [row.num_tokens for row in rows]
         return cls(rows[0].context_length, len(rows), sum(lengths), max(lengths))
 
@@ -131,7 +131,7 @@ def _split(group: list[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
 
 
 def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> TokenBatch:
-    """What the objective sees for these rows; an absent anchor means the current policy, where every log-ratio is 0."""
+    """Build the objective's batch of these rows; without an anchor it is the current policy, and log-ratios are 0."""
     device = logp_new.device
     num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
     current = torch.split(logp_new.detach(), [row.num_tokens for row in rows])

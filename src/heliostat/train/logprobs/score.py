@@ -45,5 +45,5 @@ def score(
 
 
 def sampler_anchor(group: Group) -> Anchor:
-    """The sampler's own log-probabilities, as an anchor."""
+    """Return the sampler's own log-probabilities as an anchor."""
     return tuple(torch.from_numpy(completion.logp_gen) for completion in group.completions)

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint hold, and how they come from and go into a model and its optimizer.
+"""Files of a checkpoint: written from a model and its optimizer, and loaded into them.
 
     model.safetensors  optimizer.pt     weights and optimizer state, whole
     shards/                             both, of a run with sharded weights (``train.distributed.sharded_checkpoint``)

@@ -23,7 +23,7 @@ from heliostat.train.run_folder.checkpoint_files import HAS_MANIFEST, STATE, rea
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a checkpoint says of itself.
+    """A checkpoint's description of itself.
 
     Attributes:
         step: of the run.
@@ -46,12 +46,12 @@ class About:
 
 
 def name_of(step: int) -> str:
-    """The folder of the checkpoint of ``step``."""
+    """Return the folder name of the checkpoint of ``step``."""
     return f"step_{step:06d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder's name says, or ``None`` for a name that ``name_of`` does not give."""
+    """Read the step from a folder's name; ``None`` for a name that ``name_of`` does not give."""
     with suppress(ValueError):
         step = int(name.removeprefix("step_"))
         return step if name == name_of(step) else None
@@ -76,7 +76,7 @@ def describe(folder: Path, step: int, number: int, logs: Mapping[str, Extent]) -
 
 
 def read_about(folder: Path, step: int) -> About:
-    """What the checkpoint of ``step`` says of itself; its other files are not looked at.
+    """Read the description of the checkpoint of ``step``, without looking at its other files.
 
     Raises:
         Damaged: its manifest cannot be read or is lost, or it is that of another step.
@@ -109,7 +109,7 @@ def check(folder: Path, step: int) -> About:
 
 
 def unchecked(folder: Path) -> str:
-    """What is said of a checkpoint without digests that is used."""
+    """Describe the use of a checkpoint without digests to the user."""
     return (
         f"{folder} is of an earlier version and has no digests: it can be read whole, but flipped bits go unseen in it"
     )

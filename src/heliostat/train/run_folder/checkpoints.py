@@ -211,7 +211,7 @@ class Checkpoints:
         return (read_about if fresh else check)(self._path(step), step)
 
     def stored_dtype(self, step: int | None) -> torch.dtype | None:
-        """The type of the weights in a checkpoint; ``None`` without one, or where that cannot be told."""
+        """Return the dtype of a checkpoint's weights; ``None`` without a checkpoint, or where it cannot be told."""
         return None if step is None else stored_dtype(self._path(step))
 
     def _path(self, step: int) -> Path:

@@ -161,7 +161,7 @@ class RunFolder:
         publish_file(path, dump_recipe(recipe))
 
     def keep_day(self, today: str) -> str:
-        """The day that the chat template tells throughout the run: the first one it was told.
+        """Return the day that the chat template tells throughout the run: the day of its first session.
 
         Raises:
             ConfigError: what is written there is no day.
@@ -186,7 +186,7 @@ class RunFolder:
             append_rows(path, rows)
 
     def extents(self, step: int) -> dict[str, Extent]:
-        """How far each log goes, for a checkpoint of ``step``; what is about later steps is left out."""
+        """Return the extent of each log for a checkpoint of ``step``, without rows of later steps."""
         if not self.writes:
             return {}
         by_step = {log.name: extent_of(log, lambda row: _at(row, "step") <= step) for log in self._by_step}
@@ -239,11 +239,11 @@ class RunFolder:
         return keep_rows(path, lambda row: _at(row, "tick") < math.inf)
 
     def metrics_after(self, step: int) -> list[dict[str, Any]]:
-        """The metrics of steps after ``step``."""
+        """Return the metrics of steps after ``step``."""
         return [row for row in read_rows(self.metrics).rows if _at(row, "step") > step]
 
     def forget_after(self, step: int) -> None:
-        """Drop evaluations and transcripts of steps that were taken back; those of ``step`` itself and before stay."""
+        """Drop evaluations and transcripts of rolled-back steps; those of ``step`` itself and before stay."""
         if not self.writes:
             return
         for path in (self.evals, self.transcripts):
@@ -287,7 +287,7 @@ class RunFolder:
         self._list_files()
 
     def changes(self) -> list[str]:
-        """A sentence for each file of a run that has ended which is not what it wrote."""
+        """Describe each file of an ended run that has changed since, in a sentence each."""
         if self.writes and not (self.path / MANIFEST).exists():  # killed right after its summary
             self._list_files()
         return changed_files(self.path)
@@ -350,7 +350,7 @@ def _said(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What this run was made with."""
+    """Return the versions of Python and of the packages that this run uses."""
     packages = ("heliostat", "torch", "transformers", "numpy", "tokenizers")
     return {package: version(package) for package in packages} | {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What stands in a run's folder when a session begins: leftovers go, obstacles are named, shared files are parted.
+"""Preparation of a run's folder for a session: remove leftovers, name obstacles, part hard-linked files.
 
 Left out: whose the folder is (``outputs``), and what the run writes there (``folder``).
 """

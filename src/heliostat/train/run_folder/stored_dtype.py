@@ -27,7 +27,7 @@ _STORED = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
 def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
-    """The recipe of a run that is to be continued, with the type it was begun in where the recipe leaves that open.
+    """Set the dtype that a continued run began in, where its recipe leaves that open.
 
     Args:
         dtype: of its checkpoint (``stored_dtype``); ``None``: it has none.
@@ -38,7 +38,7 @@ def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
 
 
 def as_saved(recipe: Recipe) -> Recipe:
-    """The recipe with the type of its model's weights, where that is a run's saved model and the recipe leaves it open.
+    """Set the dtype of the model's weights, where that is a run's saved model and the recipe leaves the dtype open.
 
     **Limits**: a saved model that was moved out of its run is loaded like any other.
     """
@@ -49,7 +49,7 @@ def as_saved(recipe: Recipe) -> Recipe:
 
 
 def stored_dtype(checkpoint: Path) -> torch.dtype | None:
-    """The type of the weights in a checkpoint's folder, or a saved model's; ``None`` where it cannot be told.
+    """Return the dtype of the weights in a checkpoint's folder or a saved model's; ``None`` where it cannot be told.
 
     **Limits**: a folder that cannot be read: ``None``; reading it for its weights says why.
     """
@@ -75,7 +75,7 @@ def _of_shards(checkpoint: Path) -> set[torch.dtype]:
 
 
 def trained_dtype(model: nn.Module) -> torch.dtype | None:
-    """The type of the weights that a model's training moves; ``None`` where it moves none."""
+    """Return the dtype of a model's trainable weights; ``None`` where it has none."""
     return _shortest({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
 
 

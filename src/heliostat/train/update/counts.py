@@ -12,7 +12,7 @@ from heliostat.train.logprobs.packing import Row
 
 @dataclass(slots=True)
 class UpdateCounts:
-    """What the phase really computed: exact, so the ledger and the tests can rely on it.
+    """Rows and tokens that forward passes ran over: exact, so that the ledger and the tests can rely on them.
 
     Attributes:
         unshared_tokens, unshared_attended: what the prompts would have come to if every row had run its own.
@@ -28,7 +28,7 @@ class UpdateCounts:
     unshared_attended: int = 0
 
     def over_ranks(self, runtime: Runtime) -> UpdateCounts:
-        """What all ranks computed; groups are dropped by all alike."""
+        """Sum the counts of all ranks; all ranks drop the same groups."""
         total = runtime.sum(dataclasses.asdict(self))
         return UpdateCounts(**{k: int(v) for k, v in total.items()} | {"dropped_groups": self.dropped_groups})
 

@@ -1,4 +1,4 @@
-"""What a step did, in the metrics' words: rewards, lengths, entropy, and how far the mirror step went.
+"""Metrics of a step: rewards, lengths, entropy, and the distance that the mirror step went.
 
 The mirror-step numbers compare the policy after the phase with its anchor on (a sample of) the step's own rollouts:
 ``s = log pi_new(y|x) - log pi_old(y|x)`` per sequence, ``rho = e^s``. They are sample estimates;

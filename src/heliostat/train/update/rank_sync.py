@@ -1,4 +1,4 @@
-"""What keeps the ranks of one update in step: equally many passes, and one gradient.
+"""Synchronisation of ranks within an update: equally many passes on each, and one gradient.
 
 Left out: which rows are whose (``Runtime.split``), and the transport (``train.distributed.ranks``).
 """

@@ -38,7 +38,7 @@ from heliostat.types import Batch, Group, Mean, TrainingGroup
 
 @dataclass(slots=True)
 class UpdateReport:
-    """What one phase did.
+    """Results of one update phase.
 
     Attributes:
         max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
@@ -60,7 +60,7 @@ class UpdateReport:
         self.means[key] = self.means[key] + mean if key in self.means else mean
 
     def over_ranks(self, runtime: Runtime) -> UpdateReport:
-        """What all ranks did together; ``bad_steps`` and ``lr`` are everybody's already."""
+        """Combine the reports of all ranks; ``bad_steps`` and ``lr`` are the same on each."""
         gaps = [gap for gap in runtime.gather(self.max_sampler_gap) if gap is not None]
         return dataclasses.replace(
             self,
@@ -76,7 +76,7 @@ class UpdateReport:
 def make_batch(
     objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0, variety_bonus: float = 0.0
 ) -> Batch:
-    """Each group's rewards turned into the objective's advantages.
+    """Turn each group's rewards into the objective's advantages.
 
     Args:
         entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y`` here, and nowhere that
