@@ -80,7 +80,7 @@ def build_trainer(context: RunContext) -> Trainer:
 
 
 def _open_prefixes(context: RunContext) -> Prefixes:
-    """Open the recipe's prefixes; charge their collection, and tell the user about damaged or useless traces."""
+    """Open the recipe's prefixes; charge their collection, and notify the user of damaged or useless traces."""
     with context.runtime.main_first():
         prefixes, donors = open_prefixes(
             context.recipe, context.folder.prefixes, context.bundle, list(context.tasks), context.pool

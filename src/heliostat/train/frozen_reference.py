@@ -1,4 +1,4 @@
-"""The frozen reference policy of objectives that compare with one: the weights that post-training began with.
+"""The frozen reference policy of objectives that need one: the weights at the start of post-training.
 
 Left out: the objectives (``objectives``), and loading a folder as a policy (``model_bundle``).
 """
@@ -29,10 +29,10 @@ def frozen_reference(context: RunContext, step: int) -> Policy:
 
 
 def reference_is_intact(folder: Path, step: int) -> bool:
-    """Whether the frozen reference policy is as it was written; at step 0 it can be written again.
+    """Return whether the frozen reference policy is intact; at step 0 it can be written again.
 
     Raises:
-        CheckpointError: it is not, and the weights in memory are trained ones, which must not take its place.
+        CheckpointError: it is damaged, and the weights in memory are trained ones, which must not replace it.
     """
     try:
         check_folder(folder)

@@ -28,8 +28,8 @@ class ModelBundle:
     """A model with its engine, ready to be sampled from and scored.
 
     Attributes:
-        numerics: the type that log-probabilities are computed in.
-        sampler_copy: what samples ahead, where the recipe asks for it.
+        numerics: the dtype in which log-probabilities are computed.
+        sampler_copy: the copy that samples ahead, if the recipe asks for it.
     """
 
     loaded: LoadedModel
@@ -47,7 +47,7 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
 
     Args:
-        keep_day: gives the day that a chat template shall tell for the one that it would.
+        keep_day: maps the day that a chat template would tell to the day that it tells in this run.
     """
     loaded = load_model(recipe.model, recipe.run.seed)
     if keep_day is not None and (today := day_of(loaded)) is not None:
@@ -65,7 +65,7 @@ def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str
     """Set up a sampler whose model can also be scored and trained, sharded where the recipe asks for it."""
     bundle = set_up_sampler(recipe, runtime, keep_day)
     loaded = bundle.loaded
-    _try_layouts(loaded, runtime)  # like the engine before weights are cut: that would leave them gathered
+    _try_layouts(loaded, runtime)  # like the engine, before sharding: a trial would leave the weights gathered
     sampler_copy = sampler_copy_of(loaded) if recipe.rollout.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     engine = UnshardedEngine(bundle.engine, loaded.model) if runtime.sharded else bundle.engine
@@ -73,7 +73,7 @@ def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str
 
 
 def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
-    """Find the layouts that are right for a model, while its weights are whole.
+    """Find the exact layouts of a model before its weights are sharded.
 
     Raises:
         ConfigError: the model has no gradient, or rows must be run one by one and weights are to be sharded.
@@ -89,7 +89,7 @@ def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
 
 
 def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:
-    """Cut the weights where the recipe and the ranks ask for it; returns the type that is computed in."""
+    """Shard the weights if the recipe and the ranks ask for it; return the compute dtype."""
     stored: torch.dtype = loaded.model.dtype
     if not runtime.sharded:
         return stored
@@ -102,7 +102,7 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.
     """Load the frozen policy in ``folder`` onto the run's device, in the dtype of the policy it is compared with.
 
     Args:
-        dtype: of the policy's weights; ``auto`` may mean another for a folder than for the model the run began from.
+        dtype: the trained policy's dtype; ``auto`` may resolve differently for a folder and for the initial model.
     """
     section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
     loaded = load_model(section, recipe.run.seed)
@@ -113,6 +113,7 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.
 
 
 def with_model(recipe: Recipe, path: str) -> Recipe:
+    """Return the recipe with another model, without new adapters, in the stored dtype of a run's saved model."""
     section = recipe.model.model_copy(
         update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
     )

@@ -1,4 +1,4 @@
-"""Runs as the command line and notebooks start them: a recipe in, a finished folder and a result out.
+"""Entry points of the command line and of notebooks: from a recipe to a finished folder and a result.
 
     run_recipe   warm start, post-train, evaluate, save, report
     run_sft      the warm start alone
@@ -58,7 +58,7 @@ EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
     *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
 )
-"""What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
+"""Failures that end a run with a clear message and an intact folder; any other is a bug and keeps its traceback."""
 
 
 def run_recipe(
@@ -72,7 +72,7 @@ def run_recipe(
 
     Raises:
         ConfigError: the recipe cannot be carried out.
-        RunLocked: another process works in the folder.
+        RunLocked: another process uses the folder.
     """
     refuse_nested("a run")
     objective = check_recipe(recipe)
@@ -93,7 +93,7 @@ def run_recipe(
             results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
             return RunResult(path, "finished", "", *results, is_main_process=runtime.is_main, findings=found)
-        with runtime.raise_on_all_ranks():  # what is missing for a tracker is said before the model loads
+        with runtime.raise_on_all_ranks():  # report missing packages of a tracker before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
         for service in services:
@@ -104,7 +104,7 @@ def run_recipe(
         recipe = begun_in(recipe, runtime.broadcast(checkpoints.stored_dtype(point.step)))
         with runtime.raise_on_all_ranks():
             bundle = set_up_model(recipe, runtime, lambda today: runtime.broadcast(folder.keep_day(today)))
-        for note in _said_of_data(tasks, bundle):
+        for note in _data_notes(tasks, bundle):
             shown.note(note)
         runtime.run_on_main(lambda: check_encodable(recipe, tasks, bundle, shown.note))
         refused = ""
@@ -142,8 +142,8 @@ def run_recipe(
         return _carry_out(build_trainer(context), recipe_name, refused)
 
 
-def _said_of_data(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
-    """What was left out of the data, and what the chat template is told."""
+def _data_notes(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
+    """Yield notes on data that was left out, and on the day that the chat template tells."""
     for task in tasks:
         yield from task.notes
     if day := day_of(bundle.loaded):
@@ -151,7 +151,7 @@ def _said_of_data(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
 
 
 def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Display) -> None:
-    """Take a folder back to its newest intact checkpoint, and say what is damaged."""
+    """Rewind a folder to its newest intact checkpoint, and report damaged files."""
     losses = list(point.losses)
     with runtime.main_first():
         if point.is_intact:
@@ -161,13 +161,13 @@ def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Disp
 
 
 def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
-    """Run, unless there is a reason against it, and leave a summary behind however it ends."""
+    """Run unless ``refused`` gives a reason, and write a summary in any case."""
     before = after = None
     status, reason = "finished", ""
     try:
         if refused:
             raise RewardRefused(refused)
-        with readable_dist_errors():  # sharded weights travel inside torch
+        with readable_dist_errors():  # torch itself communicates for sharded weights
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
         where = f"after step {trainer.counters.step}" if trainer.counters.step > 0 else "before the first step"
@@ -178,7 +178,7 @@ def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
         if isinstance(error, RankLost):
-            trainer.context.display.note(reason)  # at once: torchrun is about to end this process as well
+            trainer.context.display.note(reason)  # print at once: torchrun is about to end this process as well
     before = before or recorded_evaluation(trainer.context.folder.evals, "before")
     findings = tuple(standing(read_metrics(trainer.context.folder.events)))
     try:
@@ -224,10 +224,10 @@ def _summarise(
 def run_sft(
     recipe: Recipe, data: Path | str | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
 ) -> RunResult:
-    """Supervised training alone: the recipe's warm start, on its task or on worked solutions and conversations.
+    """Run supervised training alone: the recipe's warm start, on its task or on worked solutions and conversations.
 
     Args:
-        data: what ``task.path`` may be; the recipe's columns and template count for it.
+        data: any value of ``task.path``, read with the recipe's columns and template.
     """
     if recipe.warm_start.num_steps == 0:
         raise ConfigError("sft has nothing to do: warm_start.num_steps is 0; set it, for example to 200")

@@ -1,4 +1,4 @@
-"""The way of a run through its steps: on to the next, saved, resumed, rolled back.
+"""Progress of a run through its steps: next step, save, resume, roll back.
 
 Left out: the parts of a run's state (``builders``), and their order in a checkpoint (``run_state``).
 """
@@ -40,7 +40,7 @@ class RunProgress:
             yield self.counters.step + 1
 
     def is_saved(self, step: int) -> bool:
-        """Whether ``step`` ends with a checkpoint."""
+        """Return whether ``step`` ends with a checkpoint."""
         train = self.context.recipe.train
         return step % train.checkpoint_every == 0 or step == train.num_steps
 
@@ -48,7 +48,7 @@ class RunProgress:
         """Write the checkpoint of the current step.
 
         Args:
-            optimizer: the one of the warm start; ``None`` for that of post-training.
+            optimizer: the warm start's optimizer; ``None`` for that of post-training.
         """
         step = self.counters.step
         self.state.save(step, optimizer or self.optimizer, self.context.folder.extents(step))
@@ -74,7 +74,7 @@ class RunProgress:
         return step
 
     def restore(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Take weights, optimizer and all parts of the state from the checkpoint of ``step``."""
+        """Restore weights, optimizer and all parts of the state from the checkpoint of ``step``."""
         self.state.resume(step, optimizer)
         self.updater.lr_scale = self.guard.step_scale
         self.counters.step = step
@@ -86,12 +86,12 @@ class RunProgress:
             GuardStopped: no rollback is left, or no checkpoint.
         """
         context = self.context
-        to = self.guard.rollback_target(step, context.checkpoints.intact())
-        self.state.roll_back(to, self.optimizer)
-        self.guard.record_rollback(step, to, context.folder.metrics_after(to))
+        target = self.guard.rollback_target(step, context.checkpoints.intact())
+        self.state.roll_back(target, self.optimizer)
+        self.guard.record_rollback(step, target, context.folder.metrics_after(target))
         self.updater.lr_scale = self.guard.step_scale
-        self.counters.step = to
-        self.save()  # a run that is killed before this line comes to the same rollback again, and finds all its files
-        context.folder.forget_after(to)
+        self.counters.step = target
+        self.save()  # a run killed before this line repeats the rollback, with all its files
+        context.folder.forget_after(target)
         for tracker in context.trackers:
-            tracker.rewind(to)
+            tracker.rewind(target)

@@ -1,14 +1,14 @@
-"""The state of a run, part by part: what a checkpoint keeps, what a resumed run and a rollback take from it.
+"""The state of a run, part by part: saved in a checkpoint, and restored by a resumed run or a rollback.
 
     save       every part goes into the checkpoint
-    resume     every part comes back
-    roll back  the parts that are ``restored`` come back; those that ``survive`` stay as they are, for the reason in
-               their entry; those that are ``dropped`` are emptied
+    resume     every part is restored
+    roll back  the ``restored`` parts are restored; those that ``survive`` are unchanged, for the reason in their entry;
+               the ``dropped`` ones are emptied
 
-There is one list of parts, so that the three cannot disagree. Weights and optimizer are always restored; the checkpoint
-itself puts them into place.
+All three use one list of parts, so they cannot disagree. Weights and optimizer are always restored, by the checkpoint
+itself.
 
-Left out: which parts there are (``train.trainer``), and the files of a checkpoint (``train.run_folder.checkpoints``).
+Left out: the list of parts (``train.builders``), and the files of a checkpoint (``train.run_folder.checkpoints``).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Part:
     Attributes:
         name: its key in a checkpoint.
         save: returns the state, as plain values.
-        load: takes what ``save`` returned.
+        load: restores a state that ``save`` returned.
         after_rollback: see the top of this file.
         why: the reason, for parts that are not restored.
-        drop: empties the part; of those that are dropped.
+        drop: empties the part, for parts that are dropped.
     """
 
     name: str
@@ -99,7 +99,7 @@ class RunState:
         """Write the checkpoint of ``step``, which makes those of later steps obsolete.
 
         Args:
-            logs: how far the run's logs go, by name.
+            logs: the extents of the run's logs, by name.
 
         Raises:
             CheckpointError: the disk refused.
@@ -109,7 +109,7 @@ class RunState:
         self.checkpoints.save(step, self.model, optimizer, state, rollouts, logs)
 
     def resume(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Take every part from the checkpoint of ``step``.
+        """Restore every part from the checkpoint of ``step``.
 
         Raises:
             CheckpointError: it cannot be read, or is of another model.
@@ -120,7 +120,7 @@ class RunState:
                 part.load(state[part.name])
 
     def roll_back(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Go back to the checkpoint of ``step``; later ones stay until the next one is saved.
+        """Roll back to the checkpoint of ``step``; later ones stay until the next one is saved.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -134,7 +134,7 @@ class RunState:
                 part.load(state[part.name])
 
     def _read(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """A checkpoint's state; one of an earlier version has the guard's judgement among the guard's other state."""
+        """Read a checkpoint's state; earlier versions stored the guard's judgement in the guard's other state."""
         state = {"bad_in_a_row": 0, **self.checkpoints.load(step, self.model, optimizer)}
         if "guard" in state:
             state.setdefault("judgement", state["guard"])

@@ -1,6 +1,6 @@
 """The metrics of one training step: signals for the guard, speed, and compute.
 
-Every logged key comes from here, but for evaluations (``evaluation``) and for the guard's own (``guard.run_guard``).
+Every logged key comes from here, except those of evaluations (``evaluation``) and of the guard (``guard.run_guard``).
 
 Left out: the formulas of the signals (``monitors``, ``update.mirror_metrics``).
 """
@@ -28,7 +28,7 @@ NUM_DIAGNOSTIC_GROUPS = 8
 
 @dataclass(kw_only=True, slots=True)
 class StepMetrics:
-    """Measures steps, and charges their work to the run's ledger and counters."""
+    """Measurement of steps, and accounting of their work in the run's ledger and counters."""
 
     context: RunContext
     updater: Updater
@@ -59,7 +59,7 @@ class StepMetrics:
         """Measure a finished update.
 
         Raises:
-            ParityError: sampler and trainer disagree about the same tokens.
+            ParityError: sampler and trainer disagree on the same tokens.
         """
         groups = [group.group for group in batch.groups]
         sampler_gap = self._checked_sampler_gap(report)

@@ -29,7 +29,7 @@ from heliostat.train.step_metrics import StepMetrics
 from heliostat.train.update.updater import Updater
 
 RECOVERABLE = (*NUMERIC_FAILURES, ParityError)
-"""Errors of a step after which going back to a checkpoint might help."""
+"""Errors of a step after which a rollback might help."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,20 +51,20 @@ class Trainer:
         """Warm start, evaluate, train, evaluate, export.
 
         Returns:
-            The held-out results before training, where they are still known, and after it.
+            The held-out results before training, if they are still known, and after it.
         """
         self.counters.began = time.monotonic()
         recipe, resumed = self.context.recipe, self.progress.resume()
         untrained = resumed is None or resumed < 0
         supervised_alone = recipe.train.num_steps == 0
-        if supervised_alone:  # compared with the model before the warm start
+        if supervised_alone:  # compare with the model before the warm start
             before = self.heldout.measure_before(-recipe.warm_start.num_steps, untrained)
         if untrained:
             self.warm_start.run(resumed)
             self.progress.save()
         if not supervised_alone:
             before = self.heldout.measure_before(0, self.counters.step == 0)
-            if before is not None and recipe.prefix.name == "none":  # prefixes begin where nothing is solved
+            if before is not None and recipe.prefix.name == "none":  # prefixes begin where no problem is solved
                 self.guard.see_failures(self.heldout.failures)
                 self.guard.first_look(evaluation_signals(before.results))
         if self.context.objective.needs_reference:
@@ -79,7 +79,7 @@ class Trainer:
         return before, after
 
     def train(self) -> None:
-        """Post-train until the last step, and roll back where the guard asks for it."""
+        """Post-train until the last step, and roll back if the guard asks for it."""
         for step in self.progress.steps():
             try:
                 with self.context.ledger.step():
@@ -100,10 +100,10 @@ class Trainer:
                 self.progress.save()
 
     def step(self, step: int) -> dict[str, float]:
-        """Make one step, which every other module of the project serves, and return its metrics."""
+        """Run one step, which every other module of the project serves, and return its metrics."""
         started = time.monotonic()
         rollouts = self.scheduler.next(step)  # planned, sampled and verified by all ranks
-        self.context.interrupt.check()  # nothing has changed since the last step: stopping here loses nothing
+        self.context.interrupt.check()  # no state has changed since the last step, so stopping here loses no work
         self.learn(rollouts)
         anchors = rollouts.anchors(self.updater.version)
         batch = self.updater.make_batch(rollouts.groups, anchors)

@@ -1,8 +1,8 @@
-"""The FLOP ledger: what was computed, by phase, counted from exact token counts rather than estimated from time.
+"""The FLOP ledger: FLOPs by phase, counted from exact token counts rather than estimated from time.
 
 A forward pass over ``n`` tokens that attend to ``a`` positions in all costs ``forward_flops(n, a)``; training costs
-three (one forward, two in the backward pass). What a group shares is computed once, and counted once; ``unshared`` says
-what the same work would have cost with every completion computing its own prompt, as most papers count.
+three (one forward, two in the backward pass). Shared prompts are computed and counted once. ``unshared`` counts the
+same work as if every completion computed its own prompt, as most papers do.
 
 Left out: element-wise work (norms, activations, softmax, the optimizer), which is below a percent of a transformer's.
 """
@@ -29,7 +29,7 @@ class Ledger:
 
     Attributes:
         flops: as computed, shared prompts once.
-        unshared: the same work without sharing; equal where nothing was shared.
+        unshared: the same work without sharing; equal if nothing was shared.
     """
 
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPUTE_PHASES, 0.0))
@@ -47,7 +47,7 @@ class Ledger:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around one training step; a profiling ledger looks closer here."""
+        """Enclose one training step; a profiling ledger measures it here."""
         yield
 
     def charge_sampling(self, phase: str, loaded: LoadedModel, engine: Engine, runtime: Runtime) -> None:
@@ -56,7 +56,7 @@ class Ledger:
         self.charge_rollout(phase, loaded, RolloutCounts(**{key: int(value) for key, value in total.items()}))
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
-        """Forward passes of sampling: prompts once per prefill, then one token per live row and step."""
+        """Charge the forward passes of sampling: prompts once per prefill, then one token per live row and step."""
         for book, prefills, prompt_tokens, prompt_attended in (
             (self.flops, counts.prefills, counts.prompt_tokens, counts.prompt_attended),
             (self.unshared, counts.unshared_prefills, counts.unshared_tokens, counts.unshared_attended),
@@ -67,7 +67,7 @@ class Ledger:
             book[phase] += forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
 
     def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
-        """Forward passes of training, with their backward passes."""
+        """Charge the forward passes of training, and their backward passes if ``with_gradient``."""
         for book, prompt_tokens, prompt_attended in (
             (self.flops, counts.prompt_tokens, counts.prompt_attended),
             (self.unshared, counts.unshared_tokens, counts.unshared_attended),
@@ -79,25 +79,25 @@ class Ledger:
 
     @property
     def times_spans(self) -> bool:
-        """Whether spans of other threads are to be timed too."""
+        """Whether spans of other threads are timed as well."""
         return False
 
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
-        """Take note of sampling that took wall seconds of its own beside other work; a profiling ledger shows it."""
+        """Record sampling that ran in parallel with other work; only a profiling ledger uses it."""
 
     def charge(self, phase: str, flops: float) -> None:
-        """Work that was done and counted elsewhere, like the collection of traces."""
+        """Charge FLOPs that were counted elsewhere, like those of collecting traces."""
         self.flops[phase] += flops
         self.unshared[phase] += flops
 
     @property
     def spent(self) -> float:
-        """What it took to get here: everything but evaluations, as computed."""
+        """FLOPs of all phases except evaluations, as computed."""
         return sum(flops for phase, flops in self.flops.items() if phase != "eval")
 
     @property
     def spent_unshared(self) -> float:
-        """The same without sharing."""
+        """FLOPs of all phases except evaluations, without sharing."""
         return sum(flops for phase, flops in self.unshared.items() if phase != "eval")
 
     def state_dict(self) -> dict[str, dict[str, float]]:

@@ -31,7 +31,7 @@ class MachinePeak:
 def measure_machine_peak(
     device: torch.device, dtype: torch.dtype, size: int = 1024, copy_bytes: int = 2**28
 ) -> MachinePeak:
-    """Best of several tries: a product of ``size x size`` matrices, and a copy of ``copy_bytes``."""
+    """Measure a product of ``size x size`` matrices and a copy of ``copy_bytes``, each the best of several tries."""
     left, right = torch.ones(2, size, size, device=device, dtype=dtype)
     source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -52,13 +52,13 @@ def _best_seconds(work: Callable[[], object], device: torch.device, num_tries: i
 
 
 def wait_for(device: torch.device) -> None:
-    """Until everything sent to the device is done."""
+    """Wait until all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure peak memory anew, where the system allows (CUDA, Linux)."""
+    """Reset the measurement of peak memory, where the system supports it (CUDA, Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -68,7 +68,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory in use since ``reset_peak_memory``: of the device, or of the whole process on a CPU."""
+    """Return peak memory in bytes since ``reset_peak_memory``: of the device, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

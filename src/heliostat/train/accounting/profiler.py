@@ -1,10 +1,10 @@
-"""Where a step's time and memory went: phases, their speed against what this machine can do, and decoding's own floor.
+"""Profile of a step's time and memory: phases, their speed relative to this machine's peak, and decoding's floor.
 
     heliostat train RECIPE --profile      prints the table once, after a few steps, and trains on
 
-Seconds are those of the named spans in the engine and the updater, operations the ledger's exact counts, ceilings a
-matrix product and a copy timed on the spot. Decoding has a floor of its own: a pass reads
-every weight and the live rows' cache once, and does the products.
+Seconds come from the named spans in the engine and the updater, and FLOPs from the ledger's exact counts. Ceilings are
+a matrix product and a copy, timed in place. Decoding has a floor: a pass reads every weight and the live rows' cache
+once, and computes the products.
 
 Left out: single kernels (open a trace with torch's own profiler), and time on other ranks.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FIRST_STEP, NUM_STEPS = 2, 3
-"""Steps of this process that are profiled: the first one pays for allocations that the others reuse."""
+"""Profiled steps of this process; the first step is skipped, since it pays for allocations that later ones reuse."""
 
 SAMPLING = ("prefill", "decode", "draw")
 SPANS = {
@@ -47,16 +47,16 @@ SPANS = {
 }
 """Phases of a step and the spans inside them (``heliostat.spans``), in order."""
 SPANS_AHEAD = SPANS | {"rollout": (), "ahead": SAMPLING}
-"""The same where sampling goes on in its own thread: the step only waits for it, and ``ahead`` is beside the step."""
+"""The same for sampling in its own thread: the step only waits for it, and ``ahead`` runs in parallel with the step."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Profile(Ledger):
-    """A ledger that also watches a few steps closely and then says what it saw.
+    """A ledger that also profiles a few steps and then shows a table of them.
 
     Args:
         loaded: the model in use.
-        show: takes the finished table.
+        show: receives the finished table.
     """
 
     loaded: LoadedModel
@@ -71,7 +71,7 @@ class Profile(Ledger):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Profile the step inside if it is one of the chosen ones."""
+        """Profile the step inside if it is one of the profiled steps."""
         self.num_seen += 1
         self._watching = FIRST_STEP <= self.num_seen < FIRST_STEP + NUM_STEPS
         if not self._watching:
@@ -89,7 +89,7 @@ class Profile(Ledger):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charge a phase, and note how much memory it needed."""
+        """Charge a phase, and record its peak memory."""
         if not self._watching:
             with Ledger.phase(self, name):
                 yield
@@ -103,17 +103,17 @@ class Profile(Ledger):
 
     @property
     def times_spans(self) -> bool:
-        """Those of sampling ahead, which began before the step that is watched."""
+        """Always: sampling ahead began before the profiled step."""
         return True
 
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
-        """Show sampling that a thread of its own did, in place of the step's."""
+        """Record the sampling of its own thread in place of the step's."""
         if self._watching and spans:
             _add(self.span_seconds, {"ahead": seconds, **{name: spans.get(name, 0.0) for name in SAMPLING}})
             _add(self.step_flops, {"ahead": self.step_flops.pop("rollout", 0.0)})
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
-        """Charge sampling; prompts and decoded tokens apart while watching."""
+        """Charge sampling; in profiled steps, count prompts and decoded tokens separately."""
         if self._watching and phase == "rollout":
             prompts = forward_flops(
                 loaded, counts.prompt_tokens, counts.prompt_attended / max(1, counts.prompt_tokens), counts.prefills
@@ -126,7 +126,7 @@ class Profile(Ledger):
         Ledger.charge_rollout(self, phase, loaded, counts)
 
     def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
-        """Charge training; scoring, forward and backward apart while watching."""
+        """Charge training; in profiled steps, count scoring, forward and backward separately."""
         before = self.flops[phase]
         Ledger.charge_update(self, phase, loaded, counts, with_gradient)
         total = self.flops[phase] - before
@@ -137,7 +137,7 @@ class Profile(Ledger):
         _add(self.step_flops, {"update": total, **parts})
 
     def table(self, ceilings: MachinePeak) -> Table:
-        """Phases and their spans, a row each, per step; then decoding's floor and the ceilings in the caption."""
+        """Build the table: a row per phase and span, per step; decoding's floor and the ceilings are in the caption."""
         seconds = self.step_seconds / NUM_STEPS
         table = Table(
             title=f"One step: {seconds:.3g} s, mean of {NUM_STEPS}", title_justify="left", caption_justify="left"
@@ -187,7 +187,7 @@ class Profile(Ledger):
         return lines
 
     def decode_floor(self, ceilings: MachinePeak) -> float:
-        """Least seconds that the watched decoding could take."""
+        """Return the minimal seconds of the profiled decoding."""
         return decode_floor(self.loaded, self.decoded, ceilings)
 
     @property
@@ -200,13 +200,13 @@ class Profile(Ledger):
 
 
 def decoding_flops(loaded: LoadedModel, counts: RolloutCounts) -> float:
-    """Operations of the decoded tokens, prompts apart."""
+    """Return the FLOPs of the decoded tokens, without prompts."""
     attended = counts.decoded_attended / max(1, counts.decoded_rows)
     return forward_flops(loaded, counts.decoded_rows, attended, counts.decoded_rows)
 
 
 def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: MachinePeak) -> float:
-    r"""Least seconds that decoding could take, a sum over passes in closed form.
+    r"""Return the minimal seconds of decoding, a sum over passes in closed form.
 
     ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``
     """
@@ -218,7 +218,7 @@ def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: MachinePe
 
 
 def _cache_bytes(model: PreTrainedModel, item: int) -> int:
-    """Keys and values of one position over all layers."""
+    """Return the bytes of keys and values of one position over all layers."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

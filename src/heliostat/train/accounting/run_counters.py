@@ -1,4 +1,4 @@
-"""How far a run is: its step, and the tokens, seconds and skipped steps until there.
+"""Progress of a run: its step, and the tokens, seconds and skipped steps so far.
 
 Left out: FLOPs (``flop_ledger``).
 """

@@ -1,4 +1,4 @@
-"""Ctrl-C that loses nothing: the first one asks, the second one insists.
+"""Ctrl-C without loss: the first one stops after the current phase, the second one at once.
 
 Left out: SIGKILL and power cuts, which checkpoints are for.
 """
@@ -13,14 +13,14 @@ from typing import Any, Self
 
 
 class Interrupted(Exception):
-    """The user asked the run to stop; everything up to the last complete step is worth keeping."""
+    """The user asked the run to stop; the last complete step can be saved."""
 
 
 class InterruptHandler:
-    """While active, Ctrl-C and SIGTERM set a flag that the loop looks at between phases.
+    """Context manager in which Ctrl-C and SIGTERM set a flag that the loop checks between phases.
 
     Args:
-        agree: makes of this process's flag that of all processes of a run.
+        agree: combines the flags of all processes of a run.
     """
 
     def __init__(self, note: Callable[[str], None], agree: Callable[[bool], bool] = bool) -> None:
@@ -30,7 +30,7 @@ class InterruptHandler:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # signal handlers live in the main thread only
+        if threading.current_thread() is threading.main_thread():  # only the main thread can set signal handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -48,7 +48,7 @@ class InterruptHandler:
         self.note("stopping after this phase and saving; press Ctrl-C again to stop at once")
 
     def check(self) -> None:
-        """Stop here if the user asked to.
+        """Stop the run here if the user asked for it.
 
         Raises:
             Interrupted: Ctrl-C was pressed.

@@ -1,6 +1,6 @@
 """Progress of a run for people: one live line on a terminal, plain lines everywhere else.
 
-Left out: anything a machine should read (``tracking``, ``summary.json``).
+Left out: machine-readable output (``tracking``, ``summary.json``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = {
     "policy/lambda_hat": "λ̂ {:+.4f}",
     "speed/step_tokens": "{:,.0f} tok/s",
 }
-"""Metrics on the progress line, in order, and how each is written."""
+"""Metrics on the progress line, in order, and their formats."""
 
 
 def brief(values: Mapping[str, float]) -> str:
@@ -36,14 +36,14 @@ def brief(values: Mapping[str, float]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``1:05`` or ``2:03:20``."""
+    """Format a duration like ``1:05`` or ``2:03:20``."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 class Display:
-    """Progress of the phases of one run.
+    """Progress display of the phases of one run.
 
     Args:
         line_every_s: without a terminal, at most one line in this many seconds (the last step always prints).
@@ -73,7 +73,7 @@ class Display:
         self.console.print(visible(text), soft_wrap=True, markup=False)
 
     def begin_phase(self, name: str, total: int, done: int = 0) -> None:
-        """Start counting a phase's steps; ``done`` of them were made before a restart."""
+        """Start counting a phase's steps; ``done`` of them ran before a restart."""
         self.end_phase()
         self._phase, self._total, self._done = name, total, done
         self._began = time.monotonic()

@@ -1,11 +1,11 @@
 """Weights, gradients and optimizer state sharded over ranks: torch's ``fully_shard`` (FSDP2), layer by layer.
 
-Between steps every rank holds its part of each weight. A training pass gathers one layer at a time, forward and
-backward, and hands the gradient's parts back averaged. Sampling gathers all layers once and keeps them until it is
+Between steps every rank holds its shard of each weight. A training pass gathers one layer at a time, forward and
+backward, and returns averaged shards of the gradient. Sampling gathers all layers once and keeps them until it is
 done, since ranks decode different numbers of tokens.
 
-The model is called in two halves (backbone, head), and FSDP2 knows of one: ``inside`` makes anything that runs in it
-count as the model's own forward.
+The model is called in two halves (backbone, head), and FSDP2 supports a single forward. ``inside`` makes any function
+run as that forward.
 
 Left out: tensor, pipeline and expert parallelism, CPU offloading, and prefetching beyond FSDP2's own.
 """
@@ -26,18 +26,18 @@ from heliostat.optim.distributed.sharded_tensors import full_tensor
 
 T = TypeVar("T")
 _INSIDE = "heliostat_inside"
-"""The method of a cut model under which FSDP2 lets anything run."""
+"""The method of a sharded model that FSDP2 treats as its forward."""
 
 
 def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dtype | None) -> None:
-    """Cut every parameter of ``model`` over all ranks, each layer on its own and the rest together, in place.
+    """Shard every parameter of ``model`` over all ranks in place, each layer on its own and the rest together.
 
     Args:
-        compute_dtype: gathered weights and activations have this type, while the parts that are stored and stepped keep
-            theirs and gradients are averaged in float32; ``None``: one type throughout.
+        compute_dtype: the dtype of gathered weights and activations. Stored and optimized shards keep theirs, and
+            gradients are averaged in float32. ``None``: one dtype throughout.
 
     Raises:
-        ValueError: the model has no layers that can be told apart.
+        ValueError: the model has no recognizable layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -48,8 +48,8 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
-            f"distributed.placement = 'sharded' cuts a model layer by layer, and {type(model).__name__} has no layers "
-            "that can be told apart; use 'replicated'"
+            f"distributed.placement = 'sharded' shards a model layer by layer, and {type(model).__name__} has no "
+            "recognized layers; use 'replicated'"
         )
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -59,30 +59,30 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
 
 
 def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
-    """``work``, whose result FSDP2 must be able to hang its hooks on: a tensor of its own, not a view."""
+    """Run ``work``, and copy a tensor result: FSDP2 attaches hooks to it, and needs a tensor that is not a view."""
     result = work()
     return result.clone() if isinstance(result, Tensor) else result
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ``shard`` has been here."""
+    """Return whether ``model`` was sharded by ``shard``."""
     return hasattr(model, _INSIDE)
 
 
 def inside(model: nn.Module, work: Callable[[], T]) -> T:
-    """Run ``work`` as if it were the model's forward; of a model that is not cut, just run it."""
-    run: Callable[[Callable[[], T]], T] = getattr(model, _INSIDE, _plainly)
+    """Run ``work`` as the forward of a sharded model; run it directly for a whole one."""
+    run: Callable[[Callable[[], T]], T] = getattr(model, _INSIDE, _directly)
     return run(work)
 
 
-def _plainly(work: Callable[[], T]) -> T:
+def _directly(work: Callable[[], T]) -> T:
     return work()
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
     """Gather a sharded model's state dict on the CPU, tied tensors shared; ``None`` where nothing is sharded.
 
-    All ranks call it together, and the main one gets the tensors.
+    All ranks call it together; the main rank gets the tensors, and the others empty ones.
     """
     if not is_sharded(model):
         return None
@@ -98,21 +98,21 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Whole weights on every rank while inside; all ranks enter and leave together, and do not train meanwhile."""
+    """Gather whole weights on every rank inside the block; ranks enter and leave together, and do not train there."""
     if not is_sharded(model):
         yield
         return
     from torch.distributed.fsdp import FSDPModule
 
-    cut: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    cut[0].set_reshard_after_forward(False)
+    shards: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    shards[0].set_reshard_after_forward(False)
     with torch.no_grad():
-        inside(model, lambda: None)  # tells torch which module is the root, and gathers that one
-    for module in cut:
+        inside(model, lambda: None)  # initializes torch's root module and gathers it
+    for module in shards:
         module.unshard()
     try:
         yield
     finally:
-        cut[0].set_reshard_after_forward(True)
-        for module in cut:
+        shards[0].set_reshard_after_forward(True)
+        for module in shards:
             module.reshard()

@@ -1,11 +1,11 @@
-"""Where a run runs: device, threads, determinism, and what its processes (ranks, under ``torchrun``) do together.
+"""Runtime of a run: device, threads, determinism, and the collectives of its processes (ranks, under ``torchrun``).
 
-    heliostat train R                                   one rank: every exchange below is the identity
+    heliostat train R                                   one rank: every collective below is the identity
     torchrun --nproc-per-node 2 -m heliostat train R    two: each samples, judges and differentiates its share
 
-What decides anything (groups, numbers, a wish to stop) is made equal on all ranks by an exchange, so that the code
-above reads like that of one process and no decision is taken twice in different ways. Gradients are averaged over
-ranks, of losses that were multiplied by the number of ranks: torch's own convention, in which a sum stays a sum.
+Collectives make every input of a decision (groups, metrics, a request to stop) equal on all ranks. The training loop
+therefore reads like that of one process, and ranks always decide alike. Losses are multiplied by the number of ranks,
+and their gradients averaged over ranks: torch's own convention, in which a sum stays a sum.
 
 Left out: weights sharded over ranks (``fsdp``).
 """
@@ -29,11 +29,11 @@ from heliostat.types import Mean, Prompt
 
 T = TypeVar("T")
 BUCKET = 2**23
-"""Gradient entries sent at once (32 MiB in float32)."""
+"""Gradient entries per all-reduce (32 MiB in float32)."""
 
 
 TRANSPORTS = ("gloo", "NCCL", "ProcessGroup")
-"""One of these is in every error of a transport that has no type of its own."""
+"""Names that identify errors of a transport that raises no type of its own."""
 
 
 class RankLost(RuntimeError):
@@ -42,10 +42,10 @@ class RankLost(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """One process among its peers.
+    """One process of a run, and its collectives with the others.
 
     Attributes:
-        sharded: whether every rank holds a part of each weight only (``fsdp``).
+        sharded: whether every rank holds only a shard of each weight (``fsdp``).
     """
 
     device: torch.device
@@ -55,15 +55,15 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """All ranks, for code of torch's; ``None`` where there is one."""
+        """The process group of all ranks for torch; ``None`` with one rank."""
         return dist.group.WORLD if self.world_size > 1 else None
 
-    # -- exchanges --------------------------------------------------------------------------------------------------
+    # -- collectives ------------------------------------------------------------------------------------------------
 
     def gather(self, value: T) -> list[T]:
         """Gather every rank's value, in rank order, on every rank.
@@ -83,17 +83,17 @@ class Runtime:
         return self.gather(value)[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Return whether the flag is set on any rank."""
         return any(self.gather(flag))
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Add values up over ranks, key by key; a key that some ranks lack counts as 0 there."""
+        """Sum values over ranks by key; a key that a rank lacks counts as 0 there."""
         everyone = self.gather(dict(values))
         keys = dict.fromkeys(key for one in everyone for key in one)
         return {key: sum(one[key] for one in everyone if key in one) for key in keys}
 
     def merge(self, means: Mapping[str, Mean]) -> dict[str, Mean]:
-        """Merge means over ranks, weighting by what each counted."""
+        """Merge means over ranks, weighted by their counts."""
         merged: dict[str, Mean] = {}
         for one in self.gather(dict(means)):
             for key, mean in one.items():
@@ -101,7 +101,7 @@ class Runtime:
         return merged
 
     def average(self, parameters: Sequence[Tensor]) -> None:
-        """Average whole gradients over ranks, in buckets; an absent one counts as 0. Sharded ones are already."""
+        """Average whole gradients over ranks, in buckets. Absent gradients count as 0; FSDP2 averages sharded ones."""
         if self.world_size == 1 or self.sharded:
             return
         for parameter in parameters:
@@ -180,10 +180,10 @@ class Runtime:
         return [items[index] for index in sorted(mine)]
 
     def num_dummy_passes(self, num_parts: int) -> int:
-        """Forward and backward passes without weight that this rank must add to its own.
+        """Count the zero-weight forward and backward passes that this rank must add to its own.
 
-        Sharded weights are gathered by all ranks together, so all make equally many passes; hooks that record layers
-        want at least one.
+        Sharded weights are gathered by all ranks together, so all ranks run equally many passes. Hooks that record
+        layers need at least one.
         """
         if self.world_size == 1:
             return 0
@@ -205,7 +205,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def readable_dist_errors() -> Iterator[None]:
-    """Say in a sentence what the transport between ranks says in twenty lines; other errors pass.
+    """Replace the transport's long errors between ranks by one sentence; other errors pass.
 
     Raises:
         RankLost: a rank has died or does not answer.
@@ -224,10 +224,10 @@ def readable_dist_errors() -> Iterator[None]:
 
 
 def start_runtime(run: RunSection, distributed: DistributedSection | None = None) -> Runtime:
-    """Set threads, determinism and seeds for this process, and meet the others where ``torchrun`` started several.
+    """Set threads, determinism and seeds of this process, and join the process group of ``torchrun``, if any.
 
     Randomness in training never comes from a global generator: every draw has its own seed derived from the run's, so
-    that a resumed run repeats it. The global seed only fixes what libraries draw on their own.
+    that a resumed run repeats it. The global seed fixes only the draws of libraries.
 
     Raises:
         ConfigError: several processes were started for something that runs in one (``distributed`` is ``None``).

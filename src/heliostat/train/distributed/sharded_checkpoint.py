@@ -1,9 +1,9 @@
-"""Weights and optimizer state of a sharded run on disk: every rank writes its part, any number of ranks reads them.
+"""Weights and optimizer state of a sharded run on disk: every rank writes its shard, any number of ranks reads them.
 
-torch's distributed checkpoint (DCP) holds the tensors. Beside it, ``skeleton.pt`` holds the optimizer's state with a
+torch's distributed checkpoint (DCP) holds the tensors. Next to it, ``skeleton.pt`` holds the optimizer's state with a
 description in place of each tensor, since DCP reads into tensors that exist and a fresh optimizer has none.
 
-Left out: when to write, and what makes a checkpoint complete (``train.run_folder.checkpoints``).
+Left out: when to write, and whether a checkpoint is complete (``train.run_folder.checkpoints``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
     """Write ``model``'s trainable weights and ``optimizer``'s state; all ranks call it together.
 
     Raises:
-        OSError: some rank's disk refused.
+        OSError: writing failed on some rank.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in held(model).items()}
 
@@ -49,11 +49,11 @@ def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def read_shards(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Put weights in place, and return the optimizer's state, cut as the weights here are (or whole, on one rank).
+    """Load weights in place, and return the optimizer's state, sharded like the weights here (or whole, on one rank).
 
     Raises:
         ValueError: the checkpoint is of another model.
-        OSError: it cannot be read.
+        OSError: the checkpoint cannot be read.
     """
     weights = held(model)
     like = next((tensor for tensor in weights.values() if isinstance(tensor, DTensor)), None)
@@ -97,19 +97,19 @@ def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
 def cut_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
     """Shard an optimizer's whole state like its parameters; all ranks keep the entries named in ``whole``."""
     ids = [index for group in state["param_groups"] for index in group["params"]]
-    of = dict(zip(ids, parameters, strict=True))
-    cut = {
+    parameter_of = dict(zip(ids, parameters, strict=True))
+    sharded = {
         index: {
-            key: cut_like(value, of[index]) if isinstance(value, Tensor) and key not in whole else value
+            key: cut_like(value, parameter_of[index]) if isinstance(value, Tensor) and key not in whole else value
             for key, value in entries.items()
         }
         for index, entries in state["state"].items()
     }
-    return {**state, "state": cut}
+    return {**state, "state": sharded}
 
 
 def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """``change`` of every leaf, and of every description in place of one."""
+    """Apply ``change`` to every leaf, and to every description in place of one."""
     if isinstance(tree, Mapping) and "tensor" not in tree:
         return {key: _map(value, change) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -118,6 +118,6 @@ def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _first(error: Any) -> str:
-    """The first rank's failure, in a phrase."""
+    """Describe the failure of the first rank that failed."""
     rank, (failure, _) = next(iter(sorted(error.failures.items())))
     return f"{rank}: {failure}"

@@ -1,11 +1,11 @@
-"""Whether a layout of rows has the gradient that the model's own forward of each text alone has.
+"""Comparison of a layout's gradient with that of the model's own forward of each text alone.
 
     g(token) = sum over places of the token of  d sum log pi(completions) / d embedding(place)
 
-It is taken where tokens enter the model, so that it has gone through every layer, whichever of them are trained: keys
-and values that a cache keeps without their history give the right numbers and lose the prompt's part of it.
+It is taken where tokens enter the model, so that it passes through every layer, trained or frozen. Keys and values that
+a cache keeps without their history give the right log-probabilities, but lose the prompt's part of this gradient.
 
-Left out: whether the model's own gradient is right.
+Left out: checking the model's own gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from heliostat.train.logprobs.layouts import Alone, Layout
 from heliostat.train.logprobs.packing import Row
 
 MAX_GAP = 0.1
-"""How far a gradient may be from the model's own, as a share of its norm: above rounding, below any part of it."""
+"""Largest difference from the model's own gradient, relative to its norm: above rounding, below any missing part."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class GradientTrial:
 
     Attributes:
         temperature: divides the logits.
-        untrainable: why there is none, empty where there is one.
+        untrainable: the reason for a missing gradient; empty if there is one.
     """
 
     loaded: LoadedModel
@@ -49,7 +49,7 @@ class GradientTrial:
             truth = self._gradient(Alone())
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+        except Exception as error:  # the code of a model can raise any type
             self.untrainable = short_error(error)
             return
         if truth is None:
@@ -74,7 +74,7 @@ class GradientTrial:
         return "" if gap <= MAX_GAP else f"gradients off by {gap:.1g} of their size"
 
     def _gradient(self, layout: Layout) -> Float[Tensor, "token width"] | None:
-        """Summed over the places of every token; ``None`` where the model's embedding is not called."""
+        """Sum the gradient over the places of every token; ``None`` if the model's embedding is not called."""
         targets = torch.tensor([token for row in self.rows for token in row.completion.token_ids])
         with torch.enable_grad(), _places(self.loaded.model.get_input_embeddings()) as places:
             logits = self.loaded.head.logits(layout.hidden(self.loaded, self.rows)) / self.temperature
@@ -95,7 +95,7 @@ class GradientTrial:
 
 @contextmanager
 def _places(embedding: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inside, collect the ids that an embedding is asked for and what it gives, as leaves of the graph."""
+    """Collect the ids passed to an embedding inside the block, and its outputs, as leaves of the graph."""
     places: list[tuple[Tensor, Tensor]] = []
 
     def watch(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

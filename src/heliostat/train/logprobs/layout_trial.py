@@ -1,10 +1,10 @@
-"""Which layouts of rows give a model's own numbers: each is tried once per model, before anything is trained with it.
+"""Trial of the layouts of rows: each is compared once per model with the model's own forward, before training.
 
 A trial scores a few groups of mixed lengths and compares every log-probability with the model's own forward of each
-text alone (``models.checks.reference_forward``), and its gradient (``gradient_trial``). What fails is left out; where
-even padding is wrong, rows run one by one.
+text alone (``models.checks.reference_forward``), and its gradient (``gradient_trial``). Layouts that fail are not
+used; if even padding is wrong, rows run one by one.
 
-Left out: which of the right layouts is cheapest for a batch (``policy``).
+Left out: the choice of the cheapest layout for a batch (``policy``).
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from heliostat.train.logprobs.packing import Row
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
 MEMO = "exact layouts"
-"""Under this name a loaded model remembers the verdict, which its copies and its sharded form share."""
+"""Key under which a loaded model caches the verdict, shared by its copies and its sharded form."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """The layouts that are right for one model.
+    """The layouts that are exact for one model.
 
     Attributes:
-        sharing: those that run a prompt once per group.
-        single: one that runs every row with a prompt of its own.
-        faults: what was wrong with the others, a few words each.
-        untrainable: why the model can be scored and not trained, empty where it can be trained.
+        sharing: layouts that run a prompt once per group.
+        single: the layout that runs every row with a prompt of its own.
+        faults: the faults of the other layouts, a few words each.
+        untrainable: the reason why the model can be scored but not trained; empty if it can be trained.
     """
 
     sharing: tuple[Layout, ...]
@@ -53,7 +53,7 @@ class Exact:
 
     @property
     def way(self) -> str:
-        """How a sentence calls what rows are scored with."""
+        """A name of the layouts in use, for messages."""
         names = [NAMES[type(layout)] for layout in self.sharing or (self.single,)]
         return " or ".join(names)
 
@@ -67,9 +67,9 @@ NAMES: dict[type, str] = {
 
 
 def exact_layouts(loaded: LoadedModel) -> Exact:
-    """Try the layouts that a model's structure allows; asked again, remember.
+    """Try the layouts that a model's structure allows, and cache the verdict.
 
-    A warning says what was wrong where a model has plain keys and values and yet shares no prompt, or cannot be padded.
+    A warning names the faults if a model has plain keys and values but cannot share prompts, or cannot be padded.
     """
     if MEMO not in loaded.memo:
         loaded.memo[MEMO] = exact = _tried(loaded)
@@ -113,21 +113,21 @@ def _tried(loaded: LoadedModel) -> Exact:
                 right.remove(layout)
     sharing = tuple(layout for layout in right if not isinstance(layout, Plain))
     single: Layout = Alone() if Plain in faults else Plain()
-    # A tree that fails beside a cache that holds costs little, and says nothing that a user could act on.
-    heard = () if sharing and Plain not in faults else tuple(faults.values())
-    return Exact(sharing, single, heard, trial.untrainable)
+    # If the tree fails and the cache is right, the cost is small, and a user could not act on a warning.
+    reported = () if sharing and Plain not in faults else tuple(faults.values())
+    return Exact(sharing, single, reported, trial.untrainable)
 
 
 def _fault(
     loaded: LoadedModel, layout: Layout, rows: Sequence[Row], truth: torch.Tensor, temperature: float, bound: float
 ) -> str:
-    """What is wrong with a layout, empty where nothing is."""
+    """Describe the fault of a layout's log-probabilities; empty if they are right."""
     targets = torch.tensor([token for row in rows for token in row.completion.token_ids])
     try:
         logits = loaded.head.logits(layout.hidden(loaded, rows)).cpu() / temperature
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+    except Exception as error:  # the code of a model can raise any type
         return short_error(error)
     logp = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
     gap = float((logp - truth).abs().max())
@@ -137,7 +137,7 @@ def _fault(
 
 
 def _rows(loaded: LoadedModel) -> list[Row]:
-    """Two completions of uneven length behind each of the prompts that decoding is tried on."""
+    """Build two completions of uneven length after each of the prompts that decoding is tried on."""
     contexts = mixed_contexts(loaded)
     longest = num_tried(loaded)
     ids = [token for context in contexts for token in context]
@@ -145,7 +145,7 @@ def _rows(loaded: LoadedModel) -> list[Row]:
     for group, context in enumerate(contexts):
         for member, length in enumerate((longest, max(1, longest - 2 - group % 2))):
             tokens = tuple(ids[(3 * group + member + step) % len(ids)] for step in range(length))
-            nothing = np.zeros(length, dtype=np.float32)
+            zeros = np.zeros(length, dtype=np.float32)
             prompt = Prompt(Problem(f"trial {group}", "trial", ""), context)
-            rows.append(Row(group, prompt, Completion(tokens, nothing, nothing, StopReason.MAX_TOKENS, ""), 0.0))
+            rows.append(Row(group, prompt, Completion(tokens, zeros, zeros, StopReason.MAX_TOKENS, ""), 0.0))
     return rows

@@ -1,15 +1,15 @@
-"""How rows become one forward pass: layouts of the same arithmetic, each cheapest somewhere.
+"""Layouts of rows in one forward pass: the same arithmetic, each the cheapest for some batches.
 
     plain    prompt and completion, one row each        any model
     tree     prompt, then all its completions, in one row; a mask hides siblings from each other
     alone    prompt and completion, one pass each       any model at all
     cached   prompt once, its keys and values expanded over its completions, which attend to them
 
-In a tree nothing is padded inside a group, but every token is compared with every other: best for short completions of
-uneven length. The cache pads completions to the longest, but compares only what belongs together: best for long ones.
-All give the hidden state before every completion token, in row order; nobody above this file can tell them apart.
+A tree has no padding inside a group, but attends from every token to every other: best for short completions of
+uneven length. The cache pads completions to the longest, but attends only within a row: best for long completions.
+All return the hidden state before every completion token, in row order, so callers do not depend on the layout.
 
-Left out: which give a model's own numbers (``layout_trial``), which one is chosen (``policy``), and cutting a
+Left out: which layouts are exact for a model (``layout_trial``), the choice between them (``policy``), and splitting a
 batch into micro-batches (``packing``).
 """
 
@@ -50,12 +50,12 @@ class Layout(Protocol):
         ...
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
-        """Hidden states from which the completion tokens are predicted, concatenated in row order."""
+        """Compute the hidden states that predict the completion tokens, concatenated in row order."""
         ...
 
 
 class Plain:
-    """One row each, padded on the right: under causal attention and recurrence nothing scored can see the padding."""
+    """One row each, padded on the right: under causal attention and recurrence no scored token sees the padding."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context + group.longest for group in groups) - 1
@@ -74,7 +74,7 @@ class Plain:
 
 
 class Alone:
-    """One row at a time, unpadded: the model's own forward, for models that anything beside a row disturbs."""
+    """One row at a time, unpadded: the model's own forward, for models whose rows in a batch affect each other."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         tokens = sum(group.num_rows * (group.context + group.longest - 1) for group in groups)
@@ -85,20 +85,20 @@ class Alone:
 
 
 class Tree:
-    """One row per group: the prompt, then each completion, every token seeing the prompt and its own past alone."""
+    """One row per group: the prompt, then each completion; a token sees only the prompt and its completion's past."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context + group.num_tokens - group.num_rows for group in groups)
         return Work(len(groups) * width, len(groups) * width * width)
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
-        trees: dict[int, _Grown] = {}
-        spans = [trees.setdefault(row.group, _Grown(row.prompt.context_ids)).add(row) for row in rows]
+        trees: dict[int, _TreeBuilder] = {}
+        spans = [trees.setdefault(row.group, _TreeBuilder(row.prompt.context_ids)).add(row) for row in rows]
         input_ids = _padded([tree.ids for tree in trees.values()], loaded)
         device, width = input_ids.device, input_ids.shape[1]
         hidden = loaded.head.hidden(
             input_ids=input_ids,
-            # Padding counts as prompt that comes last: it may see the prompt, and nobody sees it.
+            # Padding counts as the end of the prompt: it may see the prompt, and no token sees it.
             attention_mask=_tree_mask(_filled([tree.segments for tree in trees.values()], 0, device)),
             position_ids=_filled([tree.positions for tree in trees.values()], 0, device),
             use_cache=False,
@@ -112,7 +112,7 @@ class Tree:
         return hidden.flatten(0, 1)[torch.tensor(picked, device=device)]
 
 
-class _Grown:
+class _TreeBuilder:
     """One tree under construction: token ids, their true positions, and which completion they belong to (0: prompt)."""
 
     def __init__(self, context: tuple[int, ...]) -> None:
@@ -122,7 +122,7 @@ class _Grown:
         self.context_length, self.num_rows = len(context), 0
 
     def add(self, row: Row) -> range:
-        """Append a completion's inputs (all but its last token); returns where they went."""
+        """Append a completion's inputs (all but its last token), and return their positions in the row."""
         inputs = row.completion.token_ids[:-1]
         self.num_rows += 1
         began = len(self.ids)
@@ -133,10 +133,10 @@ class _Grown:
 
 
 def _tree_mask(segment: Int[Tensor, "tree token"]) -> Tensor:
-    """Who sees whom, ``[tree, 1, token, token]``: the past, of the prompt (segment 0) or of one's own completion."""
+    """Build the mask ``[tree, 1, token, token]``: past tokens of the prompt (segment 0) or of the same completion."""
     past = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool, device=segment.device).tril()
-    kin = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-    return (past & kin)[:, None]
+    related = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+    return (past & related)[:, None]
 
 
 class Cached:
@@ -184,7 +184,7 @@ class Cached:
         prompt_of_row: Tensor,
         width: int,
     ) -> Float[Tensor, "row token feature"]:
-        """Hidden states of the completions' inputs (all but each last token), attending to their prompt's cache."""
+        """Compute hidden states of the completions' inputs (all but each last token) with their prompt's cache."""
         ids = _padded([row.completion.token_ids[:-1] for row in rows], loaded)
         for layer in cache.layers:
             keys, values = key_values(layer)

@@ -1,8 +1,8 @@
-"""From ragged groups to micro-batches under a token budget; the only place where padding is decided.
+"""Packing of ragged groups into micro-batches under a token budget; only this file decides on padding.
 
-Rows of similar length go together, a group's rows stay together where they fit (its prompt is then run once), and a
-group that is too large alone is split. Nothing above this file can see the result: losses are sums over tokens divided
-by a denominator of the whole optimizer step, so any cut of the batch gives the same gradient (to float accuracy).
+Rows of similar length go together. A group's rows stay together if they fit, so that its prompt is run once; a larger
+group is split. The result does not depend on packing: losses are sums over tokens divided by a denominator of the whole
+optimizer step, so every partition of the batch gives the same gradient (to float accuracy).
 
 Left out: the forward pass itself (``layouts``).
 """
@@ -22,12 +22,12 @@ from heliostat.types import Completion, Prompt, TokenBatch, TrainingGroup
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One completion to be scored, with what its objective needs.
+    """One completion to be scored, with the inputs of its objective.
 
     Attributes:
         group: index of its group; rows of one group share one prompt.
-        logp_old: anchor log-probabilities, or ``None`` where the anchor is the current policy itself.
-        logp_ref: the reference's, or ``None`` where no reference is asked.
+        logp_old: anchor log-probabilities; ``None`` if the anchor is the current policy itself.
+        logp_ref: the reference's log-probabilities; ``None`` without a reference.
     """
 
     group: int
@@ -64,7 +64,7 @@ def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class GroupShape:
-    """How large a group (or a piece of one) is, in tokens: its prompt, all its completions, the longest of them."""
+    """The size of a group (or a piece of one) in tokens: its prompt, all its completions, the longest of them."""
 
     context: int
     num_rows: int
@@ -83,7 +83,7 @@ Cost = Callable[[Sequence[GroupShape]], int]
 
 
 def by_group(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that share a prompt, together."""
+    """Collect the rows of each group, which share a prompt."""
     groups: dict[int, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
@@ -91,19 +91,19 @@ def by_group(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 MAX_PADDING, MIN_SHARE = 0.1, 1 / 16
-"""A micro-batch takes no group that pads it by more than this, once it has this share of its budget: products of that
-many tokens run as fast as larger ones, and padding is computed for nothing."""
+"""Largest share of padding that a further group may add, once a micro-batch has this share of its budget. Matrix
+products of that many tokens run as fast as larger ones, and padding is wasted work."""
 
 
 def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
-    """Cut rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
+    """Split rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
     pieces = [piece for group in by_group(rows) for piece in _split(group, max_tokens, cost)]
     shaped = sorted(((GroupShape.of(piece), piece) for piece in pieces), key=lambda pair: cost([pair[0]]))
     batches: list[list[Row]] = []
     together: dict[int, GroupShape] = {}
     for shape, piece in shaped:
         group = piece[0].group
-        # Two pieces of one group in one batch would be run as one group, so they never meet.
+        # Two pieces of one group in one batch would run as one group, so they go to different batches.
         if batches and group not in together and _fits([*together.values(), shape], max_tokens, cost):
             batches[-1] += piece
             together[group] = shape
@@ -114,7 +114,7 @@ def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[
 
 
 def _fits(shapes: Sequence[GroupShape], max_tokens: int, cost: Cost) -> bool:
-    """Whether the last of these groups may join the others."""
+    """Return whether the last of these groups may join the others."""
     together = cost(shapes)
     unpadded = sum(cost([shape]) for shape in shapes)
     small = cost(shapes[:-1]) < MIN_SHARE * max_tokens

@@ -1,10 +1,10 @@
 """Token log-probabilities of completions under the model being trained.
 
-Every layout of the rows gives the same numbers and the same gradients (``layouts``); the cheapest for the batch
-at hand is taken. Only completion positions reach the LM head, in chunks whose logits are recomputed in the backward
+Every layout of the rows gives the same values and the same gradients (``layouts``); the cheapest for each batch
+is used. Only completion positions reach the LM head, in chunks whose logits are recomputed in the backward
 pass, so no ``[batch, tokens, vocab]`` tensor is ever alive.
 
-Left out: what the numbers are used for (``objectives``), and cutting batches (``packing``).
+Left out: the use of the log-probabilities (``objectives``), and splitting batches (``packing``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def completion_log_probs(
     temperature: float,
     vocab_size: int,
 ) -> Float[Tensor, " token"]:
-    r"""``log softmax(head(h_t) / T)[y_t]`` for every completion token, at most ``MAX_LOGITS`` logits at a time.
+    r"""Compute ``log softmax(head(h_t) / T)[y_t]`` for every completion token, at most ``MAX_LOGITS`` logits at a time.
 
     Limits:
         One chunk and many chunks give the same values and gradients (to float accuracy).
@@ -43,7 +43,7 @@ def completion_log_probs(
 
     def of_chunk(chunk: Tensor, target: Tensor) -> Tensor:
         logits = head.logits(chunk).float()
-        logits = logits if temperature == 1 else logits / temperature  # two passes over the largest tensor there is
+        logits = logits if temperature == 1 else logits / temperature  # saves two passes over the largest tensor
         return torch.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
 
     chunk_size = max(1, MAX_LOGITS // vocab_size)
@@ -57,11 +57,11 @@ def completion_log_probs(
 
 
 class Policy:
-    """Log-probabilities of micro-batches, by the cheapest layout that gives the model's own numbers (``layout_trial``).
+    """Log-probabilities of micro-batches, by the cheapest layout that is exact for the model (``layout_trial``).
 
     Args:
-        shared_prompt: compute each prompt once per group where the model's attention can be told who sees whom.
-        gradient_checkpointing: keep fewer activations, and compute layers again in the backward pass.
+        shared_prompt: compute each prompt once per group if a layout that shares prompts is exact.
+        gradient_checkpointing: keep fewer activations, and recompute layers in the backward pass.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Policy:
         exact = exact_layouts(loaded)
         sharing = exact.sharing if shared_prompt else ()
         if gradient_checkpointing or is_sharded(loaded.model):
-            # What is computed again must not write to a cache a second time, and layers that are gathered for a pass
-            # must not be reached through a cache once they are let go.
+            # Recomputed layers must not write to a cache a second time, and a cache must not refer to layers that were
+            # gathered for a pass and resharded since.
             sharing = tuple(layout for layout in sharing if not isinstance(layout, Cached))
         self.shared_prompt = bool(sharing)
         self.layouts: tuple[Layout, ...] = sharing or (exact.single,)
@@ -83,7 +83,7 @@ class Policy:
         self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone
 
     def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
-        """Log-probability of every completion token of ``rows``, concatenated in row order."""
+        """Compute the log-probability of every completion token of ``rows``, concatenated in row order."""
         targets = torch.tensor([token for row in rows for token in row.completion.token_ids], device=self.device)
 
         def work() -> Tensor:
@@ -95,7 +95,7 @@ class Policy:
 
     @torch.no_grad()
     def entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
-        """Entropy of the distribution in front of every completion token, in nats; for looking, without gradient."""
+        """Compute the entropy of the distribution before every completion token, in nats, without gradient."""
         return inside(self.loaded.model, lambda: self._entropies(rows))
 
     def _entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
@@ -115,7 +115,7 @@ class Policy:
         return int(self.loaded.model.config.get_text_config().vocab_size)
 
     def padded_tokens(self, groups: Sequence[GroupShape]) -> int:
-        """Tokens a forward over these groups computes, padding included."""
+        """Count the tokens that a forward over these groups computes, padding included."""
         return self._cheapest(groups)[1].num_tokens
 
     def _cheapest(self, groups: Sequence[GroupShape]) -> tuple[Layout, Work]:

@@ -1,6 +1,6 @@
-"""Log-probabilities of completions that exist already, under a policy, without gradient.
+"""Log-probabilities of existing completions under a policy, without gradient.
 
-Left out: keeping ranks in step (``train.update.updater``), and what the numbers are used for.
+Left out: keeping ranks in step (``train.update.updater``), and the use of the log-probabilities.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def score(
     tokens_per_microbatch: int,
     count: Callable[[Sequence[Row], bool], None],
 ) -> list[Anchor]:
-    """Token log-probabilities of every completion under ``policy`` as it is now, by group.
+    """Compute token log-probabilities of every completion under the current ``policy``, by group.
 
     Args:
-        count: told of every forward, for the ledger.
+        count: called for every forward, for the ledger.
     """
     rows = rows_of(groups)
     by_row: dict[int, Tensor] = {}

@@ -3,11 +3,11 @@
     model.safetensors  optimizer.pt     weights and optimizer state, whole
     shards/                             both, of a run with sharded weights (``train.distributed.sharded_checkpoint``)
     state.json                          everything else that is a plain value
-    rollouts.pt                         rollouts of coming steps, where there are any (``train.rollouts.batch``)
+    rollouts.pt                         rollouts of later steps, if there are any (``train.rollouts.batch``)
 
 The ``.pt`` files hold tensors and plain values only and are read back weights-only.
 
-Left out: whether they are what was written (``checkpoint_folder``).
+Left out: detecting damaged files (``checkpoint_folder``).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ WEIGHTS, OPTIMIZER, SHARDS, STATE, ROLLOUTS = (
     *("state.json", "rollouts.pt"),
 )
 HAS_MANIFEST = "has_manifest"
-"""In a state: a manifest was written after it, so that one that is missing is lost."""
+"""Key of a state whose manifest is written after it; without the manifest, the checkpoint is damaged."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which and what is still good."""
+    """A checkpoint could not be written or read; the message names it and the checkpoints that are intact."""
 
 
 def write_weights(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime) -> None:
@@ -53,7 +53,7 @@ def write_weights(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def write_rest(folder: Path, state: Mapping[str, Any], rollouts: Sequence[dict[str, Any]]) -> None:
-    """Write plain values and coming rollouts.
+    """Write plain values and the rollouts of later steps.
 
     Raises:
         OSError: the disk refused.
@@ -66,14 +66,14 @@ def write_rest(folder: Path, state: Mapping[str, Any], rollouts: Sequence[dict[s
 def read_files(
     folder: Path, files: Collection[str], model: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime
 ) -> dict[str, Any]:
-    """Put weights and optimizer state into place and return the state, with its ``rollouts``.
+    """Load weights and optimizer state in place, and return the other state, with its ``rollouts``.
 
     Args:
-        files: names of those that belong to the checkpoint.
+        files: names of the files that belong to the checkpoint.
 
     Raises:
-        CheckpointError: it is of another model, or its weights of another dtype.
-        Exception: of any library, where a file cannot be read.
+        CheckpointError: the checkpoint is of another model, or its weights have another dtype.
+        Exception: a file cannot be read; the type depends on the library that reads it.
     """
     _check_dtype(folder, model)
     is_whole = OPTIMIZER in files
@@ -98,10 +98,10 @@ def read_files(
 
 
 def read_whole(folder: Path) -> None:
-    """Read every file of a checkpoint that has no digests, as far as that goes without a model.
+    """Read every file of a checkpoint without digests, as far as possible without a model.
 
     Raises:
-        Damaged: one of them is missing or cannot be read.
+        Damaged: a file is missing or cannot be read.
     """
     path = folder / STATE
     try:
@@ -118,7 +118,7 @@ def read_whole(folder: Path) -> None:
         path = folder / ROLLOUTS
         if path.exists():
             torch.load(path, weights_only=True)
-    except Exception as error:  # of whichever library reads the file
+    except Exception as error:  # its type depends on the library that reads the file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Damaged(f"{path} cannot be read ({reason})") from None
 
@@ -133,7 +133,7 @@ def _check_dtype(folder: Path, model: nn.Module) -> None:
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without second names of tied weights (safetensors refuses shared memory) and frozen weights."""
+    """Return the state dict without frozen weights and second names of tied ones; safetensors refuses shared memory."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     seen: set[int] = set()
     unique: dict[str, torch.Tensor] = {}
@@ -146,7 +146,7 @@ def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _put(tensors: dict[str, torch.Tensor], model: nn.Module) -> list[str]:
-    """Stored weights in their places; returns the names that have none, or lack a weight."""
+    """Load stored weights into ``model``; return the names that are unexpected or missing."""
     own = dict(model.named_parameters())
     cut = {name: cut_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
     missing, unexpected = model.load_state_dict(cut, strict=False)

@@ -1,8 +1,8 @@
-"""One checkpoint's folder: what it is called, and whether it is what was written.
+"""One checkpoint's folder: its name, its manifest, and the check of its files.
 
 ``manifest.json`` has the digest of every file, the step, how many checkpoints the run had written before this one, and
-how far the run's logs went. A checkpoint of an earlier version has no manifest, and a state that does not say that
-there is one: it is read whole, which finds torn files, and is used with a note that flips in it go unseen.
+the extent of the run's logs. A checkpoint of an earlier version has no manifest, and its state does not mention one.
+It is read whole, which detects truncated files; a note tells the user that flipped bits in it go unseen.
 
 Left out: the contents of the files (``checkpoint_files``), and the choice of a checkpoint (``checkpoints``).
 """
@@ -27,8 +27,8 @@ class About:
 
     Attributes:
         step: of the run.
-        number: how many checkpoints the run had written before it; of earlier versions' ones -1.
-        logs: how far each log went.
+        number: how many checkpoints the run had written before it; -1 for those of earlier versions.
+        logs: the extent of each log.
         files: names of its files.
         is_checked: whether its files have digests.
     """
@@ -41,7 +41,7 @@ class About:
 
     @property
     def age(self) -> tuple[int, int]:
-        """Larger for those that were written later; earlier versions wrote none of a lower step after a higher one."""
+        """A key that grows with the time of writing; earlier versions never wrote a lower step after a higher one."""
         return self.number, self.step
 
 
@@ -59,13 +59,13 @@ def step_of(name: str) -> int | None:
 
 
 def left_behind(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder`` of which a killed process left something behind."""
+    """List the checkpoints in ``folder`` of which a killed process left partial files."""
     found = {path.with_suffix("") for ending in ENDINGS for path in folder.glob(f"step_*{ending}")}
     return sorted(path for path in found if step_of(path.name) is not None)
 
 
 def describe(folder: Path, step: int, number: int, logs: Mapping[str, Extent]) -> None:
-    """Write the manifest of a checkpoint whose other files are there.
+    """Write the manifest of a checkpoint, after its other files.
 
     Raises:
         OSError: the disk refused.
@@ -79,16 +79,16 @@ def read_about(folder: Path, step: int) -> About:
     """Read the description of the checkpoint of ``step``, without looking at its other files.
 
     Raises:
-        Damaged: its manifest cannot be read or is lost, or it is that of another step.
+        Damaged: its manifest is lost, cannot be read, or belongs to another step.
     """
     if not (folder / MANIFEST).exists() and _is_older(folder):
         found = _read_state(folder).get("step", step)
         about = About(found, files=frozenset(path.name for path in folder.iterdir()), is_checked=False)
     else:
         manifest = read_manifest(folder)
-        said = manifest["about"]
-        logs = {name: Extent.from_json(one) for name, one in said["logs"].items()}
-        about = About(said["step"], said["number"], logs, frozenset(manifest["files"]))
+        fields = manifest["about"]
+        logs = {name: Extent.from_json(extent) for name, extent in fields["logs"].items()}
+        about = About(fields["step"], fields["number"], logs, frozenset(manifest["files"]))
     if about.step != step:
         raise Damaged(f"{folder} holds the checkpoint of step {about.step}: folders were renamed or exchanged")
     return about
@@ -98,7 +98,7 @@ def check(folder: Path, step: int) -> About:
     """Compare every file with its digest, and the folder's name with the step inside.
 
     Raises:
-        Damaged: naming the first file that is missing, or not what was written.
+        Damaged: a file is missing or its digest differs; the message names the first one.
     """
     about = read_about(folder, step)
     if about.is_checked:
@@ -116,10 +116,10 @@ def unchecked(folder: Path) -> str:
 
 
 def _is_older(folder: Path) -> bool:
-    """Whether a checkpoint that has no manifest never had one.
+    """Return whether a checkpoint without a manifest never had one, according to its state.
 
     Raises:
-        Damaged: its state, which says so, cannot be read.
+        Damaged: the state cannot be read.
     """
     return (folder / STATE).exists() and HAS_MANIFEST not in _read_state(folder)
 

@@ -1,7 +1,7 @@
-"""The checkpoints of a run: complete or absent, checked before they are used; the newest few are kept.
+"""The checkpoints of a run: published atomically, checked before use, and limited to the newest few.
 
 A checkpoint is a folder ``step_000120`` (``checkpoint_folder``) that is published whole (``storage.folders``). It is
-read by any number of ranks, whichever number wrote it.
+read by any number of ranks, independent of the number that wrote it.
 
 The newest checkpoint is the one that was written last, not the one with the highest step: after a rollback the
 checkpoint that the run went back to is written again, and from then on later steps are obsolete.
@@ -47,10 +47,10 @@ class ResumePoint:
     """Where a run can continue.
 
     Attributes:
-        step: of the newest intact checkpoint; ``None`` where there is no checkpoint at all.
-        logs: how far each log went when it was written.
+        step: of the newest intact checkpoint; ``None`` if there is no checkpoint.
+        logs: the extent of each log when it was written.
         losses: one sentence for each newer checkpoint that is damaged, and one if this one has no digests.
-        is_intact: whether it can be loaded; where there are checkpoints and all are damaged, ``step`` is the last one.
+        is_intact: whether it can be loaded. If all checkpoints are damaged, ``step`` is the highest one.
     """
 
     step: int | None
@@ -60,7 +60,7 @@ class ResumePoint:
 
 
 class Checkpoints:
-    """The checkpoint folder of one run; ranks save and load together, and the main one makes and removes folders."""
+    """The checkpoint folder of one run. Ranks save and load together; the main rank creates and removes folders."""
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
         self.folder = folder
@@ -73,13 +73,13 @@ class Checkpoints:
                 recover_folder(path)
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, lowest first; one that is being written, a link or a copy is none."""
+        """List the steps of the complete checkpoints, lowest first; partial ones, links and copies are ignored."""
         found = [step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir() and not path.is_symlink()]
         return sorted(step for step in found if step is not None)
 
     @property
     def latest(self) -> int | None:
-        """Step of the checkpoint that the run continues from."""
+        """The step of the checkpoint that the run continues from."""
         return max(self.steps(), default=None) if self._point is None else self._point.step
 
     def find_newest(self) -> ResumePoint:
@@ -113,7 +113,7 @@ class Checkpoints:
         return ResumePoint(max(damaged, default=None), is_intact=not damaged)
 
     def intact(self) -> list[int]:
-        """Steps of the checkpoints that can be gone back to, lowest first; all ranks call it together."""
+        """List the steps of the intact checkpoints, lowest first; all ranks call it together."""
         return self.runtime.run_on_main(self._intact)
 
     def _intact(self) -> list[int]:
@@ -133,11 +133,11 @@ class Checkpoints:
         rollouts: Sequence[dict[str, Any]] = (),
         logs: Mapping[str, Extent] | None = None,
     ) -> Path:
-        """Write a checkpoint, then drop those of later steps, which it makes obsolete, and the oldest beyond ``keep``.
+        """Write a checkpoint, then remove the obsolete ones of later steps, and the oldest beyond ``keep``.
 
         Args:
-            rollouts: of coming steps, as tensors and plain values.
-            logs: how far the run's logs go, by name.
+            rollouts: rollouts of later steps, as tensors and plain values.
+            logs: the extents of the run's logs, by name.
 
         Raises:
             CheckpointError: the disk refused; earlier checkpoints are untouched.
@@ -168,7 +168,7 @@ class Checkpoints:
         return final
 
     def _next_number(self) -> int:
-        """How many checkpoints the run has written, as far as those that are left say."""
+        """Count the checkpoints that the run has written, from the numbers in those that are left."""
         number = 0
         for step in self.steps():
             with suppress(Damaged):
@@ -184,15 +184,15 @@ class Checkpoints:
             remove_folder(self._path(other))
 
     def drop_after(self, step: int) -> None:
-        """Remove every checkpoint of a later step than ``step``."""
+        """Remove the checkpoints of steps after ``step``."""
         for later in [other for other in self.steps() if other > step] if self.runtime.is_main else []:
             remove_folder(self._path(later))
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``.
+        """Load a checkpoint's weights and optimizer state in place, and return its ``state``, with its ``rollouts``.
 
         Raises:
-            CheckpointError: a file of it is not what was written, or it is of another model, or of another type.
+            CheckpointError: a file is damaged, or the checkpoint is of another model or dtype.
         """
         folder = self._path(step)
         try:
@@ -206,7 +206,7 @@ class Checkpoints:
             ) from error
 
     def _checked(self, step: int) -> About:
-        """What a checkpoint says of itself; its files are compared with their digests unless that was done just now."""
+        """Return a checkpoint's description; compare its files with their digests unless that was done just before."""
         fresh, self._just_checked = self._just_checked == step, None
         return (read_about if fresh else check)(self._path(step), step)
 

@@ -1,9 +1,9 @@
-"""A run's model as folders that plain transformers and PEFT load, from any number of ranks, read back before trusted.
+"""Export of a run's model to folders that plain transformers and PEFT load; every export is read back and compared.
 
-    try_export   of the model before training, what is trained perturbed_weights: what could be lost is lost now
-    export       of the model after training
+    try_export   a trial before training, with perturbed trainable weights, so that a lossy export fails at once
+    export       the export after training
 
-Left out: what is in such a folder (``models.saving``, ``models.lora``) and how it is compared
+Left out: the contents of such a folder (``models.saving``, ``models.lora``) and its comparison
 (``models.checks.saved_model``).
 """
 
@@ -32,30 +32,30 @@ NUM_PROMPTS = 4
 
 
 class ExportError(RuntimeError):
-    """The trained model could not be saved, or what was saved is not what was trained."""
+    """The trained model could not be saved, or the saved model differs from it."""
 
 
 def export(
     loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], adapter: Path | None = None
 ) -> None:
-    """Save the model, adapters merged, and read it back; of cut weights every rank gives its part, the main one writes.
+    """Save the model, adapters merged, and read it back; shards are gathered from all ranks, and the main rank writes.
 
-    Nothing appears under ``folder`` or ``adapter`` that was not read back and did not give the trainer's logits.
+    A folder appears under ``folder`` or ``adapter`` only after it was read back and gave the trainer's logits.
 
     Args:
-        prompts: of the run's task; the first few are compared.
-        adapter: where adapters go on their own, if there are any.
+        prompts: prompts of the run's task; the first few are compared.
+        adapter: a folder for the adapters alone, if there are any.
 
     Raises:
-        ExportError: it could not be written, or does not come back.
+        ExportError: the model could not be written, or the model read back differs.
     """
     try:
         _export(loaded, runtime, folder, prompts, adapter)
     except RankLost:
         raise
-    except Exception as error:  # of any library on the way: hours of training end in a sentence and a whole folder
+    except Exception as error:  # of any library: after hours of training, end with one sentence and an intact folder
         raise ExportError(
-            f"the model could not be saved to {folder}: {_said(error)}; the last checkpoint is complete, and the same "
+            f"the model could not be saved to {folder}: {_brief(error)}; the last checkpoint is complete, and the same "
             "command with the same --run tries again from there"
         ) from error
 
@@ -63,15 +63,15 @@ def export(
 def try_export(
     loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], resumes: bool = False
 ) -> None:
-    """Go the whole way of ``export`` with the model as it is before training, in a place below ``folder``.
+    """Try ``export`` with the untrained model, in a temporary folder below ``folder``.
 
     Args:
-        resumes: whether the run was trained in an earlier session; disk and packages may be others since.
+        resumes: whether the run was trained in an earlier session; disk and packages may have changed since.
 
-    **Limits**: the model is afterwards what it was, bit for bit.
+    **Limits**: the model is unchanged afterwards, bit for bit.
 
     Raises:
-        ConfigError: this model, with these adapters, in this place, cannot be saved as what it is.
+        ConfigError: this model, with these adapters, cannot be saved here without loss.
     """
     trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=folder)) if runtime.is_main else folder
     seed = runtime.rank if runtime.sharded else 0
@@ -89,7 +89,7 @@ def try_export(
             way_out = "make room"
         nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(
-            f"{nothing} was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
+            f"{nothing} was trained, since the model of this run could not be saved as what it is: {_brief(error)}; "
             f"{way_out}, or set train.try_export = false to train all the same"
         ) from error
     finally:
@@ -122,7 +122,7 @@ def _export(
             save_model(loaded, folder, weights, check)
 
 
-def _said(error: Exception) -> str:
-    """One line about an error, with its type where that is not one of ours."""
+def _brief(error: Exception) -> str:
+    """Return one line about an error, with its type unless it is ``SavedDiffers``."""
     line = str(error).strip().split("\n")[0].rstrip(".")
     return line if isinstance(error, SavedDiffers) else f"{type(error).__name__}: {line}"

@@ -1,6 +1,6 @@
 """Preparation of a run's folder for a session: remove leftovers, name obstacles, part hard-linked files.
 
-Left out: whose the folder is (``outputs``), and what the run writes there (``folder``).
+Left out: ownership of the folder (``outputs``), and the files that a run writes there (``folder``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ MODELS = ("model", "adapter", "reference")
 """Folders of weights."""
 
 _LEFTOVERS = (*(ending.format(name) for name in MODELS for ending in (".{}-????????", ".old-{}-????????")),)
-"""What killed exports of earlier versions are called."""
+"""Names of leftovers of killed exports of earlier versions."""
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
-    """Put right what a killed process left of writing models, and remove its other leftovers.
+    """Recover models that a killed process left half-written, and remove its other leftovers.
 
     Args:
-        names: the files that a run publishes; other files that end in ``.partial`` are not ours.
+        names: the files that a run publishes; other files that end in ``.partial`` are kept.
     """
     for name in MODELS:
         recover_folder(folder / name)
@@ -37,10 +37,10 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 
 def check_places(folder: Path) -> None:
-    """Refuse at once what would be in the way of a run's folders only after hours of training.
+    """Check that a run's folders can be created later, so that obstacles are reported before hours of training.
 
     Raises:
-        ConfigError: a link, a file, or something that is no model stands where one of them goes.
+        ConfigError: a link, a file, or a folder without a model has the name of one of them.
     """
     for name in ("checkpoints", *MODELS):
         place = folder / name
@@ -49,15 +49,15 @@ def check_places(folder: Path) -> None:
         if place.exists() and not place.is_dir():
             raise ConfigError(f"{place} is no folder, and the run keeps its {name} there; move it away")
     for place in (folder / name for name in MODELS):
-        held = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
-        if held and not {"config.json", "adapter_config.json"} & set(held):
+        present = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
+        if present and not {"config.json", "adapter_config.json"} & set(present):
             raise ConfigError(
-                f"{place} holds no model ('{held[0]}'), and the run saves one there; move what is in it away"
+                f"{place} holds no model ('{present[0]}'), and the run saves one there; move what is in it away"
             )
 
 
 def keep_apart(logs: Iterable[Path]) -> None:
-    """Make files that have another name elsewhere this folder's own: it may be a copy by hard links (``cp -al``)."""
+    """Replace hard-linked logs by copies of their own, since the folder may be a copy by hard links (``cp -al``)."""
     for log in logs:
         if log.is_file() and not log.is_symlink() and log.stat().st_nlink > 1:
             publish_file(log, log.read_bytes())

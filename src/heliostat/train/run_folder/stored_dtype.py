@@ -1,10 +1,10 @@
-"""In which type a run keeps its weights: decided when it begins, whatever machine it is continued on.
+"""The dtype of a run's weights: decided when the run begins, and kept on every machine that continues it.
 
 ``model.dtype = "auto"`` depends on the device, and a checkpoint does not: bfloat16 weights with their float32 copies
-cannot go on as float32 weights, bit for bit, nor the other way round. A model in a run's folder has the results that
-the run reports in the type that it was trained in, so that it is evaluated in that one.
+cannot continue as float32 weights, bit for bit, nor the other way round. A model in a run's folder reproduces the
+reported results in the dtype that it was trained in, so it is evaluated in that dtype.
 
-Left out: the type that sharded weights are computed in, which a continued run may change (``distributed``).
+Left out: the compute dtype of sharded weights, which a continued run may change (``distributed``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heliostat.config import Recipe
 from heliostat.outputs import MARKER
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""As a recipe says them."""
+"""Names of dtypes in a recipe."""
 
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16}
 
@@ -30,7 +30,7 @@ def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
     """Set the dtype that a continued run began in, where its recipe leaves that open.
 
     Args:
-        dtype: of its checkpoint (``stored_dtype``); ``None``: it has none.
+        dtype: the dtype of its checkpoint (``stored_dtype``); ``None`` without a checkpoint.
     """
     if recipe.model.dtype != "auto" or dtype not in NAMES:
         return recipe
@@ -51,34 +51,34 @@ def as_saved(recipe: Recipe) -> Recipe:
 def stored_dtype(checkpoint: Path) -> torch.dtype | None:
     """Return the dtype of the weights in a checkpoint's folder or a saved model's; ``None`` where it cannot be told.
 
-    **Limits**: a folder that cannot be read: ``None``; reading it for its weights says why.
+    **Limits**: ``None`` for a folder that cannot be read; loading its weights raises the error.
     """
     try:
-        types = _of_shards(checkpoint) if (checkpoint / "shards").is_dir() else _of_file(checkpoint)
+        dtypes = _of_shards(checkpoint) if (checkpoint / "shards").is_dir() else _of_file(checkpoint)
     except Exception:
         return None
-    return _shortest(types)
+    return _narrowest(dtypes)
 
 
 def _of_file(checkpoint: Path) -> set[torch.dtype]:
     named: set[str] = set()
     for path in checkpoint.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            named |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            named |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # not a mapping
     return {_STORED[name] for name in named if name in _STORED}
 
 
 def _of_shards(checkpoint: Path) -> set[torch.dtype]:
     stored = FileSystemReader(checkpoint / "shards").read_metadata().state_dict_metadata
-    weights = [what for key, what in stored.items() if key.startswith("model.")]
-    return {what.properties.dtype for what in weights if isinstance(what, TensorStorageMetadata)}
+    weights = [entry for key, entry in stored.items() if key.startswith("model.")]
+    return {entry.properties.dtype for entry in weights if isinstance(entry, TensorStorageMetadata)}
 
 
 def trained_dtype(model: nn.Module) -> torch.dtype | None:
     """Return the dtype of a model's trainable weights; ``None`` where it has none."""
-    return _shortest({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
+    return _narrowest({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
 
 
-def _shortest(types: set[torch.dtype]) -> torch.dtype | None:
-    """The one that a recipe would name: some architectures keep a few weights or buffers of a bfloat16 model longer."""
-    return min(types, key=lambda dtype: dtype.itemsize, default=None)
+def _narrowest(dtypes: set[torch.dtype]) -> torch.dtype | None:
+    """Return the narrowest dtype: some architectures keep a few weights or buffers of a bfloat16 model in float32."""
+    return min(dtypes, key=lambda dtype: dtype.itemsize, default=None)

@@ -15,7 +15,7 @@ class UpdateCounts:
     """Rows and tokens that forward passes ran over: exact, so that the ledger and the tests can rely on them.
 
     Attributes:
-        unshared_tokens, unshared_attended: what the prompts would have come to if every row had run its own.
+        unshared_tokens, unshared_attended: the counts of prompts if every row had run its own.
     """
 
     rows: int = 0

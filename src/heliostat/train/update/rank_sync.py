@@ -1,6 +1,6 @@
 """Synchronisation of ranks within an update: equally many passes on each, and one gradient.
 
-Left out: which rows are whose (``Runtime.split``), and the transport (``train.distributed.ranks``).
+Left out: the rows of each rank (``Runtime.shard_balanced``), and the transport (``train.distributed.ranks``).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from heliostat.train.logprobs.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class RankSync:
-    """One update's dealings with other ranks.
+    """Synchronization of one update with other ranks.
 
     Attributes:
-        parameters: whose gradients are averaged.
-        filler: the shortest row of the update; ``None`` where nothing is to be done at all.
-        num_dummy_passes: passes over it, without weight, that this rank makes beside its own.
+        parameters: the parameters whose gradients are averaged.
+        filler: the shortest row of the update; ``None`` for an update without rows.
+        num_dummy_passes: zero-weight passes over ``filler`` that this rank runs besides its own.
 
     Limits:
-        One rank: a factor of 1, and nothing else.
+        One rank: a factor of 1, and no other effect.
     """
 
     runtime: Runtime
@@ -38,17 +38,17 @@ class RankSync:
     def for_update(
         cls, runtime: Runtime, parameters: Sequence[Tensor], rows: Sequence[Row], num_parts: int
     ) -> RankSync:
-        """For an update over ``rows`` of all ranks, of which this one makes ``num_parts`` micro-batches."""
+        """Prepare an update over ``rows`` of all ranks, with ``num_parts`` micro-batches on this rank."""
         filler = min(rows, key=lambda row: row.context_length + row.num_tokens, default=None)
         return cls(runtime, parameters, filler, runtime.num_dummy_passes(num_parts))
 
     @property
     def scale(self) -> int:
-        """What a loss is multiplied by, since gradients are averaged over ranks and the loss is a sum over them."""
+        """The factor of a loss: the loss is a sum over ranks, and gradients are averaged over them."""
         return self.runtime.world_size
 
     def run_dummy_passes(self, policy: Policy) -> None:
-        """Make the passes that other ranks make and this one has no rows for."""
+        """Run the passes of other ranks for which this rank has no rows."""
         for _ in range(self.num_dummy_passes):
             assert self.filler is not None
             logp = policy.log_probs([self.filler])
@@ -56,5 +56,5 @@ class RankSync:
                 (0.0 * logp.sum()).backward()  # type: ignore[no-untyped-call]
 
     def synchronise(self) -> None:
-        """Give every rank the gradient of all."""
+        """Average the gradient over all ranks."""
         self.runtime.average(self.parameters)
