@@ -23,21 +23,22 @@ import torch
 
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
-from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
+from heliostat.rollout import SampleRequest, SamplingSettings
 from heliostat.tasks import Task, VerifierPool
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
 from heliostat.train.checks.recipe import check_recipe, load_tasks
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.distributed.ranks import Runtime, start_runtime
-from heliostat.train.evaluation.evaluate import Evaluation, evaluate
+from heliostat.train.evaluation.charged import evaluate_charged
+from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, score
 from heliostat.train.model_bundle import ModelBundle, load_reference, set_up_model
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.updater import Updater, UpdateReport
-from heliostat.types import Batch, Group, Mean, Problem, TrainingGroup
+from heliostat.types import Batch, Group, Problem, TrainingGroup, mean_values
 
 __all__ = ["Experiment", "Step", "open_experiment"]
 
@@ -58,7 +59,7 @@ class Step:
     def metrics(self) -> dict[str, float]:
         """Return the means over rollouts and updates, by the keys of ``metrics.jsonl``."""
         means = rollout_means([group.group for group in self.batch.groups]) | self.report.means
-        return _values(means) | {"optim/lr": self.report.lr, "optim/bad_steps": float(self.report.bad_steps)}
+        return mean_values(means) | {"optim/lr": self.report.lr, "optim/bad_steps": float(self.report.bad_steps)}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -172,8 +173,7 @@ class Experiment:
         with self.ledger.phase("update"):
             report = self.updater.run(batch, self.recipe.train.updates_per_step, self.num_updates, seed)
         self.num_updates += self.recipe.train.updates_per_step
-        self.ledger.charge_update("update", self.loaded, report.counts)
-        self.ledger.charge_update("update", self.loaded, report.scored, with_gradient=False)
+        self.ledger.charge_phase(self.loaded, report)
         return Step(batch, report)
 
     def mirror_metrics(self, step: Step, num_groups: int | None = None) -> dict[str, float]:
@@ -185,7 +185,7 @@ class Experiment:
         count = len(step.batch.groups) if num_groups is None else num_groups
         budget = self.recipe.train.tokens_per_microbatch
         scored = sequence_log_ratios(self.policy, step.batch, count, budget, self.runtime)
-        metrics = _values(mirror_means(*scored, tau=self.updater.objective.regression_tau))
+        metrics = mean_values(mirror_means(*scored, tau=self.updater.objective.regression_tau))
         return metrics | {"policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0))}
 
     def evaluate(
@@ -197,19 +197,15 @@ class Experiment:
             problems: Default: all held-out problems.
             num_samples: completions a problem. Default: ``eval.final_samples``.
         """
-        prompts = [self.bundle.prompt(problem) for problem in (self.heldout if problems is None else problems)]
-        with self.ledger.phase("eval"):
-            result, _ = evaluate(
-                self.bundle.engine,
-                self.pool,
-                prompts,
-                num_samples or self.recipe.eval.final_samples,
-                SamplingSettings(temperature=self.recipe.rollout.temperature),
-                self.runtime,
-                seed=completion_seed(self.recipe.run.seed, "evaluation"),
-                greedy=greedy,
-            )
-        self.ledger.charge_sampling("eval", self.loaded, self.bundle.engine, self.runtime)
+        result, _ = evaluate_charged(
+            self.bundle,
+            self.pool,
+            self.runtime,
+            self.ledger,
+            self.heldout if problems is None else problems,
+            num_samples or self.recipe.eval.final_samples,
+            greedy=greedy,
+        )
         return result
 
     def frozen(self, path: str | Path) -> Policy:
@@ -275,7 +271,3 @@ def open_experiment(
         yield Experiment(
             opened=checked, recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater
         )
-
-
-def _values(means: Mapping[str, Mean]) -> dict[str, float]:
-    return {key: mean.value for key, mean in means.items() if mean.count}

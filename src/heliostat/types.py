@@ -300,6 +300,11 @@ class Mean:
         return self.total / self.count if self.count else float("nan")
 
 
+def mean_values(means: Mapping[str, Mean]) -> dict[str, float]:
+    """Divide merged means, and leave out those of nothing."""
+    return {key: mean.value for key, mean in means.items() if mean.count}
+
+
 @dataclass(frozen=True, slots=True)
 class LossOutput:
     """The loss of one micro-batch.

@@ -40,7 +40,7 @@ from heliostat.train.model_bundle import ModelBundle, set_up_model
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.safe_step import TrainingDiverged
 from heliostat.train.update.updater import Updater, UpdateReport, make_batch
-from heliostat.types import Batch, Group, Problem
+from heliostat.types import Batch, Group, Problem, mean_values
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 STARTS = {"low": 0.2, "high": 0.6, "dotted-low": 0.2, "dotted-high": 0.6}  # success that the warm start stops at
@@ -156,7 +156,7 @@ class Arena(AbstractContextManager["Arena"]):
         scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS, self.runtime)
         rollouts = rollout_means([group.group for group in batch.groups])
         means = rollouts | mirror_means(*scored, tau=updater.objective.regression_tau)
-        values = {key: mean.value for key, mean in means.items() if mean.count}
+        values = mean_values(means)
         return values | {"policy/max_log_ratio": float(np.abs(scored[0]).max())}
 
 

@@ -46,7 +46,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
     from heliostat.train.update.safe_step import SafeStep
     from heliostat.train.update.updater import Updater, make_batch
-    from heliostat.types import Batch, Verdict
+    from heliostat.types import Batch, Verdict, mean_values
 
     torch.set_num_threads(1)
     prompt, loaded = ask(2), enumerable_model()
@@ -70,7 +70,7 @@ def phase(tau: float, num_updates: int, right: Rule | None = None) -> tuple[dict
     means = mirror_means(*sequence_log_ratios(updater.policy, often, 16, 100_000, updater.runtime), tau=tau)
     means |= rollout_means([group.group for group in batch.groups])
     exact = theory.pmd_mean(None, [float(is_right(answer)) for answer in ANSWERS], tau, log_probs=old)
-    return {key: mean.value for key, mean in means.items() if mean.count}, exact
+    return mean_values(means), exact
 
 
 def against_updates() -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from heliostat.research import Experiment, Step, open_experiment
 from heliostat.rollout import completion_seed
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.update.mirror_metrics import rollout_means
-from heliostat.types import Group, Problem
+from heliostat.types import Group, Problem, mean_values
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "confirmation.jsonl"
@@ -136,8 +136,7 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
 
 def rollout_metrics(step: Step) -> dict[str, float]:
     """Return the metrics of a step's rollouts, as the results file has them."""
-    means = rollout_means([group.group for group in step.batch.groups])
-    return {name: mean.value for name, mean in means.items() if mean.count}
+    return mean_values(rollout_means([group.group for group in step.batch.groups]))
 
 
 def read() -> list[dict[str, Any]]:

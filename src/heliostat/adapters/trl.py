@@ -44,6 +44,7 @@ from heliostat.config import ConfigError, ObjectiveSection, OptimizerSection
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import BaseOptimizer, accumulate_in_float32, build_optimizer
 from heliostat.optim.distributed.replicas import ALONE
+from heliostat.types import mean_values
 
 OURS = (
     *("objective", "objective_settings", "optimizer", "optimizer_settings", "beta"),
@@ -278,7 +279,7 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
             logp_ref=inputs.get("ref_per_token_logps"),
         )
         log_ratio = (logp_new.detach() - inputs["old_per_token_logps"]).masked_fill(~mask, 0.0).sum(dim=1)
-        means = {key: mean.value for key, mean in output.metrics.items() if mean.count}
+        means = mean_values(output.metrics)
         self._note(means | {"entropy": _masked_mean(entropy, mask), "log_ratio/mean": log_ratio.mean()})
         return output.loss
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from heliostat.types import Batch, Mean
+from heliostat.types import Batch, Mean, mean_values
 
 Moments = Mapping[str, Mean]
 
@@ -30,7 +30,7 @@ class Signal(ABC):
 
     def finish(self, moments: Moments) -> dict[str, float]:
         """Compute metrics from merged moments; a metric without data is left out. Default: each mean is a metric."""
-        return {key: mean.value for key, mean in moments.items() if mean.count}
+        return mean_values(moments)
 
 
 def total(values: Iterable[float | None]) -> Mean:

@@ -20,7 +20,7 @@ from heliostat.train.rollouts.batch import Rollouts
 from heliostat.train.run_context import RunContext
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.updater import Updater, UpdateReport
-from heliostat.types import Batch, Group
+from heliostat.types import Batch, Group, mean_values
 
 NUM_DIAGNOSTIC_GROUPS = 8
 """Groups scored again after each update for the metrics of the mirror step."""
@@ -50,10 +50,8 @@ class StepMetrics:
 
     def charge_update(self, groups: Sequence[Group], report: UpdateReport) -> None:
         """Charge the FLOPs of an update to the ledger, and count its tokens."""
-        ledger, loaded = self.context.ledger, self.context.bundle.loaded
         self.counters.num_tokens += sum(group.num_tokens for group in groups)
-        ledger.charge_update("update", loaded, report.counts)
-        ledger.charge_update("update", loaded, report.scored, with_gradient=False)
+        self.context.ledger.charge_phase(self.context.bundle.loaded, report)
 
     def signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         """Measure a finished update.
@@ -69,7 +67,7 @@ class StepMetrics:
         mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
         means = {**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror}
         self.counters.num_bad_steps += report.bad_steps
-        metrics = {key: mean.value for key, mean in means.items() if mean.count}
+        metrics = mean_values(means)
         metrics |= self.monitor.finish(self.monitor.measure(batch))
         metrics |= Mismatch().finish(report.mismatch)
         metrics |= self.updater.probe.finish(report.moved)

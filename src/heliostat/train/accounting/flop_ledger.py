@@ -18,6 +18,7 @@ from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops
 from heliostat.rollout import Engine, RolloutCounts
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.updater import UpdateReport
 
 COMPUTE_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
 PHASES = (*COMPUTE_PHASES, "verify")
@@ -76,6 +77,11 @@ class Ledger:
             attended = prompt_attended + counts.completion_attended
             forward = forward_flops(loaded, tokens, attended / max(1, tokens), counts.completion_tokens)
             book[phase] += (1 + BACKWARD_COST * with_gradient) * forward
+
+    def charge_phase(self, loaded: LoadedModel, report: UpdateReport) -> None:
+        """Charge an update phase: its passes with gradients, and those that only scored."""
+        self.charge_update("update", loaded, report.counts)
+        self.charge_update("update", loaded, report.scored, with_gradient=False)
 
     @property
     def times_spans(self) -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from heliostat.rollout import SamplingSettings, completion_seed
-from heliostat.train.evaluation.evaluate import Evaluation, evaluate
+from heliostat.train.evaluation.charged import evaluate_charged
+from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.rows import eval_rows, evaluation_from_rows, recorded_evaluation, transcript_rows
 from heliostat.train.run_context import RunContext
 from heliostat.types import Group, Problem
@@ -93,23 +93,10 @@ class HeldOut:
         return evaluation
 
     def _evaluate(self, num_problems: int, num_samples: int, greedy: bool) -> tuple[Evaluation, list[Group]]:
-        context = self.context
-        prompts = [context.bundle.prompt(problem) for problem in self.problems[:num_problems]]
-        settings = SamplingSettings(temperature=context.recipe.rollout.temperature)
-        seed = completion_seed(context.recipe.run.seed, "evaluation")
-        with context.ledger.phase("eval"):
-            result = evaluate(
-                context.bundle.engine,
-                context.pool,
-                prompts,
-                num_samples,
-                settings,
-                context.runtime,
-                seed=seed,
-                greedy=greedy,
-            )
-        context.ledger.charge_sampling("eval", context.bundle.loaded, context.bundle.engine, context.runtime)
-        return result
+        context, problems = self.context, self.problems[:num_problems]
+        return evaluate_charged(
+            context.bundle, context.pool, context.runtime, context.ledger, problems, num_samples, greedy=greedy
+        )
 
     def _record(self, step: int, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
         self.context.folder.append(self.context.folder.evals, eval_rows(step, phase, evaluation))
