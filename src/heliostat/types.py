@@ -89,19 +89,53 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """A prefix's kind and length, which set its prompt apart from the problem's other prompts.
+
+    Attributes:
+        kind: how the prefix is given to the model: prefix, hint or unrelated (``prefix.deliver``).
+
+    **Limits** ``Cut.parse(str(cut)) == cut``.
+    """
+
+    kind: str
+    num_tokens: int
+
+    def __str__(self) -> str:
+        """Return the form of trace banks and checkpoints: ``prefix:12``."""
+        return f"{self.kind}:{self.num_tokens}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cut:
+        """Read the form of trace banks and checkpoints.
+
+        Raises:
+            ValueError: the text is not of that form.
+        """
+        kind, _, num_tokens = text.rpartition(":")
+        return cls(kind, int(num_tokens))
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A problem as one model's token ids, optionally continued by an unfinished assistant turn.
 
     Attributes:
         token_ids: the rendered prompt (chat template applied), tokenised exactly once.
         prefix_ids: the start of an assistant turn to be continued; conditioned on, never scored.
-        cut: name of the prefix cut; samples are compared only with samples of the same (problem, cut).
+        cut: kind and length of the prefix; ``None`` without one. Completions are compared only with completions of the
+            same (problem, cut).
     """
 
     problem: Problem
     token_ids: tuple[int, ...]
     prefix_ids: tuple[int, ...] = ()
-    cut: str = ""
+    cut: Cut | None = None
+
+    @property
+    def cut_name(self) -> str:
+        """The cut as banks and checkpoints store it; empty without one."""
+        return "" if self.cut is None else str(self.cut)
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -111,7 +145,7 @@ class Prompt:
     @property
     def group_key(self) -> tuple[str, str]:
         """Identity of the baseline group this prompt's completions belong to."""
-        return (self.problem.problem_id, self.cut)
+        return (self.problem.problem_id, self.cut_name)
 
 
 @dataclass(frozen=True, slots=True)

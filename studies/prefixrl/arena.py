@@ -38,7 +38,7 @@ from heliostat.train.logprobs.policy import Policy
 from heliostat.train.model_bundle import set_up_model
 from heliostat.train.sft.updater import SupervisedUpdater
 from heliostat.train.update.safe_step import SafeStep
-from heliostat.types import Completion, Problem, StopReason
+from heliostat.types import Completion, Cut, Problem, StopReason
 
 HERE = Path(__file__).parent
 NUM_SCREENED = 512  # attempts that must all fail
@@ -132,7 +132,7 @@ class Arena(AbstractContextManager["Arena"]):
         rest = replace(
             row.completion, token_ids=ids[1:], logp_gen=row.completion.logp_gen[1:], entropy=row.completion.entropy[1:]
         )
-        return replace(row, prompt=replace(row.prompt, prefix_ids=ids[:1], cut="letter"), completion=rest)
+        return replace(row, prompt=replace(row.prompt, prefix_ids=ids[:1], cut=Cut("letter", 1)), completion=rest)
 
     def _collect(self) -> None:
         """Rejection sampling with the library's collector; the hard set follows from its book of attempts."""

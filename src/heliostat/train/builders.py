@@ -82,14 +82,14 @@ def build_trainer(context: RunContext) -> Trainer:
 def _open_prefixes(context: RunContext) -> Prefixes:
     """Open the recipe's prefixes; charge their collection, and tell the user about damaged or useless traces."""
     with context.runtime.main_first():
-        prefixes, donors = open_prefixes(
+        prefixes, sources = open_prefixes(
             context.recipe, context.folder.prefixes, context.bundle, list(context.tasks), context.pool
         )
-    context.ledger.charge("collection", donors.flops)
-    for sentence in donors.damaged:
+    context.ledger.charge("collection", sources.flops)
+    for sentence in sources.damaged:
         context.display.note(sentence)
-    if donors.num_refused:
-        context.display.note(f"{donors.num_refused} stored solutions give nothing but their answer, and are not cut")
+    if sources.num_refused:
+        context.display.note(f"{sources.num_refused} stored solutions give nothing but their answer, and are not cut")
     return prefixes
 
 

@@ -136,7 +136,7 @@ class Profile(Ledger):
         parts = {"forward": forward, "backward": total - forward} if with_gradient else {"score": total}
         _add(self.step_flops, {"update": total, **parts})
 
-    def table(self, ceilings: MachinePeak) -> Table:
+    def table(self, machine: MachinePeak) -> Table:
         """Phases and their spans, a row each, per step; then decoding's floor and the ceilings in the caption."""
         seconds = self.step_seconds / NUM_STEPS
         table = Table(
@@ -149,35 +149,35 @@ class Profile(Ledger):
             accounted += self.span_seconds.get(phase, 0.0) / NUM_STEPS * (phase != "ahead")
             for name in (phase, *spans):
                 if name in self.span_seconds:
-                    table.add_row(*self._cells(name, name != phase, seconds, ceilings))
+                    table.add_row(*self._cells(name, name != phase, seconds, machine))
         table.add_row("everything else", f"{seconds - accounted:.3f}", f"{1 - accounted / seconds:.1%}", "", "", "", "")
-        table.caption = "\n".join(self._caption(ceilings))
+        table.caption = "\n".join(self._caption(machine))
         return table
 
     @property
     def _sampled_ahead(self) -> bool:
         return "ahead" in self.span_seconds
 
-    def _cells(self, name: str, inside: bool, step_s: float, ceilings: MachinePeak) -> list[str]:
+    def _cells(self, name: str, inside: bool, step_s: float, machine: MachinePeak) -> list[str]:
         seconds = self.span_seconds[name] / NUM_STEPS
         flops = self.step_flops.get(name, 0.0) / NUM_STEPS
         rate = flops / seconds if seconds else 0.0
-        speed = [f"{flops / 1e9:.3g}", f"{rate / 1e9:.3g}", f"{rate / ceilings.flops_per_s:.0%}"] if flops else [""] * 3
+        speed = [f"{flops / 1e9:.3g}", f"{rate / 1e9:.3g}", f"{rate / machine.flops_per_s:.0%}"] if flops else [""] * 3
         peak = f"{self.peaks[name] / 2**20:.0f}" if name in self.peaks else ""
         return ["  " * inside + name, f"{seconds:.3f}", f"{seconds / step_s:.1%}", *speed, peak]
 
-    def _caption(self, ceilings: MachinePeak) -> list[str]:
+    def _caption(self, machine: MachinePeak) -> list[str]:
         threads = f"{torch.get_num_threads()} threads" if self._device.type == "cpu" else torch.cuda.get_device_name()
         lines = [
-            f"ceilings here ({threads}): {ceilings.flops_per_s / 1e9:.3g} GFLOP/s in a matrix product, "
-            f"{ceilings.bytes_per_s / 1e9:.3g} GB/s in a copy"
+            f"ceilings here ({threads}): {machine.flops_per_s / 1e9:.3g} GFLOP/s in a matrix product, "
+            f"{machine.bytes_per_s / 1e9:.3g} GB/s in a copy"
         ]
         if self._sampled_ahead:
             took, waited = (self.span_seconds[name] / NUM_STEPS for name in ("ahead", "rollout"))
             lines.append(
                 f"sampling took {took:.3f} s in its own thread (ahead), of which a step waited {waited:.3f} s (rollout)"
             )
-        floor = self.decode_floor(ceilings)
+        floor = self.decode_floor(machine)
         taken = self.span_seconds.get("decode", 0.0)
         if floor and taken:
             lines.append(
@@ -186,9 +186,9 @@ class Profile(Ledger):
             )
         return lines
 
-    def decode_floor(self, ceilings: MachinePeak) -> float:
+    def decode_floor(self, machine: MachinePeak) -> float:
         """Least seconds that the watched decoding could take."""
-        return decode_floor(self.loaded, self.decoded, ceilings)
+        return decode_floor(self.loaded, self.decoded, machine)
 
     @property
     def _model(self) -> PreTrainedModel:
@@ -205,7 +205,7 @@ def decoding_flops(loaded: LoadedModel, counts: RolloutCounts) -> float:
     return forward_flops(loaded, counts.decoded_rows, attended, counts.decoded_rows)
 
 
-def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: MachinePeak) -> float:
+def decode_floor(loaded: LoadedModel, counts: RolloutCounts, machine: MachinePeak) -> float:
     r"""Least seconds that decoding could take, a sum over passes in closed form.
 
     ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``
@@ -214,7 +214,7 @@ def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: MachinePe
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     position_bytes = _cache_bytes(loaded.model, parameters[0].element_size())
     moved = counts.decode_steps * weight_bytes + counts.decoded_attended * position_bytes
-    return moved / ceilings.bytes_per_s + decoding_flops(loaded, counts) / ceilings.flops_per_s
+    return moved / machine.bytes_per_s + decoding_flops(loaded, counts) / machine.flops_per_s
 
 
 def _cache_bytes(model: PreTrainedModel, item: int) -> int:

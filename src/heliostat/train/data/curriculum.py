@@ -68,7 +68,7 @@ class Curriculum:
         )
         return [self.problems[int(index)] for index in draws]
 
-    def learn(self, groups: Sequence[Group]) -> None:
+    def update(self, groups: Sequence[Group]) -> None:
         """Take note of how graded groups went; solving the rest of a problem is not solving it."""
         if self.focus == 0:
             return

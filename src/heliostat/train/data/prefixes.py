@@ -31,7 +31,7 @@ from heliostat.traces.spans import answer_start, longest_prefix
 from heliostat.train.data.collect import spent_on
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.model_bundle import ModelBundle
-from heliostat.types import Group, Mean, Message, Problem, Prompt
+from heliostat.types import Cut, Group, Mean, Message, Problem, Prompt
 
 HINT = "\nA solution begins like this: "
 
@@ -125,7 +125,7 @@ PrefixMode = Callable[[ModelBundle, Problem, tuple[int, ...]], Prompt]
 
 def as_prefix(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """The assistant has begun to answer."""
-    return replace(bundle.prompt(problem), prefix_ids=ids, cut=f"prefix:{len(ids)}")
+    return replace(bundle.prompt(problem), prefix_ids=ids, cut=Cut("prefix", len(ids)))
 
 
 def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
@@ -138,12 +138,12 @@ def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prom
         last = problem.prompt[-1]
         prompt = (*problem.prompt[:-1], {**last, "content": last["content"] + hint})
     told = bundle.prompt(replace(problem, prompt=prompt))
-    return replace(told, problem=problem, cut=f"hint:{len(ids)}")
+    return replace(told, problem=problem, cut=Cut("hint", len(ids)))
 
 
 def as_unrelated(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """The assistant has begun to answer something else."""
-    return replace(bundle.prompt(problem), prefix_ids=ids, cut=f"unrelated:{len(ids)}")
+    return replace(bundle.prompt(problem), prefix_ids=ids, cut=Cut("unrelated", len(ids)))
 
 
 PREFIX_MODES: dict[str, PrefixMode] = {"prefix": as_prefix, "hint": as_hint, "unrelated": as_unrelated}
@@ -163,7 +163,7 @@ class Prefixes:
     problems: Mapping[str, Problem]
     prefix_sources: Sequence[PrefixSource]
     policy: CutPolicy
-    deliver: PrefixMode
+    mode: PrefixMode
     seed: int
     per_step: int
     leaks: Callable[[Problem, str], bool]
@@ -192,7 +192,7 @@ class Prefixes:
         ids = cut_prefix_source(prefix_source, share, self._boundaries(prefix_source))
         if not ids or self._gives_away(problem, ids):
             return self.bundle.prompt(problem)
-        return self.deliver(self.bundle, problem, ids)
+        return self.mode(self.bundle, problem, ids)
 
     def _boundaries(self, prefix_source: PrefixSource) -> tuple[int, ...] | None:
         """Lengths at which a step of the solution ends."""
@@ -212,12 +212,12 @@ class Prefixes:
         self.num_leaks += self._known[key]
         return self._known[key]
 
-    def learn(self, groups: Sequence[Group]) -> None:
+    def update(self, groups: Sequence[Group]) -> None:
         """Let the policy see how its cuts went."""
         for group in groups:
             if group.prompt.cut:
                 rate = float(np.mean([verdict.success for verdict in group.verdicts]))
-                self.policy.learn(group.prompt.problem.problem_id, rate)
+                self.policy.update(group.prompt.problem.problem_id, rate)
 
     def means(self, groups: Sequence[Group]) -> dict[str, Mean]:
         """Success with and without a prefix, and how much of a solution was given."""
@@ -231,7 +231,7 @@ class Prefixes:
             flags = [verdict.success for group in part for verdict in group.verdicts]
             means[key] = Mean(float(sum(flags)), len(flags))
         given = [
-            int(group.prompt.cut.rpartition(":")[2]) / self._lengths[group.prompt.problem.problem_id]
+            group.prompt.cut.num_tokens / self._lengths[group.prompt.problem.problem_id]
             for group in groups
             if group.prompt.cut
         ]
@@ -247,7 +247,7 @@ class _NoCuts:
     def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
         return 0.0
 
-    def learn(self, problem_id: str, success: float) -> None: ...
+    def update(self, problem_id: str, success: float) -> None: ...
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -281,7 +281,7 @@ def open_prefixes(
         problems=problems,
         prefix_sources=given,
         policy=policy,
-        deliver=PREFIX_MODES[section.deliver],
+        mode=PREFIX_MODES[section.deliver],
         seed=recipe.run.seed,
         per_step=per_step,
         leaks=lambda problem, text: pool.judge(problem, [text]).result()[0].success,

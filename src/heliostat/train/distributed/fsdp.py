@@ -4,8 +4,8 @@ Between steps every rank holds its part of each weight. A training pass gathers 
 backward, and hands the gradient's parts back averaged. Sampling gathers all layers once and keeps them until it is
 done, since ranks decode different numbers of tokens.
 
-The model is called in two halves (backbone, head), and FSDP2 knows of one: ``inside`` makes anything that runs in it
-count as the model's own forward.
+A model is called in two halves (backbone, head), but FSDP2 prepares weights for the model's own forward alone.
+``as_fsdp_forward`` makes any function count as that forward.
 
 Left out: tensor, pipeline and expert parallelism, CPU offloading, and prefetching beyond FSDP2's own.
 """
@@ -25,7 +25,7 @@ from heliostat.models.transformers_internals import GradientCheckpointingLayer
 from heliostat.optim.distributed.sharded_tensors import full_tensor
 
 T = TypeVar("T")
-_INSIDE = "heliostat_inside"
+_FORWARD = "heliostat_forward"
 """The method of a cut model under which FSDP2 lets anything run."""
 
 
@@ -54,8 +54,8 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    setattr(model, _INSIDE, MethodType(_run, model))
-    register_fsdp_forward_method(model, _INSIDE)
+    setattr(model, _FORWARD, MethodType(_run, model))
+    register_fsdp_forward_method(model, _FORWARD)
 
 
 def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
@@ -66,12 +66,12 @@ def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether ``shard`` has been here."""
-    return hasattr(model, _INSIDE)
+    return hasattr(model, _FORWARD)
 
 
-def inside(model: nn.Module, work: Callable[[], T]) -> T:
+def as_fsdp_forward(model: nn.Module, work: Callable[[], T]) -> T:
     """Run ``work`` as if it were the model's forward; of a model that is not cut, just run it."""
-    run: Callable[[Callable[[], T]], T] = getattr(model, _INSIDE, _plainly)
+    run: Callable[[Callable[[], T]], T] = getattr(model, _FORWARD, _plainly)
     return run(work)
 
 
@@ -107,7 +107,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     cut: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     cut[0].set_reshard_after_forward(False)
     with torch.no_grad():
-        inside(model, lambda: None)  # tells torch which module is the root, and gathers that one
+        as_fsdp_forward(model, lambda: None)  # tells torch which module is the root, and gathers that one
     for module in cut:
         module.unshard()
     try:

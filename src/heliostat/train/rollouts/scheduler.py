@@ -69,8 +69,8 @@ class PendingRollout:
     """A request that is being sampled."""
 
     request: RolloutRequest
-    judging: VerdictCollector
-    landing: Future[SampledShare]
+    verdicts: VerdictCollector
+    share: Future[SampledShare]
 
 
 class RolloutScheduler:
@@ -127,7 +127,7 @@ class RolloutScheduler:
             self._wait(step)
         for coming in range(step + 1, min(step + self.bound, self.recipe.train.num_steps) + 1):
             self._begin(coming)
-        return self._settled(step)
+        return self._verified(step)
 
     def discard(self) -> None:
         """Forget all rollouts: the policy that sampled them, and perhaps is sampling now, has been abandoned."""
@@ -146,7 +146,7 @@ class RolloutScheduler:
         for known in coming:
             with self.ledger.phase("rollout"), self.runtime.raise_on_all_ranks():
                 self._wait(known)
-        return [self._settled(known) for known in coming]
+        return [self._verified(known) for known in coming]
 
     # -- in a checkpoint --------------------------------------------------------------------------------------------
 
@@ -159,93 +159,93 @@ class RolloutScheduler:
         by_key = {(problem.task, problem.problem_id): problem for problem in problems}
         self._known = {state["step"]: Rollouts.of_state(state, by_key) for state in states}
 
-    # -- flights ----------------------------------------------------------------------------------------------------
+    # -- pending rollouts -------------------------------------------------------------------------------------------
 
     def _begin(self, step: int) -> None:
         """Request the rollouts of a step, unless they are known already."""
         if step in self._known:
             return
         request = self.request(step)
-        judging = self.pool.begin()  # a group is judged while others are still being sampled
-        landing: Future[SampledShare]
+        verdicts = self.pool.begin()  # a group is judged while others are still being sampled
+        share: Future[SampledShare]
         if self._thread is None:
-            landing = Future()
-            landing.set_result(self._sample(request, judging))
+            share = Future()
+            share.set_result(self._sample(request, verdicts))
         else:
-            # Orders at the same weights share one copy of them.
+            # Requests with the same weights share one copy of them.
             if not are_current(self._weights, self.bundle.loaded):
                 self._weights = []  # let go first
                 self._weights = snapshot_weights(self.bundle.loaded)
-            work = partial(self._sample_with, self._weights, request, judging)
-            landing = self._thread.submit(work)
-        self._known[step] = PendingRollout(request, judging, landing)
+            work = partial(self._sample_with, self._weights, request, verdicts)
+            share = self._thread.submit(work)
+        self._known[step] = PendingRollout(request, verdicts, share)
 
     def _wait(self, step: int) -> None:
         entry = self._known[step]
         if isinstance(entry, PendingRollout):
-            entry.landing.result()
+            entry.share.result()
 
-    def _settled(self, step: int) -> Rollouts:
-        """The judged rollouts of all ranks, of a step whose sampling is done."""
+    def _verified(self, step: int) -> Rollouts:
+        """The verified rollouts of all ranks, of a step whose sampling is done."""
         entry = self._known[step]
         with self.ledger.phase("verify"), self.runtime.raise_on_all_ranks():
             if isinstance(entry, Rollouts):
                 return entry
-            landed, judging = entry.landing.result(), entry.judging
-            groups = judging.finish(landed.groups)
+            share, verdicts = entry.share.result(), entry.verdicts
+            groups = verdicts.finish(share.groups)
         request, runtime = entry.request, self.runtime
-        gaps = [gap for gap in runtime.gather(landed.max_gap) if gap is not None]
-        settled = Rollouts(
+        gaps = [gap for gap in runtime.gather(share.max_gap) if gap is not None]
+        rollouts = Rollouts(
             step=request.step,
             policy_step=request.policy_step,
             version=request.version,
             sources=request.sources,
             groups=runtime.gather_groups(request.prompts, groups),
-            counts=RolloutCounts(**{key: int(num) for key, num in runtime.sum(asdict(landed.counts)).items()}),
-            scored=landed.scored.over_ranks(runtime),
-            logp_old=runtime.gather_groups(request.prompts, landed.logp_old) if self._is_scored(request) else [],
+            counts=RolloutCounts(**{key: int(num) for key, num in runtime.sum(asdict(share.counts)).items()}),
+            scored=share.scored.over_ranks(runtime),
+            logp_old=runtime.gather_groups(request.prompts, share.logp_old) if self._is_scored(request) else [],
             max_gap=max(gaps, default=None),
-            mismatch=runtime.merge(landed.mismatch),
-            seconds=landed.seconds,
-            spans=landed.spans,
+            mismatch=runtime.merge(share.mismatch),
+            seconds=share.seconds,
+            spans=share.spans,
         )
-        self._known[step] = settled
-        return settled
+        self._known[step] = rollouts
+        return rollouts
 
     def _is_scored(self, request: RolloutRequest) -> bool:
         """Whether the trainer's numbers of all groups are the anchor."""
         return request.is_ahead and not self.anchor_from_sampler
 
     def _abandon(self) -> None:
-        flights = [entry.landing for entry in self._known.values() if isinstance(entry, PendingRollout)]
-        if all(landing.done() for landing in flights):
+        shares = [entry.share for entry in self._known.values() if isinstance(entry, PendingRollout)]
+        if all(share.done() for share in shares):
             return
-        for landing in flights:
-            landing.cancel()
+        for share in shares:
+            share.cancel()
         self.engine.stop()
-        wait(flights)
+        wait(shares)
 
     # -- in the thread ----------------------------------------------------------------------------------------------
 
-    def _sample_with(self, weights: list[Tensor], request: RolloutRequest, judging: VerdictCollector) -> SampledShare:
+    def _sample_with(self, weights: list[Tensor], request: RolloutRequest, verdicts: VerdictCollector) -> SampledShare:
         assert self.bundle.sampler_copy is not None
         with with_weights(self.bundle.sampler_copy, weights):
-            return self._sample(request, judging, self.bundle.sampler_copy)
+            return self._sample(request, verdicts, self.bundle.sampler_copy)
 
     def _sample(
-        self, request: RolloutRequest, judging: VerdictCollector, sampler_copy: LoadedModel | None = None
+        self, request: RolloutRequest, verdicts: VerdictCollector, sampler_copy: LoadedModel | None = None
     ) -> SampledShare:
         began = monotonic()
         with self._timed(sampler_copy) as spans:
-            ordered = SampleRequest(
+            share = SampleRequest(
                 self.runtime.shard_prompts(request.prompts),
                 self.recipe.rollout.group_size,
                 request.settings,
                 seed=request.seed,
                 policy_step=request.policy_step,
-                on_group=judging.submit,
+                on_group=verdicts.submit,
             )
-            groups = self.engine.sample(ordered)
+            groups = self.engine.sample(share)
         seconds, counts = monotonic() - began, self.engine.take_counts()
         scored, old = UpdateCounts(), list[Anchor]()
         if sampler_copy is not None and request.is_ahead:

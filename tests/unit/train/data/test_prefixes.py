@@ -21,7 +21,7 @@ from heliostat.train.data.problem_lookup import problems_of
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.trainer import Trainer
-from heliostat.types import Completion, Group, Problem, Prompt, StopReason, TrainingGroup, Verdict
+from heliostat.types import Completion, Cut, Group, Problem, Prompt, StopReason, TrainingGroup, Verdict
 from tests.support import small
 from tests.support.nano import make_nano
 
@@ -152,7 +152,7 @@ def test_every_cut_comes_once_in_a_pass_and_again_after_a_restart():
     assert set(per_problem.values()) == {3}
     assert prefixes().next(2) == first[12:]
     assert prefixes(seed=4).next(2) != first[12:]
-    assert all(prompt.cut == f"prefix:{len(prompt.prefix_ids)}" for prompt in first)
+    assert all(prompt.cut == Cut("prefix", len(prompt.prefix_ids)) for prompt in first)
 
 
 def test_a_cut_that_earns_the_reward_alone_is_refused():
@@ -191,12 +191,19 @@ def test_success_is_told_apart():
     assert means["prefix/share"].count == 2
 
 
+@given(st.text(), st.integers(0, 10**6))
+def test_a_cut_is_read_back_from_its_stored_form(kind, num_tokens):
+    assert Cut.parse(str(Cut(kind, num_tokens))) == Cut(kind, num_tokens)
+    with pytest.raises(ValueError, match="invalid literal"):
+        Cut.parse(f"{num_tokens}:{kind}tokens")
+
+
 # -- what is scored --------------------------------------------------------------------------------------------------
 
 
 def one_row(prefix, completion):
     problem = Problem("p", "sums", "1 + 2 =")
-    prompt = replace(encode_problem(NANO, problem), prefix_ids=tuple(prefix), cut="x")
+    prompt = replace(encode_problem(NANO, problem), prefix_ids=tuple(prefix), cut=Cut("x", len(prefix)))
     nothing = np.zeros(len(completion), dtype=np.float32)
     sampled = Completion(tuple(completion), nothing, nothing, StopReason.EOS, "")
     return rows_of([TrainingGroup(Group(prompt, (sampled,), (Verdict(1.0, True),)), torch.tensor([1.0]))])
@@ -249,13 +256,13 @@ def test_a_prefix_trained_by_mistake_cancels_where_advantages_sum_to_zero():
     prefix, completions = (7, 9, 30), [(11, 2), (40, 41, 2), (12, 2)]
     whole = [prefix + ids for ids in completions]
     for advantages, same in ((torch.tensor([1.0, -0.75, -0.25]), True), (torch.tensor([1.0, 0.0, 0.0]), False)):
-        masked = pushed(replace(bare, prefix_ids=prefix, cut="x"), completions, advantages)
+        masked = pushed(replace(bare, prefix_ids=prefix, cut=Cut("x", len(prefix))), completions, advantages)
         assert torch.allclose(masked, pushed(bare, whole, advantages), atol=1e-5) == same
 
 
 def test_verifiers_see_the_whole_turn_and_ids_are_never_tokenised_again(nano):
     given_ids = tuple(nano.tokenizer.encode("so 7", add_special_tokens=False))
-    prompt = replace(encode_problem(nano, Problem("p", "sums", "1 + 2 =")), prefix_ids=given_ids, cut="prefix:2")
+    prompt = replace(encode_problem(nano, Problem("p", "sums", "1 + 2 =")), prefix_ids=given_ids, cut=Cut("prefix", 2))
     engine = TorchEngine(nano, DecodeLimits(6))
     (group,) = engine.sample(SampleRequest([prompt], 3, SamplingSettings(), seed=1, policy_step=0))
     assert isinstance(group.prompt, Prompt)
