@@ -1,11 +1,12 @@
-"""Everything that a run will say or read, tried in the model's tokens before step 1.
+"""Checks that a run's prompts, solutions and markers survive the model's tokenizer, before step 1.
 
-    prompts     fit the context with room for a whole completion; the chat template takes every one of them
-    solutions   (of a warm start) fit behind their prompts, and are there
+    prompts     fit the context with room for a whole completion; the chat template accepts every one of them
+    solutions   (of a warm start) exist, and fit the context together with their prompts
     markers     answer markers and stop strings are still there after decoding
 
-A hundred thousand short rows take seconds, since they are only rendered (``models.prompts.token_counts``). Left out:
-whether right answers are paid (``reward_audit``).
+A hundred thousand short rows take seconds, since they are only rendered (``models.prompts.token_counts``).
+
+Left out: whether right answers are rewarded (``reward_audit``).
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from heliostat.tasks.task import by_the_book
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.types import Problem, Prompt
 
-_LONG_S = 5.0  # what takes longer is said
+_LONG_S = 5.0  # longer checks are reported
 
 
 def check_encodable(
     recipe: Recipe, tasks: Sequence[Task], bundle: ModelBundle, note: Callable[[str], object] = str
 ) -> None:
-    """Refuse what would fail in some step, or could never be said or read; tell what a chat model is given.
+    """Refuse problems and markers that would fail in some step; report the form of plain prompts for a chat model.
 
     Args:
-        note: what shows a line to people.
+        note: prints a line.
 
     Raises:
         ConfigError: an answer marker or a stop string holds a special token, which decoding leaves out.
@@ -57,7 +58,7 @@ def check_encodable(
 
 
 def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bundle: ModelBundle, budget: int) -> list[int]:
-    """Sizes of prompts that leave room for ``budget`` more tokens, exact where they are large."""
+    """Refuse prompts that leave no room for ``budget`` more tokens; return all sizes, exact where they are large."""
     loaded = bundle.loaded
     room = loaded.context_length - budget
     sizes = prompt_sizes(loaded, problems, recipe.model.chat, recipe.model.system, room)
@@ -75,11 +76,11 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bundle: ModelBun
 
 
 def _check_solutions(task: Task, sizes: Sequence[int], bundle: ModelBundle) -> None:
-    """Solutions of the warm start are there, and fit behind their prompts."""
+    """Refuse problems without a solution for the warm start, or with one that does not fit the context."""
     loaded = bundle.loaded
     for problem in task.train:
-        nothing = problem.solution is None and problem.answer is None and not problem.turns
-        if nothing and task.teacher is by_the_book:
+        unsolved = problem.solution is None and problem.answer is None and not problem.turns
+        if unsolved and task.teacher is by_the_book:
             raise ValueError(
                 f"{problem.described} has no solution and no answer to learn from; set warm_start.num_steps = 0"
             )
@@ -95,7 +96,7 @@ def _check_solutions(task: Task, sizes: Sequence[int], bundle: ModelBundle) -> N
 
 
 def _check_turns(problem: Problem, bundle: ModelBundle) -> None:
-    """The template takes a worked conversation and the context holds it; its bytes are asked first."""
+    """Refuse a worked conversation that the template or the context cannot hold; its number of bytes is tried first."""
     loaded, section = bundle.loaded, bundle.recipe.model
     asked = chat_messages(loaded, problem, section.chat, section.system)
     calls = any(turn.get("tool_calls") for turn in problem.turns)
@@ -133,7 +134,7 @@ def _check_markers(recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel) -
 
 
 def _lost(loaded: LoadedModel, text: str) -> str:
-    """Why ``text`` would not be found in what is decoded; empty where it would."""
+    """Explain why ``text`` would be lost in decoding; empty where it would not."""
     special = next((token for token in control_tokens(loaded.tokenizer) if token in text), None)
     if special is not None:
         return f"{special!r} is a special token of model '{loaded.name}', which decoding leaves out"
@@ -145,13 +146,13 @@ def _lost(loaded: LoadedModel, text: str) -> str:
 
 
 def _ends_by_itself(loaded: LoadedModel, text: str) -> bool:
-    """Whether the text is one token that ends a completion anyway."""
+    """Return whether the text is a single token that ends a completion anyway."""
     ids = loaded.tokenizer.encode(text, add_special_tokens=False)
     return len(ids) == 1 and ids[0] in loaded.eos_ids
 
 
 def _about_form(task: Task, bundle: ModelBundle) -> Iterator[str]:
-    """What a model with a chat template is given, where the data does not say."""
+    """Report the form of plain prompts for a model with a chat template."""
     plain = next((one for one in (*task.train, *task.heldout) if isinstance(one.prompt, str)), None)
     tokenizer, chat = bundle.loaded.tokenizer, bundle.recipe.model.chat
     if plain is None or not tokenizer.chat_template or (chat == "auto" and tokenizer.sep_token is not None):
@@ -169,7 +170,7 @@ def _about_form(task: Task, bundle: ModelBundle) -> Iterator[str]:
 
 
 def _about_answers(recipe: Recipe, task: Task, loaded: LoadedModel) -> Iterator[str]:
-    """Right answers that no completion is long enough for."""
+    """Report right answers that exceed the length of a completion."""
     budget = recipe.rollout.max_new_tokens
     texts = [task.answer_after + one.answer for one in (*task.train, *task.heldout) if one.answer is not None]
     sizes = solution_sizes(loaded, texts, [budget] * len(texts))

@@ -1,6 +1,6 @@
-"""Checks of a recipe that need neither data nor weights, and the tasks that it names.
+"""Checks of a recipe that need neither data nor weights, and the loading of its tasks.
 
-Raises ``ConfigError`` before anything expensive is loaded.
+The checks raise ``ConfigError`` before anything expensive is loaded.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from heliostat.train.distributed.ranks import Runtime
 
 
 def check_recipe(recipe: Recipe) -> Objective:
-    """Everything about a recipe that can be refused without data or weights.
+    """Refuse recipes that cannot work with any data or weights, and build the objective.
 
     Raises:
-        ConfigError: unknown objective, optimizer or setting, or a group size from which nothing can be learned.
+        ConfigError: unknown objective, optimizer or setting, or a group size without a learning signal.
     """
     if recipe.lora.modules_to_save and not recipe.lora.rank:
         raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
@@ -30,7 +30,7 @@ def check_recipe(recipe: Recipe) -> Objective:
 
 
 def _check_group_size(recipe: Recipe, objective: Objective) -> None:
-    """Refuse groups in which every advantage is 0 whatever the rewards; the objective itself is asked."""
+    """Refuse group sizes with zero advantages for all rewards, by a trial of the objective."""
     size = recipe.rollout.group_size
     try:
         learns = bool((objective.advantages(torch.arange(size, dtype=torch.float64)) != 0).any())
@@ -44,16 +44,16 @@ def _check_group_size(recipe: Recipe, objective: Objective) -> None:
 
 
 def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
-    """What works on one rank and not on these.
+    """Refuse settings that work on one rank and not on several or sharded ones.
 
     Raises:
-        ConfigError: the recipe asks for it.
+        ConfigError: the recipe has such a setting.
     """
     if runtime.world_size == 1:
         return
     if recipe.rollout.engine == "vllm" and recipe.rollout.max_staleness:
         raise ConfigError(
-            "rollout.max_staleness above 0 on a rollout server works for one trainer process: ranks hand weights over "
+            "rollout.max_staleness above 0 on a rollout server works for one trainer process: ranks sync their weights "
             "together, and not from a thread each; start it without torchrun, or set rollout.max_staleness = 0"
         )
     if runtime.sharded and recipe.rollout.max_staleness:
@@ -64,15 +64,15 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
     name, settings = recipe.optimizer.name, recipe.optimizer.settings
     why = ""
     if runtime.sharded and name == "reng" and settings.get("mode") == "double-backward":
-        why = "its double backward cannot differentiate weights that are cut; set optimizer.mode = 'finite-difference'"
+        why = "its double backward cannot differentiate sharded weights; set optimizer.mode = 'finite-difference'"
     elif runtime.sharded and name == "rkalman" and settings.get("form") == "low-rank":
-        why = "its low-rank rows are not cut over ranks; set optimizer.form = 'diagonal'"
+        why = "its low-rank rows are not sharded; set optimizer.form = 'diagonal'"
     if why:
         raise ConfigError(f"optimizer '{name}' does not work on {runtime.world_size} ranks like this: {why}")
 
 
 def load_tasks(recipe: Recipe) -> list[Task]:
-    """All tasks of a recipe; their names must differ, since results are reported by name."""
+    """Load all tasks of a recipe; their names must differ, since results are reported by name."""
     tasks = [load_task(section, recipe.run.seed) for section in recipe.task]
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):

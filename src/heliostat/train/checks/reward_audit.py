@@ -1,9 +1,10 @@
-"""The audit that a run begins with: its own verifiers paid right answers and tricks, in seconds, before it trains.
+"""The audit before training: the run's verifiers judge right answers and reward hacks within seconds.
 
-    tasks, pool, model's text  ->  audit.json, sentences on the screen, and the reason to stop if there is one
+    tasks, pool, model's text  ->  audit.json, printed sentences, and the reason to stop, if any
 
-Right answers are paid as the model would say them: in its tokens and back, cut at the recipe's stop strings. Left out:
-what is tried and what counts (``tasks.reward_audit.audit``).
+Right answers are judged as the model would write them: encoded, decoded, and ended at the recipe's stop strings.
+
+Left out: the texts of an audit and its findings (``tasks.reward_audit.audit``).
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def audit_rewards(
     folder: RunFolder,
     note: Callable[[str], None],
 ) -> str:
-    """Audit every task of a run, keep what was found in its folder, and say it.
+    """Audit every task of a run, store the reports in its folder, and print their sentences.
 
     Returns:
-        The sentence that the run should stop with; empty: it may go on.
+        The reason to stop the run; empty if it may go on.
     """
     section = recipe.audit
     began = time.monotonic()
@@ -60,21 +61,21 @@ def audit_rewards(
 
 
 def spoken(bundle: ModelBundle) -> Say:
-    """What verifiers are given when this run's model means to write a text."""
+    """Build the function that maps a text to its form as a completion of this run's model."""
 
     def say(problem: Problem, text: str) -> str:
         ids = encode_solution(bundle.loaded, bundle.prompt(problem), text)
-        said = decode(bundle.loaded, ids)
-        places = [said.find(stop) for stop in bundle.recipe.rollout.stop]
-        return said[: min((place for place in places if place >= 0), default=len(said))]
+        decoded = decode(bundle.loaded, ids)
+        positions = [decoded.find(stop) for stop in bundle.recipe.rollout.stop]
+        return decoded[: min((position for position in positions if position >= 0), default=len(decoded))]
 
     return say
 
 
 def reason_to_stop(task: Task, report: AuditReport, section: AuditSection) -> str:
-    """Why a run on this task would be in vain; empty where it would not.
+    """Explain why a run on this task would learn nothing; empty where it may go on.
 
-    A function that asks for no column of the data may pay for anything; right answers must only not make it fail.
+    A reward function without a column of the data may reward any text, so that only its failures count.
     """
     counted = [one for one in report.refused if one.failed or knows_answers(task)]
     refused = len(counted)
@@ -88,7 +89,7 @@ def reason_to_stop(task: Task, report: AuditReport, section: AuditSection) -> st
 
 
 def sentences(report: AuditReport, seconds: float, section: AuditSection) -> list[str]:
-    """What a person should know of an audit that lets the run go on."""
+    """Write the report of an audit that lets the run go on."""
     tricks = len(report.probes) - 1
     lines = [
         f"reward of '{report.task}' audited in {seconds:.1f} s: {report.num_oracles} right answers and {tricks} tricks "

@@ -1,11 +1,11 @@
-"""Rejection sampling into a trace bank: every problem is tried until it has its successes, or its attempts are used up.
+"""Rejection sampling into a trace bank: every problem is tried until its quota of successes or attempts is reached.
 
-    round r: all problems still open, a few at a time -> sample -> verify -> one transaction (successes, attempts)
+    round r: all open problems, a few at a time -> sample -> verify -> one transaction (successes, attempts)
 
-The random streams of a round depend on the seed, the round and the problem alone, and a round is in the bank whole or
-not at all: a collection that was killed continues with the rounds that are missing, and ends with the same traces.
+The random streams of a round depend on the seed, the round and the problem alone, and a round is stored whole or not at
+all. A killed collection therefore continues with the missing rounds and ends with the same traces.
 
-Left out: failures; they are counted, with what they cost, and not kept.
+Left out: failures, which are counted with their cost but not stored.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from heliostat.types import Group, Problem
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """When a problem is done with.
+    """The limits at which a problem is not tried any more.
 
     Attributes:
-        num_successes: successes after which it is not tried any more.
+        num_successes: successes that fulfil the quota.
         max_attempts: attempts after which it is given up.
     """
 
@@ -49,7 +49,7 @@ class Quota:
 
 @dataclass(slots=True)
 class _State:
-    """How one problem stands in this campaign."""
+    """The progress of one problem in this campaign."""
 
     problem: Problem
     num_rounds: int = 0
@@ -88,7 +88,7 @@ class Collector:
         self.ledger = Ledger()
 
     def collect(self, problems: Sequence[Problem]) -> None:
-        """Try all problems; what an earlier, killed collection did of the same campaign is not done again."""
+        """Sample all problems up to their quota; rounds that the bank already has of this campaign are skipped."""
         states = {problem.problem_id: _State(problem) for problem in problems}
         for attempts in self.bank.attempts(self.campaign):
             if attempts.problem_id in states:
@@ -103,19 +103,19 @@ class Collector:
         self.display.end_phase()
 
     def _chunks(self, states: Sequence[_State]) -> Iterator[list[_State]]:
-        """Open problems of the lowest round first, as many at a time as a training step has."""
+        """Yield open problems of the lowest round first, as many at a time as a training step has."""
         size = self.recipe.rollout.prompts_per_step
         while opened := [state for state in states if state.is_open(self.quota)]:
-            number = min(state.num_rounds for state in opened)
-            due = [state for state in opened if state.num_rounds == number]
+            round_index = min(state.num_rounds for state in opened)
+            due = [state for state in opened if state.num_rounds == round_index]
             for first in range(0, len(due), size):
                 yield due[first : first + size]
 
     def _try(self, chunk: Sequence[_State]) -> None:
-        rollout, number = self.recipe.rollout, chunk[0].num_rounds
+        rollout, round_index = self.recipe.rollout, chunk[0].num_rounds
         prompts = [self.bundle.prompt(state.problem) for state in chunk]
         settings = SamplingSettings(temperature=rollout.temperature)
-        seed = completion_seed(self.recipe.run.seed, "collect", number)
+        seed = completion_seed(self.recipe.run.seed, "collect", round_index)
         groups = self.bundle.engine.sample(
             SampleRequest(prompts, rollout.group_size, settings, seed=seed, policy_step=0)
         )
@@ -124,15 +124,17 @@ class Collector:
         self.ledger.charge_rollout("collection", self.bundle.loaded, self.bundle.engine.take_counts())
         traces = traces_of(groups, self.sources, self.ledger.flops["collection"] - before)
         costs = [sum(trace.flops for trace in traces if trace.problem_id == s.problem.problem_id) for s in chunk]
-        attempts = [_attempts(self.campaign, number, group, cost) for group, cost in zip(groups, costs, strict=True)]
+        attempts = [
+            _attempts(self.campaign, round_index, group, cost) for group, cost in zip(groups, costs, strict=True)
+        ]
         self.bank.append([trace for trace in traces if trace.success], attempts)
         for state, one in zip(chunk, attempts, strict=True):
             state.take(one)
 
 
-def _attempts(campaign: str, number: int, group: Group, flops: float) -> Attempts:
+def _attempts(campaign: str, round_index: int, group: Group, flops: float) -> Attempts:
     successes = sum(verdict.success for verdict in group.verdicts)
-    return Attempts(campaign, group.prompt.problem.problem_id, number, len(group.completions), successes, flops)
+    return Attempts(campaign, group.prompt.problem.problem_id, round_index, len(group.completions), successes, flops)
 
 
 def run_collect(
@@ -143,7 +145,7 @@ def run_collect(
     num_problems: int | None = None,
     display: Display | None = None,
 ) -> BankSummary:
-    """Fill a bank with successes of the recipe's training problems, or go on where an earlier call was stopped."""
+    """Fill a bank with successes on the recipe's training problems, or continue an interrupted call."""
     section = recipe.model.model_copy(
         update={"path": model, "settings": recipe.model.settings if model == "tiny" else {}}
     )
@@ -158,6 +160,6 @@ def run_collect(
 
 
 def spent_on(bank: Bank, problem_ids: Sequence[str]) -> float:
-    """FLOPs of all attempts on these problems, unsuccessful ones included."""
+    """Return the FLOPs of all attempts on these problems, unsuccessful ones included."""
     wanted = set(problem_ids)
     return float(sum(one.flops for one in bank.attempts() if one.problem_id in wanted))

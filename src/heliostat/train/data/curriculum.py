@@ -1,7 +1,6 @@
-"""Which problems come next: shuffled passes over the training set, or draws that favour what is not solved yet.
+"""The problems of each step: shuffled passes over the training set, or draws that favour unsolved problems.
 
-Epochs are computed from the step alone. Draws remember each problem's success rate, which is the only thing here that a
-checkpoint has to keep.
+Epochs are computed from the step alone. Draws remember each problem's success rate, the only state in a checkpoint.
 
 Left out: prefixes (``prefixes``), and difficulty labels.
 
@@ -20,7 +19,7 @@ from heliostat.types import Group, Problem
 
 T = TypeVar("T")
 MEMORY = 0.5
-"""Weight of a problem's earlier success rate when a new group of it has been graded."""
+"""Weight of a problem's earlier success rate when a new group of it has been verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class ShuffledEpochs(Generic[T]):
     seed: int
 
     def next(self, step: int, num: int) -> list[T]:
-        """Items ``step * num`` to ``(step + 1) * num`` of the stream."""
+        """Return items ``step * num`` to ``(step + 1) * num`` of the stream."""
         positions = range(step * num, (step + 1) * num)
         orders = {epoch: self._order(epoch) for epoch in {position // len(self.items) for position in positions}}
         return [self.items[orders[position // len(self.items)][position % len(self.items)]] for position in positions]
@@ -46,7 +45,7 @@ class Curriculum:
     r"""Problems of a step, drawn without replacement with weight ``(1 - focus) + focus (1 - success)``.
 
     Args:
-        focus: how much solved problems are passed over; a problem not met yet counts as unsolved.
+        focus: strength of the preference for unsolved problems, 0 to 1; a problem not sampled yet counts as unsolved.
 
     Limits:
         ``focus = 0``: shuffled passes over the training set, and no state.
@@ -58,18 +57,18 @@ class Curriculum:
     success: dict[str, float] = field(default_factory=dict)
 
     def next(self, step: int, num: int) -> list[Problem]:
-        """The problems of step ``step`` (from 0)."""
+        """Choose ``num`` problems for step ``step`` (from 0)."""
         if self.focus == 0 or num >= len(self.problems):
             return ShuffledEpochs(self.problems, self.seed).next(step, num)
         rates = np.asarray([self.success.get(problem.problem_id, 0.0) for problem in self.problems])
-        weights = (1 - self.focus) + self.focus * (1 - rates) + 1e-6  # a set that is all solved is drawn uniformly
+        weights = (1 - self.focus) + self.focus * (1 - rates) + 1e-6  # a fully solved set is drawn uniformly
         draws = np.random.default_rng([self.seed, step]).choice(
             len(self.problems), size=num, replace=False, p=weights / weights.sum()
         )
         return [self.problems[int(index)] for index in draws]
 
     def update(self, groups: Sequence[Group]) -> None:
-        """Take note of how graded groups went; solving the rest of a problem is not solving it."""
+        """Update success rates with verified groups, apart from prefixed ones, which were given part of a solution."""
         if self.focus == 0:
             return
         for group in groups:
@@ -80,9 +79,9 @@ class Curriculum:
             self.success[key] = MEMORY * self.success.get(key, rate) + (1 - MEMORY) * rate
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Return the success rates, for a checkpoint."""
         return dict(self.success)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the success rates of a checkpoint."""
         self.success = dict(state)

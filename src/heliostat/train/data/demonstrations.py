@@ -1,4 +1,4 @@
-"""Worked solutions and conversations as rows to imitate.
+"""Worked solutions and conversations as rows for supervised steps.
 
 Left out: the supervised update (``sft.updater``).
 """
@@ -19,19 +19,19 @@ from heliostat.types import Completion, Problem, Prompt, StopReason
 
 
 def demonstration(loaded: LoadedModel, prompt: Prompt, text: str) -> Row:
-    """A prompt with the text that should follow it, as a row to be scored."""
+    """Build the row that trains ``text`` as the completion of ``prompt``."""
     return _row(prompt, encode_solution(loaded, prompt, text), text)
 
 
 def _row(prompt: Prompt, ids: tuple[int, ...], text: str) -> Row:
-    nothing = np.zeros(len(ids), dtype=np.float32)
-    completion = Completion(ids, nothing, nothing, StopReason.EOS, text)
+    zeros = np.zeros(len(ids), dtype=np.float32)
+    completion = Completion(ids, zeros, zeros, StopReason.EOS, text)
     return Row(group=-1, prompt=prompt, completion=completion, advantage=1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstrations:
-    """Problems and their tasks' teachers, turned into rows to be imitated."""
+    """The supervised rows of a run's problems, by its tasks' teachers."""
 
     loaded: LoadedModel
     model: ModelSection
@@ -40,9 +40,9 @@ class Demonstrations:
     seed: int
 
     def rows(self, step: int, problems: Sequence[Problem]) -> list[Row]:
-        """One row per problem, or per assistant turn of its worked conversation.
+        """Build one row per problem, or per assistant turn of its worked conversation.
 
-        What a teacher draws depends on seed and step alone.
+        Random choices of a teacher depend on the seed and the step alone.
 
         Raises:
             ValueError: a problem has neither a solution nor an answer, or its conversation does not fit the context.
@@ -52,14 +52,14 @@ class Demonstrations:
 
     def _rows(self, problem: Problem, rng: np.random.Generator, progress: float) -> list[Row]:
         if problem.turns:
-            return [self._turn(*taught) for taught in self._taught(problem)]
+            return [self._turn(*turn) for turn in self._turns(problem)]
         text = self.tasks[problem.task].teacher(problem, rng, progress)
         if text is None:
             raise ValueError(f"problem {problem.problem_id} has no solution and no answer to learn from")
         prompt = encode_problem(self.loaded, problem, self.model.chat, self.model.system)
         return [demonstration(self.loaded, prompt, text)]
 
-    def _taught(self, problem: Problem) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
+    def _turns(self, problem: Problem) -> Iterator[tuple[Prompt, tuple[int, ...]]]:
         return encode_turns(self.loaded, problem, self.model.chat, self.model.system)
 
     def _turn(self, prompt: Prompt, ids: tuple[int, ...]) -> Row:

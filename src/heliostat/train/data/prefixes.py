@@ -1,12 +1,12 @@
-"""Prompts that begin with part of a stored solution: which problems, which cut, and how the part is delivered.
+"""Prompts that begin with part of a stored solution: the problems, the cuts, and the mode of delivery.
 
     bank --one success per problem--> prefix_sources (kept in the run folder) --cut policy--> prompts of a step
 
 ``prefix``: an unfinished assistant turn in token ids, conditioned on and never scored. ``hint``: the same text inside
-the question (a control). ``unrelated``: another problem's prefix (a control). Sources are found once, when the run
-begins, and read back when it continues, so that it cuts the same way although the bank has grown meanwhile.
+the question (a control). ``unrelated``: another problem's prefix (a control). Sources are selected once, when the run
+begins. A resumed run reads them back, so that it makes the same cuts although the bank has grown meanwhile.
 
-Left out: how much of a solution is given (``traces.cuts``) and how much may be (``traces.spans``).
+Left out: the length of a prefix (``traces.cuts``) and its upper bound (``traces.spans``).
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ HINT = "\nA solution begins like this: "
 
 @dataclass(frozen=True, slots=True)
 class PrefixSources:
-    """What a run may give away, and what it cost to find.
+    """Stored solutions that a run may cut prefixes from, and the cost of their collection.
 
     Attributes:
-        flops: of every attempt on the prefix_sources' problems, as far as the bank knows.
-        num_refused: problems with a success of which nothing can be given without giving the answer.
-        damaged: a sentence for each part of the bank that could not be used.
+        flops: of every attempt on these problems that the bank has recorded.
+        num_refused: problems with a success, but no prefix without its answer.
+        damaged: one sentence per unusable part of the bank.
     """
 
     prefix_sources: tuple[PrefixSource, ...]
@@ -53,19 +53,19 @@ class PrefixSources:
 
 
 def find_prefix_sources(recipe: Recipe, bundle: ModelBundle, tasks: Sequence[Task]) -> PrefixSources:
-    """The oldest success of every training problem in the bank, up to where its answer begins.
+    """Select the oldest success of every training problem in the bank, up to the start of its answer.
 
     Raises:
-        ConfigError: there is none in this model's token ids.
+        ConfigError: the bank has no usable success in this model's token ids.
         BankError: the bank cannot be read.
     """
     problems = {problem.problem_id: (task, problem) for task in tasks for problem in task.train}
     with Bank.open(Path(recipe.traces.bank), create=False) as bank:
         tokenizer = tokenizer_fingerprint(bundle.loaded)
         findings = check_bank(bank)
-        picked = bank.pick(problems, 1, tokenizer=tokenizer, findings=type(findings)())  # they have it already
+        picked = bank.pick(problems, 1, tokenizer=tokenizer, findings=type(findings)())  # reported already
         flops = spent_on(bank, list(picked))
-    found = [_donor(traces[0], *problems[key], recipe, bundle) for key, traces in sorted(picked.items())]
+    found = [_prefix_source(traces[0], *problems[key], recipe, bundle) for key, traces in sorted(picked.items())]
     prefix_sources = tuple(prefix_source for prefix_source in found if prefix_source.ids)
     if not prefix_sources:
         raise ConfigError(
@@ -76,7 +76,7 @@ def find_prefix_sources(recipe: Recipe, bundle: ModelBundle, tasks: Sequence[Tas
     return PrefixSources(prefix_sources, flops, len(found) - len(prefix_sources), tuple(findings.lines()))
 
 
-def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bundle: ModelBundle) -> PrefixSource:
+def _prefix_source(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bundle: ModelBundle) -> PrefixSource:
     loaded, turn = bundle.loaded, trace.turn_ids
     start = answer_start(decode(loaded, turn), problem.answer, problem.question, task.answer_after)
     room = loaded.context_length - len(trace.prompt_ids) - recipe.rollout.max_new_tokens
@@ -85,10 +85,10 @@ def _donor(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bundle: M
 
 
 def kept_prefix_sources(path: Path, find: Callable[[], PrefixSources]) -> PrefixSources:
-    """Prefix sources as the run's first start found them.
+    """Read the prefix sources of a run from ``path``, or find and store them on its first start.
 
     Raises:
-        ConfigError: the file that keeps them is not what the run wrote.
+        ConfigError: the file is damaged.
     """
     if not path.exists():
         found = find()
@@ -115,7 +115,7 @@ def kept_prefix_sources(path: Path, find: Callable[[], PrefixSources]) -> Prefix
 
 
 def _checked(content: Mapping[str, Any]) -> bytes:
-    """``content`` with its own digest: these ids are trained on, so a flipped one must not go unseen."""
+    """Encode ``content`` with its own digest: these ids are trained on, so damage must not pass unnoticed."""
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return (json.dumps({**content, "sha256": digest}) + "\n").encode()
 
@@ -124,12 +124,12 @@ PrefixMode = Callable[[ModelBundle, Problem, tuple[int, ...]], Prompt]
 
 
 def as_prefix(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
-    """The assistant has begun to answer."""
+    """Deliver ``ids`` as the beginning of the assistant's answer."""
     return replace(bundle.prompt(problem), prefix_ids=ids, cut=Cut("prefix", len(ids)))
 
 
 def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
-    """The user tells how a solution begins; the answer starts from nothing."""
+    """Deliver ``ids`` as a hint in the question; the answer itself starts empty."""
     hint = HINT + decode(bundle.loaded, ids)
     prompt: str | tuple[Message, ...]
     if isinstance(problem.prompt, str):
@@ -137,12 +137,12 @@ def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prom
     else:
         last = problem.prompt[-1]
         prompt = (*problem.prompt[:-1], {**last, "content": last["content"] + hint})
-    told = bundle.prompt(replace(problem, prompt=prompt))
-    return replace(told, problem=problem, cut=Cut("hint", len(ids)))
+    hinted = bundle.prompt(replace(problem, prompt=prompt))
+    return replace(hinted, problem=problem, cut=Cut("hint", len(ids)))
 
 
 def as_unrelated(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
-    """The assistant has begun to answer something else."""
+    """Deliver ``ids``, which begin an answer to another problem, as the beginning of the assistant's answer."""
     return replace(bundle.prompt(problem), prefix_ids=ids, cut=Cut("unrelated", len(ids)))
 
 
@@ -151,12 +151,12 @@ PREFIX_MODES: dict[str, PrefixMode] = {"prefix": as_prefix, "hint": as_hint, "un
 
 @dataclass
 class Prefixes:
-    """Prefixed prompts by step; none at all where the recipe asks for none.
+    """Prefixed prompts by step; none where the recipe asks for none.
 
     Attributes:
-        per_step: of the prompts of a step, how many are prefixed.
-        leaks: whether a text alone earns the reward of a problem; such a cut is refused and the problem comes plain.
-        num_leaks: how often that happened so far.
+        per_step: number of prefixed prompts in a step.
+        leaks: whether a text alone earns the reward of a problem; such a cut is refused and no prefix is given.
+        num_leaks: number of refused cuts so far.
     """
 
     bundle: ModelBundle
@@ -179,7 +179,7 @@ class Prefixes:
         self._stream = ShuffledEpochs(items, completion_seed(self.seed, "prefixes"))
 
     def next(self, step: int) -> list[Prompt]:
-        """The prefixed prompts of a step (from 0): shuffled passes over all (problem, cut) pairs."""
+        """Build the prefixed prompts of a step (from 0), in shuffled passes over all (problem, cut) pairs."""
         if self.per_step == 0:
             return []
         return [
@@ -195,14 +195,14 @@ class Prefixes:
         return self.mode(self.bundle, problem, ids)
 
     def _boundaries(self, prefix_source: PrefixSource) -> tuple[int, ...] | None:
-        """Lengths at which a step of the solution ends."""
+        """Return the lengths at which a step of the solution ends."""
         if not self.separator:
             return None
         loaded = self.bundle.loaded
         return tuple(
-            n
-            for n in range(1, len(prefix_source.ids) + 1)
-            if decode(loaded, prefix_source.ids[:n]).endswith(self.separator)
+            length
+            for length in range(1, len(prefix_source.ids) + 1)
+            if decode(loaded, prefix_source.ids[:length]).endswith(self.separator)
         )
 
     def _gives_away(self, problem: Problem, ids: tuple[int, ...]) -> bool:
@@ -213,14 +213,14 @@ class Prefixes:
         return self._known[key]
 
     def update(self, groups: Sequence[Group]) -> None:
-        """Let the policy see how its cuts went."""
+        """Update the cut policy with the success rates of prefixed groups."""
         for group in groups:
             if group.prompt.cut:
                 rate = float(np.mean([verdict.success for verdict in group.verdicts]))
                 self.policy.update(group.prompt.problem.problem_id, rate)
 
     def means(self, groups: Sequence[Group]) -> dict[str, Mean]:
-        """Success with and without a prefix, and how much of a solution was given."""
+        """Compute success with and without a prefix, and the mean share of a solution that was given."""
         if self.per_step == 0:
             return {}
         means = {}
@@ -240,7 +240,7 @@ class Prefixes:
 
 @dataclass(frozen=True, slots=True)
 class _NoCuts:
-    """The policy of a run without prefixes."""
+    """The cut policy of a run without prefixes."""
 
     per_problem: int = 0
 
@@ -258,13 +258,13 @@ class _NoCuts:
 def open_prefixes(
     recipe: Recipe, path: Path, bundle: ModelBundle, tasks: Sequence[Task], pool: VerifierPool
 ) -> tuple[Prefixes, PrefixSources]:
-    """A run's prefixes and where they come from, as the recipe says.
+    """Build a run's prefixes from the recipe, with the sources they are cut from.
 
     Args:
-        path: where the run keeps its prefix_sources.
+        path: file that stores the run's prefix sources.
 
     Raises:
-        ConfigError: the bank has nothing to cut.
+        ConfigError: the bank has no solution to cut.
     """
     section = recipe.prefix
     problems = {problem.problem_id: problem for task in tasks for problem in task.train}
@@ -291,7 +291,7 @@ def open_prefixes(
 
 
 def _shifted(prefix_sources: Sequence[PrefixSource]) -> list[PrefixSource]:
-    """Everyone's prefix for the next problem."""
+    """Assign each prefix to the next problem."""
     return [
         replace(prefix_source, problem_id=prefix_sources[index - 1].problem_id)
         for index, prefix_source in enumerate(prefix_sources)

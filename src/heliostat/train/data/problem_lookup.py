@@ -1,4 +1,4 @@
-"""A recipe's problems, model and verifiers, put together to find, encode and judge what a trace file holds.
+"""A recipe's problems, model and verifiers, combined to find, encode and verify the problems of a trace file.
 
 Left out: the files and the bank (``traces``).
 """
@@ -17,13 +17,13 @@ from heliostat.train.model_bundle import set_up_sampler
 
 
 def verifier_names(task: Task) -> str:
-    """What a trace of this task says about who judged it."""
+    """Join the names of a task's verifiers, as its traces record them."""
     return "+".join(weighted.name for weighted in task.verifiers)
 
 
 @contextmanager
 def problems_of(recipe: Recipe) -> Iterator[Problems]:
-    """The recipe's problems, training and held-out ones, with its model's ids and its verifiers' verdicts."""
+    """Open the recipe's training and held-out problems, with its model's encoding and its verifiers."""
     tasks = load_tasks(recipe)
     bundle = set_up_sampler(recipe, start_runtime(recipe.run))
     problems = [problem for task in tasks for problem in (*task.train, *task.heldout)]

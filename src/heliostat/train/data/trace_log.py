@@ -1,6 +1,6 @@
-"""Verified groups as traces in a bank: what training and rejection sampling log.
+"""Verified groups as traces in a bank, for training and rejection sampling.
 
-Left out: the bank itself (``traces``), and which groups are worth keeping (the callers).
+Left out: the bank itself (``traces``), and the choice of groups to store (the callers).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from heliostat.types import Group
 
 
 def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops: float) -> list[Trace]:
-    """Every completion of verified groups as a trace.
+    """Convert every completion of verified groups to a trace.
 
     Args:
-        sources: by task, who sampled and judged.
-        flops: of sampling all of them together; each trace gets its share by tokens, the prompt divided by its group.
+        sources: by task, the policy and verifiers of the traces.
+        flops: of sampling all groups. Each trace is charged by its tokens, prompt tokens divided by the group size.
     """
     tokens = [
         [len(group.prompt.context_ids) / len(group.completions) + len(one.token_ids) for one in group.completions]
@@ -55,7 +55,7 @@ def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops
 def sources_of(
     recipe: Recipe, loaded: LoadedModel, tasks: Sequence[Task], run: str, step: int
 ) -> dict[str, TraceSource]:
-    """By task, what a trace says about the policy as it is now."""
+    """Describe the current policy by task, as a trace records it."""
     tokenizer, policy = tokenizer_fingerprint(loaded), policy_fingerprint(loaded)
     rollout = recipe.rollout
     return {
@@ -67,7 +67,7 @@ def sources_of(
 
 
 class TraceLog:
-    """A training run's own rollouts on their way into the recipe's bank, if it names one and this rank keeps them."""
+    """The log of a training run's rollouts in the recipe's bank, if it names one and this rank writes it."""
 
     def __init__(
         self, recipe: Recipe, tasks: Sequence[Task], loaded: LoadedModel, run: str, keeps: bool = True
@@ -87,7 +87,7 @@ class TraceLog:
         self._stack.close()
 
     def add(self, groups: Sequence[Group], sources: Mapping[str, TraceSource], flops: float) -> None:
-        """Store a step's groups; those of a step that is made again after a restart are known already."""
+        """Store a step's groups; groups of a step that is repeated after a restart are in the bank already."""
         if self._bank is None:
             return
         traces = traces_of(groups, sources, flops)
@@ -95,7 +95,7 @@ class TraceLog:
         self._bank.append(kept)
 
     def sources(self, policy_step: int) -> dict[str, TraceSource]:
-        """Who samples now; asked for before the weights move."""
+        """Describe the current policy by task; to be called before the weights change."""
         if self._bank is None:
             return {}
         return sources_of(self._recipe, self._loaded, self._tasks, self._run, policy_step)

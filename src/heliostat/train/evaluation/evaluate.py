@@ -1,9 +1,9 @@
-"""How good a model is on held-out problems, and how sure we can be.
+"""Success of a model on held-out problems, with intervals.
 
-Problems are the unit of resampling: completions of one problem are not independent evidence about the next. Two models
-are compared on the same problems, pair by pair.
+Problems are the unit of resampling, since completions of one problem are not independent evidence about the next. Two
+models are compared on the same problems, pair by pair.
 
-Left out: how problems and verifiers are made (``tasks``), and pages (``report``).
+Left out: the construction of problems and verifiers (``tasks``), and pages (``report``).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from heliostat.types import Group, Prompt
 
 @dataclass(frozen=True, slots=True)
 class ProblemResult:
-    """One problem's outcome: how many of its sampled completions succeeded, and whether the greedy one did.
+    """The outcome of one problem: successes of its sampled completions and of the greedy one.
 
     Attributes:
-        num_failures: samples on which a verifier failed; ``num_cut`` reached the token budget or the context window.
-        max_length: tokens of the longest sample; 0 in rows of a version that did not keep it.
+        num_failures: samples on which a verifier failed.
+        num_cut: samples that reached the token budget or the context window.
+        max_length: tokens of the longest sample; 0 in rows of versions that did not record it.
     """
 
     task: str
@@ -42,13 +43,13 @@ class ProblemResult:
 
     @property
     def rate(self) -> float:
-        """Share of samples that succeeded."""
+        """The share of successful samples."""
         return self.num_success / self.num_samples
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Results over a set of problems."""
+    """The results on a set of problems."""
 
     results: tuple[ProblemResult, ...]
 
@@ -62,7 +63,7 @@ class Evaluation:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """95% interval of pass@1 over problems."""
+        """The 95% interval of pass@1 over problems."""
         estimate = success_rate(self.rates)
         return estimate.low, estimate.high
 
@@ -72,27 +73,27 @@ class Evaluation:
 
     @property
     def greedy(self) -> float | None:
-        """Greedy success rate, where greedy completions were taken."""
+        """The greedy success rate; ``None`` without greedy completions."""
         flags = [result.greedy_success for result in self.results if result.greedy_success is not None]
         return float(np.mean(flags)) if flags else None
 
     def pass_at(self, k: int) -> float:
-        """Mean unbiased pass@k."""
-        return float(np.mean([pass_at_k(r.num_samples, r.num_success, k) for r in self.results]))
+        """Average the unbiased pass@k over problems."""
+        return float(np.mean([pass_at_k(result.num_samples, result.num_success, k) for result in self.results]))
 
     @property
     def ks(self) -> list[int]:
-        """Powers of two up to the number of samples."""
+        """The powers of two up to the number of samples."""
         most = min(result.num_samples for result in self.results)
         return [2**power for power in range(most.bit_length()) if 2**power <= most]
 
     def by_task(self) -> dict[str, Evaluation]:
-        """One evaluation per task."""
+        """Split the evaluation by task."""
         tasks = dict.fromkeys(result.task for result in self.results)
         return {task: Evaluation(tuple(r for r in self.results if r.task == task)) for task in tasks}
 
     def summary(self) -> dict[str, object]:
-        """For ``summary.json``."""
+        """Summarise the evaluation for ``summary.json``."""
         return {
             "pass@1": self.pass_at_1,
             "ci95": list(self.ci95),
@@ -104,7 +105,7 @@ class Evaluation:
         }
 
     def metrics(self) -> dict[str, float]:
-        """For ``metrics.jsonl``."""
+        """Return the metrics for ``metrics.jsonl``."""
         low, high = self.ci95
         values = {
             "eval/pass@1": self.pass_at_1,
@@ -118,10 +119,10 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Second model minus first, on the same problems.
+    """The difference of two models on the same problems, second minus first.
 
     Attributes:
-        num_only_first, num_only_second: problems that one of the models solved in some sample, and the other in none.
+        num_only_first, num_only_second: problems that one model solved in some sample and the other in none.
     """
 
     difference: float
@@ -137,13 +138,13 @@ class Comparison:
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """Paired difference of pass@1, with its interval over the shared problems, and what one alone solved.
+    """Compare two evaluations by the paired difference of pass@1, with its interval over the shared problems.
 
     Raises:
-        ValueError: the two share no problem.
+        ValueError: the evaluations share no problem.
     """
-    theirs = {result.problem_id: result.rate for result in second.results}
-    pairs = [(r.rate, theirs[r.problem_id]) for r in first.results if r.problem_id in theirs]
+    rates = {result.problem_id: result.rate for result in second.results}
+    pairs = [(result.rate, rates[result.problem_id]) for result in first.results if result.problem_id in rates]
     if not pairs:
         raise ValueError("the two evaluations share no problem, so they cannot be compared in pairs")
     differences = np.asarray([after - before for before, after in pairs])
@@ -164,23 +165,23 @@ def evaluate(
     seed: int,
     greedy: bool = False,
 ) -> tuple[Evaluation, list[Group]]:
-    """Sample, verify and count; every rank does its share, and all know everything.
+    """Sample and verify completions of all prompts, each rank its share; the results are the same on every rank.
 
     Returns:
         The evaluation, and the verified groups of sampled completions (for transcripts).
     """
     mine = runtime.shard_prompts(prompts)
-    best: list[Group] = []
+    greedy_groups: list[Group] = []
     with runtime.raise_on_all_ranks():
         groups = pool.verify(engine.sample(SampleRequest(mine, num_samples, settings, seed=seed, policy_step=0)))
         if greedy:
-            coldest = SamplingSettings(temperature=0)
-            best = pool.verify(engine.sample(SampleRequest(mine, 1, coldest, seed=seed, policy_step=0)))
+            request = SampleRequest(mine, 1, SamplingSettings(temperature=0), seed=seed, policy_step=0)
+            greedy_groups = pool.verify(engine.sample(request))
     groups = runtime.gather_groups(prompts, groups)
     greedy_success: Mapping[str, bool] = {}
     if greedy:
-        best = runtime.gather_groups(prompts, best)
-        greedy_success = {group.prompt.problem.problem_id: group.verdicts[0].success for group in best}
+        greedy_groups = runtime.gather_groups(prompts, greedy_groups)
+        greedy_success = {group.prompt.problem.problem_id: group.verdicts[0].success for group in greedy_groups}
     results = tuple(
         ProblemResult(
             task=group.prompt.problem.task,

@@ -1,6 +1,6 @@
-"""A run's evaluations: held-out problems before, during and after training, written into its folder.
+"""A run's evaluations on held-out problems before, during and after training, written into its folder.
 
-Left out: how success is measured (``evaluate``).
+Left out: the measurement of success (``evaluate``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from heliostat.types import Group, Problem
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Evaluations of a run's held-out problems under the current weights, always with the same random streams.
+    """Evaluations of a run's held-out problems with the current weights, always with the same random streams.
 
     Attributes:
         before: rows of the evaluation before training.
-        failures: how a verifier failed in the last whole evaluation of this process, in its words.
+        failures: error message of the first failed verdict in this process's last full evaluation, if any.
     """
 
     context: RunContext
@@ -35,7 +35,7 @@ class HeldOut:
         return self.context.heldout_problems
 
     def evaluate_if_due(self, step: int) -> dict[str, float]:
-        """Evaluate some problems after every ``eval.every`` steps; the last step has an evaluation of its own."""
+        """Evaluate some problems after every ``eval.every`` steps; the last step has its own evaluation."""
         every = self.context.recipe.eval.every
         due = every and step % every == 0 and step < self.context.recipe.train.num_steps
         return self.evaluate_subset(step) if due else {}
@@ -48,13 +48,13 @@ class HeldOut:
         return evaluation.metrics() | {"time/eval": self.context.ledger.last_seconds["eval"]}
 
     def measure_before(self, step: int, untrained: bool) -> Evaluation | None:
-        """Results before training, which began at ``step``: read back, or measured while the weights are those.
+        """Read the evaluation before training, which began at ``step``, or run it if the weights are still untrained.
 
         Args:
-            untrained: whether they are.
+            untrained: whether the weights are those of ``step``.
 
         Returns:
-            ``None`` where they can no longer be known.
+            The evaluation; ``None`` where it is lost and the weights are trained.
         """
         stored = self._stored("before", step, self.before)
         if stored is None and not untrained:
@@ -68,20 +68,20 @@ class HeldOut:
         return evaluation
 
     def measure_after(self, step: int) -> Evaluation:
-        """Results of the trained weights."""
+        """Read the evaluation after training, or run it with the trained weights."""
         return self._stored("after", step, ()) or self._measure(step, "after")
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """What a checkpoint keeps: the rows of the evaluation before training, once it was made."""
+        """Return the rows of the evaluation before training, for a checkpoint; empty before it ran."""
         return list(self.before)
 
     def load_state_dict(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Continue from a checkpoint; rows that ``evals.jsonl`` has lost since are put back."""
+        """Restore the rows of a checkpoint, also in ``evals.jsonl`` where they are missing."""
         self.before[:] = rows
         self.context.folder.restore_before(rows)
 
     def _stored(self, phase: str, step: int, rows: Sequence[dict[str, Any]]) -> Evaluation | None:
-        """All problems' results of an earlier session, with the weights of ``step``."""
+        """Read a complete evaluation of an earlier session with the weights of ``step``."""
         stored = evaluation_from_rows(rows) if rows else recorded_evaluation(self.context.folder.evals, phase, step)
         return stored if stored is not None and len(stored.results) == len(self.problems) else None
 

@@ -15,11 +15,11 @@ from heliostat.train.evaluation.evaluate import Evaluation, ProblemResult
 from heliostat.types import Group
 
 COUNTS = ("num_failures", "num_cut", "max_length")
-"""Counts of a result that rows of earlier versions do not have."""
+"""Counts of a result that rows of earlier versions lack."""
 
 
 def eval_rows(step: int, phase: str, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One row per problem."""
+    """Convert an evaluation to one row per problem."""
     return [
         {
             "step": step,
@@ -37,7 +37,7 @@ def eval_rows(step: int, phase: str, evaluation: Evaluation) -> list[dict[str, A
 
 
 def evaluation_from_rows(rows: Iterable[Mapping[str, Any]]) -> Evaluation:
-    """The evaluation that ``eval_rows`` wrote.
+    """Restore an evaluation from the rows of ``eval_rows``.
 
     Raises:
         ValueError: a row lacks a value, or has one of another type.
@@ -49,7 +49,7 @@ def recorded_evaluation(evals: Path, phase: str, step: int | None = None) -> Eva
     """Read the evaluation ``before`` or ``after`` training from a run's ``evals.jsonl``.
 
     Args:
-        step: read the one of this step alone.
+        step: reads rows of this step alone.
 
     **Limits** ``None`` where the file has no such rows, or rows of another shape.
     """
@@ -81,7 +81,7 @@ def _result(row: Mapping[str, Any]) -> ProblemResult:
 
 
 def transcript_rows(step: int, phase: str, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The first completion of every group, for people to read."""
+    """Convert the first completion of every group to a readable row."""
     return [
         {
             "step": step,

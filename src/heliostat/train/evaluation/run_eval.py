@@ -21,10 +21,10 @@ from heliostat.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Held-out results of one model, or of two on the same problems.
+    """The held-out results of one model, or of two on the same problems.
 
     Attributes:
-        dtypes: type of each model's weights.
+        dtypes: dtype of each model's weights.
     """
 
     models: tuple[str, ...]
@@ -33,7 +33,7 @@ class EvalReport:
     dtypes: tuple[str, ...]
 
     def to_json(self) -> str:
-        """Everything as JSON."""
+        """Encode the report as JSON."""
         content = {
             "models": [
                 {"model": model, "dtype": dtype, **result.summary(), "tasks": _by_task(result)}
@@ -93,6 +93,6 @@ def run_eval(
 
 
 def _only(task: Task, heldout: Sequence[Problem]) -> Task:
-    """A task with the problems that are evaluated, and no others."""
+    """Restrict a task to its evaluated problems."""
     evaluated = {problem.problem_id for problem in heldout}
     return replace(task, train=(), heldout=tuple(one for one in task.heldout if one.problem_id in evaluated))

@@ -1,4 +1,4 @@
-"""A few completions of a model, to look at."""
+"""A few completions of a model, for inspection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_sample(
     num_samples: int = 3,
     settings: SamplingSettings | None = None,
 ) -> list[Group]:
-    """A few completions of one prompt, or of the recipe's first held-out problems; not verified."""
+    """Sample a few completions of one prompt, or of the recipe's first three held-out problems, without verdicts."""
     refuse_nested("a model")
     runtime = start_runtime(recipe.run)
     bundle = set_up_sampler(with_model(recipe, model), runtime)

@@ -1,15 +1,15 @@
-"""What the guard's controller can turn: one setting of a running trainer each, from the recipe's value to an extreme.
+"""The actuators of the guard's controller: one trainer setting each, from the recipe's value to an extreme.
 
-    entropy-bonus   rewards get -c log pi_gen(y): its policy gradient is that of c times the entropy of whole answers
-    variety-bonus   the same for completions that succeeded only: a rare right answer is worth more than a common one
+    entropy-bonus   rewards get -c log pi_gen(y), whose policy gradient is that of c times the entropy of whole answers
+    variety-bonus   the same for successful completions only: a rare right answer is worth more than a common one
     clip-high       the upper clip of clipping objectives, up to 0.35: rare tokens may gain more
-    covariance      share of tokens whose gradient is dropped, those that lower entropy most (``objectives.covariance``)
-    tau             PMD's temperature, up to four times: steps stay nearer to their anchor
-    temperature     of sampling and training alike, up to a quarter more: another policy is trained, so use it last
+    covariance      share of tokens that lose their gradient, those that lower entropy most (``objectives.covariance``)
+    tau             PMD's temperature, up to four times: steps stay closer to their anchor
+    temperature     of sampling and training alike, up to a quarter more; use it last, since it trains another policy
     focus           ``train.focus`` up to 1: solved problems, whose updates only sharpen, are drawn less
     kl-ref          weight of the penalty to the reference, up to four times
 
-Left out: how far to turn (``monitors.controllers``).
+Left out: the control law (``monitors.controllers``).
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Actuator:
         self.value = self.base
 
     def set(self, output: float) -> float:
-        """Move to a share of the range; returns the setting's value."""
+        """Move the setting to a share of its range, and return its value."""
         self.value = self.base + output * (self.extreme - self.base)
         self.apply(self.value)
         return self.value
 
 
 def build_actuator(name: str, updater: Updater, curriculum: Curriculum) -> Actuator | None:
-    """The actuator a recipe names; ``None`` for ``none``.
+    """Build the actuator that a recipe names; ``None`` for ``none``.
 
     Raises:
-        ConfigError: the objective does not have what the actuator turns.
+        ConfigError: the objective lacks the actuator's setting, or has it at 0.
     """
     return _MAKERS[name](name, updater, curriculum) if name != "none" else None
 
@@ -62,7 +62,7 @@ def _of_objective(key: str, extreme: Callable[[float], float], least: float = 0.
         base = getattr(objective, key) if key in {field.name for field in fields(objective)} else 0.0
         if base <= least:
             raise ConfigError(
-                f"guard.actuator = '{name}' turns objective.{key}, which objective '{objective.name}' has not or has "
+                f"guard.actuator = '{name}' turns objective.{key}, which objective '{objective.name}' lacks or has "
                 "at 0; choose another actuator, or another objective"
             )
 

@@ -1,6 +1,6 @@
-"""What the findings of the first minute need to know of a run: numbers of its recipe, and how long its solutions are.
+"""Settings for the findings of the first minute: numbers of the recipe, and the length of worked solutions.
 
-Left out: the findings (``monitors.absolute_monitor``), and saying them (``run_guard``).
+Left out: the findings (``monitors.absolute_monitor``), and their report (``run_guard``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from heliostat.tasks import Task
 from heliostat.train.model_bundle import ModelBundle
 
 NUM_SOLUTIONS = 64
+"""Training problems per task whose solutions are measured, at most."""
 
 
 def first_minute_settings(bundle: ModelBundle, tasks: Sequence[Task]) -> dict[str, float]:
-    """Numbers by dotted name: the recipe's, and ``task.longest_solution`` in tokens where solutions are worked."""
+    """Collect numbers of the recipe by dotted name, and ``task.longest_solution`` in tokens where solutions exist."""
     numbers = recipe_numbers(bundle.recipe.model_dump())
     problems = [problem for task in tasks for problem in task.train[:NUM_SOLUTIONS] if problem.solution]
     lengths = [

@@ -1,11 +1,12 @@
-"""The guard's panel: the same held-out problems with the same random streams, sampled and scored now and then.
+"""The guard's panel: the same held-out problems with the same random streams, sampled and scored periodically.
 
     sampled and greedy answers -> pass@1, pass@k, greedy
     worked solutions, scored   -> calibration
     8 answers x 8 prompts      -> information of an answer about its prompt
 
-Left out: formulas (``monitors.panel``), and the results of a run, which are its evaluations. The scoring passes are not
-in the compute ledger; sampling is, as evaluation.
+Sampling is charged to the compute ledger as evaluation; scoring passes are not charged.
+
+Left out: formulas (``monitors.panel``), and the results of a run, which are its evaluations.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from heliostat.train.update.updater import Updater
 from heliostat.types import Completion, Group, Prompt, StopReason
 
 NUM_CROSSED = 8
-"""Prompts that every one of as many answers is scored under."""
+"""Number of answers, and of prompts that each of them is scored under."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Fixed problems, fixed seeds.
+    """A panel of fixed problems with fixed seeds.
 
     Attributes:
-        temperature: of the samples; greedy answers are taken as well.
+        temperature: of the samples; greedy answers are sampled as well.
     """
 
     prompts: Sequence[Prompt]
@@ -48,20 +49,20 @@ class Panel:
     tokens_per_microbatch: int
 
     def measure(self, engine: Engine, pool: VerifierPool, policy: Policy, runtime: Runtime) -> dict[str, float]:
-        """The panel's numbers under the current weights."""
+        """Measure the panel's metrics with the current weights."""
         settings = SamplingSettings(temperature=self.temperature)
         result, groups = evaluate(
             engine, pool, self.prompts, self.num_samples, settings, runtime, seed=self.seed, greedy=True
         )
-        numbers = {
+        metrics = {
             "panel/pass@1": result.pass_at_1,
             "panel/reward": result.mean_reward,
             "panel/pass@k": result.pass_at(self.num_samples),
             "panel/greedy": float(result.greedy or 0.0),
         }
         if len(groups) >= NUM_CROSSED:
-            numbers["panel/information"] = prompt_information(self._crossed(policy, groups[:NUM_CROSSED]))
-        return numbers | self._calibration(policy, groups)
+            metrics["panel/information"] = prompt_information(self._crossed(policy, groups[:NUM_CROSSED]))
+        return metrics | self._calibration(policy, groups)
 
     @torch.no_grad()
     def _calibration(self, policy: Policy, groups: Sequence[Group]) -> dict[str, float]:
@@ -73,7 +74,7 @@ class Panel:
             logp.append(policy.log_probs(part).double().cpu().numpy())
             entropy.append(policy.entropies(part).double().cpu().numpy())
         surprisal = -np.concatenate(logp)
-        own = np.concatenate([c.entropy for group in groups for c in group.completions])
+        own = np.concatenate([completion.entropy for group in groups for completion in group.completions])
         return {
             "panel/calibration": calibration_gap(np.concatenate(entropy), -surprisal),
             "panel/calibration_own": float(own.mean(dtype=np.float64) - surprisal.mean()),
@@ -81,7 +82,7 @@ class Panel:
 
     @torch.no_grad()
     def _crossed(self, policy: Policy, groups: Sequence[Group]) -> Float[np.ndarray, "answer prompt"]:
-        """``log p(y_i | x_j)`` of the first answer of each group under the prompt of each."""
+        """Compute ``log p(y_i | x_j)`` of the first answer of each group under each group's prompt."""
         rows = [
             Row(j, other.prompt, group.completions[0], 0.0, None) for j, other in enumerate(groups) for group in groups
         ]
@@ -94,7 +95,7 @@ class Panel:
 
 
 def panel_of(context: RunContext, updater: Updater) -> Callable[[], dict[str, float]]:
-    """Build the measurement of a run's panel under the current weights, charged to its ledger as evaluation."""
+    """Build the measurement of a run's panel with the current weights, charged to its ledger as evaluation."""
     recipe, bundle, ledger = context.recipe, context.bundle, context.ledger
     panel = Panel(
         [bundle.prompt(problem) for problem in context.heldout_problems[: recipe.guard.panel_problems]],
@@ -114,11 +115,11 @@ def panel_of(context: RunContext, updater: Updater) -> Callable[[], dict[str, fl
 
 
 def _solution(loaded: LoadedModel, prompt: Prompt, index: int) -> Row | None:
-    """A prompt with its worked solution (or else its answer) as a completion to be scored."""
+    """Build the row that scores a prompt's worked solution, or else its answer; ``None`` without either."""
     problem = prompt.problem
     text = problem.solution if problem.solution is not None else problem.answer
     if text is None:
         return None
     ids = encode_solution(loaded, prompt, text)
-    nothing = np.zeros(len(ids), dtype=np.float32)
-    return Row(index, prompt, Completion(ids, nothing, nothing, StopReason.EOS, text), 0.0, None)
+    zeros = np.zeros(len(ids), dtype=np.float32)
+    return Row(index, prompt, Completion(ids, zeros, zeros, StopReason.EOS, text), 0.0, None)

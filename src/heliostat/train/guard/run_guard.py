@@ -1,17 +1,17 @@
-"""The guard at work in a run: it reads every step, turns its actuator, asks for rollbacks, and writes down why.
+"""The guard of a run: it judges every step, sets its actuator, requests rollbacks, and logs its reasons.
 
     first_look(signals)             judge the evaluation before training
     observe(step, signals)          judge a step, and return the guard's own metrics
-    should_roll_back(step, error)   the same for a step that broke instead of ending
-    pending_rollback                the finding that asks for a rollback, until the run has rolled back
+    should_roll_back(step, error)   judge a step that raised an error
+    pending_rollback                the finding that requests a rollback, until the run has rolled back
 
-``events.jsonl`` has one line for everything the guard saw or did, each with the statistic that caused it and whether it
-was carried out; ``abandoned.jsonl`` has the metrics of steps that were taken back. Both count in ``tick``, the number
-of steps made including abandoned ones, which never runs backwards.
+``events.jsonl`` has one line per finding or action, with the statistic that caused it and whether it was carried out.
+``abandoned.jsonl`` has the metrics of steps that were rolled back. Both count in ``tick``, the number of steps run
+including abandoned ones, which never decreases.
 
-An error inside the guard never ends a run: the guard switches itself off, says so, and the run goes on as it was.
+An error inside the guard never ends a run: the guard disables itself, reports the error, and the run continues.
 
-Left out: judging (``monitors.guard``), and restoring weights (``train.trainer``).
+Left out: the rules (``monitors.guard``), and restoring weights (``train.trainer``).
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ from heliostat.train.run_folder.folder import RunFolder
 from heliostat.train.update.safe_step import TrainingDiverged
 
 NUMERIC_FAILURES = (TrainingDiverged, NonFiniteLogits)
-"""Errors that mean broken numbers: the guard goes back for them in every mode but ``off``."""
+"""Errors that mean non-finite values: the guard rolls back for them in every mode except ``off``."""
 MARGIN = 5
-"""A rollback goes at least this many steps behind the onset of what caused it, if a checkpoint is left there."""
+"""A rollback goes to at least this many steps before the onset of its cause, if there is a checkpoint."""
 STEP_CUT = 0.5
-"""What a rollback leaves of the step, or less where its finding says that the step was more than twice too long."""
+"""Factor of a rollback on the learning rate; less where its finding shows a step more than twice too long."""
 RECOVERY_STEPS = 20
-"""A step that was cut is doubled again after so many steps without another alarm of that kind."""
+"""Steps without another rollback after which a reduced learning rate is doubled again."""
 MISMATCH_CUT = 0.1
-"""What is left of the step, in mode ``act``, while sampler and trainer disagree: the batch shows their difference."""
+"""Factor on the learning rate, in mode ``act``, while the log-probabilities of sampler and trainer disagree."""
 
 
 class GuardStopped(RuntimeError):
-    """The guard ended a run that going back did not help."""
+    """The guard ended a run that rollbacks could not save."""
 
 
 @dataclass(slots=True)
 class RunGuard:
-    """One run's guard.
+    """The guard of one run.
 
     Attributes:
         note: shows a line to people.
-        panel: takes the panel's numbers, where there is a panel.
-        pending_rollback: the finding that asks for going back, until the trainer has done so.
-        skipped: steps that were taken back so far; the run's position in its data is ``step + skipped``.
-        lr_scale: what rollbacks have left of the learning rate.
+        panel: measures the panel's metrics, where there is a panel.
+        pending_rollback: the finding that requests a rollback, until the trainer has rolled back.
+        skipped: steps that were rolled back so far; the run's position in its data is ``step + skipped``.
+        lr_scale: factor of past rollbacks on the learning rate.
         num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
-        rewards: of the steps since the panel was last looked at, whose mean it is compared with.
-        disabled: empty, or why the guard switched itself off.
-        absolute: what can be said without a level of the run's own; it speaks in every mode, ``off`` included.
+        rewards: mean rewards of the steps since the last panel; their mean is compared with the panel's.
+        disabled: the error that disabled the guard; empty while it works.
+        absolute: the rules that need no baseline of the run; they report in every mode, ``off`` included.
     """
 
     section: GuardSection
@@ -93,15 +93,15 @@ class RunGuard:
 
     @property
     def acts(self) -> bool:
-        """Whether findings lead to more than words."""
+        """Whether findings lead to actions."""
         return self.section.mode == "act"
 
     @property
     def step_scale(self) -> float:
         """Factor on the next step's learning rate.
 
-        **Limits** 1 in a run that never went back and has no mismatch alarm, and whenever the guard may not act but for
-        broken numbers.
+        **Limits** 1 in a run without rollbacks and mismatch alarms. Outside mode ``act`` only rollbacks for non-finite
+        values change it.
         """
         return self.lr_scale * (MISMATCH_CUT if self.acts and not self.disabled and self.guard.mismatched else 1.0)
 
@@ -112,7 +112,7 @@ class RunGuard:
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def observe(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
-        """Judge a step; returns the guard's and the panel's numbers for the log."""
+        """Judge a step, and return the metrics of the guard and the panel."""
         if self.disabled:
             return {}
         try:
@@ -125,7 +125,7 @@ class RunGuard:
             return {}
 
     def first_look(self, signals: Mapping[str, float]) -> None:
-        """Judge the evaluation before training, unless training is on its way already."""
+        """Judge the evaluation before training, unless training has begun already."""
         if self.disabled or self.absolute.seen:
             return
         try:
@@ -135,11 +135,11 @@ class RunGuard:
             self._disable(0, error)
 
     def see_failures(self, failures: Iterable[str]) -> None:
-        """Remember how a verifier failed, for the sentence about it."""
+        """Remember the message of a failed verifier for the finding about it."""
         self.absolute.failure = next(filter(None, failures), self.absolute.failure)
 
     def should_roll_back(self, step: int, error: Exception) -> bool:
-        """Whether going back is to be tried for a step that ended in ``error``."""
+        """Decide whether to roll back after a step that raised ``error``, and request the rollback."""
         wanted = isinstance(error, NUMERIC_FAILURES) or self.acts
         if (
             self.section.mode == "off"
@@ -152,16 +152,16 @@ class RunGuard:
         return True
 
     def _act(self, step: int, signals: Mapping[str, float]) -> dict[str, float]:
-        every, scale = self.section.panel_every, self.step_scale  # what this step was made with
-        looked = {}
+        every, scale = self.section.panel_every, self.step_scale  # the scale that this step was taken with
+        panel = {}
         if self.panel is not None and every:
             self.rewards.append(signals["reward/mean"])
-            looked = dict(self.panel()) if step % every == 0 else {}
-        if "panel/reward" in looked:
-            looked["panel/gap"] = fmean(self.rewards) - looked["panel/reward"]
+            panel = dict(self.panel()) if step % every == 0 else {}
+        if "panel/reward" in panel:
+            panel["panel/gap"] = fmean(self.rewards) - panel["panel/reward"]
             self.rewards.clear()
-        numbers = {"guard/step_scale": scale}
-        for finding in self.guard.read(step, {**signals, **looked, **numbers}):
+        metrics = {"guard/step_scale": scale}
+        for finding in self.guard.read(step, {**signals, **panel, **metrics}):
             if finding.rule in self.absolute.hidden:
                 continue
             if finding.level in ("rollback", "broken"):
@@ -170,11 +170,11 @@ class RunGuard:
                 action = "freeze controllers" if finding.level == "mismatch" else "note"
                 self._event(step, action, True, finding.sentence(), finding.to_row())
         self._recover()
-        numbers |= {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
-        return looked | numbers | self._control(step, signals)
+        metrics |= {"guard/alarms": float(len(self.guard.alarmed)), "guard/rollbacks": float(self.num_rollbacks)}
+        return panel | metrics | self._control(step, signals)
 
     def _report_absolute(self, step: int, signals: Mapping[str, float]) -> None:
-        """Say what the step shows by itself; what is damage asks for going back, where the guard may do that."""
+        """Report the findings of a step that need no baseline; damage requests a rollback, where the guard may act."""
         for finding in self.absolute.read(step, signals):
             self._found_absolute(finding)
         for rule in self.absolute.withdrawn():
@@ -182,7 +182,7 @@ class RunGuard:
             self._event(step, "withdrawn", True, text, {"rule": rule})
 
     def _found_absolute(self, finding: Finding) -> None:
-        """Say it and write it down, the evaluation's once however often the run is continued before its first step."""
+        """Report and log a finding; one of the evaluation is logged once, even if the run resumes before step 1."""
         asks = finding.level == "rollback" and self.section.mode != "off"
         text = f"{finding.sentence()}; {finding.advice}"
         if not finding.step and any(row.get("text") == text for row in read_metrics(self.folder.events)):
@@ -193,14 +193,14 @@ class RunGuard:
             self.pending_rollback = finding
 
     def _recover(self) -> None:
-        """Give back what a rollback took of the step, once the run has been quiet for a while."""
+        """Restore the learning rate that a rollback reduced, once the run has been quiet for ``RECOVERY_STEPS``."""
         if self.lr_scale < 1.0 and self.pending_rollback is None:
             self.num_quiet += 1
             if self.num_quiet >= RECOVERY_STEPS:
                 self.lr_scale, self.num_quiet = min(1.0, self.lr_scale / STEP_CUT), 0
 
     def _ask(self, finding: Finding) -> None:
-        """Order a rollback, or in shadow mode say that one would have been ordered."""
+        """Request a rollback, or in shadow mode report that one would have been requested."""
         taken = self.acts or finding.level == "broken"
         self._event(finding.step, "rollback", taken, finding.sentence(), finding.to_row())
         if taken and self.pending_rollback is None:
@@ -228,13 +228,13 @@ class RunGuard:
             self._event(step, "adjust", self.acts, f"{text} (entropy {entropy:.3g}, target {target:.3g})", cause)
         return {"guard/entropy_target": target, "guard/output": output, "guard/setting": setting}
 
-    # -- going back -------------------------------------------------------------------------------------------------
+    # -- rollbacks --------------------------------------------------------------------------------------------------
 
     def rollback_target(self, step: int, kept: Iterable[int]) -> int:
-        """The checkpoint to go back to from ``step``: the newest well before the onset, else the oldest there is.
+        """Choose the checkpoint to roll back to: the newest at least ``MARGIN`` before the onset, else the oldest.
 
         Raises:
-            GuardStopped: the run may not go back (again).
+            GuardStopped: no rollback or no checkpoint is left.
         """
         finding = self.pending_rollback
         assert finding is not None
@@ -250,10 +250,10 @@ class RunGuard:
         return before[-1] if before else usable[0]
 
     def record_rollback(self, step: int, to: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Note that the run now continues from ``to``, where its judgement has been restored to.
+        """Record that the run has rolled back from ``step`` to ``to``, where its judgement has been restored.
 
         Args:
-            rows: metrics of the steps that were taken back.
+            rows: metrics of the rolled-back steps.
         """
         pending, self.pending_rollback = self.pending_rollback, None
         assert pending is not None
@@ -273,7 +273,7 @@ class RunGuard:
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """What the guard has done to the run; a rollback leaves it as it is."""
+        """Return the guard's effects on the run, which a rollback keeps."""
         return {
             "tick": step + self.skipped,
             "skipped": self.skipped,
@@ -284,7 +284,7 @@ class RunGuard:
         }
 
     def judgement(self) -> dict[str, Any]:
-        """What the guard has seen of the run, and where its actuator stands; a rollback restores it."""
+        """Return the statistics of the run and the actuator's position, which a rollback restores."""
         return {
             "rewards": list(self.rewards),
             "guard": self.guard.state_dict(),
@@ -295,14 +295,14 @@ class RunGuard:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, with the events up to it."""
+        """Restore the effects of a checkpoint, and drop later events."""
         self.skipped, self.num_rollbacks = state["skipped"], state["num_rollbacks"]
         self.lr_scale, self.num_quiet, self.disabled = state["lr_scale"], state["num_quiet"], state["disabled"]
         if self.writes:
             self.folder.rewind_events(state["tick"])
 
     def load_judgement(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``judgement`` returned."""
+        """Restore the statistics that ``judgement`` returned."""
         self.guard.load_state_dict(state["guard"])
         self.controller.load_state_dict(state["controller"])
         self.early_entropy.load_state_dict(state["early_entropy"])
@@ -315,7 +315,7 @@ class RunGuard:
     def _event(
         self, step: int, action: str, taken: bool, text: str, cause: Mapping[str, Any], tick: int | None = None
     ) -> None:
-        """Write an event down, and say it."""
+        """Log an event, and report it."""
         if not self.writes:
             return
         tick = step + self.skipped if tick is None else tick
@@ -325,7 +325,7 @@ class RunGuard:
         self.note(f"guard: {said}")
 
     def _disable(self, step: int, error: Exception) -> None:
-        """Switch off for the rest of the run, loudly; a mistake in here must not cost anybody their training."""
+        """Disable the guard for the rest of the run with a note, since its own mistakes must not end training."""
         self.disabled = f"{type(error).__name__}: {error}"
         self.pending_rollback = None
         self.note(
@@ -337,4 +337,4 @@ class RunGuard:
                    "action": "switched off", "taken": True, "text": f"step {step}: the guard failed"}  # fmt: skip
             self.folder.append(self.folder.events, [row])
         except OSError:
-            pass  # the line above has been shown; a full disk is what ends the run, at its next checkpoint
+            pass  # the note has been shown; a full disk ends the run at its next checkpoint

@@ -1,6 +1,6 @@
-"""Which signals a run measures at every step, and where its tasks' answers begin.
+"""The signals that a run measures at every step, and the position of answers in completions.
 
-Left out: the signals themselves (``monitors``), and the mirror step's own numbers (``train.update.mirror_metrics``).
+Left out: the signals themselves (``monitors``), and metrics of the mirror step (``train.update.mirror_metrics``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from heliostat.types import Completion, Group
 
 
 def make_monitor(tasks: Sequence[Task], loaded: LoadedModel) -> Monitor:
-    """The step-level signals of a run of these tasks."""
+    """Build the monitor of step-level signals for a run on these tasks."""
     answers = Answers({task.name: task.answer_after for task in tasks}, loaded)
     signals: list[Signal] = [TokenEntropy(tuple(task.name for task in tasks)), Concentration(), EntropyDrift()]
     if any(task.answer_after for task in tasks):
@@ -26,7 +26,7 @@ def make_monitor(tasks: Sequence[Task], loaded: LoadedModel) -> Monitor:
 
 
 class Answers:
-    """The answers in completions: what follows each task's marker."""
+    """The answers in completions, each after its task's marker."""
 
     def __init__(self, markers: dict[str, str], loaded: LoadedModel) -> None:
         self.markers = markers
@@ -34,15 +34,15 @@ class Answers:
         self._lengths: dict[int, int] = {}
 
     def text(self, group: Group, completion: Completion) -> str:
-        """The answer, or the whole text where the marker is missing."""
+        """Return the answer, or the whole text where the marker is missing."""
         marker = self.markers[group.prompt.problem.task]
         answer = find_answer(completion.text, marker)
         return completion.text.strip() if answer is None else answer
 
     def start(self, group: Group, completion: Completion) -> int | None:
-        """Index of the answer's first token; ``None`` without a marker.
+        """Find the index of the answer's first token; ``None`` without a marker.
 
-        Characters are counted token by token, which is exact but for characters that several tokens share.
+        Characters are counted token by token, which is exact except for characters that several tokens share.
         """
         marker = self.markers[group.prompt.problem.task]
         position = completion.text.rfind(marker) if marker else -1

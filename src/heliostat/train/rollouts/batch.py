@@ -1,6 +1,6 @@
 """The rollouts of a step, and their form in a checkpoint.
 
-Left out: who samples, and when (``scheduler``).
+Left out: the schedule of sampling (``scheduler``).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from heliostat.types import Completion, Cut, Group, Mean, Problem, Prompt, StopR
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """The judged groups of one step, those of all ranks, and what they took.
+    """The verified groups of one step from all ranks, with their costs.
 
     Attributes:
-        step, policy_step, version, sources: as ordered.
-        counts, scored: what sampling and scoring computed.
-        logp_old: by group, the trainer's numbers under the policy that sampled; empty where nobody asked for them.
-        max_gap, mismatch: sampler against trainer under the policy that sampled; ``None`` where nothing was compared.
-        seconds: wall seconds of sampling, wherever it ran; ``spans`` says what of, where that was timed.
+        step, policy_step, version, sources: those of the request.
+        counts, scored: token counts of sampling and scoring.
+        logp_old: by group, the trainer's log-probabilities under the sampling policy; empty where not computed.
+        max_gap, mismatch: differences of sampler and trainer under the sampling policy; ``None`` and empty without any.
+        seconds: wall-clock seconds of sampling, in whichever thread.
+        spans: seconds of its parts, where they were timed.
     """
 
     step: int
@@ -47,9 +48,9 @@ class Rollouts:
     spans: Mapping[str, float] = field(default_factory=dict)
 
     def anchors(self, version: int) -> list[Anchor] | None:
-        """``logp_old`` of the policy that sampled; ``None`` where weights of ``version`` still are that policy.
+        """Return ``logp_old`` of the sampling policy; ``None`` where weights of ``version`` still are that policy.
 
-        In a batch without signal a stored anchor would make a full step of its rounding (``Updater``).
+        In a batch without signal a stored anchor would turn its rounding errors into a full step (``Updater``).
         """
         if version == self.version:
             return None
@@ -58,7 +59,7 @@ class Rollouts:
     # -- in a checkpoint --------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; numbers of tokens are laid end to end."""
+        """Return tensors and plain values, for a checkpoint; values per token are concatenated."""
         completions = [completion for group in self.groups for completion in group.completions]
         anchors = [logp for anchor in self.logp_old for logp in anchor]
         return {
@@ -79,10 +80,10 @@ class Rollouts:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any], problems: Mapping[tuple[str, str], Problem]) -> Rollouts:
-        """The rollouts that ``state_dict`` was called on.
+        """Restore the rollouts of a ``state_dict``.
 
         Args:
-            problems: the run's, by task and id; a checkpoint holds no problem twice.
+            problems: the run's problems by task and id, which a checkpoint refers to.
         """
         lengths = [num for group in state["groups"] for num in group["lengths"]]
         token_ids, logp_gen, entropy = (

@@ -25,7 +25,7 @@ from heliostat.types import Group
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutPlanner:
-    """Chooses the problems and prefixes of a step, from the success rates known when it is asked.
+    """The planner of a run, which chooses problems and prefixes from the current success rates.
 
     Attributes:
         position: maps a step to its position in the data, which counts rolled-back steps as well.
@@ -41,7 +41,7 @@ class RolloutPlanner:
     position: Callable[[int], int]
 
     def seed(self, step: int) -> int:
-        """Return the seed of a step: of its completions, and of the order of its groups in the update."""
+        """Return the seed of a step, for its completions and the order of its groups in the update."""
         return completion_seed(self.recipe.run.seed, "step", self.position(step))
 
     def request(self, step: int) -> RolloutRequest:

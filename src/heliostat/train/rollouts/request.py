@@ -15,10 +15,10 @@ class RolloutRequest:
     """The prompts, settings and seed to sample with for one step.
 
     Attributes:
-        step: that will train on it.
-        policy_step: of the weights to sample with.
-        version: of these weights (``Updater.version``).
-        sources: by task, who samples, for the trace bank.
+        step: step that will train on the groups.
+        policy_step: step of the weights to sample with.
+        version: version of these weights (``Updater.version``).
+        sources: by task, the description of the sampling policy for the trace bank.
     """
 
     step: int

@@ -1,4 +1,4 @@
-r"""Schedule sampling: for the current step, or for later steps too, in a thread that runs in parallel with training.
+r"""The schedule of sampling: for the current step, or for later steps too, in a thread in parallel with training.
 
 With ``rollout.max_staleness = s`` step ``k`` trains on groups that were sampled with the weights after step
 ``max(o, k - 1 - s)``, where ``o`` is the step that the run began at or was last rolled back to:
@@ -9,9 +9,9 @@ With ``rollout.max_staleness = s`` step ``k`` trains on groups that were sampled
 The weights that sample a step, and the time at which its problems are chosen, follow from the step and ``s`` alone, and
 never from durations. With ``s = 0`` the main thread samples with the trained model itself.
 
-A checkpoint waits for requested rollouts whose weights will be gone, and keeps them. Those of the checkpoint's own
-weights are sampled again after a resume. A rollback discards all rollouts, since they were sampled by an abandoned
-policy. An error in the sampling thread is raised where its rollouts are asked for.
+A checkpoint waits for requested rollouts from older weights, and stores them. Those of the checkpoint's own weights
+are sampled again after a resume. A rollback discards all rollouts, since they were sampled by an abandoned
+policy. An error in the sampling thread is raised by ``next`` for its step.
 
 Left out: the content of a request (``planner``), and the data of a step (``batch``).
 """
@@ -47,12 +47,12 @@ from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Group, Mean, Problem, TrainingGroup
 
 NUM_COMPARED = 2
-"""Groups of a batch on which sampler and trainer are compared, where the anchor is the sampler's own."""
+"""Groups of a batch on which sampler and trainer are compared, where the sampler's values are the anchor."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledShare:
-    """A rank's share of a step's rollouts, sampled and on its way to verdicts."""
+    """A rank's share of a step's rollouts, sampled and not yet verified."""
 
     groups: list[Group]
     counts: RolloutCounts
@@ -74,13 +74,13 @@ class PendingRollout:
 
 
 class RolloutScheduler:
-    """Rollouts by step.
+    """The scheduler of a run's rollouts.
 
     Args:
         request: builds the request of a step from the current weights, success rates and settings; called in the
             order of steps.
-        anchor_from_sampler: the sampler's log-probabilities are the trainer's; else the trainer computes ``logp_old``
-            with the weights that sampled.
+        anchor_from_sampler: whether the sampler's log-probabilities serve as ``logp_old``; else the trainer computes it
+            with the sampling weights.
 
     **Limits** ``max_staleness = 0``: no thread, no copy, and the rollouts of every step from its own weights.
     """
@@ -110,16 +110,16 @@ class RolloutScheduler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End whatever is being sampled, without waiting for its results."""
+        """Stop sampling without waiting for results."""
         if self._thread is not None:
             self._abandon()
             self._thread.shutdown()
 
     def next(self, step: int) -> Rollouts:
-        """The rollouts to train step ``step`` on; those of the steps behind it are begun.
+        """Return the rollouts of ``step``, and begin to sample those of the following steps.
 
         Raises:
-            Exception: what sampling or judging them ended in, whichever thread that was in.
+            Exception: any error of sampling or verification, whichever thread it occurred in.
         """
         self._known = {known: entry for known, entry in self._known.items() if known >= step}
         with self.ledger.phase("rollout"), self.runtime.raise_on_all_ranks():
@@ -130,14 +130,14 @@ class RolloutScheduler:
         return self._verified(step)
 
     def discard(self) -> None:
-        """Forget all rollouts: the policy that sampled them, and perhaps is sampling now, has been abandoned."""
+        """Discard all rollouts, pending ones included, since their policy has been abandoned."""
         self._abandon()
         self._known, self._weights = {}, []
         if self.bundle.sampler_copy is not None:
             self.engine = self.bundle.engine.clone_for(self.bundle.sampler_copy)
 
     def wait_pending(self, step: int) -> list[Rollouts]:
-        """Wait for the rollouts of later steps whose weights are older than those that ``step`` left behind."""
+        """Wait for the rollouts of later steps whose weights are older than those after ``step``."""
         coming = [
             known
             for known, entry in sorted(self._known.items())
@@ -151,22 +151,22 @@ class RolloutScheduler:
     # -- in a checkpoint --------------------------------------------------------------------------------------------
 
     def state_dict(self, step: int) -> list[dict[str, Any]]:
-        """What a checkpoint of ``step`` keeps."""
+        """Return the pending rollouts from weights older than ``step``, for a checkpoint."""
         return [rollouts.state_dict() for rollouts in self.wait_pending(step)]
 
     def load_state_dict(self, states: Iterable[Mapping[str, Any]], problems: Iterable[Problem]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the rollouts of a checkpoint."""
         by_key = {(problem.task, problem.problem_id): problem for problem in problems}
         self._known = {state["step"]: Rollouts.of_state(state, by_key) for state in states}
 
-    # -- pending rollouts -------------------------------------------------------------------------------------------
+    # -- requests ---------------------------------------------------------------------------------------------------
 
     def _begin(self, step: int) -> None:
         """Request the rollouts of a step, unless they are known already."""
         if step in self._known:
             return
         request = self.request(step)
-        verdicts = self.pool.begin()  # a group is judged while others are still being sampled
+        verdicts = self.pool.begin()  # a group is verified while others are still being sampled
         share: Future[SampledShare]
         if self._thread is None:
             share = Future()
@@ -174,7 +174,7 @@ class RolloutScheduler:
         else:
             # Requests with the same weights share one copy of them.
             if not are_current(self._weights, self.bundle.loaded):
-                self._weights = []  # let go first
+                self._weights = []  # free the old copy first
                 self._weights = snapshot_weights(self.bundle.loaded)
             work = partial(self._sample_with, self._weights, request, verdicts)
             share = self._thread.submit(work)
@@ -186,13 +186,13 @@ class RolloutScheduler:
             entry.share.result()
 
     def _verified(self, step: int) -> Rollouts:
-        """The verified rollouts of all ranks, of a step whose sampling is done."""
+        """Gather the verified rollouts of all ranks, for a step that has been sampled."""
         entry = self._known[step]
         with self.ledger.phase("verify"), self.runtime.raise_on_all_ranks():
             if isinstance(entry, Rollouts):
                 return entry
-            share, verdicts = entry.share.result(), entry.verdicts
-            groups = verdicts.finish(share.groups)
+            share = entry.share.result()
+            groups = entry.verdicts.finish(share.groups)
         request, runtime = entry.request, self.runtime
         gaps = [gap for gap in runtime.gather(share.max_gap) if gap is not None]
         rollouts = Rollouts(
@@ -213,17 +213,17 @@ class RolloutScheduler:
         return rollouts
 
     def _is_scored(self, request: RolloutRequest) -> bool:
-        """Whether the trainer's numbers of all groups are the anchor."""
+        """Return whether the trainer's log-probabilities of all groups are the anchor."""
         return request.is_ahead and not self.anchor_from_sampler
 
     def _abandon(self) -> None:
-        shares = [entry.share for entry in self._known.values() if isinstance(entry, PendingRollout)]
-        if all(share.done() for share in shares):
+        pending = [entry.share for entry in self._known.values() if isinstance(entry, PendingRollout)]
+        if all(share.done() for share in pending):
             return
-        for share in shares:
+        for share in pending:
             share.cancel()
         self.engine.stop()
-        wait(shares)
+        wait(pending)
 
     # -- in the thread ----------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class RolloutScheduler:
     ) -> SampledShare:
         began = monotonic()
         with self._timed(sampler_copy) as spans:
-            share = SampleRequest(
+            sample_request = SampleRequest(
                 self.runtime.shard_prompts(request.prompts),
                 self.recipe.rollout.group_size,
                 request.settings,
@@ -245,7 +245,7 @@ class RolloutScheduler:
                 policy_step=request.policy_step,
                 on_group=verdicts.submit,
             )
-            groups = self.engine.sample(share)
+            groups = self.engine.sample(sample_request)
         seconds, counts = monotonic() - began, self.engine.take_counts()
         scored, old = UpdateCounts(), list[Anchor]()
         if sampler_copy is not None and request.is_ahead:
@@ -254,13 +254,13 @@ class RolloutScheduler:
         return SampledShare(groups, counts, scored, old, max_gap, mismatch, seconds, spans)
 
     def _timed(self, sampler_copy: LoadedModel | None) -> AbstractContextManager[dict[str, float]]:
-        """Spans of the thread, where they are asked for; those of this one are timed with the step."""
+        """Time the spans of the sampling thread, where enabled; those of the main thread are timed with the step."""
         return timed_spans() if sampler_copy is not None and self.ledger.times_spans else nullcontext({})
 
     def _score(
         self, sampler_copy: LoadedModel, request: RolloutRequest, groups: list[Group], scored: UpdateCounts
     ) -> list[Anchor]:
-        """The trainer's numbers under the weights that sampled: of all groups if they are the anchor, else of a few."""
+        """Compute log-probabilities with the sampling weights, of all groups if they are the anchor, else of a few."""
         train = self.recipe.train
         policy = Policy(
             sampler_copy,
@@ -268,7 +268,7 @@ class RolloutScheduler:
             train.shared_prompt,
             gradient_checkpointing=train.gradient_checkpointing,
         )
-        some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is in no account
+        some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is not charged
         if self._is_scored(request):
             some, counts = groups, scored
         rows = [TrainingGroup(group, torch.zeros(len(group.completions))) for group in some]
@@ -276,7 +276,7 @@ class RolloutScheduler:
 
 
 def _compared(groups: list[Group], old: list[Anchor]) -> tuple[float | None, dict[str, Mean]]:
-    """Sampler against trainer on the groups that were scored: the largest gap, and the moments of all."""
+    """Compare sampler and trainer on the scored groups by the largest gap and the moments of all differences."""
     pairs = [
         (logp, torch.from_numpy(completion.logp_gen))
         for group, anchor in zip(groups, old, strict=False)

@@ -1,14 +1,14 @@
-r"""Statistics of a model's own text, held at a target while it learns by likelihood.
+r"""Control of a statistic of the model's own text during supervised fine-tuning.
 
-    measured   S = mean_i s(y_i),   y_i sampled from the model at T = 1 behind prompts of the batch
-    loss       w (S - S*)^2 is added to the likelihood: both ways, and s itself is pushed
-    lr, temperature, mix        a controller turns one setting of the training while S is below S*
+    measured   S = mean_i s(y_i),   y_i sampled from the model at T = 1 for prompts of the batch
+    loss       w (S - S*)^2 is added to the likelihood loss, which moves s itself, up or down
+    lr, temperature, mix        a controller adjusts one training setting while S is below S*
 
-Every statistic is high for varied text, so that a controller has one direction. Without a target in the recipe a run is
-held where it was at the first look. This is a reconstruction of the feedback framework of "Stability as a Liability",
-since the paper's body, which would say which statistics are held and how, was not available.
+Every statistic is high for varied text, so that a controller has one direction. Without a target in the recipe the
+first measurement is the target. This is a reconstruction of the feedback framework of "Stability as a Liability": the
+paper's body, with its statistics and control laws, was not available.
 
-Left out: statistics of several texts together, and feedback while rewards are learned from (``train.guard.run_guard``).
+Left out: statistics over several texts, and feedback during training on rewards (``train.guard.run_guard``).
 
 References: Meng et al. 2026, arXiv 2601.18588 (reconstruction); Williams 1992, Machine Learning 8:229 (the gradient).
 """
@@ -33,7 +33,7 @@ from heliostat.types import Completion, Group, Problem, Prompt
 
 LEAST_LR = 0.1
 LEAST_TEMPERATURE = 0.7
-"""Where a controller's full output takes the learning rate (a share of it) and the temperature of the likelihood."""
+"""Share of the learning rate, and temperature of the likelihood, at a controller's full output."""
 
 
 def _entropy(completion: Completion) -> float:
@@ -53,11 +53,11 @@ STATISTICS: dict[str, Callable[[Completion], float]] = {
     "unrepeated": _unrepeated,
     "distinct": _distinct,
 }
-"""Of one text: mean token entropy in nats; 1 - rep-4; different tokens over tokens."""
+"""Statistics of one text: mean token entropy in nats, 1 - rep-4, and distinct tokens over tokens."""
 
 
 def statistic_loss(logp: Float[Tensor, " text"], statistic: Float[Tensor, " text"], target: float) -> Float[Tensor, ""]:
-    r"""A scalar whose gradient estimates that of ``(E s(y) - S*)^2`` from sampled texts.
+    r"""Compute a scalar whose gradient estimates that of ``(E s(y) - S*)^2`` from sampled texts.
 
         2 (mean s - S*) mean_i [ (s_i - b_i) log p(y_i) + s_i ],      b_i = mean of the other texts' s
 
@@ -74,21 +74,21 @@ def statistic_loss(logp: Float[Tensor, " text"], statistic: Float[Tensor, " text
     num = statistic.shape[0]
     if num < 2:
         raise ValueError(f"a statistic is pushed by comparing texts, which takes at least 2 of them, got {num}")
-    seen = statistic.detach()
-    baseline = (seen.sum() - seen) / (num - 1)
-    surrogate = ((seen - baseline) * logp + statistic).mean()
-    return 2.0 * (seen.mean() - target) * surrogate
+    values = statistic.detach()
+    baseline = (values.sum() - values) / (num - 1)
+    surrogate = ((values - baseline) * logp + statistic).mean()
+    return 2.0 * (values.mean() - target) * surrogate
 
 
 @dataclass(slots=True)
 class Feedback:
-    """What is held, with what, during the supervised steps of one run.
+    """The feedback loop of one run's supervised steps: statistic, target and actuator.
 
     Attributes:
-        prompt: puts a problem in the model's tokens.
+        prompt: encodes a problem.
         extra: problems that the actuator ``mix`` adds.
-        target: what the statistic is held at; ``None`` until the first look.
-        rows: own texts of the current step, where it is one of those that look.
+        target: target of the statistic; ``None`` before the first measurement.
+        rows: the model's own texts, if the current step measures them for the loss.
     """
 
     section: FeedbackSection
@@ -105,7 +105,7 @@ class Feedback:
         self.target = self.section.target or None
 
     def measure(self, index: int, problems: Sequence[Problem]) -> dict[str, float]:
-        """Measure own text at supervised step ``index``, if it is time to, and turn the actuator; for the log."""
+        """Measure own text at supervised step ``index`` if due, set the actuator, and return the metrics."""
         section, self.rows = self.section, []
         if section.statistic == "none" or index < section.start or (index - section.start) % section.every:
             return {}
@@ -116,22 +116,22 @@ class Feedback:
         )
         measured = sum(STATISTICS[section.statistic](group.completions[0]) for group in groups) / len(groups)
         self.target = measured if self.target is None else self.target
-        numbers = {"feedback/statistic": measured, "feedback/target": self.target}
+        metrics = {"feedback/statistic": measured, "feedback/target": self.target}
         if section.actuator == "loss":
             self.rows = [_row(number, group) for number, group in enumerate(groups)]
-            return numbers
+            return metrics
         output = self.controller.update(measured, max(self.target, 1e-6))
         if section.actuator == "temperature":
             self.policy.temperature = 1.0 - (1.0 - LEAST_TEMPERATURE) * output
-        return numbers | {"feedback/output": output}
+        return metrics | {"feedback/output": output}
 
     @property
     def lr_scale(self) -> float:
-        """Factor on the step's learning rate."""
+        """The factor on the step's learning rate."""
         return 1.0 - (1.0 - LEAST_LR) * self.controller.output if self.section.actuator == "lr" else 1.0
 
     def mixed(self, index: int, problems: Sequence[Problem]) -> list[Problem]:
-        """The batch with the share of it replaced that the controller asks for."""
+        """Replace the controller's share of the batch by extra problems."""
         if self.section.actuator != "mix" or not self.controller.output:
             return list(problems)
         num = round(self.controller.output * len(problems))
@@ -139,25 +139,27 @@ class Feedback:
         return [*problems[num:], *(self.extra[(first + i) % len(self.extra)] for i in range(num))]
 
     def loss(self) -> Tensor | None:
-        """The auxiliary loss of this step, or ``None``."""
+        """Compute the auxiliary loss of this step; ``None`` without one."""
         if not self.rows:
             return None
         assert self.target is not None
         lengths = [row.num_tokens for row in self.rows]
         logp = torch.stack([piece.sum() for piece in torch.split(self.policy.log_probs(self.rows), lengths)])
-        if self.section.statistic == "entropy":  # the mean surprisal of a text has its entropy's mean, and a gradient
+        if self.section.statistic == "entropy":  # mean surprisal equals mean entropy in expectation, and has a gradient
             statistic = -logp / torch.tensor(lengths, dtype=logp.dtype, device=logp.device)
         else:
             measure = STATISTICS[self.section.statistic]
-            statistic = torch.tensor([measure(r.completion) for r in self.rows], dtype=logp.dtype, device=logp.device)
+            statistic = torch.tensor(
+                [measure(row.completion) for row in self.rows], dtype=logp.dtype, device=logp.device
+            )
         return self.section.weight * statistic_loss(logp, statistic, self.target)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the target and the controller's state, for a checkpoint."""
         return {"target": self.target, "controller": self.controller.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the target and the controller's state from a checkpoint."""
         self.target = state["target"]
         self.controller.load_state_dict(state["controller"])
         if self.section.actuator == "temperature":

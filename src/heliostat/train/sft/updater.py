@@ -1,8 +1,8 @@
 """Supervised steps on worked solutions: the warm start, and ``heliostat sft``.
 
 The loss is the mean negative log-likelihood per solution token, ``-sum_t log pi(y_t | x, y_<t) / num_tokens``, over
-exactly the tokens the model would have to sample; prompts are not scored. Of a conversation, every assistant turn is a
-row of its own, with what stands before it as its prompt.
+exactly the tokens the model would have to sample; prompts are not scored. In a conversation, every assistant turn is a
+row of its own, and the preceding messages are its prompt.
 
 Left out: packing several examples into one row, and preference losses.
 """
@@ -25,7 +25,7 @@ from heliostat.train.update.safe_step import SafeStep
 
 @dataclass(slots=True)
 class SupervisedUpdater:
-    """Maximum likelihood on rows, one optimizer step at a time."""
+    """The updater of maximum likelihood on rows, one optimizer step at a time."""
 
     policy: Policy
     safe_step: SafeStep
@@ -35,12 +35,12 @@ class SupervisedUpdater:
     counts: UpdateCounts = field(default_factory=UpdateCounts)
 
     def take_counts(self) -> UpdateCounts:
-        """What was computed since the last call."""
+        """Return the token counts since the last call, and reset them."""
         counts, self.counts = self.counts, UpdateCounts()
         return counts.over_ranks(self.runtime)
 
     def step(self, index: int, rows: Sequence[Row], feedback: Feedback) -> dict[str, float]:
-        """One step on ``rows``; returns the loss per token. A step that is not finite is skipped and counted."""
+        """Take one step on ``rows``, and return its metrics. A non-finite step is skipped and counted."""
         lr = self.schedule.set_lr(self.safe_step.optimizer, index, feedback.lr_scale)
         self.safe_step.optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(row.num_tokens for row in rows)
@@ -48,17 +48,17 @@ class SupervisedUpdater:
         mine = self.runtime.shard_balanced(numbered, [row.num_tokens for row in numbered])
         parts = microbatches(mine, self.tokens_per_microbatch, self.policy.padded_tokens)
         rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, numbered, len(parts))
-        here = 0.0
+        local_loss = 0.0
         for part in parts:
             self.counts.add(part, shared_prompt=False)
             loss = -self.policy.log_probs(part).sum() / num_tokens
             (loss * rank_sync.scale).backward()  # type: ignore[no-untyped-call]
-            here += float(loss.detach())
+            local_loss += float(loss.detach())
         rank_sync.run_dummy_passes(self.policy)
-        if (held := feedback.loss()) is not None:  # every rank has the whole of it
+        if (feedback_loss := feedback.loss()) is not None:  # each rank computes all of it
             self.counts.add(feedback.rows if self.runtime.is_main else [], shared_prompt=False)
-            held.backward()  # type: ignore[no-untyped-call]
+            feedback_loss.backward()  # type: ignore[no-untyped-call]
         rank_sync.synchronise()
-        total = self.runtime.sum({"loss": here})["loss"]
+        total = self.runtime.sum({"loss": local_loss})["loss"]
         norm = self.safe_step.apply(total)
         return {"loss/sft": total, "optim/lr": lr} | ({} if norm is None else {"optim/grad_norm": norm})

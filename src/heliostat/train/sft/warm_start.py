@@ -87,15 +87,15 @@ class WarmStart:
         for index in range(done, section.num_steps):
             with ledger.phase("warm_start"):
                 batch = stream.next(index, section.batch_size)
-                held = self.feedback.measure(index, batch)
+                feedback_metrics = self.feedback.measure(index, batch)
                 rows = demonstrations.rows(index, self.feedback.mixed(index, batch))
-                metrics = held | updater.step(index, rows, self.feedback)
+                metrics = feedback_metrics | updater.step(index, rows, self.feedback)
             ledger.charge_update("warm_start", loaded, updater.take_counts())
             ledger.charge_rollout("warm_start", loaded, context.bundle.engine.take_counts())
             yield index + 1, metrics
 
     def _is_good_enough(self, num_done: int, metrics: dict[str, float]) -> bool:
-        """Log a step, with an evaluation of some held-out problems where one is due."""
+        """Log a step, evaluate it where due, and return whether the success rate has reached ``stop_at``."""
         section, step = self.context.recipe.warm_start, self.progress.counters.step
         due = section.stop_at < 1 and num_done % section.eval_every == 0 and num_done < section.num_steps
         if due:
