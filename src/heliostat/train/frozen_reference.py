@@ -1,4 +1,4 @@
-"""The frozen reference policy of objectives that compare with one: the weights that post-training began with.
+"""The frozen reference policy of objectives that need one: the weights at the start of post-training.
 
 Left out: the objectives (``objectives``), and loading a folder as a policy (``model_bundle``).
 """
@@ -19,7 +19,7 @@ def frozen_reference(context: RunContext, step: int) -> Policy:
     """Load the run's frozen reference policy; at step 0, save it first.
 
     Raises:
-        CheckpointError: its folder is damaged, and ``step`` is not 0.
+        CheckpointError: the folder of the reference is damaged, and ``step`` is not 0.
     """
     folder, loaded, runtime = context.folder.reference, context.bundle.loaded, context.runtime
     if not runtime.run_on_main(lambda: reference_is_intact(folder, step)):
@@ -29,10 +29,10 @@ def frozen_reference(context: RunContext, step: int) -> Policy:
 
 
 def reference_is_intact(folder: Path, step: int) -> bool:
-    """Whether the frozen reference policy is as it was written; at step 0 it can be written again.
+    """Return whether the frozen reference policy is undamaged; at step 0 it can be written again.
 
     Raises:
-        CheckpointError: it is not, and the weights in memory are trained ones, which must not take its place.
+        CheckpointError: it is damaged, and the weights in memory are trained already and cannot replace it.
     """
     try:
         check_folder(folder)
@@ -40,7 +40,7 @@ def reference_is_intact(folder: Path, step: int) -> bool:
         if step == 0:
             return False
         raise CheckpointError(
-            f"the reference policy is lost ({error}), and the weights of step 0 are gone; restore {folder}, or start "
-            "anew with another --run"
+            f"the reference policy is lost ({error}), and so are the weights of step 0; restore {folder}, or start a "
+            "new run with another --run"
         ) from error
     return True

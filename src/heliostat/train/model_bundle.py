@@ -1,4 +1,4 @@
-"""A model with its rollout engine, loaded as a recipe says: to sample from, to train, or as a frozen reference."""
+"""A model with its rollout engine, loaded from a recipe for sampling, for training, or as a frozen reference."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from heliostat.types import Problem, Prompt
 
 @dataclass(frozen=True, slots=True)
 class ModelBundle:
-    """A model with its engine, ready to be sampled from and scored.
+    """A model with its engine, ready for sampling and scoring.
 
     Attributes:
-        numerics: the type that log-probabilities are computed in.
-        sampler_copy: what samples ahead, where the recipe asks for it.
+        numerics: the dtype in which log-probabilities are computed.
+        sampler_copy: the copy that samples ahead, if the recipe asks for that.
     """
 
     loaded: LoadedModel
@@ -39,15 +39,15 @@ class ModelBundle:
     sampler_copy: LoadedModel | None = None
 
     def prompt(self, problem: Problem) -> Prompt:
-        """A problem in this model's tokens."""
+        """Encode a problem in this model's tokens."""
         return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
 
 
 def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
-    """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
+    """Load the model onto the run's device, and build its engine. Dropout stays off throughout.
 
     Args:
-        keep_day: gives the day that a chat template shall tell for the one that it would.
+        keep_day: maps today's date to the date that the chat template shows in this run.
     """
     loaded = load_model(recipe.model, recipe.run.seed)
     if keep_day is not None and (today := day_of(loaded)) is not None:
@@ -62,10 +62,10 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
 
 
 def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
-    """Set up a sampler whose model can also be scored and trained, cut over ranks where the recipe asks for it."""
+    """Set up a sampler whose model can also be scored and trained, sharded if the recipe asks for that."""
     bundle = set_up_sampler(recipe, runtime, keep_day)
     loaded = bundle.loaded
-    _try_layouts(loaded, runtime)  # like the engine before weights are cut: that would leave them gathered
+    _try_layouts(loaded, runtime)  # before weights are sharded, like the engine: a trial would leave them gathered
     sampler_copy = sampler_copy_of(loaded) if recipe.rollout.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     engine = UnshardedEngine(bundle.engine, loaded.model) if runtime.sharded else bundle.engine
@@ -73,23 +73,23 @@ def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str
 
 
 def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
-    """Find the layouts that are right for a model, while its weights are whole.
+    """Find the exact layouts of a model, before its weights are sharded.
 
     Raises:
-        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be cut over ranks.
+        ConfigError: the model has no gradient, or it needs rows one by one and its weights are to be sharded.
     """
     exact = exact_layouts(loaded)
     if exact.untrainable:
         raise ConfigError(f"model '{loaded.name}' can be sampled from and not trained: {exact.untrainable}")
     if isinstance(exact.single, Alone) and runtime.sharded:
         raise ConfigError(
-            f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
-            f"step; set distributed.placement = 'replicated'"
+            f"model '{loaded.name}' must run one row at a time, but ranks with sharded weights run in lockstep; set "
+            "distributed.placement = 'replicated'"
         )
 
 
 def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:
-    """Cut the weights where the recipe and the ranks ask for it; returns the type that is computed in."""
+    """Shard the weights if the recipe asks for it; return the compute dtype."""
     stored: torch.dtype = loaded.model.dtype
     if not runtime.sharded:
         return stored
@@ -99,10 +99,10 @@ def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype
 
 
 def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.dtype) -> Policy:
-    """The frozen policy saved in ``folder``, on the run's device, in the type of the policy that it is compared with.
+    """Load the frozen policy saved in ``folder`` onto the run's device, in the dtype of the trained policy.
 
     Args:
-        dtype: of the policy's weights; ``auto`` may mean another for a folder than for the model the run began from.
+        dtype: of the trained policy's weights; ``auto`` could mean another dtype for a saved folder.
     """
     section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
     loaded = load_model(section, recipe.run.seed)
@@ -113,6 +113,7 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.
 
 
 def with_model(recipe: Recipe, path: str) -> Recipe:
+    """Return the recipe with the model at ``path``, without adapters."""
     section = recipe.model.model_copy(
         update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
     )

@@ -1,4 +1,4 @@
-"""Results of a run: how it ended, and the exception that a failed run raises for programs that start runs."""
+"""The result of a run, and the exception of a failed run for programs that start runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        status: ``finished``, ``interrupted`` or ``failed``; ``reason`` says why if not finished.
-        before, after: held-out results, where the run got that far.
-        findings: what the run's first minute and its falls say outright, a sentence each.
-        is_main_process: whether this process is the one of its run that talks to people.
+        status: ``finished``, ``interrupted`` or ``failed``.
+        reason: why the run did not finish; empty if it did.
+        before, after: held-out results, if the run got that far.
+        findings: the guard's absolute findings that stand at the end, a sentence each.
+        is_main_process: whether this process writes files and prints (rank 0).
     """
 
     folder: Path
@@ -31,18 +32,18 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """What the process should exit with: 0 finished, 130 interrupted, 1 failed."""
+        """The exit code of the process: 0 finished, 130 interrupted, 1 failed."""
         return EXIT_CODES[self.status]
 
 
 class RunFailed(RuntimeError):
-    """A run or an evaluation ended before it had its result.
+    """A run or an evaluation failed.
 
     Attributes:
-        reason: why, in a sentence.
-        folder: what the run left behind, to look at and to continue; ``None`` for an evaluation.
-        result: the results that it got as far as; ``None`` for an evaluation.
-        exit_code: what a process should exit with that was started for it.
+        reason: the reason in a sentence.
+        folder: the run folder, from which the run can be continued; ``None`` for an evaluation.
+        result: the partial results of the run; ``None`` for an evaluation.
+        exit_code: the exit code of a process that was started for it.
     """
 
     exit_code = 1

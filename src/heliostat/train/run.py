@@ -1,4 +1,4 @@
-"""Runs as the command line and notebooks start them: a recipe in, a finished folder and a result out.
+"""Runs for the command line and notebooks: from a recipe to a finished folder and a result.
 
     run_recipe   warm start, post-train, evaluate, save, report
     run_sft      the warm start alone
@@ -58,7 +58,7 @@ EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
     *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
 )
-"""What may end a run with a clear message and its folder in order; anything else is a bug and keeps its traceback."""
+"""Errors that end a run with a clear message and an intact folder; any other error is a bug and keeps its traceback."""
 
 
 def run_recipe(
@@ -68,11 +68,11 @@ def run_recipe(
     display: Display | None = None,
     profile: bool = False,
 ) -> RunResult:
-    """Train as the recipe says, or continue an unfinished run of the same recipe in ``run_dir``.
+    """Run a recipe, or continue its unfinished run in ``run_dir``.
 
     Raises:
-        ConfigError: the recipe cannot be carried out.
-        RunLocked: another process works in the folder.
+        ConfigError: the recipe cannot be run.
+        RunLocked: another process uses the folder.
     """
     refuse_nested("a run")
     objective = check_recipe(recipe)
@@ -93,7 +93,7 @@ def run_recipe(
             results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
             return RunResult(path, "finished", "", *results, is_main_process=runtime.is_main, findings=found)
-        with runtime.raise_on_all_ranks():  # what is missing for a tracker is said before the model loads
+        with runtime.raise_on_all_ranks():  # a missing package or key is reported before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
         for service in services:
@@ -143,15 +143,15 @@ def run_recipe(
 
 
 def _said_of_data(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
-    """What was left out of the data, and what the chat template is told."""
+    """Yield notes on skipped data and on the date in the chat template."""
     for task in tasks:
         yield from task.notes
     if day := day_of(bundle.loaded):
-        yield f"the chat template tells the day; in this run it is {day[:10]} throughout (template_day.txt)"
+        yield f"the chat template contains the date; in this run it is {day[:10]} throughout (template_day.txt)"
 
 
 def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Display) -> None:
-    """Take a folder back to its newest intact checkpoint, and say what is damaged."""
+    """Rewind a folder's logs to its newest intact checkpoint, and report damage."""
     losses = list(point.losses)
     with runtime.main_first():
         if point.is_intact:
@@ -161,13 +161,17 @@ def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Disp
 
 
 def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
-    """Run, unless there is a reason against it, and leave a summary behind however it ends."""
+    """Run the trainer, unless the run was refused, and write a summary whatever the outcome.
+
+    Args:
+        refused: the reason of a refusal; empty to run.
+    """
     before = after = None
     status, reason = "finished", ""
     try:
         if refused:
             raise RewardRefused(refused)
-        with readable_dist_errors():  # sharded weights travel inside torch
+        with readable_dist_errors():  # torch itself communicates sharded weights
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
         where = f"after step {trainer.counters.step}" if trainer.counters.step > 0 else "before the first step"
@@ -224,10 +228,10 @@ def _summarise(
 def run_sft(
     recipe: Recipe, data: Path | str | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
 ) -> RunResult:
-    """Supervised training alone: the recipe's warm start, on its task or on worked solutions and conversations.
+    """Run only the recipe's supervised warm start, on its task or on worked solutions and conversations.
 
     Args:
-        data: what ``task.path`` may be; the recipe's columns and template count for it.
+        data: a path as for ``task.path``; the recipe's columns and template apply to it.
     """
     if recipe.warm_start.num_steps == 0:
         raise ConfigError("sft has nothing to do: warm_start.num_steps is 0; set it, for example to 200")

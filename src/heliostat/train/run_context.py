@@ -1,6 +1,6 @@
-"""The parts of a run that exist before its first step and stay the same throughout.
+"""The parts of a run that exist before its first step and are never replaced.
 
-Left out: state that changes from step to step (``accounting.run_counters``, ``run_state``).
+Left out: state that changes with each step (``accounting.run_counters``, ``run_state``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from heliostat.types import Problem, Prompt
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """One run: its recipe, folder, processes, data, model, and the places that its results go to."""
+    """The context of one run: recipe, folder, processes, data, model, and the destinations of its results."""
 
     recipe: Recipe
     folder: RunFolder

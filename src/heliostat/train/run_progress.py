@@ -1,6 +1,6 @@
-"""The way of a run through its steps: on to the next, saved, resumed, rolled back.
+"""Progress of a run through its steps: the next step, checkpoints, resuming and rollback.
 
-Left out: the parts of a run's state (``builders``), and their order in a checkpoint (``run_state``).
+Left out: the parts of a run's state (``builders``, ``run_state``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heliostat.train.update.updater import Updater
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunProgress:
-    """Steps and checkpoints of one run."""
+    """The steps and checkpoints of one run."""
 
     context: RunContext
     counters: RunCounters
@@ -40,7 +40,7 @@ class RunProgress:
             yield self.counters.step + 1
 
     def is_saved(self, step: int) -> bool:
-        """Whether ``step`` ends with a checkpoint."""
+        """Return whether a checkpoint is written after ``step``."""
         train = self.context.recipe.train
         return step % train.checkpoint_every == 0 or step == train.num_steps
 
@@ -48,7 +48,7 @@ class RunProgress:
         """Write the checkpoint of the current step.
 
         Args:
-            optimizer: the one of the warm start; ``None`` for that of post-training.
+            optimizer: of the warm start; ``None`` for the optimizer of post-training.
         """
         step = self.counters.step
         self.state.save(step, optimizer or self.optimizer, self.context.folder.extents(step))
@@ -65,7 +65,7 @@ class RunProgress:
     def resume(self) -> int | None:
         """Continue from the newest checkpoint; return its step, or ``None`` where there is none.
 
-        A checkpoint inside the warm start (a step below 0) is left to ``WarmStart``, whose optimizer it holds.
+        ``WarmStart`` restores a checkpoint of the warm start (a step below 0), since it owns that optimizer.
         """
         step = self.context.checkpoints.latest
         if step is not None and step >= 0:
@@ -74,13 +74,13 @@ class RunProgress:
         return step
 
     def restore(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Take weights, optimizer and all parts of the state from the checkpoint of ``step``."""
+        """Restore weights, optimizer and all parts of the state from the checkpoint of ``step``."""
         self.state.resume(step, optimizer)
         self.updater.lr_scale = self.guard.step_scale
         self.counters.step = step
 
     def roll_back(self, step: int) -> None:
-        """Continue from an earlier checkpoint with other data and half the learning rate, as the guard asked.
+        """Continue from an earlier checkpoint with other data and a lower learning rate, as the guard decided.
 
         Raises:
             GuardStopped: no rollback is left, or no checkpoint.
@@ -91,7 +91,7 @@ class RunProgress:
         self.guard.record_rollback(step, to, context.folder.metrics_after(to))
         self.updater.lr_scale = self.guard.step_scale
         self.counters.step = to
-        self.save()  # a run that is killed before this line comes to the same rollback again, and finds all its files
+        self.save()  # a run that is killed before this line repeats the same rollback, and finds all its files
         context.folder.forget_after(to)
         for tracker in context.trackers:
             tracker.rewind(to)

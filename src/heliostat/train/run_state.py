@@ -1,14 +1,14 @@
-"""The state of a run, part by part: what a checkpoint keeps, what a resumed run and a rollback take from it.
+"""The state of a run as a list of parts, which checkpoints store and resumed runs and rollbacks restore.
 
-    save       every part goes into the checkpoint
-    resume     every part comes back
-    roll back  the parts that are ``restored`` come back; those that ``survive`` stay as they are, for the reason in
-               their entry; those that are ``dropped`` are emptied
+    save       store every part in the checkpoint
+    resume     restore every part
+    roll back  restore the parts that are ``restored``, keep those that ``survive`` for the reason in their entry, and
+               empty those that are ``dropped``
 
-There is one list of parts, so that the three cannot disagree. Weights and optimizer are always restored; the checkpoint
-itself puts them into place.
+One list serves all three, so that they cannot disagree. Weights and optimizer are always restored, by the checkpoint
+itself.
 
-Left out: which parts there are (``train.trainer``), and the files of a checkpoint (``train.run_folder.checkpoints``).
+Left out: the list of parts (``train.builders``), and the files of a checkpoint (``train.run_folder.checkpoints``).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from heliostat.storage import Extent
 from heliostat.train.run_folder.checkpoints import Checkpoints
 
 ROLLOUTS = "rollouts"
-"""The part that holds tensors; a checkpoint keeps it in a file of its own."""
+"""The part that holds tensors; a checkpoint stores it in a file of its own."""
 
 
 class Stateful(Protocol):
-    """What keeps its state by the usual two methods."""
+    """An object with the usual two methods for its state."""
 
     def state_dict(self) -> Any: ...
 
@@ -43,9 +43,9 @@ class Part:
         name: its key in a checkpoint.
         save: returns the state, as plain values.
         load: takes what ``save`` returned.
-        after_rollback: see the top of this file.
+        after_rollback: effect of a rollback on the part; see the top of this file.
         why: the reason, for parts that are not restored.
-        drop: empties the part; of those that are dropped.
+        drop: empties the part; for parts that are dropped.
     """
 
     name: str
@@ -58,32 +58,32 @@ class Part:
     def __post_init__(self) -> None:
         needs_why, needs_drop = self.after_rollback != "restored", self.after_rollback == "dropped"
         if needs_why != bool(self.why) or needs_drop != (self.drop is not None):
-            raise ValueError(f"part '{self.name}' needs a reason if it is not restored, and a way to be dropped if so")
+            raise ValueError(f"part '{self.name}' needs a reason if it is not restored, and ``drop`` if it is dropped")
 
 
 def stateful(name: str, owner: Stateful) -> Part:
-    """A part with the usual two methods, restored."""
+    """Build a restored part from an object with the usual two methods."""
     return Part(name, owner.state_dict, owner.load_state_dict)
 
 
 def attribute(name: str, owner: object, key: str) -> Part:
-    """A plain value of an object, restored."""
+    """Build a restored part from an attribute with a plain value."""
     return Part(name, lambda: getattr(owner, key), lambda value: setattr(owner, key, value))
 
 
 def surviving(part: Part, why: str) -> Part:
-    """The same part, which a rollback leaves as it is."""
+    """Return the same part as one that a rollback leaves unchanged."""
     return Part(part.name, part.save, part.load, "survives", why)
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """All parts of a run, and the checkpoints they go to.
+    """All parts of a run's state, and its checkpoints.
 
     Raises:
-        ValueError: two parts have one name.
+        ValueError: two parts have the same name.
 
-    **Limits** After ``roll_back(step)`` every part that is restored equals the same part of that checkpoint.
+    **Limits** After ``roll_back(step)`` every restored part equals that part of the checkpoint.
     """
 
     checkpoints: Checkpoints
@@ -93,26 +93,26 @@ class RunState:
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
         if len(set(names)) < len(names):
-            raise ValueError(f"two parts of a run's state have one name: {', '.join(names)}")
+            raise ValueError(f"two parts of a run's state have the same name: {', '.join(names)}")
 
     def save(self, step: int, optimizer: torch.optim.Optimizer, logs: Mapping[str, Extent] | None = None) -> None:
         """Write the checkpoint of ``step``, which makes those of later steps obsolete.
 
         Args:
-            logs: how far the run's logs go, by name.
+            logs: extents of the run's logs, by name.
 
         Raises:
-            CheckpointError: the disk refused.
+            CheckpointError: writing failed.
         """
         state = {part.name: part.save() for part in self.parts}
         rollouts = state.pop(ROLLOUTS, [])
         self.checkpoints.save(step, self.model, optimizer, state, rollouts, logs)
 
     def resume(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Take every part from the checkpoint of ``step``.
+        """Restore every part from the checkpoint of ``step``.
 
         Raises:
-            CheckpointError: it cannot be read, or is of another model.
+            CheckpointError: the checkpoint cannot be read, or is of another model.
         """
         state = self._read(step, optimizer)
         for part in self.parts:
@@ -120,13 +120,13 @@ class RunState:
                 part.load(state[part.name])
 
     def roll_back(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Go back to the checkpoint of ``step``; later ones stay until the next one is saved.
+        """Roll back to the checkpoint of ``step``; later checkpoints stay until the next one is saved.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: the checkpoint cannot be read.
         """
         for part in self.parts:
-            if part.drop is not None:  # before weights move: one of them may be sampling
+            if part.drop is not None:  # before weights change, since a dropped part may be sampling
                 part.drop()
         state = self._read(step, optimizer)
         for part in self.parts:
@@ -134,7 +134,7 @@ class RunState:
                 part.load(state[part.name])
 
     def _read(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """A checkpoint's state; one of an earlier version has the guard's judgement among the guard's other state."""
+        """Load a checkpoint's state; earlier versions stored the guard's judgement in the guard's part."""
         state = {"bad_in_a_row": 0, **self.checkpoints.load(step, self.model, optimizer)}
         if "guard" in state:
             state.setdefault("judgement", state["guard"])

@@ -1,6 +1,6 @@
 """The metrics of one training step: signals for the guard, speed, and compute.
 
-Every logged key comes from here, but for evaluations (``evaluation``) and for the guard's own (``guard.run_guard``).
+All logged keys come from here, except those of evaluations (``evaluation``) and of the guard (``guard.run_guard``).
 
 Left out: the formulas of the signals (``monitors``, ``update.mirror_metrics``).
 """
@@ -28,7 +28,7 @@ NUM_DIAGNOSTIC_GROUPS = 8
 
 @dataclass(kw_only=True, slots=True)
 class StepMetrics:
-    """Measures steps, and charges their work to the run's ledger and counters."""
+    """The metrics of steps, whose work is charged to the run's ledger and counters."""
 
     context: RunContext
     updater: Updater
@@ -59,7 +59,7 @@ class StepMetrics:
         """Measure a finished update.
 
         Raises:
-            ParityError: sampler and trainer disagree about the same tokens.
+            ParityError: sampler and trainer disagree on the same tokens.
         """
         groups = [group.group for group in batch.groups]
         sampler_gap = self._checked_sampler_gap(report)
@@ -111,7 +111,7 @@ class StepMetrics:
         }
 
     def _checked_sampler_gap(self, report: UpdateReport) -> dict[str, float]:
-        """Compare sampler and trainer on every token that was scored before the weights moved."""
+        """Compare sampler and trainer on every token that was scored before the weights changed."""
         gap = report.max_sampler_gap
         if gap is None:
             return {}
@@ -119,6 +119,6 @@ class StepMetrics:
         if gap > bound:
             raise ParityError(
                 f"sampler and trainer differ by {gap:.2g} nats on a token, more than the bound of {bound:g} "
-                "(rollout.max_parity_gap): the sampler's weights or numerics are not the trainer's"
+                "(rollout.max_parity_gap): their weights or numerics differ"
             )
         return {"policy/sampler_gap": gap}

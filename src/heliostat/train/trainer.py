@@ -29,7 +29,7 @@ from heliostat.train.step_metrics import StepMetrics
 from heliostat.train.update.updater import Updater
 
 RECOVERABLE = (*NUMERIC_FAILURES, ParityError)
-"""Errors of a step after which going back to a checkpoint might help."""
+"""Errors of a step that a rollback to a checkpoint may cure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class Trainer:
         """Warm start, evaluate, train, evaluate, export.
 
         Returns:
-            The held-out results before training, where they are still known, and after it.
+            The held-out results before training, if they are still known, and after it.
         """
         self.counters.began = time.monotonic()
         recipe, resumed = self.context.recipe, self.progress.resume()
@@ -79,7 +79,7 @@ class Trainer:
         return before, after
 
     def train(self) -> None:
-        """Post-train until the last step, and roll back where the guard asks for it."""
+        """Post-train until the last step, and roll back when the guard decides so."""
         for step in self.progress.steps():
             try:
                 with self.context.ledger.step():
@@ -100,24 +100,24 @@ class Trainer:
                 self.progress.save()
 
     def step(self, step: int) -> dict[str, float]:
-        """Make one step, which every other module of the project serves, and return its metrics."""
+        """Run one training step, and return its metrics."""
         started = time.monotonic()
         rollouts = self.scheduler.next(step)  # planned, sampled and verified by all ranks
-        self.context.interrupt.check()  # nothing has changed since the last step: stopping here loses nothing
+        self.context.interrupt.check()  # nothing has changed since the last step, so nothing is lost
         self.record(rollouts)
         anchors = rollouts.anchors(self.updater.version)
         batch = self.updater.make_batch(rollouts.groups, anchors)
         with self.context.ledger.phase("update"):
             updates = self.context.recipe.train.updates_per_step
             report = self.updater.run(batch, updates, (step - 1) * updates, self.planner.seed(step))
-            if anchors is not None:  # sampler and trainer were compared under the weights that sampled
+            if anchors is not None:  # sampler and trainer were compared with the sampling weights
                 report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self.metrics.signals(batch, report)
         self.metrics.charge_update(rollouts.groups, report)
         return self.context.runtime.broadcast(signals | self.metrics.speed(rollouts, time.monotonic() - started))
 
     def record(self, rollouts: Rollouts) -> None:
-        """Update success rates, the guard and the accounts with verified rollouts."""
+        """Update success rates, the guard and the ledger with verified rollouts."""
         self.planner.update(rollouts.groups)
         self.guard.see_failures(verdict.failure for group in rollouts.groups for verdict in group.verdicts)
         self.metrics.charge_rollouts(rollouts)

@@ -1,8 +1,8 @@
-"""The FLOP ledger: what was computed, by phase, counted from exact token counts rather than estimated from time.
+"""The FLOP ledger: the FLOPs of every phase, counted from exact token counts rather than estimated from time.
 
-A forward pass over ``n`` tokens that attend to ``a`` positions in all costs ``forward_flops(n, a)``; training costs
-three (one forward, two in the backward pass). What a group shares is computed once, and counted once; ``unshared`` says
-what the same work would have cost with every completion computing its own prompt, as most papers count.
+A forward pass over ``n`` tokens that attend to ``a`` positions in all costs ``forward_flops(n, a)``. Training costs
+three such passes: one forward, and two in the backward pass. A prompt that a group shares is computed once and counted
+once. ``unshared`` is the cost of the same work if every completion had computed its own prompt, as most papers count.
 
 Left out: element-wise work (norms, activations, softmax, the optimizer), which is below a percent of a transformer's.
 """
@@ -47,16 +47,16 @@ class Ledger:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around one training step; a profiling ledger looks closer here."""
+        """Mark one training step; a ledger that profiles measures it in detail."""
         yield
 
     def charge_sampling(self, phase: str, loaded: LoadedModel, engine: Engine, runtime: Runtime) -> None:
-        """What all ranks have sampled since the last call; all call it together."""
+        """Charge the sampling of all ranks since the last call; all ranks call it together."""
         total = runtime.sum(asdict(engine.take_counts()))
         self.charge_rollout(phase, loaded, RolloutCounts(**{key: int(value) for key, value in total.items()}))
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
-        """Forward passes of sampling: prompts once per prefill, then one token per live row and step."""
+        """Charge the forward passes of sampling: prompts once per prefill, then one token per live row and step."""
         for book, prefills, prompt_tokens, prompt_attended in (
             (self.flops, counts.prefills, counts.prompt_tokens, counts.prompt_attended),
             (self.unshared, counts.unshared_prefills, counts.unshared_tokens, counts.unshared_attended),
@@ -67,7 +67,7 @@ class Ledger:
             book[phase] += forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
 
     def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
-        """Forward passes of training, with their backward passes."""
+        """Charge the forward passes of training, with their backward passes unless ``with_gradient`` is false."""
         for book, prompt_tokens, prompt_attended in (
             (self.flops, counts.prompt_tokens, counts.prompt_attended),
             (self.unshared, counts.unshared_tokens, counts.unshared_attended),
@@ -79,33 +79,38 @@ class Ledger:
 
     @property
     def times_spans(self) -> bool:
-        """Whether spans of other threads are to be timed too."""
+        """Whether spans of other threads are timed as well."""
         return False
 
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
-        """Take note of sampling that took wall seconds of its own beside other work; a profiling ledger shows it."""
+        """Record sampling that ran in its own thread; only a ledger that profiles shows it.
+
+        Args:
+            seconds: wall seconds of that sampling.
+            spans: seconds by span.
+        """
 
     def charge(self, phase: str, flops: float) -> None:
-        """Work that was done and counted elsewhere, like the collection of traces."""
+        """Charge work that was counted elsewhere, such as the collection of traces."""
         self.flops[phase] += flops
         self.unshared[phase] += flops
 
     @property
     def spent(self) -> float:
-        """What it took to get here: everything but evaluations, as computed."""
+        """FLOPs of the run so far, evaluations left out."""
         return sum(flops for phase, flops in self.flops.items() if phase != "eval")
 
     @property
     def spent_unshared(self) -> float:
-        """The same without sharing."""
+        """FLOPs of the same work without sharing."""
         return sum(flops for phase, flops in self.unshared.items() if phase != "eval")
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"flops": dict(self.flops), "unshared": dict(self.unshared), "seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
-        """Continue counting from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.flops = dict(state["flops"])
         self.unshared = dict(state["unshared"])
         self.seconds = dict(state["seconds"])

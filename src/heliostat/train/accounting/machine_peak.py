@@ -1,6 +1,6 @@
-"""What this machine does at best, measured on the spot: a matrix product, a copy, and how high memory rose.
+"""Measurements of this machine: its peak speed in a matrix product and in a copy, and its peak memory.
 
-Left out: caches, several devices, and anything below a whole product or copy.
+Left out: caches, and several devices.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class MachinePeak:
-    """What the machine does at best, measured in this process with its threads.
+    """The machine's peak speed, measured in this process with its threads.
 
     Attributes:
-        flops_per_s: of a square matrix product in the type of the weights.
-        bytes_per_s: read plus written by a copy that fits no cache.
+        flops_per_s: of a square matrix product in the dtype of the weights.
+        bytes_per_s: bytes read plus bytes written, of a copy that exceeds every cache.
     """
 
     flops_per_s: float
@@ -31,7 +31,7 @@ class MachinePeak:
 def measure_machine_peak(
     device: torch.device, dtype: torch.dtype, size: int = 1024, copy_bytes: int = 2**28
 ) -> MachinePeak:
-    """Best of several tries: a product of ``size x size`` matrices, and a copy of ``copy_bytes``."""
+    """Time a product of ``size x size`` matrices and a copy of ``copy_bytes``; the best of several tries counts."""
     left, right = torch.ones(2, size, size, device=device, dtype=dtype)
     source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -52,13 +52,13 @@ def _best_seconds(work: Callable[[], object], device: torch.device, num_tries: i
 
 
 def wait_for(device: torch.device) -> None:
-    """Until everything sent to the device is done."""
+    """Wait until all work sent to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure peak memory anew, where the system allows (CUDA, Linux)."""
+    """Start a new measurement of peak memory, where the system allows it (CUDA, Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -68,7 +68,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory in use since ``reset_peak_memory``: of the device, or of the whole process on a CPU."""
+    """Return the peak memory since ``reset_peak_memory``: of the device, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

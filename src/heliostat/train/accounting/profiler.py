@@ -1,12 +1,12 @@
-"""Where a step's time and memory went: phases, their speed against what this machine can do, and decoding's own floor.
+"""A profile of a few steps: time and memory by phase, speed relative to the machine's peak, and a bound on decoding.
 
-    heliostat train RECIPE --profile      prints the table once, after a few steps, and trains on
+    heliostat train RECIPE --profile      prints the table once, after a few steps, and continues to train
 
-Seconds are those of the named spans in the engine and the updater, operations the ledger's exact counts, ceilings a
-matrix product and a copy timed on the spot. Decoding has a floor of its own: a pass reads
-every weight and the live rows' cache once, and does the products.
+Seconds are those of the named spans in the engine and the updater, and FLOPs are the ledger's exact counts. The
+machine's peak is measured on the spot with a matrix product and a copy. Decoding has a lower bound of its own: each
+pass must read every weight and the cache of the live rows once, and compute the products.
 
-Left out: single kernels (open a trace with torch's own profiler), and time on other ranks.
+Left out: single kernels (see torch's own profiler), and time on other ranks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FIRST_STEP, NUM_STEPS = 2, 3
-"""Steps of this process that are profiled: the first one pays for allocations that the others reuse."""
+"""The profiled steps of this process. The first step is skipped, since it allocates memory that later steps reuse."""
 
 SAMPLING = ("prefill", "decode", "draw")
 SPANS = {
@@ -47,16 +47,16 @@ SPANS = {
 }
 """Phases of a step and the spans inside them (``heliostat.spans``), in order."""
 SPANS_AHEAD = SPANS | {"rollout": (), "ahead": SAMPLING}
-"""The same where sampling goes on in its own thread: the step only waits for it, and ``ahead`` is beside the step."""
+"""The same where sampling has its own thread: ``ahead`` runs in parallel with steps, and ``rollout`` is the wait."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Profile(Ledger):
-    """A ledger that also watches a few steps closely and then says what it saw.
+    """A ledger that also profiles a few steps, and then shows a table of them.
 
     Args:
         loaded: the model in use.
-        show: takes the finished table.
+        show: called with the finished table.
     """
 
     loaded: LoadedModel
@@ -71,7 +71,7 @@ class Profile(Ledger):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Profile the step inside if it is one of the chosen ones."""
+        """Profile the step, if it is one of the profiled ones."""
         self.num_seen += 1
         self._watching = FIRST_STEP <= self.num_seen < FIRST_STEP + NUM_STEPS
         if not self._watching:
@@ -89,7 +89,7 @@ class Profile(Ledger):
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charge a phase, and note how much memory it needed."""
+        """Charge a phase, and record its peak memory."""
         if not self._watching:
             with Ledger.phase(self, name):
                 yield
@@ -103,17 +103,17 @@ class Profile(Ledger):
 
     @property
     def times_spans(self) -> bool:
-        """Those of sampling ahead, which began before the step that is watched."""
+        """Whether spans of other threads are timed: always, since sampling ahead began before the profiled step."""
         return True
 
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
-        """Show sampling that a thread of its own did, in place of the step's."""
+        """Record sampling that ran in its own thread, in place of the step's own."""
         if self._watching and spans:
             _add(self.span_seconds, {"ahead": seconds, **{name: spans.get(name, 0.0) for name in SAMPLING}})
             _add(self.step_flops, {"ahead": self.step_flops.pop("rollout", 0.0)})
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
-        """Charge sampling; prompts and decoded tokens apart while watching."""
+        """Charge sampling; during a profiled step, prompts and decoded tokens separately."""
         if self._watching and phase == "rollout":
             prompts = forward_flops(
                 loaded, counts.prompt_tokens, counts.prompt_attended / max(1, counts.prompt_tokens), counts.prefills
@@ -126,7 +126,7 @@ class Profile(Ledger):
         Ledger.charge_rollout(self, phase, loaded, counts)
 
     def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
-        """Charge training; scoring, forward and backward apart while watching."""
+        """Charge training; during a profiled step, scoring, forward and backward passes separately."""
         before = self.flops[phase]
         Ledger.charge_update(self, phase, loaded, counts, with_gradient)
         total = self.flops[phase] - before
@@ -137,7 +137,7 @@ class Profile(Ledger):
         _add(self.step_flops, {"update": total, **parts})
 
     def table(self, machine: MachinePeak) -> Table:
-        """Phases and their spans, a row each, per step; then decoding's floor and the ceilings in the caption."""
+        """Build the table: a row per phase and span, and in the caption the machine's peak and decoding's bound."""
         seconds = self.step_seconds / NUM_STEPS
         table = Table(
             title=f"One step: {seconds:.3g} s, mean of {NUM_STEPS}", title_justify="left", caption_justify="left"
@@ -175,19 +175,19 @@ class Profile(Ledger):
         if self._sampled_ahead:
             took, waited = (self.span_seconds[name] / NUM_STEPS for name in ("ahead", "rollout"))
             lines.append(
-                f"sampling took {took:.3f} s in its own thread (ahead), of which a step waited {waited:.3f} s (rollout)"
+                f"sampling took {took:.3f} s in its own thread (ahead); the step waited {waited:.3f} s for it (rollout)"
             )
         floor = self.decode_floor(machine)
         taken = self.span_seconds.get("decode", 0.0)
         if floor and taken:
             lines.append(
-                f"decoding's floor (weights and cache read once a pass, products at the ceiling): "
-                f"{floor / NUM_STEPS:.3f} s; it took {taken / floor:.1f} times that"
+                f"decoding takes at least {floor / NUM_STEPS:.3f} s (weights and cache read once per pass, products at "
+                f"the ceiling); it took {taken / floor:.1f} times that"
             )
         return lines
 
     def decode_floor(self, machine: MachinePeak) -> float:
-        """Least seconds that the watched decoding could take."""
+        """Return the least seconds that the profiled decoding could take."""
         return decode_floor(self.loaded, self.decoded, machine)
 
     @property
@@ -200,13 +200,13 @@ class Profile(Ledger):
 
 
 def decoding_flops(loaded: LoadedModel, counts: RolloutCounts) -> float:
-    """Operations of the decoded tokens, prompts apart."""
+    """Count the FLOPs of the decoded tokens, without prompts."""
     attended = counts.decoded_attended / max(1, counts.decoded_rows)
     return forward_flops(loaded, counts.decoded_rows, attended, counts.decoded_rows)
 
 
 def decode_floor(loaded: LoadedModel, counts: RolloutCounts, machine: MachinePeak) -> float:
-    r"""Least seconds that decoding could take, a sum over passes in closed form.
+    r"""Compute the least seconds that decoding could take, a sum over passes in closed form.
 
     ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``
     """
@@ -218,7 +218,7 @@ def decode_floor(loaded: LoadedModel, counts: RolloutCounts, machine: MachinePea
 
 
 def _cache_bytes(model: PreTrainedModel, item: int) -> int:
-    """Keys and values of one position over all layers."""
+    """Count the bytes of one position's keys and values over all layers."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

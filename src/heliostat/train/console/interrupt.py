@@ -1,6 +1,6 @@
-"""Ctrl-C that loses nothing: the first one asks, the second one insists.
+"""Ctrl-C without loss: the first one stops the run between phases and saves; the second one stops it at once.
 
-Left out: SIGKILL and power cuts, which checkpoints are for.
+Left out: SIGKILL and power failures (checkpoints cover those).
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any, Self
 
 
 class Interrupted(Exception):
-    """The user asked the run to stop; everything up to the last complete step is worth keeping."""
+    """The user asked the run to stop; all complete steps can be saved."""
 
 
 class InterruptHandler:
-    """While active, Ctrl-C and SIGTERM set a flag that the loop looks at between phases.
+    """A context in which Ctrl-C and SIGTERM set a flag, which the loop checks between phases.
 
     Args:
-        agree: makes of this process's flag that of all processes of a run.
+        note: shows a line to the user.
+        agree: maps this process's flag to one that all processes of the run share.
     """
 
     def __init__(self, note: Callable[[str], None], agree: Callable[[bool], bool] = bool) -> None:
@@ -30,7 +31,7 @@ class InterruptHandler:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # signal handlers live in the main thread only
+        if threading.current_thread() is threading.main_thread():  # Python sets signal handlers there only
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -48,10 +49,10 @@ class InterruptHandler:
         self.note("stopping after this phase and saving; press Ctrl-C again to stop at once")
 
     def check(self) -> None:
-        """Stop here if the user asked to.
+        """Stop the run here if the user asked for it.
 
         Raises:
-            Interrupted: Ctrl-C was pressed.
+            Interrupted: Ctrl-C was pressed, or SIGTERM received.
         """
         if self.agree(self.requested):
             raise Interrupted

@@ -1,8 +1,8 @@
-"""Weights, gradients and optimizer state cut over ranks: torch's ``fully_shard`` (FSDP2), layer by layer.
+"""Weights, gradients and optimizer state sharded over ranks by torch's ``fully_shard`` (FSDP2), layer by layer.
 
-Between steps every rank holds its part of each weight. A training pass gathers one layer at a time, forward and
-backward, and hands the gradient's parts back averaged. Sampling gathers all layers once and keeps them until it is
-done, since ranks decode different numbers of tokens.
+Between steps every rank holds its shard of each weight. A training pass gathers one layer at a time, forward and
+backward, and reduces gradients to averaged shards. Sampling gathers all layers once and keeps them until it is done,
+since ranks decode different numbers of tokens.
 
 A model is called in two halves (backbone, head), but FSDP2 prepares weights for the model's own forward alone.
 ``as_fsdp_forward`` makes any function count as that forward.
@@ -26,18 +26,18 @@ from heliostat.optim.distributed.sharded_tensors import full_tensor
 
 T = TypeVar("T")
 _FORWARD = "heliostat_forward"
-"""The method of a cut model under which FSDP2 lets anything run."""
+"""The method of a sharded model that FSDP2 treats like its forward."""
 
 
 def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dtype | None) -> None:
-    """Cut every parameter of ``model`` over all ranks, each layer on its own and the rest together, in place.
+    """Shard every parameter of ``model`` over all ranks in place, each layer separately and the rest together.
 
     Args:
-        compute_dtype: gathered weights and activations have this type, while the parts that are stored and stepped keep
-            theirs and gradients are averaged in float32; ``None``: one type throughout.
+        compute_dtype: dtype of gathered weights and activations. Shards keep their dtype, and gradients are averaged
+            in float32. ``None``: one dtype throughout.
 
     Raises:
-        ValueError: the model has no layers that can be told apart.
+        ValueError: the model's layers cannot be identified.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -48,8 +48,8 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
-            f"distributed.placement = 'sharded' cuts a model layer by layer, and {type(model).__name__} has no layers "
-            "that can be told apart; use 'replicated'"
+            f"distributed.placement = 'sharded' shards a model layer by layer, but the layers of "
+            f"{type(model).__name__} cannot be identified; use 'replicated'"
         )
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -59,18 +59,18 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
 
 
 def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
-    """``work``, whose result FSDP2 must be able to hang its hooks on: a tensor of its own, not a view."""
+    """Run ``work``; a tensor is cloned, since FSDP2's hooks need a result that is no view."""
     result = work()
     return result.clone() if isinstance(result, Tensor) else result
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ``shard`` has been here."""
+    """Return whether ``shard`` was applied to ``model``."""
     return hasattr(model, _FORWARD)
 
 
 def as_fsdp_forward(model: nn.Module, work: Callable[[], T]) -> T:
-    """Run ``work`` as if it were the model's forward; of a model that is not cut, just run it."""
+    """Run ``work`` as if it were the forward of ``model``; a model that is not sharded needs nothing for that."""
     run: Callable[[Callable[[], T]], T] = getattr(model, _FORWARD, _plainly)
     return run(work)
 
@@ -80,9 +80,12 @@ def _plainly(work: Callable[[], T]) -> T:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
-    """The state of a cut model with whole tensors, tied ones shared, in memory of the CPU; ``None`` of a whole model.
+    """Gather the state of a sharded model on the CPU, with tied tensors shared.
 
-    All ranks call it together, and the main one gets the tensors.
+    All ranks call it together. Rank 0 gets the full tensors; other ranks get empty ones.
+
+    Returns:
+        Full tensors by name, or ``None`` for a model that is not sharded.
     """
     if not is_sharded(model):
         return None
@@ -91,28 +94,31 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
     names |= {name: tensor for name, tensor in model.state_dict().items() if name not in names}
     for tensor in names.values():
         if id(tensor) not in found:
-            gathered_here = full_tensor(tensor.detach())
-            found[id(tensor)] = gathered_here.cpu() if torch.distributed.get_rank() == 0 else gathered_here[:0]
+            full = full_tensor(tensor.detach())
+            found[id(tensor)] = full.cpu() if torch.distributed.get_rank() == 0 else full[:0]
     return {name: found[id(tensor)] for name, tensor in names.items()}
 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Whole weights on every rank while inside; all ranks enter and leave together, and do not train meanwhile."""
+    """Gather all weights on every rank for the block.
+
+    All ranks enter and leave the block together, and do not train in it.
+    """
     if not is_sharded(model):
         yield
         return
     from torch.distributed.fsdp import FSDPModule
 
-    cut: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    cut[0].set_reshard_after_forward(False)
+    sharded: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    sharded[0].set_reshard_after_forward(False)
     with torch.no_grad():
-        as_fsdp_forward(model, lambda: None)  # tells torch which module is the root, and gathers that one
-    for module in cut:
+        as_fsdp_forward(model, lambda: None)  # makes this module FSDP2's root, and gathers it
+    for module in sharded:
         module.unshard()
     try:
         yield
     finally:
-        cut[0].set_reshard_after_forward(True)
-        for module in cut:
+        sharded[0].set_reshard_after_forward(True)
+        for module in sharded:
             module.reshard()

@@ -1,13 +1,13 @@
-"""Where a run runs: device, threads, determinism, and what its processes (ranks, under ``torchrun``) do together.
+"""The runtime of a run: device, threads, determinism, and the collectives of its ranks (processes of ``torchrun``).
 
-    heliostat train R                                   one rank: every exchange below is the identity
-    torchrun --nproc-per-node 2 -m heliostat train R    two: each samples, judges and differentiates its share
+    heliostat train R                                   one rank: every collective below is the identity
+    torchrun --nproc-per-node 2 -m heliostat train R    two: each samples, verifies and differentiates its share
 
-What decides anything (groups, numbers, a wish to stop) is made equal on all ranks by an exchange, so that the code
-above reads like that of one process and no decision is taken twice in different ways. Gradients are averaged over
-ranks, of losses that were multiplied by the number of ranks: torch's own convention, in which a sum stays a sum.
+Every value that a decision depends on (groups, metrics, a request to stop) is made equal on all ranks by a collective.
+So the code above this module reads like that of one process, and ranks cannot decide differently. Losses are multiplied
+by the number of ranks and gradients averaged over ranks, which is torch's convention: a sum of losses stays a sum.
 
-Left out: weights cut over ranks (``fsdp``).
+Left out: sharded weights (``fsdp``).
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ BUCKET = 2**23
 
 
 TRANSPORTS = ("gloo", "NCCL", "ProcessGroup")
-"""One of these is in every error of a transport that has no type of its own."""
+"""Names of transports; each error of a transport that has no type of its own contains one of them."""
 
 
 class RankLost(RuntimeError):
-    """Another process of this run has ended or does not answer."""
+    """Another process of this run has ended or does not respond."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """One process among its peers.
+    """One process of a run, and its collectives with the others.
 
     Attributes:
-        sharded: whether every rank holds a part of each weight only (``fsdp``).
+        sharded: whether every rank holds only a shard of each weight (``fsdp``).
     """
 
     device: torch.device
@@ -55,21 +55,21 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """All ranks, for code of torch's; ``None`` where there is one."""
+        """The process group of all ranks; ``None`` where there is one rank."""
         return dist.group.WORLD if self.world_size > 1 else None
 
-    # -- exchanges --------------------------------------------------------------------------------------------------
+    # -- collectives ------------------------------------------------------------------------------------------------
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank.
+        """Return the values of all ranks, in rank order, on every rank.
 
         Raises:
-            RankLost: a rank has died or does not answer.
+            RankLost: a rank has ended or does not respond.
         """
         if self.world_size == 1:
             return [value]
@@ -79,21 +79,21 @@ class Runtime:
         return everyone
 
     def broadcast(self, value: T) -> T:
-        """The main rank's value, on every rank."""
+        """Return rank 0's value on every rank."""
         return self.gather(value)[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Return whether the flag is set on any rank."""
         return any(self.gather(flag))
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Add values up over ranks, key by key; a key that some ranks lack counts as 0 there."""
+        """Sum values over ranks, key by key; a missing key counts as 0."""
         everyone = self.gather(dict(values))
         keys = dict.fromkeys(key for one in everyone for key in one)
         return {key: sum(one[key] for one in everyone if key in one) for key in keys}
 
     def merge(self, means: Mapping[str, Mean]) -> dict[str, Mean]:
-        """Merge means over ranks, weighting by what each counted."""
+        """Merge means over ranks, weighted by their counts."""
         merged: dict[str, Mean] = {}
         for one in self.gather(dict(means)):
             for key, mean in one.items():
@@ -101,7 +101,10 @@ class Runtime:
         return merged
 
     def average(self, parameters: Sequence[Tensor]) -> None:
-        """Average whole gradients over ranks, in buckets; an absent one counts as 0. Sharded ones are already."""
+        """Average gradients over ranks, in buckets; a missing one counts as 0.
+
+        FSDP averages the gradients of sharded weights itself, so those are left alone.
+        """
         if self.world_size == 1 or self.sharded:
             return
         for parameter in parameters:
@@ -118,7 +121,7 @@ class Runtime:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """What fails inside on any rank fails on all, with the same error."""
+        """Raise an error that occurs within the block on any rank, on every rank."""
         failure: Exception | None = None
         try:
             yield
@@ -133,7 +136,7 @@ class Runtime:
             raise failure or failures[0]
 
     def run_on_main(self, make: Callable[[], T]) -> T:
-        """What the main rank makes, on every rank; an error there is everybody's."""
+        """Run ``make`` on rank 0 and broadcast its result; an exception is re-raised on every rank."""
         if self.world_size == 1:
             return make()
         with self.raise_on_all_ranks():
@@ -142,7 +145,7 @@ class Runtime:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main rank does what is inside before the others, which then find it done."""
+        """Run the block on rank 0 before the other ranks, which then find its work done."""
         if not self.is_main:
             self.gather(None)
         yield
@@ -152,13 +155,17 @@ class Runtime:
     # -- shares -----------------------------------------------------------------------------------------------------
 
     def shard_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts of this rank; copies of one prompt stay together, since they number their random streams."""
+        """Return the prompts of this rank; copies of a prompt stay on one rank, which numbers their random streams."""
         keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
         owner = {key: index % self.world_size for index, key in enumerate(keys)}
         return [prompt for prompt in prompts if owner[prompt.group_key] == self.rank]
 
     def gather_groups(self, prompts: Sequence[Prompt], mine: Sequence[T]) -> list[T]:
-        """What every rank made of its ``share``, one thing per prompt, in the order of ``prompts``."""
+        """Gather the results of all ranks in the order of ``prompts``.
+
+        Args:
+            mine: this rank's results, one for each prompt of its share (``shard_prompts``).
+        """
         if self.world_size == 1:
             return list(mine)
         keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
@@ -167,7 +174,7 @@ class Runtime:
         return [next(owner[prompt.group_key]) for prompt in prompts]
 
     def shard_balanced(self, items: Sequence[T], sizes: Sequence[int]) -> list[T]:
-        """The items of this rank in a division that all ranks make alike: largest first, to whoever has least."""
+        """Return the items of this rank; all ranks divide them alike, each item from the largest to the lowest load."""
         if self.world_size == 1:
             return list(items)
         loads = [0] * self.world_size
@@ -180,10 +187,10 @@ class Runtime:
         return [items[index] for index in sorted(mine)]
 
     def num_dummy_passes(self, num_parts: int) -> int:
-        """Forward and backward passes without weight that this rank must add to its own.
+        """Return the number of passes with weight 0 that this rank must run in addition to its own.
 
-        Sharded weights are gathered by all ranks together, so all make equally many passes; hooks that record layers
-        want at least one.
+        All ranks gather sharded weights together, so all must run equally many passes. Hooks that record layers need
+        at least one pass on every rank.
         """
         if self.world_size == 1:
             return 0
@@ -205,10 +212,10 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def readable_dist_errors() -> Iterator[None]:
-    """Say in a sentence what the transport between ranks says in twenty lines; other errors pass.
+    """Replace long errors of the transport between ranks by one sentence; other errors pass through.
 
     Raises:
-        RankLost: a rank has died or does not answer.
+        RankLost: a rank has ended or does not respond.
     """
     try:
         yield
@@ -218,23 +225,23 @@ def readable_dist_errors() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(name in str(error) for name in TRANSPORTS):
             raise
         raise RankLost(
-            f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:120]}); the "
+            f"another process of this run has ended or does not respond ({' '.join(str(error).split())[:120]}); the "
             "last checkpoint is complete, and the same command continues from it"
         ) from error
 
 
 def start_runtime(run: RunSection, distributed: DistributedSection | None = None) -> Runtime:
-    """Set threads, determinism and seeds for this process, and meet the others where ``torchrun`` started several.
+    """Set threads, determinism and seeds of this process, and join the process group if ``torchrun`` started several.
 
-    Randomness in training never comes from a global generator: every draw has its own seed derived from the run's, so
-    that a resumed run repeats it. The global seed only fixes what libraries draw on their own.
+    Training never draws from a global generator: every draw has its own seed derived from the run's seed, so that a
+    resumed run repeats it. The global seed only fixes the draws of libraries.
 
     Raises:
-        ConfigError: several processes were started for something that runs in one (``distributed`` is ``None``).
+        ConfigError: several processes were started for a command that runs in one (``distributed`` is ``None``).
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world_size > 1 and distributed is None:
-        raise ConfigError("only heliostat train and sft run in several processes; start this without torchrun")
+        raise ConfigError("only heliostat train and sft can run in several processes; start this without torchrun")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = run.num_threads or (len(os.sched_getaffinity(0)) // here if hasattr(os, "sched_getaffinity") else 0)
     torch.set_num_threads(max(1, threads))
@@ -256,7 +263,7 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
 
 @contextmanager
 def running(run: RunSection, distributed: DistributedSection) -> Iterator[Runtime]:
-    """A runtime whose ranks part at the end."""
+    """Start a runtime, and leave the process group at the end of the block."""
     try:
         yield start_runtime(run, distributed)
     finally:

@@ -1,9 +1,9 @@
-"""Weights and optimizer state of a sharded run on disk: every rank writes its part, any number of ranks reads them.
+"""Weights and optimizer state of a sharded run on disk: every rank writes its shards, any number of ranks reads them.
 
-torch's distributed checkpoint (DCP) holds the tensors. Beside it, ``skeleton.pt`` holds the optimizer's state with a
-description in place of each tensor, since DCP reads into tensors that exist and a fresh optimizer has none.
+torch's distributed checkpoint (DCP) holds the tensors. ``skeleton.pt`` holds the optimizer's state with a description
+in place of each tensor, since DCP reads into existing tensors and a new optimizer has none.
 
-Left out: when to write, and what makes a checkpoint complete (``train.run_folder.checkpoints``).
+Left out: when to write, and when a checkpoint counts as complete (``train.run_folder.checkpoints``).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SKELETON = "skeleton.pt"
 
 
 def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, is_main: bool) -> None:
-    """Write ``model``'s trainable weights and ``optimizer``'s state; all ranks call it together.
+    """Write the trainable weights of ``model`` and the state of ``optimizer``; all ranks call it together.
 
     Raises:
-        OSError: some rank's disk refused.
+        OSError: writing failed on a rank.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in held(model).items()}
 
@@ -49,7 +49,7 @@ def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def read_shards(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Put weights in place, and return the optimizer's state, cut as the weights here are (or whole, on one rank).
+    """Load weights into ``model``, and return the optimizer's state, sharded as the model is.
 
     Raises:
         ValueError: the checkpoint is of another model.
@@ -83,33 +83,36 @@ def read_shards(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint keeps of a model: trainable weights, tied ones once; frozen ones stay where they came from."""
+    """Return the weights of a model that a checkpoint holds: the trainable ones, tied ones once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor that every rank has, cut as ``weight`` is; itself where that is not cut or has another shape."""
+def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Shard a full tensor that every rank has, as ``weight`` is sharded.
+
+    **Limits** A ``weight`` that is not sharded, or has another shape: the tensor itself.
+    """
     if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
         return tensor
     return distribute(tensor.to(weight.device), weight)
 
 
-def cut_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
-    """An optimizer's whole state, cut as its parameters are; entries named in ``whole`` are kept whole by all ranks."""
+def shard_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
+    """Shard the full state of an optimizer as its parameters are sharded; entries named in ``whole`` stay full."""
     ids = [index for group in state["param_groups"] for index in group["params"]]
     of = dict(zip(ids, parameters, strict=True))
-    cut = {
+    sharded = {
         index: {
-            key: cut_like(value, of[index]) if isinstance(value, Tensor) and key not in whole else value
+            key: shard_like(value, of[index]) if isinstance(value, Tensor) and key not in whole else value
             for key, value in entries.items()
         }
         for index, entries in state["state"].items()
     }
-    return {**state, "state": cut}
+    return {**state, "state": sharded}
 
 
 def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """``change`` of every leaf, and of every description in place of one."""
+    """Apply ``change`` to every leaf, and to every description in place of a tensor."""
     if isinstance(tree, Mapping) and "tensor" not in tree:
         return {key: _map(value, change) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -118,6 +121,6 @@ def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _first(error: Any) -> str:
-    """The first rank's failure, in a phrase."""
+    """Describe the failure of the first rank that failed."""
     rank, (failure, _) = next(iter(sorted(error.failures.items())))
     return f"{rank}: {failure}"

@@ -1,9 +1,9 @@
-"""Trade time for memory: keep each layer's input only, and compute its inside again in the backward pass.
+"""Gradient checkpointing: keep only the input of each layer, and recompute its activations in the backward pass.
 
 Values and gradients are those of the plain forward. Only the layers' own switch is set, and only during a forward that
 needs gradients, so dropout stays off and sampling keeps its cache.
 
-Left out: which layers are worth it, and offloading.
+Left out: a choice of layers, and offloading.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from heliostat.models.transformers_internals import GradientCheckpointingLayer, 
 
 @contextmanager
 def recomputing(model: PreTrainedModel) -> Iterator[None]:
-    """Recompute the insides of every layer of ``model`` whose forward runs in here with gradients.
+    """Recompute the activations of every layer of ``model`` whose forward runs in this block with gradients.
 
-    **Limits**: without gradients nothing changes; a model without such layers is run as ever.
+    **Limits**: without gradients nothing changes, and neither does a model without such layers.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not torch.is_grad_enabled():
         layers = []
     for layer in layers:
         recompute_layer(layer, partial(_recomputed, layer))
-        layer.training = True  # which is asked for; the layer's own forward runs without (``_recomputed``)
+        layer.training = True  # the switch requires it; the layer's own forward runs in eval mode (``_recomputed``)
     try:
         yield
     finally:
@@ -41,7 +41,7 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _recomputed(layer: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
-    """A layer's forward, now and again in the backward pass, both times in eval mode: some drop out by themselves."""
+    """Run a layer's forward now and again in the backward pass, in eval mode, since some layers apply dropout."""
 
     def quiet(*given: Any) -> Any:
         before, layer.training = layer.training, False

@@ -1,9 +1,9 @@
-"""Whether a layout of rows has the gradient that the model's own forward of each text alone has.
+"""A trial of gradients: a layout of rows must have the gradient of the model's own forward of each text alone.
 
     g(token) = sum over places of the token of  d sum log pi(completions) / d embedding(place)
 
-It is taken where tokens enter the model, so that it has gone through every layer, whichever of them are trained: keys
-and values that a cache keeps without their history give the right numbers and lose the prompt's part of it.
+The gradient is taken at the embeddings, so that it passes through every layer, whichever layers are trained. A cache
+that detaches keys and values gives the right log-probabilities, but loses the prompt's part of this gradient.
 
 Left out: whether the model's own gradient is right.
 """
@@ -24,16 +24,16 @@ from heliostat.train.logprobs.layouts import Alone, Layout
 from heliostat.train.logprobs.packing import Row
 
 MAX_GAP = 0.1
-"""How far a gradient may be from the model's own, as a share of its norm: above rounding, below any part of it."""
+"""Largest distance from the model's own gradient, relative to its norm: above rounding errors, below a missing part."""
 
 
 @dataclass
 class GradientTrial:
-    """The model's own gradient of the log-probabilities of some rows, to compare layouts with.
+    """The model's own gradient for some rows, as the reference of layouts.
 
     Attributes:
         temperature: divides the logits.
-        untrainable: why there is none, empty where there is one.
+        untrainable: the reason why there is no gradient; empty where there is one.
     """
 
     loaded: LoadedModel
@@ -49,7 +49,7 @@ class GradientTrial:
             truth = self._gradient(Alone())
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+        except Exception as error:  # a model's own code may raise anything for inputs that it does not support
             self.untrainable = short_error(error)
             return
         if truth is None:
@@ -61,7 +61,7 @@ class GradientTrial:
         self._truth = truth
 
     def fault(self, layout: Layout) -> str:
-        """What is wrong with a layout's gradient, empty where nothing is or where it cannot be told."""
+        """Describe the fault of a layout's gradient; empty if it has none, or if there is nothing to compare with."""
         if self._truth is None or self.untrainable:
             return ""
         try:
@@ -74,7 +74,7 @@ class GradientTrial:
         return "" if gap <= MAX_GAP else f"gradients off by {gap:.1g} of their size"
 
     def _gradient(self, layout: Layout) -> Float[Tensor, "token width"] | None:
-        """Summed over the places of every token; ``None`` where the model's embedding is not called."""
+        """Sum the gradient over the places of each token; ``None`` if the model does not call its embedding."""
         targets = torch.tensor([token for row in self.rows for token in row.completion.token_ids])
         with torch.enable_grad(), _places(self.loaded.model.get_input_embeddings()) as places:
             logits = self.loaded.head.logits(layout.hidden(self.loaded, self.rows)) / self.temperature
@@ -95,7 +95,7 @@ class GradientTrial:
 
 @contextmanager
 def _places(embedding: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inside, collect the ids that an embedding is asked for and what it gives, as leaves of the graph."""
+    """Collect the inputs and outputs of an embedding in the block; outputs become leaves of the graph."""
     places: list[tuple[Tensor, Tensor]] = []
 
     def watch(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

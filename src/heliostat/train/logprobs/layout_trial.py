@@ -1,10 +1,10 @@
-"""Which layouts of rows give a model's own numbers: each is tried once per model, before anything is trained with it.
+"""A trial of each layout on a model, before training: only layouts that give the model's own numbers are used.
 
-A trial scores a few groups of mixed lengths and compares every log-probability with the model's own forward of each
-text alone (``models.checks.reference_forward``), and its gradient (``gradient_trial``). What fails is left out; where
-even padding is wrong, rows run one by one.
+The trial scores a few groups of mixed lengths. It compares every log-probability with the model's own forward of each
+text alone (``models.checks.reference_forward``), and the gradient likewise (``gradient_trial``). Layouts that differ
+are not used. If even padding changes results, rows run one by one.
 
-Left out: which of the right layouts is cheapest for a batch (``policy``).
+Left out: the choice of the cheapest exact layout for a batch (``policy``).
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from heliostat.train.logprobs.packing import Row
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
 MEMO = "exact layouts"
-"""Under this name a loaded model remembers the verdict, which its copies and its sharded form share."""
+"""Key under which a loaded model stores the result, for its copies and its sharded form too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """The layouts that are right for one model.
+    """The layouts that are exact for one model.
 
     Attributes:
-        sharing: those that run a prompt once per group.
-        single: one that runs every row with a prompt of its own.
-        faults: what was wrong with the others, a few words each.
-        untrainable: why the model can be scored and not trained, empty where it can be trained.
+        sharing: layouts that run a prompt once per group.
+        single: the layout that runs every row with its own prompt.
+        faults: a few words on each layout that is not exact.
+        untrainable: the reason why the model can be scored but not trained; empty where it can be trained.
     """
 
     sharing: tuple[Layout, ...]
@@ -53,7 +53,7 @@ class Exact:
 
     @property
     def way(self) -> str:
-        """How a sentence calls what rows are scored with."""
+        """The name of these layouts in a sentence."""
         names = [NAMES[type(layout)] for layout in self.sharing or (self.single,)]
         return " or ".join(names)
 
@@ -67,15 +67,16 @@ NAMES: dict[type, str] = {
 
 
 def exact_layouts(loaded: LoadedModel) -> Exact:
-    """Try the layouts that a model's structure allows; asked again, remember.
+    """Try the layouts that a model's structure allows, once per model.
 
-    A warning says what was wrong where a model has plain keys and values and yet shares no prompt, or cannot be padded.
+    A warning gives the reasons if a model with an ordinary cache of keys and values cannot share prompts, or if a
+    model cannot be padded.
     """
     if MEMO not in loaded.memo:
         loaded.memo[MEMO] = exact = _tried(loaded)
         if exact.faults:
             warnings.warn(
-                f"model '{loaded.name}' is scored with {exact.way}, because cheaper layouts are wrong: "
+                f"model '{loaded.name}' is scored with {exact.way}, because cheaper layouts are not exact for it: "
                 f"{'; '.join(exact.faults)}",
                 stacklevel=2,
             )
@@ -113,21 +114,21 @@ def _tried(loaded: LoadedModel) -> Exact:
                 right.remove(layout)
     sharing = tuple(layout for layout in right if not isinstance(layout, Plain))
     single: Layout = Alone() if Plain in faults else Plain()
-    # A tree that fails beside a cache that holds costs little, and says nothing that a user could act on.
-    heard = () if sharing and Plain not in faults else tuple(faults.values())
-    return Exact(sharing, single, heard, trial.untrainable)
+    # While one way of sharing works, a fault of the other costs little, and the user could not act on it.
+    reported = () if sharing and Plain not in faults else tuple(faults.values())
+    return Exact(sharing, single, reported, trial.untrainable)
 
 
 def _fault(
     loaded: LoadedModel, layout: Layout, rows: Sequence[Row], truth: torch.Tensor, temperature: float, bound: float
 ) -> str:
-    """What is wrong with a layout, empty where nothing is."""
+    """Describe the fault of a layout; empty if it has none."""
     targets = torch.tensor([token for row in rows for token in row.completion.token_ids])
     try:
         logits = loaded.head.logits(layout.hidden(loaded, rows)).cpu() / temperature
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+    except Exception as error:  # a model's own code may raise anything for inputs that it does not support
         return short_error(error)
     logp = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
     gap = float((logp - truth).abs().max())
@@ -137,7 +138,7 @@ def _fault(
 
 
 def _rows(loaded: LoadedModel) -> list[Row]:
-    """Two completions of uneven length behind each of the prompts that decoding is tried on."""
+    """Build two completions of uneven length for each prompt of the trial of decoding."""
     contexts = mixed_contexts(loaded)
     longest = num_tried(loaded)
     ids = [token for context in contexts for token in context]

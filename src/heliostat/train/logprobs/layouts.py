@@ -1,15 +1,16 @@
-"""How rows become one forward pass: layouts of the same arithmetic, each cheapest somewhere.
+"""Layouts of rows in one forward pass: the same arithmetic in four forms, each of which is cheapest for some batches.
 
-    plain    prompt and completion, one row each        any model
+    plain    prompt and completion, one padded row each      models that ignore padding
     tree     prompt, then all its completions, in one row; a mask hides siblings from each other
-    alone    prompt and completion, one pass each       any model at all
+    alone    prompt and completion, one pass each            any model
     cached   prompt once, its keys and values expanded over its completions, which attend to them
 
-In a tree nothing is padded inside a group, but every token is compared with every other: best for short completions of
-uneven length. The cache pads completions to the longest, but compares only what belongs together: best for long ones.
-All give the hidden state before every completion token, in row order; nobody above this file can tell them apart.
+A tree has no padding within a group, but computes attention between all pairs of its tokens, so it is best for short
+completions of uneven length. The cache pads completions to the longest one, but computes attention only to the tokens
+that a completion may see, so it is best for long completions. All layouts give the hidden state before every completion
+token in row order, and are interchangeable for the code that uses them.
 
-Left out: which give a model's own numbers (``layout_trial``), which one is chosen (``policy``), and cutting a
+Left out: which layouts are exact for a model (``layout_trial``), the choice of one (``policy``), and the division of a
 batch into micro-batches (``packing``).
 """
 
@@ -31,7 +32,7 @@ from heliostat.train.logprobs.packing import GroupShape, Row
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one forward computes, padding included.
+    """The cost of one forward, padding included.
 
     Attributes:
         num_tokens: tokens run through the model.
@@ -43,19 +44,19 @@ class Work:
 
 
 class Layout(Protocol):
-    """One way to run rows through a model."""
+    """A form in which rows run through a model."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
-        """What a forward over these groups costs."""
+        """Return the cost of a forward over these groups."""
         ...
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
-        """Hidden states from which the completion tokens are predicted, concatenated in row order."""
+        """Compute the hidden states that predict the completion tokens, concatenated in row order."""
         ...
 
 
 class Plain:
-    """One row each, padded on the right: under causal attention and recurrence nothing scored can see the padding."""
+    """One row each, padded on the right; under causal attention and recurrence no scored token depends on padding."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context + group.longest for group in groups) - 1
@@ -65,7 +66,7 @@ class Plain:
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
         inputs = [(row.prompt.context_ids + row.completion.token_ids)[:-1] for row in rows]
         hidden = loaded.head.hidden(input_ids=_padded(inputs, loaded), use_cache=False)
-        # Position i predicts token i + 1, so a completion's tokens are predicted from the context's last position on.
+        # Position i predicts token i + 1, so a completion's predictions start at the context's last position.
         picked = [
             hidden[index, row.context_length - 1 : row.context_length - 1 + row.num_tokens]
             for index, row in enumerate(rows)
@@ -74,7 +75,7 @@ class Plain:
 
 
 class Alone:
-    """One row at a time, unpadded: the model's own forward, for models that anything beside a row disturbs."""
+    """One row at a time, unpadded, for models whose results depend on padding or on other rows of a batch."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         tokens = sum(group.num_rows * (group.context + group.longest - 1) for group in groups)
@@ -85,7 +86,7 @@ class Alone:
 
 
 class Tree:
-    """One row per group: the prompt, then each completion, every token seeing the prompt and its own past alone."""
+    """One row per group: the prompt, then its completions; a token sees the prompt and its own completion's past."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context + group.num_tokens - group.num_rows for group in groups)
@@ -98,7 +99,7 @@ class Tree:
         device, width = input_ids.device, input_ids.shape[1]
         hidden = loaded.head.hidden(
             input_ids=input_ids,
-            # Padding counts as prompt that comes last: it may see the prompt, and nobody sees it.
+            # Padding counts as the end of the prompt: it sees the prompt, and no token sees it.
             attention_mask=_tree_mask(_filled([tree.segments for tree in trees.values()], 0, device)),
             position_ids=_filled([tree.positions for tree in trees.values()], 0, device),
             use_cache=False,
@@ -113,7 +114,7 @@ class Tree:
 
 
 class _Grown:
-    """One tree under construction: token ids, their true positions, and which completion they belong to (0: prompt)."""
+    """A tree under construction: token ids, their true positions, and the completion of each (0: the prompt)."""
 
     def __init__(self, context: tuple[int, ...]) -> None:
         self.ids = list(context)
@@ -122,7 +123,7 @@ class _Grown:
         self.context_length, self.num_rows = len(context), 0
 
     def add(self, row: Row) -> range:
-        """Append a completion's inputs (all but its last token); returns where they went."""
+        """Append a completion's inputs (all but its last token), and return their positions in the tree."""
         inputs = row.completion.token_ids[:-1]
         self.num_rows += 1
         began = len(self.ids)
@@ -133,14 +134,16 @@ class _Grown:
 
 
 def _tree_mask(segment: Int[Tensor, "tree token"]) -> Tensor:
-    """Who sees whom, ``[tree, 1, token, token]``: the past, of the prompt (segment 0) or of one's own completion."""
+    """Build the attention mask, ``[tree, 1, token, token]``: a token sees earlier tokens of the prompt (segment 0) and
+    of its own completion.
+    """
     past = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool, device=segment.device).tril()
-    kin = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-    return (past & kin)[:, None]
+    is_related = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+    return (past & is_related)[:, None]
 
 
 class Cached:
-    """The prompt once per group; the completions, padded on the right, attend to its keys and values."""
+    """The prompt once per group, and its completions padded on the right, which attend to its keys and values."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context for group in groups)
@@ -184,7 +187,7 @@ class Cached:
         prompt_of_row: Tensor,
         width: int,
     ) -> Float[Tensor, "row token feature"]:
-        """Hidden states of the completions' inputs (all but each last token), attending to their prompt's cache."""
+        """Compute hidden states of the completions' inputs (all but each last token) with their prompts' cache."""
         ids = _padded([row.completion.token_ids[:-1] for row in rows], loaded)
         for layer in cache.layers:
             keys, values = key_values(layer)

@@ -1,8 +1,8 @@
-"""From ragged groups to micro-batches under a token budget; the only place where padding is decided.
+"""Packing of ragged groups into micro-batches under a token budget; padding is decided here alone.
 
-Rows of similar length go together, a group's rows stay together where they fit (its prompt is then run once), and a
-group that is too large alone is split. Nothing above this file can see the result: losses are sums over tokens divided
-by a denominator of the whole optimizer step, so any cut of the batch gives the same gradient (to float accuracy).
+Rows of similar length go together. The rows of a group stay together where they fit, so that their prompt is computed
+once; a group that exceeds the budget is split. Losses are sums over tokens divided by a denominator of the whole
+optimizer step, so every division of the batch gives the same gradient (to float accuracy).
 
 Left out: the forward pass itself (``layouts``).
 """
@@ -22,12 +22,12 @@ from heliostat.types import Completion, Prompt, TokenBatch, TrainingGroup
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One completion to be scored, with what its objective needs.
+    """One completion to be scored, with the inputs of its objective.
 
     Attributes:
         group: index of its group; rows of one group share one prompt.
-        logp_old: anchor log-probabilities, or ``None`` where the anchor is the current policy itself.
-        logp_ref: the reference's, or ``None`` where no reference is asked.
+        logp_old: the anchor's log-probabilities; ``None`` where the anchor is the current policy itself.
+        logp_ref: the reference's log-probabilities; ``None`` where the objective needs no reference.
     """
 
     group: int
@@ -47,7 +47,7 @@ class Row:
 
 
 def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
-    """Every completion of every group as a row, in order."""
+    """List every completion of every group as a row, in order."""
     return [
         Row(
             group=index,
@@ -64,7 +64,7 @@ def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class GroupShape:
-    """How large a group (or a piece of one) is, in tokens: its prompt, all its completions, the longest of them."""
+    """The size in tokens of a group or a piece of one: its prompt, all its completions, the longest of them."""
 
     context: int
     num_rows: int
@@ -73,17 +73,17 @@ class GroupShape:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> GroupShape:
-        """The shape of rows that share one prompt."""
+        """Measure rows that share one prompt."""
         lengths = [row.num_tokens for row in rows]
         return cls(rows[0].context_length, len(rows), sum(lengths), max(lengths))
 
 
 Cost = Callable[[Sequence[GroupShape]], int]
-"""Tokens that one forward over these groups computes, padding included."""
+"""The number of tokens of one forward over these groups, padding included."""
 
 
 def by_group(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that share a prompt, together."""
+    """Group rows that share a prompt."""
     groups: dict[int, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
@@ -91,19 +91,19 @@ def by_group(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 MAX_PADDING, MIN_SHARE = 0.1, 1 / 16
-"""A micro-batch takes no group that pads it by more than this, once it has this share of its budget: products of that
-many tokens run as fast as larger ones, and padding is computed for nothing."""
+"""Largest share of padding that another group may add to a micro-batch, and the share of the token budget above which
+that bound applies. Matrix products of that many tokens already run at full speed, so padding would be wasted work."""
 
 
 def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
-    """Cut rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
+    """Divide rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
     pieces = [piece for group in by_group(rows) for piece in _split(group, max_tokens, cost)]
     shaped = sorted(((GroupShape.of(piece), piece) for piece in pieces), key=lambda pair: cost([pair[0]]))
     batches: list[list[Row]] = []
     together: dict[int, GroupShape] = {}
     for shape, piece in shaped:
         group = piece[0].group
-        # Two pieces of one group in one batch would be run as one group, so they never meet.
+        # Two pieces of one group in one batch would run as one group, so they go to different batches.
         if batches and group not in together and _fits([*together.values(), shape], max_tokens, cost):
             batches[-1] += piece
             together[group] = shape
@@ -114,7 +114,7 @@ def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[
 
 
 def _fits(shapes: Sequence[GroupShape], max_tokens: int, cost: Cost) -> bool:
-    """Whether the last of these groups may join the others."""
+    """Return whether the last of these groups may join the others."""
     together = cost(shapes)
     unpadded = sum(cost([shape]) for shape in shapes)
     small = cost(shapes[:-1]) < MIN_SHARE * max_tokens
@@ -131,7 +131,7 @@ def _split(group: list[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
 
 
 def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> TokenBatch:
-    """What the objective sees for these rows; an absent anchor means the current policy, where every log-ratio is 0."""
+    """Build the objective's input for these rows; without an anchor the current policy is it, and log-ratios are 0."""
     device = logp_new.device
     num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
     current = torch.split(logp_new.detach(), [row.num_tokens for row in rows])

@@ -1,6 +1,6 @@
-"""Log-probabilities of completions that exist already, under a policy, without gradient.
+"""Log-probabilities of existing completions under a policy, without gradient.
 
-Left out: keeping ranks in step (``train.update.updater``), and what the numbers are used for.
+Left out: the synchronisation of ranks (``train.update.updater``).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def score(
     tokens_per_microbatch: int,
     count: Callable[[Sequence[Row], bool], None],
 ) -> list[Anchor]:
-    """Token log-probabilities of every completion under ``policy`` as it is now, by group.
+    """Compute the token log-probabilities of every completion under the current weights of ``policy``, by group.
 
     Args:
-        count: told of every forward, for the ledger.
+        count: called for every forward, for the ledger.
     """
     rows = rows_of(groups)
     by_row: dict[int, Tensor] = {}
@@ -45,5 +45,5 @@ def score(
 
 
 def sampler_anchor(group: Group) -> Anchor:
-    """The sampler's own log-probabilities, as an anchor."""
+    """Return the sampler's own log-probabilities as an anchor."""
     return tuple(torch.from_numpy(completion.logp_gen) for completion in group.completions)

@@ -1,13 +1,13 @@
-"""What the files of a checkpoint hold, and how they come from and go into a model and its optimizer.
+"""The files of a checkpoint: writing them from a model and its optimizer, and reading them back.
 
-    model.safetensors  optimizer.pt     weights and optimizer state, whole
+    model.safetensors  optimizer.pt     full weights and optimizer state
     shards/                             both, of a run with sharded weights (``train.distributed.sharded_checkpoint``)
-    state.json                          everything else that is a plain value
-    rollouts.pt                         rollouts of coming steps, where there are any (``train.rollouts.batch``)
+    state.json                          all plain values
+    rollouts.pt                         rollouts of later steps, if there are any (``train.rollouts.batch``)
 
-The ``.pt`` files hold tensors and plain values only and are read back weights-only.
+The ``.pt`` files hold tensors and plain values only, and are read with ``weights_only=True``.
 
-Left out: whether they are what was written (``checkpoint_folder``).
+Left out: digests of the files (``checkpoint_folder``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from heliostat.storage import Damaged
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.distributed.sharded_checkpoint import SKELETON, cut_like, cut_state, read_shards, write_shards
+from heliostat.train.distributed.sharded_checkpoint import SKELETON, read_shards, shard_like, shard_state, write_shards
 from heliostat.train.run_folder.stored_dtype import NAMES, stored_dtype, trained_dtype
 
 WEIGHTS, OPTIMIZER, SHARDS, STATE, ROLLOUTS = (
@@ -32,18 +32,18 @@ WEIGHTS, OPTIMIZER, SHARDS, STATE, ROLLOUTS = (
     *("state.json", "rollouts.pt"),
 )
 HAS_MANIFEST = "has_manifest"
-"""In a state: a manifest was written after it, so that one that is missing is lost."""
+"""Key in a state: a manifest was written after this state, so a missing manifest means damage."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which and what is still good."""
+    """A checkpoint could not be written or read; the message names it and the checkpoints that are intact."""
 
 
 def write_weights(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime) -> None:
     """Write weights and optimizer state; all ranks call it together.
 
     Raises:
-        OSError, SafetensorError: some rank's disk refused.
+        OSError, SafetensorError: writing failed on a rank.
     """
     if runtime.sharded:
         write_shards(folder / SHARDS, model, optimizer, runtime.is_main)
@@ -53,10 +53,10 @@ def write_weights(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def write_rest(folder: Path, state: Mapping[str, Any], rollouts: Sequence[dict[str, Any]]) -> None:
-    """Write plain values and coming rollouts.
+    """Write plain values and the rollouts of later steps.
 
     Raises:
-        OSError: the disk refused.
+        OSError: writing failed.
     """
     if rollouts:
         torch.save(list(rollouts), folder / ROLLOUTS)
@@ -66,14 +66,14 @@ def write_rest(folder: Path, state: Mapping[str, Any], rollouts: Sequence[dict[s
 def read_files(
     folder: Path, files: Collection[str], model: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime
 ) -> dict[str, Any]:
-    """Put weights and optimizer state into place and return the state, with its ``rollouts``.
+    """Load weights and optimizer state, and return the rest of the state with its ``rollouts``.
 
     Args:
-        files: names of those that belong to the checkpoint.
+        files: names of the checkpoint's files.
 
     Raises:
-        CheckpointError: it is of another model, or its weights of another dtype.
-        Exception: of any library, where a file cannot be read.
+        CheckpointError: the checkpoint is of another model, or its weights have another dtype.
+        Exception: of any library, if a file cannot be read.
     """
     _check_dtype(folder, model)
     is_whole = OPTIMIZER in files
@@ -91,17 +91,17 @@ def read_files(
         if runtime.sharded:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             whole: frozenset[str] = getattr(optimizer, "whole_state", frozenset())
-            optimizer_state = cut_state(optimizer_state, parameters, whole)
+            optimizer_state = shard_state(optimizer_state, parameters, whole)
     optimizer.load_state_dict(optimizer_state)
     state.pop(HAS_MANIFEST, None)
     return state
 
 
 def read_whole(folder: Path) -> None:
-    """Read every file of a checkpoint that has no digests, as far as that goes without a model.
+    """Read every file of a checkpoint without digests, as far as that is possible without a model.
 
     Raises:
-        Damaged: one of them is missing or cannot be read.
+        Damaged: a file is missing or cannot be read.
     """
     path = folder / STATE
     try:
@@ -118,7 +118,7 @@ def read_whole(folder: Path) -> None:
         path = folder / ROLLOUTS
         if path.exists():
             torch.load(path, weights_only=True)
-    except Exception as error:  # of whichever library reads the file
+    except Exception as error:  # any library's own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Damaged(f"{path} cannot be read ({reason})") from None
 
@@ -127,13 +127,16 @@ def _check_dtype(folder: Path, model: nn.Module) -> None:
     stored, here = stored_dtype(folder), trained_dtype(model)
     if stored in NAMES and here in NAMES and stored != here:
         raise CheckpointError(
-            f"checkpoint {folder} holds {NAMES[stored]} weights, and this model's are {NAMES[here]}; continue it "
-            f"with model.dtype = '{NAMES[stored]}', or begin another run in another folder"
+            f"checkpoint {folder} holds {NAMES[stored]} weights, but this model has {NAMES[here]} weights; continue "
+            f"with model.dtype = '{NAMES[stored]}', or start another run in another folder"
         )
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without second names of tied weights (safetensors refuses shared memory) and frozen weights."""
+    """Return the state dict without frozen weights and without second names of tied weights.
+
+    safetensors refuses tensors that share memory.
+    """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     seen: set[int] = set()
     unique: dict[str, torch.Tensor] = {}
@@ -146,9 +149,9 @@ def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _put(tensors: dict[str, torch.Tensor], model: nn.Module) -> list[str]:
-    """Stored weights in their places; returns the names that have none, or lack a weight."""
+    """Load stored weights into ``model``; return the names that do not match."""
     own = dict(model.named_parameters())
-    cut = {name: cut_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
-    missing, unexpected = model.load_state_dict(cut, strict=False)
+    sharded = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
+    missing, unexpected = model.load_state_dict(sharded, strict=False)
     wanted = {name for name, parameter in own.items() if parameter.requires_grad} | dict(model.named_buffers()).keys()
     return [*(name for name in missing if name in wanted), *unexpected]

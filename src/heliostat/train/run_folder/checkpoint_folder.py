@@ -1,8 +1,9 @@
-"""One checkpoint's folder: what it is called, and whether it is what was written.
+"""The folder of one checkpoint: its name, its manifest, and the check that its files are as they were written.
 
-``manifest.json`` has the digest of every file, the step, how many checkpoints the run had written before this one, and
-how far the run's logs went. A checkpoint of an earlier version has no manifest, and a state that does not say that
-there is one: it is read whole, which finds torn files, and is used with a note that flips in it go unseen.
+``manifest.json`` has the digest of every file, the step, the number of checkpoints that the run had written before, and
+the extents of the run's logs. A checkpoint of an earlier version has no manifest, and its state does not announce one.
+Such a checkpoint is read completely, which detects truncated files, and used with a note that flipped bits in it would
+stay undetected.
 
 Left out: the contents of the files (``checkpoint_files``), and the choice of a checkpoint (``checkpoints``).
 """
@@ -23,14 +24,14 @@ from heliostat.train.run_folder.checkpoint_files import HAS_MANIFEST, STATE, rea
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a checkpoint says of itself.
+    """The description of a checkpoint.
 
     Attributes:
         step: of the run.
-        number: how many checkpoints the run had written before it; of earlier versions' ones -1.
-        logs: how far each log went.
-        files: names of its files.
-        is_checked: whether its files have digests.
+        number: of checkpoints that the run had written before; -1 for checkpoints of earlier versions.
+        logs: extent of each log.
+        files: names of the checkpoint's files.
+        is_checked: whether the files have digests.
     """
 
     step: int
@@ -41,17 +42,17 @@ class About:
 
     @property
     def age(self) -> tuple[int, int]:
-        """Larger for those that were written later; earlier versions wrote none of a lower step after a higher one."""
+        """A key that grows with the time of writing; earlier versions wrote checkpoints in the order of steps."""
         return self.number, self.step
 
 
 def name_of(step: int) -> str:
-    """The folder of the checkpoint of ``step``."""
+    """Return the folder's name for the checkpoint of ``step``."""
     return f"step_{step:06d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder's name says, or ``None`` for a name that ``name_of`` does not give."""
+    """Return the step of a folder's name, or ``None`` if ``name_of`` gives no such name."""
     with suppress(ValueError):
         step = int(name.removeprefix("step_"))
         return step if name == name_of(step) else None
@@ -59,16 +60,16 @@ def step_of(name: str) -> int | None:
 
 
 def left_behind(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder`` of which a killed process left something behind."""
+    """List the checkpoints in ``folder`` of which a killed process left partial or replaced folders."""
     found = {path.with_suffix("") for ending in ENDINGS for path in folder.glob(f"step_*{ending}")}
     return sorted(path for path in found if step_of(path.name) is not None)
 
 
 def describe(folder: Path, step: int, number: int, logs: Mapping[str, Extent]) -> None:
-    """Write the manifest of a checkpoint whose other files are there.
+    """Write the manifest of a checkpoint whose other files are complete.
 
     Raises:
-        OSError: the disk refused.
+        OSError: writing failed.
     """
     write_manifest(
         folder, {"step": step, "number": number, "logs": {name: one.to_json() for name, one in logs.items()}}
@@ -76,29 +77,29 @@ def describe(folder: Path, step: int, number: int, logs: Mapping[str, Extent]) -
 
 
 def read_about(folder: Path, step: int) -> About:
-    """What the checkpoint of ``step`` says of itself; its other files are not looked at.
+    """Read the description of the checkpoint of ``step``, without its other files.
 
     Raises:
-        Damaged: its manifest cannot be read or is lost, or it is that of another step.
+        Damaged: the manifest is unreadable, lost, or of another step.
     """
     if not (folder / MANIFEST).exists() and _is_older(folder):
         found = _read_state(folder).get("step", step)
         about = About(found, files=frozenset(path.name for path in folder.iterdir()), is_checked=False)
     else:
         manifest = read_manifest(folder)
-        said = manifest["about"]
-        logs = {name: Extent.from_json(one) for name, one in said["logs"].items()}
-        about = About(said["step"], said["number"], logs, frozenset(manifest["files"]))
+        content = manifest["about"]
+        logs = {name: Extent.from_json(one) for name, one in content["logs"].items()}
+        about = About(content["step"], content["number"], logs, frozenset(manifest["files"]))
     if about.step != step:
         raise Damaged(f"{folder} holds the checkpoint of step {about.step}: folders were renamed or exchanged")
     return about
 
 
 def check(folder: Path, step: int) -> About:
-    """Compare every file with its digest, and the folder's name with the step inside.
+    """Compare every file with its digest, and the folder's name with the step in its manifest.
 
     Raises:
-        Damaged: naming the first file that is missing, or not what was written.
+        Damaged: a file is missing or was changed; the message names the first one.
     """
     about = read_about(folder, step)
     if about.is_checked:
@@ -109,17 +110,15 @@ def check(folder: Path, step: int) -> About:
 
 
 def unchecked(folder: Path) -> str:
-    """What is said of a checkpoint without digests that is used."""
-    return (
-        f"{folder} is of an earlier version and has no digests: it can be read whole, but flipped bits go unseen in it"
-    )
+    """Build the note about a checkpoint without digests that is used."""
+    return f"{folder} is of an earlier version and has no digests: it can be read, but flipped bits stay undetected"
 
 
 def _is_older(folder: Path) -> bool:
-    """Whether a checkpoint that has no manifest never had one.
+    """Return whether a checkpoint without manifest is of an earlier version, which wrote none.
 
     Raises:
-        Damaged: its state, which says so, cannot be read.
+        Damaged: its state cannot be read.
     """
     return (folder / STATE).exists() and HAS_MANIFEST not in _read_state(folder)
 

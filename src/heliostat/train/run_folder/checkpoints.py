@@ -1,13 +1,13 @@
-"""The checkpoints of a run: complete or absent, checked before they are used; the newest few are kept.
+"""The checkpoints of a run: published atomically, verified before use, and limited to the newest few.
 
-A checkpoint is a folder ``step_000120`` (``checkpoint_folder``) that is published whole (``storage.folders``). It is
-read by any number of ranks, whichever number wrote it.
+A checkpoint is a folder ``step_000120`` (``checkpoint_folder``), published in one rename (``storage.folders``). The
+number of ranks that read it may differ from the number that wrote it.
 
-The newest checkpoint is the one that was written last, not the one with the highest step: after a rollback the
-checkpoint that the run went back to is written again, and from then on later steps are obsolete.
+The newest checkpoint is the one written last, not the one with the highest step. A rollback writes the checkpoint that
+it returned to again, which makes the checkpoints of later steps obsolete.
 
-Left out: the contents of its files (``checkpoint_files``), and random number state, since every draw of a run is
-derived from its seed and step.
+Left out: the contents of the files (``checkpoint_files``), and the state of random generators, since every draw of a
+run is derived from its seed and step.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ WRITING_FAILURES = (OSError, RuntimeError, SafetensorError)
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where a run can continue.
+    """The checkpoint that a run continues from.
 
     Attributes:
-        step: of the newest intact checkpoint; ``None`` where there is no checkpoint at all.
-        logs: how far each log went when it was written.
+        step: of the newest intact checkpoint; of the last one if all are damaged; ``None`` if there is none.
+        logs: extent of each log when the checkpoint was written.
         losses: one sentence for each newer checkpoint that is damaged, and one if this one has no digests.
-        is_intact: whether it can be loaded; where there are checkpoints and all are damaged, ``step`` is the last one.
+        is_intact: whether the checkpoint can be loaded.
     """
 
     step: int | None
@@ -60,7 +60,7 @@ class ResumePoint:
 
 
 class Checkpoints:
-    """The checkpoint folder of one run; ranks save and load together, and the main one makes and removes folders."""
+    """The checkpoints of one run; ranks save and load together, and rank 0 creates and removes folders."""
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
         self.folder = folder
@@ -73,17 +73,17 @@ class Checkpoints:
                 recover_folder(path)
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, lowest first; one that is being written, a link or a copy is none."""
+        """List the steps of the complete checkpoints, lowest first; links and folders of other names are ignored."""
         found = [step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir() and not path.is_symlink()]
         return sorted(step for step in found if step is not None)
 
     @property
     def latest(self) -> int | None:
-        """Step of the checkpoint that the run continues from."""
+        """The step of the checkpoint that the run continues from."""
         return max(self.steps(), default=None) if self._point is None else self._point.step
 
     def find_newest(self) -> ResumePoint:
-        """Find the newest intact checkpoint, and remove those that it made obsolete; all ranks call it together."""
+        """Find the newest intact checkpoint, and remove obsolete ones; all ranks call it together."""
         self._point = self.runtime.run_on_main(self._find_newest)
         return self._point
 
@@ -106,14 +106,14 @@ class Checkpoints:
                     remove_folder(self._path(other))
             self._just_checked = step
             lost = [f"a checkpoint is lost: {why}; step {step} is intact" for at, why in damaged.items() if at >= step]
-            if not lost:  # else they stay to be looked at, until the next checkpoint is written
+            if not lost:  # damaged checkpoints stay for inspection until the next one is written
                 self._prune(step)
             notes = [] if about.is_checked else [unchecked(self._path(step))]
             return ResumePoint(step, about.logs, (*lost, *notes))
         return ResumePoint(max(damaged, default=None), is_intact=not damaged)
 
     def intact(self) -> list[int]:
-        """Steps of the checkpoints that can be gone back to, lowest first; all ranks call it together."""
+        """List the steps of the intact checkpoints, lowest first; all ranks call it together."""
         return self.runtime.run_on_main(self._intact)
 
     def _intact(self) -> list[int]:
@@ -133,14 +133,14 @@ class Checkpoints:
         rollouts: Sequence[dict[str, Any]] = (),
         logs: Mapping[str, Extent] | None = None,
     ) -> Path:
-        """Write a checkpoint, then drop those of later steps, which it makes obsolete, and the oldest beyond ``keep``.
+        """Write a checkpoint; then remove those of later steps, now obsolete, and the oldest ones beyond ``keep``.
 
         Args:
-            rollouts: of coming steps, as tensors and plain values.
-            logs: how far the run's logs go, by name.
+            rollouts: of later steps, as tensors and plain values.
+            logs: extents of the run's logs, by name.
 
         Raises:
-            CheckpointError: the disk refused; earlier checkpoints are untouched.
+            CheckpointError: writing failed; earlier checkpoints are untouched.
         """
         final = self._path(step)
         draft: FolderDraft | None = None
@@ -164,11 +164,11 @@ class Checkpoints:
             raise CheckpointError(f"could not write checkpoint {final} ({reason_of(error)}); {good}") from error
         finally:
             if draft is not None:
-                draft.discard()  # nothing is left of it once it is published
+                draft.discard()  # does nothing after publication
         return final
 
     def _next_number(self) -> int:
-        """How many checkpoints the run has written, as far as those that are left say."""
+        """Count the checkpoints that the run has written, from the numbers of those that are left."""
         number = 0
         for step in self.steps():
             with suppress(Damaged):
@@ -189,10 +189,10 @@ class Checkpoints:
             remove_folder(self._path(later))
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put a checkpoint's weights and optimizer state into place and return its ``state``, with its ``rollouts``.
+        """Load a checkpoint's weights and optimizer state, and return its ``state`` with its ``rollouts``.
 
         Raises:
-            CheckpointError: a file of it is not what was written, or it is of another model, or of another type.
+            CheckpointError: a file is damaged, or the checkpoint is of another model or dtype.
         """
         folder = self._path(step)
         try:
@@ -206,12 +206,12 @@ class Checkpoints:
             ) from error
 
     def _checked(self, step: int) -> About:
-        """What a checkpoint says of itself; its files are compared with their digests unless that was done just now."""
+        """Read a checkpoint's description, and compare its files with their digests unless that was done just now."""
         fresh, self._just_checked = self._just_checked == step, None
         return (read_about if fresh else check)(self._path(step), step)
 
     def stored_dtype(self, step: int | None) -> torch.dtype | None:
-        """The type of the weights in a checkpoint; ``None`` without one, or where that cannot be told."""
+        """Return the dtype of a checkpoint's weights; ``None`` without a checkpoint, or if it cannot be read."""
         return None if step is None else stored_dtype(self._path(step))
 
     def _path(self, step: int) -> Path:

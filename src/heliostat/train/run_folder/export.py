@@ -1,9 +1,11 @@
-"""A run's model as folders that plain transformers and PEFT load, from any number of ranks, read back before trusted.
+"""Export of a run's model as folders that plain transformers and PEFT load, from any number of ranks.
 
-    try_export   of the model before training, what is trained perturbed_weights: what could be lost is lost now
-    export       of the model after training
+    try_export   before training, with perturbed trainable weights, so that a loss shows before any work is done
+    export       after training
 
-Left out: what is in such a folder (``models.saving``, ``models.lora``) and how it is compared
+Every export is read back and compared with the trainer's logits.
+
+Left out: the contents of such a folder (``models.saving``, ``models.lora``), and the comparison
 (``models.checks.saved_model``).
 """
 
@@ -32,46 +34,46 @@ NUM_PROMPTS = 4
 
 
 class ExportError(RuntimeError):
-    """The trained model could not be saved, or what was saved is not what was trained."""
+    """The trained model could not be saved, or the saved model differs from the trained one."""
 
 
 def export(
     loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], adapter: Path | None = None
 ) -> None:
-    """Save the model, adapters merged, and read it back; of cut weights every rank gives its part, the main one writes.
+    """Save the model with adapters merged, and read it back; sharded weights are gathered, and rank 0 writes.
 
-    Nothing appears under ``folder`` or ``adapter`` that was not read back and did not give the trainer's logits.
+    ``folder`` and ``adapter`` are published only after they were read back and gave the trainer's logits.
 
     Args:
         prompts: of the run's task; the first few are compared.
-        adapter: where adapters go on their own, if there are any.
+        adapter: folder for the adapters alone, if there are any.
 
     Raises:
-        ExportError: it could not be written, or does not come back.
+        ExportError: writing failed, or the saved model differs from the trained one.
     """
     try:
         _export(loaded, runtime, folder, prompts, adapter)
     except RankLost:
         raise
-    except Exception as error:  # of any library on the way: hours of training end in a sentence and a whole folder
+    except Exception as error:  # any library's own: training is done, so the user gets a sentence and a checkpoint
         raise ExportError(
-            f"the model could not be saved to {folder}: {_said(error)}; the last checkpoint is complete, and the same "
-            "command with the same --run tries again from there"
+            f"the model could not be saved to {folder}: {_reason(error)}; the last checkpoint is complete, and the "
+            "same command with the same --run tries again from there"
         ) from error
 
 
 def try_export(
     loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], resumes: bool = False
 ) -> None:
-    """Go the whole way of ``export`` with the model as it is before training, in a place below ``folder``.
+    """Try ``export`` before training, in a temporary folder below ``folder``.
 
     Args:
-        resumes: whether the run was trained in an earlier session; disk and packages may be others since.
+        resumes: whether the run was trained in an earlier session; the disk and packages may have changed since.
 
-    **Limits**: the model is afterwards what it was, bit for bit.
+    **Limits**: afterwards the model is unchanged, bit for bit.
 
     Raises:
-        ConfigError: this model, with these adapters, in this place, cannot be saved as what it is.
+        ConfigError: this model with these adapters cannot be saved without loss, or not in this place.
     """
     trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=folder)) if runtime.is_main else folder
     seed = runtime.rank if runtime.sharded else 0
@@ -86,11 +88,11 @@ def try_export(
             "leave layers out of lora.layers" if is_adapted(loaded.model) else "train adapters instead (lora.rank)"
         )
         if isinstance(error, OSError) or is_full(error):
-            way_out = "make room"
+            way_out = "free disk space"
         nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(
-            f"{nothing} was trained, since the model of this run could not be saved as what it is: {_said(error)}; "
-            f"{way_out}, or set train.try_export = false to train all the same"
+            f"{nothing} was trained, since the model of this run could not be saved without loss: {_reason(error)}; "
+            f"{way_out}, or set train.try_export = false to train anyway"
         ) from error
     finally:
         if runtime.is_main:
@@ -102,27 +104,27 @@ def _export(
 ) -> None:
     ids = [prompt.context_ids for prompt in prompts[:NUM_PROMPTS]]
     with unsharded(loaded.model):
-        said = trainer_logits(loaded, ids)
-    gathered_weights = full_state_dict(loaded.model)
+        logits = trainer_logits(loaded, ids)
+    full_weights = full_state_dict(loaded.model)
     with runtime.raise_on_all_ranks():
         if not runtime.is_main:
             return
-        weights = gathered_weights or loaded.model.state_dict()
+        weights = full_weights or loaded.model.state_dict()
         with ExitStack() as stack:
-            beside = None
+            partial_adapter = None
             if adapter is not None and is_adapted(loaded.model):
-                beside = stack.enter_context(replacing(adapter))
-                save_adapter(loaded.model, weights, beside)
+                partial_adapter = stack.enter_context(replacing(adapter))
+                save_adapter(loaded.model, weights, partial_adapter)
 
             def check(partial: Path, written: Mapping[str, Tensor]) -> None:
-                model = check_saved(loaded, partial, written, ids, said)
-                if beside is not None:
-                    check_adapter(model, beside, weights, ids, said)
+                model = check_saved(loaded, partial, written, ids, logits)
+                if partial_adapter is not None:
+                    check_adapter(model, partial_adapter, weights, ids, logits)
 
             save_model(loaded, folder, weights, check)
 
 
-def _said(error: Exception) -> str:
-    """One line about an error, with its type where that is not one of ours."""
+def _reason(error: Exception) -> str:
+    """Describe an error in one line, with its type unless that is our own."""
     line = str(error).strip().split("\n")[0].rstrip(".")
     return line if isinstance(error, SavedDiffers) else f"{type(error).__name__}: {line}"

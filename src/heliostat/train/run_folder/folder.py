@@ -2,8 +2,8 @@
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
-    one)  adapter/ (LoRA)  audit.json (what the audit before training found)
-    template_day.txt (of chat templates that tell the day)
+    one)  adapter/ (LoRA)  audit.json (the findings of the audit before training)
+    template_day.txt (of chat templates that contain the date)
 
 Left out: the contents of a checkpoint (``checkpoints``) and of the page (``report``).
 """
@@ -55,7 +55,7 @@ _STARTING = (
     "recipe.toml",
     "run.lock",
 )
-"""What a run writes before anything is refused."""
+"""Files that a run writes before it may be refused."""
 
 KEPT = frozenset(
     {
@@ -64,7 +64,7 @@ KEPT = frozenset(
         "template_day.txt",
     }
 )
-"""What the manifest of a run that has ended lists."""
+"""Files that the manifest of a finished run lists."""
 
 
 class RunLocked(RuntimeError):
@@ -72,7 +72,7 @@ class RunLocked(RuntimeError):
 
 
 def default_run_dir(section: RunSection, recipe_name: str) -> Path:
-    """``root/name``, or a dated name that is not taken yet."""
+    """Return ``root/name``, or a dated name that is not taken yet."""
     if section.name:
         return Path(section.root) / section.name
     dated = Path(section.root) / f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -81,7 +81,7 @@ def default_run_dir(section: RunSection, recipe_name: str) -> Path:
 
 
 def reserve_run_dir(section: RunSection, recipe_name: str) -> Path:
-    """``root/name``, or a new folder with a dated name; runs that start in one second get different ones."""
+    """Return ``root/name``, or make a folder with a dated name, which no run started in the same second shares."""
     path = default_run_dir(section, recipe_name)
     return path if section.name else new_folder(path)
 
@@ -90,12 +90,12 @@ class RunFolder:
     """A locked run folder.
 
     Args:
-        writes: whether this process is the one that writes here; what others of a run would write is left out.
-        reserved: whether the folder was made for this run just now (``reserve_run_dir``).
+        writes: whether this process writes here (rank 0); writes of other processes are skipped.
+        reserved: whether the folder was just made for this run (``reserve_run_dir``).
 
     Raises:
-        RunLocked: another process holds it.
-        ConfigError: it holds a run of a different recipe, or anything that no run of ours put there.
+        RunLocked: another process holds the lock.
+        ConfigError: the folder holds a run of a different recipe, or files that no run of Heliostat wrote.
     """
 
     def __init__(self, path: Path, recipe: Recipe, writes: bool = True, reserved: bool = False) -> None:
@@ -161,10 +161,10 @@ class RunFolder:
         publish_file(path, dump_recipe(recipe))
 
     def keep_day(self, today: str) -> str:
-        """The day that the chat template tells throughout the run: the first one it was told.
+        """Return the date that the chat template shows throughout the run: the day on which the run began.
 
         Raises:
-            ConfigError: what is written there is no day.
+            ConfigError: the file with the date is damaged.
         """
         path = self.path / "template_day.txt"
         if not self.writes:
@@ -174,19 +174,21 @@ class RunFolder:
         try:
             return datetime.fromisoformat(path.read_text(encoding="utf-8").strip()).isoformat()
         except ValueError:
-            raise ConfigError(f"{path} is damaged: it says which day the chat template tells in this run") from None
+            raise ConfigError(
+                f"{path} is damaged: it holds the date that the chat template shows in this run"
+            ) from None
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines and flush them to the disk.
 
         Raises:
-            StorageError: the disk refused; the file is as it was.
+            StorageError: writing failed; the file is unchanged.
         """
         if self.writes:
             append_rows(path, rows)
 
     def extents(self, step: int) -> dict[str, Extent]:
-        """How far each log goes, for a checkpoint of ``step``; what is about later steps is left out."""
+        """Return the extent of each log for a checkpoint of ``step``, without rows of later steps."""
         if not self.writes:
             return {}
         by_step = {log.name: extent_of(log, lambda row: _at(row, "step") <= step) for log in self._by_step}
@@ -197,24 +199,24 @@ class RunFolder:
         return self.metrics, self.evals, self.transcripts
 
     def rewind_to(self, step: int | None, extents: Mapping[str, Extent]) -> list[str]:
-        """Forget what was written after the checkpoint of ``step``, or everything; a resumed run writes it again.
+        """Remove rows written after the checkpoint of ``step``, or all rows; a resumed run writes them again.
 
         Args:
-            extents: how far the logs went when that checkpoint was written.
+            extents: extents of the logs when that checkpoint was written.
 
         Returns:
-            A sentence for each log that is not what the run had written. Its readable rows are kept.
+            A sentence for each damaged log, whose readable rows are kept.
         """
         if not self.writes:
             return []
-        (self.path / MANIFEST).unlink(missing_ok=True)  # of how an earlier session ended
+        (self.path / MANIFEST).unlink(missing_ok=True)  # of an earlier session
         if step is None:
             for path in self._logs:
                 path.unlink(missing_ok=True)
             return []
         losses = []
         for path in self._logs:
-            if path.name not in extents:  # a checkpoint of an earlier version, which has no results of before either
+            if path.name not in extents:  # a checkpoint of an earlier version, which has no results of "before" either
                 self._salvage(path, step, phases=("before", "during"))
                 continue
             try:
@@ -225,10 +227,10 @@ class RunFolder:
         return losses
 
     def _salvage(self, path: Path, step: int, phases: Sequence[str] = ("during",)) -> int:
-        """Keep the rows of a damaged log that can be read and are not after ``step``; those of the guard come later.
+        """Keep the readable rows of a damaged log up to ``step``; rows of the guard are rewound later.
 
         Args:
-            phases: of the evaluations to keep; those before training are in the checkpoint.
+            phases: of evaluations to keep; the evaluation before training is in the checkpoint.
         """
         if path.is_symlink():
             path.unlink()
@@ -239,25 +241,25 @@ class RunFolder:
         return keep_rows(path, lambda row: _at(row, "tick") < math.inf)
 
     def metrics_after(self, step: int) -> list[dict[str, Any]]:
-        """The metrics of steps after ``step``."""
+        """Read the metrics of steps after ``step``."""
         return [row for row in read_rows(self.metrics).rows if _at(row, "step") > step]
 
     def forget_after(self, step: int) -> None:
-        """Drop evaluations and transcripts of steps that were taken back; those of ``step`` itself and before stay."""
+        """Remove evaluations and transcripts of rolled-back steps, those after ``step``."""
         if not self.writes:
             return
         for path in (self.evals, self.transcripts):
             keep_rows(path, lambda row: _at(row, "step") <= step)
 
     def rewind_events(self, tick: int) -> None:
-        """Forget what the guard wrote after ``tick``, its count of steps made (abandoned ones included)."""
+        """Remove rows that the guard wrote after ``tick``, its count of steps (abandoned ones included)."""
         if not self.writes:
             return
         for path in (self.events, self.abandoned):
             keep_rows(path, lambda row: _at(row, "tick") <= tick)
 
     def restore_before(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Put the evaluation before training back into ``evals.jsonl``, if it is not there as it was."""
+        """Restore the evaluation before training in ``evals.jsonl``, if it is missing or changed."""
         if not self.writes or not rows:
             return
         found = read_rows(self.evals).rows
@@ -267,7 +269,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run here has ended well; a damaged summary says nothing, and is written again."""
+        """Whether the run has finished; a damaged summary does not count, and is written again."""
         try:
             summary = json.loads(self.summary.read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -275,19 +277,19 @@ class RunFolder:
         return isinstance(summary, dict) and summary.get("status") == "finished"
 
     def write_audit(self, content: str) -> None:
-        """Keep what the audit before training found."""
+        """Store the findings of the audit before training."""
         if self.writes:
             publish_file(self.path / "audit.json", content)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace ``summary.json``, and list what the run leaves behind by its digests."""
+        """Replace ``summary.json``, and write the manifest with the digests of the run's files."""
         if not self.writes:
             return
         publish_file(self.summary, json.dumps(summary, indent=1) + "\n")
         self._list_files()
 
     def changes(self) -> list[str]:
-        """A sentence for each file of a run that has ended which is not what it wrote."""
+        """Describe each file of a finished run that was changed since, a sentence each."""
         if self.writes and not (self.path / MANIFEST).exists():  # killed right after its summary
             self._list_files()
         return changed_files(self.path)
@@ -297,7 +299,7 @@ class RunFolder:
             write_manifest(self.path, {}, KEPT)
 
     def close(self) -> None:
-        """Release the lock; a run that was refused before it began leaves no folder behind."""
+        """Release the lock, and delete the folder if the run never started."""
         if not self.writes:
             return
         self._lock.truncate(0)
@@ -308,7 +310,7 @@ class RunFolder:
 
 
 def _is_older_run(path: Path) -> bool:
-    """Whether a folder without marker holds a run of an earlier version: its recipe, and what it was made with."""
+    """Return whether a folder without marker holds a run of an earlier version: its recipe and its versions."""
     try:
         recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
         made_with = json.loads((path / "versions.json").read_text(encoding="utf-8"))
@@ -319,17 +321,17 @@ def _is_older_run(path: Path) -> bool:
 
 
 def _at(row: Mapping[str, Any], key: str) -> float:
-    """The step or tick of a row; infinite where it has none, which no row of ours is."""
+    """Return the step or tick of a row; infinite for a row without one, which is not ours."""
     value = row.get(key)
     return value if isinstance(value, int) else math.inf
 
 
 INDIFFERENT = ("run.name", "run.root", "train.try_export")
-"""Keys that a run may be continued with another value of: they do not change what comes out."""
+"""Keys whose values may change when a run is continued, since they do not change its results."""
 
 
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
-    """The first key on which two recipes differ, but for those that do not change the result."""
+    """Describe the first difference of two recipes that changes results; empty if there is none."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
         if not where and key in ("tracking", "distributed", "audit"):
             continue
@@ -350,7 +352,7 @@ def _said(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What this run was made with."""
+    """Return the versions and hardware that this run uses."""
     packages = ("heliostat", "torch", "transformers", "numpy", "tokenizers")
     return {package: version(package) for package in packages} | {
         "python": platform.python_version(),

@@ -1,6 +1,6 @@
-"""What stands in a run's folder when a session begins: leftovers go, obstacles are named, shared files are parted.
+"""Preparation of a run's folder: remove leftovers, refuse obstacles, and detach files that share storage with a copy.
 
-Left out: whose the folder is (``outputs``), and what the run writes there (``folder``).
+Left out: ownership of the folder (``outputs``), and the run's own files (``folder``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ MODELS = ("model", "adapter", "reference")
 """Folders of weights."""
 
 _LEFTOVERS = (*(ending.format(name) for name in MODELS for ending in (".{}-????????", ".old-{}-????????")),)
-"""What killed exports of earlier versions are called."""
+"""Names of folders that killed exports of earlier versions left."""
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
-    """Put right what a killed process left of writing models, and remove its other leftovers.
+    """Recover models that a killed process was writing, and remove its other leftovers.
 
     Args:
-        names: the files that a run publishes; other files that end in ``.partial`` are not ours.
+        names: files that a run publishes; other ``.partial`` files stay, since no run of ours wrote them.
     """
     for name in MODELS:
         recover_folder(folder / name)
@@ -37,27 +37,27 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 
 def check_places(folder: Path) -> None:
-    """Refuse at once what would be in the way of a run's folders only after hours of training.
+    """Refuse obstacles to the run's folders now, rather than after hours of training.
 
     Raises:
-        ConfigError: a link, a file, or something that is no model stands where one of them goes.
+        ConfigError: a link, a file, or a folder without a model is in the place of one of them.
     """
     for name in ("checkpoints", *MODELS):
         place = folder / name
         if place.is_symlink():
-            raise ConfigError(f"{place} is a link; keep the whole run where it points to, with --run")
+            raise ConfigError(f"{place} is a link; use --run to put the whole run where the link points")
         if place.exists() and not place.is_dir():
-            raise ConfigError(f"{place} is no folder, and the run keeps its {name} there; move it away")
+            raise ConfigError(f"{place} is not a folder, but the run keeps its {name} there; move it away")
     for place in (folder / name for name in MODELS):
         held = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
         if held and not {"config.json", "adapter_config.json"} & set(held):
             raise ConfigError(
-                f"{place} holds no model ('{held[0]}'), and the run saves one there; move what is in it away"
+                f"{place} holds no model but '{held[0]}', and the run saves a model there; move its contents away"
             )
 
 
 def keep_apart(logs: Iterable[Path]) -> None:
-    """Make files that have another name elsewhere this folder's own: it may be a copy by hard links (``cp -al``)."""
+    """Replace files that are hard links by copies, since the folder may be a copy made with ``cp -al``."""
     for log in logs:
         if log.is_file() and not log.is_symlink() and log.stat().st_nlink > 1:
             publish_file(log, log.read_bytes())

@@ -1,10 +1,10 @@
-"""In which type a run keeps its weights: decided when it begins, whatever machine it is continued on.
+"""The dtype of a run's weights: fixed when the run begins, on whatever machine it is continued.
 
-``model.dtype = "auto"`` depends on the device, and a checkpoint does not: bfloat16 weights with their float32 copies
-cannot go on as float32 weights, bit for bit, nor the other way round. A model in a run's folder has the results that
-the run reports in the type that it was trained in, so that it is evaluated in that one.
+``model.dtype = "auto"`` depends on the device, but a checkpoint does not. Bfloat16 weights with their float32 copies
+cannot continue bit for bit as float32 weights, nor the other way round. A saved model has its reported results in the
+dtype that it was trained in, so it is evaluated in that dtype.
 
-Left out: the type that sharded weights are computed in, which a continued run may change (``distributed``).
+Left out: the compute dtype of sharded weights, which a continued run may change (``distributed.compute_dtype``).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from heliostat.config import Recipe
 from heliostat.outputs import MARKER
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""As a recipe says them."""
+"""Names of dtypes in recipes."""
 
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
 def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
-    """The recipe of a run that is to be continued, with the type it was begun in where the recipe leaves that open.
+    """Return the recipe of a continued run, with the dtype of its checkpoint where the recipe says ``auto``.
 
     Args:
-        dtype: of its checkpoint (``stored_dtype``); ``None``: it has none.
+        dtype: of the checkpoint (``stored_dtype``); ``None`` without one.
     """
     if recipe.model.dtype != "auto" or dtype not in NAMES:
         return recipe
@@ -38,9 +38,9 @@ def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
 
 
 def as_saved(recipe: Recipe) -> Recipe:
-    """The recipe with the type of its model's weights, where that is a run's saved model and the recipe leaves it open.
+    """Return the recipe with the dtype of its model's weights, if the recipe says ``auto`` and a run saved the model.
 
-    **Limits**: a saved model that was moved out of its run is loaded like any other.
+    **Limits**: a saved model that was moved out of its run folder is loaded like any other.
     """
     folder = Path(recipe.model.path).expanduser()
     if recipe.model.dtype != "auto" or not (folder.parent / MARKER).is_file() or not folder.is_dir():
@@ -49,9 +49,9 @@ def as_saved(recipe: Recipe) -> Recipe:
 
 
 def stored_dtype(checkpoint: Path) -> torch.dtype | None:
-    """The type of the weights in a checkpoint's folder, or a saved model's; ``None`` where it cannot be told.
+    """Return the dtype of the weights in a checkpoint's or saved model's folder.
 
-    **Limits**: a folder that cannot be read: ``None``; reading it for its weights says why.
+    **Limits**: a folder that cannot be read: ``None``; loading its weights later raises the reason.
     """
     try:
         types = _of_shards(checkpoint) if (checkpoint / "shards").is_dir() else _of_file(checkpoint)
@@ -70,15 +70,18 @@ def _of_file(checkpoint: Path) -> set[torch.dtype]:
 
 def _of_shards(checkpoint: Path) -> set[torch.dtype]:
     stored = FileSystemReader(checkpoint / "shards").read_metadata().state_dict_metadata
-    weights = [what for key, what in stored.items() if key.startswith("model.")]
-    return {what.properties.dtype for what in weights if isinstance(what, TensorStorageMetadata)}
+    weights = [entry for key, entry in stored.items() if key.startswith("model.")]
+    return {entry.properties.dtype for entry in weights if isinstance(entry, TensorStorageMetadata)}
 
 
 def trained_dtype(model: nn.Module) -> torch.dtype | None:
-    """The type of the weights that a model's training moves; ``None`` where it moves none."""
+    """Return the dtype of a model's trainable weights; ``None`` without any."""
     return _shortest({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
 
 
 def _shortest(types: set[torch.dtype]) -> torch.dtype | None:
-    """The one that a recipe would name: some architectures keep a few weights or buffers of a bfloat16 model longer."""
+    """Return the dtype of lowest precision, which a recipe would name.
+
+    Some architectures keep a few weights or buffers of a bfloat16 model in float32.
+    """
     return min(types, key=lambda dtype: dtype.itemsize, default=None)

@@ -12,10 +12,10 @@ from heliostat.train.logprobs.packing import Row
 
 @dataclass(slots=True)
 class UpdateCounts:
-    """What the phase really computed: exact, so the ledger and the tests can rely on it.
+    """Exact counts of the computation of one update phase.
 
     Attributes:
-        unshared_tokens, unshared_attended: what the prompts would have come to if every row had run its own.
+        unshared_tokens, unshared_attended: counts of the prompts if every row had computed its own.
     """
 
     rows: int = 0
@@ -28,7 +28,7 @@ class UpdateCounts:
     unshared_attended: int = 0
 
     def over_ranks(self, runtime: Runtime) -> UpdateCounts:
-        """What all ranks computed; groups are dropped by all alike."""
+        """Sum the counts over ranks; all ranks drop the same groups, so these are not summed."""
         total = runtime.sum(dataclasses.asdict(self))
         return UpdateCounts(**{k: int(v) for k, v in total.items()} | {"dropped_groups": self.dropped_groups})
 

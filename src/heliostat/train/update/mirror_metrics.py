@@ -1,10 +1,10 @@
-"""What a step did, in the metrics' words: rewards, lengths, entropy, and how far the mirror step went.
+"""Metrics of a step: rewards, lengths and entropy of its rollouts, and the divergences of its mirror step.
 
-The mirror-step numbers compare the policy after the phase with its anchor on (a sample of) the step's own rollouts:
-``s = log pi_new(y|x) - log pi_old(y|x)`` per sequence, ``rho = e^s``. They are sample estimates;
-``docs/explanation/theory.md`` says what each equals at the exact optimum.
+The metrics of the mirror step compare the policy after the phase with its anchor on a sample of the step's own
+rollouts: ``s = log pi_new(y|x) - log pi_old(y|x)`` per sequence, ``rho = e^s``. They are sample estimates;
+``docs/explanation/theory.md`` gives their values at the exact optimum.
 
-Left out: alarms and actions on these numbers.
+Left out: alarms and actions (``monitors``, ``train.guard``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from heliostat.types import Batch, Group, Mean
 
 
 def rollout_means(groups: Sequence[Group]) -> dict[str, Mean]:
-    """Means over a step's completions, mergeable over ranks."""
+    """Compute means over a step's completions, which can be merged over ranks."""
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     completions = [completion for group in groups for completion in group.completions]
     lengths = [len(completion.token_ids) for completion in completions]
@@ -48,10 +48,13 @@ def _mean(values: Sequence[float]) -> Mean:
 def sequence_log_ratios(
     policy: Policy, batch: Batch, num_groups: int, tokens_per_microbatch: int, runtime: Runtime
 ) -> tuple[Float[np.ndarray, " sequence"], Float[np.ndarray, " sequence"], Bool[np.ndarray, " sequence"]]:
-    """``s`` under the current weights for the batch's first ``num_groups`` groups, with advantage and success.
+    """Compute ``s`` under the current weights for the batch's first ``num_groups`` groups.
 
-    The anchor is the sampler's own log-probability, which the sampler-gap metric ties to the trainer's. Ranks score a
-    share of the groups each, and all get all numbers.
+    The anchor is the sampler's own log-probability; the metric ``policy/sampler_gap`` bounds its distance from the
+    trainer's. Each rank scores a share of the groups, and all ranks get all results.
+
+    Returns:
+        Log-ratio, advantage and success of each sequence.
     """
     everyone = batch.groups[:num_groups]
     groups = runtime.shard_balanced(everyone, [group.group.num_tokens for group in everyone])
@@ -78,7 +81,7 @@ def mirror_means(
     success: Bool[np.ndarray, " sequence"],
     tau: float | None,
 ) -> dict[str, Mean]:
-    r"""Numbers of the mirror step from sampled sequence log-ratios, over all rollouts and for both classes apart.
+    r"""Compute the metrics of the mirror step from sampled sequence log-ratios: for all, correct, incorrect rollouts.
 
     With ``rho = e^s``, sample means estimate ``lambda = -E s``, ``E rho`` and ``chi2 = E rho^2 - 1``. A regression on
     ``A / tau`` ends where ``s + m rho = A / tau`` for every answer, with ``m = E A / tau - E s``. Multiplied by
@@ -87,19 +90,19 @@ def mirror_means(
         ``E (rho - 1)(s + m rho) = E (rho - 1) A / tau``
 
     whose left side is ``KL(new||old) + KL(old||new) + m chi2``; its left side over its right is ``policy/solved``.
-    It holds answer by answer, and so for correct and incorrect ones apart.
+    It holds for every answer, and so for correct and incorrect ones separately.
 
     Args:
         log_ratio: ``s`` of each sequence; minus infinity is an answer that lost all of its probability.
         advantage: ``A``, over whole groups.
         success: which sequences are correct.
-        tau: of a regression on ``A / tau`` (``Objective.regression_tau``); ``None`` for other objectives, of which
-            ``policy/solved`` says nothing.
+        tau: of a regression on ``A / tau`` (``Objective.regression_tau``); ``None`` for other objectives, for which
+            ``policy/solved`` has no meaning and is left out.
 
     Limits:
         ``s = 0`` everywhere: lambda and chi-square are 0, the mean ratio is 1, and ``solved`` is undefined (no gain).
-        A gain below twice its standard error: ``solved`` is left out, as a share of nothing. Mean baseline:
-        ``m = lambda``. PMD-part at its optimum: ``m = 0``. One class absent: its numbers have count 0.
+        A gain below twice its standard error: ``solved`` is left out, since its denominator may be 0. Mean baseline:
+        ``m = lambda``. PMD-part at its optimum: ``m = 0``. One class absent: its means have count 0.
 
     References:
         Xu, Lu, Yu & Zhao (2026), arXiv 2602.05933; the gain identity is this project's reconstruction.

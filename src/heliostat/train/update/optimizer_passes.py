@@ -1,13 +1,13 @@
-"""The passes that some optimizers need beside the gradient, over the rows of the same update.
+"""The passes that some optimizers need in addition to the gradient, over the rows of the same update.
 
     scores        one backward pass of log pi(y | x) for each of a few drawn completions
     statistics    forward and backward of sum log pi(y_t) over all completions, for Kronecker factors
-    reevaluation  the update's loss once more, at weights beside the current ones
+    reevaluation  the update's loss once more, at weights near the current ones
 
-Completions were sampled from the policy, so they are draws from the model: exactly at the anchor, nearly so in later
-updates of a phase.
+Completions were sampled from the policy, so they are draws from the model: exactly at the anchor, approximately in
+later updates of a phase.
 
-Left out: the gradient itself (``updater``), and what the optimizer makes of it.
+Left out: the gradient itself (``updater``), and its use by the optimizer (``optim``).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from heliostat.train.update.rank_sync import RankSync
 
 @dataclass(frozen=True, slots=True)
 class ExtraPass:
-    """One update's rows, ready to be run again.
+    """The rows of one update, ready for additional passes.
 
     Attributes:
-        rows: every completion of the update, other ranks' included: scores are drawn from them, and all take each.
+        rows: all completions of the update, on all ranks; scores are drawn from them, and every rank computes each.
         parts: this rank's micro-batches, with the anchor's log-probabilities filled in.
-        rank_sync: keeps ranks in step.
-        count: told of every further forward, for the ledger.
+        rank_sync: keeps ranks synchronised.
+        count: called for every additional forward, for the ledger.
     """
 
     policy: Policy
@@ -46,7 +46,7 @@ class ExtraPass:
     count: Callable[[Sequence[Row], bool], None]
 
     def step(self, optimizer: torch.optim.Optimizer, seed: Sequence[int]) -> None:
-        """Give the optimizer what it asks for (``BaseOptimizer.extra_pass``), and let it step."""
+        """Run the pass that the optimizer asks for (``BaseOptimizer.extra_pass``), and take the optimizer's step."""
         _STEPS[getattr(optimizer, "extra_pass", "none")](self, optimizer, seed)
 
     def _plain(self, optimizer: Any, seed: Sequence[int]) -> None:
@@ -63,7 +63,7 @@ class ExtraPass:
 
     def _with_statistics(self, optimizer: Any, seed: Sequence[int]) -> None:
         if optimizer.wants_statistics and not optimizer.empirical:
-            # Second moments of a shared prompt would depend on which completions shared it: every row has its own.
+            # Second moments of a shared prompt would depend on the completions that share it: rows are not shared.
             policy = self.policy
             alone = Policy(
                 policy.loaded,
@@ -87,7 +87,7 @@ class ExtraPass:
             loss = self.objective.loss(logp_new, token_batch(part, logp_new), self.normalizer).loss
             yield loss * self.rank_sync.scale
         self.rank_sync.run_dummy_passes(self.policy)
-        self.rank_sync.synchronise()  # whoever asked has called backward on every loss by now
+        self.rank_sync.synchronise()  # the optimizer has called backward on every loss by now
 
     def _log_probs(self, part: Sequence[Row]) -> Tensor:
         self.count(part, self.policy.shared_prompt)

@@ -1,6 +1,6 @@
-"""An optimizer step that refuses numbers that are not finite.
+"""An optimizer step that is skipped where the loss or the gradient is not finite.
 
-Left out: why they were not finite; the run's folder has the last good checkpoint and the metrics up to it.
+Left out: the cause; the run folder has the last good checkpoint and the metrics up to it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from heliostat.train.distributed.ranks import readable_dist_errors
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many updates in a row were not finite."""
+    """Too many updates in a row had a loss or gradient that was not finite."""
 
 
 @dataclass(slots=True)
 class SafeStep:
-    """Clip, check, step; or skip and count.
+    """An optimizer whose step clips and checks the gradient first, and is skipped and counted if that is not finite.
 
     Attributes:
         num_bad: skipped steps so far.
@@ -44,7 +44,7 @@ class SafeStep:
         """Take the step whose gradients are in place.
 
         Args:
-            step: what takes it, with the passes that some optimizers need; the optimizer's own step where not given.
+            step: takes the step, with additional passes that some optimizers need. Default: the optimizer's ``step``.
 
         Returns:
             The gradient norm before clipping, or ``None`` where the step was skipped.
@@ -67,9 +67,9 @@ class SafeStep:
         return None
 
     def _took(self, norm: float, step: Callable[[], Any]) -> bool:
-        """Let the optimizer step; some skip on their own, where what they need beside the gradient is not finite."""
+        """Take the optimizer's step; return whether it was taken, since some optimizers skip a step themselves."""
         before = getattr(self.optimizer, "num_skipped", 0)
-        if norm > 0:  # without any signal Adam would still move along its momentum
+        if norm > 0:  # with a gradient of 0, Adam would still move along its momentum
             with readable_dist_errors():
                 step()
         return bool(getattr(self.optimizer, "num_skipped", 0) == before)

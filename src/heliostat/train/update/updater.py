@@ -1,12 +1,12 @@
-"""One update phase: a verified batch in, changed weights out.
+"""One update phase: optimizer steps on a batch of verified groups.
 
     groups -> advantages -> minibatches -> (log-probs -> loss -> backward) per micro-batch -> clip -> optimizer step
 
-The anchor ``logp_old`` stays fixed over all updates of the phase: the policy at its start, or where the batch brings
-its own anchor, the earlier policy that sampled it. Normalisation is global over each optimizer step.
-A step whose loss or gradient is not finite is skipped and counted; nothing of it reaches the weights.
+The anchor ``logp_old`` stays fixed over all updates of the phase. It is the policy at the start of the phase, or, where
+the batch has its own anchor, the earlier policy that sampled it. Losses are normalised over each whole optimizer step.
+A step whose loss or gradient is not finite is skipped and counted, and the weights stay as they were.
 
-Left out: where the groups came from, and what is logged about them (``mirror_metrics``).
+Left out: sampling (``train.rollouts``), and metrics of the groups (``mirror_metrics``).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from heliostat.types import Batch, Group, Mean, TrainingGroup
 
 @dataclass(slots=True)
 class UpdateReport:
-    """What one phase did.
+    """The results of one update phase.
 
     Attributes:
         max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
-        counts, scored: what was computed with gradients, and what only scored (an anchor, a reference).
+        counts, scored: counts of passes with gradients, and of passes that only score (an anchor, a reference).
         mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
-        moved: moments of how far the weights went (``monitors.weights``).
+        moved: moments of the change of the weights (``monitors.weights``).
     """
 
     means: dict[str, Mean] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class UpdateReport:
         self.means[key] = self.means[key] + mean if key in self.means else mean
 
     def over_ranks(self, runtime: Runtime) -> UpdateReport:
-        """What all ranks did together; ``bad_steps`` and ``lr`` are everybody's already."""
+        """Merge the reports of all ranks; ``bad_steps`` and ``lr`` are equal on all ranks already."""
         gaps = [gap for gap in runtime.gather(self.max_sampler_gap) if gap is not None]
         return dataclasses.replace(
             self,
@@ -76,13 +76,13 @@ class UpdateReport:
 def make_batch(
     objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0, variety_bonus: float = 0.0
 ) -> Batch:
-    """Each group's rewards turned into the objective's advantages.
+    """Compute the objective's advantages from each group's rewards.
 
     Args:
-        entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y`` here, and nowhere that
-            rewards are reported.
-        variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, to completions that succeeded and to no other:
-            rare right answers are worth more, and nothing is to be had by being wrong in a new way.
+        entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y``. Reported rewards stay
+            without it.
+        variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, but only to completions that succeeded. Rare
+            right answers earn more, and rare wrong ones do not.
 
     **Limits** At the anchor, for advantages that are the reward minus a mean, the bonus adds ``entropy_bonus`` times
     the gradient of the entropy of whole completions, in expectation.
@@ -104,12 +104,12 @@ class Updater:
     """Applies an objective to batches with one optimizer.
 
     Attributes:
-        reset_every: after so many phases the optimizer forgets its moments; 0 for never.
+        reset_every: number of phases after which the optimizer's moments are reset; 0 for never.
         reference: the frozen policy of objectives that need one.
-        lr_scale: factor on the schedule; the guard lowers it when it takes steps back.
+        lr_scale: factor on the schedule; the guard lowers it when it rolls back.
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
-        entropy_bonus, variety_bonus: see ``make_batch``; for the batches that are made for this updater.
-        version: steps that have moved the weights; equal where they are the same weights.
+        entropy_bonus, variety_bonus: see the function ``make_batch``.
+        version: number of steps that have changed the weights; equal versions mean equal weights.
     """
 
     policy: Policy
@@ -136,10 +136,10 @@ class Updater:
         self._current = self.objective
 
     def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
-        """Verified groups with the targets of this updater's objective and its bonuses.
+        """Build a batch of verified groups with the advantages of this updater's objective and its bonuses.
 
         Args:
-            anchors: by group, ``logp_old`` of the policy that sampled it, where the weights have moved since.
+            anchors: ``logp_old`` of the policy that sampled, by group, where the weights have changed since.
         """
         batch = make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
         if anchors is None:
@@ -147,11 +147,11 @@ class Updater:
         return Batch(tuple(dataclasses.replace(g, logp_old=a) for g, a in zip(batch.groups, anchors, strict=True)))
 
     def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
-        """Make ``num_updates`` optimizer steps on one batch of rollouts.
+        """Take ``num_updates`` optimizer steps on one batch of rollouts.
 
         Args:
             first_update: index of the phase's first optimizer step in the run, for the learning-rate schedule.
-            seed: decides which groups meet in which update.
+            seed: of the division of groups into updates.
 
         Raises:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
@@ -169,7 +169,7 @@ class Updater:
         shares = [self._share(minibatch) for minibatch in minibatches]
         at_anchor = all(group.logp_old is None for group in batch.groups)
         if at_anchor:
-            # Until the first step the anchor is the policy itself; later updates need the numbers from before it.
+            # Until the first step the anchor is the policy itself; later updates need log-probabilities from before it.
             shares[1:] = [self._with_anchor(later, report) for later in shares[1:]]
         for index, (minibatch, mine) in enumerate(zip(minibatches, shares, strict=True)):
             if self.reference is not None:
@@ -182,12 +182,12 @@ class Updater:
         return report.over_ranks(self.runtime)
 
     def _share(self, batch: Batch) -> Batch:
-        """The groups that this rank differentiates; all of them where it is alone."""
+        """Return the groups that this rank differentiates."""
         sizes = [group.group.num_tokens for group in batch.groups]
         return Batch(tuple(self.runtime.shard_balanced(batch.groups, sizes)))
 
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
-        """Fill in ``logp_old``: the sampler's own numbers where they are the trainer's, else one forward pass."""
+        """Fill in ``logp_old``: the sampler's log-probabilities if they equal the trainer's, else by a forward pass."""
         if self.anchor_from_sampler:
             olds = [sampler_anchor(group.group) for group in batch.groups]
         else:
@@ -201,7 +201,7 @@ class Updater:
 
     @torch.no_grad()
     def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[Anchor]:
-        """Token log-probabilities of every completion under ``policy`` as it is now, by group."""
+        """Compute the token log-probabilities of every completion under the current weights of ``policy``, by group."""
         parts = microbatches(rows_of(batch.groups), self.tokens_per_microbatch, policy.padded_tokens)
         rank_sync = RankSync.for_update(self.runtime, [], self._rows, len(parts))  # ranks agree before the first pass
         scored = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
@@ -209,20 +209,21 @@ class Updater:
         return scored
 
     def _step(self, batch: Batch, mine: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
-        """One optimizer step, or a counted skip; returns whether the weights moved.
+        """Take one optimizer step, or skip and count it; return whether the weights changed.
+
+        While the policy is still the anchor, every log-ratio is set to exactly 0. Otherwise rounding in stored anchors
+        would give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
 
         Args:
-            batch, mine: the whole minibatch, which decides, and this rank's share of it, with its anchor filled in.
-
-        While the policy is still the anchor every log-ratio is exactly 0 and is taken as such. Rounding in stored
-        anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
+            batch: the whole minibatch, which determines the normaliser and the groups that are dropped.
+            mine: this rank's share of it, with its anchor filled in.
         """
         lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
         normalizer = self._current.normalizer(torch.tensor(lengths))
         everyone, groups = batch.groups, mine.groups
         if at_anchor:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
-        # A second point is not the anchor: there, groups without signal have a gradient of their own.
+        # A second evaluation is not at the anchor; there, groups without signal do have a gradient.
         reevaluated = getattr(self.safe_step.optimizer, "extra_pass", "none") == "reevaluation"
         if self.drop_zero_signal and self._current.can_drop_zero_advantage_groups(at_anchor and not reevaluated):
             groups = tuple(group for group in groups if group.has_signal)
@@ -243,7 +244,7 @@ class Updater:
         if norm is None:
             report.bad_steps += 1
             return False
-        if self.runtime.is_main:  # everybody's already
+        if self.runtime.is_main:  # equal on all ranks, and reports are merged
             report.add("loss/objective", Mean(total, 1))
             report.add("optim/grad_norm", Mean(norm, 1))
         return norm > 0
@@ -251,7 +252,7 @@ class Updater:
     def _backward(
         self, part: Sequence[Row], normalizer: float, scale: int, at_anchor: bool, report: UpdateReport
     ) -> tuple[list[Row], float]:
-        """The part's gradient; returns its rows with their anchor filled in, and its share of the loss."""
+        """Add the gradient of a micro-batch; return its rows with their anchor filled in, and its share of the loss."""
         with span("forward"):
             logp_new = self.policy.log_probs(part)
         report.counts.add(part, self.policy.shared_prompt)
