@@ -214,5 +214,5 @@ def test_an_actuator_is_engaged_below_its_target(tmp_path, actuator, key):
 
 
 def test_an_actuator_without_its_setting_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"turns objective\.clip_high, which objective 'pmd-mean' has not"):
+    with pytest.raises(ConfigError, match=r"turns objective\.clip_high, which objective 'pmd-mean' lacks"):
         train(tmp_path, guard__actuator="clip-high")

@@ -54,7 +54,7 @@ def check_encodable(
     seconds = time.monotonic() - began
     if seconds > _LONG_S:
         num = sum(len(task.train) + len(task.heldout) for task in tasks)
-        note(f"{num} problems were encoded in {seconds:.0f} s, to find what would not fit")
+        note(f"{num} problems were encoded in {seconds:.0f} s to check that they fit")
 
 
 def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bundle: ModelBundle, budget: int) -> list[int]:

@@ -83,8 +83,8 @@ def reason_to_stop(task: Task, report: AuditReport, section: AuditSection) -> st
         return ""
     return (
         f"task '{report.task}': {refused} of {report.num_oracles} right answers earn nothing, for example "
-        f"{counted[0].format()}. Mend the answers or the verifiers, or go on with --no-audit "
-        f"(audit.enabled = false); audit.max_refused = {section.max_refused:g} is the share that is let pass"
+        f"{counted[0].format()}. Fix the answers or the verifiers, or go on with --no-audit "
+        f"(audit.enabled = false); audit.max_refused = {section.max_refused:g} is the accepted share"
     )
 
 
@@ -97,13 +97,13 @@ def sentences(report: AuditReport, seconds: float, section: AuditSection) -> lis
     ]
     if report.num_left:
         lines.append(
-            f"warning: the verifiers of '{report.task}' are slow, and the audit was cut after audit.budget_s = "
+            f"warning: the verifiers of '{report.task}' are slow, and the audit stopped after audit.budget_s = "
             f"{section.budget_s:g} s, with {report.num_left} texts not judged"
         )
     if report.num_bare:
         lines.append(
             f"warning: {report.num_bare} worked solutions of '{report.task}' earn nothing, though their answers alone "
-            "do: a warm start would teach what the verifiers refuse"
+            "do: a warm start would teach solutions that the verifiers refuse"
         )
     if report.refused:
         lines.append(

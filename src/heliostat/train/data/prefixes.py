@@ -107,8 +107,8 @@ def kept_prefix_sources(path: Path, find: Callable[[], PrefixSources]) -> Prefix
             raise ValueError
     except (ValueError, TypeError, KeyError):
         raise ConfigError(
-            f"{path} is damaged: it says which stored solutions this run cuts prefixes from; restore it, or start anew "
-            "with another --run"
+            f"{path} is damaged: it lists the stored solutions that this run cuts prefixes from; restore it, or start "
+            "anew with another --run"
         ) from None
     prefix_sources = tuple(PrefixSource(problem_id, tuple(ids), num) for problem_id, ids, num in content["donors"])
     return PrefixSources(prefix_sources, content["flops"], content["num_refused"])

@@ -68,7 +68,7 @@ def _result(row: Mapping[str, Any]) -> ProblemResult:
         and (row.get("greedy_success") is None or isinstance(row["greedy_success"], bool))
     )
     if not shaped or not 0 <= row["num_success"] <= row["num_samples"] or not row["num_samples"]:
-        raise ValueError(f"a row is no evaluation: {dict(row)!r:.80}")
+        raise ValueError(f"a row is not an evaluation result: {dict(row)!r:.80}")
     return ProblemResult(
         task=row["task"],
         problem_id=row["problem_id"],

@@ -98,10 +98,10 @@ class RunGuard:
 
     @property
     def step_scale(self) -> float:
-        """Factor on the next step's learning rate.
+        """The factor on the next step's learning rate.
 
         **Limits** 1 in a run without rollbacks and mismatch alarms. Outside mode ``act`` only rollbacks for non-finite
-        values change it.
+        values reduce it.
         """
         return self.lr_scale * (MISMATCH_CUT if self.acts and not self.disabled and self.guard.mismatched else 1.0)
 
@@ -178,7 +178,7 @@ class RunGuard:
         for finding in self.absolute.read(step, signals):
             self._found_absolute(finding)
         for rule in self.absolute.withdrawn():
-            text = f"step {step}: the first steps do not confirm what the evaluation said ({rule})"
+            text = f"step {step}: the first steps do not confirm this finding of the evaluation ({rule})"
             self._event(step, "withdrawn", True, text, {"rule": rule})
 
     def _found_absolute(self, finding: Finding) -> None:

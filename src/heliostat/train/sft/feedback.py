@@ -73,7 +73,7 @@ def statistic_loss(logp: Float[Tensor, " text"], statistic: Float[Tensor, " text
     """
     num = statistic.shape[0]
     if num < 2:
-        raise ValueError(f"a statistic is pushed by comparing texts, which takes at least 2 of them, got {num}")
+        raise ValueError(f"the loss of a statistic compares texts, so that it needs at least 2 of them, got {num}")
     values = statistic.detach()
     baseline = (values.sum() - values) / (num - 1)
     surrogate = ((values - baseline) * logp + statistic).mean()
