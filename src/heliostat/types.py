@@ -90,29 +90,34 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The kind and length of a prefix, which tell a problem's prompts apart.
+    """The part of a stored solution that a prompt gives away.
 
     Attributes:
-        kind: the form in which the model gets the prefix: prefix, hint or unrelated (``prefix.deliver``).
+        kind: the form in which it is given: ``prefix``, ``hint`` or ``unrelated`` (``prefix.mode``).
+        num_tokens: its length.
 
-    **Limits** ``Cut.parse(str(cut)) == cut``.
+    **Limits** ``Cut.parse(str(cut)) == cut``, and an empty text is no cut.
     """
 
     kind: str
     num_tokens: int
 
     def __str__(self) -> str:
-        """Return the form of trace banks and checkpoints: ``prefix:12``."""
+        """Return the form that trace banks and checkpoints store, ``prefix:12``."""
         return f"{self.kind}:{self.num_tokens}"
 
     @classmethod
-    def parse(cls, text: str) -> Cut:
-        """Read the form of trace banks and checkpoints.
+    def parse(cls, text: str) -> Cut | None:
+        """Read the stored form.
 
         Raises:
-            ValueError: the text is not of that form.
+            ValueError: the text is not one.
         """
-        kind, _, num_tokens = text.rpartition(":")
+        kind, colon, num_tokens = text.rpartition(":")
+        if not text:
+            return None
+        if not colon or not num_tokens.isdecimal():
+            raise ValueError(f"{text!r:.40} is no cut; it looks like 'prefix:12'")
         return cls(kind, int(num_tokens))
 
 
@@ -123,7 +128,7 @@ class Prompt:
     Attributes:
         token_ids: the rendered prompt (chat template applied), tokenised exactly once.
         prefix_ids: the start of an assistant turn to be continued; conditioned on, never scored.
-        cut: kind and length of the prefix; ``None`` without one. Completions are compared only with completions of the
+        cut: the prefix that the prompt gives away, if any; completions are compared only with completions of the
             same (problem, cut).
     """
 
@@ -133,11 +138,6 @@ class Prompt:
     cut: Cut | None = None
 
     @property
-    def cut_name(self) -> str:
-        """The cut as banks and checkpoints store it; empty without one."""
-        return "" if self.cut is None else str(self.cut)
-
-    @property
     def context_ids(self) -> tuple[int, ...]:
         """The tokens on which the model is conditioned when it samples its first token."""
         return self.token_ids + self.prefix_ids
@@ -145,7 +145,7 @@ class Prompt:
     @property
     def group_key(self) -> tuple[str, str]:
         """The key of the group whose baseline this prompt's completions share."""
-        return (self.problem.problem_id, self.cut_name)
+        return (self.problem.problem_id, str(self.cut or ""))
 
 
 @dataclass(frozen=True, slots=True)

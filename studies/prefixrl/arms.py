@@ -82,10 +82,10 @@ ARMS = {
         Arm("importance", stored=Stored("recorded"), objective=CAPPED),
         Arm("luffy", stored=Stored("certain"), objective=Luffy(length_normalization="token")),
         Arm("shortest", prefix=SHORTEST),
-        Arm("unrelated-only", prefix={**ONLY, "deliver": "unrelated"}),
+        Arm("unrelated-only", prefix={**ONLY, "mode": "unrelated"}),
         Arm("targeted", prefix={"name": "targeted"}),
         Arm("annealed", prefix={"name": "annealed", "num_steps": 60}),
-        Arm("hint", prefix={**BAND, "deliver": "hint"}),
+        Arm("hint", prefix={**BAND, "mode": "hint"}),
         Arm("trained-prefix", prefix=BAND, trains_prefix=True),
         Arm("rl-8-long", length=4, rate_of="rl-8", tried_on=("T1", "T3")),
         Arm("rl-8-longest", length=12, rate_of="rl-8-long"),  # at the cost of shortest-long

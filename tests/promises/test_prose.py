@@ -1,8 +1,7 @@
 """The promise: public sentences use the field's words, and docstrings of public functions begin with a verb.
 
 The test reads docstrings and all other texts of the package (help, errors, printed sentences), the README and the pages
-of the documentation, without their code. Files that do not comply yet are listed in ``prose_pending.txt``. The list may
-only shrink: a listed file that complies must be taken off it.
+of the documentation, without their code.
 
 Left out: everything that a pattern cannot decide, like a noun at the start of a docstring, and comments.
 """
@@ -16,7 +15,6 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PENDING = Path(__file__).with_name("prose_pending.txt")
 
 _THE = r"(?:an?|the|its|their|that|this|each|every)"
 _TENSORS = r"(?:weights|gradients|activations|parameters|optimizer state)"
@@ -114,21 +112,9 @@ def texts() -> list[Path]:
     return sorted([*(ROOT / "src").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
-def pending() -> list[str]:
-    return PENDING.read_text(encoding="utf-8").split()
-
-
 def test_sentences_use_the_fields_words():
-    listed = set(pending())
-    wrong = [line for path in texts() if path.relative_to(ROOT).as_posix() not in listed for line in findings(path)]
+    wrong = [line for path in texts() for line in findings(path)]
     assert not wrong, "\n".join(wrong)
-
-
-def test_the_list_of_pending_files_only_shrinks():
-    known = {path.relative_to(ROOT).as_posix(): path for path in texts()}
-    assert pending() == sorted(set(pending()))
-    done = [name for name in pending() if name not in known or not findings(known[name])]
-    assert not done, f"these comply, so take them off {PENDING.name}: {', '.join(done)}"
 
 
 @pytest.mark.parametrize(

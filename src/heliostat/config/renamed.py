@@ -21,7 +21,10 @@ class Renamed(NamedTuple):
     removed_in: str
 
 
-RENAMED: Mapping[str, Renamed] = {"train.recompute": Renamed("train.gradient_checkpointing", removed_in="0.2")}
+RENAMED: Mapping[str, Renamed] = {
+    "prefix.deliver": Renamed("prefix.mode", removed_in="0.2"),
+    "train.recompute": Renamed("train.gradient_checkpointing", removed_in="0.2"),
+}
 """Renamed settings by their old dotted names."""
 
 

@@ -277,7 +277,7 @@ class PrefixSection(NamedSection):
         "none", description="'none', or the policy that cuts solutions: band, annealed, targeted, backtracking"
     )
     share: float = Field(0.75, gt=0, le=1, description="share of a step's problems that get a prefix")
-    deliver: Literal["prefix", "hint", "unrelated"] = Field(
+    mode: Literal["prefix", "hint", "unrelated"] = Field(
         "prefix",
         description="prefix: the start of the answer; controls: hint shows it in the question, unrelated takes it "
         "from another problem",

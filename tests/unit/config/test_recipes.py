@@ -327,6 +327,9 @@ def test_valid_overrides_arrive_and_survive_writing(pairs, raw, mapping, tmp_pat
     assume(given_.get("train.updates_per_step", 1) <= given_.get("rollout.prompts_per_step", 32))
     assume("distributed.compute_dtype" not in given_ or given_.get("distributed.placement") == "sharded")
     assume(given_.get("feedback.actuator") != "mix")  # needs a second task
+    threads = given_.get("rollout.max_staleness", 0) and given_.get("rollout.num_workers", 1) > 1
+    assume(not threads or given_.get("run.num_threads") == 1)
+    assume(not given_.get("rollout.max_staleness", 0) or given_.get("guard.actuator") != "temperature")
     if mapping:
         recipe = build_recipe({}, given_)
     else:

@@ -35,7 +35,7 @@ def unmasked(matrix: Any) -> Any:
     """``matrix`` without its mask, if that hides nothing.
 
     Raises:
-        ValueError: it does; numpy would hand over whatever lies under the mask.
+        ValueError: it does; numpy would pass on the values under the mask.
     """
     hidden = 0
     if isinstance(matrix, np.ma.MaskedArray):

@@ -1,4 +1,4 @@
-"""What a decomposition hands back: B, C, and a certificate computed from those very arrays.
+"""Result of a decomposition: B, C, and a certificate computed from these arrays.
 
     KL(N(0, A) ‖ N(0, B⁻¹)) = ½ (tr(AB) - n - log det A - log det B)
 

@@ -1,4 +1,4 @@
-"""What went wrong with a run: the guard's rules read its log again, and its transcripts are measured."""
+"""Diagnosis of a run: the guard's rules read its log again, and its transcripts are measured."""
 
 from heliostat.report.diagnosis.explain import Diagnosis, diagnose, diagnose_run
 from heliostat.report.diagnosis.replay import replay

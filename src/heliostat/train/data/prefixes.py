@@ -275,13 +275,13 @@ def open_prefixes(
         policy = build_cut_policy(section.name, section.settings)
         prefix_sources = kept_prefix_sources(path, lambda: find_prefix_sources(recipe, bundle, tasks))
         per_step = round(section.share * recipe.rollout.prompts_per_step)
-    given = _shifted(prefix_sources.prefix_sources) if section.deliver == "unrelated" else prefix_sources.prefix_sources
+    given = _shifted(prefix_sources.prefix_sources) if section.mode == "unrelated" else prefix_sources.prefix_sources
     prefixes = Prefixes(
         bundle=bundle,
         problems=problems,
         prefix_sources=given,
         policy=policy,
-        mode=PREFIX_MODES[section.deliver],
+        mode=PREFIX_MODES[section.mode],
         seed=recipe.run.seed,
         per_step=per_step,
         leaks=lambda problem, text: pool.judge(problem, [text]).result()[0].success,

@@ -36,7 +36,7 @@ def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops
             task=group.prompt.problem.task,
             prompt_ids=group.prompt.token_ids,
             prefix_ids=group.prompt.prefix_ids,
-            cut=group.prompt.cut_name,
+            cut=str(group.prompt.cut or ""),
             completion_ids=completion.token_ids,
             logp_gen=completion.logp_gen,
             text=completion.text,

@@ -111,7 +111,7 @@ def _group_state(group: Group) -> dict[str, Any]:
     problem = group.prompt.problem
     return {
         "problem": [problem.task, problem.problem_id],
-        "prompt": [list(group.prompt.token_ids), list(group.prompt.prefix_ids), group.prompt.cut_name],
+        "prompt": [list(group.prompt.token_ids), list(group.prompt.prefix_ids), str(group.prompt.cut or "")],
         "lengths": [len(one.token_ids) for one in group.completions],
         "completions": [[str(one.stop_reason), one.text, one.seed] for one in group.completions],
         "verdicts": [[one.reward, one.success, dict(one.scores), one.failure] for one in group.verdicts],
@@ -130,7 +130,7 @@ def _group_of(
         _completion_of(next(tokens), StopReason(reason), text, seed) for reason, text, seed in state["completions"]
     ]
     return Group(
-        Prompt(problems[task, problem_id], tuple(token_ids), tuple(prefix_ids), Cut.parse(cut) if cut else None),
+        Prompt(problems[task, problem_id], tuple(token_ids), tuple(prefix_ids), Cut.parse(cut)),
         tuple(completions),
         tuple(Verdict(*verdict) for verdict in state["verdicts"]),
         policy_step,

@@ -1,4 +1,4 @@
-"""What a subspace is to the decomposition A = B⁻¹ + C: always the home S of C, with B in its complement S⊥.
+"""Contract of a subspace with the decomposition A = B⁻¹ + C: always the home S of C, with B in its complement S⊥.
 
 A ``Subspace`` knows both sides: bases, orthogonal projections, membership, and its closed form where one exists.
 Objects whose natural description is of B (a sparsity pattern, a Kronecker sum) say so in their docstring and repr;

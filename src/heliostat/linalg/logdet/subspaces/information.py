@@ -1,4 +1,4 @@
-"""What a trader may look at, as a subspace: the information sets of exponential-utility hedging.
+"""Information of a trader as a subspace: the information sets of exponential-utility hedging.
 
 With Gaussian increments X ~ N(0, Σ) and A = Σ⁻¹, the holding of trade i may be any function of the linear statistics
 h·X, h ∈ H_i. The matrix form γ = UX of linear strategies gives C = -(U + Uᵀ) in
