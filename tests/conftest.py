@@ -23,6 +23,13 @@ if os.environ.get("CI"):
     settings.load_profile("reproducible")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Begin every test with one thread, whatever a run within an earlier test has set: sums depend on the number."""
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture
 def nano():
     return make_nano()

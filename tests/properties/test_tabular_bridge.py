@@ -34,7 +34,7 @@ def update(loaded, group, num_updates, lr, name="pmd-mean", **settings):
     updater = Updater(
         policy=Policy(loaded, 1.0, shared_prompt=True),
         objective=build_objective(ObjectiveSection(name=name, **settings)),
-        guarded=SafeStep(optimizer, max_grad_norm=1e9, max_bad_steps=1),
+        safe_step=SafeStep(optimizer, max_grad_norm=1e9, max_bad_steps=1),
         schedule=Schedule(lr, num_updates, "linear", warmup_steps=min(10, num_updates - 1)),
         runtime=Runtime(torch.device("cpu")),
         tokens_per_microbatch=100_000,

@@ -1,4 +1,4 @@
-"""Training: the loop, its runtime, and the ways to start it."""
+"""Training: the loop, its runtime, and its entry points."""
 
 from heliostat.train.console.progress import Display
 from heliostat.train.evaluation.evaluate import Evaluation, compare

@@ -80,7 +80,7 @@ def build_trainer(context: RunContext) -> Trainer:
 
 
 def _open_prefixes(context: RunContext) -> Prefixes:
-    """Open the recipe's prefixes, charge the cost of their collection, and note damaged or unusable traces."""
+    """Open the recipe's prefixes; charge their collection, and notify the user of damaged or useless traces."""
     with context.runtime.main_first():
         prefixes, sources = open_prefixes(
             context.recipe, context.folder.prefixes, context.bundle, list(context.tasks), context.pool
@@ -115,7 +115,7 @@ def _state_parts(
     feedback: Feedback,
     scheduler: RolloutScheduler,
 ) -> list[Part]:
-    """List the parts of the run's state, without weights and optimizer, which every checkpoint has."""
+    """List every part of the run's state; weights and optimizer aside, which each checkpoint has."""
     work = "counts the work of the run, which includes rolled-back steps"
     stays = "the rollback itself must not be undone: its position in the data, its count, its learning rate"
     seconds = Part("seconds", lambda: counters.elapsed_s, lambda value: setattr(counters, "seconds_before", value))
@@ -144,7 +144,7 @@ def _state_parts(
 
 
 def make_feedback(recipe: Recipe, bundle: ModelBundle, extra: Sequence[Problem]) -> Feedback:
-    """Build the feedback on a statistic during supervised steps, with the policy that these train."""
+    """Build the feedback on a statistic during supervised steps, with the policy that they train."""
     policy = Policy(
         bundle.loaded, temperature=1.0, shared_prompt=False, gradient_checkpointing=recipe.train.gradient_checkpointing
     )
@@ -157,7 +157,7 @@ def make_updater(recipe: Recipe, bundle: ModelBundle, objective: Objective, runt
     optimizer = build_optimizer(recipe.optimizer, bundle.loaded.model)
     accumulate_in_float32(bundle.loaded.model.parameters())
     if isinstance(optimizer, BaseOptimizer) and optimizer.extra_pass == "scores":
-        optimizer.process_group = ALONE  # every rank computes all scores, of the same completions
+        optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
     return Updater(
         policy=Policy(
             bundle.loaded,

@@ -19,7 +19,7 @@ def frozen_reference(context: RunContext, step: int) -> Policy:
     """Load the run's frozen reference policy; at step 0, save it first.
 
     Raises:
-        CheckpointError: the folder of the reference is damaged, and ``step`` is not 0.
+        CheckpointError: its folder is damaged, and ``step`` is not 0.
     """
     folder, loaded, runtime = context.folder.reference, context.bundle.loaded, context.runtime
     if not runtime.run_on_main(lambda: reference_is_intact(folder, step)):
@@ -29,10 +29,10 @@ def frozen_reference(context: RunContext, step: int) -> Policy:
 
 
 def reference_is_intact(folder: Path, step: int) -> bool:
-    """Return whether the frozen reference policy is undamaged; at step 0 it can be written again.
+    """Return whether the frozen reference policy is intact; at step 0 it can be written again.
 
     Raises:
-        CheckpointError: it is damaged, and the weights in memory are trained already and cannot replace it.
+        CheckpointError: it is damaged, and the weights in memory are trained ones, which must not replace it.
     """
     try:
         check_folder(folder)

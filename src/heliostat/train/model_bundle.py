@@ -1,4 +1,4 @@
-"""A model with its rollout engine, loaded from a recipe for sampling, for training, or as a frozen reference."""
+"""A model with its rollout engine, loaded as a recipe says: to sample from, to train, or as a frozen reference."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from heliostat.types import Problem, Prompt
 
 @dataclass(frozen=True, slots=True)
 class ModelBundle:
-    """A model with its engine, ready for sampling and scoring.
+    """A model with its engine, ready to be sampled from and scored.
 
     Attributes:
         numerics: the dtype in which log-probabilities are computed.
-        sampler_copy: the copy that samples ahead, if the recipe asks for that.
+        sampler_copy: the copy that samples ahead, if the recipe asks for it.
     """
 
     loaded: LoadedModel
@@ -44,7 +44,7 @@ class ModelBundle:
 
 
 def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
-    """Load the model onto the run's device, and build its engine. Dropout stays off throughout.
+    """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
 
     Args:
         keep_day: maps today's date to the date that the chat template shows in this run.
@@ -62,10 +62,10 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
 
 
 def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
-    """Set up a sampler whose model can also be scored and trained, sharded if the recipe asks for that."""
+    """Set up a sampler whose model can also be scored and trained, sharded where the recipe asks for it."""
     bundle = set_up_sampler(recipe, runtime, keep_day)
     loaded = bundle.loaded
-    _try_layouts(loaded, runtime)  # before weights are sharded, like the engine: a trial would leave them gathered
+    _try_layouts(loaded, runtime)  # like the engine, before sharding: a trial would leave the weights gathered
     sampler_copy = sampler_copy_of(loaded) if recipe.rollout.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     engine = UnshardedEngine(bundle.engine, loaded.model) if runtime.sharded else bundle.engine
@@ -73,10 +73,10 @@ def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str
 
 
 def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
-    """Find the exact layouts of a model, before its weights are sharded.
+    """Find the exact layouts of a model before its weights are sharded.
 
     Raises:
-        ConfigError: the model has no gradient, or it needs rows one by one and its weights are to be sharded.
+        ConfigError: the model has no gradient, or rows must be run one by one and weights are to be sharded.
     """
     exact = exact_layouts(loaded)
     if exact.untrainable:
@@ -89,7 +89,7 @@ def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
 
 
 def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype:
-    """Shard the weights if the recipe asks for it; return the compute dtype."""
+    """Shard the weights if the recipe and the ranks ask for it; return the compute dtype."""
     stored: torch.dtype = loaded.model.dtype
     if not runtime.sharded:
         return stored
@@ -99,10 +99,10 @@ def _shard(loaded: LoadedModel, recipe: Recipe, runtime: Runtime) -> torch.dtype
 
 
 def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.dtype) -> Policy:
-    """Load the frozen policy saved in ``folder`` onto the run's device, in the dtype of the trained policy.
+    """Load the frozen policy in ``folder`` onto the run's device, in the dtype of the policy it is compared with.
 
     Args:
-        dtype: of the trained policy's weights; ``auto`` could mean another dtype for a saved folder.
+        dtype: the trained policy's dtype; ``auto`` may resolve differently for a folder and for the initial model.
     """
     section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
     loaded = load_model(section, recipe.run.seed)
@@ -113,7 +113,7 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.
 
 
 def with_model(recipe: Recipe, path: str) -> Recipe:
-    """Return the recipe with the model at ``path``, without adapters."""
+    """Return the recipe with another model, without new adapters, in the stored dtype of a run's saved model."""
     section = recipe.model.model_copy(
         update={"path": path, "settings": {} if path != "tiny" else recipe.model.settings}
     )

@@ -1,4 +1,4 @@
-"""The result of a run, and the exception of a failed run for programs that start runs."""
+"""Results of a run: its outcome, and the exception of a failed run for programs that start runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """The result of a run.
+    """The outcome of a run.
 
     Attributes:
-        status: ``finished``, ``interrupted`` or ``failed``.
-        reason: why the run did not finish; empty if it did.
+        status: ``finished``, ``interrupted`` or ``failed``; ``reason`` gives the cause if not finished.
         before, after: held-out results, if the run got that far.
         findings: the guard's absolute findings that stand at the end, a sentence each.
-        is_main_process: whether this process writes files and prints (rank 0).
+        is_main_process: whether this process is the one of its run that prints.
     """
 
     folder: Path
@@ -37,12 +36,12 @@ class RunResult:
 
 
 class RunFailed(RuntimeError):
-    """A run or an evaluation failed.
+    """A run or an evaluation failed before its result was complete.
 
     Attributes:
-        reason: the reason in a sentence.
-        folder: the run folder, from which the run can be continued; ``None`` for an evaluation.
-        result: the partial results of the run; ``None`` for an evaluation.
+        reason: the cause, in a sentence.
+        folder: the run folder, to inspect and to continue; ``None`` for an evaluation.
+        result: the results up to the failure; ``None`` for an evaluation.
         exit_code: the exit code of a process that was started for it.
     """
 

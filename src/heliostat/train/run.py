@@ -1,4 +1,4 @@
-"""Runs for the command line and notebooks: from a recipe to a finished folder and a result.
+"""Entry points of the command line and of notebooks: from a recipe to a finished folder and a result.
 
     run_recipe   warm start, post-train, evaluate, save, report
     run_sft      the warm start alone
@@ -58,7 +58,7 @@ EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
     *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
 )
-"""Errors that end a run with a clear message and an intact folder; any other error is a bug and keeps its traceback."""
+"""Failures that end a run with a clear message and an intact folder; any other is a bug and keeps its traceback."""
 
 
 def run_recipe(
@@ -68,10 +68,10 @@ def run_recipe(
     display: Display | None = None,
     profile: bool = False,
 ) -> RunResult:
-    """Run a recipe, or continue its unfinished run in ``run_dir``.
+    """Train as the recipe says, or continue an unfinished run of the same recipe in ``run_dir``.
 
     Raises:
-        ConfigError: the recipe cannot be run.
+        ConfigError: the recipe cannot be carried out.
         RunLocked: another process uses the folder.
     """
     refuse_nested("a run")
@@ -93,7 +93,7 @@ def run_recipe(
             results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
             return RunResult(path, "finished", "", *results, is_main_process=runtime.is_main, findings=found)
-        with runtime.raise_on_all_ranks():  # a missing package or key is reported before the model loads
+        with runtime.raise_on_all_ranks():  # report missing packages of a tracker before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
         for service in services:
@@ -104,7 +104,7 @@ def run_recipe(
         recipe = begun_in(recipe, runtime.broadcast(checkpoints.stored_dtype(point.step)))
         with runtime.raise_on_all_ranks():
             bundle = set_up_model(recipe, runtime, lambda today: runtime.broadcast(folder.keep_day(today)))
-        for note in _said_of_data(tasks, bundle):
+        for note in _data_notes(tasks, bundle):
             shown.note(note)
         runtime.run_on_main(lambda: check_encodable(recipe, tasks, bundle, shown.note))
         refused = ""
@@ -142,7 +142,7 @@ def run_recipe(
         return _carry_out(build_trainer(context), recipe_name, refused)
 
 
-def _said_of_data(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
+def _data_notes(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
     """Yield notes on skipped data and on the date in the chat template."""
     for task in tasks:
         yield from task.notes
@@ -151,7 +151,7 @@ def _said_of_data(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
 
 
 def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Display) -> None:
-    """Rewind a folder's logs to its newest intact checkpoint, and report damage."""
+    """Rewind a folder to its newest intact checkpoint, and report damaged files."""
     losses = list(point.losses)
     with runtime.main_first():
         if point.is_intact:
@@ -161,17 +161,13 @@ def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Disp
 
 
 def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
-    """Run the trainer, unless the run was refused, and write a summary whatever the outcome.
-
-    Args:
-        refused: the reason of a refusal; empty to run.
-    """
+    """Run unless ``refused`` gives a reason, and write a summary in any case."""
     before = after = None
     status, reason = "finished", ""
     try:
         if refused:
             raise RewardRefused(refused)
-        with readable_dist_errors():  # torch itself communicates sharded weights
+        with readable_dist_errors():  # torch itself communicates for sharded weights
             before, after = trainer.run()
     except (Interrupted, KeyboardInterrupt):
         where = f"after step {trainer.counters.step}" if trainer.counters.step > 0 else "before the first step"
@@ -182,7 +178,7 @@ def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
     except EXPECTED_FAILURES as error:
         status, reason = "failed", str(error)
         if isinstance(error, RankLost):
-            trainer.context.display.note(reason)  # at once: torchrun is about to end this process as well
+            trainer.context.display.note(reason)  # print at once: torchrun is about to end this process as well
     before = before or recorded_evaluation(trainer.context.folder.evals, "before")
     findings = tuple(standing(read_metrics(trainer.context.folder.events)))
     try:
@@ -228,10 +224,10 @@ def _summarise(
 def run_sft(
     recipe: Recipe, data: Path | str | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
 ) -> RunResult:
-    """Run only the recipe's supervised warm start, on its task or on worked solutions and conversations.
+    """Run supervised training alone: the recipe's warm start, on its task or on worked solutions and conversations.
 
     Args:
-        data: a path as for ``task.path``; the recipe's columns and template apply to it.
+        data: any value of ``task.path``, read with the recipe's columns and template.
     """
     if recipe.warm_start.num_steps == 0:
         raise ConfigError("sft has nothing to do: warm_start.num_steps is 0; set it, for example to 200")

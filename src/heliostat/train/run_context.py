@@ -1,6 +1,6 @@
-"""The parts of a run that exist before its first step and are never replaced.
+"""The parts of a run that exist before its first step and never change.
 
-Left out: state that changes with each step (``accounting.run_counters``, ``run_state``).
+Left out: state that changes from step to step (``accounting.run_counters``, ``run_state``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from heliostat.types import Problem, Prompt
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """The context of one run: recipe, folder, processes, data, model, and the destinations of its results."""
+    """One run: its recipe, folder, processes, data, model, and the destinations of its results."""
 
     recipe: Recipe
     folder: RunFolder
@@ -44,12 +44,12 @@ class RunContext:
 
     @property
     def train_problems(self) -> list[Problem]:
-        """Return the training problems of all tasks."""
+        """The training problems of all tasks."""
         return [problem for task in self.tasks for problem in task.train]
 
     @property
     def heldout_problems(self) -> list[Problem]:
-        """Return the held-out problems of all tasks."""
+        """The held-out problems of all tasks."""
         return [problem for task in self.tasks for problem in task.heldout]
 
     def export_prompts(self) -> list[Prompt]:

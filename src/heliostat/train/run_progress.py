@@ -1,6 +1,6 @@
-"""Progress of a run through its steps: the next step, checkpoints, resuming and rollback.
+"""Progress of a run through its steps: next step, save, resume, roll back.
 
-Left out: the parts of a run's state (``builders``, ``run_state``).
+Left out: the parts of a run's state (``builders``), and their order in a checkpoint (``run_state``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heliostat.train.update.updater import Updater
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunProgress:
-    """The steps and checkpoints of one run."""
+    """Steps and checkpoints of one run."""
 
     context: RunContext
     counters: RunCounters
@@ -40,7 +40,7 @@ class RunProgress:
             yield self.counters.step + 1
 
     def is_saved(self, step: int) -> bool:
-        """Return whether a checkpoint is written after ``step``."""
+        """Return whether ``step`` ends with a checkpoint."""
         train = self.context.recipe.train
         return step % train.checkpoint_every == 0 or step == train.num_steps
 
@@ -48,7 +48,7 @@ class RunProgress:
         """Write the checkpoint of the current step.
 
         Args:
-            optimizer: of the warm start; ``None`` for the optimizer of post-training.
+            optimizer: the warm start's optimizer; ``None`` for that of post-training.
         """
         step = self.counters.step
         self.state.save(step, optimizer or self.optimizer, self.context.folder.extents(step))
@@ -65,7 +65,7 @@ class RunProgress:
     def resume(self) -> int | None:
         """Continue from the newest checkpoint; return its step, or ``None`` where there is none.
 
-        ``WarmStart`` restores a checkpoint of the warm start (a step below 0), since it owns that optimizer.
+        A checkpoint inside the warm start (a step below 0) is left to ``WarmStart``, whose optimizer it holds.
         """
         step = self.context.checkpoints.latest
         if step is not None and step >= 0:
@@ -86,12 +86,12 @@ class RunProgress:
             GuardStopped: no rollback is left, or no checkpoint.
         """
         context = self.context
-        to = self.guard.rollback_target(step, context.checkpoints.intact())
-        self.state.roll_back(to, self.optimizer)
-        self.guard.record_rollback(step, to, context.folder.metrics_after(to))
+        target = self.guard.rollback_target(step, context.checkpoints.intact())
+        self.state.roll_back(target, self.optimizer)
+        self.guard.record_rollback(step, target, context.folder.metrics_after(target))
         self.updater.lr_scale = self.guard.step_scale
-        self.counters.step = to
-        self.save()  # a run that is killed before this line repeats the same rollback, and finds all its files
-        context.folder.forget_after(to)
+        self.counters.step = target
+        self.save()  # a run killed before this line repeats the rollback, with all its files
+        context.folder.forget_after(target)
         for tracker in context.trackers:
-            tracker.rewind(to)
+            tracker.rewind(target)

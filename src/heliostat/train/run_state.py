@@ -1,11 +1,11 @@
-"""The state of a run as a list of parts, which checkpoints store and resumed runs and rollbacks restore.
+"""The state of a run, part by part: saved in a checkpoint, and restored by a resumed run or a rollback.
 
-    save       store every part in the checkpoint
-    resume     restore every part
-    roll back  restore the parts that are ``restored``, keep those that ``survive`` for the reason in their entry, and
-               empty those that are ``dropped``
+    save       every part goes into the checkpoint
+    resume     every part is restored
+    roll back  the ``restored`` parts are restored; those that ``survive`` are unchanged, for the reason in their entry;
+               the ``dropped`` ones are emptied
 
-One list serves all three, so that they cannot disagree. Weights and optimizer are always restored, by the checkpoint
+All three use one list of parts, so they cannot disagree. Weights and optimizer are always restored, by the checkpoint
 itself.
 
 Left out: the list of parts (``train.builders``), and the files of a checkpoint (``train.run_folder.checkpoints``).
@@ -24,11 +24,11 @@ from heliostat.storage import Extent
 from heliostat.train.run_folder.checkpoints import Checkpoints
 
 ROLLOUTS = "rollouts"
-"""The part that holds tensors; a checkpoint stores it in a file of its own."""
+"""The part that holds tensors; a checkpoint keeps it in a file of its own."""
 
 
 class Stateful(Protocol):
-    """An object with the usual two methods for its state."""
+    """An object with torch's usual pair of methods for its state."""
 
     def state_dict(self) -> Any: ...
 
@@ -42,10 +42,10 @@ class Part:
     Attributes:
         name: its key in a checkpoint.
         save: returns the state, as plain values.
-        load: takes what ``save`` returned.
-        after_rollback: effect of a rollback on the part; see the top of this file.
+        load: restores a state that ``save`` returned.
+        after_rollback: see the top of this file.
         why: the reason, for parts that are not restored.
-        drop: empties the part; for parts that are dropped.
+        drop: empties the part, for parts that are dropped.
     """
 
     name: str
@@ -62,28 +62,28 @@ class Part:
 
 
 def stateful(name: str, owner: Stateful) -> Part:
-    """Build a restored part from an object with the usual two methods."""
+    """Build a part of an object with the usual two methods; a rollback restores it."""
     return Part(name, owner.state_dict, owner.load_state_dict)
 
 
 def attribute(name: str, owner: object, key: str) -> Part:
-    """Build a restored part from an attribute with a plain value."""
+    """Build a part of one attribute of an object; a rollback restores it."""
     return Part(name, lambda: getattr(owner, key), lambda value: setattr(owner, key, value))
 
 
 def surviving(part: Part, why: str) -> Part:
-    """Return the same part as one that a rollback leaves unchanged."""
+    """Let a rollback leave a part as it is, for the reason ``why``."""
     return Part(part.name, part.save, part.load, "survives", why)
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """All parts of a run's state, and its checkpoints.
+    """All parts of a run, and the checkpoints they go to.
 
     Raises:
         ValueError: two parts have the same name.
 
-    **Limits** After ``roll_back(step)`` every restored part equals that part of the checkpoint.
+    **Limits** After ``roll_back(step)`` every part that is restored equals the same part of that checkpoint.
     """
 
     checkpoints: Checkpoints
@@ -99,10 +99,10 @@ class RunState:
         """Write the checkpoint of ``step``, which makes those of later steps obsolete.
 
         Args:
-            logs: extents of the run's logs, by name.
+            logs: the extents of the run's logs, by name.
 
         Raises:
-            CheckpointError: writing failed.
+            CheckpointError: the disk refused.
         """
         state = {part.name: part.save() for part in self.parts}
         rollouts = state.pop(ROLLOUTS, [])
@@ -112,7 +112,7 @@ class RunState:
         """Restore every part from the checkpoint of ``step``.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read, or is of another model.
+            CheckpointError: it cannot be read, or is of another model.
         """
         state = self._read(step, optimizer)
         for part in self.parts:
@@ -120,13 +120,13 @@ class RunState:
                 part.load(state[part.name])
 
     def roll_back(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Roll back to the checkpoint of ``step``; later checkpoints stay until the next one is saved.
+        """Roll back to the checkpoint of ``step``; later ones stay until the next one is saved.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read.
+            CheckpointError: it cannot be read.
         """
         for part in self.parts:
-            if part.drop is not None:  # before weights change, since a dropped part may be sampling
+            if part.drop is not None:  # before weights move: one of them may be sampling
                 part.drop()
         state = self._read(step, optimizer)
         for part in self.parts:
@@ -134,7 +134,7 @@ class RunState:
                 part.load(state[part.name])
 
     def _read(self, step: int, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Load a checkpoint's state; earlier versions stored the guard's judgement in the guard's part."""
+        """Read a checkpoint's state; earlier versions stored the guard's judgement in the guard's other state."""
         state = {"bad_in_a_row": 0, **self.checkpoints.load(step, self.model, optimizer)}
         if "guard" in state:
             state.setdefault("judgement", state["guard"])

@@ -1,6 +1,6 @@
 """The metrics of one training step: signals for the guard, speed, and compute.
 
-All logged keys come from here, except those of evaluations (``evaluation``) and of the guard (``guard.run_guard``).
+Every logged key comes from here, except those of evaluations (``evaluation``) and of the guard (``guard.run_guard``).
 
 Left out: the formulas of the signals (``monitors``, ``update.mirror_metrics``).
 """
@@ -28,7 +28,7 @@ NUM_DIAGNOSTIC_GROUPS = 8
 
 @dataclass(kw_only=True, slots=True)
 class StepMetrics:
-    """The metrics of steps, whose work is charged to the run's ledger and counters."""
+    """Measurement of steps, and accounting of their work in the run's ledger and counters."""
 
     context: RunContext
     updater: Updater
@@ -111,7 +111,7 @@ class StepMetrics:
         }
 
     def _checked_sampler_gap(self, report: UpdateReport) -> dict[str, float]:
-        """Compare sampler and trainer on every token that was scored before the weights changed."""
+        """Compare sampler and trainer on every token that was scored before the weights moved."""
         gap = report.max_sampler_gap
         if gap is None:
             return {}

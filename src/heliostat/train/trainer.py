@@ -29,7 +29,7 @@ from heliostat.train.step_metrics import StepMetrics
 from heliostat.train.update.updater import Updater
 
 RECOVERABLE = (*NUMERIC_FAILURES, ParityError)
-"""Errors of a step that a rollback to a checkpoint may cure."""
+"""Errors of a step after which a rollback might help."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,14 +57,14 @@ class Trainer:
         recipe, resumed = self.context.recipe, self.progress.resume()
         untrained = resumed is None or resumed < 0
         supervised_alone = recipe.train.num_steps == 0
-        if supervised_alone:  # compared with the model before the warm start
+        if supervised_alone:  # compare with the model before the warm start
             before = self.heldout.measure_before(-recipe.warm_start.num_steps, untrained)
         if untrained:
             self.warm_start.run(resumed)
             self.progress.save()
         if not supervised_alone:
             before = self.heldout.measure_before(0, self.counters.step == 0)
-            if before is not None and recipe.prefix.name == "none":  # prefixes begin where nothing is solved
+            if before is not None and recipe.prefix.name == "none":  # prefixes begin where no problem is solved
                 self.guard.see_failures(self.heldout.failures)
                 self.guard.first_look(evaluation_signals(before.results))
         if self.context.objective.needs_reference:
@@ -79,7 +79,7 @@ class Trainer:
         return before, after
 
     def train(self) -> None:
-        """Post-train until the last step, and roll back when the guard decides so."""
+        """Post-train until the last step, and roll back if the guard asks for it."""
         for step in self.progress.steps():
             try:
                 with self.context.ledger.step():
@@ -100,24 +100,24 @@ class Trainer:
                 self.progress.save()
 
     def step(self, step: int) -> dict[str, float]:
-        """Run one training step, and return its metrics."""
+        """Run one step, which every other module of the project serves, and return its metrics."""
         started = time.monotonic()
         rollouts = self.scheduler.next(step)  # planned, sampled and verified by all ranks
-        self.context.interrupt.check()  # nothing has changed since the last step, so nothing is lost
+        self.context.interrupt.check()  # no state has changed since the last step, so stopping here loses no work
         self.record(rollouts)
         anchors = rollouts.anchors(self.updater.version)
         batch = self.updater.make_batch(rollouts.groups, anchors)
         with self.context.ledger.phase("update"):
             updates = self.context.recipe.train.updates_per_step
             report = self.updater.run(batch, updates, (step - 1) * updates, self.planner.seed(step))
-            if anchors is not None:  # sampler and trainer were compared with the sampling weights
+            if anchors is not None:  # sampler and trainer were compared under the weights that sampled
                 report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self.metrics.signals(batch, report)
         self.metrics.charge_update(rollouts.groups, report)
         return self.context.runtime.broadcast(signals | self.metrics.speed(rollouts, time.monotonic() - started))
 
     def record(self, rollouts: Rollouts) -> None:
-        """Update success rates, the guard and the ledger with verified rollouts."""
+        """Update success rates, the guard and the accounts with verified rollouts."""
         self.planner.update(rollouts.groups)
         self.guard.see_failures(verdict.failure for group in rollouts.groups for verdict in group.verdicts)
         self.metrics.charge_rollouts(rollouts)

@@ -1,4 +1,4 @@
-"""Measuring an answer: C, residual, duality gap, trace and divergence, from A and the returned B alone.
+"""Measurement of a result: C, residual, duality gap, trace and divergence, from A and the returned B alone.
 
 Nothing of the solver's state is used, so that a wrong B cannot look right. Left out: matrices stored sparse, whose
 own inverse entries are needed (``sparse``).
@@ -37,7 +37,7 @@ def measure(
     precision: Float[Tensor, "batch n n"],
     subspace: Subspace,
 ) -> Evidence:
-    """C = Π_S(A - B⁻¹) and everything the certificate says, for a B ∈ S⊥."""
+    """Compute C = Π_S(A - B⁻¹) and every field of the certificate, for a B ∈ S⊥."""
     factor, info = torch.linalg.cholesky_ex(precision)
     remainder = covariance - torch.cholesky_inverse(factor)
     remainder = torch.where((info == 0)[:, None, None], remainder, torch.nan)

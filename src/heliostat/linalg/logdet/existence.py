@@ -1,4 +1,4 @@
-"""Whether the decomposition exists: S must contain no positive semidefinite direction, and a witness where it does.
+"""Existence of the decomposition: S must contain no positive semidefinite direction, else one is the witness.
 
 By the theorem of alternatives exactly one holds: S⊥ contains a positive definite matrix, or S contains a nonzero
 positive semidefinite one. Both searches below are Newton runs that end with one of the two in hand:
@@ -89,7 +89,7 @@ class _Found(Exception):
 
 
 def positive_definite_member(subspace: Subspace, device: torch.device) -> Float[Tensor, "n n"]:
-    """Some positive definite B ∈ S⊥.
+    """Find a positive definite B ∈ S⊥.
 
     Raises:
         DegenerateSubspaceError: there is none.

@@ -1,4 +1,4 @@
-"""One front door: check A, pick the method, certify the answer, and hand it back in the caller's own kind.
+"""The entry point: check A, choose the method, certify the result, and return it in the caller's own kind.
 
     A = B⁻¹ + C,   B ≻ 0 in S⊥,   C in S,   ⟨X, Y⟩ = tr(XY)
 
@@ -124,7 +124,7 @@ def _read_start(start: Any, units: Units, subspace: Subspace) -> Tensor:
 
 
 def _certificate(evidence: Evidence, solution: Solution) -> Certificate:
-    """Return the worst member's numbers."""
+    """Return the certificate of the worst member."""
     return Certificate(
         residual=float(evidence.residual.max()),
         duality_gap=float(evidence.duality_gap.max()),
@@ -137,7 +137,7 @@ def _certificate(evidence: Evidence, solution: Solution) -> Certificate:
 def _package(
     dense: DenseInput, factor: Tensor, solution: Solution, evidence: Evidence, subspace: Subspace
 ) -> InverseDecomposition:
-    """Back to the caller's units and kind; what rounding to its dtype costs is measured, not assumed."""
+    """Convert to the caller's units and kind; the cost of rounding to its dtype is measured, not assumed."""
     units, certificate = dense.units, _certificate(evidence, solution)
     B, C, kl = units.write_precision(solution.B), units.write(evidence.C), dense.scalar(evidence.kl)
     rounded, remainder = dense.restore(B), dense.restore(C)
@@ -161,7 +161,7 @@ def _package(
 def _attached(
     dense: DenseInput, B: Tensor, C: Tensor, subspace: Subspace, certificate: Certificate
 ) -> InverseDecomposition:
-    """B and C as functions of the caller's A."""
+    """Attach B and C to the caller's A for differentiation."""
     assert dense.original is not None
     covariance = dense.units.read(dense.original)
     B, C = implicit.attach(covariance, B, C, subspace)

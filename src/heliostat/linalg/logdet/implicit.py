@@ -26,7 +26,7 @@ ASSEMBLED_HESSIAN = 1000  # parameters up to which the backward system is factor
 
 
 class _Attach(torch.autograd.Function):
-    """B and C as functions of A, already evaluated."""
+    """B and C as functions of A, with their values given."""
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, B: Tensor, C: Tensor, subspace: Subspace) -> tuple[Tensor, Tensor]:
@@ -45,13 +45,13 @@ class _Attach(torch.autograd.Function):
 
 
 def attach(A: Tensor, B: Tensor, C: Tensor, subspace: Subspace) -> tuple[Tensor, Tensor]:
-    """B and C in the shape and dtype of A, differentiable with respect to it."""
+    """Return B and C in the shape and dtype of A, differentiable with respect to it."""
     attached: tuple[Tensor, Tensor] = _Attach.apply(A, B, C, subspace)  # type: ignore[no-untyped-call]
     return attached
 
 
 def divergence(A: Float[Tensor, "*batch n n"], B: Float[Tensor, "*batch n n"], n: int) -> Float[Tensor, "*batch"]:
-    """KL(N(0,A) ‖ N(0,B⁻¹)) as a differentiable function of A and B."""
+    """Compute KL(N(0,A) ‖ N(0,B⁻¹)) as a differentiable function of A and B."""
     return ((A * B).sum((-2, -1)) - n - torch.logdet(A) - torch.logdet(B)) / 2
 
 

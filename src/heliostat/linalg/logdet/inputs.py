@@ -1,4 +1,4 @@
-"""Reading A: what is refused, and one float64 stack out of everything that is not.
+"""Reading A: checks, and conversion of every accepted form to one float64 stack.
 
 Left out: sparse and banded storage (``sparse.forms``), and whether the subspace admits a decomposition (``existence``).
 """
@@ -32,7 +32,7 @@ class DenseInput:
 
 
 def unmasked(matrix: Any) -> Any:
-    """``matrix`` without its mask, if that hides nothing.
+    """Remove the mask of ``matrix`` if it hides no entry.
 
     Raises:
         ValueError: it does; numpy would pass on the values under the mask.

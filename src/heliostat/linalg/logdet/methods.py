@@ -1,4 +1,4 @@
-"""The methods behind the front door, by name, and the order in which they are tried.
+"""The methods of the entry point, by name, and the order in which they are tried.
 
 Every method takes a checked float64 stack A and a subspace and returns B ∈ S⊥, or ``None`` where it does not apply.
 ``auto`` tries them from cheapest to most general; the switch sizes are measured (docs/how-to/inverse-decomposition.md).
@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """B with how it was found."""
+    """B with the method that found it."""
 
     B: Float[Tensor, "batch n n"]
     iterations: int
@@ -45,7 +45,7 @@ Method = Callable[[Tensor, Subspace, Options], Solution | None]
 
 
 def closed_form(covariance: Tensor, subspace: Subspace, options: Options) -> Solution | None:
-    """B without iteration over n-sized matrices: chordal patterns, Kronecker sums, exchangeable blocks, S = {0}."""
+    """Compute B without n-sized iteration: chordal patterns, Kronecker sums, exchangeable blocks, S = {0}."""
     del options
     if subspace.dimension == 0:
         return Solution(torch.cholesky_inverse(torch.linalg.cholesky(covariance)), 0, "closed_form")

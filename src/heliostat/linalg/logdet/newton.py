@@ -6,7 +6,7 @@ The dual (M = B ∈ S⊥, a = inner(A)) and the primal (M = A - C, C ∈ S, a = 
 self-concordant: with the Newton decrement λ, the step 1/(1 + λ) is always feasible and lowers f by at least
 λ - log(1 + λ), and within λ < 1/4 full steps converge quadratically. So the line search tries longer steps first and
 ends at that one. Batched over one axis; finished members of a batch stand still. Left out: where to start
-(``starts``), what the numbers are worth (``certificate``).
+(``starts``), the accuracy of the result (``certificate``).
 
 References:
     Y. Nesterov, A. Nemirovskii (1994), Interior-Point Polynomial Algorithms (self-concordance; reconstruction).
@@ -161,7 +161,7 @@ def minimize(
     watch: Callable[[LogDet], None] | None = None,
     is_done: Callable[[Tensor], Tensor] | None = None,
 ) -> Minimum:
-    """Damped Newton from a feasible start until rounding, every iterate feasible and no worse than the one before.
+    """Minimize by damped Newton from a feasible start until rounding; iterates are feasible and never get worse.
 
     Args:
         direction_of: turns (point, gradient, forcing) into a descent direction; ``forcing`` is the relative accuracy

@@ -2,8 +2,7 @@
 
     KL(N(0, A) ‖ N(0, B⁻¹)) = ½ (tr(AB) - n - log det A - log det B)
 
-Left out: how the numbers were found (``newton`` and its siblings), and how the certificate is measured
-(``certificate``).
+Left out: the methods (``newton`` and its siblings), and the computation of the certificate (``certificate``).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Evidence that A = B⁻¹ + C; over a batch every number is the worst member's.
+    """Evidence that A = B⁻¹ + C; for a batch, every field is that of its worst member.
 
     Attributes:
         residual: max |Π_{S⊥}(A - B⁻¹)| / max |A|, the relative stationarity error; 0 at the exact answer. On patterns
@@ -51,7 +50,7 @@ class InverseDecomposition:
 
 
 class ConvergenceError(RuntimeError):
-    """The asked tolerance was not reached; ``best`` is the best iterate as a result, with its honest certificate.
+    """The requested tolerance was not reached; ``best`` is the best iterate as a result, with its certificate.
 
     For dense A it is feasible; where a sparse B lost its definiteness to rounding, the certificate is infinite.
     """

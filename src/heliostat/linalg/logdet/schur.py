@@ -20,7 +20,7 @@ def reduce_and_lift(
     touched: Int[Tensor, " touched"],
     solve: Callable[[Float[Tensor, "batch touched touched"]], Float[Tensor, "batch touched touched"]],
 ) -> Float[Tensor, "batch n n"]:
-    """B of the whole from ``solve``'s B̂ of the touched rows. Limit: with nothing touched, B = A⁻¹."""
+    """Build B of all rows from ``solve``'s B̂ of the touched rows. Limit: with no row touched, B = A⁻¹."""
     n, device = covariance.shape[-1], covariance.device
     touched = touched.to(device)
     others = torch.ones(n, dtype=torch.bool, device=device).index_fill(0, touched, False).nonzero()[:, 0]

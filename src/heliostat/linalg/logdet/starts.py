@@ -21,7 +21,7 @@ from heliostat.linalg.logdet.subspaces.pattern import IntArray, SparsityPattern
 
 
 def dual_start(covariance: Float[Tensor, "batch n n"], subspace: Subspace) -> Float[Tensor, "batch size"]:
-    """Coordinates of a positive definite B ∈ S⊥ to start from."""
+    """Return the coordinates of a positive definite B ∈ S⊥ to start from."""
     if isinstance(subspace, SparsityPattern):
         return _tree_start(covariance, subspace)
     return _projected_start(covariance, subspace)
@@ -42,7 +42,7 @@ def _projected_start(covariance: Tensor, subspace: Subspace) -> Tensor:
 
 
 def _tree_start(covariance: Tensor, pattern: SparsityPattern) -> Tensor:
-    """B on the maximum spanning forest: B_ij = -ρ/(1 - ρ²), B_ii = 1 + Σ ρ²/(1 - ρ²) in units of 1/√(A_ii A_jj)."""
+    """Return B on the maximum spanning forest: B_ij = -ρ/(1 - ρ²), B_ii = 1 + Σ ρ²/(1 - ρ²) in units 1/√(A_ii A_jj)."""
     rows, cols = (torch.from_numpy(side).to(covariance.device) for side in pattern.edges)
     deviation = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     scale = deviation[:, rows] * deviation[:, cols]

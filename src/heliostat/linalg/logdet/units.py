@@ -3,8 +3,8 @@
     A = D Ã D,      B = D⁻¹ B̃ D⁻¹,      C = D C̃ D,      D = diag(2^k_i)
 
 Where S is unchanged by every such D, each variable has a unit of its own and Ã has a diagonal in [1/2, 2), however A is
-graded; elsewhere all variables share one. Powers of two change no digit, so Ã is A, and what a certificate says in
-these units it says of A. Left out: the exact unit diagonal that Newton's method starts from (``methods``).
+graded; elsewhere all variables share one. Powers of two change no digit, so Ã is A, and a certificate in
+these units holds for A. Left out: the exact unit diagonal that Newton's method starts from (``methods``).
 """
 
 from __future__ import annotations

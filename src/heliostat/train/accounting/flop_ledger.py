@@ -1,8 +1,8 @@
-"""The FLOP ledger: the FLOPs of every phase, counted from exact token counts rather than estimated from time.
+"""The FLOP ledger: FLOPs by phase, counted from exact token counts rather than estimated from time.
 
-A forward pass over ``n`` tokens that attend to ``a`` positions in all costs ``forward_flops(n, a)``. Training costs
-three such passes: one forward, and two in the backward pass. A prompt that a group shares is computed once and counted
-once. ``unshared`` is the cost of the same work if every completion had computed its own prompt, as most papers count.
+A forward pass over ``n`` tokens that attend to ``a`` positions in all costs ``forward_flops(n, a)``; training costs
+three (one forward, two in the backward pass). Shared prompts are computed and counted once. ``unshared`` counts the
+same work as if every completion computed its own prompt, as most papers do.
 
 Left out: element-wise work (norms, activations, softmax, the optimizer), which is below a percent of a transformer's.
 """
@@ -29,7 +29,7 @@ class Ledger:
 
     Attributes:
         flops: as computed, shared prompts once.
-        unshared: the same work without sharing; equal where nothing was shared.
+        unshared: the same work without sharing; equal if nothing was shared.
     """
 
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPUTE_PHASES, 0.0))
@@ -51,7 +51,7 @@ class Ledger:
         yield
 
     def charge_sampling(self, phase: str, loaded: LoadedModel, engine: Engine, runtime: Runtime) -> None:
-        """Charge the sampling of all ranks since the last call; all ranks call it together."""
+        """Charge the sampling of all ranks since the last call; all ranks call this together."""
         total = runtime.sum(asdict(engine.take_counts()))
         self.charge_rollout(phase, loaded, RolloutCounts(**{key: int(value) for key, value in total.items()}))
 
@@ -67,7 +67,7 @@ class Ledger:
             book[phase] += forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
 
     def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
-        """Charge the forward passes of training, with their backward passes unless ``with_gradient`` is false."""
+        """Charge the forward passes of training, and their backward passes if ``with_gradient``."""
         for book, prompt_tokens, prompt_attended in (
             (self.flops, counts.prompt_tokens, counts.prompt_attended),
             (self.unshared, counts.unshared_tokens, counts.unshared_attended),
@@ -91,26 +91,26 @@ class Ledger:
         """
 
     def charge(self, phase: str, flops: float) -> None:
-        """Charge work that was counted elsewhere, such as the collection of traces."""
+        """Charge FLOPs that were counted elsewhere, like those of collecting traces."""
         self.flops[phase] += flops
         self.unshared[phase] += flops
 
     @property
     def spent(self) -> float:
-        """FLOPs of the run so far, evaluations left out."""
+        """FLOPs of all phases except evaluations, as computed."""
         return sum(flops for phase, flops in self.flops.items() if phase != "eval")
 
     @property
     def spent_unshared(self) -> float:
-        """FLOPs of the same work without sharing."""
+        """FLOPs of all phases except evaluations, without sharing."""
         return sum(flops for phase, flops in self.unshared.items() if phase != "eval")
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """Return the state for a checkpoint."""
+        """Return the totals for a checkpoint."""
         return {"flops": dict(self.flops), "unshared": dict(self.unshared), "seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
-        """Restore the state from a checkpoint."""
+        """Continue counting from a checkpoint."""
         self.flops = dict(state["flops"])
         self.unshared = dict(state["unshared"])
         self.seconds = dict(state["seconds"])

@@ -1,6 +1,6 @@
-"""Measurements of this machine: its peak speed in a matrix product and in a copy, and its peak memory.
+"""The machine's peak, measured in this process: a matrix product, a copy, and the most memory in use.
 
-Left out: caches, and several devices.
+Left out: caches, several devices, and anything below a whole product or copy.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class MachinePeak:
-    """The machine's peak speed, measured in this process with its threads.
+    """Peak rates of the machine, measured in this process with its threads.
 
     Attributes:
-        flops_per_s: of a square matrix product in the dtype of the weights.
-        bytes_per_s: bytes read plus bytes written, of a copy that exceeds every cache.
+        flops_per_s: of a square matrix product in the weights' dtype.
+        bytes_per_s: read plus written by a copy that fits no cache.
     """
 
     flops_per_s: float
@@ -31,7 +31,7 @@ class MachinePeak:
 def measure_machine_peak(
     device: torch.device, dtype: torch.dtype, size: int = 1024, copy_bytes: int = 2**28
 ) -> MachinePeak:
-    """Time a product of ``size x size`` matrices and a copy of ``copy_bytes``; the best of several tries counts."""
+    """Measure a product of ``size x size`` matrices and a copy of ``copy_bytes``, each the best of several tries."""
     left, right = torch.ones(2, size, size, device=device, dtype=dtype)
     source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -52,13 +52,13 @@ def _best_seconds(work: Callable[[], object], device: torch.device, num_tries: i
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until all work sent to the device is done."""
+    """Wait until all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new measurement of peak memory, where the system allows it (CUDA, Linux)."""
+    """Reset the measurement of peak memory, where the system supports it (CUDA, Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -68,7 +68,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the peak memory since ``reset_peak_memory``: of the device, or of the whole process on a CPU."""
+    """Return peak memory in bytes since ``reset_peak_memory``: of the device, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -1,12 +1,12 @@
 """A profile of a few steps: time and memory by phase, speed relative to the machine's peak, and a bound on decoding.
 
-    heliostat train RECIPE --profile      prints the table once, after a few steps, and continues to train
+    heliostat train RECIPE --profile      prints the table once, after a few steps, and trains on
 
-Seconds are those of the named spans in the engine and the updater, and FLOPs are the ledger's exact counts. The
-machine's peak is measured on the spot with a matrix product and a copy. Decoding has a lower bound of its own: each
-pass must read every weight and the cache of the live rows once, and compute the products.
+Seconds come from the named spans in the engine and the updater, and FLOPs from the ledger's exact counts. Ceilings are
+a matrix product and a copy, timed in place. Decoding has a lower bound of its own: each pass reads every weight and the
+live rows' cache once, and computes the products.
 
-Left out: single kernels (see torch's own profiler), and time on other ranks.
+Left out: single kernels (open a trace with torch's own profiler), and time on other ranks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FIRST_STEP, NUM_STEPS = 2, 3
-"""The profiled steps of this process. The first step is skipped, since it allocates memory that later steps reuse."""
+"""Profiled steps of this process; the first step is skipped, since it pays for allocations that later ones reuse."""
 
 SAMPLING = ("prefill", "decode", "draw")
 SPANS = {
@@ -47,16 +47,16 @@ SPANS = {
 }
 """Phases of a step and the spans inside them (``heliostat.spans``), in order."""
 SPANS_AHEAD = SPANS | {"rollout": (), "ahead": SAMPLING}
-"""The same where sampling has its own thread: ``ahead`` runs in parallel with steps, and ``rollout`` is the wait."""
+"""The same for sampling in its own thread: the step only waits for it, and ``ahead`` runs in parallel with the step."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Profile(Ledger):
-    """A ledger that also profiles a few steps, and then shows a table of them.
+    """A ledger that also profiles a few steps and then shows a table of them.
 
     Args:
         loaded: the model in use.
-        show: called with the finished table.
+        show: receives the finished table.
     """
 
     loaded: LoadedModel
@@ -71,7 +71,7 @@ class Profile(Ledger):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Profile the step, if it is one of the profiled ones."""
+        """Profile the step inside if it is one of the profiled steps."""
         self.num_seen += 1
         self._watching = FIRST_STEP <= self.num_seen < FIRST_STEP + NUM_STEPS
         if not self._watching:
@@ -107,13 +107,13 @@ class Profile(Ledger):
         return True
 
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
-        """Record sampling that ran in its own thread, in place of the step's own."""
+        """Record the sampling of its own thread in place of the step's."""
         if self._watching and spans:
             _add(self.span_seconds, {"ahead": seconds, **{name: spans.get(name, 0.0) for name in SAMPLING}})
             _add(self.step_flops, {"ahead": self.step_flops.pop("rollout", 0.0)})
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
-        """Charge sampling; during a profiled step, prompts and decoded tokens separately."""
+        """Charge sampling; in profiled steps, count prompts and decoded tokens separately."""
         if self._watching and phase == "rollout":
             prompts = forward_flops(
                 loaded, counts.prompt_tokens, counts.prompt_attended / max(1, counts.prompt_tokens), counts.prefills
@@ -126,7 +126,7 @@ class Profile(Ledger):
         Ledger.charge_rollout(self, phase, loaded, counts)
 
     def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
-        """Charge training; during a profiled step, scoring, forward and backward passes separately."""
+        """Charge training; in profiled steps, count scoring, forward and backward separately."""
         before = self.flops[phase]
         Ledger.charge_update(self, phase, loaded, counts, with_gradient)
         total = self.flops[phase] - before
@@ -137,7 +137,7 @@ class Profile(Ledger):
         _add(self.step_flops, {"update": total, **parts})
 
     def table(self, machine: MachinePeak) -> Table:
-        """Build the table: a row per phase and span, and in the caption the machine's peak and decoding's bound."""
+        """Build the table: a row per phase and span, per step; decoding's floor and the ceilings are in the caption."""
         seconds = self.step_seconds / NUM_STEPS
         table = Table(
             title=f"One step: {seconds:.3g} s, mean of {NUM_STEPS}", title_justify="left", caption_justify="left"
@@ -187,7 +187,7 @@ class Profile(Ledger):
         return lines
 
     def decode_floor(self, machine: MachinePeak) -> float:
-        """Return the least seconds that the profiled decoding could take."""
+        """Return the minimal seconds of the profiled decoding."""
         return decode_floor(self.loaded, self.decoded, machine)
 
     @property
@@ -200,13 +200,13 @@ class Profile(Ledger):
 
 
 def decoding_flops(loaded: LoadedModel, counts: RolloutCounts) -> float:
-    """Count the FLOPs of the decoded tokens, without prompts."""
+    """Return the FLOPs of the decoded tokens, without prompts."""
     attended = counts.decoded_attended / max(1, counts.decoded_rows)
     return forward_flops(loaded, counts.decoded_rows, attended, counts.decoded_rows)
 
 
 def decode_floor(loaded: LoadedModel, counts: RolloutCounts, machine: MachinePeak) -> float:
-    r"""Compute the least seconds that decoding could take, a sum over passes in closed form.
+    r"""Return the minimal seconds of decoding, a sum over passes in closed form.
 
     ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``
     """
@@ -218,7 +218,7 @@ def decode_floor(loaded: LoadedModel, counts: RolloutCounts, machine: MachinePea
 
 
 def _cache_bytes(model: PreTrainedModel, item: int) -> int:
-    """Count the bytes of one position's keys and values over all layers."""
+    """Return the bytes of keys and values of one position over all layers."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

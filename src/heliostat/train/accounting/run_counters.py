@@ -1,4 +1,4 @@
-"""Counters of a run: its step, and the tokens, seconds and skipped optimizer steps so far.
+"""Progress of a run: its step, and the tokens, seconds and skipped steps so far.
 
 Left out: FLOPs (``flop_ledger``).
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class RunCounters:
-    """The counters of a run, over all its sessions.
+    """Counters that a run keeps from step to step, and across its sessions.
 
     Attributes:
         step: the last complete step; steps of a warm start of ``n`` steps are ``1 - n .. 0``.
         num_tokens: tokens sampled for training, those of rolled-back steps included.
         num_bad_steps: optimizer steps that were skipped because a loss or gradient was not finite.
         seconds_before: wall seconds of earlier sessions.
-        began: start of this session, on the monotonic clock.
+        began: when this session began, on the monotonic clock.
     """
 
     step: int = 0

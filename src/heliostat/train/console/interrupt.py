@@ -1,6 +1,6 @@
-"""Ctrl-C without loss: the first one stops the run between phases and saves; the second one stops it at once.
+"""Ctrl-C without loss: the first one stops after the current phase, the second one at once.
 
-Left out: SIGKILL and power failures (checkpoints cover those).
+Left out: SIGKILL and power cuts, which checkpoints are for.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, Self
 
 
 class Interrupted(Exception):
-    """The user asked the run to stop; all complete steps can be saved."""
+    """The user asked the run to stop; the last complete step can be saved."""
 
 
 class InterruptHandler:
-    """A context in which Ctrl-C and SIGTERM set a flag, which the loop checks between phases.
+    """Context manager in which Ctrl-C and SIGTERM set a flag that the loop checks between phases.
 
     Args:
         note: shows a line to the user.
-        agree: maps this process's flag to one that all processes of the run share.
+        agree: combines the flags of all processes of a run.
     """
 
     def __init__(self, note: Callable[[str], None], agree: Callable[[bool], bool] = bool) -> None:
@@ -31,7 +31,7 @@ class InterruptHandler:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python sets signal handlers there only
+        if threading.current_thread() is threading.main_thread():  # only the main thread can set signal handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
         return self

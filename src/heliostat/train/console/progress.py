@@ -1,6 +1,6 @@
 """Progress of a run for people: one live line on a terminal, plain lines everywhere else.
 
-Left out: output for programs (``tracking``, ``summary.json``).
+Left out: machine-readable output (``tracking``, ``summary.json``).
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ SHOWN = {
     "policy/lambda_hat": "λ̂ {:+.4f}",
     "speed/step_tokens": "{:,.0f} tok/s",
 }
-"""Metrics on the progress line, in order, and the format of each."""
+"""Metrics on the progress line, in order, and their formats."""
 
 
 def brief(values: Mapping[str, float]) -> str:
-    """Format those of the shown metrics that are present."""
+    """Join the shown metrics that are present into one short text."""
     shown = (form.format(values[key]) for key, form in SHOWN.items() if key in values)
     return "  ".join(text.replace("-0.0000", "+0.0000") for text in shown)
 
 
 def clock(seconds: float) -> str:
-    """Format seconds as ``1:05`` or ``2:03:20``."""
+    """Format a duration like ``1:05`` or ``2:03:20``."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 class Display:
-    """Progress of the phases of one run.
+    """Progress display of the phases of one run.
 
     Args:
         line_every_s: without a terminal, at most one line in this many seconds (the last step always prints).
@@ -69,11 +69,11 @@ class Display:
         self.end_phase()
 
     def note(self, text: str) -> None:
-        """Print a line that stays on the screen."""
+        """Print one line that stays."""
         self.console.print(visible(text), soft_wrap=True, markup=False)
 
     def begin_phase(self, name: str, total: int, done: int = 0) -> None:
-        """Start a phase of ``total`` steps, of which ``done`` were complete before a restart."""
+        """Start counting a phase's steps; ``done`` of them ran before a restart."""
         self.end_phase()
         self._phase, self._total, self._done = name, total, done
         self._began = time.monotonic()
@@ -104,11 +104,11 @@ class Display:
             self.note(f"{self._phase} {index}/{self._total}  ETA {clock(left)}  {numbers}")
 
     def end_phase(self) -> None:
-        """Stop updating the live line; it stays on the screen."""
+        """Freeze the live line."""
         if self._live:
             self._live.stop()
             self._live = self._task = None
 
     def table(self, table: Table) -> None:
-        """Print a table that stays on the screen; a live line continues below it."""
+        """Print a small table that stays; a live line goes on below it."""
         self.console.print(table)

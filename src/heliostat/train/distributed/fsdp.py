@@ -1,11 +1,11 @@
-"""Weights, gradients and optimizer state sharded over ranks by torch's ``fully_shard`` (FSDP2), layer by layer.
+"""Weights, gradients and optimizer state sharded over ranks: torch's ``fully_shard`` (FSDP2), layer by layer.
 
 Between steps every rank holds its shard of each weight. A training pass gathers one layer at a time, forward and
-backward, and reduces gradients to averaged shards. Sampling gathers all layers once and keeps them until it is done,
-since ranks decode different numbers of tokens.
+backward, and returns averaged shards of the gradient. Sampling gathers all layers once and keeps them until it is
+done, since ranks decode different numbers of tokens.
 
 A model is called in two halves (backbone, head), but FSDP2 prepares weights for the model's own forward alone.
-``as_fsdp_forward`` makes any function count as that forward.
+``as_fsdp_forward`` makes any function run as that forward.
 
 Left out: tensor, pipeline and expert parallelism, CPU offloading, and prefetching beyond FSDP2's own.
 """
@@ -26,18 +26,18 @@ from heliostat.optim.distributed.sharded_tensors import full_tensor
 
 T = TypeVar("T")
 _FORWARD = "heliostat_forward"
-"""The method of a sharded model that FSDP2 treats like its forward."""
+"""The method of a sharded model that FSDP2 treats as its forward."""
 
 
 def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dtype | None) -> None:
-    """Shard every parameter of ``model`` over all ranks in place, each layer separately and the rest together.
+    """Shard every parameter of ``model`` over all ranks in place, each layer on its own and the rest together.
 
     Args:
-        compute_dtype: dtype of gathered weights and activations. Shards keep their dtype, and gradients are averaged
-            in float32. ``None``: one dtype throughout.
+        compute_dtype: the dtype of gathered weights and activations. Stored and optimized shards keep theirs, and
+            gradients are averaged in float32. ``None``: one dtype throughout.
 
     Raises:
-        ValueError: the model's layers cannot be identified.
+        ValueError: the model has no recognizable layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -48,8 +48,8 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
-            f"distributed.placement = 'sharded' shards a model layer by layer, but the layers of "
-            f"{type(model).__name__} cannot be identified; use 'replicated'"
+            f"distributed.placement = 'sharded' shards a model layer by layer, and {type(model).__name__} has no "
+            "recognized layers; use 'replicated'"
         )
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -59,33 +59,30 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
 
 
 def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
-    """Run ``work``; a tensor is cloned, since FSDP2's hooks need a result that is no view."""
+    """Run ``work``, and copy a tensor result: FSDP2 attaches hooks to it, and needs a tensor that is not a view."""
     result = work()
     return result.clone() if isinstance(result, Tensor) else result
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether ``shard`` was applied to ``model``."""
+    """Return whether ``model`` was sharded by ``shard``."""
     return hasattr(model, _FORWARD)
 
 
 def as_fsdp_forward(model: nn.Module, work: Callable[[], T]) -> T:
-    """Run ``work`` as if it were the forward of ``model``; a model that is not sharded needs nothing for that."""
-    run: Callable[[Callable[[], T]], T] = getattr(model, _FORWARD, _plainly)
+    """Run ``work`` as the forward of a sharded model; run it directly for a whole one."""
+    run: Callable[[Callable[[], T]], T] = getattr(model, _FORWARD, _directly)
     return run(work)
 
 
-def _plainly(work: Callable[[], T]) -> T:
+def _directly(work: Callable[[], T]) -> T:
     return work()
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
-    """Gather the state of a sharded model on the CPU, with tied tensors shared.
+    """Gather a sharded model's state dict on the CPU, tied tensors shared; ``None`` where nothing is sharded.
 
-    All ranks call it together. Rank 0 gets the full tensors; other ranks get empty ones.
-
-    Returns:
-        Full tensors by name, or ``None`` for a model that is not sharded.
+    All ranks call it together; the main rank gets the tensors, and the others empty ones.
     """
     if not is_sharded(model):
         return None
@@ -101,24 +98,21 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Gather all weights on every rank for the block.
-
-    All ranks enter and leave the block together, and do not train in it.
-    """
+    """Gather whole weights on every rank inside the block; ranks enter and leave together, and do not train there."""
     if not is_sharded(model):
         yield
         return
     from torch.distributed.fsdp import FSDPModule
 
-    sharded: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    sharded[0].set_reshard_after_forward(False)
+    shards: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    shards[0].set_reshard_after_forward(False)
     with torch.no_grad():
-        as_fsdp_forward(model, lambda: None)  # makes this module FSDP2's root, and gathers it
-    for module in sharded:
+        as_fsdp_forward(model, lambda: None)  # initializes torch's root module and gathers it
+    for module in shards:
         module.unshard()
     try:
         yield
     finally:
-        sharded[0].set_reshard_after_forward(True)
-        for module in sharded:
+        shards[0].set_reshard_after_forward(True)
+        for module in shards:
             module.reshard()

@@ -1,13 +1,13 @@
-"""The runtime of a run: device, threads, determinism, and the collectives of its ranks (processes of ``torchrun``).
+"""Runtime of a run: device, threads, determinism, and the collectives of its processes (ranks, under ``torchrun``).
 
     heliostat train R                                   one rank: every collective below is the identity
-    torchrun --nproc-per-node 2 -m heliostat train R    two: each samples, verifies and differentiates its share
+    torchrun --nproc-per-node 2 -m heliostat train R    two: each samples, judges and differentiates its share
 
-Every value that a decision depends on (groups, metrics, a request to stop) is made equal on all ranks by a collective.
-So the code above this module reads like that of one process, and ranks cannot decide differently. Losses are multiplied
-by the number of ranks and gradients averaged over ranks, which is torch's convention: a sum of losses stays a sum.
+Collectives make every input of a decision (groups, metrics, a request to stop) equal on all ranks. The training loop
+therefore reads like that of one process, and ranks always decide alike. Losses are multiplied by the number of ranks,
+and their gradients averaged over ranks: torch's own convention, in which a sum stays a sum.
 
-Left out: sharded weights (``fsdp``).
+Left out: weights sharded over ranks (``fsdp``).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from heliostat.types import Mean, Prompt
 
 T = TypeVar("T")
 BUCKET = 2**23
-"""Gradient entries sent at once (32 MiB in float32)."""
+"""Gradient entries per all-reduce (32 MiB in float32)."""
 
 
 TRANSPORTS = ("gloo", "NCCL", "ProcessGroup")
-"""Names of transports; each error of a transport that has no type of its own contains one of them."""
+"""Names that identify errors of a transport that raises no type of its own."""
 
 
 class RankLost(RuntimeError):
-    """Another process of this run has ended or does not respond."""
+    """Another process of this run has ended or does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +60,16 @@ class Runtime:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """The process group of all ranks; ``None`` where there is one rank."""
+        """The process group of all ranks for torch; ``None`` with one rank."""
         return dist.group.WORLD if self.world_size > 1 else None
 
     # -- collectives ------------------------------------------------------------------------------------------------
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all ranks, in rank order, on every rank.
+        """Gather every rank's value, in rank order, on every rank.
 
         Raises:
-            RankLost: a rank has ended or does not respond.
+            RankLost: a rank has died or does not answer.
         """
         if self.world_size == 1:
             return [value]
@@ -79,7 +79,7 @@ class Runtime:
         return everyone
 
     def broadcast(self, value: T) -> T:
-        """Return rank 0's value on every rank."""
+        """Return the main rank's value on every rank."""
         return self.gather(value)[0]
 
     def any(self, flag: bool) -> bool:
@@ -87,7 +87,7 @@ class Runtime:
         return any(self.gather(flag))
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sum values over ranks, key by key; a missing key counts as 0."""
+        """Sum values over ranks by key; a key that a rank lacks counts as 0 there."""
         everyone = self.gather(dict(values))
         keys = dict.fromkeys(key for one in everyone for key in one)
         return {key: sum(one[key] for one in everyone if key in one) for key in keys}
@@ -101,10 +101,7 @@ class Runtime:
         return merged
 
     def average(self, parameters: Sequence[Tensor]) -> None:
-        """Average gradients over ranks, in buckets; a missing one counts as 0.
-
-        FSDP averages the gradients of sharded weights itself, so those are left alone.
-        """
+        """Average whole gradients over ranks, in buckets. Absent gradients count as 0; FSDP2 averages sharded ones."""
         if self.world_size == 1 or self.sharded:
             return
         for parameter in parameters:
@@ -121,7 +118,7 @@ class Runtime:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """Raise an error that occurs within the block on any rank, on every rank."""
+        """Raise an exception of any rank on all ranks."""
         failure: Exception | None = None
         try:
             yield
@@ -145,7 +142,7 @@ class Runtime:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block on rank 0 before the other ranks, which then find its work done."""
+        """Let the main rank run the block first; the others run it after that, and find its work done."""
         if not self.is_main:
             self.gather(None)
         yield
@@ -155,7 +152,7 @@ class Runtime:
     # -- shares -----------------------------------------------------------------------------------------------------
 
     def shard_prompts(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Return the prompts of this rank; copies of a prompt stay on one rank, which numbers their random streams."""
+        """Return this rank's prompts; copies of one prompt stay together, since they number their random streams."""
         keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
         owner = {key: index % self.world_size for index, key in enumerate(keys)}
         return [prompt for prompt in prompts if owner[prompt.group_key] == self.rank]
@@ -174,7 +171,7 @@ class Runtime:
         return [next(owner[prompt.group_key]) for prompt in prompts]
 
     def shard_balanced(self, items: Sequence[T], sizes: Sequence[int]) -> list[T]:
-        """Return the items of this rank; all ranks divide them alike, each item from the largest to the lowest load."""
+        """Return the items of this rank: largest first, each to the rank with the least so far, alike on all ranks."""
         if self.world_size == 1:
             return list(items)
         loads = [0] * self.world_size
@@ -187,10 +184,10 @@ class Runtime:
         return [items[index] for index in sorted(mine)]
 
     def num_dummy_passes(self, num_parts: int) -> int:
-        """Return the number of passes with weight 0 that this rank must run in addition to its own.
+        """Count the zero-weight forward and backward passes that this rank must add to its own.
 
-        All ranks gather sharded weights together, so all must run equally many passes. Hooks that record layers need
-        at least one pass on every rank.
+        Sharded weights are gathered by all ranks together, so all ranks run equally many passes. Hooks that record
+        layers need at least one.
         """
         if self.world_size == 1:
             return 0
@@ -212,10 +209,10 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def readable_dist_errors() -> Iterator[None]:
-    """Replace long errors of the transport between ranks by one sentence; other errors pass through.
+    """Replace the transport's long errors between ranks by one sentence; other errors pass.
 
     Raises:
-        RankLost: a rank has ended or does not respond.
+        RankLost: a rank has died or does not answer.
     """
     try:
         yield
@@ -225,19 +222,19 @@ def readable_dist_errors() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(name in str(error) for name in TRANSPORTS):
             raise
         raise RankLost(
-            f"another process of this run has ended or does not respond ({' '.join(str(error).split())[:120]}); the "
+            f"another process of this run has ended or does not answer ({' '.join(str(error).split())[:120]}); the "
             "last checkpoint is complete, and the same command continues from it"
         ) from error
 
 
 def start_runtime(run: RunSection, distributed: DistributedSection | None = None) -> Runtime:
-    """Set threads, determinism and seeds of this process, and join the process group if ``torchrun`` started several.
+    """Set threads, determinism and seeds of this process, and join the process group of ``torchrun``, if any.
 
-    Training never draws from a global generator: every draw has its own seed derived from the run's seed, so that a
-    resumed run repeats it. The global seed only fixes the draws of libraries.
+    Randomness in training never comes from a global generator: every draw has its own seed derived from the run's, so
+    that a resumed run repeats it. The global seed fixes only the draws of libraries.
 
     Raises:
-        ConfigError: several processes were started for a command that runs in one (``distributed`` is ``None``).
+        ConfigError: several processes were started for something that runs in one (``distributed`` is ``None``).
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world_size > 1 and distributed is None:
@@ -263,7 +260,7 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
 
 @contextmanager
 def running(run: RunSection, distributed: DistributedSection) -> Iterator[Runtime]:
-    """Start a runtime, and leave the process group at the end of the block."""
+    """Start a runtime, and leave its process group at the end."""
     try:
         yield start_runtime(run, distributed)
     finally:

@@ -1,9 +1,9 @@
-"""Weights and optimizer state of a sharded run on disk: every rank writes its shards, any number of ranks reads them.
+"""Weights and optimizer state of a sharded run on disk: every rank writes its shard, any number of ranks reads them.
 
-torch's distributed checkpoint (DCP) holds the tensors. ``skeleton.pt`` holds the optimizer's state with a description
-in place of each tensor, since DCP reads into existing tensors and a new optimizer has none.
+torch's distributed checkpoint (DCP) holds the tensors. Next to it, ``skeleton.pt`` holds the optimizer's state with a
+description in place of each tensor, since DCP reads into tensors that exist and a fresh optimizer has none.
 
-Left out: when to write, and when a checkpoint counts as complete (``train.run_folder.checkpoints``).
+Left out: when to write, and whether a checkpoint is complete (``train.run_folder.checkpoints``).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SKELETON = "skeleton.pt"
 
 
 def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, is_main: bool) -> None:
-    """Write the trainable weights of ``model`` and the state of ``optimizer``; all ranks call it together.
+    """Write ``model``'s trainable weights and ``optimizer``'s state; all ranks call it together.
 
     Raises:
-        OSError: writing failed on a rank.
+        OSError: writing failed on some rank.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in held(model).items()}
 
@@ -49,11 +49,11 @@ def write_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def read_shards(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Load weights into ``model``, and return the optimizer's state, sharded as the model is.
+    """Load weights in place, and return the optimizer's state, sharded like the weights here (or whole, on one rank).
 
     Raises:
         ValueError: the checkpoint is of another model.
-        OSError: it cannot be read.
+        OSError: the checkpoint cannot be read.
     """
     weights = held(model)
     like = next((tensor for tensor in weights.values() if isinstance(tensor, DTensor)), None)
@@ -83,27 +83,24 @@ def read_shards(folder: Path, model: nn.Module) -> dict[str, Any]:
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a model that a checkpoint holds: the trainable ones, tied ones once."""
+    """Return a model's trainable weights for a checkpoint, tied ones once; frozen ones stay where they came from."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Shard a full tensor that every rank has, as ``weight`` is sharded.
-
-    **Limits** A ``weight`` that is not sharded, or has another shape: the tensor itself.
-    """
+    """Shard a whole tensor like ``weight``; return it as it is where that is whole or has another shape."""
     if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
         return tensor
     return distribute(tensor.to(weight.device), weight)
 
 
 def shard_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
-    """Shard the full state of an optimizer as its parameters are sharded; entries named in ``whole`` stay full."""
+    """Shard an optimizer's whole state like its parameters; all ranks keep the entries named in ``whole``."""
     ids = [index for group in state["param_groups"] for index in group["params"]]
-    of = dict(zip(ids, parameters, strict=True))
+    parameter_of = dict(zip(ids, parameters, strict=True))
     sharded = {
         index: {
-            key: shard_like(value, of[index]) if isinstance(value, Tensor) and key not in whole else value
+            key: shard_like(value, parameter_of[index]) if isinstance(value, Tensor) and key not in whole else value
             for key, value in entries.items()
         }
         for index, entries in state["state"].items()
@@ -112,7 +109,7 @@ def shard_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> 
 
 
 def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Apply ``change`` to every leaf, and to every description in place of a tensor."""
+    """Apply ``change`` to every leaf, and to every description in place of one."""
     if isinstance(tree, Mapping) and "tensor" not in tree:
         return {key: _map(value, change) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

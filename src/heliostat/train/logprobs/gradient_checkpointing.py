@@ -1,4 +1,4 @@
-"""Gradient checkpointing: keep only the input of each layer, and recompute its activations in the backward pass.
+"""Trade time for memory: keep only each layer's input, and recompute its activations in the backward pass.
 
 Values and gradients are those of the plain forward. Only the layers' own switch is set, and only during a forward that
 needs gradients, so dropout stays off and sampling keeps its cache.
@@ -23,16 +23,16 @@ from heliostat.models.transformers_internals import GradientCheckpointingLayer, 
 
 @contextmanager
 def recomputing(model: PreTrainedModel) -> Iterator[None]:
-    """Recompute the activations of every layer of ``model`` whose forward runs in this block with gradients.
+    """Recompute the activations of every layer of ``model`` whose forward runs inside the block with gradients.
 
-    **Limits**: without gradients nothing changes, and neither does a model without such layers.
+    **Limits**: nothing changes without gradients, or for a model without such layers.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not torch.is_grad_enabled():
         layers = []
     for layer in layers:
         recompute_layer(layer, partial(_recomputed, layer))
-        layer.training = True  # the switch requires it; the layer's own forward runs in eval mode (``_recomputed``)
+        layer.training = True  # required by the switch; the layer's own forward runs in eval mode (``_recomputed``)
     try:
         yield
     finally:
@@ -41,13 +41,13 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _recomputed(layer: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
-    """Run a layer's forward now and again in the backward pass, in eval mode, since some layers apply dropout."""
+    """Run a layer's forward, and again in the backward pass, both times in eval mode: some layers apply dropout."""
 
-    def quiet(*given: Any) -> Any:
+    def in_eval_mode(*given: Any) -> Any:
         before, layer.training = layer.training, False
         try:
             return forward(*given)
         finally:
             layer.training = before
 
-    return checkpoint(quiet, *inputs, use_reentrant=False)
+    return checkpoint(in_eval_mode, *inputs, use_reentrant=False)

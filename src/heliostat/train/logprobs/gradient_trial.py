@@ -1,11 +1,11 @@
-"""A trial of gradients: a layout of rows must have the gradient of the model's own forward of each text alone.
+"""Comparison of a layout's gradient with that of the model's own forward of each text alone.
 
     g(token) = sum over places of the token of  d sum log pi(completions) / d embedding(place)
 
-The gradient is taken at the embeddings, so that it passes through every layer, whichever layers are trained. A cache
-that detaches keys and values gives the right log-probabilities, but loses the prompt's part of this gradient.
+It is taken where tokens enter the model, so that it passes through every layer, trained or frozen. Keys and values that
+a cache keeps without their history give the right log-probabilities, but lose the prompt's part of this gradient.
 
-Left out: whether the model's own gradient is right.
+Left out: checking the model's own gradient.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from heliostat.train.logprobs.layouts import Alone, Layout
 from heliostat.train.logprobs.packing import Row
 
 MAX_GAP = 0.1
-"""Largest distance from the model's own gradient, relative to its norm: above rounding errors, below a missing part."""
+"""Largest difference from the model's own gradient, relative to its norm: above rounding, below any missing part."""
 
 
 @dataclass
 class GradientTrial:
-    """The model's own gradient for some rows, as the reference of layouts.
+    """The model's own gradient of the log-probabilities of some rows, to compare layouts with.
 
     Attributes:
         temperature: divides the logits.
-        untrainable: the reason why there is no gradient; empty where there is one.
+        untrainable: the reason for a missing gradient; empty if there is one.
     """
 
     loaded: LoadedModel
@@ -49,7 +49,7 @@ class GradientTrial:
             truth = self._gradient(Alone())
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # a model's own code may raise anything for inputs that it does not support
+        except Exception as error:  # the code of a model can raise any type
             self.untrainable = short_error(error)
             return
         if truth is None:
@@ -61,7 +61,7 @@ class GradientTrial:
         self._truth = truth
 
     def fault(self, layout: Layout) -> str:
-        """Describe the fault of a layout's gradient; empty if it has none, or if there is nothing to compare with."""
+        """Describe the fault of a layout's gradient; empty where it has none, or where that cannot be told."""
         if self._truth is None or self.untrainable:
             return ""
         try:
@@ -74,7 +74,7 @@ class GradientTrial:
         return "" if gap <= MAX_GAP else f"gradients off by {gap:.1g} of their size"
 
     def _gradient(self, layout: Layout) -> Float[Tensor, "token width"] | None:
-        """Sum the gradient over the places of each token; ``None`` if the model does not call its embedding."""
+        """Sum the gradient over the places of every token; ``None`` if the model's embedding is not called."""
         targets = torch.tensor([token for row in self.rows for token in row.completion.token_ids])
         with torch.enable_grad(), _places(self.loaded.model.get_input_embeddings()) as places:
             logits = self.loaded.head.logits(layout.hidden(self.loaded, self.rows)) / self.temperature
@@ -95,7 +95,7 @@ class GradientTrial:
 
 @contextmanager
 def _places(embedding: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect the inputs and outputs of an embedding in the block; outputs become leaves of the graph."""
+    """Collect the ids passed to an embedding inside the block, and its outputs, as leaves of the graph."""
     places: list[tuple[Tensor, Tensor]] = []
 
     def watch(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""A trial of each layout on a model, before training: only layouts that give the model's own numbers are used.
+"""Trial of the layouts of rows: each is compared once per model with the model's own forward, before training.
 
-The trial scores a few groups of mixed lengths. It compares every log-probability with the model's own forward of each
-text alone (``models.checks.reference_forward``), and the gradient likewise (``gradient_trial``). Layouts that differ
-are not used. If even padding changes results, rows run one by one.
+A trial scores a few groups of mixed lengths and compares every log-probability with the model's own forward of each
+text alone (``models.checks.reference_forward``), and its gradient (``gradient_trial``). Layouts that fail are not
+used; if even padding is wrong, rows run one by one.
 
-Left out: the choice of the cheapest exact layout for a batch (``policy``).
+Left out: the choice of the cheapest layout for a batch (``policy``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from heliostat.train.logprobs.packing import Row
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
 MEMO = "exact layouts"
-"""Key under which a loaded model stores the result, for its copies and its sharded form too."""
+"""Key under which a loaded model caches the verdict, shared by its copies and its sharded form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Exact:
 
     Attributes:
         sharing: layouts that run a prompt once per group.
-        single: the layout that runs every row with its own prompt.
-        faults: a few words on each layout that is not exact.
-        untrainable: the reason why the model can be scored but not trained; empty where it can be trained.
+        single: the layout that runs every row with a prompt of its own.
+        faults: the faults of the other layouts, a few words each.
+        untrainable: the reason why the model can be scored but not trained; empty if it can be trained.
     """
 
     sharing: tuple[Layout, ...]
@@ -53,7 +53,7 @@ class Exact:
 
     @property
     def way(self) -> str:
-        """The name of these layouts in a sentence."""
+        """A name of the layouts in use, for messages."""
         names = [NAMES[type(layout)] for layout in self.sharing or (self.single,)]
         return " or ".join(names)
 
@@ -67,10 +67,9 @@ NAMES: dict[type, str] = {
 
 
 def exact_layouts(loaded: LoadedModel) -> Exact:
-    """Try the layouts that a model's structure allows, once per model.
+    """Try the layouts that a model's structure allows, and cache the verdict.
 
-    A warning gives the reasons if a model with an ordinary cache of keys and values cannot share prompts, or if a
-    model cannot be padded.
+    A warning names the faults if a model has plain keys and values but cannot share prompts, or cannot be padded.
     """
     if MEMO not in loaded.memo:
         loaded.memo[MEMO] = exact = _tried(loaded)
@@ -114,7 +113,7 @@ def _tried(loaded: LoadedModel) -> Exact:
                 right.remove(layout)
     sharing = tuple(layout for layout in right if not isinstance(layout, Plain))
     single: Layout = Alone() if Plain in faults else Plain()
-    # While one way of sharing works, a fault of the other costs little, and the user could not act on it.
+    # If the tree fails and the cache is right, the cost is small, and a user could not act on a warning.
     reported = () if sharing and Plain not in faults else tuple(faults.values())
     return Exact(sharing, single, reported, trial.untrainable)
 
@@ -122,13 +121,13 @@ def _tried(loaded: LoadedModel) -> Exact:
 def _fault(
     loaded: LoadedModel, layout: Layout, rows: Sequence[Row], truth: torch.Tensor, temperature: float, bound: float
 ) -> str:
-    """Describe the fault of a layout; empty if it has none."""
+    """Describe the fault of a layout's log-probabilities; empty if they are right."""
     targets = torch.tensor([token for row in rows for token in row.completion.token_ids])
     try:
         logits = loaded.head.logits(layout.hidden(loaded, rows)).cpu() / temperature
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a model's own code may raise anything for inputs that it does not support
+    except Exception as error:  # the code of a model can raise any type
         return short_error(error)
     logp = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
     gap = float((logp - truth).abs().max())
@@ -146,7 +145,7 @@ def _rows(loaded: LoadedModel) -> list[Row]:
     for group, context in enumerate(contexts):
         for member, length in enumerate((longest, max(1, longest - 2 - group % 2))):
             tokens = tuple(ids[(3 * group + member + step) % len(ids)] for step in range(length))
-            nothing = np.zeros(length, dtype=np.float32)
+            zeros = np.zeros(length, dtype=np.float32)
             prompt = Prompt(Problem(f"trial {group}", "trial", ""), context)
-            rows.append(Row(group, prompt, Completion(tokens, nothing, nothing, StopReason.MAX_TOKENS, ""), 0.0))
+            rows.append(Row(group, prompt, Completion(tokens, zeros, zeros, StopReason.MAX_TOKENS, ""), 0.0))
     return rows

@@ -1,16 +1,15 @@
-"""Layouts of rows in one forward pass: the same arithmetic in four forms, each of which is cheapest for some batches.
+"""Layouts of rows in one forward pass: the same arithmetic, each the cheapest for some batches.
 
-    plain    prompt and completion, one padded row each      models that ignore padding
+    plain    prompt and completion, one row each        any model
     tree     prompt, then all its completions, in one row; a mask hides siblings from each other
-    alone    prompt and completion, one pass each            any model
+    alone    prompt and completion, one pass each       any model at all
     cached   prompt once, its keys and values expanded over its completions, which attend to them
 
-A tree has no padding within a group, but computes attention between all pairs of its tokens, so it is best for short
-completions of uneven length. The cache pads completions to the longest one, but computes attention only to the tokens
-that a completion may see, so it is best for long completions. All layouts give the hidden state before every completion
-token in row order, and are interchangeable for the code that uses them.
+A tree has no padding inside a group, but attends from every token to every other: best for short completions of
+uneven length. The cache pads completions to the longest, but attends only within a row: best for long completions.
+All return the hidden state before every completion token, in row order, so callers do not depend on the layout.
 
-Left out: which layouts are exact for a model (``layout_trial``), the choice of one (``policy``), and the division of a
+Left out: which layouts are exact for a model (``layout_trial``), the choice between them (``policy``), and splitting a
 batch into micro-batches (``packing``).
 """
 
@@ -32,7 +31,7 @@ from heliostat.train.logprobs.packing import GroupShape, Row
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The cost of one forward, padding included.
+    """Cost of one forward pass, padding included.
 
     Attributes:
         num_tokens: tokens run through the model.
@@ -44,10 +43,10 @@ class Work:
 
 
 class Layout(Protocol):
-    """A form in which rows run through a model."""
+    """One way to run rows through a model."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
-        """Return the cost of a forward over these groups."""
+        """Compute the cost of a forward pass over these groups."""
         ...
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
@@ -56,7 +55,7 @@ class Layout(Protocol):
 
 
 class Plain:
-    """One row each, padded on the right; under causal attention and recurrence no scored token depends on padding."""
+    """One row each, padded on the right: under causal attention and recurrence no scored token sees the padding."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context + group.longest for group in groups) - 1
@@ -66,7 +65,7 @@ class Plain:
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
         inputs = [(row.prompt.context_ids + row.completion.token_ids)[:-1] for row in rows]
         hidden = loaded.head.hidden(input_ids=_padded(inputs, loaded), use_cache=False)
-        # Position i predicts token i + 1, so a completion's predictions start at the context's last position.
+        # Position i predicts token i + 1, so a completion's tokens are predicted from the context's last position on.
         picked = [
             hidden[index, row.context_length - 1 : row.context_length - 1 + row.num_tokens]
             for index, row in enumerate(rows)
@@ -75,7 +74,7 @@ class Plain:
 
 
 class Alone:
-    """One row at a time, unpadded, for models whose results depend on padding or on other rows of a batch."""
+    """One row at a time, unpadded: the model's own forward, for models whose rows in a batch affect each other."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         tokens = sum(group.num_rows * (group.context + group.longest - 1) for group in groups)
@@ -86,20 +85,20 @@ class Alone:
 
 
 class Tree:
-    """One row per group: the prompt, then its completions; a token sees the prompt and its own completion's past."""
+    """One row per group: the prompt, then each completion; a token sees only the prompt and its completion's past."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context + group.num_tokens - group.num_rows for group in groups)
         return Work(len(groups) * width, len(groups) * width * width)
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
-        trees: dict[int, _Grown] = {}
-        spans = [trees.setdefault(row.group, _Grown(row.prompt.context_ids)).add(row) for row in rows]
+        trees: dict[int, _TreeBuilder] = {}
+        spans = [trees.setdefault(row.group, _TreeBuilder(row.prompt.context_ids)).add(row) for row in rows]
         input_ids = _padded([tree.ids for tree in trees.values()], loaded)
         device, width = input_ids.device, input_ids.shape[1]
         hidden = loaded.head.hidden(
             input_ids=input_ids,
-            # Padding counts as the end of the prompt: it sees the prompt, and no token sees it.
+            # Padding counts as the end of the prompt: it may see the prompt, and no token sees it.
             attention_mask=_tree_mask(_filled([tree.segments for tree in trees.values()], 0, device)),
             position_ids=_filled([tree.positions for tree in trees.values()], 0, device),
             use_cache=False,
@@ -113,8 +112,8 @@ class Tree:
         return hidden.flatten(0, 1)[torch.tensor(picked, device=device)]
 
 
-class _Grown:
-    """A tree under construction: token ids, their true positions, and the completion of each (0: the prompt)."""
+class _TreeBuilder:
+    """One tree under construction: token ids, their true positions, and which completion they belong to (0: prompt)."""
 
     def __init__(self, context: tuple[int, ...]) -> None:
         self.ids = list(context)
@@ -123,7 +122,7 @@ class _Grown:
         self.context_length, self.num_rows = len(context), 0
 
     def add(self, row: Row) -> range:
-        """Append a completion's inputs (all but its last token), and return their positions in the tree."""
+        """Append a completion's inputs (all but its last token), and return their positions in the row."""
         inputs = row.completion.token_ids[:-1]
         self.num_rows += 1
         began = len(self.ids)
@@ -134,16 +133,14 @@ class _Grown:
 
 
 def _tree_mask(segment: Int[Tensor, "tree token"]) -> Tensor:
-    """Build the attention mask, ``[tree, 1, token, token]``: a token sees earlier tokens of the prompt (segment 0) and
-    of its own completion.
-    """
+    """Build the mask ``[tree, 1, token, token]``: past tokens of the prompt (segment 0) or of the same completion."""
     past = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool, device=segment.device).tril()
-    is_related = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-    return (past & is_related)[:, None]
+    related = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+    return (past & related)[:, None]
 
 
 class Cached:
-    """The prompt once per group, and its completions padded on the right, which attend to its keys and values."""
+    """The prompt once per group; the completions, padded on the right, attend to its keys and values."""
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context for group in groups)
@@ -187,7 +184,7 @@ class Cached:
         prompt_of_row: Tensor,
         width: int,
     ) -> Float[Tensor, "row token feature"]:
-        """Compute hidden states of the completions' inputs (all but each last token) with their prompts' cache."""
+        """Compute hidden states of the completions' inputs (all but each last token) with their prompt's cache."""
         ids = _padded([row.completion.token_ids[:-1] for row in rows], loaded)
         for layer in cache.layers:
             keys, values = key_values(layer)

@@ -1,8 +1,8 @@
-"""Packing of ragged groups into micro-batches under a token budget; padding is decided here alone.
+"""Packing of ragged groups into micro-batches under a token budget; only this file decides on padding.
 
-Rows of similar length go together. The rows of a group stay together where they fit, so that their prompt is computed
-once; a group that exceeds the budget is split. Losses are sums over tokens divided by a denominator of the whole
-optimizer step, so every division of the batch gives the same gradient (to float accuracy).
+Rows of similar length go together. A group's rows stay together if they fit, so that its prompt is run once; a larger
+group is split. The result does not depend on packing: losses are sums over tokens divided by a denominator of the whole
+optimizer step, so every partition of the batch gives the same gradient (to float accuracy).
 
 Left out: the forward pass itself (``layouts``).
 """
@@ -26,8 +26,8 @@ class Row:
 
     Attributes:
         group: index of its group; rows of one group share one prompt.
-        logp_old: the anchor's log-probabilities; ``None`` where the anchor is the current policy itself.
-        logp_ref: the reference's log-probabilities; ``None`` where the objective needs no reference.
+        logp_old: anchor log-probabilities; ``None`` if the anchor is the current policy itself.
+        logp_ref: the reference's log-probabilities; ``None`` without a reference.
     """
 
     group: int
@@ -47,7 +47,7 @@ class Row:
 
 
 def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
-    """List every completion of every group as a row, in order."""
+    """Turn every completion of every group into a row, in order."""
     return [
         Row(
             group=index,
@@ -64,7 +64,7 @@ def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class GroupShape:
-    """The size in tokens of a group or a piece of one: its prompt, all its completions, the longest of them."""
+    """The size of a group (or a piece of one) in tokens: its prompt, all its completions, the longest of them."""
 
     context: int
     num_rows: int
@@ -73,17 +73,17 @@ class GroupShape:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> GroupShape:
-        """Measure rows that share one prompt."""
+        """Return the shape of rows that share one prompt."""
         lengths = [row.num_tokens for row in rows]
         return cls(rows[0].context_length, len(rows), sum(lengths), max(lengths))
 
 
 Cost = Callable[[Sequence[GroupShape]], int]
-"""The number of tokens of one forward over these groups, padding included."""
+"""Tokens that one forward over these groups computes, padding included."""
 
 
 def by_group(rows: Sequence[Row]) -> list[list[Row]]:
-    """Group rows that share a prompt."""
+    """Collect the rows of each group, which share a prompt."""
     groups: dict[int, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
@@ -91,12 +91,12 @@ def by_group(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 MAX_PADDING, MIN_SHARE = 0.1, 1 / 16
-"""Largest share of padding that another group may add to a micro-batch, and the share of the token budget above which
-that bound applies. Matrix products of that many tokens already run at full speed, so padding would be wasted work."""
+"""Largest share of padding that a further group may add, once a micro-batch has this share of its budget. Matrix
+products of that many tokens run as fast as larger ones, and padding is wasted work."""
 
 
 def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
-    """Divide rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
+    """Split rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
     pieces = [piece for group in by_group(rows) for piece in _split(group, max_tokens, cost)]
     shaped = sorted(((GroupShape.of(piece), piece) for piece in pieces), key=lambda pair: cost([pair[0]]))
     batches: list[list[Row]] = []
@@ -131,7 +131,7 @@ def _split(group: list[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
 
 
 def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> TokenBatch:
-    """Build the objective's input for these rows; without an anchor the current policy is it, and log-ratios are 0."""
+    """Build the objective's batch of these rows; without an anchor it is the current policy, and log-ratios are 0."""
     device = logp_new.device
     num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
     current = torch.split(logp_new.detach(), [row.num_tokens for row in rows])

@@ -1,10 +1,10 @@
 """Token log-probabilities of completions under the model being trained.
 
-All layouts of the rows give the same values and gradients (``layouts``), so the cheapest one for each batch is used.
-Only completion positions reach the LM head, in chunks whose logits are recomputed in the backward pass. A full
-``[batch, tokens, vocab]`` tensor is never allocated.
+Every layout of the rows gives the same values and the same gradients (``layouts``); the cheapest for each batch
+is used. Only completion positions reach the LM head, in chunks whose logits are recomputed in the backward
+pass, so no ``[batch, tokens, vocab]`` tensor is ever alive.
 
-Left out: losses (``objectives``), and the division of batches into micro-batches (``packing``).
+Left out: the use of the log-probabilities (``objectives``), and splitting batches (``packing``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from heliostat.train.logprobs.layouts import Cached, Layout, Work
 from heliostat.train.logprobs.packing import GroupShape, Row, by_group
 
 MAX_LOGITS = 2**24
-"""Most logits in memory at once in the head (64 MiB in float32)."""
+"""Logits alive at once in the head (64 MiB in float32)."""
 
 
 def completion_log_probs(
@@ -35,7 +35,7 @@ def completion_log_probs(
     temperature: float,
     vocab_size: int,
 ) -> Float[Tensor, " token"]:
-    r"""Compute ``log softmax(head(h_t) / T)[y_t]`` of every completion token, at most ``MAX_LOGITS`` logits at a time.
+    r"""Compute ``log softmax(head(h_t) / T)[y_t]`` for every completion token, at most ``MAX_LOGITS`` logits at a time.
 
     Limits:
         One chunk and many chunks give the same values and gradients (to float accuracy).
@@ -43,7 +43,7 @@ def completion_log_probs(
 
     def of_chunk(chunk: Tensor, target: Tensor) -> Tensor:
         logits = head.logits(chunk).float()
-        logits = logits if temperature == 1 else logits / temperature  # two passes over the largest tensor there is
+        logits = logits if temperature == 1 else logits / temperature  # saves two passes over the largest tensor
         return torch.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
 
     chunk_size = max(1, MAX_LOGITS // vocab_size)
@@ -57,11 +57,11 @@ def completion_log_probs(
 
 
 class Policy:
-    """A model as a policy, with log-probabilities by the cheapest layout that is exact for it (``layout_trial``).
+    """Log-probabilities of micro-batches, by the cheapest layout that is exact for the model (``layout_trial``).
 
     Args:
-        shared_prompt: whether to compute each prompt once per group, where an exact layout allows it.
-        gradient_checkpointing: whether to keep fewer activations, and recompute layers in the backward pass.
+        shared_prompt: compute each prompt once per group if a layout that shares prompts is exact.
+        gradient_checkpointing: keep fewer activations, and recompute layers in the backward pass.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Policy:
         exact = exact_layouts(loaded)
         sharing = exact.sharing if shared_prompt else ()
         if gradient_checkpointing or is_sharded(loaded.model):
-            # A recomputed layer must not write to a cache a second time, and a cache must not reach a sharded layer
-            # after the layer's weights were released.
+            # Recomputed layers must not write to a cache a second time, and a cache must not refer to layers that were
+            # gathered for a pass and resharded since.
             sharing = tuple(layout for layout in sharing if not isinstance(layout, Cached))
         self.shared_prompt = bool(sharing)
         self.layouts: tuple[Layout, ...] = sharing or (exact.single,)
@@ -95,7 +95,7 @@ class Policy:
 
     @torch.no_grad()
     def entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
-        """Compute the entropy of the distribution of every completion token, in nats, without gradient."""
+        """Compute the entropy of the distribution before every completion token, in nats, without gradient."""
         return as_fsdp_forward(self.loaded.model, lambda: self._entropies(rows))
 
     def _entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
@@ -115,7 +115,7 @@ class Policy:
         return int(self.loaded.model.config.get_text_config().vocab_size)
 
     def padded_tokens(self, groups: Sequence[GroupShape]) -> int:
-        """Count the tokens of a forward over these groups, padding included."""
+        """Count the tokens that a forward over these groups computes, padding included."""
         return self._cheapest(groups)[1].num_tokens
 
     def _cheapest(self, groups: Sequence[GroupShape]) -> tuple[Layout, Work]:

@@ -1,6 +1,6 @@
 """Log-probabilities of existing completions under a policy, without gradient.
 
-Left out: the synchronisation of ranks (``train.update.updater``).
+Left out: keeping ranks in step (``train.update.updater``), and the use of the log-probabilities.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def score(
     tokens_per_microbatch: int,
     count: Callable[[Sequence[Row], bool], None],
 ) -> list[Anchor]:
-    """Compute the token log-probabilities of every completion under the current weights of ``policy``, by group.
+    """Compute token log-probabilities of every completion under the current ``policy``, by group.
 
     Args:
         count: called for every forward, for the ledger.

@@ -1,13 +1,13 @@
-"""The files of a checkpoint: writing them from a model and its optimizer, and reading them back.
+"""Files of a checkpoint: written from a model and its optimizer, and loaded into them.
 
-    model.safetensors  optimizer.pt     full weights and optimizer state
+    model.safetensors  optimizer.pt     weights and optimizer state, whole
     shards/                             both, of a run with sharded weights (``train.distributed.sharded_checkpoint``)
-    state.json                          all plain values
+    state.json                          everything else that is a plain value
     rollouts.pt                         rollouts of later steps, if there are any (``train.rollouts.batch``)
 
-The ``.pt`` files hold tensors and plain values only, and are read with ``weights_only=True``.
+The ``.pt`` files hold tensors and plain values only and are read back weights-only.
 
-Left out: digests of the files (``checkpoint_folder``).
+Left out: detecting damaged files (``checkpoint_folder``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WEIGHTS, OPTIMIZER, SHARDS, STATE, ROLLOUTS = (
     *("state.json", "rollouts.pt"),
 )
 HAS_MANIFEST = "has_manifest"
-"""Key in a state: a manifest was written after this state, so a missing manifest means damage."""
+"""Key of a state whose manifest is written after it; without the manifest, the checkpoint is damaged."""
 
 
 class CheckpointError(RuntimeError):
@@ -43,7 +43,7 @@ def write_weights(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """Write weights and optimizer state; all ranks call it together.
 
     Raises:
-        OSError, SafetensorError: writing failed on a rank.
+        OSError, SafetensorError: some rank's disk refused.
     """
     if runtime.sharded:
         write_shards(folder / SHARDS, model, optimizer, runtime.is_main)
@@ -56,7 +56,7 @@ def write_rest(folder: Path, state: Mapping[str, Any], rollouts: Sequence[dict[s
     """Write plain values and the rollouts of later steps.
 
     Raises:
-        OSError: writing failed.
+        OSError: the disk refused.
     """
     if rollouts:
         torch.save(list(rollouts), folder / ROLLOUTS)
@@ -66,14 +66,14 @@ def write_rest(folder: Path, state: Mapping[str, Any], rollouts: Sequence[dict[s
 def read_files(
     folder: Path, files: Collection[str], model: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime
 ) -> dict[str, Any]:
-    """Load weights and optimizer state, and return the rest of the state with its ``rollouts``.
+    """Load weights and optimizer state in place, and return the other state, with its ``rollouts``.
 
     Args:
-        files: names of the checkpoint's files.
+        files: names of the files that belong to the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is of another model, or its weights have another dtype.
-        Exception: of any library, if a file cannot be read.
+        Exception: a file cannot be read; the type depends on the library that reads it.
     """
     _check_dtype(folder, model)
     is_whole = OPTIMIZER in files
@@ -98,7 +98,7 @@ def read_files(
 
 
 def read_whole(folder: Path) -> None:
-    """Read every file of a checkpoint without digests, as far as that is possible without a model.
+    """Read every file of a checkpoint without digests, as far as possible without a model.
 
     Raises:
         Damaged: a file is missing or cannot be read.
@@ -118,7 +118,7 @@ def read_whole(folder: Path) -> None:
         path = folder / ROLLOUTS
         if path.exists():
             torch.load(path, weights_only=True)
-    except Exception as error:  # any library's own
+    except Exception as error:  # its type depends on the library that reads the file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Damaged(f"{path} cannot be read ({reason})") from None
 
@@ -133,10 +133,7 @@ def _check_dtype(folder: Path, model: nn.Module) -> None:
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state dict without frozen weights and without second names of tied weights.
-
-    safetensors refuses tensors that share memory.
-    """
+    """Return the state dict without frozen weights and second names of tied ones; safetensors refuses shared memory."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     seen: set[int] = set()
     unique: dict[str, torch.Tensor] = {}
@@ -149,7 +146,7 @@ def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _put(tensors: dict[str, torch.Tensor], model: nn.Module) -> list[str]:
-    """Load stored weights into ``model``; return the names that do not match."""
+    """Load stored weights into ``model``; return the names that are unexpected or missing."""
     own = dict(model.named_parameters())
     sharded = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
     missing, unexpected = model.load_state_dict(sharded, strict=False)

@@ -1,9 +1,8 @@
-"""The folder of one checkpoint: its name, its manifest, and the check that its files are as they were written.
+"""One checkpoint's folder: its name, its manifest, and the check of its files.
 
-``manifest.json`` has the digest of every file, the step, the number of checkpoints that the run had written before, and
-the extents of the run's logs. A checkpoint of an earlier version has no manifest, and its state does not announce one.
-Such a checkpoint is read completely, which detects truncated files, and used with a note that flipped bits in it would
-stay undetected.
+``manifest.json`` has the digest of every file, the step, how many checkpoints the run had written before this one, and
+the extent of the run's logs. A checkpoint of an earlier version has no manifest, and its state does not mention one.
+It is read whole, which detects truncated files; a note tells the user that flipped bits in it stay undetected.
 
 Left out: the contents of the files (``checkpoint_files``), and the choice of a checkpoint (``checkpoints``).
 """
@@ -24,14 +23,14 @@ from heliostat.train.run_folder.checkpoint_files import HAS_MANIFEST, STATE, rea
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The description of a checkpoint.
+    """A checkpoint's description of itself.
 
     Attributes:
         step: of the run.
-        number: of checkpoints that the run had written before; -1 for checkpoints of earlier versions.
-        logs: extent of each log.
-        files: names of the checkpoint's files.
-        is_checked: whether the files have digests.
+        number: how many checkpoints the run had written before it; -1 for those of earlier versions.
+        logs: the extent of each log.
+        files: names of its files.
+        is_checked: whether its files have digests.
     """
 
     step: int
@@ -42,17 +41,17 @@ class About:
 
     @property
     def age(self) -> tuple[int, int]:
-        """A key that grows with the time of writing; earlier versions wrote checkpoints in the order of steps."""
+        """A key that grows with the time of writing; earlier versions never wrote a lower step after a higher one."""
         return self.number, self.step
 
 
 def name_of(step: int) -> str:
-    """Return the folder's name for the checkpoint of ``step``."""
+    """Return the folder name of the checkpoint of ``step``."""
     return f"step_{step:06d}"
 
 
 def step_of(name: str) -> int | None:
-    """Return the step of a folder's name, or ``None`` if ``name_of`` gives no such name."""
+    """Read the step from a folder's name; ``None`` for a name that ``name_of`` does not give."""
     with suppress(ValueError):
         step = int(name.removeprefix("step_"))
         return step if name == name_of(step) else None
@@ -60,16 +59,16 @@ def step_of(name: str) -> int | None:
 
 
 def left_behind(folder: Path) -> list[Path]:
-    """List the checkpoints in ``folder`` of which a killed process left partial or replaced folders."""
+    """List the checkpoints in ``folder`` of which a killed process left partial files."""
     found = {path.with_suffix("") for ending in ENDINGS for path in folder.glob(f"step_*{ending}")}
     return sorted(path for path in found if step_of(path.name) is not None)
 
 
 def describe(folder: Path, step: int, number: int, logs: Mapping[str, Extent]) -> None:
-    """Write the manifest of a checkpoint whose other files are complete.
+    """Write the manifest of a checkpoint, after its other files.
 
     Raises:
-        OSError: writing failed.
+        OSError: the disk refused.
     """
     write_manifest(
         folder, {"step": step, "number": number, "logs": {name: one.to_json() for name, one in logs.items()}}
@@ -77,29 +76,29 @@ def describe(folder: Path, step: int, number: int, logs: Mapping[str, Extent]) -
 
 
 def read_about(folder: Path, step: int) -> About:
-    """Read the description of the checkpoint of ``step``, without its other files.
+    """Read the description of the checkpoint of ``step``, without looking at its other files.
 
     Raises:
-        Damaged: the manifest is unreadable, lost, or of another step.
+        Damaged: its manifest is lost, cannot be read, or belongs to another step.
     """
     if not (folder / MANIFEST).exists() and _is_older(folder):
         found = _read_state(folder).get("step", step)
         about = About(found, files=frozenset(path.name for path in folder.iterdir()), is_checked=False)
     else:
         manifest = read_manifest(folder)
-        content = manifest["about"]
-        logs = {name: Extent.from_json(one) for name, one in content["logs"].items()}
-        about = About(content["step"], content["number"], logs, frozenset(manifest["files"]))
+        fields = manifest["about"]
+        logs = {name: Extent.from_json(extent) for name, extent in fields["logs"].items()}
+        about = About(fields["step"], fields["number"], logs, frozenset(manifest["files"]))
     if about.step != step:
         raise Damaged(f"{folder} holds the checkpoint of step {about.step}: folders were renamed or exchanged")
     return about
 
 
 def check(folder: Path, step: int) -> About:
-    """Compare every file with its digest, and the folder's name with the step in its manifest.
+    """Compare every file with its digest, and the folder's name with the step inside.
 
     Raises:
-        Damaged: a file is missing or was changed; the message names the first one.
+        Damaged: a file is missing or its digest differs; the message names the first one.
     """
     about = read_about(folder, step)
     if about.is_checked:
@@ -110,15 +109,15 @@ def check(folder: Path, step: int) -> About:
 
 
 def unchecked(folder: Path) -> str:
-    """Build the note about a checkpoint without digests that is used."""
+    """Describe the use of a checkpoint without digests to the user."""
     return f"{folder} is of an earlier version and has no digests: it can be read, but flipped bits stay undetected"
 
 
 def _is_older(folder: Path) -> bool:
-    """Return whether a checkpoint without manifest is of an earlier version, which wrote none.
+    """Return whether a checkpoint without a manifest never had one, according to its state.
 
     Raises:
-        Damaged: its state cannot be read.
+        Damaged: the state cannot be read.
     """
     return (folder / STATE).exists() and HAS_MANIFEST not in _read_state(folder)
 

@@ -1,13 +1,13 @@
-"""The checkpoints of a run: published atomically, verified before use, and limited to the newest few.
+"""The checkpoints of a run: published atomically, checked before use, and limited to the newest few.
 
-A checkpoint is a folder ``step_000120`` (``checkpoint_folder``), published in one rename (``storage.folders``). The
-number of ranks that read it may differ from the number that wrote it.
+A checkpoint is a folder ``step_000120`` (``checkpoint_folder``) that is published whole (``storage.folders``). It is
+read by any number of ranks, independent of the number that wrote it.
 
-The newest checkpoint is the one written last, not the one with the highest step. A rollback writes the checkpoint that
-it returned to again, which makes the checkpoints of later steps obsolete.
+The newest checkpoint is the one that was written last, not the one with the highest step: after a rollback the
+checkpoint that the run went back to is written again, and from then on later steps are obsolete.
 
-Left out: the contents of the files (``checkpoint_files``), and the state of random generators, since every draw of a
-run is derived from its seed and step.
+Left out: the contents of its files (``checkpoint_files``), and random number state, since every draw of a run is
+derived from its seed and step.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class ResumePoint:
     """The checkpoint that a run continues from.
 
     Attributes:
-        step: of the newest intact checkpoint; of the last one if all are damaged; ``None`` if there is none.
-        logs: extent of each log when the checkpoint was written.
+        step: of the newest intact checkpoint; ``None`` if there is no checkpoint.
+        logs: the extent of each log when it was written.
         losses: one sentence for each newer checkpoint that is damaged, and one if this one has no digests.
-        is_intact: whether the checkpoint can be loaded.
+        is_intact: whether it can be loaded. If all checkpoints are damaged, ``step`` is the highest one.
     """
 
     step: int | None
@@ -60,7 +60,7 @@ class ResumePoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run; ranks save and load together, and rank 0 creates and removes folders."""
+    """The checkpoint folder of one run. Ranks save and load together; the main rank creates and removes folders."""
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Checkpoints:
                 recover_folder(path)
 
     def steps(self) -> list[int]:
-        """List the steps of the complete checkpoints, lowest first; links and folders of other names are ignored."""
+        """List the steps of the complete checkpoints, lowest first; partial ones, links and copies are ignored."""
         found = [step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir() and not path.is_symlink()]
         return sorted(step for step in found if step is not None)
 
@@ -83,7 +83,7 @@ class Checkpoints:
         return max(self.steps(), default=None) if self._point is None else self._point.step
 
     def find_newest(self) -> ResumePoint:
-        """Find the newest intact checkpoint, and remove obsolete ones; all ranks call it together."""
+        """Find the newest intact checkpoint, and remove those that it made obsolete; all ranks call it together."""
         self._point = self.runtime.run_on_main(self._find_newest)
         return self._point
 
@@ -133,14 +133,14 @@ class Checkpoints:
         rollouts: Sequence[dict[str, Any]] = (),
         logs: Mapping[str, Extent] | None = None,
     ) -> Path:
-        """Write a checkpoint; then remove those of later steps, now obsolete, and the oldest ones beyond ``keep``.
+        """Write a checkpoint, then remove the obsolete ones of later steps, and the oldest beyond ``keep``.
 
         Args:
-            rollouts: of later steps, as tensors and plain values.
-            logs: extents of the run's logs, by name.
+            rollouts: rollouts of later steps, as tensors and plain values.
+            logs: the extents of the run's logs, by name.
 
         Raises:
-            CheckpointError: writing failed; earlier checkpoints are untouched.
+            CheckpointError: the disk refused; earlier checkpoints are untouched.
         """
         final = self._path(step)
         draft: FolderDraft | None = None
@@ -168,7 +168,7 @@ class Checkpoints:
         return final
 
     def _next_number(self) -> int:
-        """Count the checkpoints that the run has written, from the numbers of those that are left."""
+        """Count the checkpoints that the run has written, from the numbers in those that are left."""
         number = 0
         for step in self.steps():
             with suppress(Damaged):
@@ -184,12 +184,12 @@ class Checkpoints:
             remove_folder(self._path(other))
 
     def drop_after(self, step: int) -> None:
-        """Remove every checkpoint of a later step than ``step``."""
+        """Remove the checkpoints of steps after ``step``."""
         for later in [other for other in self.steps() if other > step] if self.runtime.is_main else []:
             remove_folder(self._path(later))
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Load a checkpoint's weights and optimizer state, and return its ``state`` with its ``rollouts``.
+        """Load a checkpoint's weights and optimizer state in place, and return its ``state``, with its ``rollouts``.
 
         Raises:
             CheckpointError: a file is damaged, or the checkpoint is of another model or dtype.
@@ -206,12 +206,12 @@ class Checkpoints:
             ) from error
 
     def _checked(self, step: int) -> About:
-        """Read a checkpoint's description, and compare its files with their digests unless that was done just now."""
+        """Return a checkpoint's description; compare its files with their digests unless that was done just before."""
         fresh, self._just_checked = self._just_checked == step, None
         return (read_about if fresh else check)(self._path(step), step)
 
     def stored_dtype(self, step: int | None) -> torch.dtype | None:
-        """Return the dtype of a checkpoint's weights; ``None`` without a checkpoint, or if it cannot be read."""
+        """Return the dtype of a checkpoint's weights; ``None`` without a checkpoint, or where it cannot be told."""
         return None if step is None else stored_dtype(self._path(step))
 
     def _path(self, step: int) -> Path:

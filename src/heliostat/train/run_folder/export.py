@@ -1,11 +1,9 @@
-"""Export of a run's model as folders that plain transformers and PEFT load, from any number of ranks.
+"""Export of a run's model to folders that plain transformers and PEFT load; every export is read back and compared.
 
-    try_export   before training, with perturbed trainable weights, so that a loss shows before any work is done
-    export       after training
+    try_export   a trial before training, with perturbed trainable weights, so that a lossy export fails at once
+    export       the export after training
 
-Every export is read back and compared with the trainer's logits.
-
-Left out: the contents of such a folder (``models.saving``, ``models.lora``), and the comparison
+Left out: the contents of such a folder (``models.saving``, ``models.lora``) and its comparison
 (``models.checks.saved_model``).
 """
 
@@ -34,46 +32,46 @@ NUM_PROMPTS = 4
 
 
 class ExportError(RuntimeError):
-    """The trained model could not be saved, or the saved model differs from the trained one."""
+    """The trained model could not be saved, or the saved model differs from it."""
 
 
 def export(
     loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], adapter: Path | None = None
 ) -> None:
-    """Save the model with adapters merged, and read it back; sharded weights are gathered, and rank 0 writes.
+    """Save the model, adapters merged, and read it back; shards are gathered from all ranks, and the main rank writes.
 
-    ``folder`` and ``adapter`` are published only after they were read back and gave the trainer's logits.
+    A folder appears under ``folder`` or ``adapter`` only after it was read back and gave the trainer's logits.
 
     Args:
-        prompts: of the run's task; the first few are compared.
-        adapter: folder for the adapters alone, if there are any.
+        prompts: prompts of the run's task; the first few are compared.
+        adapter: a folder for the adapters alone, if there are any.
 
     Raises:
-        ExportError: writing failed, or the saved model differs from the trained one.
+        ExportError: the model could not be written, or the model read back differs.
     """
     try:
         _export(loaded, runtime, folder, prompts, adapter)
     except RankLost:
         raise
-    except Exception as error:  # any library's own: training is done, so the user gets a sentence and a checkpoint
+    except Exception as error:  # of any library: after hours of training, end with one sentence and an intact folder
         raise ExportError(
-            f"the model could not be saved to {folder}: {_reason(error)}; the last checkpoint is complete, and the "
-            "same command with the same --run tries again from there"
+            f"the model could not be saved to {folder}: {_brief(error)}; the last checkpoint is complete, and the same "
+            "command with the same --run tries again from there"
         ) from error
 
 
 def try_export(
     loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], resumes: bool = False
 ) -> None:
-    """Try ``export`` before training, in a temporary folder below ``folder``.
+    """Try ``export`` with the untrained model, in a temporary folder below ``folder``.
 
     Args:
-        resumes: whether the run was trained in an earlier session; the disk and packages may have changed since.
+        resumes: whether the run was trained in an earlier session; disk and packages may have changed since.
 
-    **Limits**: afterwards the model is unchanged, bit for bit.
+    **Limits**: the model is unchanged afterwards, bit for bit.
 
     Raises:
-        ConfigError: this model with these adapters cannot be saved without loss, or not in this place.
+        ConfigError: this model, with these adapters, cannot be saved here without loss.
     """
     trial = Path(tempfile.mkdtemp(prefix=".trial-", dir=folder)) if runtime.is_main else folder
     seed = runtime.rank if runtime.sharded else 0
@@ -91,7 +89,7 @@ def try_export(
             way_out = "free disk space"
         nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(
-            f"{nothing} was trained, since the model of this run could not be saved without loss: {_reason(error)}; "
+            f"{nothing} was trained, since the model of this run could not be saved without loss: {_brief(error)}; "
             f"{way_out}, or set train.try_export = false to train anyway"
         ) from error
     finally:
@@ -124,7 +122,7 @@ def _export(
             save_model(loaded, folder, weights, check)
 
 
-def _reason(error: Exception) -> str:
-    """Describe an error in one line, with its type unless that is our own."""
+def _brief(error: Exception) -> str:
+    """Return one line about an error, with its type unless it is ``SavedDiffers``."""
     line = str(error).strip().split("\n")[0].rstrip(".")
     return line if isinstance(error, SavedDiffers) else f"{type(error).__name__}: {line}"

@@ -2,7 +2,7 @@
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
-    one)  adapter/ (LoRA)  audit.json (the findings of the audit before training)
+    one)  adapter/ (LoRA)  audit.json (findings of the audit before training)
     template_day.txt (of chat templates that contain the date)
 
 Left out: the contents of a checkpoint (``checkpoints``) and of the page (``report``).
@@ -55,7 +55,7 @@ _STARTING = (
     "recipe.toml",
     "run.lock",
 )
-"""Files that a run writes before it may be refused."""
+"""Files that a run writes before it can be refused."""
 
 KEPT = frozenset(
     {
@@ -64,7 +64,7 @@ KEPT = frozenset(
         "template_day.txt",
     }
 )
-"""Files that the manifest of a finished run lists."""
+"""Files and folders that the manifest of a finished run lists."""
 
 
 class RunLocked(RuntimeError):
@@ -72,7 +72,7 @@ class RunLocked(RuntimeError):
 
 
 def default_run_dir(section: RunSection, recipe_name: str) -> Path:
-    """Return ``root/name``, or a dated name that is not taken yet."""
+    """Return ``root/name``, or an unused dated name."""
     if section.name:
         return Path(section.root) / section.name
     dated = Path(section.root) / f"{recipe_name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -81,7 +81,7 @@ def default_run_dir(section: RunSection, recipe_name: str) -> Path:
 
 
 def reserve_run_dir(section: RunSection, recipe_name: str) -> Path:
-    """Return ``root/name``, or make a folder with a dated name, which no run started in the same second shares."""
+    """Return ``root/name``, or create a folder with a dated name, unique even for runs started in one second."""
     path = default_run_dir(section, recipe_name)
     return path if section.name else new_folder(path)
 
@@ -90,12 +90,12 @@ class RunFolder:
     """A locked run folder.
 
     Args:
-        writes: whether this process writes here (rank 0); writes of other processes are skipped.
-        reserved: whether the folder was just made for this run (``reserve_run_dir``).
+        writes: whether this process writes here; in the other processes of a run, writing does nothing.
+        reserved: whether the folder was just created for this run (``reserve_run_dir``).
 
     Raises:
-        RunLocked: another process holds the lock.
-        ConfigError: the folder holds a run of a different recipe, or files that no run of Heliostat wrote.
+        RunLocked: another process holds it.
+        ConfigError: it holds a run of a different recipe, or files that no run wrote.
     """
 
     def __init__(self, path: Path, recipe: Recipe, writes: bool = True, reserved: bool = False) -> None:
@@ -161,10 +161,10 @@ class RunFolder:
         publish_file(path, dump_recipe(recipe))
 
     def keep_day(self, today: str) -> str:
-        """Return the date that the chat template shows throughout the run: the day on which the run began.
+        """Return the date that the chat template shows throughout the run: the day of its first session.
 
         Raises:
-            ConfigError: the file with the date is damaged.
+            ConfigError: the stored date is damaged.
         """
         path = self.path / "template_day.txt"
         if not self.writes:
@@ -182,7 +182,7 @@ class RunFolder:
         """Append JSON lines and flush them to the disk.
 
         Raises:
-            StorageError: writing failed; the file is unchanged.
+            StorageError: the disk refused; the file is as it was.
         """
         if self.writes:
             append_rows(path, rows)
@@ -199,24 +199,24 @@ class RunFolder:
         return self.metrics, self.evals, self.transcripts
 
     def rewind_to(self, step: int | None, extents: Mapping[str, Extent]) -> list[str]:
-        """Remove rows written after the checkpoint of ``step``, or all rows; a resumed run writes them again.
+        """Remove the rows written after the checkpoint of ``step``, or all rows; a resumed run writes them again.
 
         Args:
-            extents: extents of the logs when that checkpoint was written.
+            extents: the extents of the logs when that checkpoint was written.
 
         Returns:
-            A sentence for each damaged log, whose readable rows are kept.
+            A sentence for each damaged log. Its readable rows are kept.
         """
         if not self.writes:
             return []
-        (self.path / MANIFEST).unlink(missing_ok=True)  # of an earlier session
+        (self.path / MANIFEST).unlink(missing_ok=True)  # of the end of an earlier session
         if step is None:
             for path in self._logs:
                 path.unlink(missing_ok=True)
             return []
         losses = []
         for path in self._logs:
-            if path.name not in extents:  # a checkpoint of an earlier version, which has no results of "before" either
+            if path.name not in extents:  # a checkpoint of an earlier version, also without the results of before
                 self._salvage(path, step, phases=("before", "during"))
                 continue
             try:
@@ -227,10 +227,10 @@ class RunFolder:
         return losses
 
     def _salvage(self, path: Path, step: int, phases: Sequence[str] = ("during",)) -> int:
-        """Keep the readable rows of a damaged log up to ``step``; rows of the guard are rewound later.
+        """Keep the readable rows of a damaged log up to ``step``; the guard's rows are cut by ``rewind_events``.
 
         Args:
-            phases: of evaluations to keep; the evaluation before training is in the checkpoint.
+            phases: the evaluations to keep; those before training are in the checkpoint.
         """
         if path.is_symlink():
             path.unlink()
@@ -241,25 +241,25 @@ class RunFolder:
         return keep_rows(path, lambda row: _at(row, "tick") < math.inf)
 
     def metrics_after(self, step: int) -> list[dict[str, Any]]:
-        """Read the metrics of steps after ``step``."""
+        """Return the metrics of steps after ``step``."""
         return [row for row in read_rows(self.metrics).rows if _at(row, "step") > step]
 
     def forget_after(self, step: int) -> None:
-        """Remove evaluations and transcripts of rolled-back steps, those after ``step``."""
+        """Drop evaluations and transcripts of rolled-back steps; those of ``step`` itself and before stay."""
         if not self.writes:
             return
         for path in (self.evals, self.transcripts):
             keep_rows(path, lambda row: _at(row, "step") <= step)
 
     def rewind_events(self, tick: int) -> None:
-        """Remove rows that the guard wrote after ``tick``, its count of steps (abandoned ones included)."""
+        """Remove the guard's rows after ``tick``, its count of steps run, abandoned ones included."""
         if not self.writes:
             return
         for path in (self.events, self.abandoned):
             keep_rows(path, lambda row: _at(row, "tick") <= tick)
 
     def restore_before(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Restore the evaluation before training in ``evals.jsonl``, if it is missing or changed."""
+        """Restore the evaluation before training in ``evals.jsonl``, if it is missing or differs."""
         if not self.writes or not rows:
             return
         found = read_rows(self.evals).rows
@@ -269,7 +269,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has finished; a damaged summary does not count, and is written again."""
+        """Whether the run in this folder has finished; a damaged summary counts as missing, and is written again."""
         try:
             summary = json.loads(self.summary.read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -277,7 +277,7 @@ class RunFolder:
         return isinstance(summary, dict) and summary.get("status") == "finished"
 
     def write_audit(self, content: str) -> None:
-        """Store the findings of the audit before training."""
+        """Write the findings of the audit before training."""
         if self.writes:
             publish_file(self.path / "audit.json", content)
 
@@ -289,7 +289,7 @@ class RunFolder:
         self._list_files()
 
     def changes(self) -> list[str]:
-        """Describe each file of a finished run that was changed since, a sentence each."""
+        """Describe each file of an ended run that has changed since, in a sentence each."""
         if self.writes and not (self.path / MANIFEST).exists():  # killed right after its summary
             self._list_files()
         return changed_files(self.path)
@@ -310,7 +310,7 @@ class RunFolder:
 
 
 def _is_older_run(path: Path) -> bool:
-    """Return whether a folder without marker holds a run of an earlier version: its recipe and its versions."""
+    """Return whether a folder without marker holds a run of an earlier version, judged by its recipe and versions."""
     try:
         recipe = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8"))
         made_with = json.loads((path / "versions.json").read_text(encoding="utf-8"))
@@ -321,17 +321,17 @@ def _is_older_run(path: Path) -> bool:
 
 
 def _at(row: Mapping[str, Any], key: str) -> float:
-    """Return the step or tick of a row; infinite for a row without one, which is not ours."""
+    """Return the step or tick of a row; infinite if it has none, as in rows that no run wrote."""
     value = row.get(key)
     return value if isinstance(value, int) else math.inf
 
 
 INDIFFERENT = ("run.name", "run.root", "train.try_export")
-"""Keys whose values may change when a run is continued, since they do not change its results."""
+"""Keys that may change when a run is continued, since they do not affect its results."""
 
 
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
-    """Describe the first difference of two recipes that changes results; empty if there is none."""
+    """Describe the first key on which two recipes differ, except for keys that do not affect the results."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
         if not where and key in ("tracking", "distributed", "audit"):
             continue

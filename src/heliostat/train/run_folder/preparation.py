@@ -1,6 +1,6 @@
-"""Preparation of a run's folder: remove leftovers, refuse obstacles, and detach files that share storage with a copy.
+"""Preparation of a run's folder for a session: remove leftovers, name obstacles, part hard-linked files.
 
-Left out: ownership of the folder (``outputs``), and the run's own files (``folder``).
+Left out: ownership of the folder (``outputs``), and the files that a run writes there (``folder``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ MODELS = ("model", "adapter", "reference")
 """Folders of weights."""
 
 _LEFTOVERS = (*(ending.format(name) for name in MODELS for ending in (".{}-????????", ".old-{}-????????")),)
-"""Names of folders that killed exports of earlier versions left."""
+"""Names of leftovers of killed exports of earlier versions."""
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
-    """Recover models that a killed process was writing, and remove its other leftovers.
+    """Recover models that a killed process left half-written, and remove its other leftovers.
 
     Args:
-        names: files that a run publishes; other ``.partial`` files stay, since no run of ours wrote them.
+        names: the files that a run publishes; other files that end in ``.partial`` are kept.
     """
     for name in MODELS:
         recover_folder(folder / name)
@@ -37,10 +37,10 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
 
 
 def check_places(folder: Path) -> None:
-    """Refuse obstacles to the run's folders now, rather than after hours of training.
+    """Check that a run's folders can be created later, so that obstacles are reported before hours of training.
 
     Raises:
-        ConfigError: a link, a file, or a folder without a model is in the place of one of them.
+        ConfigError: a link, a file, or a folder without a model has the name of one of them.
     """
     for name in ("checkpoints", *MODELS):
         place = folder / name
@@ -49,15 +49,15 @@ def check_places(folder: Path) -> None:
         if place.exists() and not place.is_dir():
             raise ConfigError(f"{place} is not a folder, but the run keeps its {name} there; move it away")
     for place in (folder / name for name in MODELS):
-        held = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
-        if held and not {"config.json", "adapter_config.json"} & set(held):
+        present = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
+        if present and not {"config.json", "adapter_config.json"} & set(present):
             raise ConfigError(
-                f"{place} holds no model but '{held[0]}', and the run saves a model there; move its contents away"
+                f"{place} holds no model but '{present[0]}', and the run saves a model there; move its contents away"
             )
 
 
 def keep_apart(logs: Iterable[Path]) -> None:
-    """Replace files that are hard links by copies, since the folder may be a copy made with ``cp -al``."""
+    """Replace hard-linked logs by copies of their own, since the folder may be a copy by hard links (``cp -al``)."""
     for log in logs:
         if log.is_file() and not log.is_symlink() and log.stat().st_nlink > 1:
             publish_file(log, log.read_bytes())

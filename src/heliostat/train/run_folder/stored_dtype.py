@@ -1,10 +1,10 @@
-"""The dtype of a run's weights: fixed when the run begins, on whatever machine it is continued.
+"""The dtype of a run's weights: decided when the run begins, and kept on every machine that continues it.
 
-``model.dtype = "auto"`` depends on the device, but a checkpoint does not. Bfloat16 weights with their float32 copies
-cannot continue bit for bit as float32 weights, nor the other way round. A saved model has its reported results in the
-dtype that it was trained in, so it is evaluated in that dtype.
+``model.dtype = "auto"`` depends on the device, and a checkpoint does not: bfloat16 weights with their float32 copies
+cannot continue as float32 weights, bit for bit, nor the other way round. A model in a run's folder reproduces the
+reported results in the dtype that it was trained in, so it is evaluated in that dtype.
 
-Left out: the compute dtype of sharded weights, which a continued run may change (``distributed.compute_dtype``).
+Left out: the compute dtype of sharded weights, which a continued run may change (``distributed``).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from heliostat.config import Recipe
 from heliostat.outputs import MARKER
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""Names of dtypes in recipes."""
+"""Names of dtypes in a recipe."""
 
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
 def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
-    """Return the recipe of a continued run, with the dtype of its checkpoint where the recipe says ``auto``.
+    """Set the dtype that a continued run began in, where its recipe leaves that open.
 
     Args:
-        dtype: of the checkpoint (``stored_dtype``); ``None`` without one.
+        dtype: the dtype of its checkpoint (``stored_dtype``); ``None`` without a checkpoint.
     """
     if recipe.model.dtype != "auto" or dtype not in NAMES:
         return recipe
@@ -38,9 +38,9 @@ def begun_in(recipe: Recipe, dtype: torch.dtype | None) -> Recipe:
 
 
 def as_saved(recipe: Recipe) -> Recipe:
-    """Return the recipe with the dtype of its model's weights, if the recipe says ``auto`` and a run saved the model.
+    """Set the dtype of the model's weights, where that is a run's saved model and the recipe leaves the dtype open.
 
-    **Limits**: a saved model that was moved out of its run folder is loaded like any other.
+    **Limits**: a saved model that was moved out of its run is loaded like any other.
     """
     folder = Path(recipe.model.path).expanduser()
     if recipe.model.dtype != "auto" or not (folder.parent / MARKER).is_file() or not folder.is_dir():
@@ -49,22 +49,22 @@ def as_saved(recipe: Recipe) -> Recipe:
 
 
 def stored_dtype(checkpoint: Path) -> torch.dtype | None:
-    """Return the dtype of the weights in a checkpoint's or saved model's folder.
+    """Return the dtype of the weights in a checkpoint's folder or a saved model's; ``None`` where it cannot be told.
 
-    **Limits**: a folder that cannot be read: ``None``; loading its weights later raises the reason.
+    **Limits**: ``None`` for a folder that cannot be read; loading its weights raises the error.
     """
     try:
-        types = _of_shards(checkpoint) if (checkpoint / "shards").is_dir() else _of_file(checkpoint)
+        dtypes = _of_shards(checkpoint) if (checkpoint / "shards").is_dir() else _of_file(checkpoint)
     except Exception:
         return None
-    return _shortest(types)
+    return _narrowest(dtypes)
 
 
 def _of_file(checkpoint: Path) -> set[torch.dtype]:
     named: set[str] = set()
     for path in checkpoint.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            named |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            named |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # not a mapping
     return {_STORED[name] for name in named if name in _STORED}
 
 
@@ -75,13 +75,10 @@ def _of_shards(checkpoint: Path) -> set[torch.dtype]:
 
 
 def trained_dtype(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype of a model's trainable weights; ``None`` without any."""
-    return _shortest({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
+    """Return the dtype of a model's trainable weights; ``None`` where it has none."""
+    return _narrowest({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
 
 
-def _shortest(types: set[torch.dtype]) -> torch.dtype | None:
-    """Return the dtype of lowest precision, which a recipe would name.
-
-    Some architectures keep a few weights or buffers of a bfloat16 model in float32.
-    """
-    return min(types, key=lambda dtype: dtype.itemsize, default=None)
+def _narrowest(dtypes: set[torch.dtype]) -> torch.dtype | None:
+    """Return the narrowest dtype: some architectures keep a few weights or buffers of a bfloat16 model in float32."""
+    return min(dtypes, key=lambda dtype: dtype.itemsize, default=None)

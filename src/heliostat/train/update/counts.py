@@ -12,10 +12,10 @@ from heliostat.train.logprobs.packing import Row
 
 @dataclass(slots=True)
 class UpdateCounts:
-    """Exact counts of the computation of one update phase.
+    """Rows and tokens that forward passes ran over: exact, so that the ledger and the tests can rely on them.
 
     Attributes:
-        unshared_tokens, unshared_attended: counts of the prompts if every row had computed its own.
+        unshared_tokens, unshared_attended: the counts of prompts if every row had run its own.
     """
 
     rows: int = 0
@@ -28,7 +28,7 @@ class UpdateCounts:
     unshared_attended: int = 0
 
     def over_ranks(self, runtime: Runtime) -> UpdateCounts:
-        """Sum the counts over ranks; all ranks drop the same groups, so these are not summed."""
+        """Sum the counts of all ranks; all ranks drop the same groups."""
         total = runtime.sum(dataclasses.asdict(self))
         return UpdateCounts(**{k: int(v) for k, v in total.items()} | {"dropped_groups": self.dropped_groups})
 

@@ -1,10 +1,10 @@
-"""Metrics of a step: rewards, lengths and entropy of its rollouts, and the divergences of its mirror step.
+"""Metrics of a step: rewards, lengths, entropy, and the distance that the mirror step went.
 
-The metrics of the mirror step compare the policy after the phase with its anchor on a sample of the step's own
+The metrics of the mirror step compare the policy after the phase with its anchor on (a sample of) the step's own
 rollouts: ``s = log pi_new(y|x) - log pi_old(y|x)`` per sequence, ``rho = e^s``. They are sample estimates;
-``docs/explanation/theory.md`` gives their values at the exact optimum.
+``docs/explanation/theory.md`` gives the value of each at the exact optimum.
 
-Left out: alarms and actions (``monitors``, ``train.guard``).
+Left out: alarms and actions on these metrics.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from heliostat.types import Batch, Group, Mean
 
 
 def rollout_means(groups: Sequence[Group]) -> dict[str, Mean]:
-    """Compute means over a step's completions, which can be merged over ranks."""
+    """Compute means over a step's completions, mergeable over ranks."""
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     completions = [completion for group in groups for completion in group.completions]
     lengths = [len(completion.token_ids) for completion in completions]
@@ -50,8 +50,8 @@ def sequence_log_ratios(
 ) -> tuple[Float[np.ndarray, " sequence"], Float[np.ndarray, " sequence"], Bool[np.ndarray, " sequence"]]:
     """Compute ``s`` under the current weights for the batch's first ``num_groups`` groups.
 
-    The anchor is the sampler's own log-probability; the metric ``policy/sampler_gap`` bounds its distance from the
-    trainer's. Each rank scores a share of the groups, and all ranks get all results.
+    The anchor is the sampler's own log-probability, which the sampler-gap metric compares with the trainer's. Each rank
+    scores a share of the groups, and all ranks get all results.
 
     Returns:
         Log-ratio, advantage and success of each sequence.
@@ -81,7 +81,7 @@ def mirror_means(
     success: Bool[np.ndarray, " sequence"],
     tau: float | None,
 ) -> dict[str, Mean]:
-    r"""Compute the metrics of the mirror step from sampled sequence log-ratios: for all, correct, incorrect rollouts.
+    r"""Compute the metrics of the mirror step from sampled sequence log-ratios, over all rollouts and for both classes.
 
     With ``rho = e^s``, sample means estimate ``lambda = -E s``, ``E rho`` and ``chi2 = E rho^2 - 1``. A regression on
     ``A / tau`` ends where ``s + m rho = A / tau`` for every answer, with ``m = E A / tau - E s``. Multiplied by
@@ -90,19 +90,19 @@ def mirror_means(
         ``E (rho - 1)(s + m rho) = E (rho - 1) A / tau``
 
     whose left side is ``KL(new||old) + KL(old||new) + m chi2``; its left side over its right is ``policy/solved``.
-    It holds for every answer, and so for correct and incorrect ones separately.
+    It holds answer by answer, and therefore separately for correct and incorrect ones.
 
     Args:
         log_ratio: ``s`` of each sequence; minus infinity is an answer that lost all of its probability.
         advantage: ``A``, over whole groups.
         success: which sequences are correct.
-        tau: of a regression on ``A / tau`` (``Objective.regression_tau``); ``None`` for other objectives, for which
-            ``policy/solved`` has no meaning and is left out.
+        tau: temperature of a regression on ``A / tau`` (``Objective.regression_tau``); ``None`` for other objectives,
+            which have no ``policy/solved``.
 
     Limits:
         ``s = 0`` everywhere: lambda and chi-square are 0, the mean ratio is 1, and ``solved`` is undefined (no gain).
         A gain below twice its standard error: ``solved`` is left out, since its denominator may be 0. Mean baseline:
-        ``m = lambda``. PMD-part at its optimum: ``m = 0``. One class absent: its means have count 0.
+        ``m = lambda``. PMD-part at its optimum: ``m = 0``. One class absent: its metrics have count 0.
 
     References:
         Xu, Lu, Yu & Zhao (2026), arXiv 2602.05933; the gain identity is this project's reconstruction.

@@ -1,4 +1,4 @@
-"""The passes that some optimizers need in addition to the gradient, over the rows of the same update.
+"""The extra passes of some optimizers besides the gradient, over the rows of the same update.
 
     scores        one backward pass of log pi(y | x) for each of a few drawn completions
     statistics    forward and backward of sum log pi(y_t) over all completions, for Kronecker factors
@@ -7,7 +7,7 @@
 Completions were sampled from the policy, so they are draws from the model: exactly at the anchor, approximately in
 later updates of a phase.
 
-Left out: the gradient itself (``updater``), and its use by the optimizer (``optim``).
+Left out: the gradient itself (``updater``), and its use by the optimizer.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from heliostat.train.update.rank_sync import RankSync
 
 @dataclass(frozen=True, slots=True)
 class ExtraPass:
-    """The rows of one update, ready for additional passes.
+    """One update's rows, ready to be run again.
 
     Attributes:
-        rows: all completions of the update, on all ranks; scores are drawn from them, and every rank computes each.
+        rows: every completion of the update on all ranks; scores are drawn from them, and every rank computes each.
         parts: this rank's micro-batches, with the anchor's log-probabilities filled in.
-        rank_sync: keeps ranks synchronised.
-        count: called for every additional forward, for the ledger.
+        rank_sync: keeps ranks in step.
+        count: called for every extra forward, for the ledger.
     """
 
     policy: Policy
@@ -46,7 +46,7 @@ class ExtraPass:
     count: Callable[[Sequence[Row], bool], None]
 
     def step(self, optimizer: torch.optim.Optimizer, seed: Sequence[int]) -> None:
-        """Run the pass that the optimizer asks for (``BaseOptimizer.extra_pass``), and take the optimizer's step."""
+        """Run the pass that the optimizer needs (``BaseOptimizer.extra_pass``), and let it step."""
         _STEPS[getattr(optimizer, "extra_pass", "none")](self, optimizer, seed)
 
     def _plain(self, optimizer: Any, seed: Sequence[int]) -> None:
@@ -63,7 +63,7 @@ class ExtraPass:
 
     def _with_statistics(self, optimizer: Any, seed: Sequence[int]) -> None:
         if optimizer.wants_statistics and not optimizer.empirical:
-            # Second moments of a shared prompt would depend on the completions that share it: rows are not shared.
+            # Second moments of a shared prompt would depend on which completions shared it: every row has its own.
             policy = self.policy
             alone = Policy(
                 policy.loaded,

@@ -1,7 +1,6 @@
-"""Synchronisation of ranks in one update: equally many passes on each rank, and one averaged gradient.
+"""Synchronisation of ranks within an update: equally many passes on each, and one gradient.
 
-Left out: the division of rows over ranks (``Runtime.shard_balanced``), and the transport
-(``train.distributed.ranks``).
+Left out: the rows of each rank (``Runtime.shard_balanced``), and the transport (``train.distributed.ranks``).
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from heliostat.train.logprobs.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class RankSync:
-    """The synchronisation of one update with other ranks.
+    """Synchronization of one update with other ranks.
 
     Attributes:
-        parameters: parameters whose gradients are averaged.
-        dummy: the shortest row of the update; ``None`` where the update has no rows.
-        num_dummy_passes: passes over ``dummy``, with weight 0, that this rank runs in addition to its own.
+        parameters: the parameters whose gradients are averaged.
+        dummy: the shortest row of the update; ``None`` for an update without rows.
+        num_dummy_passes: zero-weight passes over ``dummy`` that this rank runs besides its own.
 
     Limits:
-        One rank: ``scale`` is 1, there are no dummy passes, and gradients stay as they are.
+        One rank: a factor of 1, and no other effect.
     """
 
     runtime: Runtime
@@ -39,22 +38,17 @@ class RankSync:
     def for_update(
         cls, runtime: Runtime, parameters: Sequence[Tensor], rows: Sequence[Row], num_parts: int
     ) -> RankSync:
-        """Build the synchronisation of one update.
-
-        Args:
-            rows: of all ranks.
-            num_parts: number of this rank's micro-batches.
-        """
+        """Prepare an update over ``rows`` of all ranks, with ``num_parts`` micro-batches on this rank."""
         dummy = min(rows, key=lambda row: row.context_length + row.num_tokens, default=None)
         return cls(runtime, parameters, dummy, runtime.num_dummy_passes(num_parts))
 
     @property
     def scale(self) -> int:
-        """The factor on each loss: gradients are averaged over ranks, while the loss is a sum over ranks."""
+        """The factor of a loss: the loss is a sum over ranks, and gradients are averaged over them."""
         return self.runtime.world_size
 
     def run_dummy_passes(self, policy: Policy) -> None:
-        """Run passes with weight 0, so that this rank runs as many passes as the others."""
+        """Run the passes of other ranks for which this rank has no rows."""
         for _ in range(self.num_dummy_passes):
             assert self.dummy is not None
             logp = policy.log_probs([self.dummy])
@@ -62,5 +56,5 @@ class RankSync:
                 (0.0 * logp.sum()).backward()  # type: ignore[no-untyped-call]
 
     def synchronise(self) -> None:
-        """Average the gradients over ranks."""
+        """Average the gradient over all ranks."""
         self.runtime.average(self.parameters)

@@ -1,6 +1,6 @@
-"""An optimizer step that is skipped where the loss or the gradient is not finite.
+"""An optimizer step that skips non-finite losses and gradients.
 
-Left out: the cause; the run folder has the last good checkpoint and the metrics up to it.
+Left out: their cause; the run's folder has the last good checkpoint and the metrics up to it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from heliostat.train.distributed.ranks import readable_dist_errors
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many updates in a row had a loss or gradient that was not finite."""
+    """Too many consecutive updates had a non-finite loss or gradient."""
 
 
 @dataclass(slots=True)
 class SafeStep:
-    """An optimizer whose step clips and checks the gradient first, and is skipped and counted if that is not finite.
+    """An optimizer's step with gradient clipping and a check for non-finite values; bad steps are skipped and counted.
 
     Attributes:
         num_bad: skipped steps so far.
@@ -44,7 +44,7 @@ class SafeStep:
         """Take the step whose gradients are in place.
 
         Args:
-            step: takes the step, with additional passes that some optimizers need. Default: the optimizer's ``step``.
+            step: takes the step with the passes that some optimizers need; defaults to the optimizer's own step.
 
         Returns:
             The gradient norm before clipping, or ``None`` where the step was skipped.
@@ -67,9 +67,9 @@ class SafeStep:
         return None
 
     def _took(self, norm: float, step: Callable[[], Any]) -> bool:
-        """Take the optimizer's step; return whether it was taken, since some optimizers skip a step themselves."""
+        """Let the optimizer step, and return whether it did; some skip on their own if extra inputs are not finite."""
         before = getattr(self.optimizer, "num_skipped", 0)
-        if norm > 0:  # with a gradient of 0, Adam would still move along its momentum
+        if norm > 0:  # without a gradient Adam would still move along its momentum
             with readable_dist_errors():
                 step()
         return bool(getattr(self.optimizer, "num_skipped", 0) == before)

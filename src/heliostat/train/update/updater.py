@@ -1,12 +1,12 @@
-"""One update phase: optimizer steps on a batch of verified groups.
+"""The update phase: optimizer steps on a verified batch.
 
     groups -> advantages -> minibatches -> (log-probs -> loss -> backward) per micro-batch -> clip -> optimizer step
 
-The anchor ``logp_old`` stays fixed over all updates of the phase. It is the policy at the start of the phase, or, where
-the batch has its own anchor, the earlier policy that sampled it. Losses are normalised over each whole optimizer step.
-A step whose loss or gradient is not finite is skipped and counted, and the weights stay as they were.
+The anchor ``logp_old`` stays fixed over all updates of the phase: the policy at its start, or, if the batch has its own
+anchor, the earlier policy that sampled it. Normalisation is global over each optimizer step. A step whose loss or
+gradient is not finite is skipped and counted, and leaves the weights unchanged.
 
-Left out: sampling (``train.rollouts``), and metrics of the groups (``mirror_metrics``).
+Left out: sampling of the groups, and their metrics (``mirror_metrics``).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from heliostat.types import Batch, Group, Mean, TrainingGroup
 
 @dataclass(slots=True)
 class UpdateReport:
-    """The results of one update phase.
+    """Results of one update phase.
 
     Attributes:
         max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
-        counts, scored: counts of passes with gradients, and of passes that only score (an anchor, a reference).
+        counts, scored: counts of the passes with gradients, and of the passes that only score (an anchor, a reference).
         mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
         moved: moments of the change of the weights (``monitors.weights``).
     """
@@ -60,7 +60,7 @@ class UpdateReport:
         self.means[key] = self.means[key] + mean if key in self.means else mean
 
     def over_ranks(self, runtime: Runtime) -> UpdateReport:
-        """Merge the reports of all ranks; ``bad_steps`` and ``lr`` are equal on all ranks already."""
+        """Combine the reports of all ranks; ``bad_steps`` and ``lr`` are the same on each."""
         gaps = [gap for gap in runtime.gather(self.max_sampler_gap) if gap is not None]
         return dataclasses.replace(
             self,
@@ -76,13 +76,13 @@ class UpdateReport:
 def make_batch(
     objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0, variety_bonus: float = 0.0
 ) -> Batch:
-    """Compute the objective's advantages from each group's rewards.
+    """Turn each group's rewards into the objective's advantages.
 
     Args:
-        entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y``. Reported rewards stay
-            without it.
-        variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, but only to completions that succeeded. Rare
-            right answers earn more, and rare wrong ones do not.
+        entropy_bonus: adds ``-entropy_bonus log pi_gen(y)`` to the reward of completion ``y`` here; reported rewards
+            do not include it.
+        variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, but only to successful completions. Rare
+            correct answers gain reward, and new wrong answers do not.
 
     **Limits** At the anchor, for advantages that are the reward minus a mean, the bonus adds ``entropy_bonus`` times
     the gradient of the entropy of whole completions, in expectation.
@@ -101,15 +101,15 @@ def make_batch(
 
 @dataclass(slots=True)
 class Updater:
-    """Applies an objective to batches with one optimizer.
+    """Optimizer steps on batches with one objective.
 
     Attributes:
         reset_every: number of phases after which the optimizer's moments are reset; 0 for never.
         reference: the frozen policy of objectives that need one.
         lr_scale: factor on the schedule; the guard lowers it when it rolls back.
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
-        entropy_bonus, variety_bonus: see the function ``make_batch``.
-        version: number of steps that have changed the weights; equal versions mean equal weights.
+        entropy_bonus, variety_bonus: the bonuses of this updater's batches (``make_batch``).
+        version: number of steps that have moved the weights; equal versions have equal weights.
     """
 
     policy: Policy
@@ -136,10 +136,10 @@ class Updater:
         self._current = self.objective
 
     def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
-        """Build a batch of verified groups with the advantages of this updater's objective and its bonuses.
+        """Build a batch of verified groups with the targets of this updater's objective and its bonuses.
 
         Args:
-            anchors: ``logp_old`` of the policy that sampled, by group, where the weights have changed since.
+            anchors: by group, ``logp_old`` of the policy that sampled it, if the weights have moved since.
         """
         batch = make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
         if anchors is None:
@@ -147,11 +147,11 @@ class Updater:
         return Batch(tuple(dataclasses.replace(g, logp_old=a) for g, a in zip(batch.groups, anchors, strict=True)))
 
     def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
-        """Take ``num_updates`` optimizer steps on one batch of rollouts.
+        """Run ``num_updates`` optimizer steps on one batch of rollouts.
 
         Args:
             first_update: index of the phase's first optimizer step in the run, for the learning-rate schedule.
-            seed: of the division of groups into updates.
+            seed: decides the partition of groups into updates.
 
         Raises:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
@@ -169,7 +169,7 @@ class Updater:
         shares = [self._share(minibatch) for minibatch in minibatches]
         at_anchor = all(group.logp_old is None for group in batch.groups)
         if at_anchor:
-            # Until the first step the anchor is the policy itself; later updates need log-probabilities from before it.
+            # Until the first step the anchor is the policy itself; later updates need its log-probabilities stored now.
             shares[1:] = [self._with_anchor(later, report) for later in shares[1:]]
         for index, (minibatch, mine) in enumerate(zip(minibatches, shares, strict=True)):
             if self.reference is not None:
@@ -182,12 +182,12 @@ class Updater:
         return report.over_ranks(self.runtime)
 
     def _share(self, batch: Batch) -> Batch:
-        """Return the groups that this rank differentiates."""
+        """Return the groups that this rank differentiates; with one rank, all of them."""
         sizes = [group.group.num_tokens for group in batch.groups]
         return Batch(tuple(self.runtime.shard_balanced(batch.groups, sizes)))
 
     def _with_anchor(self, batch: Batch, report: UpdateReport) -> Batch:
-        """Fill in ``logp_old``: the sampler's log-probabilities if they equal the trainer's, else by a forward pass."""
+        """Fill in ``logp_old``: the sampler's values if they equal the trainer's, else those of a forward pass."""
         if self.anchor_from_sampler:
             olds = [sampler_anchor(group.group) for group in batch.groups]
         else:
@@ -201,7 +201,7 @@ class Updater:
 
     @torch.no_grad()
     def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[Anchor]:
-        """Compute the token log-probabilities of every completion under the current weights of ``policy``, by group."""
+        """Compute token log-probabilities of every completion under the current ``policy``, by group."""
         parts = microbatches(rows_of(batch.groups), self.tokens_per_microbatch, policy.padded_tokens)
         rank_sync = RankSync.for_update(self.runtime, [], self._rows, len(parts))  # ranks agree before the first pass
         scored = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
@@ -209,14 +209,14 @@ class Updater:
         return scored
 
     def _step(self, batch: Batch, mine: Batch, at_anchor: bool, report: UpdateReport, seed: Sequence[int]) -> bool:
-        """Take one optimizer step, or skip and count it; return whether the weights changed.
-
-        While the policy is still the anchor, every log-ratio is set to exactly 0. Otherwise rounding in stored anchors
-        would give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
+        """Take one optimizer step, or skip and count it; return whether the weights moved.
 
         Args:
-            batch: the whole minibatch, which determines the normaliser and the groups that are dropped.
-            mine: this rank's share of it, with its anchor filled in.
+            batch, mine: the whole minibatch, and this rank's share of it with its anchor filled in; decisions depend on
+                the whole.
+
+        While the policy is still the anchor, every log-ratio is set to exactly 0. Rounding in stored
+        anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
         """
         lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
         normalizer = self._current.normalizer(torch.tensor(lengths))
@@ -244,7 +244,7 @@ class Updater:
         if norm is None:
             report.bad_steps += 1
             return False
-        if self.runtime.is_main:  # equal on all ranks, and reports are merged
+        if self.runtime.is_main:  # equal on all ranks already
             report.add("loss/objective", Mean(total, 1))
             report.add("optim/grad_norm", Mean(norm, 1))
         return norm > 0
@@ -252,7 +252,7 @@ class Updater:
     def _backward(
         self, part: Sequence[Row], normalizer: float, scale: int, at_anchor: bool, report: UpdateReport
     ) -> tuple[list[Row], float]:
-        """Add the gradient of a micro-batch; return its rows with their anchor filled in, and its share of the loss."""
+        """Accumulate the part's gradient; return its rows with their anchor filled in, and its share of the loss."""
         with span("forward"):
             logp_new = self.policy.log_probs(part)
         report.counts.add(part, self.policy.shared_prompt)

@@ -1,4 +1,4 @@
-"""The front door for A in sparse storage: banded, tree, chordal and nearly chordal patterns of millions of rows.
+"""The entry point for A in sparse storage: banded, tree, chordal and nearly chordal patterns of millions of rows.
 
 The certificate is measured on the B that is returned: it is factorised again and its inverse compared with A on the
 pattern. With R = Π_{S⊥}(A - B⁻¹) the duality gap tr(BR) - log det(I + BR) is bounded by x²/(2(1 - x)),
@@ -30,7 +30,7 @@ def is_sparse(matrix: Any) -> bool:
 def decompose_sparse(
     A: Any, subspace: Subspace, *, method: str, tolerance: float, max_steps: int
 ) -> InverseDecomposition:
-    """``inverse_decomposition`` for banded, scipy.sparse and partially known A."""
+    """Compute ``inverse_decomposition`` of a banded, scipy.sparse or partially known A."""
     partial = isinstance(A, Partial)
     matrix = A.known if isinstance(A, Partial) else A
     if not is_sparse(matrix):

@@ -89,7 +89,7 @@ class BandedMatrix:
         return out
 
     def to_sparse(self) -> Any:
-        """As a scipy.sparse CSC array."""
+        """Convert to a scipy.sparse CSC array."""
         sparse = require_scipy().sparse
         lower = [self.bands[k, : self.n - k] for k in range(len(self.bands))]
         offsets = list(range(len(self.bands)))
@@ -105,7 +105,7 @@ class BandedMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A of which only the stored entries are known: zeros elsewhere are not implied, and never read.
+    """A whose stored entries alone are known: zeros elsewhere are not implied, and never read.
 
     Args:
         known: a ``BandedMatrix`` or a scipy.sparse matrix holding at least the entries on the pattern.

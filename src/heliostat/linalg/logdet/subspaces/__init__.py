@@ -1,4 +1,4 @@
-"""Subspaces S of the symmetric matrices, the home of C; see ``base`` for what one knows."""
+"""Subspaces S of the symmetric matrices, the space of C; ``base`` defines their interface."""
 
 from heliostat.linalg.logdet.subspaces.base import ComplementOf, Subspace
 from heliostat.linalg.logdet.subspaces.exchangeable import BlockExchangeable

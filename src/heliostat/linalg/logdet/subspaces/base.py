@@ -61,34 +61,34 @@ class Subspace(ABC):
         return self._make_complement_basis()
 
     def closed_form(self, covariance: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"] | None:
-        """B without iterating over n-sized problems, or ``None`` where this subspace (or this A) has no such form."""
+        """Compute B without iterating over n-sized problems; ``None`` if this subspace (or this A) has no such form."""
         del covariance
         return None
 
     def touched(self) -> Int[Tensor, " touched"]:
-        """Indices of rows that are nonzero in some member of S."""
+        """Return the indices of rows that are nonzero in some member of S."""
         return torch.arange(self.n)
 
     def restricted(self, index: Int[Tensor, " touched"]) -> Subspace:
-        """S as a subspace of the matrices on ``index`` only; only called with ``touched()``."""
+        """Restrict S to the matrices on ``index``; only called with ``touched()``."""
         raise NotImplementedError(f"{type(self).__name__} touches every row")
 
     def project(self, matrix: Any) -> Any:
-        """Orthogonal projection onto S; numpy in, numpy out; torch in, torch out. Limits: idempotent; 0 on S⊥."""
+        """Project orthogonally onto S, and return the caller's kind (numpy or torch). Limits: idempotent; 0 on S⊥."""
         return self._like(matrix, self.project_stack(symmetric_stack(matrix, self.n)))
 
     def project_complement(self, matrix: Any) -> Any:
-        """Orthogonal projection onto S⊥: ``symmetric part - project``."""
+        """Project orthogonally onto S⊥: ``symmetric part - project``."""
         return self._like(matrix, self.project_complement_stack(symmetric_stack(matrix, self.n)))
 
     def project_stack(self, stack: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-        """``project`` of symmetric float64 matrices, through the smaller of the two bases."""
+        """Project symmetric float64 matrices onto S, through the smaller of the two bases."""
         if self.dimension <= self.codimension:
             return self.basis.project(stack) if self.dimension else torch.zeros_like(stack)
         return stack - self.complement_basis.project(stack)
 
     def project_complement_stack(self, stack: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-        """``project_complement`` of symmetric float64 matrices."""
+        """Project symmetric float64 matrices onto S⊥."""
         if self.dimension <= self.codimension:
             return stack - self.project_stack(stack)
         return self.complement_basis.project(stack) if self.codimension else torch.zeros_like(stack)
@@ -119,7 +119,7 @@ def _small(part: Tensor, whole: Tensor, tolerance: float) -> bool:
 
 
 class ComplementOf(Subspace):
-    """The other side: C lives in ``subspace``'s S⊥, B in its S.
+    """The complement of a subspace: C lies in ``subspace``'s S⊥, B in its S.
 
     ``ComplementOf(SpanOf(E))`` is the linear precision family B ∈ span E. Limits: twice is the identity.
     """

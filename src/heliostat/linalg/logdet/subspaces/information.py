@@ -26,22 +26,22 @@ from heliostat.linalg.logdet.subspaces.span import LowRank, SpanOf
 
 
 def full_information(n: int) -> SparsityPattern:
-    """Trade i sees all increments before i: S = all off-diagonals, B = diag(1/A_ii)."""
+    """Let trade i see all increments before i: S = all off-diagonals, B = diag(1/A_ii)."""
     return SparsityPattern.diagonal(n)
 
 
 def delayed_information(n: int, delay: int) -> SparsityPattern:
-    """Trade i sees increments older than ``delay`` steps: S = {|i - j| > delay}, B banded. Limit: delay 0 is full."""
+    """Let trade i see increments older than ``delay``: S = {|i - j| > delay}, B banded. Limit: delay 0 is full."""
     return SparsityPattern.banded(n, delay)
 
 
 def markov_information(n: int) -> Subspace:
-    """Trade i sees only the current level Σ_{r<i} X_r."""
+    """Let trade i see only the current level Σ_{r<i} X_r."""
     return linear_information(n, {i: [(np.arange(n) < i).astype(float)] for i in range(1, n)})
 
 
 def linear_information(n: int, statistics: Mapping[int, Sequence[Any]]) -> Subspace:
-    """Trade i sees the linear statistics ``statistics[i]``, each a vector of n weights; absent trades do not trade.
+    """Let trade i see the linear statistics ``statistics[i]``, each a vector of n weights; absent trades do not trade.
 
     Raises:
         ValueError: a statistic of the wrong length, or one that looks at the increment it trades on.

@@ -60,17 +60,17 @@ class SparsityPattern(Subspace):
 
     @classmethod
     def diagonal(cls, n: int) -> SparsityPattern:
-        """B diagonal: B = diag(1/A_ii)."""
+        """Make B diagonal: B = diag(1/A_ii)."""
         return cls(n)
 
     @classmethod
     def full(cls, n: int) -> SparsityPattern:
-        """B anything: B = A⁻¹, C = 0."""
+        """Leave B unrestricted: B = A⁻¹, C = 0."""
         return cls.block_diagonal([n])
 
     @classmethod
     def banded(cls, n: int, bandwidth: int) -> BandedPattern:
-        """B_ij = 0 for |i - j| > bandwidth."""
+        """Make B banded: B_ij = 0 for |i - j| > bandwidth."""
         return BandedPattern(n, bandwidth)
 
     @classmethod
@@ -80,7 +80,7 @@ class SparsityPattern(Subspace):
 
     @classmethod
     def block_diagonal(cls, sizes: Sequence[int]) -> SparsityPattern:
-        """Dense diagonal blocks of the given sizes: B_bb = A_bb⁻¹."""
+        """Make B block-diagonal with dense blocks of the given sizes: B_bb = A_bb⁻¹."""
         if not len(sizes) or min(sizes) < 1:
             raise ValueError(f"block sizes must be positive, got {list(sizes)}")
         starts = np.cumsum([0, *sizes])
@@ -89,7 +89,7 @@ class SparsityPattern(Subspace):
 
     @classmethod
     def from_mask(cls, mask: Any) -> SparsityPattern:
-        """From a square array: an edge wherever entry (i, j) or (j, i) is nonzero."""
+        """Read a square array: an edge wherever entry (i, j) or (j, i) is nonzero."""
         array = np.asarray(mask)
         if array.ndim != 2 or array.shape[0] != array.shape[1]:
             raise ValueError(f"a pattern mask is square, got shape {array.shape}")
@@ -97,7 +97,7 @@ class SparsityPattern(Subspace):
 
     @classmethod
     def from_sparse(cls, matrix: Any) -> SparsityPattern:
-        """From any scipy.sparse matrix: an edge for every stored off-diagonal entry."""
+        """Read any scipy.sparse matrix: an edge for every stored off-diagonal entry."""
         coordinates = matrix.tocoo()
         if coordinates.shape[0] != coordinates.shape[1]:
             raise ValueError(f"a pattern matrix is square, got shape {coordinates.shape}")
@@ -105,7 +105,7 @@ class SparsityPattern(Subspace):
 
     @classmethod
     def from_graph(cls, graph: Any) -> SparsityPattern:
-        """From a networkx graph; rows follow ``graph.nodes`` order."""
+        """Read a networkx graph; rows follow ``graph.nodes`` order."""
         row = {node: index for index, node in enumerate(graph.nodes)}
         return cls(len(row), [(row[left], row[right]) for left, right in graph.edges])
 
