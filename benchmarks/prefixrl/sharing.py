@@ -21,7 +21,7 @@ from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.update.counts import UpdateCounts
-from heliostat.types import Completion, Problem, Prompt, StopReason
+from heliostat.types import Completion, Cut, Problem, Prompt, StopReason
 
 GROUP = 8
 
@@ -32,7 +32,7 @@ def rows(loaded, num_groups: int, prefix: int, continuation: int) -> list[Row]:
     made = []
     for group in range(num_groups):
         ids = tuple(random.integers(5, len(loaded.tokenizer), prefix).tolist())
-        prompt = Prompt(Problem(f"p{group}", "t", "?"), (loaded.eos_id,), ids, "prefix")
+        prompt = Prompt(Problem(f"p{group}", "t", "?"), (loaded.eos_id,), ids, Cut("prefix", prefix))
         for _ in range(GROUP):
             tokens = tuple(random.integers(5, len(loaded.tokenizer), continuation).tolist())
             made.append(Row(group, prompt, Completion(tokens, nothing, nothing, StopReason.EOS, ""), 1.0, None))

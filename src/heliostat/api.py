@@ -1,11 +1,11 @@
-"""Heliostat in a notebook: the command line's verbs as functions, each a recipe name (or path, or ``Recipe``) away.
+"""Functions for notebooks and scripts: the commands of the command line, each on a recipe's name, path or ``Recipe``.
 
     result = heliostat.post_train("demo", {"train.num_steps": 20})
     print(result.before.pass_at_1, "->", result.after.pass_at_1, result.folder)
 
     heliostat.post_train(model="tiny", data=rows, rewards=[my_function])     rows: a list of dicts, a frame, a Dataset
 
-Left out: the parts of these functions, which can be imported from their own packages.
+Left out: the parts of these functions (import them from their own packages), and single updates (``research``).
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ def post_train(
 ) -> RunResult:
     """Warm start, post-train, evaluate, save the model and write the report page.
 
-    Functions travel to the verifier processes by value, so they may stand in the running script, a notebook or on
-    standard input, be lambdas or closures, and close over whatever can be pickled.
+    Reward functions are pickled by value for the verifier processes. They may be defined in the running script, a
+    notebook or on standard input, and may be lambdas or closures over picklable values.
 
     Args:
         recipe: a shipped recipe's name, a TOML path, or a ``Recipe``. Default: every setting at its default.
         overrides: settings by dotted key, ``{"objective.tau": 0.5}``, or command-line words.
-        run_dir: where to work; an unfinished run of the same recipe there is continued. Default: a new folder.
-        model: in place of the recipe's ``model.path``.
+        run_dir: the run folder; an unfinished run of the same recipe there is continued. Default: a new folder.
+        model: replaces the recipe's ``model.path``.
         data: rows with a ``prompt`` each: a list of dicts, a pandas or polars frame, a ``datasets.Dataset`` or a
-            ``DatasetDict``, in place of the recipe's task. Columns of other names are named by ``task.prompt_column``.
-            A tenth of the rows, 200 at most, is held out where nothing else is said.
+            ``DatasetDict``. They replace the recipe's task. ``task.prompt_column`` names a column other than
+            ``prompt``. By default a tenth of the rows is held out, 200 at most.
         heldout: rows to evaluate on, of the same kinds. Default: the ``test`` or ``validation`` split of ``data`` if it
-            has one, else some of its rows. Rows of ``data`` that ask the same questions are left out.
-        rewards: functions with TRL's signature, ``f(prompts, completions, **columns) -> list[float]``, in place of the
-            task's verifiers; names and tables of verifiers too, ``{"name": f, "weight": 0.5}``. Functions see the whole
-            completion, and the reward is the weighted sum of scores (``task.shaped``) where nothing else is said.
-        profile: after a few steps, print where their time and memory went.
+            has one, else some of its rows. Rows of ``data`` with the same questions are not trained on.
+        rewards: functions with TRL's signature, ``f(prompts, completions, **columns) -> list[float]``, which replace
+            the task's verifiers. Names and tables of verifiers work too, ``{"name": f, "weight": 0.5}``. Functions see
+            the whole completion. By default the reward is the weighted sum of scores (``task.shaped``).
+        profile: whether to print time and memory by phase after a few steps.
 
     Returns:
-        How it ended: ``status``, held-out results ``before`` and ``after``, and the run ``folder``.
+        The result: ``status``, held-out results ``before`` and ``after``, and the run ``folder``.
 
     Raises:
-        ConfigError: the recipe is wrong; nothing was started.
-        RunFailed: the run ended before it was done; the exception has the reason and the run folder.
+        ConfigError: the recipe is invalid; nothing was started.
+        RunFailed: the run failed; the exception has the reason and the run folder.
     """
     with registering() as given:
         checked, name = _given_recipe(given, recipe, overrides, (data, heldout), rewards, model)
@@ -80,15 +80,15 @@ def sft(
     overrides: Overrides = (),
     run_dir: Path | str | None = None,
 ) -> RunResult:
-    """Run the recipe's supervised warm start alone, on its own task or on other worked solutions.
+    """Run only the recipe's supervised warm start, on its own task or on other worked solutions.
 
     Args:
         data: a file or folder, or rows as in ``post_train``: with ``prompt`` and ``completion`` (texts or chat
             messages), with whole conversations in ``messages``, or with the columns that the recipe names.
 
     Raises:
-        ConfigError: the recipe is wrong.
-        FileNotFoundError: there is no such data file.
+        ConfigError: the recipe is invalid.
+        FileNotFoundError: the data file does not exist.
         RunFailed: see ``post_train``.
     """
     checked, name = _recipe(recipe, overrides)
@@ -112,16 +112,16 @@ def evaluate(
     greedy: bool = True,
     settings: SamplingSettings | None = None,
 ) -> EvalReport:
-    """Held-out results of one model, or of two compared problem by problem.
+    """Evaluate one model on held-out problems, or compare two models problem by problem.
 
     Args:
-        data: as in ``post_train``; held out is what that holds out.
+        data: as in ``post_train``, with the same held-out rows.
         heldout: as in ``post_train``.
         rewards: as in ``post_train``.
 
     Raises:
         ValueError: no model, or more than two.
-        RunFailed: a verifier or the rollout server failed, or the model's numbers are not finite.
+        RunFailed: a verifier or the rollout server failed, or the model's logits are not finite.
     """
     several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
     if len(several) not in (1, 2):
@@ -142,10 +142,10 @@ def sample(
     num_samples: int = 4,
     settings: SamplingSettings | None = None,
 ) -> list[Group]:
-    """Completions to look at, of a prompt or of a recipe's first held-out problems; not verified.
+    """Sample completions of a prompt or of a recipe's first held-out problems, without verifying them.
 
     Raises:
-        ValueError: neither a prompt nor a recipe to take problems from.
+        ValueError: there is neither a prompt nor a recipe to take problems from.
     """
     if recipe is None and prompt is None:
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
@@ -164,16 +164,16 @@ def collect(
     max_attempts: int = 256,
     num_problems: int | None = None,
 ) -> BankSummary:
-    """Sample the recipe's training problems into a trace bank until each has its successes or is given up.
+    """Sample the recipe's training problems into a trace bank until each has enough successes or attempts.
 
     Args:
-        bank: file of the trace bank; a collection that was stopped goes on there.
-        num_successes: successes after which a problem is done.
-        max_attempts: attempts after which it is given up.
-        num_problems: the first so many training problems. Default: all.
+        bank: file of the trace bank; a stopped collection continues there.
+        num_successes: number of successes after which a problem is done.
+        max_attempts: number of attempts after which a problem is given up.
+        num_problems: number of training problems, from the first one. Default: all.
 
     Returns:
-        What the bank holds now, with the histogram of attempts.
+        A summary of the bank, with the histogram of attempts.
     """
     from heliostat.train.data.collect import Quota, run_collect
 
@@ -184,7 +184,7 @@ def collect(
 
 @contextmanager
 def _failures_raised() -> Iterator[None]:
-    """Raise what may end a run as ``RunFailed``, where there is no run to say it."""
+    """Raise the expected failures of runs as ``RunFailed``, for functions without a run."""
     try:
         yield
     except EXPECTED_FAILURES as error:
@@ -192,7 +192,7 @@ def _failures_raised() -> Iterator[None]:
 
 
 def _concluded(result: RunResult) -> RunResult:
-    """The run's page is drawn; a run that failed is raised."""
+    """Write the run's page, and raise a failed run."""
     result = _with_page(result)
     if result.status == "failed":
         raise RunFailed(result.reason, result.folder, result)
@@ -200,13 +200,13 @@ def _concluded(result: RunResult) -> RunResult:
 
 
 def _with_page(result: RunResult) -> RunResult:
-    """Draw the run's page; a disk that has no room for it must not hide how the run itself ended."""
+    """Write the run's page; an error of writing must not hide the result of the run."""
     if not result.is_main_process:
         return result
     try:
         write_report([result.folder])
     except (OSError, ConfigError) as error:
-        unwritten = f"the report could not be written ({error}); heliostat report {result.folder} makes it again"
+        unwritten = f"the report could not be written ({error}); heliostat report {result.folder} writes it again"
         reason = "; ".join(filter(None, (result.reason, unwritten)))
         return replace(result, reason=reason)
     return result
@@ -220,10 +220,13 @@ def _given_recipe(
     rewards: Rewards,
     model: str | Path | None = None,
 ) -> tuple[Recipe, str]:
-    """The recipe under what was given as objects, and both under the overrides.
+    """Build the recipe with the given objects in place of its own settings, and overrides in place of both.
 
     Args:
         data: rows to train on, and rows to hold out.
+
+    Returns:
+        The recipe and its name.
     """
     base, name = (build_recipe({}), "run") if recipe is None else _recipe(recipe, ())
     if model is not None:
@@ -237,7 +240,7 @@ def _given_recipe(
 
 
 def _fitted(tables: dict[str, Any], overrides: Overrides) -> Recipe:
-    """A recipe that uses all the rows that it was given, but for what the overrides say."""
+    """Build a recipe that uses all given rows, unless overrides say otherwise."""
     recipe = build_recipe(tables, overrides)
     section, first = recipe.task[0], tables["task"][0]
     if section.settings.get("path") != first["path"]:

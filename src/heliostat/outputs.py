@@ -1,10 +1,10 @@
-"""Outputs that this package may overwrite: folders marked by a run of its own, and files that it wrote itself.
+"""Outputs that this package may overwrite: folders that its own runs marked, and files that it wrote.
 
-    claim_folder       an empty folder, or one that was claimed before, becomes a run's; anything else is refused
+    claim_folder       make an empty folder, or one that was claimed before, a run's own; refuse any other
     release_folder     the reverse, for a run that was refused before it began
-    check_replaceable  the same question for a single file
+    check_replaceable  refuse to overwrite a file of another program
 
-Left out: locks, and what is in a run's folder (``train.run_folder.folder``, ``control.runs``).
+Left out: locks, and the contents of a run folder (``train.run_folder.folder``, ``control.runs``).
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from heliostat.config import ConfigError
 from heliostat.storage import publish_file
 
 MARKER = "heliostat-run.json"
-"""In every folder that a run may write to; who removes it takes the folder back."""
+"""File in every folder that a run may write to; remove it to keep runs out of the folder."""
 
 _HEAD = 1 << 16
 
 
 def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lambda folder: False) -> bool:
-    """Mark ``folder`` as a run's own, making it where it is missing.
+    """Mark ``folder`` as a run's own, and create it if it is missing.
 
     Args:
-        kind: of run, as the marker says it.
-        is_older: whether a folder without marker was made by a version of this package that wrote none.
+        kind: of the run, stored in the marker.
+        is_older: whether a folder without marker is of an earlier version of this package, which wrote none.
 
     Returns:
-        Whether the folder was made.
+        Whether the folder was created.
 
     Raises:
-        ConfigError: it is a file, cannot be made or read, belongs to a run of another kind, or holds something that no
-            run of ours put there.
+        ConfigError: the folder is a file, cannot be created or read, belongs to a run of another kind, or holds files
+            that no run of Heliostat wrote.
 
-    **Limits** Nothing in a folder that is refused is changed. What a killed process left of claiming (nothing, or the
-    half-written marker) does not count as content.
+    **Limits** A refused folder is not changed. The remains of a claim by a killed process (nothing, or the half-written
+    marker) do not count as content.
     """
     try:
         made = not folder.exists()
@@ -47,7 +47,7 @@ def claim_folder(folder: Path, kind: str, is_older: Callable[[Path], bool] = lam
         names = sorted(entry.name for entry in folder.iterdir())
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(
-            f"{folder} cannot be a run folder: it, or a part of its path, is no folder; choose another with --run"
+            f"{folder} cannot be a run folder: it, or a part of its path, is not a folder; choose another with --run"
         ) from None
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
@@ -76,9 +76,9 @@ def _kind(marker: Path) -> str:
 
 
 def release_folder(folder: Path, names: Iterable[str]) -> None:
-    """Remove a folder that was made for a run, with the files and empty folders that claiming and starting it wrote.
+    """Remove a folder that was created for a run, with the files and empty folders of its start.
 
-    **Limits** Whatever else is in the folder stays, and with it the folder and its marker.
+    **Limits** Any other file in the folder stays, and with it the folder and its marker.
     """
     for name in names:
         path = folder / name
@@ -93,14 +93,14 @@ def release_folder(folder: Path, names: Iterable[str]) -> None:
 
 
 def check_replaceable(path: Path, mark: str, what: str) -> None:
-    """Refuse to write over a file that this package did not write.
+    """Refuse to overwrite a file that this package did not write.
 
     Args:
-        mark: text near the beginning or the end of every file of the kind that is about to be written.
-        what: the kind, for the message.
+        mark: text near the beginning or the end of every file of this kind.
+        what: the kind of file with its article, for the message.
 
     Raises:
-        ConfigError: the file exists, is not empty and bears no such mark, or it is a folder.
+        ConfigError: the file exists, is not empty and has no such mark, or it is a folder.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; name a file for {what}")

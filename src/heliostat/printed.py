@@ -1,8 +1,8 @@
-r"""Untrusted text made fit to be shown: what a terminal would obey, or a reader could not see, becomes visible.
+r"""Safe printing of untrusted text: control characters and invisible characters are made visible.
 
-Newline and tab stay; every other character that is no sign is shown in its place: C0 controls as their pictures (an
-escape byte as ␛, a carriage return as ␍), and other controls, bidirectional overrides, zero-width and invisible
-characters, line separators and lone surrogates as their escapes (``\u202e``).
+Newline and tab stay. C0 controls are shown as their pictures: an escape byte as ␛, a carriage return as ␍. Other
+controls, bidirectional overrides, zero-width and invisible characters, line separators and lone surrogates are shown as
+their escapes (``\u202e``).
 
 Left out: HTML (``report.html.markup`` marks the same characters), and rich's own consoles (``terminal``).
 """
@@ -19,9 +19,9 @@ _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # marks 
 
 
 def visible(text: str) -> str:
-    """``text`` with every character shown, on as many lines as it has.
+    """Make every character of ``text`` visible; lines stay lines.
 
-    **Limits**: what is visible already comes back as it is, so doing it twice is doing it once.
+    **Limits**: visible text is returned unchanged, so that a second call has no effect.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -29,17 +29,17 @@ def visible(text: str) -> str:
 
 
 def visible_line(text: str) -> str:
-    """``visible`` text on one line: every run of whitespace becomes a space."""
+    """Make ``text`` visible on one line: every run of whitespace becomes a space."""
     return visible(" ".join(text.split()))
 
 
 def is_hidden(character: str) -> bool:
-    """Whether ``visible`` shows another character in the place of this one."""
+    """Return whether ``visible`` replaces this character."""
     return character not in _KEPT and _shown(character) != character
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print ``text`` made visible, by default on standard output."""
+    """Print ``text``, made visible, by default on standard output."""
     print(visible(str(text)), file=sys.stdout if file is None else file)
 
 

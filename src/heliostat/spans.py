@@ -1,8 +1,8 @@
-"""Named spans of the hot path: nothing but a name for torch's profiler, unless somebody is timing them.
+"""Named spans of the hot path: names in torch's profiler, and wall seconds where a caller times them.
 
     with span("decode"):            in the code that does the work
         ...
-    with timed_spans() as seconds:  in the code that wants to know; seconds["decode"] afterwards
+    with timed_spans() as seconds:  in the code that measures; afterwards seconds["decode"]
 
 Left out: nesting (a span's seconds include what runs inside it).
 """
@@ -23,7 +23,7 @@ _SHARE: ContextVar[float] = ContextVar("heliostat_span_share", default=1.0)
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Name what runs inside, ``heliostat/<name>`` in a trace; add its wall seconds up if spans are being timed."""
+    """Name the block ``heliostat/<name>`` in a trace, and add its wall seconds up if spans are being timed."""
     seconds = _TIMED.get()
     with record_function(f"heliostat/{name}"):
         if seconds is None:
@@ -32,7 +32,7 @@ def span(name: str) -> Iterator[None]:
         began = perf_counter()
         yield
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what was only sent off is not done
+            torch.cuda.synchronize()  # kernels run asynchronously
         seconds[name] = seconds.get(name, 0.0) + (perf_counter() - began) * _SHARE.get()
 
 
@@ -52,7 +52,7 @@ def timed_spans() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def shared_spans(num_threads: int) -> Iterator[None]:
-    """In one of ``num_threads`` threads that run at once: their spans add up to wall seconds, not to thread seconds."""
+    """Divide the span seconds of one of ``num_threads`` parallel threads, so that threads add up to wall seconds."""
     token = _SHARE.set(_SHARE.get() / num_threads)
     try:
         yield

@@ -1,20 +1,20 @@
-"""Success rates and how sure they are.
+"""Estimates of success rates, and their 95% intervals.
 
     pass@k of one problem with c successes in n samples = 1 - C(n - c, k) / C(n, k)      (unbiased)
-    interval of a success rate = Wilson's, for as many problems as the rates are worth     (success_rate)
+    interval of a success rate = Wilson's, for the effective number of problems            (success_rate)
     interval of a paired change = Tango's, likewise                                        (success_change)
     interval of any other mean = percentiles of the mean of values drawn with replacement  (bootstrap)
     interquartile mean = mean of the middle half of the values
 
-Training and the report both use these; nothing here needs torch, so that a page can be made in half a second on
-whatever machine the run folder lies.
+Training and the report both use these. The module does not need torch, so that a page is written in half a second on
+any machine that has the run folder.
 
-Left out: what is being estimated.
+Left out: the measured quantities themselves (``train.evaluation``, ``report``).
 
 References: Chen et al. 2021, arXiv 2107.03374 (pass@k); Agarwal et al. 2021, arXiv 2108.13264 (interquartile mean over
 runs); Wilson 1927, JASA 22:209 (interval of a proportion); Tango 1998, Statistics in Medicine 17:891 (of the difference
 of paired proportions); Newcombe 1998, Statistics in Medicine 17:873 (the difference of two independent estimates from
-their intervals). The number of problems that rates between 0 and 1 are worth is our own.
+their intervals). The effective number of problems for rates between 0 and 1 is our own.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 NUM_RESAMPLES = 2000
 Z = 1.959963984540054
 """97.5% quantile of the normal distribution."""
-_PRIOR = 0.5  # problems that vary like coins, added to those that were seen; half a one keeps the coverage at 95%
+_PRIOR = 0.5  # of a problem that varies like a coin, added to the sample; half a problem keeps the coverage at 95%
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with the ends of its 95% interval."""
+    """An estimate with the ends of its 95% interval."""
 
     value: float
     low: float
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def pass_at_k(num_samples: int, num_success: int, k: int) -> float:
-    """Chance that at least one of ``k`` samples succeeds: ``1 - C(n - c, k) / C(n, k)``.
+    """Estimate the chance that at least one of ``k`` samples succeeds: ``1 - C(n - c, k) / C(n, k)``.
 
     **Limits** ``k = 1`` is ``c / n``; ``k = n`` is 1 if ``c > 0`` and else 0.
 
@@ -71,8 +71,9 @@ def success_rate(rates: Sequence[float] | NDArray[np.float64]) -> Estimate:
     """Compute the mean of success rates, one per problem, and its 95% interval.
 
     Wilson's interval ``|p - value| = z sqrt(p (1 - p) / m)`` for ``m = N (N q + 1/2) / (N s^2 + 1/2)`` problems with
-    one sample each, where ``q = value (1 - value)`` and ``s^2`` is the variance of the rates. Rates between 0 and 1
-    vary less than coins do and are worth more; near 0 and 1, where rates cannot tell, a problem counts as one coin.
+    one sample each, where ``q = value (1 - value)`` and ``s^2`` is the variance of the rates. ``m`` is the effective
+    number of problems. It exceeds ``N`` for rates between 0 and 1, which vary less than coins. Near 0 and 1, where
+    rates show no such difference, each problem counts as one coin.
 
     **Limits** Rates that are all 0 or 1 have Wilson's interval itself: 0 of N gives ``[0, z^2 / (N + z^2)]``, N of N
     its mirror image. The interval holds its mean, lies in [0, 1], and has a width for equal rates. For many problems
@@ -94,7 +95,7 @@ def success_change(changes: Sequence[float] | NDArray[np.float64]) -> Estimate:
     """Compute the mean change of success rates, one per problem that was tried twice, and its 95% interval.
 
     Tango's score interval of paired proportions, with the mean rise and the mean fall in place of the shares of
-    problems that were gained and lost, for as many problems as the changes are worth (see ``success_rate``).
+    problems that were gained and lost, for the effective number of problems (see ``success_rate``).
 
     **Limits** Changes that are all -1, 0 or 1 have Tango's interval itself; where nothing changed on N problems it is
     ``+- z^2 / (N + z^2)``. Changes of the other sign have the mirrored interval.
@@ -121,23 +122,23 @@ def _between(values: Sequence[float] | NDArray[np.float64], least: float) -> NDA
 
 
 def _worth(num: int, binary: float, variance: float) -> float:
-    """How many problems with one sample each tell as much as ``num`` values of this variance.
+    """Compute the effective number of problems: with one sample each, they are as precise as ``num`` values.
 
     Args:
-        binary: what the variance would be if all values were whole; never below ``variance``.
+        binary: the variance if all values were whole numbers; never below ``variance``.
     """
     return num * (num * max(binary, variance) + _PRIOR) / (num * variance + _PRIOR)
 
 
 def _variance_at(change: float, rise: float, fall: float) -> float:
-    """Variance of one pair's change at its likeliest rates of gain and loss, given that they differ by ``change``."""
+    """Compute the variance of one pair's change at the most likely rates of gain and loss that differ by ``change``."""
     linear = (2 - rise + fall) * change - rise - fall
     lost = (math.sqrt(max(0.0, linear**2 + 8 * fall * change * (1 - change))) - linear) / 4
     return max(0.0, 2 * lost + change * (1 - change))
 
 
 def _edge(is_inside: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Where an interval that holds ``inside`` ends on the way to ``outside``, to rounding."""
+    """Find the end of an interval between ``inside``, which it holds, and ``outside``, to rounding."""
     if is_inside(outside):
         return outside
     for _ in range(60):
@@ -147,7 +148,7 @@ def _edge(is_inside: Callable[[float], bool], inside: float, outside: float) -> 
 
 
 def difference(before: Estimate, after: Estimate) -> Estimate:
-    """After minus before for two independent estimates, from their intervals alone.
+    """Estimate after minus before for two independent estimates, from their intervals alone.
 
     **Limits** Symmetric intervals of half-widths a and b give the half-width ``hypot(a, b)``.
     """
@@ -158,7 +159,7 @@ def difference(before: Estimate, after: Estimate) -> Estimate:
 
 
 def interquartile_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """Average the middle half: a quarter of the weight is removed from each end, in part from a value if needed.
+    """Average the middle half of the values: a quarter of the weight is removed from each end, values in part.
 
     **Limits** Up to two values: their mean. Equal values: that value. One value moved to infinity among five or more
     changes it by a bounded amount.

@@ -1,6 +1,6 @@
-"""A console through which no text reaches the terminal as commands.
+"""A console that lets no text act as terminal commands.
 
-Left out: what is printed (``cli.tables``, ``train.console.progress``).
+Left out: the printed contents (``cli.tables``, ``train.console.progress``).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from heliostat.printed import visible
 
 
 class SafeConsole(Console):
-    """Rich's console; all text in what it renders is made ``visible``, its own control sequences stay.
+    """Rich's console, which makes all rendered text ``visible`` and keeps its own control sequences.
 
-    **Limits**: the layout is that of the text before, so that a line with hidden characters may be longer than others.
+    **Limits**: rich lays out the original text, so a line with hidden characters may become longer than others.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render as rich does, with hidden characters shown in the text of segments."""
+        """Render as rich does, with hidden characters made visible in the text of segments."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def render_str(self, text: str, **options: Any) -> Any:
-        """Text with rich's markup; made visible first, because rich drops some controls in silence."""
+        """Render text with rich's markup, made visible first, because rich silently drops some control characters."""
         return super().render_str(visible(text), **options)

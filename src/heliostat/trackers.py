@@ -1,10 +1,10 @@
-"""Trackers that a recipe asks for beside ``metrics.jsonl``: TensorBoard, W&B and trackio.
+"""Optional trackers in addition to ``metrics.jsonl``: TensorBoard, W&B and trackio.
 
-None of them can end a run, hold it up, or change what it computes. What they raise is said once, and after several
-failures in a row a tracker is left alone; ``metrics.jsonl`` has everything. A missing package or key is refused before
-the model loads.
+None of them can end a run, delay it, or change its results. The first failure of a tracker is reported once; after
+several failures in a row the tracker is not called any more. ``metrics.jsonl`` has every metric. A missing package or
+key is reported before the model loads.
 
-Left out: which metrics there are (``tracking``).
+Left out: the definitions of metrics (``tracking``).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from heliostat.storage import publish_file
 from heliostat.tracking import Tracker
 
 MAX_FAILURES = 3
-"""Failures in a row after which a tracker is not asked again."""
+"""Failures in a row after which a tracker is not called again."""
 CLOSE_S = 60.0
-"""How long a run that has ended waits for a tracker."""
+"""Seconds that a run waits for a tracker at its end."""
 _NO_KEY = ("UsageError", "AuthenticationError")
 _KEY_WORDS = ("api_key", "api key", "login", "not logged in")
 
 
 class TensorBoardTracker:
-    """Scalars for TensorBoard, in the run folder's ``tensorboard/`` (extra: tensorboard)."""
+    """A tracker that writes scalars for TensorBoard to the run folder's ``tensorboard/`` (extra: tensorboard)."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -48,24 +48,24 @@ class TensorBoardTracker:
             self._writer.add_scalar(visible_line(key), value, step)
 
     def rewind(self, last_step: int) -> None:
-        """Steps that are made again are drawn over the first ones."""
+        """Keep all steps; TensorBoard draws repeated steps over the first ones."""
 
     def close(self) -> None:
         self._writer.close()
 
 
 class HostedTracker:
-    """W&B or trackio, which share one interface (extras: wandb, trackio).
+    """A tracker for W&B or trackio, which share one interface (extras: wandb, trackio).
 
-    Every call of ``log`` is a row of its own, whatever its step: those of the warm start are negative, and those after
-    a rollback go back, both of which the services would refuse as a position. ``step`` is a value in each row, and the
-    axis of the charts.
+    Every call of ``log`` sends a row of its own. Steps of the warm start are negative, and steps after a rollback
+    decrease; the services would refuse both as a row's position. So ``step`` is a value in each row, and the axis of
+    the charts.
 
     Args:
-        memory: file in the run folder that says which run of the service is this run's; a resumed run continues it.
+        memory: file in the run folder with the service's id of this run, for resumed runs.
 
     Raises:
-        ConfigError: the service wants a key and has none.
+        ConfigError: the service needs a key and has none.
     """
 
     def __init__(self, module: str, project: str, name: str, recipe: Mapping[str, Any], memory: Path) -> None:
@@ -95,22 +95,22 @@ class HostedTracker:
         self._client.log({**values, "step": step})
 
     def rewind(self, last_step: int) -> None:
-        """Keep all rows that were sent; repeated steps are sent as further rows."""
+        """Keep all rows that were sent; repeated steps are sent as additional rows."""
 
     def close(self) -> None:
         self._client.finish()
 
 
 class Tolerant:
-    """A tracker whose failures are said once and never end the run, nor hold it up.
+    """A tracker whose failures are reported once, and never end or delay the run.
 
-    It is opened in the caller's thread, since a missing key is to be said there; everything else happens in a thread of
-    its own, in order. At the end the run waits ``CLOSE_S`` for what is still to be sent, and says so if that is too
-    short.
+    The tracker is opened in the caller's thread, where a missing key can be reported. All other calls run in order in a
+    thread of its own. At its end the run waits up to ``CLOSE_S`` for unsent rows, and reports if that is too short.
 
     Args:
-        name: of the tracker, for the message.
-        note: shows a line to people.
+        name: of the tracker, for messages.
+        open_it: opens the wrapped tracker.
+        note: shows a line to the user.
     """
 
     def __init__(self, name: str, open_it: Callable[[], Tracker], note: Callable[[str], None]) -> None:
@@ -136,15 +136,15 @@ class Tolerant:
         self._calls.put(lambda tracker: tracker.rewind(last_step))
 
     def close(self) -> None:
-        """Close it, even one that is not asked any more: what it has may still get through."""
+        """Close the tracker, even after failures, since its earlier rows may still be sent."""
         self._calls.put(None)
         if self._tracker is None:
             return
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
             self._note(
-                f"{self.name} has not taken everything within {CLOSE_S:g} s; the run ends without it, and "
-                "metrics.jsonl has every number"
+                f"{self.name} has not taken all rows within {CLOSE_S:g} s; the run ends without it, and "
+                "metrics.jsonl has every metric"
             )
 
     def _work(self) -> None:
@@ -155,10 +155,10 @@ class Tolerant:
                 self._try(functools.partial(call, tracker))
         self._try(tracker.close)
 
-    def _try(self, what: Callable[[], None]) -> None:
+    def _try(self, call: Callable[[], None]) -> None:
         try:
-            what()
-        except BaseException as error:  # in a thread that nobody else looks after
+            call()
+        except BaseException as error:  # nothing else handles errors of this thread
             self._failed(error)
         else:
             self._in_a_row = 0
@@ -167,7 +167,7 @@ class Tolerant:
         self._in_a_row += 1
         if not self._has_said:
             self._has_said = True
-            self._note(f"{self.name} failed ({_line(error)}); the run goes on, and metrics.jsonl has every number")
+            self._note(f"{self.name} failed ({_line(error)}); the run continues, and metrics.jsonl has every metric")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""Where numbers go: every metric declared once, and written to ``metrics.jsonl`` by every run.
+"""Metrics: the declaration of each, and ``metrics.jsonl``, to which every run writes them.
 
-A key that is not declared in ``METRICS`` is refused, so the glossary in the docs, the report and the log can never
-disagree. Lines are appended and flushed step by step; a resumed run first drops the lines after its checkpoint.
+A key that is not declared in ``METRICS`` is refused, so the docs, the report and the log cannot disagree. Each step
+appends and flushes one line. A resumed run first removes the lines after its checkpoint.
 
 Left out: TensorBoard and hosted services (``trackers``), console progress (``train.console``), pages (``report``), and
-any aggregation over steps.
+aggregation over steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heliostat.storage import append_rows, keep_rows, read_rows
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One declared number: its unit and a sentence that defines it."""
+    """One declared metric: its unit and its definition."""
 
     unit: str
     meaning: str
@@ -34,7 +34,7 @@ METRICS: dict[str, Metric] = {
     "reward/failures": Metric(
         "count", "completions on which a verifier failed (timeout, exception, NaN, wrong length)"
     ),
-    "reward/completions": Metric("count", "completions that this step sampled and judged"),
+    "reward/completions": Metric("count", "completions that this step sampled and verified"),
     "policy/entropy": Metric("nats/token", "mean entropy of the distributions that completion tokens were drawn from"),
     "policy/lambda_hat": Metric(
         "nats",
@@ -66,7 +66,7 @@ METRICS: dict[str, Metric] = {
     ),
     "policy/sampler_gap": Metric("nats", "largest |logp_gen - logp_old| over tokens: sampler against trainer"),
     "policy/staleness_steps": Metric(
-        "steps", "steps made since the weights that sampled this step's rollouts; at most rollout.max_staleness"
+        "steps", "age in steps of the weights that sampled this step's rollouts; at most rollout.max_staleness"
     ),
     "mismatch/k1": Metric("nats/token", "mean of logp_gen - logp_train: KL of sampler to trainer, unbiased"),
     "mismatch/k3": Metric(
@@ -109,23 +109,25 @@ METRICS: dict[str, Metric] = {
         "nats/token", "entropy along the policy's own completions minus cross-entropy on held-out worked solutions"
     ),
     "panel/information": Metric(
-        "nats", "how much a completion tells about its prompt (8 prompts; at most log 8); near 0: one answer for all"
+        "nats",
+        "information of a completion about its prompt (8 prompts; at most log 8); near 0: one answer for all",
     ),
     "panel/pass@1": Metric("fraction", "success rate of one sampled completion on the guard's panel"),
     "panel/pass@k": Metric("fraction", "chance that one of the panel's k samples succeeds, unbiased"),
     "panel/greedy": Metric("fraction", "success rate of greedy decoding on the guard's panel"),
     "panel/reward": Metric("reward", "mean reward of sampled completions on the guard's panel"),
     "panel/gap": Metric(
-        "reward", "training reward since the last panel minus the panel's: what held-out problems do not confirm"
+        "reward",
+        "training reward since the last panel minus the panel's: the part that held-out problems do not confirm",
     ),
     "feedback/statistic": Metric("value", "the statistic of the model's own text that supervised steps hold"),
-    "feedback/target": Metric("value", "what it is held at"),
-    "feedback/output": Metric("fraction", "how far the feedback's controller has pushed its actuator"),
+    "feedback/target": Metric("value", "the value at which supervised steps hold that statistic"),
+    "feedback/output": Metric("fraction", "output of the feedback's controller, as a fraction of its actuator's range"),
     "guard/alarms": Metric("count", "rules of the guard whose alarm is up"),
     "guard/rollbacks": Metric("count", "times the run has gone back to a checkpoint so far"),
-    "guard/step_scale": Metric("fraction", "what the guard left of this step's learning rate"),
-    "guard/entropy_target": Metric("nats/token", "what the guard holds entropy at"),
-    "guard/output": Metric("fraction", "how far the guard's controller has pushed its actuator"),
+    "guard/step_scale": Metric("fraction", "the guard's factor on this step's learning rate"),
+    "guard/entropy_target": Metric("nats/token", "the entropy that the guard's controller aims at"),
+    "guard/output": Metric("fraction", "output of the guard's controller, as a fraction of its actuator's range"),
     "guard/setting": Metric("value", "value of the actuated setting in the next step"),
     "time/rollout": Metric(
         "seconds", "wall time of sampling, or of waiting for sampling that runs in parallel with training"
@@ -139,8 +141,8 @@ METRICS: dict[str, Metric] = {
     "speed/step_tokens": Metric("tokens/second", "sampled tokens per second of the whole step"),
     "compute/rollout_flops": Metric("FLOP", "floating-point operations of sampling so far"),
     "compute/update_flops": Metric("FLOP", "floating-point operations of training so far"),
-    "compute/collection_flops": Metric("FLOP", "floating-point operations that collecting the traces took"),
-    "compute/total_flops": Metric("FLOP", "all of these and the warm start so far, evaluations left out"),
+    "compute/collection_flops": Metric("FLOP", "floating-point operations of collecting the traces"),
+    "compute/total_flops": Metric("FLOP", "the sum of these and of the warm start so far, without evaluations"),
     "compute/unshared_flops": Metric("FLOP", "the same total if every completion had computed its own prompt"),
     "prefix/success": Metric("fraction", "share of completions after a prefix that every verifier gave full marks"),
     "prefix/success_without": Metric("fraction", "the same share of this step's completions without a prefix"),
@@ -150,10 +152,12 @@ METRICS: dict[str, Metric] = {
 
 
 def check_key(key: str) -> None:
-    """Refuse a metric that nobody declared.
+    """Refuse a metric that is not declared.
+
+    ``area/quantity`` also declares ``area/quantity:name``.
 
     Raises:
-        KeyError: naming the closest declared metric. ``area/quantity:name`` is declared by ``area/quantity``.
+        KeyError: the metric is not declared; the message names the closest one that is.
     """
     if key not in METRICS and key.partition(":")[0] not in METRICS:
         raise KeyError(f"metric '{key}' is not declared in heliostat.tracking.METRICS{nearest(key, METRICS)}")
@@ -165,20 +169,20 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def rewind(self, last_step: int) -> None:
-        """Forget steps after ``last_step``, from which the run continues, where that is possible."""
+        """Remove steps after ``last_step``, from which the run continues, where that is possible."""
 
     def close(self) -> None: ...
 
 
 class JsonlTracker:
-    """One JSON object a line: ``{"step": 3, "reward/mean": 0.41, ...}``; non-finite values become ``null``."""
+    """A tracker that writes JSON lines, ``{"step": 3, "reward/mean": 0.41}``; non-finite values become ``null``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         append_rows(path, ())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line and hand it to the operating system."""
+        """Append one line and flush it to the operating system."""
         for key in values:
             check_key(key)
         append_rows(self.path, [{"step": step} | {key: _finite(value) for key, value in values.items()}], sync=False)
@@ -187,7 +191,7 @@ class JsonlTracker:
         rewind(self.path, last_step)
 
     def close(self) -> None:
-        """Nothing is open between lines."""
+        """Do nothing, since no file is open between lines."""
 
 
 def _finite(value: float) -> float | None:
@@ -195,10 +199,10 @@ def _finite(value: float) -> float | None:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file of JSON lines; those that cannot be read (a killed run, a torn character) are left out."""
+    """Read a file of JSON lines; unreadable rows (of a killed run, for example) are skipped."""
     yield from read_rows(path).rows
 
 
 def rewind(path: Path, last_step: int) -> None:
-    """Drop every row after ``last_step`` or without a step, atomically, so that a resumed run writes them again."""
+    """Remove rows after ``last_step`` or without a step, atomically, so that a resumed run writes them again."""
     keep_rows(path, lambda row: isinstance(row.get("step"), int) and row["step"] <= last_step)

@@ -1,19 +1,19 @@
-"""The nouns that flow through one training step, and nothing that computes on them.
+"""The data types of one training step, without computation.
 
-    Problem -> Prompt -> Completion -> Verdict -> Group -> Batch -> (loss, gradient) -> numbers
+    Problem -> Prompt -> Completion -> Verdict -> Group -> Batch -> (loss, gradient) -> metrics
 
-Data flows left to right only. A completion stays a *ragged list of token ids* until the moment before a forward
-pass: nothing in this file knows about padding. Token ids are the truth; text is only for people and verifiers.
+Data flows left to right only. A completion stays a *ragged list of token ids* until the moment before a forward pass,
+so that no type in this file involves padding. Training uses token ids alone; text is for people and verifiers.
 
 Axis names used in tensor annotations throughout the project:
     group       prompts of one step, each with its completions
     completion  the completions of one group
     sequence    all completions of a (mini-, micro-) batch, concatenated over groups
     token       all *completion* tokens of a (mini-, micro-) batch, concatenated over sequences; prompt and prefix
-                tokens never appear on this axis, which is how they can never be scored
+                tokens never appear on this axis, so they can never be scored
     vocab       the vocabulary
 
-Left out on purpose: model weights, optimizer state, and anything that belongs to one algorithm.
+Left out: model weights, optimizer state, and data of single algorithms.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FloatArray = NDArray[np.float32]
-Message = Mapping[str, Any]  # "role" and a text "content", and what else templates read, like "tool_calls"
+Message = Mapping[str, Any]  # "role", a text "content", and other keys that templates read, like "tool_calls"
 
 
 class StopReason(StrEnum):
-    """Why a completion ended."""
+    """The reason why a completion ended."""
 
     EOS = "eos"  # the model produced an end-of-sequence token (kept as the last token, and scored)
     STOP_STRING = "stop_string"  # the decoded text contains one of the recipe's stop strings
@@ -43,26 +43,26 @@ class StopReason(StrEnum):
 
     @property
     def truncated(self) -> bool:
-        """Whether the model was cut off rather than finished."""
+        """Whether the completion was truncated before the model finished."""
         return self in (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to solve, before any model has seen it.
+    """A problem to solve, independent of any model.
 
     Attributes:
         problem_id: stable and unique within a run; traces, evaluations and paired comparisons are keyed by it.
         task: name of the task it came from; results are reported per task.
         prompt: plain text, or chat messages with ``role`` and ``content``.
-        columns: every other column of the data row, handed to verifiers by name and never interpreted here.
+        columns: all other columns of the data row, passed to verifiers by name and never interpreted here.
         answer: the oracle answer where the task has one, else ``None``.
         solution: a worked solution that ends in the answer, for supervised warm starts, else ``None``.
-        also_right: answers that are right as well, where rows with the same prompt give several.
+        also_right: further right answers, where rows with the same prompt give several.
         turns: a worked conversation after the prompt, from its first assistant turn to its last, else empty.
-        markup: parts of a plain-text prompt, as (start, end), that the recipe's template wrote and not the data; only
-            there do control tokens like ``<|im_end|>`` mean what they say.
-        place: where it was read, for messages: ``problems.jsonl, line 7``.
+        markup: parts of a plain-text prompt, as (start, end), that come from the recipe's template and not from the
+            data. Only there do control tokens like ``<|im_end|>`` act as such.
+        place: source of the problem, for messages: ``problems.jsonl, line 7``.
     """
 
     problem_id: str
@@ -78,13 +78,13 @@ class Problem:
 
     @property
     def described(self) -> str:
-        """The problem as messages name it: by its place, where it has one."""
+        """The problem's name in messages, with its place where it has one."""
         name = f"problem '{self.problem_id}'"
         return f"{name} ({self.place})" if self.place else name
 
     @property
     def question(self) -> str:
-        """The last user turn as text: what a person would call the question."""
+        """The question: the last user turn as text."""
         return self.prompt if isinstance(self.prompt, str) else str(self.prompt[-1]["content"])
 
 
@@ -93,7 +93,7 @@ class Cut:
     """The part of a stored solution that a prompt gives away.
 
     Attributes:
-        kind: how it is given: ``prefix``, ``hint`` or ``unrelated``.
+        kind: the form in which it is given: ``prefix``, ``hint`` or ``unrelated`` (``prefix.mode``).
         num_tokens: its length.
 
     **Limits** ``Cut.parse(str(cut)) == cut``, and an empty text is no cut.
@@ -128,8 +128,8 @@ class Prompt:
     Attributes:
         token_ids: the rendered prompt (chat template applied), tokenised exactly once.
         prefix_ids: the start of an assistant turn to be continued; conditioned on, never scored.
-        cut: the prefix that the prompt gives away, if any; samples are compared only with samples of the same
-            (problem, cut).
+        cut: the prefix that the prompt gives away, if any; completions are compared only with completions of the
+            same (problem, cut).
     """
 
     problem: Problem
@@ -139,12 +139,12 @@ class Prompt:
 
     @property
     def context_ids(self) -> tuple[int, ...]:
-        """Everything the model is conditioned on before it samples its first token."""
+        """The tokens on which the model is conditioned when it samples its first token."""
         return self.token_ids + self.prefix_ids
 
     @property
     def group_key(self) -> tuple[str, str]:
-        """Identity of the baseline group this prompt's completions belong to."""
+        """The key of the group whose baseline this prompt's completions share."""
         return (self.problem.problem_id, str(self.cut or ""))
 
 
@@ -156,7 +156,7 @@ class Completion:
         token_ids: sampled ids, including the end-of-sequence token if there was one.
         logp_gen: the sampler's log-probability of each sampled token at the sampling temperature, in nats.
         entropy: entropy of the distribution each token was drawn from, in nats.
-        text: decoded assistant turn without special tokens, a continued prefix included; what verifiers see.
+        text: decoded assistant turn without special tokens, including a continued prefix, as verifiers see it.
         seed: seed of this completion's own random stream.
     """
 
@@ -180,10 +180,10 @@ class Verdict:
     """The verifiers' judgement of one completion.
 
     Attributes:
-        reward: the weighted sum that training sees.
-        success: whether every verifier gave full marks (a score of 1.0); kept apart from shaped reward.
+        reward: the weighted sum that training uses.
+        success: whether every verifier gave a score of 1.0; independent of shaped reward.
         scores: each verifier's own score by name.
-        failure: empty, or one sentence saying how a verifier failed on this completion.
+        failure: one sentence on the failure of a verifier on this completion; empty without one.
     """
 
     reward: float
@@ -194,10 +194,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All completions of one prompt, sampled by one policy, with their verdicts once they are known.
+    """All completions of one prompt, sampled by one policy, with their verdicts after verification.
 
     Attributes:
-        policy_step: the optimizer step of the weights that sampled it (its age is ``step - policy_step``).
+        policy_step: the step of the weights that sampled the group (its age is ``step - policy_step``).
     """
 
     prompt: Prompt
@@ -218,13 +218,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class TrainingGroup:
-    """A verified group with its regression targets, and the anchor's log-probabilities once computed.
+    """A verified group with its advantages, and the anchor's log-probabilities once computed.
 
     Attributes:
-        advantages: per completion, what the objective's ``advantages`` returned for this group.
+        advantages: per completion, from the objective's ``advantages``.
         logp_old: per completion, token log-probabilities under the policy at the start of the update phase, in the
-            trainer's numerics; ``None`` until the trainer has filled them in.
-        logp_ref: the same under the frozen reference, for objectives that ask for it.
+            trainer's numerics; ``None`` until the trainer fills them in.
+        logp_ref: the same under the frozen reference, for objectives that need it.
     """
 
     group: Group
@@ -234,18 +234,22 @@ class TrainingGroup:
 
     @property
     def has_signal(self) -> bool:
-        """Whether any completion of the group is pushed anywhere."""
+        """Whether any completion of the group has an advantage other than 0."""
         return bool((self.advantages != 0).any())
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The verified groups of one step. ``minibatches`` cuts it by prompt: a group is never split between updates."""
+    """The verified groups of one step; ``minibatches`` divides it by prompt, so that no group is split."""
 
     groups: tuple[TrainingGroup, ...]
 
     def minibatches(self, num_updates: int, order: Sequence[int]) -> list[Batch]:
-        """Cut into ``num_updates`` batches of near-equal group count, visiting groups in ``order``."""
+        """Divide into ``num_updates`` batches of nearly equal numbers of groups, in the given ``order``.
+
+        Raises:
+            ValueError: there are fewer groups than updates.
+        """
         if not 1 <= num_updates <= max(1, len(self.groups)):
             raise ValueError(f"cannot make {num_updates} updates out of {len(self.groups)} groups")
         chunks = np.array_split(np.asarray(order), num_updates)
@@ -254,15 +258,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """The input of an objective: ragged sequences laid end to end, no padding, completion tokens only.
+    """The input of an objective: ragged sequences laid end to end, without padding, completion tokens only.
 
     Attributes:
         sequence: for every token, the index of the sequence it belongs to, in ``[0, num_sequences)``, sorted.
         num_tokens: tokens of each sequence (``bincount(sequence)``).
         advantage: per sequence, from the objective's own ``advantages``.
-        logp_old: trainer's log-probabilities at the start of this update phase; PMD's anchor.
+        logp_old: the trainer's log-probabilities at the start of this update phase; PMD's anchor.
         logp_gen: the sampler's own log-probabilities.
-        logp_ref: a frozen reference's log-probabilities, for objectives that ask for them.
+        logp_ref: a frozen reference's log-probabilities, for objectives that need them.
     """
 
     sequence: Int[Tensor, " token"]
@@ -278,7 +282,7 @@ class TokenBatch:
         return int(self.num_tokens.shape[0])
 
     def sum_by_sequence(self, values: Float[Tensor, " token"]) -> Float[Tensor, " sequence"]:
-        """Add token values up per sequence (differentiable)."""
+        """Sum token values per sequence (differentiable)."""
         return torch.zeros(self.num_sequences, dtype=values.dtype, device=values.device).index_add(
             0, self.sequence, values
         )
@@ -286,7 +290,7 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean that can still be merged over micro-batches and ranks: keep the total and the count, divide last."""
+    """A mean that can be merged over micro-batches and ranks, stored as total and count."""
 
     total: float
     count: float

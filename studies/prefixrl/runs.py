@@ -88,7 +88,7 @@ class Run:
             )
             self.ledger.charge_rollout("rollout", arena.loaded, bundle.engine.take_counts())
             groups = arena.pool.verify(groups)
-            prefixes.learn(groups)
+            prefixes.update(groups)
             report = self._update(updater, groups, step, drawn)
             self.ledger.charge_update("update", arena.loaded, report.counts)
             norm = report.means.get("optim/grad_norm")

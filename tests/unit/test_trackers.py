@@ -109,7 +109,7 @@ def test_a_failure_is_said_once_and_ends_nothing(opened, call):
         tracker.log(step, {"reward/mean": 0.5})
     tracker.rewind(2)
     tracker.close()
-    assert notes == ["wandb failed (service process died); the run goes on, and metrics.jsonl has every number"]
+    assert notes == ["wandb failed (service process died); the run continues, and metrics.jsonl has every metric"]
 
 
 def test_a_service_that_recovers_gets_the_later_rows_and_a_dead_one_is_left_alone(opened):
@@ -168,7 +168,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(opened, monkeypatch, call):
     tracker.close()
     assert not service.go.is_set()
     assert notes == [
-        "wandb has not taken everything within 0.05 s; the run ends without it, and metrics.jsonl has every number"
+        "wandb has not taken all rows within 0.05 s; the run ends without it, and metrics.jsonl has every metric"
     ]
     service.go.set()
     service.wait_for("finish", 1)

@@ -52,7 +52,7 @@ class CutPolicy(Protocol):
         """Return the share of the turn that cut ``index`` of a problem uses at a step."""
         ...
 
-    def learn(self, problem_id: str, success: float) -> None:
+    def update(self, problem_id: str, success: float) -> None:
         """Record the success rate of a group that continued a prefix of the problem."""
         ...
 
@@ -89,7 +89,7 @@ class Band:
     def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
         return self.low + (self.high - self.low) * uniform(seed, problem_id, index)
 
-    def learn(self, problem_id: str, success: float) -> None: ...
+    def update(self, problem_id: str, success: float) -> None: ...
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -119,7 +119,7 @@ class Annealed:
     def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
         return self.start + (self.end - self.start) * min(1.0, step / self.num_steps)
 
-    def learn(self, problem_id: str, success: float) -> None: ...
+    def update(self, problem_id: str, success: float) -> None: ...
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -150,7 +150,7 @@ class Targeted:
     def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
         return self.shares.get(problem_id, self.start)
 
-    def learn(self, problem_id: str, success: float) -> None:
+    def update(self, problem_id: str, success: float) -> None:
         moved = self.shares.get(problem_id, self.start) + self.gain * (self.target - success)
         self.shares[problem_id] = min(1.0, max(0.0, moved))
 
@@ -180,7 +180,7 @@ class Backtracking:
     def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
         return self.shares.get(problem_id, self.start)
 
-    def learn(self, problem_id: str, success: float) -> None:
+    def update(self, problem_id: str, success: float) -> None:
         if success >= self.target:
             self.shares[problem_id] = max(0.0, self.shares.get(problem_id, self.start) - self.stride)
 

@@ -89,7 +89,9 @@ def _open_prefixes(context: RunContext) -> Prefixes:
     for sentence in sources.damaged:
         context.display.note(sentence)
     if sources.num_refused:
-        context.display.note(f"{sources.num_refused} stored solutions give nothing but their answer, and are not cut")
+        context.display.note(
+            f"{sources.num_refused} stored solutions have no part before their answer, and are not used"
+        )
     return prefixes
 
 
@@ -114,14 +116,14 @@ def _state_parts(
     scheduler: RolloutScheduler,
 ) -> list[Part]:
     """List every part of the run's state; weights and optimizer aside, which each checkpoint has."""
-    work = "counts the work of the run, and rolled-back steps are part of that work"
-    stays = "a run that rolls back must know that it did: its place in the data, its tries, its learning rate"
+    work = "counts the work of the run, which includes rolled-back steps"
+    stays = "the rollback itself must not be undone: its position in the data, its count, its learning rate"
     seconds = Part("seconds", lambda: counters.elapsed_s, lambda value: setattr(counters, "seconds_before", value))
     return [
         surviving(attribute("num_tokens", counters, "num_tokens"), work),
         surviving(seconds, work),
         surviving(stateful("ledger", context.ledger), work),
-        surviving(stateful("before", heldout), "of the weights that training began with, once and for all"),
+        surviving(stateful("before", heldout), "results of the weights before training, which do not change"),
         surviving(Part("guard", lambda: guard.state_dict(counters.step), guard.load_state_dict), stays),
         Part("judgement", guard.judgement, guard.load_judgement),
         attribute("num_bad_steps", counters, "num_bad_steps"),
@@ -135,7 +137,7 @@ def _state_parts(
             lambda: scheduler.state_dict(counters.step),
             lambda states: scheduler.load_state_dict(states, curriculum.problems),
             "dropped",
-            "they are of data that the run does not come back to, and of a policy that it gives up",
+            "they belong to data that is skipped after the rollback, and to an abandoned policy",
             scheduler.discard,
         ),
     ]
@@ -169,7 +171,7 @@ def make_updater(recipe: Recipe, bundle: ModelBundle, objective: Objective, runt
         runtime=runtime,
         tokens_per_microbatch=recipe.train.tokens_per_microbatch,
         drop_zero_signal=recipe.train.drop_zero_signal,
-        # In float32 the in-process sampler's numbers are the trainer's to 1e-5 (the parity bound watches over it).
+        # In float32 the in-process sampler equals the trainer to 1e-5 (checked against the parity bound).
         anchor_from_sampler=recipe.rollout.engine == "torch" and bundle.numerics == torch.float32,
         reset_every=recipe.optimizer.reset_every,
     )

@@ -40,7 +40,7 @@ def reference_is_intact(folder: Path, step: int) -> bool:
         if step == 0:
             return False
         raise CheckpointError(
-            f"the reference policy is lost ({error}), and the weights of step 0 are gone; restore {folder}, or start "
-            "anew with another --run"
+            f"the reference policy is lost ({error}), and so are the weights of step 0; restore {folder}, or start a "
+            "new run with another --run"
         ) from error
     return True

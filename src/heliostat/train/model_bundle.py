@@ -47,7 +47,7 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
 
     Args:
-        keep_day: maps the day that a chat template would tell to the day that it tells in this run.
+        keep_day: maps today's date to the date that the chat template shows in this run.
     """
     loaded = load_model(recipe.model, recipe.run.seed)
     if keep_day is not None and (today := day_of(loaded)) is not None:
@@ -83,8 +83,8 @@ def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:
         raise ConfigError(f"model '{loaded.name}' can be sampled from and not trained: {exact.untrainable}")
     if isinstance(exact.single, Alone) and runtime.sharded:
         raise ConfigError(
-            f"model '{loaded.name}' must be run one row at a time, and ranks that hold parts of its weights run in "
-            f"step; set distributed.placement = 'replicated'"
+            f"model '{loaded.name}' must run one row at a time, but ranks with sharded weights run in lockstep; set "
+            "distributed.placement = 'replicated'"
         )
 
 

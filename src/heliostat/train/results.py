@@ -17,7 +17,7 @@ class RunResult:
     Attributes:
         status: ``finished``, ``interrupted`` or ``failed``; ``reason`` gives the cause if not finished.
         before, after: held-out results, if the run got that far.
-        findings: definite findings about the run's first minute and its falls, a sentence each.
+        findings: the guard's absolute findings that stand at the end, a sentence each.
         is_main_process: whether this process is the one of its run that prints.
     """
 

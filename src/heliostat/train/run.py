@@ -143,11 +143,11 @@ def run_recipe(
 
 
 def _data_notes(tasks: Sequence[Task], bundle: ModelBundle) -> Iterator[str]:
-    """Yield notes on data that was left out, and on the day that the chat template tells."""
+    """Yield notes on skipped data and on the date in the chat template."""
     for task in tasks:
         yield from task.notes
     if day := day_of(bundle.loaded):
-        yield f"the chat template tells the day; in this run it is {day[:10]} throughout (template_day.txt)"
+        yield f"the chat template contains the date; in this run it is {day[:10]} throughout (template_day.txt)"
 
 
 def _rewind(folder: RunFolder, point: ResumePoint, runtime: Runtime, shown: Display) -> None:

@@ -80,7 +80,7 @@ class RunProgress:
         self.counters.step = step
 
     def roll_back(self, step: int) -> None:
-        """Continue from an earlier checkpoint with other data and a lower learning rate, as the guard asked.
+        """Continue from an earlier checkpoint with other data and a lower learning rate, as the guard decided.
 
         Raises:
             GuardStopped: no rollback is left, or no checkpoint.

@@ -58,7 +58,7 @@ class Part:
     def __post_init__(self) -> None:
         needs_why, needs_drop = self.after_rollback != "restored", self.after_rollback == "dropped"
         if needs_why != bool(self.why) or needs_drop != (self.drop is not None):
-            raise ValueError(f"part '{self.name}' needs a reason if it is not restored, and a way to be dropped if so")
+            raise ValueError(f"part '{self.name}' needs a reason if it is not restored, and ``drop`` if it is dropped")
 
 
 def stateful(name: str, owner: Stateful) -> Part:
@@ -81,7 +81,7 @@ class RunState:
     """All parts of a run, and the checkpoints they go to.
 
     Raises:
-        ValueError: two parts have one name.
+        ValueError: two parts have the same name.
 
     **Limits** After ``roll_back(step)`` every part that is restored equals the same part of that checkpoint.
     """
@@ -93,7 +93,7 @@ class RunState:
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
         if len(set(names)) < len(names):
-            raise ValueError(f"two parts of a run's state have one name: {', '.join(names)}")
+            raise ValueError(f"two parts of a run's state have the same name: {', '.join(names)}")
 
     def save(self, step: int, optimizer: torch.optim.Optimizer, logs: Mapping[str, Extent] | None = None) -> None:
         """Write the checkpoint of ``step``, which makes those of later steps obsolete.

@@ -117,6 +117,6 @@ class StepMetrics:
         if gap > bound:
             raise ParityError(
                 f"sampler and trainer differ by {gap:.2g} nats on a token, more than the bound of {bound:g} "
-                "(rollout.max_parity_gap): the sampler's weights or numerics are not the trainer's"
+                "(rollout.max_parity_gap): their weights or numerics differ"
             )
         return {"policy/sampler_gap": gap}

@@ -104,7 +104,7 @@ class Trainer:
         started = time.monotonic()
         rollouts = self.scheduler.next(step)  # planned, sampled and verified by all ranks
         self.context.interrupt.check()  # no state has changed since the last step, so stopping here loses no work
-        self.learn(rollouts)
+        self.record(rollouts)
         anchors = rollouts.anchors(self.updater.version)
         batch = self.updater.make_batch(rollouts.groups, anchors)
         with self.context.ledger.phase("update"):
@@ -116,8 +116,8 @@ class Trainer:
         self.metrics.charge_update(rollouts.groups, report)
         return self.context.runtime.broadcast(signals | self.metrics.speed(rollouts, time.monotonic() - started))
 
-    def learn(self, rollouts: Rollouts) -> None:
+    def record(self, rollouts: Rollouts) -> None:
         """Update success rates, the guard and the accounts with verified rollouts."""
-        self.planner.learn(rollouts.groups)
+        self.planner.update(rollouts.groups)
         self.guard.see_failures(verdict.failure for group in rollouts.groups for verdict in group.verdicts)
         self.metrics.charge_rollouts(rollouts)

@@ -34,7 +34,7 @@ def test_cut_and_continuation_are_the_turn_and_resume_cuts_the_same(name, seed, 
     donor = PrefixSource("p", turn[: min(given_away, num_tokens - 1)], num_tokens)
     policy, resumed = build_cut_policy(name, {}), build_cut_policy(name, {})
     for success in history:
-        policy.learn("p", success)
+        policy.update("p", success)
     resumed.load_state_dict(policy.state_dict())
     for index in range(policy.per_problem):
         share = policy.share("p", index, seed, step)
@@ -66,22 +66,22 @@ def test_the_target_is_found_where_success_grows_with_the_share():
     """Success equal to the share: the target rate is reached at the share of that size."""
     policy = Targeted(target=0.3, gain=0.5, start=0.9)
     for _ in range(60):
-        policy.learn("p", policy.share("p", 0, 0, 0))
+        policy.update("p", policy.share("p", 0, 0, 0))
     assert policy.share("p", 0, 0, 0) == pytest.approx(0.3, abs=1e-6)
-    policy.learn("q", 1.0)
+    policy.update("q", 1.0)
     assert policy.share("q", 0, 0, 0) == pytest.approx(0.9 - 0.5 * 0.7)
     assert policy.share("r", 0, 0, 0) == 0.9
     at_target = Targeted(target=0.5)
-    at_target.learn("p", 0.5)
+    at_target.update("p", 0.5)
     assert at_target.share("p", 0, 0, 0) == at_target.start
 
 
 def test_backtracking_goes_back_on_success_only():
     policy = Backtracking(start=0.9, stride=0.4, target=0.5)
-    policy.learn("p", 0.4)
+    policy.update("p", 0.4)
     assert policy.share("p", 0, 0, 0) == 0.9
     for _ in range(4):
-        policy.learn("p", 0.5)
+        policy.update("p", 0.5)
     assert policy.share("p", 0, 0, 0) == 0.0
 
 

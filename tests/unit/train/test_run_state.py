@@ -148,5 +148,5 @@ def test_parts_that_outlive_a_rollback_say_why_and_names_differ():
         surviving(attribute("total", box, "total"), "")
     with pytest.raises(ValueError, match="needs a reason"):
         Part("queue", list, print, "dropped", "of another policy")
-    with pytest.raises(ValueError, match="one name"):
+    with pytest.raises(ValueError, match="same name"):
         RunState(Checkpointed(), None, [attribute("value", box, "value")] * 2)

@@ -48,7 +48,7 @@ class Ledger:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Enclose one training step; a profiling ledger measures it here."""
+        """Mark one training step; a ledger that profiles measures it in detail."""
         yield
 
     def charge_sampling(self, phase: str, loaded: LoadedModel, engine: Engine, runtime: Runtime) -> None:
@@ -89,7 +89,12 @@ class Ledger:
         return False
 
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
-        """Record sampling that ran in parallel with other work; only a profiling ledger uses it."""
+        """Record sampling that ran in its own thread; only a ledger that profiles shows it.
+
+        Args:
+            seconds: wall seconds of that sampling.
+            spans: seconds by span.
+        """
 
     def charge(self, phase: str, flops: float) -> None:
         """Charge FLOPs that were counted elsewhere, like those of collecting traces."""

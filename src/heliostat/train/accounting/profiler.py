@@ -1,10 +1,10 @@
-"""Profile of a step's time and memory: phases, their speed relative to this machine's peak, and decoding's floor.
+"""A profile of a few steps: time and memory by phase, speed relative to the machine's peak, and a bound on decoding.
 
     heliostat train RECIPE --profile      prints the table once, after a few steps, and trains on
 
 Seconds come from the named spans in the engine and the updater, and FLOPs from the ledger's exact counts. Ceilings are
-a matrix product and a copy, timed in place. Decoding has a floor: a pass reads every weight and the live rows' cache
-once, and computes the products.
+a matrix product and a copy, timed in place. Decoding has a lower bound of its own: each pass reads every weight and the
+live rows' cache once, and computes the products.
 
 Left out: single kernels (open a trace with torch's own profiler), and time on other ranks.
 """
@@ -103,7 +103,7 @@ class Profile(Ledger):
 
     @property
     def times_spans(self) -> bool:
-        """Always: sampling ahead began before the profiled step."""
+        """Whether spans of other threads are timed: always, since sampling ahead began before the profiled step."""
         return True
 
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
@@ -136,7 +136,7 @@ class Profile(Ledger):
         parts = {"forward": forward, "backward": total - forward} if with_gradient else {"score": total}
         _add(self.step_flops, {"update": total, **parts})
 
-    def table(self, ceilings: MachinePeak) -> Table:
+    def table(self, machine: MachinePeak) -> Table:
         """Build the table: a row per phase and span, per step; decoding's floor and the ceilings are in the caption."""
         seconds = self.step_seconds / NUM_STEPS
         table = Table(
@@ -149,46 +149,46 @@ class Profile(Ledger):
             accounted += self.span_seconds.get(phase, 0.0) / NUM_STEPS * (phase != "ahead")
             for name in (phase, *spans):
                 if name in self.span_seconds:
-                    table.add_row(*self._cells(name, name != phase, seconds, ceilings))
+                    table.add_row(*self._cells(name, name != phase, seconds, machine))
         table.add_row("everything else", f"{seconds - accounted:.3f}", f"{1 - accounted / seconds:.1%}", "", "", "", "")
-        table.caption = "\n".join(self._caption(ceilings))
+        table.caption = "\n".join(self._caption(machine))
         return table
 
     @property
     def _sampled_ahead(self) -> bool:
         return "ahead" in self.span_seconds
 
-    def _cells(self, name: str, inside: bool, step_s: float, ceilings: MachinePeak) -> list[str]:
+    def _cells(self, name: str, inside: bool, step_s: float, machine: MachinePeak) -> list[str]:
         seconds = self.span_seconds[name] / NUM_STEPS
         flops = self.step_flops.get(name, 0.0) / NUM_STEPS
         rate = flops / seconds if seconds else 0.0
-        speed = [f"{flops / 1e9:.3g}", f"{rate / 1e9:.3g}", f"{rate / ceilings.flops_per_s:.0%}"] if flops else [""] * 3
+        speed = [f"{flops / 1e9:.3g}", f"{rate / 1e9:.3g}", f"{rate / machine.flops_per_s:.0%}"] if flops else [""] * 3
         peak = f"{self.peaks[name] / 2**20:.0f}" if name in self.peaks else ""
         return ["  " * inside + name, f"{seconds:.3f}", f"{seconds / step_s:.1%}", *speed, peak]
 
-    def _caption(self, ceilings: MachinePeak) -> list[str]:
+    def _caption(self, machine: MachinePeak) -> list[str]:
         threads = f"{torch.get_num_threads()} threads" if self._device.type == "cpu" else torch.cuda.get_device_name()
         lines = [
-            f"ceilings here ({threads}): {ceilings.flops_per_s / 1e9:.3g} GFLOP/s in a matrix product, "
-            f"{ceilings.bytes_per_s / 1e9:.3g} GB/s in a copy"
+            f"ceilings here ({threads}): {machine.flops_per_s / 1e9:.3g} GFLOP/s in a matrix product, "
+            f"{machine.bytes_per_s / 1e9:.3g} GB/s in a copy"
         ]
         if self._sampled_ahead:
             took, waited = (self.span_seconds[name] / NUM_STEPS for name in ("ahead", "rollout"))
             lines.append(
-                f"sampling took {took:.3f} s in its own thread (ahead), of which a step waited {waited:.3f} s (rollout)"
+                f"sampling took {took:.3f} s in its own thread (ahead); the step waited {waited:.3f} s for it (rollout)"
             )
-        floor = self.decode_floor(ceilings)
+        floor = self.decode_floor(machine)
         taken = self.span_seconds.get("decode", 0.0)
         if floor and taken:
             lines.append(
-                f"decoding's floor (weights and cache read once a pass, products at the ceiling): "
-                f"{floor / NUM_STEPS:.3f} s; it took {taken / floor:.1f} times that"
+                f"decoding takes at least {floor / NUM_STEPS:.3f} s (weights and cache read once per pass, products at "
+                f"the ceiling); it took {taken / floor:.1f} times that"
             )
         return lines
 
-    def decode_floor(self, ceilings: MachinePeak) -> float:
+    def decode_floor(self, machine: MachinePeak) -> float:
         """Return the minimal seconds of the profiled decoding."""
-        return decode_floor(self.loaded, self.decoded, ceilings)
+        return decode_floor(self.loaded, self.decoded, machine)
 
     @property
     def _model(self) -> PreTrainedModel:
@@ -205,7 +205,7 @@ def decoding_flops(loaded: LoadedModel, counts: RolloutCounts) -> float:
     return forward_flops(loaded, counts.decoded_rows, attended, counts.decoded_rows)
 
 
-def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: MachinePeak) -> float:
+def decode_floor(loaded: LoadedModel, counts: RolloutCounts, machine: MachinePeak) -> float:
     r"""Return the minimal seconds of decoding, a sum over passes in closed form.
 
     ``(passes * weight_bytes + attended * cache_bytes) / bytes_per_s + FLOP / flops_per_s``
@@ -214,7 +214,7 @@ def decode_floor(loaded: LoadedModel, counts: RolloutCounts, ceilings: MachinePe
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     position_bytes = _cache_bytes(loaded.model, parameters[0].element_size())
     moved = counts.decode_steps * weight_bytes + counts.decoded_attended * position_bytes
-    return moved / ceilings.bytes_per_s + decoding_flops(loaded, counts) / ceilings.flops_per_s
+    return moved / machine.bytes_per_s + decoding_flops(loaded, counts) / machine.flops_per_s
 
 
 def _cache_bytes(model: PreTrainedModel, item: int) -> int:

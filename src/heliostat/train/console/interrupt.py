@@ -20,6 +20,7 @@ class InterruptHandler:
     """Context manager in which Ctrl-C and SIGTERM set a flag that the loop checks between phases.
 
     Args:
+        note: shows a line to the user.
         agree: combines the flags of all processes of a run.
     """
 
@@ -51,7 +52,7 @@ class InterruptHandler:
         """Stop the run here if the user asked for it.
 
         Raises:
-            Interrupted: Ctrl-C was pressed.
+            Interrupted: Ctrl-C was pressed, or SIGTERM received.
         """
         if self.agree(self.requested):
             raise Interrupted

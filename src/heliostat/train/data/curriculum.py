@@ -67,7 +67,7 @@ class Curriculum:
         )
         return [self.problems[int(index)] for index in draws]
 
-    def learn(self, groups: Sequence[Group]) -> None:
+    def update(self, groups: Sequence[Group]) -> None:
         """Update success rates with verified groups, apart from prefixed ones, which were given part of a solution."""
         if self.focus == 0:
             return

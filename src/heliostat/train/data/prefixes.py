@@ -212,12 +212,12 @@ class Prefixes:
         self.num_leaks += self._known[key]
         return self._known[key]
 
-    def learn(self, groups: Sequence[Group]) -> None:
+    def update(self, groups: Sequence[Group]) -> None:
         """Update the cut policy with the success rates of prefixed groups."""
         for group in groups:
             if group.prompt.cut:
                 rate = float(np.mean([verdict.success for verdict in group.verdicts]))
-                self.policy.learn(group.prompt.problem.problem_id, rate)
+                self.policy.update(group.prompt.problem.problem_id, rate)
 
     def means(self, groups: Sequence[Group]) -> dict[str, Mean]:
         """Compute success with and without a prefix, and the mean share of a solution that was given."""
@@ -247,7 +247,7 @@ class _NoCuts:
     def share(self, problem_id: str, index: int, seed: int, step: int) -> float:
         return 0.0
 
-    def learn(self, problem_id: str, success: float) -> None: ...
+    def update(self, problem_id: str, success: float) -> None: ...
 
     def state_dict(self) -> dict[str, float]:
         return {}

@@ -1,1 +1,1 @@
-"""Processes: ranks and their collectives, FSDP sharding, sharded checkpoints, and sampling from sharded weights."""
+"""Distributed training: ranks and collectives, FSDP sharding, sharded checkpoints, sampling from sharded weights."""

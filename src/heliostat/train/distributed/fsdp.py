@@ -4,8 +4,8 @@ Between steps every rank holds its shard of each weight. A training pass gathers
 backward, and returns averaged shards of the gradient. Sampling gathers all layers once and keeps them until it is
 done, since ranks decode different numbers of tokens.
 
-The model is called in two halves (backbone, head), and FSDP2 supports a single forward. ``inside`` makes any function
-run as that forward.
+A model is called in two halves (backbone, head), but FSDP2 prepares weights for the model's own forward alone.
+``as_fsdp_forward`` makes any function run as that forward.
 
 Left out: tensor, pipeline and expert parallelism, CPU offloading, and prefetching beyond FSDP2's own.
 """
@@ -25,7 +25,7 @@ from heliostat.models.transformers_internals import GradientCheckpointingLayer
 from heliostat.optim.distributed.sharded_tensors import full_tensor
 
 T = TypeVar("T")
-_INSIDE = "heliostat_inside"
+_FORWARD = "heliostat_forward"
 """The method of a sharded model that FSDP2 treats as its forward."""
 
 
@@ -54,8 +54,8 @@ def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dty
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    setattr(model, _INSIDE, MethodType(_run, model))
-    register_fsdp_forward_method(model, _INSIDE)
+    setattr(model, _FORWARD, MethodType(_run, model))
+    register_fsdp_forward_method(model, _FORWARD)
 
 
 def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
@@ -66,12 +66,12 @@ def _run(model: nn.Module, work: Callable[[], Any]) -> Any:
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether ``model`` was sharded by ``shard``."""
-    return hasattr(model, _INSIDE)
+    return hasattr(model, _FORWARD)
 
 
-def inside(model: nn.Module, work: Callable[[], T]) -> T:
+def as_fsdp_forward(model: nn.Module, work: Callable[[], T]) -> T:
     """Run ``work`` as the forward of a sharded model; run it directly for a whole one."""
-    run: Callable[[Callable[[], T]], T] = getattr(model, _INSIDE, _directly)
+    run: Callable[[Callable[[], T]], T] = getattr(model, _FORWARD, _directly)
     return run(work)
 
 
@@ -91,8 +91,8 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
     names |= {name: tensor for name, tensor in model.state_dict().items() if name not in names}
     for tensor in names.values():
         if id(tensor) not in found:
-            gathered_here = full_tensor(tensor.detach())
-            found[id(tensor)] = gathered_here.cpu() if torch.distributed.get_rank() == 0 else gathered_here[:0]
+            full = full_tensor(tensor.detach())
+            found[id(tensor)] = full.cpu() if torch.distributed.get_rank() == 0 else full[:0]
     return {name: found[id(tensor)] for name, tensor in names.items()}
 
 
@@ -107,7 +107,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     shards: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     shards[0].set_reshard_after_forward(False)
     with torch.no_grad():
-        inside(model, lambda: None)  # initializes torch's root module and gathers it
+        as_fsdp_forward(model, lambda: None)  # initializes torch's root module and gathers it
     for module in shards:
         module.unshard()
     try:

@@ -158,7 +158,11 @@ class Runtime:
         return [prompt for prompt in prompts if owner[prompt.group_key] == self.rank]
 
     def gather_groups(self, prompts: Sequence[Prompt], mine: Sequence[T]) -> list[T]:
-        """Gather the results of ``shard_prompts`` from every rank, one a prompt, in the order of ``prompts``."""
+        """Gather the results of all ranks in the order of ``prompts``.
+
+        Args:
+            mine: this rank's results, one for each prompt of its share (``shard_prompts``).
+        """
         if self.world_size == 1:
             return list(mine)
         keys = list(dict.fromkeys(prompt.group_key for prompt in prompts))
@@ -234,7 +238,7 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world_size > 1 and distributed is None:
-        raise ConfigError("only heliostat train and sft run in several processes; start this without torchrun")
+        raise ConfigError("only heliostat train and sft can run in several processes; start this without torchrun")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = run.num_threads or (len(os.sched_getaffinity(0)) // here if hasattr(os, "sched_getaffinity") else 0)
     torch.set_num_threads(max(1, threads))

@@ -87,20 +87,20 @@ def held(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def cut_like(tensor: Tensor, weight: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     """Shard a whole tensor like ``weight``; return it as it is where that is whole or has another shape."""
     if not isinstance(weight, DTensor) or tensor.shape != weight.shape:
         return tensor
     return distribute(tensor.to(weight.device), weight)
 
 
-def cut_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
+def shard_state(state: Any, parameters: list[Tensor], whole: frozenset[str]) -> Any:
     """Shard an optimizer's whole state like its parameters; all ranks keep the entries named in ``whole``."""
     ids = [index for group in state["param_groups"] for index in group["params"]]
     parameter_of = dict(zip(ids, parameters, strict=True))
     sharded = {
         index: {
-            key: cut_like(value, parameter_of[index]) if isinstance(value, Tensor) and key not in whole else value
+            key: shard_like(value, parameter_of[index]) if isinstance(value, Tensor) and key not in whole else value
             for key, value in entries.items()
         }
         for index, entries in state["state"].items()

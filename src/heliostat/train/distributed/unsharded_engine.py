@@ -1,7 +1,7 @@
-"""Sampling with weights that are sharded over ranks: they are gathered before it, and sharded again after it.
+"""Sampling from sharded weights, which are gathered before it and sharded again after it.
 
-Left out: sampling with sharded weights, where ranks would have to decode in step. For models that do not fit one device
-there is the vLLM engine.
+Left out: sampling while weights stay sharded, where ranks would have to decode in lockstep. Models that do not fit one
+device need the vLLM engine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from heliostat.types import Group
 
 @dataclass(frozen=True, slots=True)
 class UnshardedEngine:
-    """An engine on a sharded model; all ranks sample at the same time, each its own prompts (perhaps none)."""
+    """An engine on a sharded model; all ranks sample at the same time, each its own prompts, which may be none."""
 
     engine: Engine
     model: nn.Module
@@ -38,7 +38,7 @@ class UnshardedEngine:
         return self.engine.take_counts()
 
     def clone_for(self, loaded: LoadedModel) -> Engine:
-        """See ``Engine.clone_for``; the copy of the model holds whole weights."""
+        """See ``Engine.clone_for``; the copy of the model holds full weights."""
         return self.engine.clone_for(loaded)
 
     def stop(self) -> None:

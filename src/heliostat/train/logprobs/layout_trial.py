@@ -75,7 +75,7 @@ def exact_layouts(loaded: LoadedModel) -> Exact:
         loaded.memo[MEMO] = exact = _tried(loaded)
         if exact.faults:
             warnings.warn(
-                f"model '{loaded.name}' is scored with {exact.way}, because cheaper layouts are wrong: "
+                f"model '{loaded.name}' is scored with {exact.way}, because cheaper layouts are not exact for it: "
                 f"{'; '.join(exact.faults)}",
                 stacklevel=2,
             )
@@ -137,7 +137,7 @@ def _fault(
 
 
 def _rows(loaded: LoadedModel) -> list[Row]:
-    """Build two completions of uneven length after each of the prompts that decoding is tried on."""
+    """Build two completions of uneven length for each prompt of the trial of decoding."""
     contexts = mixed_contexts(loaded)
     longest = num_tried(loaded)
     ids = [token for context in contexts for token in context]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from heliostat.models import Head, LoadedModel, forward_flops
-from heliostat.train.distributed.fsdp import inside, is_sharded
+from heliostat.train.distributed.fsdp import as_fsdp_forward, is_sharded
 from heliostat.train.logprobs.gradient_checkpointing import recomputing
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Cached, Layout, Work
@@ -91,12 +91,12 @@ class Policy:
                 self.loaded.head, self._hidden(rows), targets, self.temperature, self._vocab_size
             )
 
-        return inside(self.loaded.model, work)
+        return as_fsdp_forward(self.loaded.model, work)
 
     @torch.no_grad()
     def entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Compute the entropy of the distribution before every completion token, in nats, without gradient."""
-        return inside(self.loaded.model, lambda: self._entropies(rows))
+        return as_fsdp_forward(self.loaded.model, lambda: self._entropies(rows))
 
     def _entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         pieces = []

@@ -59,7 +59,7 @@ class RolloutPlanner:
             sources=self.traces.sources(self.counters.step),
         )
 
-    def learn(self, groups: Sequence[Group]) -> None:
+    def update(self, groups: Sequence[Group]) -> None:
         """Update success rates with verified groups."""
-        self.curriculum.learn(groups)
-        self.prefixes.learn(groups)
+        self.curriculum.update(groups)
+        self.prefixes.update(groups)

@@ -69,7 +69,7 @@ class PendingRollout:
     """A request that is being sampled."""
 
     request: RolloutRequest
-    judging: VerdictCollector
+    verdicts: VerdictCollector
     share: Future[SampledShare]
 
 
@@ -127,7 +127,7 @@ class RolloutScheduler:
             self._wait(step)
         for coming in range(step + 1, min(step + self.bound, self.recipe.train.num_steps) + 1):
             self._begin(coming)
-        return self._settled(step)
+        return self._verified(step)
 
     def discard(self) -> None:
         """Discard all rollouts, pending ones included, since their policy has been abandoned."""
@@ -146,7 +146,7 @@ class RolloutScheduler:
         for known in coming:
             with self.ledger.phase("rollout"), self.runtime.raise_on_all_ranks():
                 self._wait(known)
-        return [self._settled(known) for known in coming]
+        return [self._verified(known) for known in coming]
 
     # -- in a checkpoint --------------------------------------------------------------------------------------------
 
@@ -166,36 +166,36 @@ class RolloutScheduler:
         if step in self._known:
             return
         request = self.request(step)
-        judging = self.pool.begin()  # a group is judged while others are still being sampled
+        verdicts = self.pool.begin()  # a group is verified while others are still being sampled
         share: Future[SampledShare]
         if self._thread is None:
             share = Future()
-            share.set_result(self._sample(request, judging))
+            share.set_result(self._sample(request, verdicts))
         else:
             # Requests with the same weights share one copy of them.
             if not are_current(self._weights, self.bundle.loaded):
                 self._weights = []  # free the old copy first
                 self._weights = snapshot_weights(self.bundle.loaded)
-            work = partial(self._sample_with, self._weights, request, judging)
+            work = partial(self._sample_with, self._weights, request, verdicts)
             share = self._thread.submit(work)
-        self._known[step] = PendingRollout(request, judging, share)
+        self._known[step] = PendingRollout(request, verdicts, share)
 
     def _wait(self, step: int) -> None:
         entry = self._known[step]
         if isinstance(entry, PendingRollout):
             entry.share.result()
 
-    def _settled(self, step: int) -> Rollouts:
+    def _verified(self, step: int) -> Rollouts:
         """Gather the verified rollouts of all ranks, for a step that has been sampled."""
         entry = self._known[step]
         with self.ledger.phase("verify"), self.runtime.raise_on_all_ranks():
             if isinstance(entry, Rollouts):
                 return entry
             share = entry.share.result()
-            groups = entry.judging.finish(share.groups)
+            groups = entry.verdicts.finish(share.groups)
         request, runtime = entry.request, self.runtime
         gaps = [gap for gap in runtime.gather(share.max_gap) if gap is not None]
-        settled = Rollouts(
+        rollouts = Rollouts(
             step=request.step,
             policy_step=request.policy_step,
             version=request.version,
@@ -209,8 +209,8 @@ class RolloutScheduler:
             seconds=share.seconds,
             spans=share.spans,
         )
-        self._known[step] = settled
-        return settled
+        self._known[step] = rollouts
+        return rollouts
 
     def _is_scored(self, request: RolloutRequest) -> bool:
         """Return whether the trainer's log-probabilities of all groups are the anchor."""
@@ -227,13 +227,13 @@ class RolloutScheduler:
 
     # -- in the thread ----------------------------------------------------------------------------------------------
 
-    def _sample_with(self, weights: list[Tensor], request: RolloutRequest, judging: VerdictCollector) -> SampledShare:
+    def _sample_with(self, weights: list[Tensor], request: RolloutRequest, verdicts: VerdictCollector) -> SampledShare:
         assert self.bundle.sampler_copy is not None
         with with_weights(self.bundle.sampler_copy, weights):
-            return self._sample(request, judging, self.bundle.sampler_copy)
+            return self._sample(request, verdicts, self.bundle.sampler_copy)
 
     def _sample(
-        self, request: RolloutRequest, judging: VerdictCollector, sampler_copy: LoadedModel | None = None
+        self, request: RolloutRequest, verdicts: VerdictCollector, sampler_copy: LoadedModel | None = None
     ) -> SampledShare:
         began = monotonic()
         with self._timed(sampler_copy) as spans:
@@ -243,7 +243,7 @@ class RolloutScheduler:
                 request.settings,
                 seed=request.seed,
                 policy_step=request.policy_step,
-                on_group=judging.submit,
+                on_group=verdicts.submit,
             )
             groups = self.engine.sample(sample_request)
         seconds, counts = monotonic() - began, self.engine.take_counts()

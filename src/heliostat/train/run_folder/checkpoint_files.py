@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from heliostat.storage import Damaged
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.distributed.sharded_checkpoint import SKELETON, cut_like, cut_state, read_shards, write_shards
+from heliostat.train.distributed.sharded_checkpoint import SKELETON, read_shards, shard_like, shard_state, write_shards
 from heliostat.train.run_folder.stored_dtype import NAMES, stored_dtype, trained_dtype
 
 WEIGHTS, OPTIMIZER, SHARDS, STATE, ROLLOUTS = (
@@ -91,7 +91,7 @@ def read_files(
         if runtime.sharded:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             whole: frozenset[str] = getattr(optimizer, "whole_state", frozenset())
-            optimizer_state = cut_state(optimizer_state, parameters, whole)
+            optimizer_state = shard_state(optimizer_state, parameters, whole)
     optimizer.load_state_dict(optimizer_state)
     state.pop(HAS_MANIFEST, None)
     return state
@@ -127,8 +127,8 @@ def _check_dtype(folder: Path, model: nn.Module) -> None:
     stored, here = stored_dtype(folder), trained_dtype(model)
     if stored in NAMES and here in NAMES and stored != here:
         raise CheckpointError(
-            f"checkpoint {folder} holds {NAMES[stored]} weights, and this model's are {NAMES[here]}; continue it "
-            f"with model.dtype = '{NAMES[stored]}', or begin another run in another folder"
+            f"checkpoint {folder} holds {NAMES[stored]} weights, but this model has {NAMES[here]} weights; continue "
+            f"with model.dtype = '{NAMES[stored]}', or start another run in another folder"
         )
 
 
@@ -148,7 +148,7 @@ def _unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def _put(tensors: dict[str, torch.Tensor], model: nn.Module) -> list[str]:
     """Load stored weights into ``model``; return the names that are unexpected or missing."""
     own = dict(model.named_parameters())
-    cut = {name: cut_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
-    missing, unexpected = model.load_state_dict(cut, strict=False)
+    sharded = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}
+    missing, unexpected = model.load_state_dict(sharded, strict=False)
     wanted = {name for name, parameter in own.items() if parameter.requires_grad} | dict(model.named_buffers()).keys()
     return [*(name for name in missing if name in wanted), *unexpected]

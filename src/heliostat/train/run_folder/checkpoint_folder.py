@@ -2,7 +2,7 @@
 
 ``manifest.json`` has the digest of every file, the step, how many checkpoints the run had written before this one, and
 the extent of the run's logs. A checkpoint of an earlier version has no manifest, and its state does not mention one.
-It is read whole, which detects truncated files; a note tells the user that flipped bits in it go unseen.
+It is read whole, which detects truncated files; a note tells the user that flipped bits in it stay undetected.
 
 Left out: the contents of the files (``checkpoint_files``), and the choice of a checkpoint (``checkpoints``).
 """
@@ -110,9 +110,7 @@ def check(folder: Path, step: int) -> About:
 
 def unchecked(folder: Path) -> str:
     """Describe the use of a checkpoint without digests to the user."""
-    return (
-        f"{folder} is of an earlier version and has no digests: it can be read whole, but flipped bits go unseen in it"
-    )
+    return f"{folder} is of an earlier version and has no digests: it can be read, but flipped bits stay undetected"
 
 
 def _is_older(folder: Path) -> bool:

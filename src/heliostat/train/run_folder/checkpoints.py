@@ -44,7 +44,7 @@ WRITING_FAILURES = (OSError, RuntimeError, SafetensorError)
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where a run can continue.
+    """The checkpoint that a run continues from.
 
     Attributes:
         step: of the newest intact checkpoint; ``None`` if there is no checkpoint.
@@ -106,7 +106,7 @@ class Checkpoints:
                     remove_folder(self._path(other))
             self._just_checked = step
             lost = [f"a checkpoint is lost: {why}; step {step} is intact" for at, why in damaged.items() if at >= step]
-            if not lost:  # else they stay to be looked at, until the next checkpoint is written
+            if not lost:  # damaged checkpoints stay for inspection until the next one is written
                 self._prune(step)
             notes = [] if about.is_checked else [unchecked(self._path(step))]
             return ResumePoint(step, about.logs, (*lost, *notes))
@@ -164,7 +164,7 @@ class Checkpoints:
             raise CheckpointError(f"could not write checkpoint {final} ({reason_of(error)}); {good}") from error
         finally:
             if draft is not None:
-                draft.discard()  # nothing is left of it once it is published
+                draft.discard()  # does nothing after publication
         return final
 
     def _next_number(self) -> int:

@@ -86,11 +86,11 @@ def try_export(
             "leave layers out of lora.layers" if is_adapted(loaded.model) else "train adapters instead (lora.rank)"
         )
         if isinstance(error, OSError) or is_full(error):
-            way_out = "make room"
+            way_out = "free disk space"
         nothing = "nothing more" if resumes else "nothing"
         raise ConfigError(
-            f"{nothing} was trained, since the model of this run could not be saved as what it is: {_brief(error)}; "
-            f"{way_out}, or set train.try_export = false to train all the same"
+            f"{nothing} was trained, since the model of this run could not be saved without loss: {_brief(error)}; "
+            f"{way_out}, or set train.try_export = false to train anyway"
         ) from error
     finally:
         if runtime.is_main:
@@ -102,22 +102,22 @@ def _export(
 ) -> None:
     ids = [prompt.context_ids for prompt in prompts[:NUM_PROMPTS]]
     with unsharded(loaded.model):
-        said = trainer_logits(loaded, ids)
-    gathered_weights = full_state_dict(loaded.model)
+        logits = trainer_logits(loaded, ids)
+    full_weights = full_state_dict(loaded.model)
     with runtime.raise_on_all_ranks():
         if not runtime.is_main:
             return
-        weights = gathered_weights or loaded.model.state_dict()
+        weights = full_weights or loaded.model.state_dict()
         with ExitStack() as stack:
-            beside = None
+            partial_adapter = None
             if adapter is not None and is_adapted(loaded.model):
-                beside = stack.enter_context(replacing(adapter))
-                save_adapter(loaded.model, weights, beside)
+                partial_adapter = stack.enter_context(replacing(adapter))
+                save_adapter(loaded.model, weights, partial_adapter)
 
             def check(partial: Path, written: Mapping[str, Tensor]) -> None:
-                model = check_saved(loaded, partial, written, ids, said)
-                if beside is not None:
-                    check_adapter(model, beside, weights, ids, said)
+                model = check_saved(loaded, partial, written, ids, logits)
+                if partial_adapter is not None:
+                    check_adapter(model, partial_adapter, weights, ids, logits)
 
             save_model(loaded, folder, weights, check)
 

@@ -3,7 +3,7 @@
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
     one)  adapter/ (LoRA)  audit.json (findings of the audit before training)
-    template_day.txt (of chat templates that tell the day)
+    template_day.txt (of chat templates that contain the date)
 
 Left out: the contents of a checkpoint (``checkpoints``) and of the page (``report``).
 """
@@ -161,10 +161,10 @@ class RunFolder:
         publish_file(path, dump_recipe(recipe))
 
     def keep_day(self, today: str) -> str:
-        """Return the day that the chat template tells throughout the run: the day of its first session.
+        """Return the date that the chat template shows throughout the run: the day of its first session.
 
         Raises:
-            ConfigError: the stored day is damaged.
+            ConfigError: the stored date is damaged.
         """
         path = self.path / "template_day.txt"
         if not self.writes:
@@ -174,7 +174,9 @@ class RunFolder:
         try:
             return datetime.fromisoformat(path.read_text(encoding="utf-8").strip()).isoformat()
         except ValueError:
-            raise ConfigError(f"{path} is damaged: it says which day the chat template tells in this run") from None
+            raise ConfigError(
+                f"{path} is damaged: it holds the date that the chat template shows in this run"
+            ) from None
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines and flush them to the disk.
@@ -350,7 +352,7 @@ def _said(value: Any) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that this run uses."""
+    """Return the versions and hardware that this run uses."""
     packages = ("heliostat", "torch", "transformers", "numpy", "tokenizers")
     return {package: version(package) for package in packages} | {
         "python": platform.python_version(),

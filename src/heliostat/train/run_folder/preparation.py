@@ -45,14 +45,14 @@ def check_places(folder: Path) -> None:
     for name in ("checkpoints", *MODELS):
         place = folder / name
         if place.is_symlink():
-            raise ConfigError(f"{place} is a link; keep the whole run where it points to, with --run")
+            raise ConfigError(f"{place} is a link; use --run to put the whole run where the link points")
         if place.exists() and not place.is_dir():
-            raise ConfigError(f"{place} is no folder, and the run keeps its {name} there; move it away")
+            raise ConfigError(f"{place} is not a folder, but the run keeps its {name} there; move it away")
     for place in (folder / name for name in MODELS):
         present = sorted(entry.name for entry in place.iterdir()) if place.exists() else []
         if present and not {"config.json", "adapter_config.json"} & set(present):
             raise ConfigError(
-                f"{place} holds no model ('{present[0]}'), and the run saves one there; move what is in it away"
+                f"{place} holds no model but '{present[0]}', and the run saves a model there; move its contents away"
             )
 
 

@@ -1,1 +1,1 @@
-"""One policy update: micro-batches over ranks, the guarded optimizer step, and the metrics of the mirror step."""
+"""One policy update: micro-batches over ranks, the safe optimizer step, and the metrics of the mirror step."""

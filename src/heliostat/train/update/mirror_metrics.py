@@ -48,10 +48,13 @@ def _mean(values: Sequence[float]) -> Mean:
 def sequence_log_ratios(
     policy: Policy, batch: Batch, num_groups: int, tokens_per_microbatch: int, runtime: Runtime
 ) -> tuple[Float[np.ndarray, " sequence"], Float[np.ndarray, " sequence"], Bool[np.ndarray, " sequence"]]:
-    """Compute ``s`` under the current weights for the batch's first ``num_groups`` groups, with advantage and success.
+    """Compute ``s`` under the current weights for the batch's first ``num_groups`` groups.
 
     The anchor is the sampler's own log-probability, which the sampler-gap metric compares with the trainer's. Each rank
     scores a share of the groups, and all ranks get all results.
+
+    Returns:
+        Log-ratio, advantage and success of each sequence.
     """
     everyone = batch.groups[:num_groups]
     groups = runtime.shard_balanced(everyone, [group.group.num_tokens for group in everyone])

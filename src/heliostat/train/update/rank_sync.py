@@ -22,8 +22,8 @@ class RankSync:
 
     Attributes:
         parameters: the parameters whose gradients are averaged.
-        filler: the shortest row of the update; ``None`` for an update without rows.
-        num_dummy_passes: zero-weight passes over ``filler`` that this rank runs besides its own.
+        dummy: the shortest row of the update; ``None`` for an update without rows.
+        num_dummy_passes: zero-weight passes over ``dummy`` that this rank runs besides its own.
 
     Limits:
         One rank: a factor of 1, and no other effect.
@@ -31,7 +31,7 @@ class RankSync:
 
     runtime: Runtime
     parameters: Sequence[Tensor]
-    filler: Row | None
+    dummy: Row | None
     num_dummy_passes: int
 
     @classmethod
@@ -39,8 +39,8 @@ class RankSync:
         cls, runtime: Runtime, parameters: Sequence[Tensor], rows: Sequence[Row], num_parts: int
     ) -> RankSync:
         """Prepare an update over ``rows`` of all ranks, with ``num_parts`` micro-batches on this rank."""
-        filler = min(rows, key=lambda row: row.context_length + row.num_tokens, default=None)
-        return cls(runtime, parameters, filler, runtime.num_dummy_passes(num_parts))
+        dummy = min(rows, key=lambda row: row.context_length + row.num_tokens, default=None)
+        return cls(runtime, parameters, dummy, runtime.num_dummy_passes(num_parts))
 
     @property
     def scale(self) -> int:
@@ -50,8 +50,8 @@ class RankSync:
     def run_dummy_passes(self, policy: Policy) -> None:
         """Run the passes of other ranks for which this rank has no rows."""
         for _ in range(self.num_dummy_passes):
-            assert self.filler is not None
-            logp = policy.log_probs([self.filler])
+            assert self.dummy is not None
+            logp = policy.log_probs([self.dummy])
             if torch.is_grad_enabled():
                 (0.0 * logp.sum()).backward()  # type: ignore[no-untyped-call]
 

@@ -223,7 +223,7 @@ class Updater:
         everyone, groups = batch.groups, mine.groups
         if at_anchor:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
-        # A second point is not the anchor: there, groups without signal have a gradient of their own.
+        # A second evaluation is not at the anchor; there, groups without signal do have a gradient.
         reevaluated = getattr(self.safe_step.optimizer, "extra_pass", "none") == "reevaluation"
         if self.drop_zero_signal and self._current.can_drop_zero_advantage_groups(at_anchor and not reevaluated):
             groups = tuple(group for group in groups if group.has_signal)

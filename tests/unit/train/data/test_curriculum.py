@@ -35,7 +35,7 @@ def graded(problem, successes):
 def test_without_focus_it_is_plain_passes_and_remembers_nothing():
     items = problems(10)
     curriculum = Curriculum(items, seed=3)
-    curriculum.learn([graded(items[0], [1, 1])])
+    curriculum.update([graded(items[0], [1, 1])])
     assert curriculum.next(2, 4) == ShuffledEpochs(items, 3).next(2, 4)
     assert curriculum.state_dict() == {}
 
@@ -43,7 +43,7 @@ def test_without_focus_it_is_plain_passes_and_remembers_nothing():
 def test_draws_follow_one_minus_success():
     items = problems(40)
     curriculum = Curriculum(items, seed=0, focus=1.0)
-    curriculum.learn([graded(problem, [1, 1, 1, 0] if i < 20 else [0, 0]) for i, problem in enumerate(items)])
+    curriculum.update([graded(problem, [1, 1, 1, 0] if i < 20 else [0, 0]) for i, problem in enumerate(items)])
     drawn = Counter(problem.problem_id for step in range(4000) for problem in curriculum.next(step, 1))
     solved = sum(drawn[problem.problem_id] for problem in items[:20])
     assert abs(solved / 4000 - 0.25 / 1.25) < 0.02
@@ -53,7 +53,7 @@ def test_it_moves_on_from_what_is_solved_and_can_be_restored():
     items = problems(6)
     curriculum = Curriculum(items, seed=0, focus=1.0)
     for _ in range(30):
-        curriculum.learn([graded(problem, [1, 1]) for problem in items[:4]])
+        curriculum.update([graded(problem, [1, 1]) for problem in items[:4]])
     assert {problem.problem_id for problem in curriculum.next(0, 2)} == {"p4", "p5"}
     other = Curriculum(items, seed=0, focus=1.0)
     other.load_state_dict(curriculum.state_dict())

@@ -69,13 +69,13 @@ class Run:
             self.loaded, engine, self.recipe, torch.float32, sampler_copy_of(self.loaded) if bound else None
         )
         runtime, self.ledger = Runtime(torch.device("cpu")), Ledger()
-        self.ahead = RolloutScheduler(
-            self.recipe, bundle, Judge(), runtime, self.ledger, self.order, self.anchor_from_sampler
+        self.scheduler = RolloutScheduler(
+            self.recipe, bundle, Judge(), runtime, self.ledger, self.request, self.anchor_from_sampler
         )
         self.weights.append(snapshot_weights(self.loaded))
         self.prompts = make_prompts(self.loaded, 3)
 
-    def order(self, step):
+    def request(self, step):
         settings = SamplingSettings(temperature=1.0)
         return RolloutRequest(step, self.prompts, settings, 100 + step, self.step, self.version, {})
 
@@ -91,7 +91,7 @@ class Run:
 
     def steps(self, until=NUM_STEPS):
         while self.step < until:
-            yield self.step + 1, self.ahead.next(self.step + 1)
+            yield self.step + 1, self.scheduler.next(self.step + 1)
             self.train()
 
 
@@ -132,7 +132,7 @@ def test_step_k_is_sampled_by_the_weights_of_k_minus_1_minus_s(tmp_path, monkeyp
             CompletionBuilder, "record", lambda *args: (time.sleep(0.01 * pause.random()), record(*args))[1]
         )
     run = make_run(tmp_path, bound)
-    with run.ahead:
+    with run.scheduler:
         for step, rollouts in run.steps():
             policy_step = max(0, step - 1 - bound)
             assert rollouts.policy_step == policy_step
@@ -143,13 +143,13 @@ def test_step_k_is_sampled_by_the_weights_of_k_minus_1_minus_s(tmp_path, monkeyp
                 time.sleep(0.03)
 
 
-def test_no_more_than_s_steps_are_ordered_before_their_time(tmp_path):
+def test_no_more_than_s_steps_are_requested_before_their_time(tmp_path):
     run = make_run(tmp_path, 2)
-    ordered = []
-    order = run.ahead.request
-    run.ahead.request = lambda step: ordered.append(step) or order(step)
-    with run.ahead:
-        seen = [list(ordered) for _ in run.steps()]
+    requested = []
+    request = run.scheduler.request
+    run.scheduler.request = lambda step: requested.append(step) or request(step)
+    with run.scheduler:
+        seen = [list(requested) for _ in run.steps()]
     assert seen == [list(range(1, min(k + 2, NUM_STEPS) + 1)) for k in range(1, NUM_STEPS + 1)]
 
 
@@ -158,21 +158,21 @@ def test_no_more_than_s_steps_are_ordered_before_their_time(tmp_path):
 @pytest.mark.parametrize("anchor_from_sampler", [True, False])
 def test_a_checkpoint_has_what_its_weights_cannot_sample_again(tmp_path, stopped_at, anchor_from_sampler):
     whole = make_run(tmp_path, 2, anchor_from_sampler=anchor_from_sampler)
-    with whole.ahead:
+    with whole.scheduler:
         wanted = dict(whole.steps())
     run = make_run(tmp_path, 2, anchor_from_sampler=anchor_from_sampler)
-    with run.ahead:
+    with run.scheduler:
         list(run.steps(stopped_at))
-        run.ahead.next(stopped_at + 1)  # interrupted in this step: its orders are made, its update is not
-        states = run.ahead.state_dict(stopped_at)
+        run.scheduler.next(stopped_at + 1)  # interrupted in this step: its requests are made, its update is not
+        states = run.scheduler.state_dict(stopped_at)
     assert [state["step"] for state in states] == [stopped_at + 1, stopped_at + 2]
     torch.save(states, tmp_path / "rollouts.pt")
     again = make_run(tmp_path, 2, anchor_from_sampler=anchor_from_sampler)
     while again.step < stopped_at:
         again.train()
     problems = [prompt.problem for prompt in run.prompts]
-    again.ahead.load_state_dict(torch.load(tmp_path / "rollouts.pt", weights_only=True), problems)
-    with again.ahead:
+    again.scheduler.load_state_dict(torch.load(tmp_path / "rollouts.pt", weights_only=True), problems)
+    with again.scheduler:
         for step, rollouts in again.steps():
             other = wanted[step]
             assert content(rollouts.groups) == content(other.groups)
@@ -187,7 +187,7 @@ def test_a_checkpoint_has_what_its_weights_cannot_sample_again(tmp_path, stopped
 @pytest.mark.slow
 def test_the_anchor_is_the_trainers_own_numbers_under_the_policy_that_sampled(tmp_path):
     run = make_run(tmp_path, 2, anchor_from_sampler=False)
-    with run.ahead:
+    with run.scheduler:
         for step, rollouts in run.steps():
             if step == 1:
                 assert rollouts.anchors(run.version) is None  # the policy that trains is the one that sampled
@@ -207,7 +207,7 @@ def test_the_anchor_is_the_trainers_own_numbers_under_the_policy_that_sampled(tm
 
 def test_the_samplers_anchor_is_checked_on_a_few_groups(tmp_path):
     run = make_run(tmp_path, 1)
-    with run.ahead:
+    with run.scheduler:
         for step, rollouts in run.steps():
             if step == 1:
                 assert rollouts.max_gap is None
@@ -221,18 +221,18 @@ def test_the_samplers_anchor_is_checked_on_a_few_groups(tmp_path):
 
 def test_weights_that_did_not_move_are_still_the_anchor(tmp_path):
     run = make_run(tmp_path, 1)
-    with run.ahead:
-        run.ahead.next(1)
+    with run.scheduler:
+        run.scheduler.next(1)
         run.step += 1  # a step without any signal
-        assert run.ahead.next(2).anchors(run.version) is None
+        assert run.scheduler.next(2).anchors(run.version) is None
 
 
 def test_a_batch_costs_what_it_costs_without_staleness(tmp_path):
     counts = []
     for bound in (0, 2):
         run = make_run(tmp_path, bound)
-        with run.ahead:
-            counts.append(run.ahead.next(1).counts)
+        with run.scheduler:
+            counts.append(run.scheduler.next(1).counts)
     assert counts[0] == counts[1]
     assert counts[0].prefills == 3
 
@@ -259,14 +259,14 @@ def held_up(monkeypatch):
 def test_leaving_ends_what_is_being_sampled_and_what_is_waiting(tmp_path, held_up):
     waits, arrived = held_up
     run = make_run(tmp_path, 2)
-    with run.ahead:
-        run.ahead.next(1)
+    with run.scheduler:
+        run.scheduler.next(1)
         run.train()
         waits.active = True
         for step in (4, 5):
-            run.ahead._begin(step)
+            run.scheduler._begin(step)
         assert arrived.wait(20)
-        ends = [run.ahead._known[step].share for step in (2, 3, 4, 5)]
+        ends = [run.scheduler._known[step].share for step in (2, 3, 4, 5)]
     assert all(end.done() for end in ends)
     assert any(not end.cancelled() and isinstance(end.exception(), SamplingStopped) for end in ends)
 
@@ -275,12 +275,12 @@ def test_leaving_ends_what_is_being_sampled_and_what_is_waiting(tmp_path, held_u
 def test_dropped_rollouts_are_made_again_with_the_weights_of_now(tmp_path, held_up):
     waits, arrived = held_up
     run = make_run(tmp_path, 2)
-    with run.ahead:
+    with run.scheduler:
         list(run.steps(3))
         waits.active = True
-        run.ahead._begin(6)
+        run.scheduler._begin(6)
         assert arrived.wait(20)
-        run.ahead.discard()  # while it samples
+        run.scheduler.discard()  # while it samples
         waits.active = False
         run.step, run.version = 2, 2  # taken back
         for parameter, weight in zip(run.loaded.model.parameters(), run.weights[2], strict=True):
@@ -298,14 +298,14 @@ def test_an_error_in_the_thread_is_the_error_of_the_step_that_needs_its_rollouts
     messages = []
     for bound in (0, 2):
         run = make_run(tmp_path, bound)
-        with run.ahead:
+        with run.scheduler:
             list(run.steps(1))
             with torch.no_grad():
                 run.loaded.head.projection.weight.fill_(float("nan"))
             for step in range(2, 2 + bound):  # sampled before that
-                run.ahead.next(step)
+                run.scheduler.next(step)
             with pytest.raises(NonFiniteLogits) as failure:
-                run.ahead.next(2 + bound)
+                run.scheduler.next(2 + bound)
             messages.append(str(failure.value))
     assert messages[0] == messages[1]
 
@@ -313,12 +313,12 @@ def test_an_error_in_the_thread_is_the_error_of_the_step_that_needs_its_rollouts
 def test_weights_that_somebody_else_wrote_are_sampled_with_too(tmp_path):
     """Copies are compared with the weights, not with a count of steps that a writer may not know of."""
     run = make_run(tmp_path, bound=1)
-    with run.ahead:
-        run.ahead.next(1)
+    with run.scheduler:
+        run.scheduler.next(1)
         with torch.no_grad():
             next(iter(run.loaded.model.parameters())).mul_(1.5)
         run.step += 1  # a step that the version does not count
         run.weights.append(snapshot_weights(run.loaded))
-        run.ahead.next(2)  # orders step 3
-        third = run.ahead.next(3)
+        run.scheduler.next(2)  # requests step 3
+        third = run.scheduler.next(3)
         assert content(third.groups) == content(expected(run, 3, 1))

@@ -55,7 +55,7 @@ def test_what_a_merge_forgets_shows_before_training(loaded, tmp_path, monkeypatc
     with pytest.raises(ConfigError) as caught:
         try_export(loaded, ALONE, tmp_path, PROMPTS)
     message = str(caught.value)
-    assert message.startswith("nothing was trained, since the model of this run could not be saved as what it is: ")
+    assert message.startswith("nothing was trained, since the model of this run could not be saved without loss: ")
     assert "logits differ from the trainer's by" in message
     assert "leave layers out of lora.layers, or set train.try_export = false" in message
     assert "\n" not in message
@@ -86,7 +86,9 @@ def test_a_full_disk_is_said_with_its_way_out(loaded, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(type(loaded.model), "save_pretrained", full)
-    with pytest.raises(ConfigError, match=r"No space left on device.*; make room, or set train\.try_export = false"):
+    with pytest.raises(
+        ConfigError, match=r"No space left on device.*; free disk space, or set train\.try_export = false"
+    ):
         try_export(loaded, ALONE, tmp_path, PROMPTS)
     with pytest.raises(ExportError, match=r"StorageError: .*No space left"):
         export(loaded, ALONE, tmp_path / "model", PROMPTS)

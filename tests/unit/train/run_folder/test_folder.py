@@ -90,7 +90,7 @@ def test_what_would_be_in_the_way_at_the_end_is_refused_at_the_beginning(tmp_pat
     if (name, what) == ("checkpoints", "foreign files"):  # they are not in the way
         RunFolder(run, RECIPE).close()
     else:
-        with pytest.raises(ConfigError, match=f"{name} (is a link|is no folder|holds no model)"):
+        with pytest.raises(ConfigError, match=f"{name} (is a link|is not a folder|holds no model)"):
             RunFolder(run, RECIPE)
     assert names(tmp_path) == before
 
@@ -144,6 +144,8 @@ def test_the_day_of_a_chat_template_is_that_of_the_first_session(tmp_path):
     assert folder.keep_day("2026-03-01") == folder.keep_day("2026-03-02")
     assert folder.keep_day("2026-03-02").startswith("2026-03-01")
     (tmp_path / "run" / "template_day.txt").write_text("yesterday\n")
-    with pytest.raises(ConfigError, match=r"template_day.txt is damaged: it says which day the chat template tells"):
+    with pytest.raises(
+        ConfigError, match=r"template_day.txt is damaged: it holds the date that the chat template shows"
+    ):
         folder.keep_day("2026-03-02")
     folder.close()
