@@ -9,8 +9,8 @@ Axis names used in tensor annotations throughout the project:
     group       prompts of one step, each with its completions
     completion  the completions of one group
     sequence    all completions of a (mini-, micro-) batch, concatenated over groups
-    token       all *completion* tokens of a (mini-, micro-) batch, concatenated over sequences; prompt and prefix
-                tokens never appear on this axis, so they can never be scored
+    token       all *sampled* tokens of a (mini-, micro-) batch, concatenated over sequences; tokens of prompts,
+                prefixes and environments never appear on this axis, so they can never be scored
     vocab       the vocabulary
 
 Left out: model weights, optimizer state, and data of single algorithms.
@@ -40,11 +40,20 @@ class StopReason(StrEnum):
     STOP_STRING = "stop_string"  # the decoded text contains one of the recipe's stop strings
     MAX_TOKENS = "max_tokens"  # the completion budget was used up: a truncated answer
     CONTEXT_FULL = "context_full"  # the model's context window was used up: a truncated answer
+    TURN_TRUNCATED = "turn_truncated"  # a turn used up its budget, so its half-written action was never run
+    OUT_OF_TURNS = "out_of_turns"  # the episode's budget of turns was used up
+    ENVIRONMENT_DONE = "environment_done"  # the environment ended the episode
+    ENVIRONMENT_FAILED = "environment_failed"  # the environment failed: the completion is not scored
 
     @property
     def truncated(self) -> bool:
         """Whether the completion was truncated before the model finished."""
-        return self in (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
+        return self in (
+            StopReason.MAX_TOKENS,
+            StopReason.CONTEXT_FULL,
+            StopReason.TURN_TRUNCATED,
+            StopReason.OUT_OF_TURNS,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +131,51 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a model in an environment: the span of its sampled tokens, and the environment's answer to it.
+
+    Attributes:
+        start, end: first sampled token and the one after the last, as places in a completion's ``token_ids``. Tokens
+            between ``end`` and the next turn's ``start`` are the environment's.
+        reward: the environment's reward for this turn; ``None``: it gave none.
+        success: whether the episode succeeded, if the environment says so in this turn.
+        num_calls: tool calls in the turn.
+        num_errors: calls among them that were refused or failed.
+        is_invalid: whether the environment could not understand the turn.
+    """
+
+    start: int
+    end: int
+    reward: float | None = None
+    success: bool | None = None
+    num_calls: int = 0
+    num_errors: int = 0
+    is_invalid: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A problem as one model's token ids, optionally continued by an unfinished assistant turn.
 
     Attributes:
         token_ids: the rendered prompt (chat template applied), tokenised exactly once.
-        prefix_ids: the start of an assistant turn to be continued; conditioned on, never scored.
+        prefix_ids: the start of an assistant turn to be continued, or whole turns with the environment's answers;
+            conditioned on, never scored.
         cut: the prefix that the prompt gives away, if any; completions are compared only with completions of the
             same (problem, cut).
+        prefix_turns: the turns within ``prefix_ids``, to be replayed into the environment before sampling.
     """
 
     problem: Problem
     token_ids: tuple[int, ...]
     prefix_ids: tuple[int, ...] = ()
     cut: Cut | None = None
+    prefix_turns: tuple[Turn, ...] = ()
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -150,14 +190,19 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion sampled by one policy after one prompt.
+    """A completion sampled by one policy after one prompt; in an environment, a whole trajectory.
 
     Attributes:
-        token_ids: sampled ids, including the end-of-sequence token if there was one.
+        token_ids: the continuation of the prompt: sampled ids, including end-of-sequence tokens, and between the turns
+            of a trajectory the environment's ids.
         logp_gen: the sampler's log-probability of each sampled token at the sampling temperature, in nats.
-        entropy: entropy of the distribution each token was drawn from, in nats.
-        text: decoded assistant turn without special tokens, including a continued prefix, as verifiers see it.
+        entropy: entropy of the distribution each sampled token was drawn from, in nats.
+        text: decoded assistant turn without special tokens, including a continued prefix, as verifiers see it; of a
+            trajectory, its last turn.
         seed: seed of this completion's own random stream.
+        turns: the turns of a trajectory, in order; empty: one turn, all of it sampled.
+
+    **Limits** Without ``turns``, ``sampled_ids`` is ``token_ids``.
     """
 
     token_ids: tuple[int, ...]
@@ -166,13 +211,33 @@ class Completion:
     stop_reason: StopReason
     text: str
     seed: int = 0
+    turns: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.token_ids) == len(self.logp_gen) == len(self.entropy):
+        if not self.num_sampled == len(self.logp_gen) == len(self.entropy):
             raise ValueError(
-                f"a completion needs one log-probability and one entropy per token, got {len(self.token_ids)} tokens, "
-                f"{len(self.logp_gen)} log-probabilities and {len(self.entropy)} entropies"
+                f"a completion needs one log-probability and one entropy per sampled token, got {self.num_sampled} "
+                f"tokens, {len(self.logp_gen)} log-probabilities and {len(self.entropy)} entropies"
             )
+        ends = (0, *(turn.end for turn in self.turns))
+        starts = (*(turn.start for turn in self.turns), len(self.token_ids))
+        if any(start < end for start, end in zip(starts, ends, strict=True)):
+            raise ValueError(f"the turns of a completion overlap, or reach beyond its {len(self.token_ids)} tokens")
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The spans of sampled tokens, as (start, end) in ``token_ids``."""
+        return tuple((turn.start, turn.end) for turn in self.turns) or ((0, len(self.token_ids)),)
+
+    @property
+    def num_sampled(self) -> int:
+        """The number of sampled tokens, which are the scored ones."""
+        return sum(end - start for start, end in self.spans)
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The sampled ids, in order."""
+        return tuple(token for start, end in self.spans for token in self.token_ids[start:end])
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +278,7 @@ class Group:
     @property
     def num_tokens(self) -> int:
         """Sampled tokens in the whole group."""
-        return sum(len(completion.token_ids) for completion in self.completions)
+        return sum(completion.num_sampled for completion in self.completions)
 
 
 @dataclass(frozen=True, slots=True)

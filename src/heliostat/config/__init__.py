@@ -15,6 +15,7 @@ from heliostat.config.recipes import build_recipe, dump_recipe, load_recipe, rec
 from heliostat.config.sections import (
     AuditSection,
     DistributedSection,
+    EnvironmentSection,
     EvalSection,
     FeedbackSection,
     GuardSection,
@@ -39,6 +40,7 @@ __all__ = [
     "AuditSection",
     "ConfigError",
     "DistributedSection",
+    "EnvironmentSection",
     "EvalSection",
     "FeedbackSection",
     "GuardSection",

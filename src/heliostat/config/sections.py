@@ -109,6 +109,31 @@ class TaskSection(NamedSection):
     num_heldout: int = Field(200, ge=1, description="number of held-out problems, disjoint from training")
 
 
+class EnvironmentSection(NamedSection):
+    """An environment or tools that answer the model over several turns; further keys are the environment's own.
+
+    The further keys, like ``--environment.num_keys 5``, are checked by ``heliostat.tasks.environments``.
+    """
+
+    name: str = Field("", description="a shipped environment, or 'my_module:Maze'; empty: none, or tools alone")
+    tools: tuple[str, ...] = Field(
+        (), strict=False, description="typed functions that the model may call, each 'my_module:lookup'"
+    )
+    max_turns: int = Field(8, ge=1, description="turns of one episode")
+    max_tokens_per_turn: int = Field(64, ge=1, description="sampled tokens of one turn; a turn that needs more is cut")
+    max_tokens: int = Field(
+        512, ge=1, description="tokens of an episode after its prompt, the environment's answers included"
+    )
+    timeout_s: float = Field(10.0, gt=0, description="time limit of one call of the environment in seconds")
+    memory_mb: int = Field(1024, ge=16, description="memory of one environment process in MiB, after loading")
+    num_workers: int = Field(4, ge=1, description="environment processes; each serves many episodes in turn")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the recipe trains on episodes of several turns."""
+        return bool(self.name or self.tools)
+
+
 class AuditSection(Section):
     """The audit before training: the run's own verifiers grade right answers and known reward hacks."""
 
@@ -333,6 +358,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
     task: tuple[TaskSection, ...] = Field((TaskSection(),), min_length=1, strict=False)
+    environment: EnvironmentSection = EnvironmentSection(name="")
     audit: AuditSection = AuditSection()
     warm_start: WarmStartSection = WarmStartSection()
     feedback: FeedbackSection = FeedbackSection()
