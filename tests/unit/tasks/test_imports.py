@@ -13,6 +13,7 @@ HEAVY = "{'reasoning_gym', 'math_verify', 'sympy', 'datasets', 'pyarrow', 'panda
     ("code", "heavy"),
     [
         ("import heliostat.tasks.verifier_pool.worker", "{'torch', 'numpy', 'pydantic'} | " + HEAVY),
+        ("import heliostat.tasks.environments.worker", "{'torch', 'numpy', 'pydantic'} | " + HEAVY),
         ("import heliostat.tasks", "{'torch', 'numpy', 'pydantic'} | " + HEAVY),
         ("from heliostat.tasks import Task, VerifierPool, audit, list_tasks, load_task, show_task", HEAVY),
     ],

@@ -1,4 +1,4 @@
-"""Refuse runs that start inside a verifier process, or while a reward function's module is imported.
+"""Refuse runs that start inside a worker process, or while the module of a reward or an environment is imported.
 
 Without this, a script that trains on import and holds its own reward function would start itself again in every
 verifier process, without end. Imports the standard library only.
@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 INSIDE = "HELIOSTAT_VERIFIER_PROCESS"
-"""Set in the environment of every verifier process and its descendants."""
+"""Set in the environment variables of every worker process, of verifiers and of environments, and its descendants."""
 
 _imported_for: ContextVar[str] = ContextVar("imported_for", default="")
 
 
 class NestedRun(RuntimeError):
-    """A run or a verifier pool was started inside a verifier process or an import."""
+    """A run or a pool of processes was started inside a worker process or an import."""
 
 
 @contextmanager
@@ -34,12 +34,12 @@ def importing(path: str) -> Iterator[None]:
 
 
 def in_verifier_process() -> bool:
-    """Return whether this is a verifier process, or a descendant of one."""
+    """Return whether this is a worker process, or a descendant of one."""
     return bool(os.environ.get(INSIDE))
 
 
 def refuse_nested(what: str) -> None:
-    """Refuse to start ``what`` in a verifier process, or while a reward function's module is being imported.
+    """Refuse to start ``what`` in a worker process, or while the module of a reward or an environment is imported.
 
     Raises:
         NestedRun: it is one of these.

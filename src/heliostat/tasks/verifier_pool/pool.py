@@ -92,7 +92,7 @@ class VerifierPool:
     def submit(self, group: Group) -> Future[Group]:
         """Start judging a group; the future's result is the same group with its verdicts."""
         texts = [completion.text for completion in group.completions]
-        ids = tuple(completion.token_ids for completion in group.completions)
+        ids = tuple(completion.sampled_ids for completion in group.completions)
         return self._put(
             group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)), token_ids=ids
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import math
 import mmap
 import os
 import struct
@@ -18,19 +17,18 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from decimal import Decimal
 from multiprocessing.connection import Connection
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from heliostat.tasks.answers import find_answer
+from heliostat.tasks.sandbox.memory_limit import MemoryLimit
 from heliostat.tasks.sandbox.nested_runs import NestedRun
+from heliostat.tasks.sandbox.reported import excerpt, finite_float
 from heliostat.tasks.sandbox.safe_eval import install_audit_hook, patch_eval, restricted_execution
 from heliostat.tasks.verifiers.builtin import Check, Sample, Verifier
 
 _REPORT_EVERY_S = 0.05  # results wait for each other this long: one message for many cheap verdicts
-_EXCERPT = 60  # characters of a judged text that a failure quotes
 _ORPHAN_S = 5.0  # a worker that hangs without a parent to kill it ends itself this long after its limits are used up
 
 
@@ -100,7 +98,7 @@ def _serve(connection: Connection, progress_fd: int) -> None:
     except BaseException as error:
         connection.send_bytes(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         return
-    memory = _MemoryLimit()
+    memory = MemoryLimit()
     connection.send_bytes(b"{}")
     with Path(os.devnull).open("w") as nowhere:
         while True:
@@ -184,11 +182,6 @@ def raised(name: str, error: BaseException) -> str:
     return f"verifier '{name}' raised {type(error).__name__}: {str(error)[:200]}"
 
 
-def excerpt(text: str) -> str:
-    """Return a text, or its end if it is long: answers stand at the end."""
-    return repr(text if len(text) <= _EXCERPT else f"…{text[-_EXCERPT:]}")
-
-
 def _best(scores: Iterable[float | None]) -> float | None:
     """Return the highest score over all right answers; stops at 1.0."""
     best: float | None = None
@@ -202,40 +195,4 @@ def _best(scores: Iterable[float | None]) -> float | None:
 
 def as_score(value: object) -> float | None:
     """Convert a verifier's result to a finite float, or ``None`` if the verifier does not apply."""
-    if value is None:
-        return None
-    if not isinstance(value, Real | Decimal):
-        value = value.item() if hasattr(value, "item") else value  # a scalar of numpy or torch
-    if not isinstance(value, Real | Decimal):
-        raise TypeError(f"a score must be a number, got {type(value).__name__} {value!r:.80}")
-    score = float(value)
-    if not math.isfinite(score):
-        raise ValueError(f"a score must be finite, got {score}")
-    return score
-
-
-class _MemoryLimit:
-    """A limit on this process's address space, relative to its size after loading.
-
-    **Limits**: on systems without ``/proc`` (macOS) nothing is limited.
-    """
-
-    def __init__(self) -> None:
-        self._loaded = _address_space()
-        self._allowed = 0
-
-    def allow(self, memory_mb: int) -> None:
-        """Allow ``memory_mb`` MiB above the size after loading; more raises ``MemoryError``."""
-        if self._loaded is None or memory_mb == self._allowed:
-            return
-        import resource
-
-        self._allowed = memory_mb
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = self._loaded + memory_mb * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _address_space() -> int | None:
-    pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else None
+    return finite_float(value, "a score")

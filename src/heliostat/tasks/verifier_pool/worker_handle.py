@@ -21,8 +21,9 @@ from typing import Any
 
 from heliostat.tasks.sandbox.connection import BoundedConnection
 from heliostat.tasks.sandbox.interpreter import Child, start_child
+from heliostat.tasks.sandbox.reported import excerpt
 from heliostat.tasks.verifier_pool.batches import Batch, Outcome, VerifierError
-from heliostat.tasks.verifier_pool.worker import Progress, TaskSpec, excerpt
+from heliostat.tasks.verifier_pool.worker import Progress, TaskSpec
 
 _START_S = 120.0  # importing reasoning-gym takes 2 CPU-seconds, and longer on a busy machine
 _BETWEEN_S = 60.0  # a worker may take this long to receive a request before its first text starts

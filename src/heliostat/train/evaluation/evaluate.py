@@ -192,7 +192,7 @@ def evaluate(
             greedy_success=greedy_success.get(group.prompt.problem.problem_id),
             num_failures=sum(bool(verdict.failure) for verdict in group.verdicts),
             num_cut=sum(completion.stop_reason.truncated for completion in group.completions),
-            max_length=max(len(completion.token_ids) for completion in group.completions),
+            max_length=max(completion.num_sampled for completion in group.completions),
         )
         for group in groups
     )
