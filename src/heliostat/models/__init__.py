@@ -1,8 +1,8 @@
 """Load causal language models, save them, and convert between text and token ids.
 
 ``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution``, ``TurnFormat`` and ``decode`` are the
-only conversions between text and ids. ``LoadedModel.head`` computes logits only at chosen positions. ``save_model`` writes
-a folder that plain transformers loads. transformers itself is imported on first use.
+only conversions between text and ids. ``LoadedModel.head`` computes logits only at chosen positions. ``save_model``
+writes a folder that plain transformers loads. transformers itself is imported on first use.
 
 Left out: sampling (``rollout``) and training (``train``).
 """

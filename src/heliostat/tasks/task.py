@@ -50,13 +50,30 @@ def by_the_book(problem: Problem, rng: np.random.Generator, progress: float) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class Slips:
+    """Deliberate mistakes in demonstrations of episodes.
+
+    Attributes:
+        share: share of the demonstrations that end early or wrongly.
+        after: share of the supervised training before mistakes begin.
+    """
+
+    share: float = 0.0
+    after: float = 0.0
+
+    def share_at(self, progress: float) -> float:
+        """Return the share of mistakes once supervised training has come to ``progress``, from 0 to 1."""
+        return self.share if progress >= self.after else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Problems and the verifiers that score their answers.
 
     Attributes:
         train: problems to train on.
         heldout: problems to evaluate on; no question text occurs in both.
-        verifiers: every one of positive weight must give full marks for a success.
+        verifiers: every one of positive weight must give full marks for a success; none: rewards are an environment's.
         shaped: whether the reward is the weighted sum of raw scores, instead of 1.0 for a success and 0.0 otherwise.
         answer_after: marker before the answer, which follows its last occurrence; empty: the whole completion.
         timeout_s: wall-clock limit of one verdict, in seconds.
@@ -64,6 +81,7 @@ class Task:
         num_workers: verifier processes this task asks for.
         on_failure: ``zero``: a verifier failure costs that sample its reward; ``stop``: it ends the run.
         teacher: the source of demonstrations for supervised steps.
+        slips: mistakes in demonstrations of episodes, which come from the environment instead of the teacher.
         notes: messages about dropped rows and other properties of the data.
     """
 
@@ -78,6 +96,7 @@ class Task:
     num_workers: int = 1
     on_failure: Literal["zero", "stop"] = "zero"
     teacher: Teacher = by_the_book
+    slips: Slips = Slips()
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def verdict(self, scores: Mapping[str, float | None], failure: str = "") -> Verdict:
