@@ -1,4 +1,4 @@
-"""Completions of several turns: token-exact, with no token computed twice, and the same whoever else is in the batch."""
+"""Several turns: token-exact, with no token computed twice, and the same whoever else is in the batch."""
 
 import itertools
 
