@@ -133,7 +133,7 @@ class Experiment:
             groups = self.bundle.engine.sample(request)
         self.ledger.charge_rollout("rollout", self.loaded, self.bundle.engine.take_counts())
         with self.ledger.phase("verify"):
-            return self.pool.verify(groups)
+            return self.pool.verify([group for group in groups if not group.is_empty])
 
     def score(self, groups: Sequence[Group], policy: Policy | None = None) -> list[Anchor]:
         """Return ``log pi(y_t | x, y_<t)`` of every token: by group, one float tensor ``[tokens]`` a completion.
@@ -265,7 +265,7 @@ def open_experiment(
     objective = check_recipe(checked)
     runtime = start_runtime(checked.run)
     tasks = load_tasks(checked)
-    bundle = set_up_model(checked, runtime)
+    model = set_up_model(checked, runtime)
     updater = make_updater(checked, bundle, objective, runtime)
     with VerifierPool(tasks) as pool:
         yield Experiment(

@@ -25,6 +25,8 @@ class RolloutCounts:
         unshared_prefills, unshared_tokens, unshared_attended: the prompts if every completion had run its own.
         replies, reply_tokens, reply_attended: chunks fed behind a cache (an environment's replies, each with the last
             token sampled before it), their tokens, and the positions those attended to.
+        episodes, failed_episodes: episodes of environments, and those among them that could not be scored.
+        refused_replays: prompts whose stored turns an environment answered otherwise than before.
     """
 
     prefills: int = 0
@@ -39,6 +41,9 @@ class RolloutCounts:
     replies: int = 0
     reply_tokens: int = 0
     reply_attended: int = 0
+    episodes: int = 0
+    failed_episodes: int = 0
+    refused_replays: int = 0
 
     def __add__(self, other: RolloutCounts) -> RolloutCounts:
         names = (field.name for field in dataclasses.fields(self))

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from heliostat.tasks.verifiers.builtin import Verifier
-from heliostat.types import Problem, Verdict
+from heliostat.types import Completion, Problem, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,9 @@ class WeightedVerifier:
 
 FULL_MARKS_WITHIN = 1e-9
 """A score this near to 1 is full marks: the float64 error of sums of tenths, and no partial credit."""
+
+ENVIRONMENT = "environment"
+"""The name of an environment's return among the scores of a verdict."""
 
 Teacher = Callable[[Problem, np.random.Generator, float], str | None]
 """Shows how a problem is worked out, as a text to imitate; ``None`` where it cannot.
@@ -119,3 +122,21 @@ class Task:
         success = all(abs(known[weighted.name] - 1) <= FULL_MARKS_WITHIN for weighted in counted)
         shaped = sum(weighted.weight * known[weighted.name] for weighted in counted)
         return Verdict(reward=shaped if self.shaped else float(success), success=success, scores=known)
+
+    def trajectory_verdict(self, completion: Completion) -> Verdict | None:
+        """Return the verdict of an environment on a trajectory; ``None`` where the verifiers judge it.
+
+        The return is ``R = sum_k r_k`` over the turns' rewards: one return per trajectory, regardless of their number.
+        Success is what the environment says, by default ``R >= 1``.
+
+        Limits:
+            Verifiers judge completions without turns, and trajectories whose turns have no reward at all. In a task
+            without verifiers, such a trajectory has return 0.
+        """
+        rewards = [turn.reward for turn in completion.turns if turn.reward is not None]
+        if not completion.turns or (self.verifiers and not rewards):
+            return None
+        total = float(sum(rewards))
+        said = [turn.success for turn in completion.turns if turn.success is not None]
+        success = said[-1] if said else total >= 1 - FULL_MARKS_WITHIN
+        return Verdict(reward=total, success=success, scores={ENVIRONMENT: total})
