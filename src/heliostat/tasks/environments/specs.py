@@ -32,6 +32,11 @@ def spec_of(section: EnvironmentSection, import_from: str = "") -> EnvironmentSp
     )
 
 
+def spec_if_enabled(section: EnvironmentSection) -> EnvironmentSpec | None:
+    """Describe the environment of a recipe; ``None`` if it has none."""
+    return spec_of(section) if section.enabled else None
+
+
 def row_of(problem: Problem) -> dict[str, Any]:
     """Return the data row that an environment's ``reset`` receives: ``prompt``, ``answer``, and all other columns."""
     prompt = problem.prompt if isinstance(problem.prompt, str) else [dict(message) for message in problem.prompt]

@@ -67,7 +67,7 @@ class VerifierPool:
         refuse_nested("verifier processes")
         tasks = [task for _, task in self._tasks.values()]
         specs = [spec_of(task) for task in tasks]
-        count = max(task.num_workers for task in tasks)
+        count = max((task.num_workers for task in tasks), default=0)
         self._threads = [_WorkerThread(specs, self._jobs, count) for _ in range(count)]
         for keeper in self._threads:
             keeper.start()
@@ -86,7 +86,7 @@ class VerifierPool:
     @property
     def num_workers(self) -> int:
         """Number of worker processes."""
-        return max(task.num_workers for _, task in self._tasks.values())
+        return max((task.num_workers for _, task in self._tasks.values()), default=0)
 
     def judge(self, problem: Problem, texts: Sequence[str], *, stops: bool = True) -> Future[tuple[Verdict, ...]]:
         """Judge completions of one problem; the future's result is one verdict per text, in order.

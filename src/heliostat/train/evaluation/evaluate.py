@@ -181,7 +181,9 @@ def evaluate(
     greedy_success: Mapping[str, bool] = {}
     if greedy:
         greedy_groups = runtime.gather_groups(prompts, greedy_groups)
-        greedy_success = {group.prompt.problem.problem_id: group.verdicts[0].success for group in greedy_groups if group.verdicts}
+        greedy_success = {
+            group.prompt.problem.problem_id: group.verdicts[0].success for group in greedy_groups if group.verdicts
+        }
     results = tuple(
         ProblemResult(
             task=group.prompt.problem.task,
