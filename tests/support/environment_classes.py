@@ -71,6 +71,14 @@ class TRLSafe:
         self.reward = 1.0 if code == self.code else 0.25
         return "open" if code == self.code else "closed"
 
+    def get_reward(self) -> float:
+        self.rewards_asked += 1
+        return self.reward
+
+
+class TRLSafeWithMore(TRLSafe):
+    """With methods that are no tools."""
+
     def untyped(self, anything):
         """Not a tool: it has no types."""
 
@@ -85,10 +93,6 @@ class TRLSafe:
             key: A key.
         """
         return key
-
-    def get_reward(self) -> float:
-        self.rewards_asked += 1
-        return self.reward
 
 
 class AsyncTRLSafe(TRLSafe):

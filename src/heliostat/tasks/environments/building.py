@@ -160,22 +160,28 @@ def _checked_settings(spec: EnvironmentSpec, source: Source | None) -> dict[str,
     from heliostat.config import ConfigError, EnvironmentSection, nearest
 
     declared = {} if source is None else _declared(source)
-    known = {*declared, *(source.further if source else ())}
-    if CALLS not in known and (spec.tools or (source is not None and (source.shape is None or source.shape.has_calls))):
-        known.add(CALLS)
-    takes_all = source is not None and _takes_all(source)
+    known = _known_settings(spec, source)
     name = spec.name or "the tools"
     for key in spec.settings:
-        if key not in known and not takes_all:
+        if key not in known and not (source and _takes_all(source)):
             places = [f"environment.{each}" for each in (*known, *EnvironmentSection.model_fields)]
             takes = ", ".join(sorted(known)) or "no settings"
             hint = nearest(f"environment.{key}", places)
             raise ConfigError(f"unknown key environment.{key}{hint}; {name} takes: {takes}")
     for key, parameter in declared.items():
-        if parameter.default is parameter.empty and key not in spec.settings:
+        is_given = key in spec.settings or (source and key in source.filled)
+        if parameter.default is parameter.empty and not is_given:
             raise ConfigError(f"environment.{key} is missing: {name} needs it")
     hints = {} if source is None else _hints(source.declares)
     return {key: _converted(key, value, hints.get(key, Any)) for key, value in spec.settings.items()}
+
+
+def _known_settings(spec: EnvironmentSpec, source: Source | None) -> set[str]:
+    """Return the keys that the environment takes, with that of the form of calls where there may be tools."""
+    known = set() if source is None else {*_declared(source), *source.further}
+    if spec.tools or (source is not None and (source.shape is None or source.shape.has_calls)):
+        known.add(CALLS)
+    return known
 
 
 def _takes_all(source: Source) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from heliostat.tasks.environments.adapters import gymnasium_text, openenv_server, skyrl_gym_class, textarena_game
 from heliostat.tasks.environments.adapters.recognition import SKYRL_GYM_WITH_ROW, Shape, recognise
+from heliostat.tasks.environments.adapters.registered import NotRegistered
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.tasks.environments.shipped import SHIPPED
 from heliostat.tasks.verifiers.builtin import resolve, search_in
@@ -37,6 +38,7 @@ class Source:
         make: the class or factory; takes the settings.
         declares: the class or function whose parameters are the settings.
         shape: its kind; ``None``: told from the object that ``make`` returns.
+        filled: parameters that have a value already.
         further: settings that ``make`` takes besides.
         is_cheap: whether its settings can be tried by making it in the program.
     """
@@ -44,6 +46,7 @@ class Source:
     make: Callable[..., Any]
     declares: Callable[..., Any]
     shape: Shape | None
+    filled: frozenset[str] = frozenset()
     further: frozenset[str] = frozenset()
     is_cheap: bool = False
 
@@ -102,15 +105,16 @@ def _find_registered(prefix: str, name: str, spec: EnvironmentSpec) -> Source:
     if ":" in name:  # gymnasium's own form for a module that registers environments
         search_in(spec.import_from)
     try:
-        make, declares = _PACKAGES[prefix].find(name)
+        found = _PACKAGES[prefix].find(name)
     except ImportError as error:
         raise ValueError(f"'{prefix}{name}' needs {package} ({error}): pip install {package}") from error
-    except KeyError as error:
-        raise UnknownName(f"{package} has no environment '{name}'", [prefix + each for each in error.args[0]]) from None
-    shape = recognise(declares) if isinstance(declares, type) else None
-    if _PACKAGES[prefix] is skyrl_gym_class and _takes_row(declares):
+    except NotRegistered as error:
+        known = [prefix + each for each in error.names]
+        raise UnknownName(f"{package} has no environment '{name}'", known) from None
+    shape = recognise(found.declares) if isinstance(found.declares, type) else None
+    if _PACKAGES[prefix] is skyrl_gym_class and _takes_row(found.declares):
         shape = SKYRL_GYM_WITH_ROW
-    return Source(make, declares, shape, _MAKE_SETTINGS.get(prefix, frozenset()))
+    return Source(found.make, found.declares, shape, found.filled, _MAKE_SETTINGS.get(prefix, frozenset()))
 
 
 def _takes_row(target: Callable[..., Any]) -> bool:

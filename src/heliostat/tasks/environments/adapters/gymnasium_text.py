@@ -14,9 +14,10 @@ from __future__ import annotations
 import ast
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from heliostat.tasks.environments.adapters.registered import NotRegistered, Registered
 from heliostat.tasks.environments.adapters.signatures import base_packages, by_position, method_parameters
 from heliostat.tasks.environments.contract import Environment, Step
 
@@ -33,12 +34,12 @@ def matches(subject: Any) -> bool:
     )
 
 
-def find(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the constructor of a registered environment, and the class that declares its settings.
+def find(name: str) -> Registered:
+    """Find a registered environment by its name.
 
     Raises:
         ImportError: gymnasium is not installed.
-        KeyError: no environment has this id; the argument is the list of ids.
+        NotRegistered: no environment has this id.
     """
     import gymnasium
     from gymnasium.envs.registration import load_env_creator
@@ -47,14 +48,14 @@ def find(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     if module:
         importlib.import_module(module)  # it registers its environments
     if registered not in gymnasium.registry:
-        raise KeyError(sorted(gymnasium.registry))
-    entry = gymnasium.registry[registered].entry_point
+        raise NotRegistered(sorted(gymnasium.registry))
+    entry: Any = gymnasium.registry[registered].entry_point
     declares = load_env_creator(entry) if isinstance(entry, str) else entry
 
     def make(**settings: Any) -> Any:
         return gymnasium.make(name, **settings)
 
-    return make, declares  # type: ignore[return-value]
+    return Registered(make, declares, frozenset(gymnasium.registry[registered].kwargs))
 
 
 class GymnasiumText(Environment):

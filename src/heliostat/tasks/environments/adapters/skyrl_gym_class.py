@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from heliostat.tasks.environments.adapters.registered import NotRegistered, Registered
 from heliostat.tasks.environments.adapters.signatures import method_parameters
 from heliostat.tasks.environments.contract import Environment, Observation, Step
 
@@ -29,25 +30,25 @@ def matches(subject: Any) -> bool:
     return method_parameters(subject, "init") is not None and method_parameters(subject, "step") is not None
 
 
-def find(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the constructor of a registered environment, and the class that declares its settings.
+def find(name: str) -> Registered:
+    """Find a registered environment by its name.
 
     Raises:
         ImportError: skyrl-gym is not installed.
-        KeyError: no environment has this name; the argument is the list of names.
+        NotRegistered: no environment has this name.
     """
     import skyrl_gym
     from skyrl_gym.envs.registration import load_env_creator
 
     if name not in skyrl_gym.registry:
-        raise KeyError(sorted(skyrl_gym.registry))
+        raise NotRegistered(sorted(skyrl_gym.registry))
     entry = skyrl_gym.registry[name].entry_point
     declares = load_env_creator(entry) if isinstance(entry, str) else entry
 
     def make(**settings: Any) -> Any:
         return skyrl_gym.make(name, **settings)
 
-    return make, declares
+    return Registered(make, declares, frozenset(skyrl_gym.registry[name].kwargs))
 
 
 class SkyRLGym(Environment):

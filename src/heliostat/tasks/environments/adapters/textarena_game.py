@@ -16,9 +16,10 @@ A game that a limit of turns ends has no reward.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from heliostat.tasks.environments.adapters.registered import NotRegistered, Registered
 from heliostat.tasks.environments.adapters.signatures import method_parameters
 from heliostat.tasks.environments.contract import Environment, Step
 
@@ -32,18 +33,18 @@ def matches(subject: Any) -> bool:
     return reset is not None and "num_players" in reset and None not in others
 
 
-def find(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the constructor of a registered game, and the class that declares its settings.
+def find(name: str) -> Registered:
+    """Find a registered game by its name.
 
     Raises:
         ImportError: textarena is not installed.
-        KeyError: no game has this id; the argument is the list of ids.
+        NotRegistered: no game has this id.
     """
     import textarena
     from textarena.envs.registration import ENV_REGISTRY
 
     if name not in ENV_REGISTRY:
-        raise KeyError(sorted(ENV_REGISTRY))
+        raise NotRegistered(sorted(ENV_REGISTRY))
     declares = ENV_REGISTRY[name].entry_point
     if isinstance(declares, str):
         module, _, cls = declares.partition(":")
@@ -52,7 +53,7 @@ def find(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def make(**settings: Any) -> Any:
         return textarena.make(name, **settings)
 
-    return make, declares
+    return Registered(make, declares, frozenset(ENV_REGISTRY[name].kwargs))
 
 
 class TextArenaGame(Environment):

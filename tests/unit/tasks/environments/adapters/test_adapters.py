@@ -20,7 +20,7 @@ def contents(step):
 # -- TRL
 
 
-@pytest.mark.parametrize("name", ["TRLSafe", "AsyncTRLSafe"])
+@pytest.mark.parametrize("name", ["TRLSafe", "TRLSafeWithMore", "AsyncTRLSafe"])
 def test_trl(name):
     environment = make(name)
     assert environment.reset(ROW, 0) == "The code has 2 digits."
