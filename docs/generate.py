@@ -25,6 +25,7 @@ from heliostat.objectives.registry import OBJECTIVES
 from heliostat.optim.registry import REGISTRY
 from heliostat.tasks.settings import TaskSettings
 from heliostat.tasks.sources.data_files import FileSettings
+from heliostat.tasks.sources.environment import EnvironmentTaskSettings
 from heliostat.tasks.sources.reasoning_gym import GymSettings
 from heliostat.tasks.sources.worked_solutions import WRITERS
 from heliostat.tasks.task import Task, WeightedVerifier
@@ -107,6 +108,8 @@ def _tasks() -> list[str]:
         ),
         "### Keys of a `file` task",
         _fields_table(FileSettings, prefix="task.", without=shared),
+        "### Keys of an `environment` task",
+        _fields_table(EnvironmentTaskSettings, prefix="task.", without=shared),
         "### Entries of `task.verifiers`",
         _table(
             ("key", "type", "default", "meaning"),

@@ -13,6 +13,7 @@ An experiment has no run folder, no guard and no checkpoints, and works in one p
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
 from heliostat.rollout import SampleRequest, SamplingSettings
 from heliostat.tasks import Task, VerifierPool
+from heliostat.tasks.environments.specs import spec_if_enabled
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
 from heliostat.train.checks.recipe import check_recipe, load_tasks
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.distributed.ranks import Runtime, start_runtime
+from heliostat.train.episodes import with_episodes
 from heliostat.train.evaluation.charged import evaluate_charged
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.logprobs.policy import Policy
@@ -133,7 +136,7 @@ class Experiment:
             groups = self.bundle.engine.sample(request)
         self.ledger.charge_rollout("rollout", self.loaded, self.bundle.engine.take_counts())
         with self.ledger.phase("verify"):
-            return self.pool.verify(groups)
+            return self.pool.verify([group for group in groups if not group.is_empty])
 
     def score(self, groups: Sequence[Group], policy: Policy | None = None) -> list[Anchor]:
         """Return ``log pi(y_t | x, y_<t)`` of every token: by group, one float tensor ``[tokens]`` a completion.
@@ -267,7 +270,8 @@ def open_experiment(
     tasks = load_tasks(checked)
     bundle = set_up_model(checked, runtime)
     updater = make_updater(checked, bundle, objective, runtime)
-    with VerifierPool(tasks) as pool:
+    with VerifierPool(tasks, spec_if_enabled(checked.environment)) as pool:
+        bundle = with_episodes(bundle, pool.environments, warnings.warn)
         yield Experiment(
             opened=checked, recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater
         )

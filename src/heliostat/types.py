@@ -271,6 +271,11 @@ class Group:
     policy_step: int = 0
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no completion could be scored, because its environment failed."""
+        return not self.completions
+
+    @property
     def rewards(self) -> list[float]:
         """Rewards in completion order."""
         return [verdict.reward for verdict in self.verdicts]

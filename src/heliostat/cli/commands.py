@@ -165,7 +165,11 @@ def list_tasks(args: Namespace) -> int:
     from heliostat.cli.tables import print_lines
     from heliostat.tasks import list_tasks
 
-    print_lines("task", list_tasks() | {"file": "problems of your own: --task.path, --task.verifiers"})
+    own = {
+        "file": "problems of your own: --task.path, --task.verifiers",
+        "environment": "problems that the recipe's environment makes: --environment.name",
+    }
+    print_lines("task", list_tasks() | own)
     return 0
 
 

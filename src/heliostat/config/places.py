@@ -23,10 +23,13 @@ def located(layer: Layer, folder: Path) -> Layer:
     folder = folder.resolve()
     placed = {section: dict(content) if isinstance(content, dict) else content for section, content in layer.items()}
     model, traces, tasks = placed.get("model"), placed.get("traces"), placed.get("task")
+    environment = placed.get("environment")
     if isinstance(model, dict):
         _place(model, "path", folder)
     if isinstance(traces, dict):
         _place(traces, "bank", folder, to_make=True)
+    if isinstance(environment, dict):
+        _place_imports(environment, _environment_functions(environment), folder)
     if isinstance(tasks, list):
         placed["task"] = [_placed_task(table, folder) for table in tasks]
     elif isinstance(tasks, dict):
@@ -48,11 +51,16 @@ def _placed_task(table: Any, folder: Path) -> Any:
     placed = dict(table)
     for key in _TASK_PATHS:
         _place(placed, key, folder)
-    if "import_from" in placed:
-        _place(placed, "import_from", folder)
-    elif any(_is_module(name.partition(":")[0], folder) for name in _functions(placed)):
-        placed["import_from"] = str(folder)
+    _place_imports(placed, _functions(placed), folder)
     return placed
+
+
+def _place_imports(table: Layer, functions: Iterator[str], folder: Path) -> None:
+    """Import a table's functions from the recipe's folder if it holds their modules."""
+    if "import_from" in table:
+        _place(table, "import_from", folder)
+    elif any(_is_module(name.partition(":")[0], folder) for name in functions):
+        table["import_from"] = str(folder)
 
 
 def _place(table: Layer, key: str, folder: Path, to_make: bool = False) -> None:
@@ -70,6 +78,13 @@ def _functions(task: Mapping[str, Any]) -> Iterator[str]:
     tables = verifiers if isinstance(verifiers, list) else []
     named = [table.get("name") for table in tables if isinstance(table, Mapping)]
     yield from (name for name in (*named, task.get("solution")) if isinstance(name, str) and ":" in name)
+
+
+def _environment_functions(environment: Mapping[str, Any]) -> Iterator[str]:
+    """List names like ``module:Name`` in the environment's table."""
+    tools = environment.get("tools")
+    named = [environment.get("name"), *(tools if isinstance(tools, list) else [])]
+    yield from (name for name in named if isinstance(name, str) and ":" in name)
 
 
 def _is_module(name: str, folder: Path) -> bool:

@@ -103,7 +103,9 @@ class TaskSection(NamedSection):
     """
 
     name: str = Field(
-        "reasoning-gym/chain_sum", description="'reasoning-gym/<data set>', or 'file' for problems of your own"
+        "reasoning-gym/chain_sum",
+        description="'reasoning-gym/<data set>', 'file' for problems of your own, or 'environment' for those that the "
+        "recipe's environment makes",
     )
     num_train: int = Field(2048, ge=1, description="number of training problems")
     num_heldout: int = Field(200, ge=1, description="number of held-out problems, disjoint from training")
@@ -118,6 +120,9 @@ class EnvironmentSection(NamedSection):
     name: str = Field("", description="a shipped environment, or 'my_module:Maze'; empty: none, or tools alone")
     tools: tuple[str, ...] = Field(
         (), strict=False, description="typed functions that the model may call, each 'my_module:lookup'"
+    )
+    import_from: str = Field(
+        "", description="folder that modules are imported from, besides the working directory; a recipe names its own"
     )
     max_turns: int = Field(8, ge=1, description="turns of one episode")
     max_tokens_per_turn: int = Field(64, ge=1, description="sampled tokens of one turn; a turn that needs more is cut")

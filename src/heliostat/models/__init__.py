@@ -1,8 +1,8 @@
 """Load causal language models, save them, and convert between text and token ids.
 
-``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution`` and ``decode`` are the only
-conversions between text and ids. ``LoadedModel.head`` computes logits only at chosen positions. ``save_model`` writes
-a folder that plain transformers loads. transformers itself is imported on first use.
+``load_model`` gives a ``LoadedModel``; ``encode_problem``, ``encode_solution``, ``TurnFormat`` and ``decode`` are the
+only conversions between text and ids. ``LoadedModel.head`` computes logits only at chosen positions. ``save_model``
+writes a folder that plain transformers loads. transformers itself is imported on first use.
 
 Left out: sampling (``rollout``) and training (``train``).
 """
@@ -15,6 +15,7 @@ from heliostat.models.loading.load import load_model
 from heliostat.models.loading.tiny import TinyShape
 from heliostat.models.prompts.conversations import encode_turns
 from heliostat.models.prompts.encoding import decode, encode_problem, encode_solution
+from heliostat.models.prompts.turn_format import TurnFormat
 from heliostat.models.sampler_copy import are_current, sampler_copy_of, snapshot_weights, with_weights
 from heliostat.models.saving import save_model
 
@@ -23,6 +24,7 @@ __all__ = [
     "Head",
     "LoadedModel",
     "TinyShape",
+    "TurnFormat",
     "are_current",
     "cache_kind",
     "completion_head",

@@ -50,7 +50,7 @@ class TextRepetition(Signal):
 
     def measure(self, batch: Batch) -> dict[str, Mean]:
         groups = [group.group for group in batch.groups]
-        ids = [[completion.token_ids for completion in group.completions] for group in groups]
+        ids = [[completion.sampled_ids for completion in group.completions] for group in groups]
         flat = [tokens for texts in ids for tokens in texts]
         return {
             "text/rep4": total(repeated_share(tokens, 4) for tokens in flat),

@@ -103,7 +103,7 @@ class EntropyDrift(Signal):
         count = 0
         for group in batch.groups:
             for completion, advantage in zip(group.group.completions, group.advantages.tolist(), strict=True):
-                logp, length = float(completion.logp_gen.sum(dtype=np.float64)), len(completion.token_ids)
+                logp, length = float(completion.logp_gen.sum(dtype=np.float64)), completion.num_sampled
                 sums += (logp, advantage * length, logp * advantage)
                 count += length
         return {name: Mean(float(sums[i]), count) for i, name in enumerate(("logp", "advantage", "product"))}

@@ -43,7 +43,7 @@ class CovarianceClip(Objective):
         completions = [c for group in batch.groups for c in group.group.completions]
         advantages = [float(a) for group in batch.groups for a in group.advantages]
         logp = torch.cat([torch.from_numpy(c.logp_gen).double() for c in completions])
-        lengths = torch.tensor([len(c.token_ids) for c in completions])
+        lengths = torch.tensor([c.num_sampled for c in completions])
         advantage = torch.tensor(advantages, dtype=torch.float64).repeat_interleave(lengths)
         mean_advantage, mean_logp = float(advantage.mean()), float(logp.mean())
         covariance = (advantage - mean_advantage) * (logp - mean_logp)

@@ -1,5 +1,9 @@
 """Completions while they are being decoded: their random streams, their tokens so far, and the rules that end them.
 
+A completion with a dialogue has several turns. When a turn ends by itself, the dialogue is asked at once and the
+completion waits; ``go_on`` appends the reply. Ids only append, and only sampled ids have log-probabilities. A turn that
+is cut by its budget ends the completion, so half an action is never run.
+
 Left out: where the logits come from (the engines).
 """
 
@@ -8,15 +12,19 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
 
 from heliostat.models import LoadedModel, decode
-from heliostat.rollout.request import SampleRequest
+from heliostat.rollout.request import Dialogue, Reply, SampleRequest
 from heliostat.rollout.sampling import Draw, completion_seed, uniforms
-from heliostat.types import Completion, Group, Prompt, StopReason
+from heliostat.types import Completion, Group, Prompt, StopReason, Turn
+
+_TICK_S = 0.05
+"""A wait for an environment notices this late, at most, that another thread stopped the engine."""
 
 
 @dataclass(slots=True)
@@ -24,10 +32,15 @@ class PartialCompletion:
     """A completion that is being decoded.
 
     Attributes:
-        stream: uniform numbers in [0, 1), one per token that the completion may have.
-        out_of_room: the reason it ends for when the stream is used up.
+        stream: uniform numbers in [0, 1), one per token that the completion may have; sampled token ``t`` uses number
+            ``t``, however many tokens of an environment stand before it.
+        out_of_room: the reason it ends for when it has as many tokens as it may have.
         prefix_ids: tokens of the turn that were given and are continued.
-        logp, entropy: of every token, in nats.
+        logp, entropy: of every sampled token, in nats.
+        dialogue: the other side of a completion of several turns.
+        turn_start: the place in ``token_ids`` where the current turn begins.
+        turns: the turns that have ended and were answered or cut.
+        pending: the reply that the completion waits for.
     """
 
     stream: Float[np.ndarray, " token"]
@@ -38,16 +51,38 @@ class PartialCompletion:
     logp: list[float] = field(default_factory=list)
     entropy: list[float] = field(default_factory=list)
     stop_reason: StopReason | None = None
+    dialogue: Dialogue | None = None
+    turn_start: int = 0
+    turns: list[Turn] = field(default_factory=list)
+    pending: Future[Reply] | None = None
 
     @property
-    def num_left(self) -> int:
-        """The number of tokens that may still follow."""
+    def room(self) -> int:
+        """The number of tokens that the completion may still have, of the environment too."""
         return len(self.stream) - len(self.token_ids)
 
     @property
+    def num_left(self) -> int:
+        """The number of tokens that may still follow in this turn."""
+        if self.dialogue is None:
+            return self.room
+        return min(self.room, self.dialogue.max_turn_tokens - len(self.token_ids) + self.turn_start)
+
+    @property
     def next_uniform(self) -> float:
-        """The random number that decides the next token; 0 once the completion has used up its stream."""
-        return float(self.stream[len(self.token_ids)]) if self.num_left else 0.0
+        """The random number that decides the next token; 0 once no token may follow."""
+        return float(self.stream[len(self.logp)]) if self.num_left else 0.0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the next token may be sampled: neither ended nor waiting."""
+        return self.stop_reason is None and self.pending is None
+
+    def stop(self, reason: StopReason) -> None:
+        """End the completion, and release the other side."""
+        self.stop_reason = reason
+        if self.dialogue is not None:
+            self.dialogue.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +119,7 @@ class CompletionBuilder:
         self.limits = limits
         self.stopped = threading.Event()
 
-    def begin(self, prompts: Sequence[Prompt], group_size: int, seed: int) -> list[list[PartialCompletion]]:
+    def begin(self, request: SampleRequest) -> list[list[PartialCompletion]]:
         """Begin every prompt's group; a prompt that comes twice gets different random streams.
 
         Raises:
@@ -92,11 +127,15 @@ class CompletionBuilder:
         """
         seen: Counter[tuple[str, str]] = Counter()
         groups = []
-        for prompt in prompts:
+        for index, prompt in enumerate(request.prompts):
             occurrence = seen[prompt.group_key]
             seen[prompt.group_key] += 1
-            seeds = [completion_seed(seed, *prompt.group_key, occurrence, member) for member in range(group_size)]
-            groups.append([self._begin(prompt, own_seed) for own_seed in seeds])
+            where = (request.seed, *prompt.group_key, occurrence)
+            group = [self._begin(prompt, completion_seed(*where, member)) for member in range(request.group_size)]
+            if request.dialogues is not None:
+                for partial, dialogue in zip(group, request.dialogues[index], strict=True):
+                    partial.dialogue = dialogue
+            groups.append(group)
         return groups
 
     def _begin(self, prompt: Prompt, own_seed: int) -> PartialCompletion:
@@ -120,22 +159,61 @@ class CompletionBuilder:
             raise SamplingStopped
         tokens, logps, entropies = drawn.token.tolist(), drawn.logp.tolist(), drawn.entropy.tolist()
         for partial, token, logp, entropy in zip(partials, tokens, logps, entropies, strict=True):
-            if partial.stop_reason is not None:
+            if not partial.is_live:
                 continue
             partial.token_ids.append(token)
             partial.logp.append(logp)
             partial.entropy.append(entropy)
-            partial.stop_reason = self._stop_reason(partial, token)
+            reason = self._turn_end(partial, token)
+            if reason is not None:
+                self.end_turn(partial, reason)
 
-    def _stop_reason(self, partial: PartialCompletion, token: int) -> StopReason | None:
+    def _turn_end(self, partial: PartialCompletion, token: int) -> StopReason | None:
+        """Return the reason why the current turn ends after ``token``; of a single turn, the completion's."""
         if token in self.loaded.eos_ids:
             return StopReason.EOS
         if self.limits.stop:
             # A stop string spans at most as many tokens as it has bytes; only that tail can have completed one.
             tail = max(len(text.encode()) for text in self.limits.stop) + 1
-            if self.holds_stop_string(partial.token_ids[-tail:]):
+            if self.holds_stop_string(partial.token_ids[max(partial.turn_start, len(partial.token_ids) - tail) :]):
                 return StopReason.STOP_STRING
         return partial.out_of_room if partial.num_left == 0 else None
+
+    def end_turn(self, partial: PartialCompletion, reason: StopReason) -> None:
+        """End the current turn: ask the other side if the turn ended by itself, else end the completion."""
+        if partial.dialogue is None:
+            partial.stop(reason)
+        elif reason in (StopReason.EOS, StopReason.STOP_STRING):
+            partial.pending = partial.dialogue.reply(partial.token_ids[partial.turn_start :], partial.room)
+        else:
+            partial.turns.append(Turn(partial.turn_start, len(partial.token_ids)))
+            partial.stop(StopReason.TURN_TRUNCATED if partial.room else partial.out_of_room)
+
+    def go_on(self, partial: PartialCompletion) -> Sequence[int]:
+        """Wait for the reply to the last turn and append it; or end the completion, if it is over or has no room.
+
+        Returns:
+            The reply's token ids; empty if the completion has ended.
+
+        Raises:
+            SamplingStopped: ``stopped`` is set.
+        """
+        assert partial.pending is not None
+        while not wait([partial.pending], _TICK_S).done:
+            if self.stopped.is_set():
+                raise SamplingStopped
+        reply = partial.pending.result()
+        partial.pending = None
+        partial.turns.append(replace(reply.turn, start=partial.turn_start, end=len(partial.token_ids)))
+        if reply.stop_reason is not None:
+            partial.stop(reply.stop_reason)
+        elif len(reply.token_ids) >= partial.room:
+            partial.stop(partial.out_of_room)
+        else:
+            partial.token_ids += reply.token_ids
+            partial.turn_start = len(partial.token_ids)
+            return reply.token_ids
+        return ()
 
     def holds_stop_string(self, token_ids: Sequence[int]) -> bool:
         """Return whether the text of these tokens contains one of the strings that end a completion."""
@@ -145,14 +223,15 @@ class CompletionBuilder:
     def finish(self, partial: PartialCompletion) -> Completion:
         """Return an ended completion with its text, which ends before the stop string; its token ids do not.
 
-        A continued prefix is part of the text, since verifiers judge the whole turn.
+        A continued prefix is part of the text, since verifiers judge the whole turn. Of several turns, the text is the
+        last one's.
         """
         assert partial.stop_reason is not None
-        given = decode(self.loaded, partial.prefix_ids) if partial.prefix_ids else ""
-        text = decode(self.loaded, [*partial.prefix_ids, *partial.token_ids])
-        if partial.stop_reason is StopReason.STOP_STRING:
-            places = (text.find(stop, len(given)) for stop in self.limits.stop)
-            text = text[: min((place for place in places if place >= 0), default=len(text))]
+        given, said = partial.prefix_ids, partial.token_ids
+        if partial.turns:
+            given, said = (), said[partial.turns[-1].start : partial.turns[-1].end]
+        has_stop_string = partial.stop_reason is StopReason.STOP_STRING or bool(partial.turns)
+        text = self.turn_text(said, given, has_stop_string)
         return Completion(
             token_ids=tuple(partial.token_ids),
             logp_gen=np.asarray(partial.logp, dtype=np.float32),
@@ -160,7 +239,22 @@ class CompletionBuilder:
             stop_reason=partial.stop_reason,
             text=text,
             seed=partial.seed,
+            turns=tuple(partial.turns),
         )
+
+    def turn_text(self, turn_ids: Sequence[int], given_ids: Sequence[int] = (), to_stop_string: bool = True) -> str:
+        """Decode one turn.
+
+        Args:
+            given_ids: a part of the turn that was given before it; a stop string in it does not count.
+            to_stop_string: whether the text ends before the first stop string, if there is one.
+        """
+        given = decode(self.loaded, given_ids) if given_ids else ""
+        text = decode(self.loaded, [*given_ids, *turn_ids])
+        if to_stop_string:
+            places = (text.find(stop, len(given)) for stop in self.limits.stop)
+            text = text[: min((place for place in places if place >= 0), default=len(text))]
+        return text
 
 
 @dataclass(slots=True)

@@ -23,6 +23,10 @@ class RolloutCounts:
         decode_steps, decoded_rows: forward passes over live rows, and rows in them.
         decoded_attended: positions the decoded tokens attended to.
         unshared_prefills, unshared_tokens, unshared_attended: the prompts if every completion had run its own.
+        replies, reply_tokens, reply_attended: chunks fed behind a cache (an environment's replies, each with the last
+            token sampled before it), their tokens, and the positions those attended to.
+        episodes, failed_episodes: episodes of environments, and those among them that could not be scored.
+        refused_replays: prompts whose stored turns an environment answered otherwise than before.
     """
 
     prefills: int = 0
@@ -34,6 +38,12 @@ class RolloutCounts:
     unshared_prefills: int = 0
     unshared_tokens: int = 0
     unshared_attended: int = 0
+    replies: int = 0
+    reply_tokens: int = 0
+    reply_attended: int = 0
+    episodes: int = 0
+    failed_episodes: int = 0
+    refused_replays: int = 0
 
     def __add__(self, other: RolloutCounts) -> RolloutCounts:
         names = (field.name for field in dataclasses.fields(self))
@@ -52,6 +62,14 @@ class RolloutCounts:
         self.unshared_prefills += group_size * len(lengths)
         self.unshared_tokens += group_size * sum(lengths)
         self.unshared_attended += group_size * attended
+
+    def add_replies(self, known: Sequence[int], lengths: Sequence[int]) -> None:
+        """Count chunks of these lengths, each behind a cache of ``known`` tokens."""
+        self.replies += len(lengths)
+        self.reply_tokens += sum(lengths)
+        self.reply_attended += sum(
+            length * before + length * (length + 1) // 2 for before, length in zip(known, lengths, strict=True)
+        )
 
     def add_common(self, length: int) -> None:
         """Count the one prefill of the beginning that all prompts share."""

@@ -1,7 +1,7 @@
 """Load a ``Task`` from a ``[[task]]`` section of a recipe: check every setting first, then load problems.
 
-Left out: reasoning-gym (``sources.reasoning_gym``) and data files (``sources.data_files``) themselves; each registers
-one ``TaskSource`` here.
+Left out: reasoning-gym (``sources.reasoning_gym``), data files (``sources.data_files``) and environments
+(``sources.environment``) themselves; each registers one ``TaskSource`` here.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from heliostat.config import ConfigError, TaskSection, build_checked, nearest
+from heliostat.config import ConfigError, EnvironmentSection, TaskSection, build_checked, nearest
 from heliostat.tasks.settings import check_needs
 from heliostat.tasks.sources.data_files import FileSettings, load_file, show_file_task
+from heliostat.tasks.sources.environment import EnvironmentTaskSettings, load_environment, show_environment_task
 from heliostat.tasks.sources.reasoning_gym import GymSettings, list_tasks, load_gym, show_gym_task
 from heliostat.tasks.task import Task
 
@@ -22,14 +23,16 @@ class TaskSource:
     """A source of problems: its settings, its loader, and its description for people."""
 
     settings: type[Any]
-    load: Callable[[TaskSection, Any, int], Task]
+    load: Callable[[TaskSection, Any, int, EnvironmentSection], Task]
     show: Callable[[str], str]
 
 
 SOURCES: dict[str, TaskSource] = {
     "reasoning-gym": TaskSource(GymSettings, load_gym, show_gym_task),
     "file": TaskSource(FileSettings, load_file, show_file_task),
+    "environment": TaskSource(EnvironmentTaskSettings, load_environment, show_environment_task),
 }
+_NO_ENVIRONMENT = EnvironmentSection(name="")
 
 
 def show_task(name: str) -> str:
@@ -42,12 +45,14 @@ def show_task(name: str) -> str:
     return SOURCES[kind if kind in SOURCES else "reasoning-gym"].show(name)
 
 
-def load_task(section: TaskSection, seed: int) -> Task:
+def load_task(section: TaskSection, seed: int, environment: EnvironmentSection = _NO_ENVIRONMENT) -> Task:
     """Load a task's problems, split them by ``seed``, and build its verifiers.
 
     Args:
         section: a recipe's task section; its keys beyond ``num_train`` and ``num_heldout`` belong to the source.
         seed: decides which problems are drawn, and which of them are held out.
+        environment: the recipe's environment. It makes the problems of an ``environment`` task; with any other task,
+            verifiers may be left out where it gives the rewards.
 
     Returns:
         A task with exactly ``num_train`` and ``num_heldout`` problems, no question text in both.
@@ -64,11 +69,12 @@ def load_task(section: TaskSection, seed: int) -> Task:
         raise ConfigError(_unknown(section.name))
     source = SOURCES[kind]
     settings = build_checked(source.settings, section.settings, "task")
-    task = source.load(section, settings, seed)
+    task = source.load(section, settings, seed, environment)
     check_needs(task)
     return task
 
 
 def _unknown(name: str) -> str:
-    choices = [*list_tasks(), "file"]
-    return f"unknown task.name '{name}'{nearest(name, choices)}; it is 'file' or 'reasoning-gym/<dataset>'"
+    choices = [*list_tasks(), "file", "environment"]
+    kinds = "'file' or 'reasoning-gym/<dataset>', or 'environment' with an [environment]"
+    return f"unknown task.name '{name}'{nearest(name, choices)}; it is {kinds}"

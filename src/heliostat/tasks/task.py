@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from heliostat.tasks.verifiers.builtin import Verifier
-from heliostat.types import Problem, Verdict
+from heliostat.types import Completion, Problem, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,9 @@ class WeightedVerifier:
 FULL_MARKS_WITHIN = 1e-9
 """A score this near to 1 is full marks: the float64 error of sums of tenths, and no partial credit."""
 
+ENVIRONMENT = "environment"
+"""The name of an environment's return among the scores of a verdict."""
+
 Teacher = Callable[[Problem, np.random.Generator, float], str | None]
 """Shows how a problem is worked out, as a text to imitate; ``None`` where it cannot.
 
@@ -47,13 +50,30 @@ def by_the_book(problem: Problem, rng: np.random.Generator, progress: float) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class Slips:
+    """Deliberate mistakes in demonstrations of episodes.
+
+    Attributes:
+        share: share of the demonstrations that end early or wrongly.
+        after: share of the supervised training before mistakes begin.
+    """
+
+    share: float = 0.0
+    after: float = 0.0
+
+    def share_at(self, progress: float) -> float:
+        """Return the share of mistakes once supervised training has come to ``progress``, from 0 to 1."""
+        return self.share if progress >= self.after else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Problems and the verifiers that score their answers.
 
     Attributes:
         train: problems to train on.
         heldout: problems to evaluate on; no question text occurs in both.
-        verifiers: every one of positive weight must give full marks for a success.
+        verifiers: every one of positive weight must give full marks for a success; none: rewards are an environment's.
         shaped: whether the reward is the weighted sum of raw scores, instead of 1.0 for a success and 0.0 otherwise.
         answer_after: marker before the answer, which follows its last occurrence; empty: the whole completion.
         timeout_s: wall-clock limit of one verdict, in seconds.
@@ -61,6 +81,7 @@ class Task:
         num_workers: verifier processes this task asks for.
         on_failure: ``zero``: a verifier failure costs that sample its reward; ``stop``: it ends the run.
         teacher: the source of demonstrations for supervised steps.
+        slips: mistakes in demonstrations of episodes, which come from the environment instead of the teacher.
         notes: messages about dropped rows and other properties of the data.
     """
 
@@ -75,6 +96,7 @@ class Task:
     num_workers: int = 1
     on_failure: Literal["zero", "stop"] = "zero"
     teacher: Teacher = by_the_book
+    slips: Slips = Slips()
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def verdict(self, scores: Mapping[str, float | None], failure: str = "") -> Verdict:
@@ -100,3 +122,21 @@ class Task:
         success = all(abs(known[weighted.name] - 1) <= FULL_MARKS_WITHIN for weighted in counted)
         shaped = sum(weighted.weight * known[weighted.name] for weighted in counted)
         return Verdict(reward=shaped if self.shaped else float(success), success=success, scores=known)
+
+    def trajectory_verdict(self, completion: Completion) -> Verdict | None:
+        """Return the verdict of an environment on a trajectory; ``None`` where the verifiers judge it.
+
+        The return is ``R = sum_k r_k`` over the turns' rewards: one return per trajectory, regardless of their number.
+        Success is what the environment says, by default ``R >= 1``.
+
+        Limits:
+            Verifiers judge completions without turns, and trajectories whose turns have no reward at all. In a task
+            without verifiers, such a trajectory has return 0.
+        """
+        rewards = [turn.reward for turn in completion.turns if turn.reward is not None]
+        if not completion.turns or (self.verifiers and not rewards):
+            return None
+        total = float(sum(rewards))
+        said = [turn.success for turn in completion.turns if turn.success is not None]
+        success = said[-1] if said else total >= 1 - FULL_MARKS_WITHIN
+        return Verdict(reward=total, success=success, scores={ENVIRONMENT: total})

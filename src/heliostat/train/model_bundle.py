@@ -56,7 +56,8 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
         add_adapters(loaded.model, recipe.lora, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
-    limits = DecodeLimits(section.max_new_tokens, section.max_rows, section.stop)
+    max_tokens = recipe.environment.max_tokens if recipe.environment.enabled else section.max_new_tokens
+    limits = DecodeLimits(max_tokens, section.max_rows, section.stop)
     engine = build_engine(loaded, limits, section, runtime.run_on_main)
     return ModelBundle(loaded, engine, recipe, loaded.model.dtype)
 

@@ -24,6 +24,9 @@ from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
+from heliostat.tasks.environments.contract import EnvironmentFailed
+from heliostat.tasks.environments.pool import EnvironmentNotLoaded
+from heliostat.tasks.environments.specs import spec_if_enabled
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.tasks.sources.demonstrations import demonstrations_of
 from heliostat.traces import BankError
@@ -39,6 +42,7 @@ from heliostat.train.console.interrupt import Interrupted, InterruptHandler
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import TraceLog
 from heliostat.train.distributed.ranks import RankLost, Runtime, readable_dist_errors, running
+from heliostat.train.episodes import UnlikeWorlds, with_episodes
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.rows import recorded_evaluation
 from heliostat.train.guard.run_guard import GuardStopped
@@ -57,6 +61,7 @@ from heliostat.train.update.safe_step import TrainingDiverged
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
     *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
+    *(EnvironmentFailed, EnvironmentNotLoaded, UnlikeWorlds),
 )
 """Failures that end a run with a clear message and an intact folder; any other is a bug and keeps its traceback."""
 
@@ -98,12 +103,13 @@ def run_recipe(
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
         for service in services:
             stack.callback(service.close)
-        pool = stack.enter_context(VerifierPool(tasks))
+        pool = stack.enter_context(VerifierPool(tasks, spec_if_enabled(recipe.environment)))
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         point = checkpoints.find_newest()
         recipe = begun_in(recipe, runtime.broadcast(checkpoints.stored_dtype(point.step)))
         with runtime.raise_on_all_ranks():
             bundle = set_up_model(recipe, runtime, lambda today: runtime.broadcast(folder.keep_day(today)))
+            bundle = with_episodes(bundle, pool.environments, shown.note)
         for note in _data_notes(tasks, bundle):
             shown.note(note)
         runtime.run_on_main(lambda: check_encodable(recipe, tasks, bundle, shown.note))

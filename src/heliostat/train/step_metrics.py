@@ -74,7 +74,7 @@ class StepMetrics:
         return metrics | {
             **sampler_gap,
             "policy/max_log_ratio": float(abs(scored[0]).max(initial=0.0)),
-            "length/max": float(max(len(c.token_ids) for group in groups for c in group.completions)),
+            "length/max": float(max(c.num_sampled for group in groups for c in group.completions)),
             "optim/lr": report.lr,
             "optim/bad_steps": float(self.counters.num_bad_steps),
         }

@@ -97,3 +97,15 @@ def test_a_relative_path_of_an_earlier_run_is_the_same_place() -> None:
     assert not is_same_place("/a/rows.jsonl", "/b/rows.jsonl")
     assert not is_same_place("", "/b")
     assert not is_same_place(3, "/b/3")
+
+
+def test_environments_and_tools_are_imported_from_the_recipes_folder(project: Path) -> None:
+    def imported_from(table: str) -> str:
+        (project / "e.toml").write_text(f"[environment]\n{table}\n")
+        return load_recipe(str(project / "e.toml")).environment.import_from
+
+    assert imported_from('name = "beside_rewards:right"') == str(project)
+    assert imported_from('tools = ["beside_rewards:right"]') == str(project)
+    assert imported_from('name = "json:loads"') == ""
+    assert imported_from('name = "lookup"') == ""
+    assert imported_from('name = "beside_rewards:right"\nimport_from = "held"') == str(project / "held")

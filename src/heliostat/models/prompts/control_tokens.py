@@ -109,8 +109,27 @@ def _plain(loaded: LoadedModel, text: str) -> list[int]:
     return list(loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
 
 
+def spell_all(loaded: LoadedModel) -> None:
+    """Encode every control token's spelling once, so that threads that encode later change no state of the tokenizer.
+
+    A tokenizer is switched to another mode to spell a control token, for all threads that use it.
+    """
+    for token in control_tokens(loaded.tokenizer):
+        _as_text(loaded, token)
+    _plain(loaded, "a")  # switches back
+
+
 def _as_text(loaded: LoadedModel, token: str) -> list[int]:
-    """Encode a control token's spelling in ordinary ids."""
+    """Encode a control token's spelling in ordinary ids; once per model."""
+    key = f"spelling of {token}"
+    if key not in loaded.memo:
+        loaded.memo[key] = tuple(_spelled(loaded, token))
+    found = loaded.memo[key]
+    assert isinstance(found, tuple)
+    return list(found)
+
+
+def _spelled(loaded: LoadedModel, token: str) -> list[int]:
     special = {*loaded.tokenizer.all_special_ids} | {
         number for number, added in loaded.tokenizer.added_tokens_decoder.items() if added.special
     }

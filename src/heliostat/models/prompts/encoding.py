@@ -118,7 +118,7 @@ def chat_messages(
 def _encode_text(loaded: LoadedModel, problem: Problem) -> list[int]:
     assert isinstance(problem.prompt, str)
     if has_typed(loaded, problem.prompt, problem.markup):
-        start, end = _affixes(loaded)
+        start, end = affixes(loaded)
         ids = [*start, *encode_typed(loaded, problem.prompt, problem.markup, problem.described), *end]
     else:
         ids = list(loaded.tokenizer.encode(problem.prompt, verbose=False))
@@ -128,7 +128,7 @@ def _encode_text(loaded: LoadedModel, problem: Problem) -> list[int]:
     return ids
 
 
-def _affixes(loaded: LoadedModel) -> tuple[list[int], list[int]]:
+def affixes(loaded: LoadedModel) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer adds before and after every text."""
     bare = list(loaded.tokenizer.encode("a", add_special_tokens=False))
     whole = list(loaded.tokenizer.encode("a"))

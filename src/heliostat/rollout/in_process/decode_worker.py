@@ -1,6 +1,7 @@
 """One thread's decoding: prefill the prompts of its share, and decode their groups token by token.
 
-Left out: which prompts are whose share (``in_process.engine``), and how rows are stored (``rows``, ``shared``).
+Left out: which prompts are whose share (``in_process.engine``), completions of several turns (``turns``), and how rows
+are stored (``rows``, ``shared``).
 """
 
 from __future__ import annotations
@@ -51,16 +52,13 @@ class DecodeWorker:
         """Decode until all completions have ended, or ``stopped`` returns true."""
         prompts, partials = self.collector.request.prompts, self.collector.partials
         waiting = deque(range(len(prompts)))
-        state: _State | None = None
+        state: DecodeState | None = None
         while (waiting or state) and not stopped():
             num_live = len(state.partials) if state else 0
             group_size = len(partials[0])
             if waiting and (num_live == 0 or num_live + group_size <= self.limits.max_rows):
                 admitted = self._admit(waiting, group_size, num_live)
-                with span("prefill"):
-                    fresh = self._prefill(
-                        [prompts[index] for index in admitted], [partials[index] for index in admitted]
-                    )
+                fresh = self.prefill(admitted)
                 state = state.joined(fresh) if state else fresh
             assert state is not None
             state = self._decode(state)
@@ -74,8 +72,15 @@ class DecodeWorker:
         num = max(1, (self.limits.max_rows - num_live) // group_size)
         return [waiting.popleft() for _ in range(min(num, len(waiting)))]
 
-    def _prefill(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[PartialCompletion]]) -> _State:
-        """Run each prompt once and give every member of its group a row that continues from there."""
+    def prefill(self, admitted: Sequence[int]) -> DecodeState:
+        """Run these prompts once each, and give every member of their groups a row that continues from there."""
+        with span("prefill"):
+            return self._prefill(
+                [self.collector.request.prompts[index] for index in admitted],
+                [self.collector.partials[index] for index in admitted],
+            )
+
+    def _prefill(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[PartialCompletion]]) -> DecodeState:
         group_size = len(groups[0])
         num_common = self.shared_prefix.length if self.shared_prefix else 0
         lengths = torch.tensor([len(prompt.context_ids) - num_common for prompt in prompts])
@@ -102,60 +107,68 @@ class DecodeWorker:
         logits = self.loaded.head.logits(hidden[:, -1]).repeat_interleave(group_size, dim=0)
         partials = [partial for group in groups for partial in group]
         as_rows = self.copies if self.shared_prefix is None else functools.partial(SharedRows, num_common=num_common)
-        return _State(as_rows(cache, start.to(self.device), group_size, _room(partials)), logits, partials)
+        return DecodeState(as_rows(cache, start.to(self.device), group_size, room_of(partials)), logits, partials)
 
-    def _decode(self, state: _State) -> _State | None:
+    def _decode(self, state: DecodeState) -> DecodeState | None:
         """Decode until enough rows have ended to be worth removing, and return the rest, ready to go on."""
         while True:
-            uniform = torch.tensor(
-                [partial.next_uniform for partial in state.partials], dtype=torch.float64, device=self.device
-            )
-            with span("draw"):
-                drawn = draw(state.logits, uniform, self.collector.request.settings)
-                self.collector.builder.record(state.partials, drawn)
-            alive = [row for row, partial in enumerate(state.partials) if partial.stop_reason is None]
+            token, alive = self.draw(state)
             if not alive:
                 return None
             enough_ended = len(state.partials) - len(alive) >= self.limits.min_freed * len(state.partials)
-            token = drawn.token
             if enough_ended:
-                kept = torch.tensor(alive, device=self.device)
-                state.partials = [state.partials[row] for row in alive]
-                state.rows.keep(kept, room=_room(state.partials))
-                token = token[kept]
-            with span("decode"):
-                state.logits = self._step(state.rows, token)
+                token = state.keep(alive, token)
+            self.step(state, token)
             if enough_ended:
                 return state
 
-    def _step(self, rows: LiveRows, token: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
-        """Feed one token to every row and return the next logits."""
+    def draw(self, state: DecodeState) -> tuple[Int[Tensor, " row"], list[int]]:
+        """Draw the next token of every row; return the tokens, and the rows that may have a further one."""
+        uniform = torch.tensor(
+            [partial.next_uniform for partial in state.partials], dtype=torch.float64, device=self.device
+        )
+        with span("draw"):
+            drawn = draw(state.logits, uniform, self.collector.request.settings)
+            self.collector.builder.record(state.partials, drawn)
+        return drawn.token, [row for row, partial in enumerate(state.partials) if partial.is_live]
+
+    def step(self, state: DecodeState, token: Int[Tensor, " row"]) -> None:
+        """Feed one token to every row, and set the logits of the next."""
+        rows = state.rows
         self.counts.decode_steps += 1
         self.counts.decoded_rows += rows.num_rows
-        self.counts.decoded_attended += rows.num_attended
+        self.counts.decoded_attended += rows.num_rows + int(rows.lengths.sum())
         fed = token.unsqueeze(1)
-        if self.fused is not None and isinstance(rows, SharedRows):
-            hidden = self.fused.hidden(rows, fed)
-        else:
-            hidden = rows.hidden(self.loaded, fed)
-        return self.loaded.head.logits(hidden[:, -1])
+        with span("decode"):
+            if self.fused is not None and isinstance(rows, SharedRows):
+                hidden = self.fused.hidden(rows, fed)
+            else:
+                hidden = rows.hidden(self.loaded, fed)
+            state.logits = self.loaded.head.logits(hidden[:, -1])
 
 
 @dataclass(slots=True)
-class _State:
+class DecodeState:
     """The live rows: their cache, the logits of each row's next token, and their completions so far."""
 
     rows: LiveRows
     logits: Float[Tensor, "row vocab"]
     partials: list[PartialCompletion]
 
-    def joined(self, fresh: _State) -> _State:
+    def joined(self, fresh: DecodeState) -> DecodeState:
         """Return this state with the rows of a fresh prefill after its own."""
         partials = self.partials + fresh.partials
-        self.rows.join(fresh.rows, room=_room(partials))
-        return _State(self.rows, torch.cat([self.logits, fresh.logits]), partials)
+        self.rows.join(fresh.rows, room=room_of(partials))
+        return DecodeState(self.rows, torch.cat([self.logits, fresh.logits]), partials)
+
+    def keep(self, rows: Sequence[int], token: Int[Tensor, " row"]) -> Int[Tensor, " kept"]:
+        """Drop all other rows; return the remaining rows' tokens. Logits are those before the tokens."""
+        kept = torch.tensor(rows, device=token.device)
+        self.partials = [self.partials[row] for row in rows]
+        self.rows.keep(kept, room=room_of(self.partials))
+        return token[kept]
 
 
-def _room(partials: Sequence[PartialCompletion]) -> int:
-    """Return the columns that the longest unfinished completion may still need."""
+def room_of(partials: Sequence[PartialCompletion]) -> int:
+    """Return the columns that the longest unfinished completion may still need in this turn."""
     return max(partial.num_left for partial in partials)

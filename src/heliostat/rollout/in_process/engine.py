@@ -24,6 +24,7 @@ from heliostat.rollout.in_process.rows import Rows
 from heliostat.rollout.in_process.shared import SharedRows, attending, shares_prompts
 from heliostat.rollout.in_process.shared_prefix import SharedPrefix
 from heliostat.rollout.in_process.threads import Job, run_in_threads
+from heliostat.rollout.in_process.turns import TurnWorker
 from heliostat.rollout.request import SampleRequest
 from heliostat.spans import span
 from heliostat.types import Group, Prompt
@@ -71,7 +72,7 @@ class TorchEngine:
     def sample(self, request: SampleRequest) -> list[Group]:
         """Sample a group for every prompt; see ``Engine.sample``."""
         prompts = request.prompts
-        partials = self.builder.begin(prompts, request.group_size, request.seed)
+        partials = self.builder.begin(request)
         groups: dict[int, Group] = {}
 
         def job(share: Sequence[int]) -> Job:
@@ -80,12 +81,15 @@ class TorchEngine:
                 if request.on_group is not None:
                     request.on_group(share[place], group)
 
-            part = dataclasses.replace(request, prompts=[prompts[index] for index in share], on_group=on_group)
+            part = dataclasses.replace(
+                request, prompts=[prompts[index] for index in share], on_group=on_group, dialogues=None
+            )
             collector = GroupCollector(self.builder, part, [partials[index] for index in share])
             self._counted.append(RolloutCounts())
-            return DecodeWorker(
+            worker = DecodeWorker(
                 self.loaded, limits, self.copies, shared_prefix, self.fused, collector, self._counted[-1]
-            ).run
+            )
+            return worker.run if request.dialogues is None else TurnWorker(worker).run
 
         # Prompts of similar length share a prefill; completions do not depend on the order.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))

@@ -127,10 +127,10 @@ class FusedLayers:
 
     def hidden(self, rows: SharedRows, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
         """Feed every row its next token and return the hidden states after it."""
-        rows.hide_padding()
+        positions = rows.begin_pass(torch.ones_like(token, dtype=torch.bool))
         x = self._backbone.embed_tokens(token)
         # [row, 1, feature]: one token per row, so the dimension of tokens serves to broadcast over heads.
-        cos, sin = (each.squeeze(1)[:, None] for each in self._backbone.rotary_emb(x, rows.positions))
+        cos, sin = (each.squeeze(1)[:, None] for each in self._backbone.rotary_emb(x, positions))
         # transformers rotates by x cos + rotate_half(x) sin, where rotate_half negates the second half and swaps both.
         # Here the sign goes into sin once per pass, and the swap is a roll by half the width.
         half = self._width // 2

@@ -2,8 +2,8 @@
 
 Such a memory cannot be padded, trimmed or joined from outside, so prompts of equal length are decoded together, one row
 per completion, until all have ended. A model that hands out no memory at all runs its whole text again for every token.
-Slower than ``TorchEngine`` (each member of a group runs its prompt again, and ended rows idle), and exact for any
-causal model.
+Slower than ``TorchEngine`` (each member of a group runs its prompt again, ended rows idle, and of several turns each
+runs the text before it again), and exact for any causal model.
 
 Left out: refilling and eviction.
 """
@@ -21,6 +21,7 @@ from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, Group
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings, draw
+from heliostat.spans import span
 from heliostat.types import Group, Prompt
 
 
@@ -48,13 +49,22 @@ class PlainEngine:
     @torch.inference_mode()
     def sample(self, request: SampleRequest) -> list[Group]:
         """Sample a group for every prompt; see ``Engine.sample``."""
-        partials = self.builder.begin(request.prompts, request.group_size, request.seed)
+        partials = self.builder.begin(request)
         collector = GroupCollector(self.builder, request, partials)
         rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
-        for batch in self._batches(rows):
-            self._decode(batch, request.settings)
+        while rows:
+            for batch in self._batches(rows):
+                self._decode(batch, request.settings)
+                collector.collect()
+            rows = self._going_on(rows)
             collector.collect()
         return collector.groups()
+
+    def _going_on(self, rows: list[tuple[Prompt, PartialCompletion]]) -> list[tuple[Prompt, PartialCompletion]]:
+        """Wait for the replies to turns, and return the completions that have another turn."""
+        waiting = [(prompt, partial) for prompt, partial in rows if partial.pending is not None]
+        with span("environment"):
+            return [(prompt, partial) for prompt, partial in waiting if self.builder.go_on(partial)]
 
     def take_counts(self) -> RolloutCounts:
         """See ``Engine.take_counts``."""
@@ -74,17 +84,18 @@ class PlainEngine:
     def _batches(
         self, rows: list[tuple[Prompt, PartialCompletion]]
     ) -> Iterator[list[tuple[Prompt, PartialCompletion]]]:
-        """Yield rows of equal context length, at most ``max_rows`` at once."""
+        """Yield rows of equal length so far, at most ``max_rows`` at once."""
         by_length: dict[int, list[tuple[Prompt, PartialCompletion]]] = {}
         for prompt, partial in rows:
-            by_length.setdefault(len(prompt.context_ids), []).append((prompt, partial))
+            by_length.setdefault(len(prompt.context_ids) + len(partial.token_ids), []).append((prompt, partial))
         for alike in by_length.values():
             for first in range(0, len(alike), self.limits.max_rows):
                 yield alike[first : first + self.limits.max_rows]
 
     def _decode(self, rows: list[tuple[Prompt, PartialCompletion]], settings: SamplingSettings) -> None:
         partials = [partial for _, partial in rows]
-        tokens = torch.tensor([prompt.context_ids for prompt, _ in rows], device=self.device)
+        texts = [(*prompt.context_ids, *partial.token_ids) for prompt, partial in rows]
+        tokens = torch.tensor(texts, device=self.device)
         memory = None
         length = tokens.shape[1]
         self.counts.add_prompts([length] * len(rows), group_size=1)
@@ -98,7 +109,7 @@ class PlainEngine:
             )
             drawn = draw(output.logits[:, -1], uniform, settings)
             self.builder.record(partials, drawn)
-            if all(partial.stop_reason is not None for partial in partials):
+            if not any(partial.is_live for partial in partials):
                 return
             drawn_ids = drawn.token.unsqueeze(1)
             memory = memory_of(output) if self.has_memory else None

@@ -1,24 +1,27 @@
 """Key/value rows for decoding, to which sequences are added and from which they are dropped.
 
-Every live sequence is one row of a preallocated buffer per layer. All rows are written at the same column; a row's
-tokens end at that column and start at its own ``start``, so shorter prompts simply start later (left padding) and the
-attention mask hides what is before ``start``. Positions are the tokens' true positions, hence independent of columns.
-Rows are dropped when a sequence ends and added when the next prompt is prefilled.
+Every live sequence is one row of a preallocated buffer per layer. All rows are written at the same columns, and the
+attention mask hides columns that hold no token of a row (``columns``): shorter prompts start later. Positions are the
+tokens' true positions, hence independent of columns. Rows are dropped when a sequence ends and added when the next
+prompt is prefilled. Rows that wait for an environment leave with their columns and come back (``taken``, ``join``).
 
 Left out: models whose cache is not plain keys and values (``in_process.plain`` decodes those), and sampling.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Protocol, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from heliostat.models import LoadedModel
 from heliostat.models.transformers_internals import CacheLayerMixin, num_queries
+from heliostat.rollout.in_process.columns import Columns
 
 
 class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers is partly untyped
@@ -75,11 +78,10 @@ class RowLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # as above
     def get_max_length(self) -> int:
         return int(self.keys.shape[2])
 
-    def keep(self, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> None:
-        """Keep only ``rows`` and the columns from ``first_column`` on."""
-        self.keys = self._with_capacity(self.keys[rows, :, first_column : self.length], capacity)
-        self.values = self._with_capacity(self.values[rows, :, first_column : self.length], capacity)
-        self.length -= first_column
+    def taken(self, rows: Int[Tensor, " kept"], columns: slice | Tensor, room: int) -> RowLayer:
+        """Return a layer of these rows and columns, with room for more columns."""
+        keys, values = (each[rows, :, : self.length][:, :, columns] for each in (self.keys, self.values))
+        return RowLayer(keys, values, keys.shape[2] + room)
 
     def join(self, other: RowLayer, capacity: int) -> None:
         """Append the rows of ``other``, aligned at the right end; the gap on the left is never attended to."""
@@ -109,18 +111,26 @@ def key_values(layer: object) -> tuple[Tensor, Tensor]:
 class LiveRows(Protocol):
     """Sequences that are decoded together; all ways of storing them give the same numbers to rounding."""
 
-    start: Int[Tensor, " row"]
-
     @property
     def num_rows(self) -> int: ...
 
     @property
-    def num_attended(self) -> int:
-        """Positions that the next tokens of all rows attend to, themselves included."""
+    def lengths(self) -> Int[Tensor, " row"]:
+        """The number of tokens in each row's cache, its prompt included."""
         ...
 
-    def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token and return the hidden states after it."""
+    def hidden(
+        self, loaded: LoadedModel, token: Int[Tensor, "row new"], real: Bool[Tensor, "row new"] | None = None
+    ) -> Float[Tensor, "row new feature"]:
+        """Feed every row its next tokens and return the hidden states after each.
+
+        Args:
+            real: which of them are tokens; the others are padding. Default: all.
+        """
+        ...
+
+    def taken(self, rows: Int[Tensor, " kept"], room: int) -> Self:
+        """Return these rows alone, with room for ``room`` more columns; prompts may be shared with this object."""
         ...
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
@@ -131,79 +141,99 @@ class LiveRows(Protocol):
         """Append the rows of ``other``, a fresh prefill, after this object's own."""
         ...
 
+    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int) -> list[int]:
+        """Bring rows that were ``taken`` apart together again; make room for ``room`` more columns.
+
+        Args:
+            others: the objects that hold the others of the same prefill.
+            rows: the rows to keep, counted over this object and ``others``, one after the other.
+
+        Returns:
+            ``rows`` in the order in which this object now has them.
+        """
+        ...
+
 
 class Rows:
-    """All live rows of all layers, with each row's first column and next position.
+    """All live rows of all layers.
+
+    Args:
+        start: first column of each prompt that holds a token.
 
     Attributes:
-        start: first column of each row that holds a token.
+        columns: the columns that hold tokens, of prompts too.
         cache: the cache to pass to the model as ``past_key_values``.
     """
 
     def __init__(self, prefilled: DynamicCache, start: Int[Tensor, " group"], group_size: int, room: int) -> None:
         length = prefilled.get_seq_length()
         prefilled.batch_repeat_interleave(group_size)
-        self.start = start.repeat_interleave(group_size)
-        self._layers = [RowLayer(*key_values(layer), capacity=length + room) for layer in prefilled.layers]
-        self.cache = Cache(layers=list(self._layers))
+        numbers = torch.arange(length, device=start.device)
+        self.columns = Columns(numbers[None] >= start.repeat_interleave(group_size)[:, None])
+        self._set([RowLayer(*key_values(layer), capacity=length + room) for layer in prefilled.layers])
 
-    @property
-    def length(self) -> int:
-        """The number of columns in use."""
-        return self._layers[0].length
+    def _set(self, layers: list[RowLayer]) -> None:
+        self._layers = layers
+        self.cache = Cache(layers=list(layers))
 
     @property
     def num_rows(self) -> int:
-        return int(self.start.shape[0])
+        return len(self.columns.count)
 
     @property
-    def positions(self) -> Int[Tensor, "row 1"]:
-        """The position of the token that each row is fed next."""
-        return (self.length - self.start).unsqueeze(1)
+    def lengths(self) -> Int[Tensor, " row"]:
+        """The number of tokens in each row's cache, its prompt included."""
+        return self.columns.count
 
-    @property
-    def num_attended(self) -> int:
-        """Positions that the next tokens of all rows attend to, themselves included."""
-        return self.num_rows * (self.length + 1) - int(self.start.sum())
+    def mask(self, num_new: int) -> Tensor:
+        """Return the mask of the columns that each row's last tokens attend to, ``[row, 1, new, column]``."""
+        return self.columns.visible(num_new)[:, None]
 
-    @property
-    def mask(self) -> Tensor:
-        """The mask of the columns that each row's next token attends to, ``[row, 1, 1, column]``, used as it is."""
-        columns = torch.arange(self.length + 1, device=self.start.device)
-        return (columns[None, :] >= self.start[:, None])[:, None, None, :]
-
-    def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token and return the hidden states after it."""
+    def hidden(
+        self, loaded: LoadedModel, token: Int[Tensor, "row new"], real: Bool[Tensor, "row new"] | None = None
+    ) -> Float[Tensor, "row new feature"]:
+        """Feed every row its next tokens and return the hidden states after each."""
+        positions = self.columns.extend(torch.ones_like(token, dtype=torch.bool) if real is None else real)
         return loaded.head.hidden(
             input_ids=token,
-            attention_mask=self.mask,
-            position_ids=self.positions,
+            attention_mask=self.mask(token.shape[1]),
+            position_ids=positions,
             memory=self.cache,
             use_cache=True,
         )
 
+    def taken(self, rows: Int[Tensor, " kept"], room: int) -> Self:
+        """Return these rows alone, with room for ``room`` more columns."""
+        other = copy.copy(self)
+        other.columns = copy.copy(self.columns)
+        columns = other.columns.keep(rows)
+        other._set([layer.taken(rows, columns, room) for layer in self._layers])
+        return other
+
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
         """Drop all other rows, and the columns that no remaining row uses; make room for ``room`` more columns."""
-        self.start = self.start[rows]
-        first = int(self.start.min())
-        capacity = self.length - first + room
-        for layer in self._layers:
-            layer.keep(rows, first, capacity)
-        self.start = self.start - first
+        columns = self.columns.keep(rows)
+        for index, layer in enumerate(self._layers):  # one after the other: two copies of all would be alive at once
+            self._layers[index] = layer.taken(rows, columns, room)
+            self.cache.layers[index] = self._layers[index]
 
-    def join(self, other: Rows, room: int) -> None:
-        """Append the rows of ``other``, a fresh prefill, after this object's own."""
-        length = max(self.length, other.length)
-        self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
+    def join(self, other: Self, room: int) -> None:
+        """Append the rows of ``other`` after this object's own."""
+        self.columns.join(other.columns)
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
-            layer.join(other_layer, length + room)
+            layer.join(other_layer, self.columns.length + room)
+
+    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int) -> list[int]:
+        """Bring rows that were ``taken`` apart together again."""
+        for other in others:
+            self.join(other, room=0)
+        self.keep(torch.tensor(rows, device=self.columns.count.device), room)
+        return list(rows)
 
 
 class PaddedRows(Rows):
     """Rows for models that build their masks themselves, given the columns that hold tokens."""
 
-    @property
-    def mask(self) -> Tensor:
-        """The mask of the columns that hold tokens of a row, the next one included, ``[row, column]``."""
-        columns = torch.arange(self.length + 1, device=self.start.device)
-        return (columns[None, :] >= self.start[:, None]).long()
+    def mask(self, num_new: int) -> Tensor:
+        """Return the columns that hold tokens of a row, the new ones included, ``[row, column]``."""
+        return self.columns.held.long()

@@ -10,11 +10,11 @@ share (a system prompt, worked examples) is stored once for all.
     what                    class           layout of keys and values, per layer
     all prompts' beginning  SharedPrompts   [1, head, column, feature]
     each prompt's rest      SharedPrompts   [group, head, column, feature], padded on the left
-    each row's own tokens   ColumnLayer     [column, row, head, feature], padded on the left
+    each row's own tokens   ColumnLayer     [column, row, head, feature], with gaps (``columns``)
 
-Own tokens lie column by column, so that the next token of all rows is written to one piece of memory. The arithmetic is
-the model's own to rounding. Models reach it through transformers' attention interface, or are run layer by layer
-(``in_process.fused``).
+Own tokens lie column by column, so that the next token of all rows is written to one piece of memory. Rows are fed one
+token each, or a chunk of several: an environment's answer to a turn. The arithmetic is the model's own to rounding.
+Models reach it through transformers' attention interface, or are run layer by layer (``in_process.fused``).
 
 Left out: models that do not use that interface (``in_process.rows`` copies prompts for those), and GPUs, whose fused
 kernels are better served by one row each.
@@ -22,12 +22,13 @@ kernels are better served by one row each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
@@ -40,6 +41,7 @@ from heliostat.models.transformers_internals import (
     usual_attention,
     with_attention,
 )
+from heliostat.rollout.in_process.columns import Columns
 from heliostat.rollout.in_process.rows import key_values
 from heliostat.rollout.in_process.shared_prompts import ColumnLayer, SharedPrompts
 
@@ -62,7 +64,7 @@ class SharedRows:
         room: columns to allocate for the rows' own tokens.
 
     Attributes:
-        start: first own column of each row that holds a token.
+        columns: the own columns that hold tokens.
         cache: the cache to pass to the model as ``past_key_values``.
     """
 
@@ -84,54 +86,56 @@ class SharedRows:
             self._common = SharedPrompts(common, start.new_zeros(1), torch.zeros_like(group))
             states = [(keys[:, :, num_common:].clone(), values[:, :, num_common:].clone()) for keys, values in states]
         self.prompts = SharedPrompts(states, start, group)
-        self.start = torch.zeros_like(group)
-        self._layers = [ColumnLayer(keys_and_values, len(group), room) for keys_and_values in states]
-        self.cache = Cache(layers=list(self._layers))
+        self.columns = Columns(torch.zeros(len(group), 0, dtype=torch.bool, device=start.device))
+        self._set([ColumnLayer(keys_and_values, len(group), room) for keys_and_values in states])
         self._hidden: Tensor | None = None
 
-    @property
-    def length(self) -> int:
-        """The number of own columns in use."""
-        return self._layers[0].length
+    def _set(self, layers: list[ColumnLayer]) -> None:
+        self._layers = layers
+        self.cache = Cache(layers=list(layers))
 
     @property
     def num_rows(self) -> int:
-        return len(self.start)
+        return len(self.columns.count)
 
     @property
-    def num_attended(self) -> int:
-        """Positions that the next tokens of all rows attend to, themselves included."""
-        return int((self.positions + 1).sum())
+    def lengths(self) -> Int[Tensor, " row"]:
+        """The number of tokens in each row's cache, its prompt included."""
+        return self._num_common + self.prompts.row_lengths + self.columns.count
 
-    @property
-    def positions(self) -> Int[Tensor, "row 1"]:
-        """Position of the token each row is about to be fed."""
-        return (self._num_common + self.prompts.row_lengths + self.length - self.start).unsqueeze(1)
-
-    def hidden(self, loaded: LoadedModel, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token, inside ``attending``, and return the hidden states after it."""
-        self.hide_padding()
+    def hidden(
+        self, loaded: LoadedModel, token: Int[Tensor, "row new"], real: Bool[Tensor, "row new"] | None = None
+    ) -> Float[Tensor, "row new feature"]:
+        """Feed every row its next tokens, inside ``attending``, and return the hidden states after each."""
+        positions = self.begin_pass(torch.ones_like(token, dtype=torch.bool) if real is None else real)
         return loaded.head.hidden(
             input_ids=token,
             # Not used: padding is masked below. A mask of four dimensions keeps transformers from building its own.
             attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),
-            position_ids=self.positions,
+            position_ids=positions,
             memory=self.cache,
             use_cache=True,
             shared_rows=self,
         )
 
-    def hide_padding(self) -> None:
-        """Prepare a pass: mask the columns that hold no token of a row, in its prompt or before its own first token."""
-        if not (bool(self.start.any()) or bool(self.prompts.start.any())):
-            self._hidden = None
-            return
-        # In the order of the scores: common beginning (never padded), prompt, own columns with the next one.
-        columns = torch.arange(max(self.prompts.length, self.length + 1), device=self.start.device)
-        none = columns.new_zeros(self.num_rows, self._num_common, dtype=torch.bool)
-        prompt = columns[: self.prompts.length] < self.prompts.start[self.prompts.group][:, None]
-        own = columns[: self.length + 1] < self.start[:, None]
-        self._hidden = torch.cat([none, prompt, own], dim=1)[:, None, None]
+    def begin_pass(self, real: Bool[Tensor, "row new"]) -> Int[Tensor, "row new"]:
+        """Prepare a pass over new columns, and return the positions of their tokens.
+
+        Args:
+            real: which of the new columns hold a token of each row.
+        """
+        num_new = real.shape[1]
+        known = self._num_common + self.prompts.row_lengths
+        positions = known[:, None] + self.columns.extend(real)
+        self._hidden = None
+        if num_new > 1 or self.columns.have_gaps or bool(self.prompts.start.any()):
+            # In the order of the scores: common beginning (never padded), prompt, own columns with the new ones.
+            numbers = torch.arange(self.prompts.length, device=real.device)
+            common = real.new_zeros(self.num_rows, self._num_common)
+            prompt = numbers < self.prompts.start[self.prompts.group][:, None]
+            given = torch.cat([common, prompt], dim=1)[:, None].expand(-1, num_new, -1)
+            self._hidden = torch.cat([given, ~self.columns.visible(num_new)], dim=2)[:, None, None]
+        return positions
 
     def attend(
         self, layer: int, query: Float[Tensor, "row head share feature"], key: Tensor, value: Tensor
@@ -140,10 +144,14 @@ class SharedRows:
         self._layers[layer].update(key, value)
         return self.attended(layer, query)
 
-    def attended(self, layer: int, query: Float[Tensor, "row head share feature"]) -> Tensor:
-        """Return attention over the common beginning, each row's prompt, and its own columns so far."""
+    def attended(self, layer: int, query: Float[Tensor, "row head query feature"]) -> Tensor:
+        """Return attention over the common beginning, each row's prompt, and its own columns so far.
+
+        Args:
+            query: for every key head, its ``share`` query heads; of a chunk, each with one query per token.
+        """
         own = self._layers[layer]
-        num_rows, num_heads, share, width = query.shape
+        num_rows, num_heads, num_queries, width = query.shape
         # Own tokens: one small product per row and head, all in one batched call, without a copy: rows and heads
         # are adjacent in [column, row, head, feature].
         keys, values = (
@@ -151,40 +159,63 @@ class SharedRows:
         )
         shared = [self.prompts] if self._common is None else [self._common, self.prompts]
         parts = [prompts.scores(layer, query) for prompts in shared]
-        parts.append(torch.bmm(query.reshape(-1, share, width), keys.mT).view(num_rows, num_heads, share, -1))
-        scores = torch.cat(parts, dim=-1)  # [row, head, share, common + prompt + own columns]
+        parts.append(
+            torch.bmm(query.reshape(-1, num_queries, width), keys.mT).view(num_rows, num_heads, num_queries, -1)
+        )
+        scores = torch.cat(parts, dim=-1)  # [row, head, query, common + prompt + own columns]
         if self._hidden is not None:
-            scores.masked_fill_(self._hidden, -torch.inf)
+            num_new = self._hidden.shape[3]
+            scores.view(num_rows, num_heads, -1, num_new, scores.shape[-1]).masked_fill_(self._hidden, -torch.inf)
         # One softmax over all parts gives the weights that attention to the whole text would give.
         *weights, own_weights = torch.split(scores.softmax(dim=-1), [part.shape[-1] for part in parts], dim=-1)
         # The width of values is left to bmm: they may be narrower or wider than keys (latent attention).
-        found = torch.bmm(own_weights.flatten(0, 1), values).view(num_rows, num_heads, share, -1)
+        found = torch.bmm(own_weights.flatten(0, 1), values).view(num_rows, num_heads, num_queries, -1)
         for prompts, part in zip(shared, weights, strict=True):
             found += prompts.weighted(layer, part)
         return found
 
+    def taken(self, rows: Int[Tensor, " kept"], room: int) -> Self:
+        """Return these rows alone, with room for ``room`` more columns; prompts are shared with this object."""
+        other = copy.copy(self)
+        self.prompts.may_drop = False
+        other.prompts = self.prompts.taken(rows)
+        other._common = None if self._common is None else self._common.taken(rows)
+        other.columns = copy.copy(self.columns)
+        columns = other.columns.keep(rows)
+        other._set([layer.taken(rows, columns, room) for layer in self._layers])
+        return other
+
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
         """Drop all other rows, and the own columns that no remaining row uses; make room for ``room`` more."""
-        self.start = self.start[rows]
-        first = int(self.start.min())
-        capacity = self.length - first + room
+        columns = self.columns.keep(rows)
         self.prompts.keep(rows)
         if self._common is not None:
             self._common.keep(rows)
-        for layer in self._layers:
-            layer.keep(rows, first, capacity)
-        self.start = self.start - first
+        for index, layer in enumerate(self._layers):  # one after the other: two copies of all would be alive at once
+            self._layers[index] = layer.taken(rows, columns, room)
+            self.cache.layers[index] = self._layers[index]
 
-    def join(self, other: SharedRows, room: int) -> None:
+    def join(self, other: Self, room: int) -> None:
         """Append the rows of ``other``, a fresh prefill with the same common beginning, after this object's own."""
-        # All rows write the same next column, so own tokens are aligned at their end, and starts move with them.
-        length = max(self.length, other.length)
-        self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
+        # All rows write the same next column, so own tokens are aligned at their end.
+        self.columns.join(other.columns)
         self.prompts.join(other.prompts)
         if self._common is not None:
-            self._common = SharedPrompts(self._common.states, self._common.start, torch.zeros_like(self.start))
+            everyone = torch.zeros_like(self.columns.count)
+            self._common = SharedPrompts(self._common.states, self._common.start, everyone)
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
-            layer.join(other_layer, length + room)
+            layer.join(other_layer, self.columns.length + room)
+
+    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int) -> list[int]:
+        """Bring rows that were ``taken`` apart together again, sorted by their prompts, which are the same."""
+        group = torch.cat([self.prompts.group, *(other.prompts.group for other in others)])
+        wanted = torch.tensor(rows, device=group.device)
+        order = wanted[group[wanted].argsort(stable=True)]
+        for other in others:
+            self.join(other, room=0)
+        self.prompts.may_drop = True
+        self.keep(order, room)
+        return [int(row) for row in order]
 
 
 def shares_prompts(loaded: LoadedModel) -> bool:
@@ -243,9 +274,11 @@ def _attention(
     """
     if shared_rows is None:
         return usual_attention(USUAL)(module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
-    num_rows, num_heads, _one, width = query.shape
-    scaled = (query * usual["scaling"]).view(num_rows, key.shape[2], -1, width)
-    return shared_rows.attended(module.layer_idx, scaled).reshape(num_rows, 1, num_heads, -1), None
+    num_rows, num_heads, num_new, width = query.shape
+    # The query heads that share a key head lie next to each other; of a chunk, so do the tokens of one head.
+    scaled = (query * usual["scaling"]).reshape(num_rows, key.shape[2], -1, width)
+    found = shared_rows.attended(module.layer_idx, scaled).reshape(num_rows, num_heads, num_new, -1)
+    return found.transpose(1, 2), None
 
 
 register_attention(ATTENTION, _attention, masks_like=USUAL)

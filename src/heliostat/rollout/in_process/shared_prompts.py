@@ -5,6 +5,8 @@ Left out: attention over all parts (``in_process.shared``, which also lists the 
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,27 +34,31 @@ class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformer
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one more column and return views of all so far (called by the attention layers)."""
-        # The model feeds one token per row: [row, head, 1, feature] becomes one column of the buffer.
-        self.keys[self.length] = key_states[:, :, 0]
-        self.values[self.length] = value_states[:, :, 0]
-        self.length += 1
-        return self.keys[: self.length], self.values[: self.length]
+        """Write more columns and return views of all so far (called by the attention layers)."""
+        end = self.length + key_states.shape[2]
+        self.keys[self.length : end] = key_states.permute(2, 0, 1, 3)
+        self.values[self.length : end] = value_states.permute(2, 0, 1, 3)
+        self.length = end
+        return self.keys[:end], self.values[:end]
 
     def get_max_length(self) -> int:
         return int(self.keys.shape[0])
 
-    def keep(self, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> None:
-        """Keep only ``rows`` and the columns from ``first_column`` on."""
-        self.keys = self._kept(self.keys, rows, first_column, capacity)
-        self.values = self._kept(self.values, rows, first_column, capacity)
-        self.length -= first_column
+    def taken(self, rows: Int[Tensor, " kept"], columns: slice | Tensor, room: int) -> ColumnLayer:
+        """Return a layer of these rows and columns, with room for more columns."""
+        other = copy.copy(self)
+        other.keys, other.length = self._taken(self.keys, rows, columns, room)
+        other.values, _ = self._taken(self.values, rows, columns, room)
+        return other
 
-    def _kept(self, states: Tensor, rows: Int[Tensor, " kept"], first_column: int, capacity: int) -> Tensor:
+    def _taken(
+        self, states: Tensor, rows: Int[Tensor, " kept"], columns: slice | Tensor, room: int
+    ) -> tuple[Tensor, int]:
         # index_select into the buffer writes each kept column once; indexing first would copy the columns twice.
-        buffer = states.new_empty(capacity, len(rows), *states.shape[2:])
-        torch.index_select(states[first_column : self.length], 1, rows, out=buffer[: self.length - first_column])
-        return buffer
+        stays = states[: self.length][columns]
+        buffer = states.new_empty(len(stays) + room, len(rows), *states.shape[2:])
+        torch.index_select(stays, 1, rows, out=buffer[: len(stays)])
+        return buffer, len(stays)
 
     def join(self, other: ColumnLayer, capacity: int) -> None:
         """Append the rows of ``other``, aligned at the last column; the gap before them is never attended to."""
@@ -86,13 +92,22 @@ class SharedPrompts:
         states: keys and values of every layer, ``[group, head, column, feature]``.
         start: first column of each prompt that holds a token (left padding).
         group: the prompt of each row, ascending.
+        may_drop: whether prompts without rows may be dropped; not while rows elsewhere come back to them.
     """
 
     def __init__(
-        self, states: list[tuple[Tensor, Tensor]], start: Int[Tensor, " group"], group: Int[Tensor, " row"]
+        self,
+        states: list[tuple[Tensor, Tensor]],
+        start: Int[Tensor, " group"],
+        group: Int[Tensor, " row"],
+        may_drop: bool = True,
     ) -> None:
-        self.states, self.start = states, start
+        self.states, self.start, self.may_drop = states, start, may_drop
         self._place(group)
+
+    def taken(self, rows: Int[Tensor, " kept"]) -> SharedPrompts:
+        """Return the same prompts for these rows alone; nothing is copied."""
+        return SharedPrompts(self.states, self.start, self.group[rows], may_drop=False)
 
     @property
     def length(self) -> int:
@@ -108,7 +123,7 @@ class SharedPrompts:
         """Assign the rows to slots of their groups; drop groups without rows once there are many of them."""
         counts = torch.bincount(group, minlength=len(self.start))
         alive = counts > 0
-        if int(alive.sum()) < (1 - MAX_DEAD_GROUPS) * len(counts):
+        if self.may_drop and int(alive.sum()) < (1 - MAX_DEAD_GROUPS) * len(counts):
             self.states = [(keys[alive], values[alive]) for keys, values in self.states]
             self.start = self.start[alive]
             group = (alive.cumsum(0) - 1)[group]  # the groups' new numbers: how many live ones stand before each
@@ -124,7 +139,13 @@ class SharedPrompts:
         self._place(self.group[rows])
 
     def join(self, other: SharedPrompts) -> None:
-        """Append the prompts and rows of ``other`` after this object's own, aligned at the last column."""
+        """Append the prompts and rows of ``other`` after this object's own, aligned at the last column.
+
+        Rows of the same prompts come back to them; they must then be sorted again (``keep``).
+        """
+        if other.states is self.states:
+            self.group = torch.cat([self.group, other.group])
+            return
         length = max(self.length, other.length)
         self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
         self.states = [

@@ -43,7 +43,10 @@ class CompletionClient:
     def complete(
         self, model: str, prompt: Prompt, partials: Sequence[PartialCompletion], settings: SamplingSettings
     ) -> None:
-        """Decode one prompt's group on the server and fill its completions in.
+        """Decode one turn of one prompt's group on the server and append it to its completions.
+
+        The completions have the same tokens so far: none in a group's first turn; later turns are one request each,
+        with all ids as the prompt.
 
         Args:
             model: the name of the served model.
@@ -53,9 +56,9 @@ class CompletionClient:
         """
         body = {
             "model": model,
-            "prompt": list(prompt.context_ids),
+            "prompt": [*prompt.context_ids, *partials[0].token_ids],
             "n": len(partials),
-            "seed": partials[0].seed,
+            "seed": partials[0].seed + len(partials[0].turns),  # of several turns, each has its own
             "max_tokens": partials[0].num_left,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
@@ -83,12 +86,14 @@ class CompletionClient:
             math.isfinite(logp) and logp < MAX_LOGP for logp in logps
         ):
             raise self._wrong("token ids outside the vocabulary, or log-probabilities that are not finite or above 0")
-        stop_reason = self._stop_reason(partial, choice)
+        reason = self._turn_end(partial, choice)
+        partial.token_ids += ids
+        partial.logp += logps
         # The server does not tell a distribution's entropy. The mean of -log p over draws from it is the entropy.
-        partial.token_ids, partial.logp, partial.entropy = list(ids), list(logps), [-logp for logp in logps]
-        partial.stop_reason = stop_reason
+        partial.entropy += [-logp for logp in logps]
+        self.builder.end_turn(partial, reason)
 
-    def _stop_reason(self, partial: PartialCompletion, choice: Choice) -> StopReason:
+    def _turn_end(self, partial: PartialCompletion, choice: Choice) -> StopReason:
         if choice.token_ids[-1] in self.loaded.eos_ids:
             return StopReason.EOS
         if choice.finish_reason == "stop" and self.builder.holds_stop_string(choice.token_ids):

@@ -67,17 +67,25 @@ class VllmEngine:
             ServerError: the server cannot be used, or its answer cannot be right.
             ParityError: its log-probabilities are not those of the trainer's weights.
         """
-        partials = self.builder.begin(request.prompts, request.group_size, request.seed)
+        partials = self.builder.begin(request)
         collector = GroupCollector(self.builder, request, partials)
         served = self.weights.served
 
         def complete(prompt: Prompt, group: Sequence[PartialCompletion]) -> None:
             self.client.complete(served.name, prompt, group, request.settings)
 
+        def further_turns(prompt: Prompt, partial: PartialCompletion) -> None:
+            while partial.pending is not None:
+                if self.builder.go_on(partial):
+                    complete(prompt, [partial])
+
         with served.turn:
             self.weights.sync_weights(request.prompts[:NUM_PROBES], request.settings)
             with ThreadPoolExecutor(self.num_requests) as pool:
                 for _ in pool.map(complete, request.prompts, partials):
+                    collector.collect()
+                rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
+                for _ in pool.map(further_turns, *zip(*rows, strict=True)):
                     collector.collect()
         for prompt, group in zip(request.prompts, partials, strict=True):
             self._count(prompt, group)
@@ -104,6 +112,7 @@ class VllmEngine:
 
     def stop(self) -> None:
         """See ``Engine.stop``; requests are cancelled, and vLLM ends a request whose connection closes."""
+        self.builder.stopped.set()
         self.client.server.abort()
 
     def _count(self, prompt: Prompt, partials: Sequence[PartialCompletion]) -> None:
@@ -112,7 +121,7 @@ class VllmEngine:
         self.counts.prompt_tokens += length
         self.counts.prompt_attended += length * (length + 1) // 2
         for partial in partials:
-            fed = len(partial.token_ids) - 1  # the last token is sampled and never fed back
+            fed = len(partial.token_ids) - 1  # the last token is sampled and never fed back; replies count as decoded
             self.counts.decode_steps = max(self.counts.decode_steps, fed)
             self.counts.decoded_rows += fed
             self.counts.decoded_attended += fed * length + fed * (fed + 1) // 2

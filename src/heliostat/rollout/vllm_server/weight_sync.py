@@ -23,6 +23,7 @@ import torch
 
 from heliostat.models import save_model
 from heliostat.rollout.completions import CompletionBuilder
+from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings
 from heliostat.rollout.vllm_server.client import Server, ServerError
 from heliostat.rollout.vllm_server.completions import CompletionClient
@@ -149,7 +150,7 @@ class WeightSync:
         limits = self.client.limits
         limits = replace(limits, max_new_tokens=min(PROBE_TOKENS, limits.max_new_tokens))
         builder = CompletionBuilder(self.client.loaded, limits)
-        partials = [group[0] for group in builder.begin(prompts, 1, seed=0)]
+        partials = [group[0] for group in builder.begin(SampleRequest(prompts, 1, settings, seed=0, policy_step=0))]
         for prompt, partial in zip(prompts, partials, strict=True):
             self.client.complete(self.served.name, prompt, [partial], SamplingSettings(temperature=temperature))
         completions = [builder.finish(partial) for partial in partials]

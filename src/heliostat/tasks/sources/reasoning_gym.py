@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from heliostat.config import ConfigError, TaskSection
+from heliostat.config import ConfigError, EnvironmentSection, TaskSection
 from heliostat.tasks.answers import find_answer
 from heliostat.tasks.sandbox.interpreter import Child, start_child
 from heliostat.tasks.settings import TaskSettings, build_verifiers, make_task, render
@@ -114,8 +114,8 @@ def show_gym_task(name: str) -> str:
     return "\n".join(lines)
 
 
-def load_gym(section: TaskSection, settings: GymSettings, seed: int) -> Task:
-    """Load a reasoning-gym task; see ``load_task``."""
+def load_gym(section: TaskSection, settings: GymSettings, seed: int, environment: EnvironmentSection) -> Task:
+    """Load a reasoning-gym task, whatever the environment; see ``load_task``."""
     dataset = section.name.partition("/")[2]
     writer = find_writer(settings.solution, dataset, settings.import_from)
     scorer = {"name": "reasoning-gym"}

@@ -19,6 +19,8 @@ from dataclasses import replace
 from typing import Any, Self
 
 from heliostat.config import ConfigError
+from heliostat.tasks.environments.contract import EnvironmentSpec
+from heliostat.tasks.environments.pool import EnvironmentPool
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.tasks.task import Task
 from heliostat.tasks.verifier_pool.batches import Batch, Job, VerifierError
@@ -40,6 +42,10 @@ class VerifierPool:
 
     Args:
         tasks: the tasks whose problems will be judged; their names must differ.
+        environment: the environment that episodes are played in, if any; its processes run as long as the pool.
+
+    Attributes:
+        environments: the pool of the environment's processes.
 
     Raises:
         ConfigError: two tasks have the same name.
@@ -49,7 +55,8 @@ class VerifierPool:
     on the order of submission, as long as the verifier itself is a function of them.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], environment: EnvironmentSpec | None = None) -> None:
+        self.environments = None if environment is None else EnvironmentPool(environment)
         self._tasks = {task.name: (number, task) for number, task in enumerate(tasks)}
         if len(self._tasks) < len(tasks):
             raise ConfigError("two tasks have the same name; give one of them a label")
@@ -60,13 +67,17 @@ class VerifierPool:
         refuse_nested("verifier processes")
         tasks = [task for _, task in self._tasks.values()]
         specs = [spec_of(task) for task in tasks]
-        count = max(task.num_workers for task in tasks)
+        count = max((task.num_workers for task in tasks), default=0)
         self._threads = [_WorkerThread(specs, self._jobs, count) for _ in range(count)]
         for keeper in self._threads:
             keeper.start()
+        if self.environments is not None:
+            self.environments.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.environments is not None:
+            self.environments.__exit__()
         self._jobs.put(None)
         for keeper in self._threads:
             keeper.stop()
@@ -75,7 +86,7 @@ class VerifierPool:
     @property
     def num_workers(self) -> int:
         """Number of worker processes."""
-        return max(task.num_workers for _, task in self._tasks.values())
+        return max((task.num_workers for _, task in self._tasks.values()), default=0)
 
     def judge(self, problem: Problem, texts: Sequence[str], *, stops: bool = True) -> Future[tuple[Verdict, ...]]:
         """Judge completions of one problem; the future's result is one verdict per text, in order.
@@ -90,12 +101,25 @@ class VerifierPool:
         return self._put(problem, texts, tuple, stops)
 
     def submit(self, group: Group) -> Future[Group]:
-        """Start judging a group; the future's result is the same group with its verdicts."""
-        texts = [completion.text for completion in group.completions]
-        ids = tuple(completion.token_ids for completion in group.completions)
-        return self._put(
-            group.prompt.problem, texts, lambda verdicts: replace(group, verdicts=tuple(verdicts)), token_ids=ids
-        )
+        """Start judging a group; the future's result is the same group with its verdicts.
+
+        Trajectories are judged by their environment's rewards, where it gave some.
+        """
+        _, task = self._task_of(group.prompt.problem)
+        given = [task.trajectory_verdict(completion) for completion in group.completions]
+        judged = [one for one, verdict in zip(group.completions, given, strict=True) if verdict is None]
+
+        def finish(verdicts: list[Verdict]) -> Group:
+            by_verifiers = iter(verdicts)
+            return replace(group, verdicts=tuple(verdict or next(by_verifiers) for verdict in given))
+
+        if not judged:
+            done: Future[Group] = Future()
+            done.set_result(finish([]))
+            return done
+        texts = [completion.text for completion in judged]
+        ids = tuple(completion.sampled_ids for completion in judged)
+        return self._put(group.prompt.problem, texts, finish, token_ids=ids)
 
     def begin(self) -> VerdictCollector:
         """Return a collector that judges groups as they are submitted."""
@@ -109,6 +133,11 @@ class VerifierPool:
         """
         return self.begin().finish(groups)
 
+    def _task_of(self, problem: Problem) -> tuple[int, Task]:
+        if problem.task not in self._tasks:
+            raise ValueError(f"problem {problem.problem_id} belongs to task '{problem.task}', not to one of this pool")
+        return self._tasks[problem.task]
+
     def _put(
         self,
         problem: Problem,
@@ -119,9 +148,7 @@ class VerifierPool:
     ) -> Future[Any]:
         if not self._threads:
             raise RuntimeError("a VerifierPool judges only inside its `with` block")
-        if problem.task not in self._tasks:
-            raise ValueError(f"problem {problem.problem_id} belongs to task '{problem.task}', not to one of this pool")
-        number, task = self._tasks[problem.task]
+        number, task = self._task_of(problem)
         if not any(isinstance(weighted.verifier, Function) for weighted in task.verifiers):
             token_ids = ()
         task = task if stops else replace(task, on_failure="zero")

@@ -57,14 +57,16 @@ class Ledger:
         self.charge_rollout(phase, loaded, RolloutCounts(**{key: int(value) for key, value in total.items()}))
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
-        """Charge the forward passes of sampling: prompts once per prefill, then one token per live row and step."""
+        """Charge the forward passes of sampling: prompts once per prefill, then one token per live
+        row and step, and an environment's replies once each.
+        """
         for book, prefills, prompt_tokens, prompt_attended in (
             (self.flops, counts.prefills, counts.prompt_tokens, counts.prompt_attended),
             (self.unshared, counts.unshared_prefills, counts.unshared_tokens, counts.unshared_attended),
         ):
-            tokens = prompt_tokens + counts.decoded_rows
-            attended = prompt_attended + counts.decoded_attended
-            num_logits = prefills + counts.decoded_rows
+            tokens = prompt_tokens + counts.decoded_rows + counts.reply_tokens
+            attended = prompt_attended + counts.decoded_attended + counts.reply_attended
+            num_logits = prefills + counts.decoded_rows + counts.replies
             book[phase] += forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
 
     def charge_update(self, phase: str, loaded: LoadedModel, counts: UpdateCounts, with_gradient: bool = True) -> None:
@@ -75,7 +77,8 @@ class Ledger:
         ):
             tokens = prompt_tokens + counts.completion_tokens
             attended = prompt_attended + counts.completion_attended
-            forward = forward_flops(loaded, tokens, attended / max(1, tokens), counts.completion_tokens)
+            num_logits = counts.completion_tokens - counts.unscored_tokens
+            forward = forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
             book[phase] += (1 + BACKWARD_COST * with_gradient) * forward
 
     def charge_phase(self, loaded: LoadedModel, report: UpdateReport) -> None:

@@ -115,9 +115,9 @@ class Profile(Ledger):
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
         """Charge sampling; in profiled steps, count prompts and decoded tokens separately."""
         if self._watching and phase == "rollout":
-            prompts = forward_flops(
-                loaded, counts.prompt_tokens, counts.prompt_attended / max(1, counts.prompt_tokens), counts.prefills
-            )
+            tokens = counts.prompt_tokens + counts.reply_tokens
+            attended = counts.prompt_attended + counts.reply_attended
+            prompts = forward_flops(loaded, tokens, attended / max(1, tokens), counts.prefills + counts.replies)
             decoding = decoding_flops(loaded, counts)
             _add(self.step_flops, {"rollout": prompts + decoding, "prefill": prompts, "decode": decoding})
             self.decoded.decode_steps += counts.decode_steps

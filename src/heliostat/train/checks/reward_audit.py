@@ -38,15 +38,16 @@ def audit_rewards(
     folder: RunFolder,
     note: Callable[[str], None],
 ) -> str:
-    """Audit every task of a run, store the reports in its folder, and print their sentences.
+    """Audit every task of a run that has verifiers, store the reports in its folder, and print their sentences.
 
     Returns:
         The reason to stop the run; empty if it may go on.
     """
     section = recipe.audit
     began = time.monotonic()
+    tasks = [task for task in tasks if task.verifiers]
     effort = dataclasses.replace(
-        IN_A_RUN, num_oracles=section.num_oracles, budget_s=section.budget_s / len(tasks), seed=recipe.run.seed
+        IN_A_RUN, num_oracles=section.num_oracles, budget_s=section.budget_s / max(1, len(tasks)), seed=recipe.run.seed
     )
     reports = [audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bundle)) for task in tasks]
     seconds = time.monotonic() - began

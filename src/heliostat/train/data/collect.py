@@ -17,6 +17,7 @@ from pathlib import Path
 from heliostat.config import Recipe
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
+from heliostat.tasks.environments.specs import spec_if_enabled
 from heliostat.traces import Attempts, Bank, BankSummary, policy_fingerprint, summarise
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.checks.encoding import check_encodable
@@ -24,6 +25,7 @@ from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import sources_of, traces_of
 from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.episodes import with_episodes
 from heliostat.train.model_bundle import ModelBundle, set_up_sampler
 from heliostat.types import Group, Problem
 
@@ -125,16 +127,18 @@ class Collector:
         traces = traces_of(groups, self.sources, self.ledger.flops["collection"] - before)
         costs = [sum(trace.flops for trace in traces if trace.problem_id == s.problem.problem_id) for s in chunk]
         attempts = [
-            _attempts(self.campaign, round_index, group, cost) for group, cost in zip(groups, costs, strict=True)
+            _attempts(self.campaign, round_index, group, rollout.group_size, cost)
+            for group, cost in zip(groups, costs, strict=True)
         ]
         self.bank.append([trace for trace in traces if trace.success], attempts)
         for state, one in zip(chunk, attempts, strict=True):
             state.take(one)
 
 
-def _attempts(campaign: str, round_index: int, group: Group, flops: float) -> Attempts:
+def _attempts(campaign: str, round_index: int, group: Group, num: int, flops: float) -> Attempts:
+    """Count a group's attempts; those whose environment failed count too, or a broken problem would never end."""
     successes = sum(verdict.success for verdict in group.verdicts)
-    return Attempts(campaign, group.prompt.problem.problem_id, round_index, len(group.completions), successes, flops)
+    return Attempts(campaign, group.prompt.problem.problem_id, round_index, num, successes, flops)
 
 
 def run_collect(
@@ -154,7 +158,9 @@ def run_collect(
     problems = [problem for task in tasks for problem in task.train][:num_problems]
     bundle = set_up_sampler(recipe, start_runtime(recipe.run))
     check_encodable(recipe, [replace(task, train=(), heldout=task.train) for task in tasks], bundle)
-    with VerifierPool(tasks) as pool, Bank.open(bank) as opened, display or Display() as shown:
+    environment = spec_if_enabled(recipe.environment)
+    with VerifierPool(tasks, environment) as pool, Bank.open(bank) as opened, display or Display() as shown:
+        bundle = with_episodes(bundle, pool.environments, shown.note)
         Collector(recipe, bundle, tasks, pool, opened, quota, shown).collect(problems)
         return summarise(opened)
 

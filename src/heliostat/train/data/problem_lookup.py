@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from heliostat.config import Recipe
 from heliostat.tasks import Task, VerifierPool
+from heliostat.tasks.task import ENVIRONMENT
 from heliostat.traces import Problems
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
@@ -18,7 +19,7 @@ from heliostat.train.model_bundle import set_up_sampler
 
 def verifier_names(task: Task) -> str:
     """Join the names of a task's verifiers, as its traces record them."""
-    return "+".join(weighted.name for weighted in task.verifiers)
+    return "+".join(weighted.name for weighted in task.verifiers) or ENVIRONMENT
 
 
 @contextmanager

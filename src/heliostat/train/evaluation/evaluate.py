@@ -177,11 +177,13 @@ def evaluate(
         if greedy:
             request = SampleRequest(mine, 1, SamplingSettings(temperature=0), seed=seed, policy_step=0)
             greedy_groups = pool.verify(engine.sample(request))
-    groups = runtime.gather_groups(prompts, groups)
+    groups = [group for group in runtime.gather_groups(prompts, groups) if not group.is_empty]
     greedy_success: Mapping[str, bool] = {}
     if greedy:
         greedy_groups = runtime.gather_groups(prompts, greedy_groups)
-        greedy_success = {group.prompt.problem.problem_id: group.verdicts[0].success for group in greedy_groups}
+        greedy_success = {
+            group.prompt.problem.problem_id: group.verdicts[0].success for group in greedy_groups if group.verdicts
+        }
     results = tuple(
         ProblemResult(
             task=group.prompt.problem.task,
@@ -192,7 +194,7 @@ def evaluate(
             greedy_success=greedy_success.get(group.prompt.problem.problem_id),
             num_failures=sum(bool(verdict.failure) for verdict in group.verdicts),
             num_cut=sum(completion.stop_reason.truncated for completion in group.completions),
-            max_length=max(len(completion.token_ids) for completion in group.completions),
+            max_length=max(completion.num_sampled for completion in group.completions),
         )
         for group in groups
     )

@@ -94,7 +94,7 @@ def transcript_rows(step: int, phase: str, groups: Sequence[Group]) -> list[dict
             "success": group.verdicts[0].success,
             "stop_reason": str(group.completions[0].stop_reason),
             "answer": group.prompt.problem.answer,
-            "num_tokens": len(group.completions[0].token_ids),
+            "num_tokens": group.completions[0].num_sampled,
         }
         for group in groups
     ]

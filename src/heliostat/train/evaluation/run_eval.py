@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
+from heliostat.tasks.environments.specs import spec_if_enabled
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.episodes import with_episodes
 from heliostat.train.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.model_bundle import set_up_sampler, with_model
 from heliostat.types import Problem
@@ -72,9 +75,10 @@ def run_eval(
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
     evaluations, dtypes = [], []
-    with VerifierPool(tasks) as pool:
+    with VerifierPool(tasks, spec_if_enabled(recipe.environment)) as pool:
         for path in models:
             bundle = set_up_sampler(with_model(recipe, path), runtime)
+            bundle = with_episodes(bundle, pool.environments, warnings.warn)
             check_encodable(recipe, [_only(task, heldout) for task in tasks], bundle)
             evaluation, _ = evaluate(
                 bundle.engine,

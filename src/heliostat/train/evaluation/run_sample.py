@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 from heliostat.config import Recipe
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
+from heliostat.tasks import VerifierPool
+from heliostat.tasks.environments.specs import spec_if_enabled
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
+from heliostat.train.episodes import with_episodes
 from heliostat.train.model_bundle import set_up_sampler, with_model
 from heliostat.types import Group, Problem
 
@@ -29,5 +34,7 @@ def run_sample(
         problems = [problem for task in load_tasks(recipe) for problem in task.heldout][:3]
     settings = settings or SamplingSettings(temperature=recipe.rollout.temperature)
     seed = completion_seed(recipe.run.seed, "sample")
-    prompts = [bundle.prompt(problem) for problem in problems]
-    return bundle.engine.sample(SampleRequest(prompts, num_samples, settings, seed=seed, policy_step=0))
+    with VerifierPool((), spec_if_enabled(recipe.environment)) as pool:
+        bundle = with_episodes(bundle, pool.environments, warnings.warn)
+        prompts = [bundle.prompt(problem) for problem in problems]
+        return bundle.engine.sample(SampleRequest(prompts, num_samples, settings, seed=seed, policy_step=0))

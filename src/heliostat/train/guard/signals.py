@@ -48,12 +48,14 @@ class Answers:
         position = completion.text.rfind(marker) if marker else -1
         if position < 0:
             return None
-        wanted, seen = position + len(marker), len(decode(self.loaded, completion.token_ids[:1]))
-        for index, token in enumerate(completion.token_ids[1:], start=1):
+        start, end = completion.spans[-1]  # of several turns, the text is the last one's
+        ids, num_before = completion.token_ids[start:end], completion.num_sampled - (end - start)
+        wanted, seen = position + len(marker), len(decode(self.loaded, ids[:1]))
+        for index, token in enumerate(ids[1:], start=1):
             if seen >= wanted:
-                return index
+                return num_before + index
             seen += self._length(token)
-        return len(completion.token_ids)
+        return completion.num_sampled
 
     def _length(self, token: int) -> int:
         if token not in self._lengths:  # after another token, since some decoders drop the first space of a text

@@ -7,7 +7,8 @@
 
 A tree has no padding inside a group, but attends from every token to every other: best for short completions of
 uneven length. The cache pads completions to the longest, but attends only within a row: best for long completions.
-All return the hidden state before every completion token, in row order, so callers do not depend on the layout.
+All return the hidden state before every scored token, in row order, so callers do not depend on the layout. An
+environment's tokens run through the model like the others, and no hidden state before them is returned.
 
 Left out: which layouts are exact for a model (``layout_trial``), the choice between them (``policy``), and splitting a
 batch into micro-batches (``packing``).
@@ -50,7 +51,7 @@ class Layout(Protocol):
         ...
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
-        """Compute the hidden states that predict the completion tokens, concatenated in row order."""
+        """Compute the hidden states that predict the scored tokens, concatenated in row order."""
         ...
 
 
@@ -67,8 +68,9 @@ class Plain:
         hidden = loaded.head.hidden(input_ids=_padded(inputs, loaded), use_cache=False)
         # Position i predicts token i + 1, so a completion's tokens are predicted from the context's last position on.
         picked = [
-            hidden[index, row.context_length - 1 : row.context_length - 1 + row.num_tokens]
+            hidden[index, row.context_length - 1 + start : row.context_length - 1 + end]
             for index, row in enumerate(rows)
+            for start, end in row.completion.spans
         ]
         return torch.cat(picked)
 
@@ -105,9 +107,9 @@ class Tree:
         )
         order = {group: index for index, group in enumerate(trees)}
         picked = [
-            order[row.group] * width + position
-            for row, span in zip(rows, spans, strict=True)
-            for position in (row.context_length - 1, *span)
+            order[row.group] * width + (inputs[place - 1] if place else row.context_length - 1)
+            for row, inputs in zip(rows, spans, strict=True)
+            for place in row.scored
         ]
         return hidden.flatten(0, 1)[torch.tensor(picked, device=device)]
 
@@ -168,12 +170,11 @@ class Cached:
             use_cache=True,
         )
         hidden = prompt_hidden[:, -1][prompt_of_row].unsqueeze(1)
-        num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
-        if int(num_tokens.max()) > 1:
+        if max(row.length for row in rows) > 1:
             rest = self._continue(loaded, rows, cache, start[prompt_of_row], prompt_of_row, width)
             hidden = torch.cat([hidden, rest], dim=1)
-        real = torch.arange(hidden.shape[1], device=device)[None] < num_tokens[:, None]
-        return hidden[real]
+        picked = [index * hidden.shape[1] + place for index, row in enumerate(rows) for place in row.scored]
+        return hidden.flatten(0, 1)[torch.tensor(picked, device=device)]
 
     def _continue(
         self,

@@ -39,7 +39,18 @@ class Row:
 
     @property
     def num_tokens(self) -> int:
+        """Scored tokens: the sampled ones."""
+        return self.completion.num_sampled
+
+    @property
+    def length(self) -> int:
+        """All tokens after the prompt, of an environment too."""
         return len(self.completion.token_ids)
+
+    @property
+    def scored(self) -> list[int]:
+        """The places of the scored tokens in the completion."""
+        return [place for start, end in self.completion.spans for place in range(start, end)]
 
     @property
     def context_length(self) -> int:
@@ -64,7 +75,10 @@ def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class GroupShape:
-    """The size of a group (or a piece of one) in tokens: its prompt, all its completions, the longest of them."""
+    """The size of a group (or a piece of one) in tokens: its prompt, all its completions, the longest of them.
+
+    Tokens of an environment count, since they are run through the model.
+    """
 
     context: int
     num_rows: int
@@ -74,7 +88,7 @@ class GroupShape:
     @classmethod
     def of(cls, rows: Sequence[Row]) -> GroupShape:
         """Return the shape of rows that share one prompt."""
-        lengths = [row.num_tokens for row in rows]
+        lengths = [row.length for row in rows]
         return cls(rows[0].context_length, len(rows), sum(lengths), max(lengths))
 
 
@@ -125,7 +139,7 @@ def _split(group: list[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
     """Halve a group, sorted by length, until each piece fits."""
     if len(group) == 1 or cost([GroupShape.of(group)]) <= max_tokens:
         return [group]
-    ordered = sorted(group, key=lambda row: row.num_tokens)
+    ordered = sorted(group, key=lambda row: row.length)
     half = len(ordered) // 2
     return _split(ordered[:half], max_tokens, cost) + _split(ordered[half:], max_tokens, cost)
 

@@ -84,7 +84,7 @@ class Policy:
 
     def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Compute the log-probability of every completion token of ``rows``, concatenated in row order."""
-        targets = torch.tensor([token for row in rows for token in row.completion.token_ids], device=self.device)
+        targets = torch.tensor([token for row in rows for token in row.completion.sampled_ids], device=self.device)
 
         def work() -> Tensor:
             return completion_log_probs(

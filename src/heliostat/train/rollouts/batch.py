@@ -5,8 +5,8 @@ Left out: the schedule of sampling (``scheduler``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from heliostat.rollout import RolloutCounts
 from heliostat.traces import TraceSource
 from heliostat.train.logprobs.score import Anchor, sampler_anchor
 from heliostat.train.update.counts import UpdateCounts
-from heliostat.types import Completion, Cut, Group, Mean, Problem, Prompt, StopReason, Verdict
+from heliostat.types import Completion, Cut, Group, Mean, Problem, Prompt, StopReason, Turn, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,12 @@ class Rollouts:
             problems: the run's problems by task and id, which a checkpoint refers to.
         """
         lengths = [num for group in state["groups"] for num in group["lengths"]]
-        token_ids, logp_gen, entropy = (
-            torch.split(state[key], lengths) for key in ("token_ids", "logp_gen", "entropy")
-        )
+        token_ids = torch.split(state["token_ids"], lengths)
+        sampled = [num for group in state["groups"] for num in _num_sampled(group)]
+        logp_gen, entropy = (torch.split(state[key], sampled) for key in ("logp_gen", "entropy"))
         tokens = zip(token_ids, logp_gen, entropy, strict=True)
         groups = [_group_of(group, tokens, problems, state["policy_step"]) for group in state["groups"]]
-        old = [] if state["logp_old"] is None else list(torch.split(state["logp_old"], lengths))
+        old = [] if state["logp_old"] is None else list(torch.split(state["logp_old"], sampled))
         pieces = iter(old)
         return cls(
             step=state["step"],
@@ -114,6 +114,8 @@ def _group_state(group: Group) -> dict[str, Any]:
         "prompt": [list(group.prompt.token_ids), list(group.prompt.prefix_ids), str(group.prompt.cut or "")],
         "lengths": [len(one.token_ids) for one in group.completions],
         "completions": [[str(one.stop_reason), one.text, one.seed] for one in group.completions],
+        "turns": [[astuple(turn) for turn in one.turns] for one in group.completions],
+        "prefix_turns": [astuple(turn) for turn in group.prompt.prefix_turns],
         "verdicts": [[one.reward, one.success, dict(one.scores), one.failure] for one in group.verdicts],
     }
 
@@ -127,16 +129,43 @@ def _group_of(
     task, problem_id = state["problem"]
     token_ids, prefix_ids, cut = state["prompt"]
     completions = [
-        _completion_of(next(tokens), StopReason(reason), text, seed) for reason, text, seed in state["completions"]
+        _completion_of(next(tokens), StopReason(reason), text, seed, _turns_of(turns))
+        for (reason, text, seed), turns in zip(state["completions"], _turns(state), strict=True)
     ]
     return Group(
-        Prompt(problems[task, problem_id], tuple(token_ids), tuple(prefix_ids), Cut.parse(cut)),
+        Prompt(
+            problems[task, problem_id],
+            tuple(token_ids),
+            tuple(prefix_ids),
+            Cut.parse(cut),
+            _turns_of(state.get("prefix_turns", ())),
+        ),
         tuple(completions),
         tuple(Verdict(*verdict) for verdict in state["verdicts"]),
         policy_step,
     )
 
 
-def _completion_of(tokens: tuple[Tensor, Tensor, Tensor], reason: StopReason, text: str, seed: int) -> Completion:
+def _turns(state: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    """Return the turns of every completion of a group; checkpoints from before there were turns have none."""
+    turns: Sequence[Sequence[Any]] = state.get("turns") or [()] * len(state["completions"])
+    return turns
+
+
+def _turns_of(stored: Sequence[Any]) -> tuple[Turn, ...]:
+    return tuple(Turn(*values) for values in stored)
+
+
+def _num_sampled(state: Mapping[str, Any]) -> list[int]:
+    """Return the number of sampled tokens of every completion of a group."""
+    return [
+        sum(turn.num_tokens for turn in _turns_of(turns)) if turns else length
+        for length, turns in zip(state["lengths"], _turns(state), strict=True)
+    ]
+
+
+def _completion_of(
+    tokens: tuple[Tensor, Tensor, Tensor], reason: StopReason, text: str, seed: int, turns: tuple[Turn, ...]
+) -> Completion:
     token_ids, logp_gen, entropy = tokens
-    return Completion(tuple(token_ids.tolist()), logp_gen.numpy(), entropy.numpy(), reason, text, seed)
+    return Completion(tuple(token_ids.tolist()), logp_gen.numpy(), entropy.numpy(), reason, text, seed, turns)

@@ -195,15 +195,17 @@ class RolloutScheduler:
             groups = entry.verdicts.finish(share.groups)
         request, runtime = entry.request, self.runtime
         gaps = [gap for gap in runtime.gather(share.max_gap) if gap is not None]
+        everyone = runtime.gather_groups(request.prompts, groups)
+        anchors = runtime.gather_groups(request.prompts, share.logp_old) if self._is_scored(request) else []
         rollouts = Rollouts(
             step=request.step,
             policy_step=request.policy_step,
             version=request.version,
             sources=request.sources,
-            groups=runtime.gather_groups(request.prompts, groups),
+            groups=[group for group in everyone if not group.is_empty],
             counts=RolloutCounts(**{key: int(num) for key, num in runtime.sum(asdict(share.counts)).items()}),
             scored=share.scored.over_ranks(runtime),
-            logp_old=runtime.gather_groups(request.prompts, share.logp_old) if self._is_scored(request) else [],
+            logp_old=[anchor for anchor in anchors if anchor],
             max_gap=max(gaps, default=None),
             mismatch=runtime.merge(share.mismatch),
             seconds=share.seconds,

@@ -41,11 +41,11 @@ def _entropy(completion: Completion) -> float:
 
 
 def _unrepeated(completion: Completion) -> float:
-    return 1.0 - (repeated_share(completion.token_ids, 4) or 0.0)
+    return 1.0 - (repeated_share(completion.sampled_ids, 4) or 0.0)
 
 
 def _distinct(completion: Completion) -> float:
-    return distinct_share([completion.token_ids], 1) or 0.0
+    return distinct_share([completion.sampled_ids], 1) or 0.0
 
 
 STATISTICS: dict[str, Callable[[Completion], float]] = {

@@ -15,7 +15,9 @@ class UpdateCounts:
     """Rows and tokens that forward passes ran over: exact, so that the ledger and the tests can rely on them.
 
     Attributes:
+        completion_tokens: tokens after the prompts, of environments too.
         unshared_tokens, unshared_attended: the counts of prompts if every row had run its own.
+        unscored_tokens: tokens of environments, which are run through the model and get no logits.
     """
 
     rows: int = 0
@@ -26,6 +28,7 @@ class UpdateCounts:
     dropped_groups: int = 0
     unshared_tokens: int = 0
     unshared_attended: int = 0
+    unscored_tokens: int = 0
 
     def over_ranks(self, runtime: Runtime) -> UpdateCounts:
         """Sum the counts of all ranks; all ranks drop the same groups."""
@@ -42,5 +45,6 @@ class UpdateCounts:
         self.rows += len(part)
         self.prompt_tokens += sum(contexts)
         self.prompt_attended += sum(length * (length + 1) // 2 for length in contexts)
-        self.completion_tokens += sum(row.num_tokens for row in part)
-        self.completion_attended += sum(row.num_tokens * row.context_length + row.num_tokens**2 // 2 for row in part)
+        self.completion_tokens += sum(row.length for row in part)
+        self.unscored_tokens += sum(row.length - row.num_tokens for row in part)
+        self.completion_attended += sum(row.length * row.context_length + row.length**2 // 2 for row in part)

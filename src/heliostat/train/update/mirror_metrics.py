@@ -26,7 +26,7 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, Mean]:
     """Compute means over a step's completions, mergeable over ranks."""
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     completions = [completion for group in groups for completion in group.completions]
-    lengths = [len(completion.token_ids) for completion in completions]
+    lengths = [completion.num_sampled for completion in completions]
     uniform = [len(set(group.rewards)) == 1 for group in groups]
     return {
         "reward/mean": _mean([verdict.reward for verdict in verdicts]),

@@ -218,7 +218,7 @@ class Updater:
         While the policy is still the anchor, every log-ratio is set to exactly 0. Rounding in stored
         anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
         """
-        lengths = [len(c.token_ids) for group in batch.groups for c in group.group.completions]
+        lengths = [c.num_sampled for group in batch.groups for c in group.group.completions]
         normalizer = self._current.normalizer(torch.tensor(lengths))
         everyone, groups = batch.groups, mine.groups
         if at_anchor:

@@ -1,0 +1,116 @@
+"""Decode completions of several turns: rows leave while their environment works, and come back with their cache.
+
+    cohort A   decode turn 1 | wait          | read replies, decode turn 2 | wait
+    cohort B                 | decode turn 1 | wait                        | read replies, decode turn 2
+
+A worker's prompts are divided into cohorts, which take turns: the environments of one work while another is decoded.
+Within a cohort, a row whose turn has ended leaves once enough others have, so that the rest decodes in a smaller batch.
+Once no row is live, all come back: their last sampled tokens and the replies are fed as one chunk behind their caches,
+so no token is computed twice.
+
+Which rows are decoded together follows from their tokens alone, never from the time that an environment takes. A run
+that is resumed therefore repeats it bit for bit.
+
+Left out: models whose memory cannot be taken apart (``plain`` runs their text again), and the content of replies.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from heliostat.rollout.completions import PartialCompletion
+from heliostat.rollout.in_process.decode_worker import DecodeState, DecodeWorker, room_of
+from heliostat.rollout.in_process.rows import LiveRows
+from heliostat.spans import span
+
+NUM_COHORTS = 2
+"""Cohorts in progress at once: one is decoded while the other waits."""
+
+
+@dataclass(slots=True)
+class Parked:
+    """Rows that wait: their cache, without the last sampled token of each, and their completions."""
+
+    rows: LiveRows
+    partials: list[PartialCompletion]
+
+
+@dataclass(slots=True)
+class TurnWorker:
+    """A worker that decodes a share of a request's prompts, turn by turn, to the ends of their completions."""
+
+    decoder: DecodeWorker
+
+    @torch.inference_mode()
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Decode until all completions have ended, or ``stopped`` returns true."""
+        fresh = self._cohorts()
+        parked: deque[list[Parked]] = deque()
+        while (fresh or parked) and not stopped():
+            if fresh and len(parked) < NUM_COHORTS:
+                state: DecodeState | None = self.decoder.prefill(fresh.popleft())
+            else:
+                state = self._resume(parked.popleft())
+            if state is not None and (pieces := self._turn(state)):
+                parked.append(pieces)
+            self.decoder.collector.collect()
+
+    def _cohorts(self) -> deque[Sequence[int]]:
+        """Divide the prompts: at least into ``NUM_COHORTS``, and into more where a batch holds fewer rows."""
+        prompts = self.decoder.collector.request.prompts
+        per_batch = max(1, self.decoder.limits.max_rows // self.decoder.collector.request.group_size)
+        size = min(per_batch, -(-len(prompts) // NUM_COHORTS))
+        numbers = range(len(prompts))
+        return deque(numbers[first : first + size] for first in numbers[::size])
+
+    def _turn(self, state: DecodeState) -> list[Parked]:
+        """Decode until every row has ended or waits; return the waiting ones."""
+        pieces: list[Parked] = []
+        while True:
+            token, alive = self.decoder.draw(state)
+            num_gone = len(state.partials) - len(alive)
+            if not alive or num_gone >= self.decoder.limits.min_freed * len(state.partials):
+                waiting = [row for row, partial in enumerate(state.partials) if partial.pending is not None]
+                if len(waiting) == len(state.partials):
+                    return [*pieces, Parked(state.rows, state.partials)]
+                if waiting:
+                    rows = state.rows.taken(torch.tensor(waiting, device=token.device), room=0)
+                    pieces.append(Parked(rows, [state.partials[row] for row in waiting]))
+                if not alive:
+                    return pieces
+                token = state.keep(alive, token)
+            self.decoder.step(state, token)
+
+    def _resume(self, pieces: Sequence[Parked]) -> DecodeState | None:
+        """Wait for the replies to all parked rows, and feed those that go on; ``None`` if none does."""
+        partials = [partial for piece in pieces for partial in piece.partials]
+        builder = self.decoder.collector.builder
+        with span("environment"):
+            replies = [builder.go_on(partial) for partial in partials]
+        stays = [partial.stop_reason is None for partial in partials]
+        if not any(stays):
+            return None
+        # The last sampled token has not been fed yet: it and the reply are what the cache does not know.
+        chunks = [[*partial.token_ids[-1 - len(reply) :]] for partial, reply in zip(partials, replies, strict=True)]
+        going_on = [row for row, stay in enumerate(stays) if stay]
+        room = max(len(chunks[row]) for row in going_on) + room_of([partials[row] for row in going_on])
+        first, *others = (piece.rows for piece in pieces)
+        order = first.reunite(others, going_on, room)
+        chunks, partials = [chunks[row] for row in order], [partials[row] for row in order]
+        with span("prefill"):
+            return DecodeState(first, self._read(first, chunks), partials)
+
+    def _read(self, rows: LiveRows, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Feed every row its chunk, padded on the left, and return the logits after it."""
+        width, device = max(map(len, chunks)), self.decoder.device
+        loaded, counts = self.decoder.loaded, self.decoder.counts
+        ids = torch.tensor([[loaded.pad_id] * (width - len(chunk)) + [*chunk] for chunk in chunks], device=device)
+        lengths = torch.tensor([len(chunk) for chunk in chunks], device=device)
+        real = torch.arange(width, device=device)[None] >= width - lengths[:, None]
+        counts.add_replies(rows.lengths.tolist(), lengths.tolist())
+        hidden = rows.hidden(loaded, ids, real)
+        return loaded.head.logits(hidden[:, -1])
