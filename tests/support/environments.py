@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from heliostat.tasks.environments.contract import Environment, EnvironmentSpec, Step
 from tests.support.hostile_rewards import connection
@@ -245,3 +246,135 @@ class Silent(Environment):
     def step(self, action):
         time.sleep(0.2)
         return Step(action)
+
+
+class Guess(Environment):
+    """A sound environment: a number to find, with answers that help."""
+
+    def reset(self, problem, seed):
+        self.secret = self.choose(problem, seed)
+        return "Guess my number, from 0 to 999."
+
+    def choose(self, problem, seed):
+        return random.Random(seed).randrange(1000)
+
+    def step(self, action):
+        if not action.strip().isdigit():
+            return Step("That is no number.", 0.0, info={"invalid": True})
+        guess = int(action)
+        if guess == self.secret:
+            return Step("Right.", 1.0, done=True, info={"success": True})
+        return Step("higher" if guess < self.secret else "lower", 0.0)
+
+    def oracle(self):
+        return str(self.secret)
+
+
+class PaysAnything(Guess):
+    def step(self, action):
+        return Step("thanks", 1.0, done=True)
+
+
+class PaysPoliteness(Guess):
+    """Pays a tenth for every turn."""
+
+    def step(self, action):
+        step = super().step(action)
+        return step if step.done else Step(step.observation, 0.1)
+
+
+class WrongOracle(Guess):
+    def oracle(self):
+        return str(self.secret + 1)
+
+
+class BreaksOnWords(Guess):
+    def step(self, action):
+        int(action or "0")
+        return super().step(action)
+
+
+class Unrepeatable(Guess):
+    def choose(self, problem, seed):
+        return int.from_bytes(os.urandom(4), "big") % 1000
+
+
+class SharesItsBoard(Guess):
+    """Keeps the secret in a variable of the class, and moves it in every turn."""
+
+    board: ClassVar = [0]
+
+    def choose(self, problem, seed):
+        self.board[0] = seed % 500
+        return self.board[0]
+
+    def step(self, action):
+        self.board[0] += 1
+        self.secret = self.board[0]
+        return super().step(action)
+
+    def oracle(self):
+        return str(self.board[0] + 1)
+
+
+class SeedsTheGlobalAndGuesses(Guess):
+    """Seeds python's global generator in reset and draws from it in step."""
+
+    def choose(self, problem, seed):
+        random.seed(seed)
+        return random.randrange(1000)
+
+    def step(self, action):
+        step = super().step(action)
+        return step if step.done else Step(f"{step.observation} {random.randrange(100)}", step.reward)
+
+
+class OneNumber(Guess):
+    def choose(self, problem, seed):
+        return 7
+
+
+class NumberOfTheProblem(Guess):
+    def choose(self, problem, seed):
+        return int(problem["answer"])
+
+
+class Unscored(Guess):
+    def step(self, action):
+        step = super().step(action)
+        return Step(step.observation, None, step.done)
+
+
+class Slow(Guess):
+    def step(self, action):
+        time.sleep(0.1)
+        return super().step(action)
+
+
+class Phone(Environment):
+    """Has a tool; the answer is impossible without it."""
+
+    def reset(self, problem, seed):
+        self.code = random.Random(seed).randrange(10**6)
+        return "Call ask(name='door') and say the code backwards."
+
+    def step(self, action):
+        if "<tool_call>" in action:
+            call = json.loads(action.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+            assert call["name"] == "ask", call
+            assert call["arguments"].keys() == {"name", "count", "way", "deep"}, call
+            return Step([{"role": "tool", "content": str(self.code)}], 0.0, info={"calls": 1})
+        return Step("", float(action.strip() == str(self.code)[::-1]), done=True)
+
+    def tools(self):
+        parameters = {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "count": {"type": ["integer", "null"]},
+                "way": {"type": "string", "enum": ["up", "down"]},
+                "deep": {"type": "array", "items": {"type": "number"}},
+            },
+            "required": ["name"],
+        }
+        return [{"type": "function", "function": {"name": "ask", "parameters": parameters}}]

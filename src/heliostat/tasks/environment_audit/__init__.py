@@ -1,0 +1,1 @@
+"""Audit of an environment before training on it: returns of worthless policies, replays, siblings and seeds."""

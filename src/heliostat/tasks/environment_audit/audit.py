@@ -1,0 +1,180 @@
+"""Audit an environment before training: can a return be earned for nothing, and is its world a function of the problem?
+
+Policies that solve nothing play a few problems, and so does the environment's oracle if it has one. Recorded episodes
+are then repeated: once more, beside a sibling, with other seeds, and on other problems.
+
+Left out: proofs. A clean audit means that none of these policies earns anything, not that none does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heliostat.tasks.environment_audit.comparisons import choose, compare
+from heliostat.tasks.environment_audit.episodes import Played, Start, play
+from heliostat.tasks.environment_audit.findings import EnvironmentFinding, PolicyResult, find, result_of
+from heliostat.tasks.environment_audit.policies import Policy, echo, fixed_policies, null, oracle, wander
+from heliostat.tasks.environments.contract import EnvironmentFailed, EnvironmentSpec
+from heliostat.tasks.environments.pool import EnvironmentPool, NoOracle
+from heliostat.tasks.environments.problem_row import episode_seed, row_of
+from heliostat.tasks.environments.process import label
+from heliostat.types import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """The size of an audit.
+
+    Attributes:
+        num_problems: problems that each policy plays.
+        num_repeated: problems whose episodes are repeated.
+        num_seeds: other seeds that they are repeated with.
+        budget_s: seconds from the first answer of the environment on.
+    """
+
+    num_problems: int = 20
+    num_repeated: int = 3
+    num_seeds: int = 4
+    budget_s: float = math.inf
+
+
+IN_A_RUN = Effort(num_problems=6, num_repeated=2, num_seeds=3, budget_s=10.0)
+"""The size of the audit at the start of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentReport:
+    """The result of an audit; ``print`` it.
+
+    Attributes:
+        environment: its name in messages.
+        num_problems: problems that were played.
+        max_turns: turns that an episode had at most.
+        policies: the result of the oracle, if there is one, then of every other policy.
+        slowest_ms: the slowest call of the environment that was answered, in milliseconds.
+        num_cut: episodes that were cut because time was up.
+    """
+
+    environment: str
+    num_problems: int
+    max_turns: int
+    policies: tuple[PolicyResult, ...]
+    findings: tuple[EnvironmentFinding, ...]
+    slowest_ms: float
+    num_cut: int = 0
+
+    @property
+    def hackable(self) -> bool:
+        """Whether a return can be earned without solving anything."""
+        return any(finding.kind.hackable for finding in self.findings)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the audit found no reason against training in this environment."""
+        return all(finding.kind.harmless for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """The reasons against training in this environment, in a phrase."""
+        against = [str(finding.kind) for finding in self.findings if not finding.kind.harmless]
+        return ", and ".join(against) or "nothing speaks against training in it"
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return {
+            "environment": self.environment,
+            "verdict": self.verdict,
+            "num_problems": self.num_problems,
+            "max_turns": self.max_turns,
+            "slowest_ms": self.slowest_ms,
+            "num_cut": self.num_cut,
+            "findings": [{"kind": str(finding.kind), "sentence": finding.sentence} for finding in self.findings],
+            "policies": [dataclasses.asdict(policy) for policy in self.policies],
+        }
+
+    def format(self) -> str:
+        """Format the verdict, the findings, and every policy."""
+        lines = [
+            f"audit of {self.environment} on {self.num_problems} problems: {self.verdict}",
+            f"  up to {self.max_turns} turns; the slowest call took {self.slowest_ms:.1f} ms",
+        ]
+        if self.num_cut:
+            lines.append(f"  time was up before {self.num_cut} more episodes had ended")
+        lines += [f"  {finding.kind}: {finding.sentence}" for finding in self.findings]
+        lines += ["", f"  {'policy':36} {'success':>8} {'return':>8} {'turns':>6} {'failures':>8}"]
+        lines += [
+            f"  {one.name:36} {one.success:8.0%} {one.mean_return:8.3f} {one.mean_turns:6.1f} {one.num_failures:8}"
+            for one in self.policies
+        ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.format()
+
+
+def audit_environment(
+    spec: EnvironmentSpec, problems: Sequence[Problem], *, max_turns: int = 8, effort: Effort | None = None
+) -> EnvironmentReport:
+    """Let policies that solve nothing play an environment, repeat episodes, and report returns and differences.
+
+    Args:
+        spec: the environment.
+        problems: of the task that it is trained on; the first ``effort.num_problems`` are played.
+        max_turns: turns of an episode.
+
+    Raises:
+        EnvironmentNotLoaded: no process can load it.
+
+    **Limits**: a policy must succeed on more than a fifth of the problems, and on two if there are as many, to count:
+    one lucky guess shows nothing. Actions that an environment does not understand show little of its world, so "ignores
+    the seed" is sure only where the environment has an oracle.
+    """
+    effort = effort or Effort()
+    problems = problems[: effort.num_problems]
+    with EnvironmentPool(spec) as pool:
+        tools, has_oracle = _introduce(pool, problems[0])
+        deadline = time.monotonic() + effort.budget_s
+        policies: dict[str, Policy] = {"oracle": oracle} if has_oracle else {}
+        policies |= {"null": null, "echo": echo, "random": wander} | fixed_policies(tools)
+        played: list[Played] = []
+        for name, policy in policies.items():
+            starts = [Start(problem, (name, policy), max_turns) for problem in problems]
+            played += play(pool, starts, deadline, tools)
+        recorded = choose(played, ("oracle", "random"), effort.num_repeated)
+        comparisons = compare(pool, spec, recorded, effort.num_seeds, deadline)
+        slowest_s = pool.counts.slowest_s
+    ended = [one for one in played if not one.is_cut]
+    results = tuple(
+        result_of(name, of_policy)
+        for name in policies
+        if (of_policy := [one for one in ended if one.start.policy[0] == name])
+    )
+    return EnvironmentReport(
+        environment=label(spec),
+        num_problems=len(problems),
+        max_turns=max_turns,
+        policies=results,
+        findings=tuple(find(results, ended, comparisons, has_oracle=has_oracle)),
+        slowest_ms=1e3 * slowest_s,
+        num_cut=len(played) - len(ended),
+    )
+
+
+def _introduce(pool: EnvironmentPool, problem: Problem) -> tuple[tuple[Any, ...], bool]:
+    """Return the tools' schemas, and whether there is an oracle."""
+    episode = pool.open(row_of(problem), episode_seed(problem), problem.described)
+    try:
+        tools = episode.tools().result()
+        episode.oracle().result()
+    except NoOracle:
+        return tools, False
+    except EnvironmentFailed:  # the policies meet it again, and count it
+        return (), False
+    finally:
+        episode.close()
+    return tools, True
