@@ -26,7 +26,7 @@ from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
 from heliostat.rollout import SampleRequest, SamplingSettings
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tasks.environments.specs import spec_if_enabled
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
 from heliostat.train.checks.recipe import check_recipe, load_tasks
@@ -270,7 +270,7 @@ def open_experiment(
     tasks = load_tasks(checked)
     bundle = set_up_model(checked, runtime)
     updater = make_updater(checked, bundle, objective, runtime)
-    with VerifierPool(tasks, spec_if_enabled(checked.environment)) as pool:
+    with VerifierPool(tasks, environment_of(checked.environment)) as pool:
         bundle = with_episodes(bundle, pool.environments, warnings.warn)
         yield Experiment(
             opened=checked, recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater

@@ -25,7 +25,7 @@ from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.rollout.request import Reply
 from heliostat.tasks.environments.contract import EnvironmentFailed, Step
 from heliostat.tasks.environments.pool import EnvironmentPool, Episode
-from heliostat.tasks.environments.specs import row_of, seed_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.types import Group, Problem, Prompt, StopReason, Turn
 

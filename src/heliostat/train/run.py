@@ -24,9 +24,9 @@ from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.environments.contract import EnvironmentFailed
 from heliostat.tasks.environments.pool import EnvironmentNotLoaded
-from heliostat.tasks.environments.specs import spec_if_enabled
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.tasks.sources.demonstrations import demonstrations_of
 from heliostat.traces import BankError
@@ -103,7 +103,7 @@ def run_recipe(
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
         for service in services:
             stack.callback(service.close)
-        pool = stack.enter_context(VerifierPool(tasks, spec_if_enabled(recipe.environment)))
+        pool = stack.enter_context(VerifierPool(tasks, environment_of(recipe.environment)))
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         point = checkpoints.find_newest()
         recipe = begun_in(recipe, runtime.broadcast(checkpoints.stored_dtype(point.step)))

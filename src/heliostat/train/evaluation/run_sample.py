@@ -7,7 +7,7 @@ import warnings
 from heliostat.config import Recipe
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
-from heliostat.tasks.environments.specs import spec_if_enabled
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
@@ -34,7 +34,7 @@ def run_sample(
         problems = [problem for task in load_tasks(recipe) for problem in task.heldout][:3]
     settings = settings or SamplingSettings(temperature=recipe.rollout.temperature)
     seed = completion_seed(recipe.run.seed, "sample")
-    with VerifierPool((), spec_if_enabled(recipe.environment)) as pool:
+    with VerifierPool((), environment_of(recipe.environment)) as pool:
         bundle = with_episodes(bundle, pool.environments, warnings.warn)
         prompts = [bundle.prompt(problem) for problem in problems]
         return bundle.engine.sample(SampleRequest(prompts, num_samples, settings, seed=seed, policy_step=0))
