@@ -84,7 +84,7 @@ class CompletionClient:
         ):
             raise self._wrong("token ids outside the vocabulary, or log-probabilities that are not finite or above 0")
         stop_reason = self._stop_reason(partial, choice)
-        # The server does not tell a distribution's entropy. The mean of -log p over draws from it is the entropy.
+        # The server does not return entropies. The mean of -log p over draws from a distribution estimates its entropy.
         partial.token_ids, partial.logp, partial.entropy = list(ids), list(logps), [-logp for logp in logps]
         partial.stop_reason = stop_reason
 
