@@ -73,7 +73,7 @@ def main() -> None:
              "eval.final_samples": 1, "run.num_threads": 1, "guard.panel_every": 0}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run_recipe(load_recipe(args.recipe, quick), Path(folder) / "run", "cost")
-    # What was spent when a step begins is what the step before cost, its judgement included.
+    # The cost counted at the start of a step is the previous step's, its judgement included.
     measured = [spent / whole for (_, whole), (spent, _) in pairwise(shares)][1:]
     seconds = statistics.median(whole for _, whole in shares)
     print(

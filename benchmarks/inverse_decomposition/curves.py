@@ -23,7 +23,7 @@ from problems import random_problem
 
 RESULTS = Path(__file__).parent / "results" / "curves.json"
 PLOT = Path(__file__).parents[2] / "docs" / "images" / "linalg" / "cost_curves.svg"
-ENOUGH_S = 0.5  # CPU seconds after which no more repeats are made
+ENOUGH_S = 0.5  # CPU seconds after which repeats stop
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from heliostat.types import Completion, Cut, Problem, StopReason
 
 HERE = Path(__file__).parent
 NUM_SCREENED = 512  # attempts that must all fail
-CAP = 2048  # attempts after which a problem is given up
+CAP = 2048  # attempts after which a problem counts as unsolved
 EARLIEST_CUT = 0.4  # of the band
 FRACTIONS = tuple(number / 10 for number in range(10))
 TOKENS = 16384

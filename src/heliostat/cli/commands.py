@@ -188,7 +188,7 @@ def audit_task(args: Namespace) -> int:
     if args.name in recipe_names() or args.name.endswith(".toml"):
         recipe = load_recipe(args.name, args.overrides)
     else:
-        few = {"task.num_train": NUM_AUDITED_PROBLEMS, "task.num_heldout": 1}  # some take a second each to make
+        few = {"task.num_train": NUM_AUDITED_PROBLEMS, "task.num_heldout": 1}  # some take a second each to build
         recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
     from heliostat.tasks import audit, load_task
 

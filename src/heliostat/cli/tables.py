@@ -29,7 +29,7 @@ def Text(text: str, style: str = "") -> RichText:
     return RichText(visible(text), style=style)
 
 
-PLAIN_WIDTH = 200  # columns, if the output is no terminal
+PLAIN_WIDTH = 200  # columns if the output is not a terminal
 
 
 class Page(SafeConsole):

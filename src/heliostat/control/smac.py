@@ -391,7 +391,7 @@ class SMAC(OnPolicyAlgorithm):
         for name, optimizer in own.items():
             saved = given.get(name)
             if not isinstance(saved, dict) or "param_groups" not in saved:
-                continue  # for Stable-Baselines3 and torch to refuse
+                continue  # Stable-Baselines3 and torch refuse it
             direction = saved.get("direction", self.direction.name)
             if direction != self.direction.name or not fits(saved, optimizer):
                 what = f"direction '{direction}'" if direction != self.direction.name else "other trainable parameters"

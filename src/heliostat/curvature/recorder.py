@@ -122,7 +122,7 @@ class Recorder:
         dtype = torch.promote_types(layer.weight.dtype, torch.float32)
         rows, grads = rows.to(dtype), grads.to(dtype)
         taken = [rows if part is layer.weight else rows.new_ones(len(rows), 1) for part in trainable_parts(layer)]
-        if not taken:  # frozen between the passes
+        if not taken:  # frozen between forward and backward pass
             return
         with torch.autocast(rows.device.type, enabled=False):
             self.statistic.add(name, taken[0] if len(taken) == 1 else torch.cat(taken, 1), grads)

@@ -116,7 +116,7 @@ def _touched(view: View) -> bool:
 def _fell(view: View) -> bool:
     count = view.num_completions
     enough = math.isnan(count) or view.level * count >= 5
-    paid_more = view["reward/mean"] > view.reward  # for something else than being right
+    paid_more = view["reward/mean"] > view.reward  # rewarded for something other than right answers
     return view.level >= FALL and enough and level_of(view) <= FALL * view.level and not paid_more
 
 

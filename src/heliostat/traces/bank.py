@@ -115,7 +115,7 @@ class Bank:
                     self._db.execute("INSERT OR IGNORE INTO attempts VALUES (NULL, ?, ?, ?, ?, ?, ?)", one)
                     self._db.execute(ADD_CHECKSUM, (digest(*one), *one[:3]))
         except BaseException:
-            self._contexts.clear()  # they may name rows that the rollback took back
+            self._contexts.clear()  # they may name rows that were rolled back
             self._sources.clear()
             raise
         return Appended(num_new, len(rows) - num_new)

@@ -116,7 +116,7 @@ def run_recipe(
         refused = ""
         if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
             refused = runtime.run_on_main(lambda: audit_rewards(recipe, tasks, pool, bundle, folder, shown.note))
-        if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # then the export is next
+        if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # else the export is next
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
             prompts = [bundle.prompt(problem) for problem in problems]
             try_export(bundle.loaded, runtime, folder.path, prompts, resumes=point.step is not None)

@@ -45,7 +45,7 @@ LISTED = {
     ("tasks/reasoning_gym_datasets.py", "open"): "/dev/null",
     ("cli/entry.py", "os.open"): "/dev/null",
     ("train/accounting/machine_peak.py", "write_text"): "a switch in /proc",
-    # what others made, or nobody needs
+    # files of others, or files that nobody needs
     ("models/saving.py", "copy2"): "the same, where the file system has no second names",
     ("models/saving.py", "copytree"): "foreign files are kept beside, before their folder is replaced",
     ("adapters/guard_callback.py", "rename"): "an earlier training's log gets a free name, in one step",

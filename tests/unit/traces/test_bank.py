@@ -71,7 +71,7 @@ def test_a_failed_append_leaves_nothing_behind(path):
             bank.append(breaks(), [Attempts("c", "p", 0, 8, 1, 1.0)])
         assert len(bank) == 1
         assert bank.attempts("c") == []
-        bank.append([make_trace(1)])  # what was remembered of the rolled-back rows is forgotten too
+        bank.append([make_trace(1)])  # the memory of rolled-back rows is dropped too
         assert [trace.problem_id for trace in bank] == ["sums/0", "sums/1"]
 
 

@@ -23,7 +23,7 @@ from heliostat.types import Problem, Prompt
 
 UNBOUNDED = 2**62
 _CHUNK = 512
-_NUM_TRIED = 2  # of each chunk, compared with the slow way
+_NUM_TRIED = 2  # texts of each chunk, compared with the slow method
 _SLACK = 2  # some tokenizers put a space first
 
 

@@ -110,7 +110,7 @@ class Eva(LayerOptimizer):
     def _update(self, means: dict[str, LayerMeans]) -> None:
         for name, mean in means.items():
             state = self.state_of(self.layers[name], len(mean.inputs), mean.inputs)
-            # The first mean is taken whole: an average with the zeros it begins with would be too short.
+            # The first mean replaces the initial zeros: an average with them would be too short.
             weight = 1 - self.settings.ema if state["num_means"] else 1.0
             for key, new in (("input_mean", mean.inputs), ("output_mean", mean.outputs)):
                 state[key].mul_(1 - weight).add_(new, alpha=weight)

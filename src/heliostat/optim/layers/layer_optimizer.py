@@ -114,7 +114,7 @@ class LayerOptimizer(AdamWFallback):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        return True  # so that `step` is called, and refuses it: the recorded rows are of the scaled loss
+        return True  # so that `step` is called and refuses: the recorded rows belong to the scaled loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the rows recorded since the last step."""

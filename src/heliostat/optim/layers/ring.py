@@ -212,7 +212,7 @@ class RING(LayerOptimizer):
 
     def _average(self, name: str, fresh: KroneckerFactors) -> None:
         state = self.state_of(self.layers[name], len(fresh.inputs), fresh.inputs)
-        # The first factors are taken whole: an average with the zeros they begin with would be too small.
+        # The first factors replace the initial zeros: an average with them would be too small.
         weight = 1 - self.settings.ema if state["num_statistics"] else 1.0
         for key, new in (("input_factor", fresh.inputs), ("output_factor", fresh.outputs)):
             state[key].mul_(self.settings.ema if weight < 1 else 0.0).add_(new, alpha=weight)

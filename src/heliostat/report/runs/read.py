@@ -32,7 +32,7 @@ CONSEQUENCES = {
     "transcripts.jsonl": "there are no transcripts to show",
     "summary.json": "the run did not end by itself; its totals are added up from the log",
 }
-AUDIT = "audit.json"  # of runs that were audited: its absence is no loss
+AUDIT = "audit.json"  # only audited runs have it: its absence is no loss
 LARGEST = 1e300  # beyond this an axis cannot be computed in float64, and no metric means anything
 
 

@@ -59,7 +59,7 @@ class _Gym:
         """Call a function of ``reasoning_gym_datasets`` in that interpreter; its errors are raised here."""
         with self._lock:
             if self._child is not None and self._child.process.poll() is not None:
-                self.close()  # it ended after a minute without work
+                self.close()  # the interpreter ended after a minute without work
             kind, result = self._ask(function, arguments)
         if not kind:
             return result
@@ -78,7 +78,7 @@ class _Gym:
             answer: tuple[str, Any] = self._child.connection.recv()
         except BaseException as error:
             code = self._child.kill()
-            self._child = None  # also after Ctrl-C: its answer must not be taken for that of the next call
+            self._child = None  # also after Ctrl-C: its answer must not be mistaken for the next call's
             if isinstance(error, EOFError | OSError):
                 raise RuntimeError(f"the process that makes reasoning-gym problems died (exit code {code})") from error
             raise

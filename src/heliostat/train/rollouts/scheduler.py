@@ -270,7 +270,7 @@ class RolloutScheduler:
             train.shared_prompt,
             gradient_checkpointing=train.gradient_checkpointing,
         )
-        some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is not charged
+        some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is not counted
         if self._is_scored(request):
             some, counts = groups, scored
         rows = [TrainingGroup(group, torch.zeros(len(group.completions))) for group in some]

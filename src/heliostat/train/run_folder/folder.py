@@ -148,7 +148,7 @@ class RunFolder:
 
     def _check_recipe(self, recipe: Recipe) -> None:
         path = self.path / "recipe.toml"
-        if not (self.path / "versions.json").exists():  # first, so that it is there whenever the recipe is
+        if not (self.path / "versions.json").exists():  # written first, so that it exists whenever the recipe does
             publish_file(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
         if path.exists():
             difference = _first_difference(load_recipe(str(path)).model_dump(), recipe.model_dump())
@@ -209,14 +209,14 @@ class RunFolder:
         """
         if not self.writes:
             return []
-        (self.path / MANIFEST).unlink(missing_ok=True)  # of the end of an earlier session
+        (self.path / MANIFEST).unlink(missing_ok=True)  # left by the end of an earlier session
         if step is None:
             for path in self._logs:
                 path.unlink(missing_ok=True)
             return []
         losses = []
         for path in self._logs:
-            if path.name not in extents:  # a checkpoint of an earlier version, also without the results of before
+            if path.name not in extents:  # a checkpoint of an earlier version lacks the results before training too
                 self._salvage(path, step, phases=("before", "during"))
                 continue
             try:

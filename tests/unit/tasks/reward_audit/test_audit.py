@@ -174,7 +174,7 @@ def test_slow_verifiers_are_cut_and_it_is_said() -> None:
     assert 0 < report.num_oracles < 20
     assert report.num_left > 0
     assert f"time was up before {report.num_left} more texts were judged" in report.format()
-    with VerifierPool([task]) as pool:  # what was not judged is not waited for
+    with VerifierPool([task]) as pool:  # the audit does not wait for unjudged texts
         audit(task, pool=pool, effort=Effort(budget_s=0.5))
         assert pool.judge(task.train[0], ["1"]).result()[0].success
 

@@ -103,7 +103,7 @@ def test_sampling_ahead_is_shown_beside_the_step_that_waits_for_it(monkeypatch):
     console.print(*tables)
     lines = console.file.getvalue().splitlines()
     (everything_else,) = (line for line in lines if "everything else" in line)
-    assert "-" not in everything_else  # a thousand seconds beside the step are none of its own
+    assert "-" not in everything_else  # a thousand seconds outside the step do not count
     assert any("ahead" in line and "1000.000" in line for line in lines)
     assert "sampling took 1000.000 s in its own thread" in console.file.getvalue()
     assert not any("score" in line for line in lines)

@@ -282,7 +282,7 @@ def test_dropped_rollouts_are_made_again_with_the_weights_of_now(tmp_path, held_
         assert arrived.wait(20)
         run.scheduler.discard()  # while it samples
         waits.active = False
-        run.step, run.version = 2, 2  # taken back
+        run.step, run.version = 2, 2  # rolled back
         for parameter, weight in zip(run.loaded.model.parameters(), run.weights[2], strict=True):
             parameter.data.copy_(weight)
         del run.weights[3:]
