@@ -130,7 +130,7 @@ def convert(folder: Path) -> None:
 
 
 def run_folder(folder: Path) -> None:
-    RunFolder(folder / "run", RECIPE)._lock.close()
+    RunFolder.open(folder / "run", RECIPE).lock.close()
 
 
 def started(folder: Path) -> Any:
