@@ -38,14 +38,14 @@ class WeightProbe:
 
     def remember(self) -> None:
         """Keep the current weights as the start."""
-        self._before = self._entries()
+        self.start = self._entries()
 
     def measure(self) -> dict[str, Mean]:
         """Compute the squared distance from the kept weights, and their squared size."""
-        moved = (self._entries() - self._before).square().sum()
+        moved = (self._entries() - self.start).square().sum()
         return {
             "moved": Mean(float(moved), 1),
-            "size": Mean(float(self._before.square().sum()), 1),
+            "size": Mean(float(self.start.square().sum()), 1),
         }
 
     def finish(self, moments: Moments) -> dict[str, float]:
