@@ -87,7 +87,7 @@ class Recorder:
         ]
 
     @contextmanager
-    def recording(self, parameters: list[Tensor] | None = None) -> Iterator[None]:
+    def recording(self, parameters: list[Float[Tensor, ...]] | None = None) -> Iterator[None]:
         """Record forward and backward passes inside; the gradients of ``parameters`` are put back afterwards."""
         before, kept = self.is_recording, [parameter.grad for parameter in parameters or []]
         for parameter in parameters or []:
@@ -106,14 +106,22 @@ class Recorder:
             handle.remove()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _after_forward(self, name: str, layer: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
+    def _after_forward(
+        self, name: str, layer: nn.Linear, args: tuple[Any, ...], output: Float[Tensor, "*position out"]
+    ) -> None:
         if self.is_recording and torch.is_grad_enabled() and output.requires_grad and trainable_parts(layer):
             # Backward may run after `recording` has ended: a pass that was recorded forward is always completed.
             after = partial(self._after_backward, name, layer, args[0].detach())
             output.register_hook(after)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def _after_backward(self, name: str, layer: nn.Linear, inputs: Tensor, output_grad: Tensor) -> None:
+    def _after_backward(
+        self,
+        name: str,
+        layer: nn.Linear,
+        inputs: Float[Tensor, "*position in"],
+        output_grad: Float[Tensor, "*position out"],
+    ) -> None:
         rows = inputs.reshape(-1, inputs.shape[-1])
         grads = output_grad.detach().reshape(-1, output_grad.shape[-1])
         if self.skip_zero_gradients:
