@@ -221,10 +221,10 @@ def predicted(ranks: list[list[dict]], num_ranks: int, overrides: dict[str, obje
     )  # fmt: skip
     seconds = step_seconds(shape, job, layout, machine, "float32", "bfloat16" if bfloat16 else None)
     return {
-        "all-gather bytes": traffic.sampling_gather + traffic.training_gather,
-        "reduce-scatter bytes": traffic.scatter,
-        "all-reduce bytes": traffic.reduce,
-        "exchange bytes": traffic.exchange,
+        "all-gather bytes": traffic.sampling_all_gather + traffic.training_all_gather,
+        "reduce-scatter bytes": traffic.reduce_scatter,
+        "all-reduce bytes": traffic.all_reduce,
+        "exchange bytes": traffic.object_all_gather,
         "weight bytes": held.weights,
         "gradient bytes": held.gradients,
         "optimizer bytes": held.optimizer,

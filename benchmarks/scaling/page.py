@@ -120,7 +120,7 @@ def growth() -> str:
         one = step_seconds(MODELS["qwen2.5-7b"], job, layout, H100, sync="network")
         base = step_seconds(MODELS["qwen2.5-7b"], AGAIN, GpuLayout(8, True, 8), H100, sync="network").synchronous
         ideal = base if grows else base / factor
-        exchange = step_traffic(MODELS["qwen2.5-7b"], job, layout).exchange
+        exchange = step_traffic(MODELS["qwen2.5-7b"], job, layout).object_all_gather
         return (
             f"{2 * num:,} GPUs, batch x{factor if grows else 1}",
             *(f"{part:.3g}" for part in (one.sampling, one.compute, one.traffic, one.synchronous)),

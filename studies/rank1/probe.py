@@ -89,7 +89,7 @@ def main() -> None:
             for at in (0, 5_000, 15_000):
                 more = max(at - model.num_timesteps, 1)
                 model.learn(more, reset_num_timesteps=False, log_interval=None)
-                for row in measured(model.actor, model._rows()[0]):
+                for row in measured(model.actor, model.transitions()[0]):
                     line = {"env": env, "step": model.num_timesteps, **row}
                     file.write(
                         json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}) + "\n"

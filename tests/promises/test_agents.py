@@ -105,6 +105,7 @@ def overrides(tmp_path, **environment):
         "run.num_threads": 1,
         "task.name": "file",
         "task.path": str(data),
+        "task.answer_column": "",
         "task.num_train": 30,
         "task.num_heldout": 8,
         "rollout.group_size": 4,

@@ -66,6 +66,7 @@ def test_steps_give_the_weights_metrics_and_flops_of_a_run_bit_for_bit(recipe, e
     assert after.greedy == result.after.greedy
 
 
+@pytest.mark.slow
 def test_scores_under_the_weights_that_sampled_are_the_samplers(experiment):
     groups = experiment.sample(experiment.problems(0, 3), 4, seed=5)
     for group, scored in zip(groups, experiment.score(groups), strict=True):
@@ -93,6 +94,7 @@ def test_a_restart_repeats_the_experiment_and_takes_other_settings(recipe, exper
         experiment.restart(start, {"model.path": "smollm2-135m"})
 
 
+@pytest.mark.slow
 def test_stale_groups_are_anchored_at_the_policy_that_sampled(experiment):
     groups = experiment.sample(experiment.problems(0, 4), seed=1)
     old = experiment.score(groups)
@@ -106,6 +108,7 @@ def test_stale_groups_are_anchored_at_the_policy_that_sampled(experiment):
         assert all(torch.equal(a, b) for a, b in zip(group.logp_old, anchor, strict=True))
 
 
+@pytest.mark.slow
 def test_the_mirror_metrics_are_zero_before_the_weights_move(experiment):
     experiment.restart(experiment.weights(), {"optimizer.lr": 1e-30})
     step = experiment.step(experiment.sample(experiment.problems(0, 4), seed=1), seed=1)

@@ -25,7 +25,7 @@ EXIT_BROKEN_PIPE = 141
 _SPOKEN = (ValueError, RuntimeError, OSError, ImportError)
 _NOT_SPOKEN = (NotImplementedError, RecursionError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
-_EXTRAS = {
+EXTRAS = {
     "reasoning_gym": "tasks",
     "math_verify": "tasks",
     "datasets": "data",
@@ -96,7 +96,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str:
-    return _EXTRAS.get((error.name or "").partition(".")[0], "")
+    return EXTRAS.get((error.name or "").partition(".")[0], "")
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -88,8 +88,9 @@ def run_recipe(
         path = run_dir or runtime.run_on_main(lambda: reserve_run_dir(recipe.run, recipe_name))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
         with runtime.raise_on_all_ranks():
-            folder = RunFolder(path, recipe, runtime.is_main, reserved=run_dir is None and not recipe.run.name)
-            stack.callback(folder.close)
+            reserved = run_dir is None and not recipe.run.name
+            folder = RunFolder.open(path, recipe, reserved=reserved) if runtime.is_main else RunFolder(path)
+            stack.enter_context(folder)
         shown.note(f"run folder: {path}")
         if runtime.broadcast(folder.is_finished):
             for change in folder.changes() if runtime.is_main else ():

@@ -53,8 +53,9 @@ LISTED = {
     ("outputs.py", "rmdir"): "a folder whose run never began",
     ("train/run_folder/preparation.py", "unlink"): "what killed processes left of writing",
     ("train/run_folder/folder.py", "unlink"): "halves that killed processes left, and logs that begin anew",
-    ("train/run_folder/folder.py", "open"): "run.lock, which holds nothing but a process number",
-    ("train/run_folder/folder.py", "truncate"): "the same",
+    ("train/run_folder/lock.py", "open"): "run.lock, which holds nothing but a process number",
+    ("train/run_folder/lock.py", "truncate"): "the same",
+    ("train/run_folder/folder.py", "truncate"): "the same, when it is released",
     # their own transactions
     ("trackers.py", "SummaryWriter"): "TensorBoard's events, of which metrics.jsonl has every number",
 }

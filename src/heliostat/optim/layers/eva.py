@@ -45,7 +45,7 @@ class Eva(LayerOptimizer):
         lr: learning rate; the effective one is ``lr / damping``.
         settings: hyperparameters; the defaults of ``EvaSettings`` where not given.
         process_group: averages the means over its ranks; ``None``: the default group, ``"alone"``: no others.
-        skip_unscored: rows with a zero output gradient (padding) do not count as inputs.
+        skip_zero_gradients: rows with a zero output gradient (padding) do not count as inputs.
         hyperparameters: fields of ``EvaSettings`` by name, such as ``damping=0.1``; they replace those of ``settings``.
 
     Raises:
@@ -75,12 +75,12 @@ class Eva(LayerOptimizer):
         settings: EvaSettings | None = None,
         *,
         process_group: ProcessGroup = None,
-        skip_unscored: bool = False,
+        skip_zero_gradients: bool = False,
         **hyperparameters: Any,
     ) -> None:
         own = settings_from(EvaSettings, settings, hyperparameters)
         self._sums = MeanSums()
-        super().__init__(model, self._sums, lr, own, process_group, skip_unscored)
+        super().__init__(model, self._sums, lr, own, process_group, skip_zero_gradients)
         self.recorder.is_recording = True
 
     @in_own_precision

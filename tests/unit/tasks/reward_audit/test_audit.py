@@ -112,6 +112,7 @@ def test_the_scorer_that_pays_for_every_non_empty_text_is_caught(gym_reports: di
     assert {FindingKind.FIXED_TEXT, FindingKind.COPY} <= kinds(report)
 
 
+@pytest.mark.slow
 def test_chain_sum_is_sound_unless_its_containment_credit_is_paid(gym_reports: dict[str, AuditReport]) -> None:
     assert gym_reports["reasoning-gym/chain_sum"].passed
     shaped = gym_reports["shaped"]
