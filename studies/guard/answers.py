@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -54,7 +54,7 @@ BASE = {
 WARM_START = {"warm_start.num_steps": 1000, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
               "warm_start.stop_at": 0.75, "warm_start.eval_every": 50, "train.num_steps": 0,
               "eval.num_problems": 40, "eval.samples_per_problem": 4}  # fmt: skip
-VARIETY = {"guard.actuator": "variety-bonus"}
+VARIETY: dict[str, object] = {"guard.actuator": "variety-bonus"}
 ARMS: dict[str, tuple[dict[str, object], str, tuple[float, ...]]] = {
     "off": ({"guard.mode": "off"}, "", ()),
     "PI": (VARIETY, "guard.entropy_target", (0.6, 0.8, 1.0)),
@@ -70,7 +70,7 @@ def settings_of(arm: str, value: float | None) -> dict[str, object]:
     return fixed if value is None else {**fixed, key: value}
 
 
-def make(work: Path, seed: int, settings: dict[str, object]) -> Recipe:
+def make(work: Path, seed: int, settings: Mapping[str, object]) -> Recipe:
     task = {"name": "file", "path": str(work / "pairs.jsonl"), "solution_column": "solution",
             "verifiers": [{"name": "pairs:right"}], "num_train": 300, "num_heldout": 60}  # fmt: skip
     return build_recipe({"task": [task]}, {**BASE, "run.seed": seed, **settings})

@@ -58,7 +58,7 @@ class Bout:
         self.experiment, self.weights = experiment, experiment.weights()
         self.first: dict[int, list[Group]] = {}
         tokenizer = experiment.loaded.tokenizer
-        texts = [tokenizer.decode([index]) for index in range(len(tokenizer))]
+        texts = [str(tokenizer.decode([index])) for index in range(len(tokenizer))]
         line_ends = [index for index, text in enumerate(texts) if text.lstrip(" ").startswith("\n")]
         self.ends = torch.tensor(sorted({*line_ends, *experiment.loaded.eos_ids}))
 

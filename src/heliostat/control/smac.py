@@ -233,7 +233,7 @@ class SMAC(OnPolicyAlgorithm):
     def _update(self) -> None:
         update_learning_rate(self.actor_optimizer, self.lr_schedule(self._current_progress_remaining))
 
-        rows, returns = self._rows()
+        rows, returns = self.transitions()
         log_prob, entropy = self.actor.log_prob_and_entropy(rows)
         keep = len(rows) <= KEPT_ROWS and not self.actor.differs_in_training
         objective = (rows.advantages * log_prob).mean()
@@ -252,7 +252,7 @@ class SMAC(OnPolicyAlgorithm):
         self._n_updates += 1
         self._log(gradient_norm, float(entropy.detach()), value_losses)
 
-    def _rows(self) -> tuple[Transitions, Tensor]:
+    def transitions(self) -> tuple[Transitions, Tensor]:
         """Return the whole rollout, with normalised advantages, and its returns."""
         (data,) = self.rollout_buffer.get(batch_size=None)
         advantages = data.advantages
