@@ -249,7 +249,7 @@ def test_batch_statistics_are_learned_in_training_and_used_in_acting(direction):
 
 def test_a_score_with_batchnorm_is_that_of_the_policy_that_acts():
     model = made(policy_kwargs=NORMALISED)
-    rows, _ = model._rows()
+    rows, _ = model.transitions()
     model.policy.set_training_mode(True)
     found = model.actor.scores(rows.take(torch.arange(3)))
     assert model.policy.training
