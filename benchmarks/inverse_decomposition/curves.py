@@ -68,7 +68,7 @@ def exchangeable(n: int) -> Callable[[], Any]:
 
     block = np.arange(n) * 5 // n
     covariance = 0.3 + 0.1 * np.eye(5)[block][:, block] + np.diag(1.0 + block)
-    space = BlockExchangeable(np.bincount(block))
+    space = BlockExchangeable(np.bincount(block).tolist())
     return lambda: inverse_decomposition(covariance, space)
 
 

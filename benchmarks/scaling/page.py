@@ -12,6 +12,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from heliostat.scaling import (
@@ -227,8 +228,13 @@ def filled(text: str) -> str:
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         if pattern.search(text):
-            text = pattern.sub(lambda match, make=make: match[1] + "\n" + make() + "\n" + match[2], text)
+            text = pattern.sub(partial(around, make()), text)
     return text
+
+
+def around(table: str, match: re.Match[str]) -> str:
+    """Return a table between its marks."""
+    return f"{match[1]}\n{table}\n{match[2]}"
 
 
 def main() -> None:

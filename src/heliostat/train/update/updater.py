@@ -146,12 +146,15 @@ class Updater:
             return batch
         return Batch(tuple(dataclasses.replace(g, logp_old=a) for g, a in zip(batch.groups, anchors, strict=True)))
 
-    def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
+    def run(
+        self, batch: Batch, num_updates: int, first_update: int, seed: int, *, shuffle: bool = True
+    ) -> UpdateReport:
         """Run ``num_updates`` optimizer steps on one batch of rollouts.
 
         Args:
             first_update: index of the phase's first optimizer step in the run, for the learning-rate schedule.
             seed: decides the partition of groups into updates.
+            shuffle: ``False`` takes the groups in the given order instead.
 
         Raises:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
@@ -164,7 +167,8 @@ class Updater:
             self._current = CovarianceClip.of_batch(self.objective, batch, self.covariance_share)
         self.probe.remember()
         self._rows = rows_of(batch.groups)
-        order = np.random.default_rng(seed).permutation(len(batch.groups))
+        num_groups = len(batch.groups)
+        order = np.random.default_rng(seed).permutation(num_groups) if shuffle else np.arange(num_groups)
         minibatches = batch.minibatches(num_updates, [int(index) for index in order])
         shares = [self._share(minibatch) for minibatch in minibatches]
         at_anchor = all(group.logp_old is None for group in batch.groups)

@@ -226,3 +226,25 @@ def test_rounding_in_the_anchor_is_not_a_gradient(nano, drop):
     before = weights(nano)
     one.run(make_batch(one.objective, groups), num_updates=4, first_update=0, seed=0)
     torch.testing.assert_close(weights(nano), before, rtol=0, atol=0)
+
+
+def test_unshuffled_updates_take_the_groups_in_the_given_order(nano):
+    """The second of two updates on [a, b] is an update on b; two phases of one update each give the same weights."""
+    first, second = graded(nano)[1:3]
+    start = copy.deepcopy(nano.model.state_dict())
+    by_seed = []
+    for seed in (0, 1):
+        nano.model.load_state_dict(start)
+        ours = updater(nano, "reinforce", lr=0.1)
+        ours.run(make_batch(ours.objective, [first, second]), 2, first_update=0, seed=seed, shuffle=False)
+        by_seed.append(weights(nano))
+    nano.model.load_state_dict(start)
+    ours = updater(nano, "reinforce", lr=0.1)
+    for group in (first, second):
+        ours.run(make_batch(ours.objective, [group]), 1, first_update=0, seed=0)
+    assert torch.equal(*by_seed), "the seed has no say"
+    assert torch.allclose(by_seed[0], weights(nano), atol=1e-6)
+    nano.model.load_state_dict(start)
+    ours = updater(nano, "reinforce", lr=0.1)
+    ours.run(make_batch(ours.objective, [second, first]), 2, first_update=0, seed=0, shuffle=False)
+    assert not torch.allclose(by_seed[0], weights(nano), atol=1e-6)
