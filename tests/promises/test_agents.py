@@ -12,17 +12,17 @@ import time
 import pytest
 import torch
 
+from heliostat.config import build_recipe
 from heliostat.models import decode
 from heliostat.research import open_experiment
 from heliostat.rollout import SampleRequest, SamplingSettings
-from heliostat.tasks.environments.contract import Environment, EnvironmentFailed, Step
+from heliostat.tasks.environments.contract import EnvironmentFailed
 from heliostat.train import run_recipe
 from heliostat.train.episodes import UnlikeWorlds
 from heliostat.types import StopReason
 from tests.promises.test_survival import lines, wait_for
 from tests.support import small
 
-HERE = __name__
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
 
 RECIPE = """
@@ -34,11 +34,10 @@ path = "tiny"
 settings = {{hidden_size = 48, intermediate_size = 96, num_layers = 2, num_heads = 2, num_kv_heads = 2}}
 
 [environment]
-name = "lookup"
-num_keys = 4
-max_turns = 3
+name = "tests.support.environments:Worlds"
+max_turns = 4
 max_tokens_per_turn = 8
-max_tokens = 48
+max_tokens = 80
 num_workers = 2
 
 [task]
@@ -78,29 +77,10 @@ def write_recipe(folder, rollout="", more=""):
     return path
 
 
-class Worlds(Environment):
-    """Shows its seed, answers every action, and ends after a few turns; may fail or see other worlds."""
-
-    def __init__(self, fails="", differs=False, num_turns=3):
-        self.fails, self.differs, self.num_turns = fails, differs, num_turns
-
-    def reset(self, problem, seed):
-        self.turn = 0
-        self.number = problem.get("number", 0)
-        return f"world {time.monotonic_ns() if self.differs else seed}"
-
-    def step(self, action):
-        self.turn += 1
-        if self.fails == "always" or (self.fails == "odd" and self.number % 2):
-            raise RuntimeError("broken")
-        return Step(f"heard {len(action)}", reward=0.25, done=self.turn == self.num_turns)
-
-
 def overrides(tmp_path, **environment):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"go {i}", "number": i}) + "\n" for i in range(40)))
     return {
-        "model.path": "tiny",
         "model.settings": SHAPE,
         "run.num_threads": 1,
         "task.name": "file",
@@ -109,7 +89,7 @@ def overrides(tmp_path, **environment):
         "task.num_train": 30,
         "task.num_heldout": 8,
         "rollout.group_size": 4,
-        "environment.name": f"{HERE}:Worlds",
+        "environment.name": "tests.support.environments:Worlds",
         "environment.max_turns": 4,
         "environment.max_tokens_per_turn": 6,
         "environment.max_tokens": 80,
@@ -128,7 +108,7 @@ def ending_turns(experiment, bias=6.0):
 
 
 def episodes(tmp_path, num=6, **environment):
-    with open_experiment("minimal", overrides(tmp_path, **environment)) as experiment:
+    with open_experiment(build_recipe({}, overrides(tmp_path, **environment))) as experiment:
         ending_turns(experiment)
         return experiment.loaded, experiment.sample(experiment.problems(0, num), seed=1)
 
@@ -165,7 +145,9 @@ def test_a_run_on_episodes_ends_well(tmp_path, more):
     result = run_recipe(small.load_recipe(str(write_recipe(tmp_path, more=more)), {}), tmp_path / "run")
     assert result.status == "finished", result.reason
     steps = [row for row in small.metrics(tmp_path / "run") if row["step"] > 0]
-    assert all(row["policy/sampler_gap"] < 1e-3 for row in steps)
+    gaps = [row["policy/sampler_gap"] for row in steps if "policy/sampler_gap" in row]
+    assert gaps, "some step has a signal"
+    assert max(gaps) < 1e-3
 
 
 @pytest.mark.slow
@@ -193,12 +175,12 @@ def test_a_turn_cut_by_length_ends_the_episode_with_its_reason(tmp_path):
     assert cut
     assert done
     assert all(one.turns[-1].reward is None and one.turns[-1].num_tokens == 6 for one in cut)
-    assert all(len(one.turns) == 3 and one.turns[-1].reward == 0.25 for one in done)
+    assert all(len(one.turns) == 3 and one.turns[-1].reward is not None for one in done)
 
 
 @pytest.mark.slow
 def test_a_trajectory_has_one_return_and_one_vote_whatever_its_turns(tmp_path):
-    with open_experiment("minimal", overrides(tmp_path)) as experiment:
+    with open_experiment(build_recipe({}, overrides(tmp_path))) as experiment:
         ending_turns(experiment)
         groups = experiment.sample(experiment.problems(0, 6), seed=1)
         step = experiment.step(groups, seed=0)
@@ -226,7 +208,7 @@ def test_an_episode_whose_environment_fails_is_in_no_mean_and_is_counted(tmp_pat
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:environment")
 def test_where_no_environment_works_sampling_ends_with_the_reason(tmp_path):
-    with open_experiment("minimal", overrides(tmp_path, fails="always")) as experiment:
+    with open_experiment(build_recipe({}, overrides(tmp_path, fails="always"))) as experiment:
         ending_turns(experiment, bias=50.0)
         problems = experiment.problems(0, 6)
         with pytest.raises(EnvironmentFailed, match=r"none of 24 episodes could be scored: .*broken"):
@@ -242,7 +224,7 @@ def test_a_run_goes_on_without_the_episodes_that_failed(tmp_path):
         "eval.final_samples": 1,
         "audit.enabled": False,
     }
-    result = run_recipe(small.load_recipe("minimal", settings), tmp_path / "run")
+    result = run_recipe(build_recipe({}, settings), tmp_path / "run")
     assert result.status == "finished", result.reason
 
 
@@ -257,7 +239,7 @@ def test_members_of_a_group_must_see_the_same_world(tmp_path):
 @pytest.mark.slow
 def test_stored_turns_are_replayed_or_refused(tmp_path):
     """Replayed turns are given, never scored, and the environment goes on from there."""
-    with open_experiment("minimal", overrides(tmp_path)) as experiment:
+    with open_experiment(build_recipe({}, overrides(tmp_path))) as experiment:
         ending_turns(experiment)
         groups = experiment.sample(experiment.problems(0, 6), seed=1)
         group, one = next((group, one) for group in groups for one in group.completions if len(one.turns) == 3)
