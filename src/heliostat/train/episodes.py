@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heliostat.config import EnvironmentSection
-from heliostat.models import LoadedModel, decode
+from heliostat.models import LoadedModel, decode_to_stop
 from heliostat.models.prompts.turn_format import TurnFormat
 from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.rollout.request import Reply
@@ -67,9 +67,7 @@ class Environments:
 
     def action(self, turn_ids: Sequence[int]) -> str:
         """Return the text of a turn, which ends before the first stop string."""
-        text = decode(self.bundle.loaded, turn_ids)
-        places = (text.find(stop) for stop in self.bundle.recipe.rollout.stop)
-        return text[: min((place for place in places if place >= 0), default=len(text))]
+        return decode_to_stop(self.bundle.loaded, turn_ids, self.bundle.recipe.rollout.stop)
 
 
 @dataclass(slots=True)
