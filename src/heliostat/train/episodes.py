@@ -23,6 +23,7 @@ from heliostat.models import LoadedModel, decode_to_stop
 from heliostat.models.prompts.turn_format import TurnFormat
 from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.rollout.request import Reply
+from heliostat.spans import span
 from heliostat.tasks.environments.contract import EnvironmentFailed, Step
 from heliostat.tasks.environments.pool import EnvironmentPool, Episode
 from heliostat.tasks.environments.specs import row_of, seed_of
@@ -172,8 +173,9 @@ class EpisodeEngine:
             EnvironmentFailed: not one environment worked.
         """
         with ExitStack() as stack:
-            openings = [_Opening(prompt, request, self.environments, stack) for prompt in request.prompts]
-            opened = {index: one for index, opening in enumerate(openings) if (one := opening.opened())}
+            with span("environment"):
+                openings = [_Opening(prompt, request, self.environments, stack) for prompt in request.prompts]
+                opened = {index: one for index, opening in enumerate(openings) if (one := opening.opened())}
             groups = self._sample(request, opened)
         self._count(openings, groups)
         return [groups.get(index, _empty(prompt, request)) for index, prompt in enumerate(request.prompts)]
