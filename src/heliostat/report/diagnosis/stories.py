@@ -117,7 +117,7 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
     ),
     (
         frozenset({"episodes-fail"}),
-        "It begins with the environment: episodes fail there and are left out, so the step learns from the others only.",
+        "It begins with the environment: episodes fail there and are left out, so a step learns from the others.",
     ),
     (
         frozenset({"not-understood", "no-valid-calls"}),
