@@ -150,9 +150,13 @@ def _cut(view: View) -> _Cut | None:
 
 
 def _episodes_cut(view: View) -> bool:
-    """Whether limits end nearly all trajectories; where some are right, the number of turns may be meant as an end."""
+    """Whether limits end nearly all trajectories.
+
+    Where some are right or rewards differ, the number of turns may be meant as the end of an episode.
+    """
     out_of_turns = 1.0 if _cut(view) is None else view["agent/out_of_turns"]  # an evaluation: it may be all of them
-    meant = out_of_turns if view["reward/success"] >= FALL else 0.0
+    teaches = view["reward/success"] >= FALL or view["reward/zero_signal"] < 0.9
+    meant = out_of_turns if teaches else 0.0
     return view.has_turns and view["length/truncated"] - meant > 0.9
 
 

@@ -291,6 +291,8 @@ def test_episodes_that_are_meant_to_last_all_turns_are_no_finding():
     monitor = turns_monitor()
     assert monitor.evaluated(USUAL | {"length/truncated": 1.0}) == []
     assert read(monitor, [IN_TURNS | lasting] * 5) == []
+    graded = {"reward/success": 0.0, "reward/mean": 0.4}
+    assert read(monitor, [IN_TURNS | lasting | graded] * 5) == []
 
 
 @pytest.mark.parametrize(
