@@ -292,7 +292,7 @@ def test_episodes_that_are_meant_to_last_all_turns_are_no_finding():
     assert monitor.evaluated(USUAL | {"length/truncated": 1.0}) == []
     assert read(monitor, [IN_TURNS | lasting] * 5) == []
     graded = {"reward/success": 0.0, "reward/mean": 0.4}
-    assert read(monitor, [IN_TURNS | lasting | graded] * 5) == []
+    assert read(turns_monitor(), [IN_TURNS | lasting | graded] * 5) == []
 
 
 @pytest.mark.parametrize(
