@@ -22,7 +22,17 @@ from heliostat.rollout import SamplingSettings
 from heliostat.tasks.data.in_memory import Registry, named, registering, with_registered
 from heliostat.tasks.sources.data_files import fitting_sizes
 from heliostat.traces import BankSummary
-from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train import (
+    EvalReport,
+    RunFailed,
+    RunResult,
+    SampledConversations,
+    run_conversations,
+    run_eval,
+    run_recipe,
+    run_sample,
+    run_sft,
+)
 from heliostat.train.run import EXPECTED_FAILURES
 from heliostat.types import Group
 
@@ -160,6 +170,21 @@ def sample(
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
     with _failures_raised():
         return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+
+
+def sample_conversations(
+    model: str | Path,
+    recipe: RecipeLike,
+    overrides: Overrides = (),
+    *,
+    prompt: str | None = None,
+    num_samples: int = 4,
+    settings: SamplingSettings | None = None,
+) -> list[SampledConversations]:
+    """Sample as ``sample`` does with a recipe that has an environment, and decode every turn and every answer."""
+    checked, _ = _recipe(recipe, overrides)
+    with _failures_raised():
+        return run_conversations(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
 def collect(

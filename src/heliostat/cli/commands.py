@@ -107,11 +107,15 @@ def sample(args: Namespace) -> int:
     if args.bank is not None:
         return _collect(args)
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
-    from heliostat.api import sample
-    from heliostat.cli.tables import print_completions
+    from heliostat.api import sample, sample_conversations
+    from heliostat.cli.tables import print_completions, print_conversations
 
     source = recipe if args.recipe or args.prompt else None
     settings = _sampling(recipe, args.temperature)
+    if source is not None and recipe.environment.enabled:
+        sampled = sample_conversations(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings)
+        print_conversations(sampled)
+        return 0
     print_completions(sample(args.model, source, prompt=args.prompt, num_samples=args.num, settings=settings))
     return 0
 

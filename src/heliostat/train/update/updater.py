@@ -20,6 +20,7 @@ import torch
 
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
+from heliostat.monitors.turns import sampler_gaps
 from heliostat.monitors.weights import WeightProbe
 from heliostat.objectives import Objective
 from heliostat.objectives.covariance import CovarianceClip
@@ -43,7 +44,8 @@ class UpdateReport:
     Attributes:
         max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
         counts, scored: counts of the passes with gradients, and of the passes that only score (an anchor, a reference).
-        mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
+        mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``), and of
+            trajectories by turn (``monitors.turns``).
         moved: moments of the change of the weights (``monitors.weights``).
     """
 
@@ -265,6 +267,7 @@ class Updater:
             gap = float((tokens.logp_gen - logp_new.detach()).abs().max())
             report.max_sampler_gap = max(report.max_sampler_gap or 0.0, gap)
             compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
+            compared |= sampler_gaps([(row.prompt, row.completion) for row in part], logp_new.detach(), tokens.logp_gen)
             report.mismatch = merge([report.mismatch, compared])
         output = self._current.loss(logp_new, tokens, normalizer)
         with span("backward"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from heliostat.config import ObjectiveSection
+from heliostat.monitors.turns import pieces
 from heliostat.objectives import build_objective
 from heliostat.optim import Schedule
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
@@ -16,6 +17,7 @@ from heliostat.train.update.safe_step import SafeStep, TrainingDiverged
 from heliostat.train.update.updater import Updater, make_batch
 from heliostat.types import Batch, Verdict
 from tests.support.nano import make_nano, make_prompts
+from tests.support.trajectories import trajectories
 
 
 def graded(loaded, num_prompts=6, group_size=4, rewards=None):
@@ -158,6 +160,56 @@ def test_the_anchor_stays_fixed_over_the_phase():
     log_ratio, advantage, _ = sequence_log_ratios(one.policy, batch, 1, 10_000, one.runtime)
     assert abs(log_ratio - advantage).max() < 0.15
     assert abs(advantage).max() > 0.4
+
+
+# -- trajectories
+
+
+def graded_trajectories(loaded):
+    groups = trajectories(loaded)
+    return [
+        dataclasses.replace(g, verdicts=tuple(Verdict(float(j % 2), bool(j % 2)) for j in range(len(g.completions))))
+        for g in groups
+    ]
+
+
+@pytest.mark.slow
+def test_gaps_by_turn_do_not_depend_on_micro_batches_and_average_to_the_whole(nano):
+    groups, found = graded_trajectories(nano), []
+    for tokens in (10_000, 40, 1):
+        one = updater(nano, tokens=tokens, tau=0.5)
+        moments = one.run(make_batch(one.objective, groups), num_updates=1, first_update=0, seed=0).mismatch
+        found.append({key: mean for key, mean in moments.items() if key.startswith("agent/sampler_gap:")})
+    assert sum(mean.count for mean in found[0].values()) == sum(group.num_tokens for group in groups)
+    assert found[0]["agent/sampler_gap:2"].count > 0
+    for key, mean in found[0].items():
+        assert mean.value < 1e-5
+        for other in found[1:]:
+            assert other[key].count == mean.count
+            assert other[key].value == pytest.approx(mean.value, abs=2e-6)
+
+
+@pytest.mark.slow
+def test_log_ratios_of_turns_are_those_of_their_trajectories(nano):
+    from heliostat.train.update.mirror_metrics import sequence_log_ratios
+
+    groups, seen = graded_trajectories(nano), {}
+    one = updater(nano, lr=0.05, tau=0.5)
+    batch = make_batch(one.objective, groups)
+    one.run(batch, num_updates=1, first_update=0, seed=0)
+
+    def on_row(row, log_ratio):
+        seen[id(row.completion)] = log_ratio
+
+    whole, *_ = sequence_log_ratios(one.policy, batch, len(groups), 40, one.runtime, on_row)
+    members = [(group.prompt, completion) for group in groups for completion in group.completions]
+    summed = []
+    for member in members:
+        parts = [float(values.sum()) for _, values in pieces(member, seen[id(member[1])])]
+        assert len(parts) == len(member[1].turns)
+        summed.append(sum(parts))
+    assert sorted(summed) == pytest.approx(sorted(whole), abs=1e-5)
+    assert abs(whole).max() > 0.01
 
 
 def poison(loaded):
