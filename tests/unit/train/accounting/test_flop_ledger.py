@@ -20,6 +20,7 @@ class Row:
 
     def __init__(self, group, context_length, num_tokens):
         self.group, self.context_length, self.num_tokens = group, context_length, num_tokens
+        self.length = num_tokens
 
 
 GROUPS = st.lists(
