@@ -99,7 +99,7 @@ def overrides(tmp_path, **environment):
     }
 
 
-def ending_turns(experiment, bias=6.0):
+def ending_turns(experiment, bias=4.7):
     """Make the untrained model end its turns about as often as not."""
     loaded = experiment.loaded
     size = loaded.model.config.vocab_size
