@@ -298,6 +298,10 @@ class Unrepeatable(Guess):
     def choose(self, problem, seed):
         return int.from_bytes(os.urandom(4), "big") % 1000
 
+    def step(self, action):
+        step = super().step(action)
+        return Step(f"{step.observation} #{self.secret * 7919 % 1009}", step.reward, step.done, step.info)
+
 
 class SharesItsBoard(Guess):
     """Keeps the secret in a variable of the class, and moves it in every turn."""

@@ -229,7 +229,7 @@ _TASK_COMMANDS = (
             commands.audit_task,
             _audit,
             usage=f"NAME [--seed N] {_TASK_SETTINGS}",
-            sections=("task",),
+            sections=("task", "environment"),
         ),
     ),
 )

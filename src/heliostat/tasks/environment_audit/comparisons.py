@@ -13,8 +13,10 @@ from heliostat.tasks.environment_audit.episodes import Played, Start, play
 from heliostat.tasks.environment_audit.policies import repeat_actions
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.problem_row import episode_seed
+from heliostat.tasks.environments.specs import seed_of
 from heliostat.types import Problem
+
+_NUM_CONFIRMED = 4  # repetitions alone before a difference is put down to siblings
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +112,23 @@ def _in_one_process(
     repeated = None
     with EnvironmentPool(dataclasses.replace(spec, num_workers=1), isolates_random=isolates_random) as pool:
         for one, other in zip(recorded, [*recorded[1:], recorded[0]], strict=True):
-            alone, again = (play(pool, [_again(one)], deadline) for _ in range(2))
-            beside = play(pool, [_again(one), _again(one), _again(other)], deadline)
-            if found := _first_difference(alone, again):
+            alone = play(pool, [_again(one)], deadline)
+            if found := _unstable(pool, one, alone, 1, deadline):
                 return found, None
-            if found := _first_difference(alone * 2, beside[:2]):
-                return None, found
+            beside = play(pool, [_again(one), _again(one), _again(other)], deadline)
+            if disturbed := _first_difference(alone * 2, beside[:2]):  # or by chance, the first time
+                found = _unstable(pool, one, alone, _NUM_CONFIRMED, deadline)
+                return (found, None) if found else (None, disturbed)
             repeated = repeated or _first_difference([one], alone)  # it may have been disturbed, which comes first
     return repeated, None
+
+
+def _unstable(
+    pool: EnvironmentPool, one: Played, alone: Sequence[Played], num: int, deadline: float
+) -> Difference | None:
+    """Return the first difference between an episode and ``num`` repetitions of it, each played alone."""
+    repetitions = (play(pool, [_again(one)], deadline) for _ in range(num))
+    return next(filter(None, (_first_difference(alone, again) for again in repetitions)), None)
 
 
 def _again(one: Played, problem: Problem | None = None, seed: int | None = None) -> Start:
@@ -126,7 +137,7 @@ def _again(one: Played, problem: Problem | None = None, seed: int | None = None)
 
 
 def _seed(one: Played) -> int:
-    return episode_seed(one.start.problem) if one.start.seed is None else one.start.seed
+    return seed_of(one.start.problem) if one.start.seed is None else one.start.seed
 
 
 def _differ(pool: EnvironmentPool, pairs: Sequence[tuple[Played, Start]], deadline: float) -> bool | None:

@@ -107,7 +107,7 @@ def find(
         yield EnvironmentFinding(
             EnvironmentFindingKind.ORACLE_FAILS,
             f"the environment's own right actions do not succeed on {failed} of {oracle.num_episodes} problems "
-            f"within the turns that an episode has (mean return {oracle.mean_return:.3g})",
+            f"within the turns of an episode (mean return {oracle.mean_return:.3g})",
         )
     yield from _failures(results)
     yield from _worlds(comparisons)

@@ -15,6 +15,7 @@ import json
 import random
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from heliostat.tasks.environments.contract import Observation
 from heliostat.tasks.environments.pool import Episode
 
 _FIXED_TEXTS = ("1", "yes", "help", "[1]", "[up]", "The answer is 42.")
+_NUM_CALLS = _NUM_RIGHT = 4
+_NAME = 28  # characters of an action in its policy's name
 _CANDIDATE = re.compile(r"\[[^\[\]\n]{1,24}\]|`[^`\n]{1,24}`|\"[^\"\n]{1,24}\"|'[^'\n]{1,24}'|[\w.+-]+")
 _READ_SHARE = 0.8  # of random words that are taken from the texts read so far: an environment's own words reach further
 _NUM_RECENT = 400  # words that are remembered of them
@@ -68,10 +71,17 @@ def oracle(situation: Situation) -> Future[str]:
     return situation.episode.oracle()
 
 
-def fixed_policies(tools: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
-    """Return policies that repeat one text or, if there are tools, one call of each of the first few."""
-    calls = [random_call([tool], random.Random(0), ["1"]) for tool in tools[: len(_FIXED_TEXTS)]]
-    return {f"fixed: {_short(text)}": _repeat(text) for text in dict.fromkeys([*calls, *_FIXED_TEXTS])}
+def fixed_policies(tools: Sequence[Mapping[str, Any]], right: Sequence[str] = ()) -> dict[str, Policy]:
+    """Return policies that repeat one action in every turn of every problem.
+
+    Args:
+        tools: one call of each of the first few is repeated.
+        right: actions that were right somewhere; the most frequent ones are repeated.
+    """
+    calls = [random_call([tool], random.Random(0), ["1"]) for tool in tools[:_NUM_CALLS]]
+    common = [action for action, _ in Counter(right).most_common(_NUM_RIGHT)]
+    actions = dict.fromkeys([*common, *calls, *_FIXED_TEXTS])
+    return {f"fixed: {_short(action, number)}": _repeat(action) for number, action in enumerate(actions)}
 
 
 def wander(situation: Situation) -> str:
@@ -141,5 +151,6 @@ def _value(schema: Mapping[str, Any], rng: random.Random, words: Sequence[str]) 
     return drawn.get(kind, drawn["string"])()
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 24 else text[:21] + "...")
+def _short(text: str, number: int) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= _NAME else f"{line[: _NAME - 4]}... {number}")

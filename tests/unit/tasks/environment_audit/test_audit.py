@@ -8,7 +8,7 @@ import pytest
 from heliostat.tasks.environment_audit.audit import Effort, EnvironmentReport, audit_environment
 from heliostat.tasks.environment_audit.findings import EnvironmentFindingKind as Kind
 from heliostat.tasks.environments.contract import EnvironmentSpec
-from heliostat.tasks.environments.pool import EnvironmentNotLoaded
+from heliostat.tasks.environments.pool import EnvironmentNotLoaded, EnvironmentPool
 from heliostat.types import Problem
 from tests.support.environments import spec_of
 
@@ -73,8 +73,10 @@ def test_every_fault_has_its_finding(name: str, expected: set[Kind], sentence: s
 
 @pytest.mark.slow
 def test_a_world_that_is_always_the_same_is_worse_than_an_ignored_seed() -> None:
-    assert kinds(audited("OneNumber", "find it")) == {Kind.ONE_WORLD}
-    assert kinds(audited("OneNumber", "find it, {}")) == {Kind.SEED_IGNORED}
+    same = audited("OneNumber", "find it")
+    assert kinds(same) == {Kind.ONE_WORLD, Kind.FREE_SUCCESS}
+    assert "[fixed: '7'] succeeds on 100% of problems" in same.format()  # a right action of one problem, on all
+    assert kinds(audited("OneNumber", "find it, {}")) == {Kind.SEED_IGNORED, Kind.FREE_SUCCESS}
 
 
 @pytest.mark.slow
@@ -85,6 +87,13 @@ def test_time_that_is_up_cuts_the_audit_and_claims_nothing() -> None:
     assert report.num_cut > 0
     assert "time was up before" in report.format()
     assert kinds(report) <= {Kind.NO_REWARD}
+
+
+def test_an_open_pool_is_used() -> None:
+    with EnvironmentPool(spec_of("Guess")) as pool:
+        report = audit_environment(spec_of("Guess"), problems(), max_turns=2, effort=Effort(2, 1, 1), pool=pool)
+        assert pool.counts.num_calls > report.num_problems
+        assert report.passed
 
 
 def test_an_environment_that_cannot_be_loaded_is_said_to_be_so() -> None:

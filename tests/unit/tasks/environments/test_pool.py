@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from heliostat.tasks.environments.contract import EnvironmentFailed, EnvironmentSpec, Step
+from heliostat.tasks.environments.contract import Environment, EnvironmentFailed, EnvironmentSpec, Step
 from heliostat.tasks.environments.pool import EnvironmentNotLoaded, EnvironmentPool, NoOracle, PoolClosed
 from heliostat.tasks.sandbox.nested_runs import INSIDE, NestedRun
 from tests.support.environments import FAULTS, spec_of
@@ -56,8 +56,6 @@ def test_an_episode_is_answered_step_by_step() -> None:
 
 def test_a_class_travels_by_value_where_no_process_can_import_it() -> None:
     import cloudpickle
-
-    from heliostat.tasks.environments.contract import Environment
 
     class Local(Environment):
         def reset(self, problem, seed):
@@ -230,6 +228,7 @@ def test_a_process_killed_from_outside_is_replaced_and_its_episodes_are_replayed
             episode.step("1").result()
         (pid,) = processes(pool)
         os.kill(pid, signal.SIGKILL)
+        assert any(not alive(pid) or time.sleep(0.01) for _ in range(1000))
         assert [episode.step("1").result().observation for episode in episodes] == ["total 2", "total 3", "total 4"]
         assert processes(pool) != [pid]
         assert pool.counts.num_replays == 3
