@@ -10,7 +10,6 @@ vllm_server/     the engine that samples from a vLLM server
 
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from heliostat.config import RolloutSection
@@ -51,22 +50,29 @@ __all__ = [
 
 
 def build_engine(
-    loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain = run_here
+    loaded: LoadedModel,
+    limits: DecodeLimits,
+    section: RolloutSection,
+    run_on_main: RunOnMain = run_here,
+    several_turns: bool = False,
 ) -> Engine:
     """Build the engine that a recipe names.
 
     Args:
+        several_turns: whether completions will have several turns, which are then tried too.
         run_on_main: runs the sync of weights to a server in one of the processes that share the model.
 
     Raises:
         ConfigError: no way of decoding the model is correct, or the client of the server is not installed.
     """
-    return ENGINES[section.engine](loaded, limits, section, run_on_main)
+    if section.engine == "vllm":
+        return _on_server(loaded, limits, section, run_on_main)
+    return _in_process(loaded, limits, section, several_turns)
 
 
-def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain) -> Engine:
+def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, several_turns: bool) -> Engine:
     """Build the fastest engine that gives the model's own numbers."""
-    engine = fastest_right_way(loaded, limits, section)
+    engine = fastest_right_way(loaded, limits, section, several_turns)
     if isinstance(engine, PlainEngine) and section.num_workers > 1:
         warnings.warn(
             f"rollout.num_workers = {section.num_workers} has no effect: the memory of '{loaded.name}' is not "
@@ -92,9 +98,5 @@ def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSectio
     )
 
 
-ENGINES: dict[str, Callable[[LoadedModel, DecodeLimits, RolloutSection, RunOnMain], Engine]] = {
-    "torch": _in_process,
-    "vllm": _on_server,
-}
 API_KEY = "VLLM_API_KEY"
 """The environment variable that holds the server's key; keys have no place in a recipe."""

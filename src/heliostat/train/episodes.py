@@ -111,6 +111,17 @@ class EpisodeDialogue:
         """See ``Dialogue.end``."""
         self.episode.close()
 
+    def continuation(self, step: Step, turn_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the token ids of an observation, after a turn.
+
+        Raises:
+            EnvironmentFailed: the chat template refuses it.
+        """
+        try:
+            return self.format.continuation(step.observation, turn_ids)
+        except ValueError as error:
+            raise EnvironmentFailed(str(error)) from error
+
     def _reply(self, turn_ids: tuple[int, ...], answered: Future[Step]) -> Reply:
         try:
             step = answered.result()
@@ -119,8 +130,8 @@ class EpisodeDialogue:
                 return Reply((), StopReason.ENVIRONMENT_DONE, turn)
             if self.num_turns >= self.environments.section.max_turns:
                 return Reply((), StopReason.OUT_OF_TURNS, turn)
-            return Reply(self.format.continuation(step.observation, turn_ids), None, turn)
-        except (EnvironmentFailed, ValueError) as error:  # a template may refuse an observation
+            return Reply(self.continuation(step, turn_ids), None, turn)
+        except EnvironmentFailed as error:
             self.failure = str(error)
             return Reply((), StopReason.ENVIRONMENT_FAILED, Turn(0, 0))
 
@@ -248,7 +259,7 @@ class _Opening:
             prompt, form = self._prompt()
             self.dialogues = [EpisodeDialogue(episode, self.environments, form) for episode in self.episodes]
             self._replay(prompt)
-        except (EnvironmentFailed, ValueError) as error:
+        except EnvironmentFailed as error:
             self.failure = str(error)
             return None
         return _Opened(prompt, self.dialogues)
@@ -265,8 +276,11 @@ class _Opening:
                 "its reset must depend on nothing else"
             )
         form = self.environments.format_of(problem, self.episodes[0])
-        token_ids = self.environments.bundle.prompt(form.with_observation(problem, first)).token_ids
-        return replace(self.prompt, token_ids=token_ids), form
+        try:
+            encoded = self.environments.bundle.prompt(form.with_observation(problem, first))
+        except ValueError as error:  # too long for the context, or refused by the chat template
+            raise EnvironmentFailed(str(error)) from error
+        return replace(self.prompt, token_ids=encoded.token_ids), form
 
     def _replay(self, prompt: Prompt) -> None:
         """Replay the turns of the prompt's prefix in every episode, and compare the answers id for id."""
@@ -276,7 +290,7 @@ class _Opening:
             for dialogue, answered in zip(self.dialogues, steps, strict=True):
                 step = answered.result()
                 dialogue.num_turns += 1
-                found = () if step.done else dialogue.format.continuation(step.observation, ids)
+                found = () if step.done else dialogue.continuation(step, ids)
                 if found != expected:
                     self.is_refused = True
                     raise EnvironmentFailed(
@@ -294,8 +308,8 @@ class _Opening:
 
 def _answered(prompt: Prompt) -> Iterator[tuple[Turn, tuple[int, ...]]]:
     """Yield the turns of a prompt's prefix, each with the ids that the environment answered with."""
-    ends = [turn.start for turn in prompt.prefix_turns[1:]] + [len(prompt.prefix_ids)]
-    for turn, end in zip(prompt.prefix_turns, ends, strict=True):
+    ends = [turn.start for turn in prompt.prefix_turns] + [len(prompt.prefix_ids)]
+    for turn, end in zip(prompt.prefix_turns, ends[1:], strict=True):
         yield turn, prompt.prefix_ids[turn.end : end]
 
 

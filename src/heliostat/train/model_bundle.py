@@ -58,7 +58,7 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
     section = recipe.rollout
     max_tokens = recipe.environment.max_tokens if recipe.environment.enabled else section.max_new_tokens
     limits = DecodeLimits(max_tokens, section.max_rows, section.stop)
-    engine = build_engine(loaded, limits, section, runtime.run_on_main)
+    engine = build_engine(loaded, limits, section, runtime.run_on_main, recipe.environment.enabled)
     return ModelBundle(loaded, engine, recipe, loaded.model.dtype)
 
 

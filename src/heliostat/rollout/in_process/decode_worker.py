@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -132,8 +132,12 @@ class DecodeWorker:
             self.collector.builder.record(state.partials, drawn)
         return drawn.token, [row for row, partial in enumerate(state.partials) if partial.is_live]
 
-    def step(self, state: DecodeState, token: Int[Tensor, " row"]) -> None:
-        """Feed one token to every row, and set the logits of the next."""
+    def step(self, state: DecodeState, token: Int[Tensor, " row"], real: Bool[Tensor, "row 1"] | None = None) -> None:
+        """Feed one token to every row, and set the logits of the next.
+
+        Args:
+            real: rows that have a next token; the others idle, and their cache stays as it is. Default: all.
+        """
         rows = state.rows
         self.counts.decode_steps += 1
         self.counts.decoded_rows += rows.num_rows
@@ -141,9 +145,9 @@ class DecodeWorker:
         fed = token.unsqueeze(1)
         with span("decode"):
             if self.fused is not None and isinstance(rows, SharedRows):
-                hidden = self.fused.hidden(rows, fed)
+                hidden = self.fused.hidden(rows, fed, real)
             else:
-                hidden = rows.hidden(self.loaded, fed)
+                hidden = rows.hidden(self.loaded, fed, real)
             state.logits = self.loaded.head.logits(hidden[:, -1])
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from heliostat.models import LoadedModel
@@ -125,9 +125,11 @@ class FusedLayers:
             for product in (layer.qkv, layer.o, layer.gate_up, layer.down):
                 product.refresh()
 
-    def hidden(self, rows: SharedRows, token: Int[Tensor, "row 1"]) -> Float[Tensor, "row 1 feature"]:
-        """Feed every row its next token and return the hidden states after it."""
-        positions = rows.begin_pass(torch.ones_like(token, dtype=torch.bool))
+    def hidden(
+        self, rows: SharedRows, token: Int[Tensor, "row 1"], real: Bool[Tensor, "row 1"] | None = None
+    ) -> Float[Tensor, "row 1 feature"]:
+        """Feed every row its next token and return the hidden states after it; see ``LiveRows.hidden``."""
+        positions = rows.begin_pass(torch.ones_like(token, dtype=torch.bool) if real is None else real)
         x = self._backbone.embed_tokens(token)
         # [row, 1, feature]: one token per row, so the dimension of tokens serves to broadcast over heads.
         cos, sin = (each.squeeze(1)[:, None] for each in self._backbone.rotary_emb(x, positions))

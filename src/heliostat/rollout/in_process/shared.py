@@ -128,7 +128,7 @@ class SharedRows:
         known = self._num_common + self.prompts.row_lengths
         positions = known[:, None] + self.columns.extend(real)
         self._hidden = None
-        if num_new > 1 or self.columns.have_gaps or bool(self.prompts.start.any()):
+        if num_new > 1 or self.columns.have_gaps or self.prompts.have_gaps:
             # In the order of the scores: common beginning (never padded), prompt, own columns with the new ones.
             numbers = torch.arange(self.prompts.length, device=real.device)
             common = real.new_zeros(self.num_rows, self._num_common)

@@ -115,6 +115,11 @@ class SharedPrompts:
         return int(self.states[0][0].shape[2])
 
     @property
+    def have_gaps(self) -> bool:
+        """Whether some prompt is shorter than the others."""
+        return bool(self.start.any())
+
+    @property
     def row_lengths(self) -> Int[Tensor, " row"]:
         """The number of tokens in each row's prompt."""
         return self.length - self.start[self.group]

@@ -82,8 +82,10 @@ class TurnWorker:
                     pieces.append(Parked(rows, [state.partials[row] for row in waiting]))
                 if not alive:
                     return pieces
-                token = state.keep(alive, token)
-            self.decoder.step(state, token)
+                token, alive = state.keep(alive, token), list(range(len(alive)))
+            real = torch.zeros_like(token, dtype=torch.bool)
+            real[alive] = True
+            self.decoder.step(state, token, real[:, None])
 
     def _resume(self, pieces: Sequence[Parked]) -> DecodeState | None:
         """Wait for the replies to all parked rows, and feed those that go on; ``None`` if none does."""

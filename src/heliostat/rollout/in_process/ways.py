@@ -39,6 +39,7 @@ from heliostat.rollout.completions import CompletionBuilder, DecodeLimits
 from heliostat.rollout.in_process.engine import TorchEngine
 from heliostat.rollout.in_process.plain import PlainEngine
 from heliostat.rollout.in_process.rows import PaddedRows, Rows
+from heliostat.rollout.in_process.scripted import Scripted, script
 from heliostat.rollout.in_process.shared import SharedRows
 from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings
@@ -51,6 +52,9 @@ GROUP_SIZE, MAX_ROWS = 2, 4
 
 MEAN_LENGTH = 3
 """One id of so many ends a trial's completion, so that rows end at different times."""
+
+NUM_REPLIES = 2
+"""Replies in a trial of several turns."""
 
 NUM_STORED = 2
 """Tokens that are decoded in the stored dtype too, where the comparison uses another; one is the prompt's."""
@@ -100,13 +104,18 @@ def ways_of(loaded: LoadedModel, section: RolloutSection) -> Iterator[Way]:
     )
 
 
-def fastest_right_way(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection) -> InProcess:
+def fastest_right_way(
+    loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, several_turns: bool = False
+) -> InProcess:
     """Build the engine of the first way that passes its trial; a warning says why others were passed over.
+
+    Args:
+        several_turns: try completions of several turns too.
 
     Raises:
         ConfigError: no way gives the model's own numbers, because there are no such numbers.
     """
-    trial = Trial.of(loaded)
+    trial = Trial.of(loaded, several_turns)
     passed_over: list[str] = []
     for way in ways_of(loaded, section):
         try:
@@ -136,11 +145,12 @@ class Trial:
 
     loaded: LoadedModel
     measure: Tolerance
+    several_turns: bool = False
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> Trial:
+    def of(cls, loaded: LoadedModel, several_turns: bool = False) -> Trial:
         """Measure the model."""
-        return cls(loaded, measure_tolerance(loaded))
+        return cls(loaded, measure_tolerance(loaded), several_turns)
 
     def engine(self, way: Way, limits: DecodeLimits) -> InProcess | None:
         """Build a way's engine and try it; return ``None`` where the model has no such way.
@@ -154,6 +164,8 @@ class Trial:
                 return None
             with comparison_mode(self.loaded, self.measure.gain):
                 groups = self._sample(engine, num_tried(self.loaded))
+                if self.several_turns:
+                    groups += self._sample_turns(engine, num_tried(self.loaded))
                 gap = float(np.max([self._gap(group) for group in groups]))
             if self.loaded.model.dtype != torch.float32:
                 self._sample(engine, min(NUM_STORED, num_tried(self.loaded)))  # what fails in the stored type alone
@@ -197,6 +209,20 @@ class Trial:
         with _borrowed(engine, ending, DecodeLimits(num, max_rows=MAX_ROWS, min_freed=0.0)):
             return groups + engine.sample(SampleRequest(mixed, GROUP_SIZE, settings, seed=2, policy_step=0))
 
+    def _sample_turns(self, engine: InProcess, num: int) -> list[Group]:
+        """Sample completions of several turns of uneven lengths, with replies of uneven lengths between them."""
+        contexts = mixed_contexts(self.loaded)
+        prompts = _prompts([context[: max(1, len(context) // 2)] for context in contexts])
+        dialogues = [
+            [Scripted(script(context, NUM_REPLIES, 1 + (number + member) % 3), num) for member in range(GROUP_SIZE)]
+            for number, context in enumerate(contexts)
+        ]
+        settings = SamplingSettings(temperature=self.measure.temperature)
+        ends = frozenset(range(0, num_embedded_ids(self.loaded.model), MEAN_LENGTH))
+        with _borrowed(engine, dataclasses.replace(self.loaded, eos_ids=ends), DecodeLimits(4 * NUM_REPLIES + 3 * num)):
+            request = SampleRequest(prompts, GROUP_SIZE, settings, seed=3, policy_step=0, dialogues=dialogues)
+            return engine.sample(request)
+
     def _gap(self, group: Group) -> float:
         """Return the largest error of a group's log-probabilities."""
         gaps = [0.0]
@@ -204,7 +230,8 @@ class Trial:
             truth = reference_log_probs(
                 self.loaded, group.prompt.context_ids, completion.token_ids, self.measure.temperature
             )
-            gaps.append(float(np.abs(truth.numpy() - completion.logp_gen).max()))
+            sampled = [place for start, end in completion.spans for place in range(start, end)]
+            gaps.append(float(np.abs(truth.numpy()[sampled] - completion.logp_gen).max()))
         return float(np.max(gaps))  # not a number where one of them is not
 
 

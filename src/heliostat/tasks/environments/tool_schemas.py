@@ -52,7 +52,7 @@ def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
     hints = _hints(name, function)
     properties: dict[str, Any] = {}
     required = []
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in _parameters(name, function):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ValueError(f"tool '{name}' takes '{parameter}', but a model calls it by argument names")
         if parameter.name not in hints:
@@ -124,6 +124,13 @@ def _has_type(value: Any, name: str) -> bool:
 def _names(schema: Mapping[str, Any]) -> list[str]:
     declared = schema.get("type", [])
     return [declared] if isinstance(declared, str) else list(declared)
+
+
+def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise ValueError(f"tool '{name}' has no signature; call it in a function of your own") from error
 
 
 def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:

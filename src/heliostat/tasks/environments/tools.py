@@ -81,7 +81,7 @@ class ToolBox:
         if problem := find_mismatch(arguments, parameters):
             return f"error: {call.name}: {problem}", True
         try:
-            return str(_finished(tool(**arguments))), False
+            return str(finished(tool(**arguments))), False
         except NestedRun:
             raise
         except (Exception, SystemExit) as error:
@@ -145,7 +145,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:MAX_MESSAGE] or type(error).__name__
 
 
-def _finished(result: Any) -> Any:
+def finished(result: Any) -> Any:
     """Wait for the result of a coroutine function."""
     if not inspect.isawaitable(result):
         return result

@@ -40,8 +40,14 @@ def label(function: Callable[..., Any]) -> str:
     return "lambda" if name == "<lambda>" else name
 
 
-def dump_function(function: Callable[..., Any]) -> bytes:
-    """Pickle a function so that ``pickle.loads`` restores it in another process.
+def dump_function(
+    function: Callable[..., Any], noun: str = "reward function", process: str = "verifier process"
+) -> bytes:
+    """Pickle a function or class so that ``pickle.loads`` restores it in another process.
+
+    Args:
+        noun: what it is called in a message.
+        process: the process that loads it, in a message.
 
     Raises:
         ValueError: something that it uses cannot be pickled, or is too large; names the variable.
@@ -53,15 +59,15 @@ def dump_function(function: Callable[..., Any]) -> bytes:
         except Exception as error:
             name, value, reason = _culprit(function) or ("itself", function, error)
             raise ValueError(
-                f"reward function '{label(function)}' uses '{name}' ({type(value).__name__}), which cannot be sent to "
-                f"verifier processes ({_short(reason)}); make it inside the function, or put the function in a module "
+                f"{noun} '{label(function)}' uses '{name}' ({type(value).__name__}), which cannot be sent to "
+                f"{process}es ({_short(reason)}); make it inside the function, or put the function in a module "
                 "of its own, which they import"
             ) from error
         if len(content) > MAX_BYTES:
             sizes = {name: len(_dumps(value)) for name, value in _variables(function)}
             name = max(sizes, key=lambda key: sizes[key], default="itself")
             raise ValueError(
-                f"reward function '{label(function)}' carries {len(content) / 2**20:.0f} MiB to each verifier process, "
+                f"{noun} '{label(function)}' carries {len(content) / 2**20:.0f} MiB to each {process}, "
                 f"most of it '{name}'; at most {MAX_BYTES / 2**20:.0f} are allowed: load it inside the function instead"
             )
     return content

@@ -99,7 +99,7 @@ def _rows(environment: EnvironmentSection, import_from: str, first: int) -> Iter
         ConfigError: the environment cannot be built.
         ValueError: the same seed gives two different rows.
     """
-    from heliostat.tasks.environments.building import build
+    from heliostat.tasks.environments.building import build  # it imports adapters of other packages
 
     try:
         make = build(spec_of(environment, import_from))

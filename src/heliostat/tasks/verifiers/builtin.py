@@ -250,11 +250,7 @@ def resolve(path: str, folder: str = "") -> Callable[..., Any]:
         NestedRun: the module starts a run when it is imported.
     """
     module_name, _, attribute = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    if folder and folder not in sys.path:
-        sys.path.insert(0, folder)
+    search_in(folder)
     script = running_script(module_name)
     try:
         with importing(path):
@@ -270,6 +266,15 @@ def resolve(path: str, folder: str = "") -> Callable[..., Any]:
         raise ValueError(f"'{path}': module '{module_name}' has no function '{attribute}'{running}")
     resolved: Callable[..., Any] = function
     return resolved
+
+
+def search_in(folder: str) -> None:
+    """Let imports find modules in the working directory and in ``folder``."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _check_home(module: ModuleType, folder: str) -> None:

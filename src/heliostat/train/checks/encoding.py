@@ -43,13 +43,15 @@ def check_encodable(
     """
     began = time.monotonic()
     _check_markers(recipe, tasks, bundle.loaded)
+    episodes, budget = recipe.environment.enabled, completion_budget(recipe)[1]
     for task in tasks:
-        _check_prompts(recipe, task.heldout, bundle, recipe.rollout.max_new_tokens)
+        _check_prompts(recipe, task.heldout, bundle, budget)
         sampled = recipe.train.num_steps > 0
-        sizes = _check_prompts(recipe, task.train, bundle, recipe.rollout.max_new_tokens if sampled else 1)
-        if recipe.warm_start.num_steps:
+        sizes = _check_prompts(recipe, task.train, bundle, budget if sampled else 1)
+        if recipe.warm_start.num_steps and not episodes:  # those of an oracle are checked when they are played
             _check_solutions(task, sizes, bundle)
-        for sentence in (*_about_form(task, bundle), *_about_answers(recipe, task, bundle.loaded)):
+        about_answers = () if episodes else _about_answers(recipe, task, bundle.loaded)
+        for sentence in (*_about_form(task, bundle), *about_answers):
             note(sentence)
     seconds = time.monotonic() - began
     if seconds > _LONG_S:
@@ -57,9 +59,16 @@ def check_encodable(
         note(f"{num} problems were encoded in {seconds:.0f} s to check that they fit")
 
 
+def completion_budget(recipe: Recipe) -> tuple[str, int]:
+    """Return the setting that limits the tokens after a prompt, and its value; an episode has a budget of its own."""
+    if recipe.environment.enabled:
+        return "environment.max_tokens", recipe.environment.max_tokens
+    return "rollout.max_new_tokens", recipe.rollout.max_new_tokens
+
+
 def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bundle: ModelBundle, budget: int) -> list[int]:
     """Refuse prompts that leave no room for ``budget`` more tokens; return all sizes, exact where they are large."""
-    loaded = bundle.loaded
+    loaded, limit = bundle.loaded, completion_budget(recipe)[0]
     room = loaded.context_length - budget
     sizes = prompt_sizes(loaded, problems, recipe.model.chat, recipe.model.system, room)
     long = [index for index, size in enumerate(sizes) if size > room]
@@ -67,10 +76,10 @@ def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bundle: ModelBun
         worst = max(long, key=lambda index: sizes[index])
         left = loaded.context_length - sizes[worst]
         raise ValueError(
-            f"{problems[worst].described}: its prompt has {sizes[worst]} tokens, and with rollout.max_new_tokens = "
-            f"{budget} more it does not fit the context of model '{loaded.name}', which holds {loaded.context_length}; "
+            f"{problems[worst].described}: its prompt has {sizes[worst]} tokens, and with {limit} = {budget} "
+            f"more it does not fit the context of model '{loaded.name}', which holds {loaded.context_length}; "
             f"{_count(len(long), len(problems), 'prompt')} too long: shorten or remove them, or set "
-            f"rollout.max_new_tokens to {left} or less"
+            f"{limit} to {left} or less"
         )
     return sizes
 

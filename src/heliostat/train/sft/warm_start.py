@@ -18,6 +18,8 @@ from heliostat.optim import Schedule, accumulate_in_float32, build_optimizer
 from heliostat.rollout import completion_seed
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.data.demonstrations import Demonstrations
+from heliostat.train.data.episode_demonstrations import EpisodeDemonstrations
+from heliostat.train.episodes import Environments
 from heliostat.train.evaluation.heldout import HeldOut
 from heliostat.train.run_context import RunContext
 from heliostat.train.run_progress import RunProgress
@@ -75,12 +77,21 @@ class WarmStart:
             tokens_per_microbatch=train.tokens_per_microbatch,
         )
 
+    def _demonstrations(self) -> Demonstrations | EpisodeDemonstrations:
+        """Return the demonstrations of the run's teachers, or of its environment's oracle."""
+        context, recipe = self.context, self.context.recipe
+        tasks = {task.name: task for task in context.tasks}
+        own = Demonstrations(context.bundle.loaded, recipe.model, tasks, recipe.warm_start.num_steps, recipe.run.seed)
+        if context.pool.environments is None:
+            return own
+        environments = Environments(pool=context.pool.environments, bundle=context.bundle, note=context.display.note)
+        return EpisodeDemonstrations(own, environments)
+
     def _steps(self, updater: SupervisedUpdater, done: int) -> Iterator[tuple[int, dict[str, float]]]:
         """Take the steps after the first ``done``; after each, yield the number of steps done and its metrics."""
         context, section, seed = self.context, self.context.recipe.warm_start, self.context.recipe.run.seed
         ledger, loaded, tasks = context.ledger, context.bundle.loaded, context.tasks
-        by_name = {task.name: task for task in tasks}
-        demonstrations = Demonstrations(loaded, context.recipe.model, by_name, section.num_steps, seed)
+        demonstrations = self._demonstrations()
         kept = tasks[:-1] if context.recipe.feedback.mixes else tasks
         problems = [problem for task in kept for problem in task.train]
         stream = ShuffledEpochs(problems, completion_seed(seed, "warm start"))

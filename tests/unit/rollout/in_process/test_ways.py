@@ -10,6 +10,7 @@ from heliostat.config import ConfigError, RolloutSection
 from heliostat.models import LoadedModel, encode_problem
 from heliostat.models.checks.reference_forward import comparison_mode, mixed_contexts, reach, unreached
 from heliostat.rollout import DecodeLimits, PlainEngine, SampleRequest, SamplingSettings, TorchEngine, build_engine
+from heliostat.rollout.in_process.columns import Columns
 from heliostat.rollout.in_process.rows import PaddedRows, Rows
 from heliostat.rollout.in_process.shared import SharedPrompts, SharedRows
 from heliostat.types import Problem
@@ -80,18 +81,22 @@ def wrong(kind, name, function):
     return lambda patch: patch.setattr(kind, name, function)
 
 
+def extend_counting_gaps(columns, real):
+    before = torch.full(real.shape, columns.length)
+    columns.held = torch.cat([columns.held, real], dim=1)
+    columns.count = columns.count + real.sum(dim=1)
+    return before
+
+
 MISTAKES = {
     "padding is attended to": (
-        wrong(SharedRows, "hide_padding", lambda rows: None),
-        wrong(Rows, "mask", property(lambda rows: torch.ones(rows.num_rows, 1, 1, rows.length + 1, dtype=torch.bool))),
+        wrong(Columns, "have_gaps", False),
+        wrong(SharedPrompts, "have_gaps", False),
+        wrong(Columns, "visible", lambda columns, num_new: torch.ones(*columns.held.shape, dtype=torch.bool)[:, None]),
     ),
     "positions count padding": (
-        wrong(
-            SharedRows,
-            "positions",
-            property(lambda rows: (rows.length + rows.prompts.length + 0 * rows.start)[:, None]),
-        ),
-        wrong(Rows, "positions", property(lambda rows: (rows.length + 0 * rows.start)[:, None])),
+        wrong(Columns, "extend", extend_counting_gaps),
+        wrong(SharedPrompts, "row_lengths", property(lambda prompts: prompts.length + 0 * prompts.group)),
     ),
     "members of a group see another prompt": (
         wrong(
@@ -101,6 +106,8 @@ MISTAKES = {
         ),
     ),
 }
+
+SHARED_ONLY = ("members of a group see another prompt",)
 
 
 @pytest.mark.slow
@@ -112,7 +119,7 @@ def test_a_wrong_mask_or_position_is_found_even_in_a_random_model(mistake, dtype
     loaded = make_nano(scale=scale)
     loaded.model.to(dtype)
     before = build(loaded)
-    if dtype == torch.bfloat16 and len(MISTAKES[mistake]) == 1:
+    if dtype == torch.bfloat16 and mistake in SHARED_ONLY:
         pytest.skip("prompts are not shared in bfloat16")
     assert before.way == (
         "shared prompts and fused layers" if dtype == torch.float32 else "a copy of the prompt for each row"
@@ -122,12 +129,12 @@ def test_a_wrong_mask_or_position_is_found_even_in_a_random_model(mistake, dtype
     monkeypatch.setattr("heliostat.rollout.in_process.ways.PaddedRows", Rows)  # its mask is another
     after = build(loaded)
     assert after.way != before.way
-    assert isinstance(after, PlainEngine if len(MISTAKES[mistake]) == 2 else TorchEngine)
+    assert isinstance(after, TorchEngine if mistake in SHARED_ONLY else PlainEngine)
 
 
 def test_what_was_passed_over_and_why_is_said(monkeypatch):
     loaded = make_nano()
-    monkeypatch.setattr(Rows, "positions", property(lambda rows: (rows.length + 0 * rows.start)[:, None]))
+    monkeypatch.setattr(Columns, "extend", extend_counting_gaps)
     with pytest.warns(UserWarning, match=r"'tiny' is decoded with the model's own cache.*off by .* rounding explains"):
         engine = build_engine(loaded, DecodeLimits(4), RolloutSection(shared_prompt=False))
     assert engine.way == engine.clone_for(loaded).way == "the model's own cache, prompts of equal length together"

@@ -1,9 +1,6 @@
 """Problems that an environment makes: one per seed, different ones, and never on both sides of the split."""
 
 import random
-import sys
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,20 +62,9 @@ class Silent:
     """Makes no problems."""
 
 
-WORLDS = {world.__name__: world for world in (Sums, Secret, Careless, Chat, Unseeded, Broken, Silent)}
-
-
-@pytest.fixture(autouse=True)
-def _worlds(monkeypatch) -> None:
-    def build(spec: EnvironmentSpec):
-        return partial(WORLDS[spec.name.removeprefix("worlds:")], **spec.settings)
-
-    monkeypatch.setitem(sys.modules, "heliostat.tasks.environments.building", SimpleNamespace(build=build))
-
-
 def load(world: str, num_train: int = 30, num_heldout: int = 10, seed: int = 0, own=None, **keys) -> Task:
     section = TaskSection(name="environment", num_train=num_train, num_heldout=num_heldout, **keys)
-    return load_task(section, seed, EnvironmentSection(name=f"worlds:{world}", **(own or {})))
+    return load_task(section, seed, EnvironmentSection(name=f"{__name__}:{world}", **(own or {})))
 
 
 def test_problems_are_different_and_named_by_their_seeds() -> None:
@@ -144,7 +130,11 @@ def test_verifiers_are_those_asked_for() -> None:
     [
         ("Unseeded", ValueError, r"problem\(\d+\) returns another row every time"),
         ("Broken", ValueError, r"problem\(\d+\) fails: KeyError: 'word list'"),
-        ("Missing", ConfigError, "environment 'worlds:Missing' cannot be built: KeyError"),
+        (
+            "Missing",
+            ConfigError,
+            r"test_environment:Missing' cannot be built: ValueError: .* has no function 'Missing'",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(world, error, message) -> None:
@@ -168,7 +158,7 @@ def test_other_tasks_leave_the_reward_to_an_environment(tmp_path) -> None:
         load_task(section, 0)
     with pytest.raises(ConfigError, match=r"needs task\.verifiers"):  # tools alone give no reward
         load_task(section, 0, EnvironmentSection(name="", tools=("m:f",)))
-    task = load_task(section, 0, EnvironmentSection(name="worlds:Silent"))
+    task = load_task(section, 0, EnvironmentSection(name=f"{__name__}:Silent"))
     assert task.verifiers == ()
     problem = task.train[0]
     assert row_of(problem) == {"prompt": problem.prompt, "answer": None, "start": problem.columns["start"]}
