@@ -333,6 +333,18 @@ class SeedsTheGlobalAndGuesses(Guess):
         return step if step.done else Step(f"{step.observation} {random.randrange(100)}", step.reward)
 
 
+class DrawsUnseeded(Guess):
+    """Draws from python's global generator, and seeds it nowhere."""
+
+    def choose(self, problem, seed):
+        self.mark = random.randrange(10**6)
+        return super().choose(problem, seed)
+
+    def step(self, action):
+        step = super().step(action)
+        return Step(f"{step.observation} #{self.mark}", step.reward, step.done, step.info)
+
+
 class OneNumber(Guess):
     def choose(self, problem, seed):
         return 7

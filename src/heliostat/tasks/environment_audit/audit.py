@@ -51,6 +51,8 @@ class Effort:
     budget_s: float = math.inf
 
 
+_NUM_RANDOM = 3  # random episodes of a problem without an oracle: only actions that are understood show a world
+
 IN_A_RUN = Effort(num_repeated=2, num_seeds=2)
 """The size of the audit at the start of a run."""
 
@@ -164,17 +166,18 @@ def audit_environment(
         tools, has_oracle = _introduce(opened, problems[0])
         began = time.monotonic()
 
-        def play_all(policies: Mapping[str, Policy], deadline: float) -> list[Played]:
+        def play_all(policies: Mapping[str, Policy], deadline: float, num: int = 1) -> list[Played]:
             starts = [
-                [Start(problem, (name, each), max_turns) for problem in problems] for name, each in policies.items()
+                [Start(problem, (name, each), max_turns) for problem in problems for _ in range(num)]
+                for name, each in policies.items()
             ]
             return [played for of_policy in starts for played in play(opened, of_policy, deadline, tools)]
 
         half, end = began + effort.budget_s / 2, began + effort.budget_s
-        telling = play_all(({"oracle": oracle} if has_oracle else {}) | {"random": wander}, half)
-        recorded = choose(telling, ("oracle", "random"), effort.num_repeated)
-        comparisons = compare(opened, spec, recorded, effort.num_seeds, half)
-        right = [action for one in telling if one.start.policy[0] == "oracle" for action in one.actions]
+        telling = play_all({"oracle": oracle} if has_oracle else {}, half)
+        right = [action for one in telling for action in one.actions]
+        telling += play_all({"random": wander}, half, num=1 if has_oracle else _NUM_RANDOM)
+        comparisons = compare(opened, spec, choose(telling, effort.num_repeated), effort.num_seeds, half)
         worthless = play_all({"null": null, "echo": echo} | fixed_policies(tools, right), end)
         slowest_s = opened.counts.slowest_s
     ended = [one for one in telling + worthless if not one.is_cut]

@@ -43,7 +43,8 @@ class Comparisons:
     Attributes:
         repeated: difference when an episode is repeated, with its seed and actions, in another instance.
         sibling: difference when others are stepped beside it, although each has random states of its own.
-        unguarded: a difference of either kind where instances share the global random states.
+        unseeded: difference when it is repeated and the global random states are not seeded for it.
+        unguarded: difference when others are stepped beside it and share the global random states.
         num_seeds: other seeds that were tried.
         seed_matters: whether another seed changed an observation or a reward; ``None``: not known.
         problem_matters: whether another problem did, with its own seed; ``None``: not known.
@@ -52,6 +53,7 @@ class Comparisons:
 
     repeated: Difference | None = None
     sibling: Difference | None = None
+    unseeded: Difference | None = None
     unguarded: Difference | None = None
     num_seeds: int = 0
     seed_matters: bool | None = None
@@ -59,11 +61,9 @@ class Comparisons:
     prompts_differ: bool = False
 
 
-def choose(played: Sequence[Played], policies: Sequence[str], num_problems: int) -> list[Played]:
-    """Return the episodes of the named policies on the first problems, without failed ones."""
-    usable = [
-        one for one in played if one.start.policy[0] in policies and one.actions and not (one.is_cut or one.failure)
-    ]
+def choose(played: Sequence[Played], num_problems: int) -> list[Played]:
+    """Return the episodes on the first problems, without those that failed or were cut."""
+    usable = [one for one in played if one.actions and not (one.is_cut or one.failure)]
     known = list(dict.fromkeys(one.start.problem.problem_id for one in usable))[:num_problems]
     return [one for one in usable if one.start.problem.problem_id in known]
 
@@ -88,12 +88,13 @@ def compare(
     ]
     seed_matters, problem_matters = _differ(pool, shifted, deadline), _differ(pool, moved, deadline)
     repeated, sibling = _in_one_process(spec, recorded, deadline, isolates_random=True)
-    unguarded = None
+    unseeded = unguarded = None
     if not repeated and not sibling:
-        unguarded = next(filter(None, _in_one_process(spec, recorded, deadline, isolates_random=False)), None)
+        unseeded, unguarded = _in_one_process(spec, recorded, deadline, isolates_random=False)
     return Comparisons(
         repeated=repeated,
         sibling=sibling,
+        unseeded=unseeded,
         unguarded=unguarded,
         num_seeds=num_seeds,
         seed_matters=seed_matters,
