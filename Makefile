@@ -28,10 +28,11 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory types
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-# Studies and benchmarks, a folder at a time since each is its scripts' own path: names, attributes and arguments that
-# do not exist. The library itself is checked strictly by `make test`.
+# Studies and benchmarks, a folder at a time since each is its scripts' own path. Unlike the library, they may leave
+# signatures without types.
 SCRIPTS := $(filter-out studies/wrecks/,$(sort $(dir $(wildcard studies/*/*.py benchmarks/*/*.py))))
 MYPY_SCRIPTS := $(BIN)/mypy --config-file studies/mypy.ini --cache-dir .mypy_cache/scripts
 types: setup

@@ -45,6 +45,8 @@ AREAS = {
     "answers": "How different the answers of one group are.",
     "text": "How much completions repeat themselves and each other.",
     "length": "Completions, in tokens.",
+    "agent": "Trajectories of several turns, in runs with an environment; numbers by turn end in `:1`, `:2`, `:3` or "
+    "`:4+`.",
     "loss": "What was minimised.",
     "optim": "The optimizer.",
     "eval": "Held-out problems: every `eval.every` steps here; before and after training in `evals.jsonl`.",

@@ -17,7 +17,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from sb3_contrib import TRPO
@@ -25,6 +27,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
 
 from heliostat.control import SMAC, Gradient, Rank1
+from heliostat.control.directions import Direction
 from heliostat.optim import Rank1NaturalGradient
 
 ENV = "CartPole-v1"
@@ -64,14 +67,14 @@ def filled(model):
 
 def updates(num_rounds: int) -> dict[str, float]:
     """One update on 2048 steps, the same critic work on every side: ten passes in minibatches of 128."""
-    shared = {"n_steps": 256, "batch_size": 128, "n_critic_updates": 10, "seed": 0}
-    steps = {
+    shared: dict[str, Any] = {"n_steps": 256, "batch_size": 128, "n_critic_updates": 10, "seed": 0}
+    steps: dict[str, Direction | str] = {
         "SMAC": Rank1(num_scores=1),
         "SMAC, 16 scores": Rank1(num_scores=16, damping=0.1),
         "exact": "sample-space",
         "policy gradient": Gradient(),
     }
-    models = {
+    models: dict[str, Any] = {
         name: filled(SMAC("MlpPolicy", make_vec_env(ENV, 8, seed=0), 0.01, direction=direction, **shared))
         for name, direction in steps.items()
     }
@@ -109,14 +112,14 @@ def updates(num_rounds: int) -> dict[str, float]:
 def loops(num_rounds: int, num_steps: int = 2000) -> dict[str, float]:
     """Environment steps per CPU second in A2C's settings: 8 environments, 5 steps, one critic step."""
     a2c = A2C("MlpPolicy", make_vec_env(ENV, 8, seed=0), seed=0)
-    same = {"n_steps": 5, "batch_size": 40, "n_critic_updates": 1, "gae_lambda": 1.0}
+    same: dict[str, Any] = {"n_steps": 5, "batch_size": 40, "n_critic_updates": 1, "gae_lambda": 1.0}
     smac = SMAC("MlpPolicy", make_vec_env(ENV, 8, seed=0), 0.01, seed=0, direction=Rank1(num_scores=1), **same)
     seconds = interleaved({"A2C": lambda: a2c.learn(num_steps), "SMAC": lambda: smac.learn(num_steps)}, num_rounds)
     return {"environment steps per CPU second, SMAC / A2C": ratio(seconds, "A2C", "SMAC")}
 
 
-LARGE = [(1024, 1024)] * 4
-ACTOR = [(64, 4), (64,), (64, 64), (64,), (2, 64), (2,)]  # of MlpPolicy on CartPole
+LARGE: list[tuple[int, ...]] = [(1024, 1024)] * 4
+ACTOR: list[tuple[int, ...]] = [(64, 4), (64,), (64, 64), (64,), (2, 64), (2,)]  # of MlpPolicy on CartPole
 
 
 def arithmetic(num_rounds: int, shapes: list[tuple[int, ...]], num_steps: int) -> float:
@@ -127,14 +130,17 @@ def arithmetic(num_rounds: int, shapes: list[tuple[int, ...]], num_steps: int) -
         weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
         for weight in weights:
             weight.grad = torch.randn_like(weight)
-        scores = {weight: torch.randn(1, *weight.shape) for weight in weights}
+        scores: dict[torch.Tensor, torch.Tensor] = {weight: torch.randn(1, *weight.shape) for weight in weights}
         if name == "rank-1":
-            rank1 = Rank1NaturalGradient(weights, lr=1e-3)
-            sides[name] = lambda rank1=rank1, scores=scores: [rank1.step(scores=scores) for _ in range(num_steps)]
+            sides[name] = repeated(partial(Rank1NaturalGradient(weights, lr=1e-3).step, scores=scores), num_steps)
         else:
-            adam = torch.optim.Adam(weights, lr=1e-3, fused=True)
-            sides[name] = lambda adam=adam: [adam.step() for _ in range(num_steps)]
+            sides[name] = repeated(torch.optim.Adam(weights, lr=1e-3, fused=True).step, num_steps)
     return ratio(interleaved(sides, num_rounds), "rank-1", "Adam (fused)")
+
+
+def repeated(step: Callable[[], object], num_steps: int) -> Callable[[], object]:
+    """Return a call that makes ``num_steps`` steps."""
+    return lambda: [step() for _ in range(num_steps)]
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def run_here(tests: Path, contender: str, words: str) -> dict[str, str]:
     chosen = contender_class(contender)
     with tempfile.TemporaryDirectory() as folder:
         if contender == OURS:
-            stable_baselines3.A2C = chosen
+            setattr(stable_baselines3, PEER, chosen)
             tests = renamed(tests, Path(folder))
         paths = [str(tests.parent), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # for environments in processes of their own

@@ -10,6 +10,7 @@ the trial before training. Left out: whether anything is saved right, which the 
 
 import argparse
 from copy import deepcopy
+from typing import Literal
 
 import torch
 
@@ -21,7 +22,7 @@ from heliostat.models.lora import add_adapters, perturbed_adapters
 PROMPTS = ("What is 12 + 30?", "Name the capital of France.", "Sort: 3, 1, 2.", "A train leaves at noon. When")
 
 
-def gaps(dtype: str, model: str, rank: int) -> tuple[float, dict[str, float]]:
+def gaps(dtype: Literal["float32", "bfloat16"], model: str, rank: int) -> tuple[float, dict[str, float]]:
     """The gap of one unit of rounding, and by kind of layer the gap that losing its adapters makes."""
     loaded = load_model(ModelSection(path=model, dtype=dtype), seed=0, device=torch.device("cpu"))
     add_adapters(loaded.model, LoraSection(rank=rank), seed=0)
@@ -49,7 +50,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rank", type=int, default=8)
     args = parser.parse_args()
-    for dtype in ("float32", "bfloat16"):
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    for dtype in dtypes:
         rounding, lost = gaps(dtype, args.model, args.rank)
         least, most = min(lost, key=lambda kind: lost[kind]), max(lost, key=lambda kind: lost[kind])
         print(

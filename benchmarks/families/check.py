@@ -135,7 +135,8 @@ def trained(folder: Path, work: Path) -> Path:
 
 
 def saved(folder: Path) -> None:
-    _, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    found: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    _, report = found
     if report["missing_keys"] or report["unexpected_keys"]:
         raise AssertionError(f"missing {report['missing_keys']}, unexpected {report['unexpected_keys']}")
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 from heliostat.config import load_recipe
 from heliostat.monitors.guard import Guard
@@ -68,12 +69,11 @@ def main() -> None:
         shares.append((spent, time.process_time() - began))
         return values
 
-    Trainer.step = timed_step
     quick = {"train.num_steps": args.steps, "warm_start.num_steps": 5, "eval.every": 0, "task.num_heldout": 4,
              "eval.final_samples": 1, "run.num_threads": 1, "guard.panel_every": 0}  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, "step", timed_step):
         run_recipe(load_recipe(args.recipe, quick), Path(folder) / "run", "cost")
-    # What was spent when a step begins is what the step before cost, its judgement included.
+    # The cost counted at the start of a step is the previous step's, its judgement included.
     measured = [spent / whole for (_, whole), (spent, _) in pairwise(shares)][1:]
     seconds = statistics.median(whole for _, whole in shares)
     print(

@@ -23,7 +23,7 @@ from problems import random_problem
 
 RESULTS = Path(__file__).parent / "results" / "curves.json"
 PLOT = Path(__file__).parents[2] / "docs" / "images" / "linalg" / "cost_curves.svg"
-ENOUGH_S = 0.5  # CPU seconds after which no more repeats are made
+ENOUGH_S = 0.5  # CPU seconds after which repeats stop
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def exchangeable(n: int) -> Callable[[], Any]:
 
     block = np.arange(n) * 5 // n
     covariance = 0.3 + 0.1 * np.eye(5)[block][:, block] + np.diag(1.0 + block)
-    space = BlockExchangeable(np.bincount(block))
+    space = BlockExchangeable(np.bincount(block).tolist())
     return lambda: inverse_decomposition(covariance, space)
 
 

@@ -65,7 +65,7 @@ class Contender:
     """A model with its optimizer."""
 
     model: Transformer
-    optimizer: Any  # of torch, of the library or of a rival: what each can do is asked of the object
+    optimizer: Any  # torch's, the library's or a rival's: the object tells its features
 
     def step(self, tokens: Tensor) -> tuple[float, float]:
         """CPU seconds of the step without its extra pass, and of the extra pass."""

@@ -63,7 +63,7 @@ def main() -> None:
     policies = {"shared": Policy(loaded, 1.0, True), "unshared": Policy(loaded, 1.0, False)}
     gradients = {name: step_s(policy, batch)[1] for name, policy in policies.items()}  # warm-up, and the same answer
     difference = (gradients["shared"] - gradients["unshared"]).abs().max() / gradients["unshared"].abs().max()
-    times = {name: [] for name in policies}
+    times: dict[str, list[float]] = {name: [] for name in policies}
     for _ in range(args.repeats):
         for name, policy in policies.items():
             times[name].append(step_s(policy, batch)[0])

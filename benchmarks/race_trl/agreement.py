@@ -63,26 +63,20 @@ def record(job: dict[str, Any], target: Path) -> None:
 
 
 def replay(job: Mapping[str, Any], recorded: Path) -> list[dict[str, float]]:
-    """Our side: the recorded rollouts, trained on through the library's own updater; a line for each step."""
-    from heliostat.config import RunSection
-    from heliostat.train.builders import make_updater
-    from heliostat.train.checks.recipe import check_recipe
-    from heliostat.train.distributed.ranks import start_runtime
-    from heliostat.train.model_bundle import set_up_model
+    """Train our side on the recorded rollouts through the library's own updater; return a line for each step."""
+    from heliostat.research import open_experiment
 
-    recipe = heliostat_recipe(job)
-    runtime = start_runtime(RunSection(num_threads=job["num_threads"]))
-    bundle = set_up_model(recipe, runtime)
-    updater = make_updater(recipe, bundle, check_recipe(recipe), runtime)
-    ours = dict(bundle.loaded.model.named_parameters())
     steps = [torch.load(recorded / f"{step}.pt") for step in range(job["num_steps"] + 1)]
     start: Weights = steps[0]["weights"]
     lines = []
-    for index, (step, following) in enumerate(itertools.pairwise(steps)):
-        excess, error = surprise_minus_entropy(bundle.loaded.model, step)
-        updater.run(updater.make_batch(groups_of(step, job["group_size"])), 1, index, seed=index)
-        moved, apart = distance(following["weights"], start), distance(following["weights"], ours)
-        lines.append({"step": index + 1, "apart": apart / moved, "excess_nats": excess, "excess_error_nats": error})
+    with open_experiment(heliostat_recipe(job)) as experiment:
+        model = experiment.loaded.model
+        ours = dict(model.named_parameters())
+        for index, (step, following) in enumerate(itertools.pairwise(steps)):
+            excess, error = surprise_minus_entropy(model, step)
+            experiment.step(groups_of(step, job["group_size"]), seed=index)
+            moved, apart = distance(following["weights"], start), distance(following["weights"], ours)
+            lines.append({"step": index + 1, "apart": apart / moved, "excess_nats": excess, "excess_error_nats": error})
     return lines
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from entries import MAX_ANSWER_TOKENS, Entry, write_model, write_prompts
@@ -34,7 +35,7 @@ from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import Group, Problem, Prompt, TrainingGroup
 
 RESULTS = Path(__file__).resolve().parent / "results" / "switches.jsonl"
-SWITCHES = {
+SWITCHES: dict[str, dict[str, Any]] = {
     "copied": {"shared_prompt": False, "fused_layers": False},
     "shared": {"shared_prompt": True, "fused_layers": False},
     "fused": {"shared_prompt": True, "fused_layers": True},

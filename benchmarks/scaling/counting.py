@@ -79,7 +79,7 @@ class Kept:
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                found[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+                found[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept, so that no address is reused
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

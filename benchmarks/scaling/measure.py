@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -80,7 +81,7 @@ final_samples = 1
 [guard]
 mode = "off"
 """
-CASES = {
+CASES: dict[str, tuple[int, dict[str, object]]] = {
     "one rank": (1, {}),
     "one rank, recompute": (1, {"train.gradient_checkpointing": True}),
     "two ranks, replicated": (2, {"distributed.placement": "replicated"}),
@@ -117,11 +118,9 @@ def work(folder: Path, overrides: dict[str, object]) -> None:
             with kept.forward():
                 return forward(rows)
 
-        self.updater.policy.log_probs = log_probs
         collectives, flops = Collectives(), FlopCounterMode(display=False)
-        with flops, collectives:
+        with patch.object(self.updater.policy, "log_probs", log_probs), flops, collectives:
             values = plain(self, step)
-        del self.updater.policy.log_probs
         rows.append(
             {
                 "step": step,
@@ -135,9 +134,9 @@ def work(folder: Path, overrides: dict[str, object]) -> None:
         )
         return values
 
-    Trainer.step = watched
     recipe = load_recipe(str(folder / "recipe.toml"), overrides)
-    result = run_recipe(recipe, folder / "run", "measure")
+    with patch.object(Trainer, "step", watched):
+        result = run_recipe(recipe, folder / "run", "measure")
     assert result.status == "finished", result.reason
     rank = int(os.environ.get("RANK", "0"))
     (folder / f"rank{rank}.json").write_text(json.dumps(rows))
@@ -221,10 +220,10 @@ def predicted(ranks: list[list[dict]], num_ranks: int, overrides: dict[str, obje
     )  # fmt: skip
     seconds = step_seconds(shape, job, layout, machine, "float32", "bfloat16" if bfloat16 else None)
     return {
-        "all-gather bytes": traffic.sampling_gather + traffic.training_gather,
-        "reduce-scatter bytes": traffic.scatter,
-        "all-reduce bytes": traffic.reduce,
-        "exchange bytes": traffic.exchange,
+        "all-gather bytes": traffic.sampling_all_gather + traffic.training_all_gather,
+        "reduce-scatter bytes": traffic.reduce_scatter,
+        "all-reduce bytes": traffic.all_reduce,
+        "exchange bytes": traffic.object_all_gather,
         "weight bytes": held.weights,
         "gradient bytes": held.gradients,
         "optimizer bytes": held.optimizer,

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from heliostat.scaling import (
@@ -120,7 +121,7 @@ def growth() -> str:
         one = step_seconds(MODELS["qwen2.5-7b"], job, layout, H100, sync="network")
         base = step_seconds(MODELS["qwen2.5-7b"], AGAIN, GpuLayout(8, True, 8), H100, sync="network").synchronous
         ideal = base if grows else base / factor
-        exchange = step_traffic(MODELS["qwen2.5-7b"], job, layout).exchange
+        exchange = step_traffic(MODELS["qwen2.5-7b"], job, layout).object_all_gather
         return (
             f"{2 * num:,} GPUs, batch x{factor if grows else 1}",
             *(f"{part:.3g}" for part in (one.sampling, one.compute, one.traffic, one.synchronous)),
@@ -227,8 +228,13 @@ def filled(text: str) -> str:
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         if pattern.search(text):
-            text = pattern.sub(lambda match, make=make: match[1] + "\n" + make() + "\n" + match[2], text)
+            text = pattern.sub(partial(around, make()), text)
     return text
+
+
+def around(table: str, match: re.Match[str]) -> str:
+    """Return a table between its marks."""
+    return f"{match[1]}\n{table}\n{match[2]}"
 
 
 def main() -> None:

@@ -55,6 +55,6 @@ def __getattr__(name: str) -> Any:
     if _HOME[name] == "api":
         from heliostat.tasks.sandbox.nested_runs import in_verifier_process, refuse_nested
 
-        if in_verifier_process():  # a verifier process: no run starts here, and torch need not load to say so
+        if in_verifier_process():  # a verifier process: refuse a run without loading torch
             return lambda *args, **options: refuse_nested("a run")
     return getattr(import_module(f"heliostat.{_HOME[name]}"), name)

@@ -22,7 +22,17 @@ from heliostat.rollout import SamplingSettings
 from heliostat.tasks.data.in_memory import Registry, named, registering, with_registered
 from heliostat.tasks.sources.data_files import fitting_sizes
 from heliostat.traces import BankSummary
-from heliostat.train import EvalReport, RunFailed, RunResult, run_eval, run_recipe, run_sample, run_sft
+from heliostat.train import (
+    EvalReport,
+    RunFailed,
+    RunResult,
+    SampledConversations,
+    run_conversations,
+    run_eval,
+    run_recipe,
+    run_sample,
+    run_sft,
+)
 from heliostat.train.run import EXPECTED_FAILURES
 from heliostat.types import Group
 
@@ -40,6 +50,8 @@ def post_train(
     data: object = None,
     heldout: object = None,
     rewards: Rewards = (),
+    environment: object = None,
+    tools: Sequence[Any] = (),
     profile: bool = False,
 ) -> RunResult:
     """Warm start, post-train, evaluate, save the model and write the report page.
@@ -60,6 +72,10 @@ def post_train(
         rewards: functions with TRL's signature, ``f(prompts, completions, **columns) -> list[float]``, which replace
             the task's verifiers. Names and tables of verifiers work too, ``{"name": f, "weight": 0.5}``. Functions see
             the whole completion. By default the reward is the weighted sum of scores (``task.shaped``).
+        environment: answers the model over several turns: a shipped environment's name, ``module:Name``, or a class of
+            ours, TRL's ``environment_factory``, skyrl-gym's, gymnasium's or textarena's form, unchanged. Without
+            ``data``, the problems are its own.
+        tools: typed, docstringed functions that the model may call.
         profile: whether to print time and memory by phase after a few steps.
 
     Returns:
@@ -70,7 +86,9 @@ def post_train(
         RunFailed: the run failed; the exception has the reason and the run folder.
     """
     with registering() as given:
-        checked, name = _given_recipe(given, recipe, overrides, (data, heldout), rewards, model)
+        checked, name = _given_recipe(
+            given, recipe, overrides, (data, heldout), rewards, model, environment=environment, tools=tools
+        )
         return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
 
 
@@ -154,6 +172,21 @@ def sample(
         return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
+def sample_conversations(
+    model: str | Path,
+    recipe: RecipeLike,
+    overrides: Overrides = (),
+    *,
+    prompt: str | None = None,
+    num_samples: int = 4,
+    settings: SamplingSettings | None = None,
+) -> list[SampledConversations]:
+    """Sample as ``sample`` does with a recipe that has an environment, and decode every turn and every answer."""
+    checked, _ = _recipe(recipe, overrides)
+    with _failures_raised():
+        return run_conversations(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+
+
 def collect(
     model: str | Path,
     recipe: RecipeLike,
@@ -219,6 +252,8 @@ def _given_recipe(
     data: tuple[object, object],
     rewards: Rewards,
     model: str | Path | None = None,
+    environment: object = None,
+    tools: Sequence[Any] = (),
 ) -> tuple[Recipe, str]:
     """Build the recipe with the given objects in place of its own settings, and overrides in place of both.
 
@@ -235,7 +270,9 @@ def _given_recipe(
         overrides = named(given, overrides)
     if callable(rewards) or isinstance(rewards, str | Mapping):
         raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', '...')}]")
-    tables = with_registered(base, given, data[0], rewards, data[1])
+    tables = with_registered(base, given, data[0], rewards, data[1], environment, tools)
+    if environment is not None and data[0] is None and recipe is None:
+        tables["task"] = [{"name": "environment"}]
     return _fitted(tables, overrides) if data[0] is not None else build_recipe(tables, overrides), name
 
 

@@ -21,29 +21,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
 from heliostat.rollout import SampleRequest, SamplingSettings
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tasks.environments.specs import spec_if_enabled
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.builders import make_updater
 from heliostat.train.checks.recipe import check_recipe, load_tasks
 from heliostat.train.data.curriculum import ShuffledEpochs
+from heliostat.train.data.demonstrations import demonstration
 from heliostat.train.distributed.ranks import Runtime, start_runtime
 from heliostat.train.episodes import with_episodes
 from heliostat.train.evaluation.charged import evaluate_charged
 from heliostat.train.evaluation.evaluate import Evaluation
+from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.logprobs.score import Anchor, score
+from heliostat.train.logprobs.score import Anchor, score, score_rows
 from heliostat.train.model_bundle import ModelBundle, load_reference, set_up_model
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.update.safe_step import TrainingDiverged
 from heliostat.train.update.updater import Updater, UpdateReport
-from heliostat.types import Batch, Group, Problem, TrainingGroup, mean_values
+from heliostat.types import Batch, Group, Problem, Prompt, TrainingGroup, mean_values
 
-__all__ = ["Experiment", "Step", "open_experiment"]
+__all__ = ["Experiment", "Step", "TrainingDiverged", "open_experiment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +66,13 @@ class Step:
     @property
     def metrics(self) -> dict[str, float]:
         """Return the means over rollouts and updates, by the keys of ``metrics.jsonl``."""
-        means = rollout_means([group.group for group in self.batch.groups]) | self.report.means
-        return mean_values(means) | {"optim/lr": self.report.lr, "optim/bad_steps": float(self.report.bad_steps)}
+        of_updates = {"optim/lr": self.report.lr, "optim/bad_steps": float(self.report.bad_steps)}
+        return self.rollout_metrics | mean_values(self.report.means) | of_updates
+
+    @property
+    def rollout_metrics(self) -> dict[str, float]:
+        """Return the means over rollouts alone."""
+        return mean_values(rollout_means([group.group for group in self.batch.groups]))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,15 +117,19 @@ class Experiment:
         """Return the held-out problems of all tasks."""
         return [problem for task in self.tasks for problem in task.heldout]
 
-    def problems(self, index: int, num: int) -> list[Problem]:
-        """Return batch ``index`` of ``num`` training problems: shuffled epochs, as a run draws them."""
-        return ShuffledEpochs(self.train, self.recipe.run.seed).next(index, num)
+    def problems(self, index: int, num: int, *, seed: int | None = None) -> list[Problem]:
+        """Return batch ``index`` of ``num`` training problems: shuffled epochs, as a run draws them.
+
+        Args:
+            seed: of the shuffling. Default: ``run.seed``.
+        """
+        return ShuffledEpochs(self.train, self.recipe.run.seed if seed is None else seed).next(index, num)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def sample(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[Problem | Prompt],
         num_samples: int | None = None,
         *,
         seed: int,
@@ -124,11 +138,12 @@ class Experiment:
         """Sample completions of each problem with the current weights, and verify them.
 
         Args:
+            problems: a ``Prompt`` among them is encoded already, and may begin its completions with a prefix.
             num_samples: completions a problem. Default: ``rollout.group_size``.
             seed: of the completions; the same seed, weights and problem give the same completion.
             settings: Default: the policy's temperature, and no truncation of the distribution.
         """
-        prompts = [self.bundle.prompt(problem) for problem in problems]
+        prompts = [one if isinstance(one, Prompt) else self.bundle.prompt(one) for one in problems]
         settings = settings or SamplingSettings(temperature=self.policy.temperature)
         size = num_samples or self.recipe.rollout.group_size
         request = SampleRequest(prompts, size, settings, seed=seed, policy_step=self.num_updates)
@@ -152,13 +167,44 @@ class Experiment:
         self.ledger.charge_update("update", self.loaded, counts, with_gradient=False)
         return scored
 
-    def step(self, groups: Sequence[Group], *, seed: int, logp_old: Sequence[Anchor] | None = None) -> Step:
+    def score_solutions(self, problems: Sequence[Problem]) -> list[Float[Tensor, " token"]]:
+        """Return the log-probability of every token of each problem's solution, its end token included.
+
+        A measurement at temperature 1, not charged to the ledger. Where only one text is right, the exponential of a
+        tensor's sum is the success rate.
+
+        Raises:
+            ValueError: a problem has no solution.
+
+        **Limits** The exponential of a sum is the share of samples that equal the solution, in expectation.
+        """
+        rows = [self._solution(number, problem) for number, problem in enumerate(problems)]
+        policy = Policy(self.loaded, temperature=1.0, shared_prompt=False)
+        return score_rows(policy, rows, self.recipe.train.tokens_per_microbatch, lambda part, shared: None)
+
+    def _solution(self, number: int, problem: Problem) -> Row:
+        if problem.solution is None:
+            raise ValueError(f"{problem.described} has no solution to score")
+        row = demonstration(self.loaded, self.bundle.prompt(problem), problem.solution)
+        return dataclasses.replace(row, group=number)
+
+    def step(
+        self,
+        groups: Sequence[Group],
+        *,
+        seed: int,
+        logp_old: Sequence[Anchor] | None = None,
+        advantages: Sequence[Float[Tensor, " completion"]] | None = None,
+        shuffle: bool = True,
+    ) -> Step:
         """Make one update phase of ``train.updates_per_step`` optimizer steps on verified groups.
 
         Args:
             seed: of the order in which groups meet in minibatches.
             logp_old: by group, the anchor's log-probabilities, where the weights have moved since the groups were
                 sampled. Default: the anchor is the policy at the current weights.
+            advantages: by group, in place of the objective's own.
+            shuffle: ``False`` divides the groups into minibatches in the given order.
 
         Raises:
             ConfigError: the objective compares with a reference policy, and ``updater.reference`` is ``None``.
@@ -173,9 +219,13 @@ class Experiment:
                 "experiment.updater.reference = experiment.frozen(folder of a model), or choose another objective"
             )
         batch = self.updater.make_batch(groups, logp_old)
+        if advantages is not None:
+            pairs = zip(batch.groups, advantages, strict=True)
+            batch = Batch(tuple(dataclasses.replace(group, advantages=given) for group, given in pairs))
+        num_updates = self.recipe.train.updates_per_step
         with self.ledger.phase("update"):
-            report = self.updater.run(batch, self.recipe.train.updates_per_step, self.num_updates, seed)
-        self.num_updates += self.recipe.train.updates_per_step
+            report = self.updater.run(batch, num_updates, self.num_updates, seed, shuffle=shuffle)
+        self.num_updates += num_updates
         self.ledger.charge_phase(self.loaded, report)
         return Step(batch, report)
 
@@ -270,7 +320,7 @@ def open_experiment(
     tasks = load_tasks(checked)
     bundle = set_up_model(checked, runtime)
     updater = make_updater(checked, bundle, objective, runtime)
-    with VerifierPool(tasks, spec_if_enabled(checked.environment)) as pool:
+    with VerifierPool(tasks, environment_of(checked.environment)) as pool:
         bundle = with_episodes(bundle, pool.environments, warnings.warn)
         yield Experiment(
             opened=checked, recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater

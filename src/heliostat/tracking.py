@@ -88,6 +88,31 @@ METRICS: dict[str, Metric] = {
     "length/mean": Metric("tokens", "mean completion length"),
     "length/max": Metric("tokens", "longest completion"),
     "length/truncated": Metric("fraction", "share of completions cut off by the token budget or the context window"),
+    "agent/turns": Metric("count", "mean number of sampled turns of a trajectory"),
+    "agent/calls": Metric("count", "mean number of tool calls of a trajectory"),
+    "agent/valid_calls": Metric("fraction", "share of turns with a tool call that worked"),
+    "agent/call_errors": Metric("fraction", "share of tool calls that were refused or failed"),
+    "agent/invalid": Metric("fraction", "share of turns that the environment could not understand"),
+    "agent/empty_actions": Metric("fraction", "share of turns without any text"),
+    "agent/repeated_actions": Metric("fraction", "share of turns equal to an earlier turn of the same episode"),
+    "agent/turn_truncated": Metric("fraction", "share of trajectories that ended in a turn cut off by its budget"),
+    "agent/out_of_tokens": Metric(
+        "fraction", "share of trajectories that used up environment.max_tokens or the context window"
+    ),
+    "agent/out_of_turns": Metric("fraction", "share of trajectories that used up environment.max_turns"),
+    "agent/environment_tokens": Metric("fraction", "share of the tokens after the prompt that the environment wrote"),
+    "agent/entropy": Metric(
+        "nats/token", "mean entropy of sampled tokens by turn: agent/entropy:1, :2, :3, and :4+ for all later turns"
+    ),
+    "agent/log_ratio": Metric(
+        "nats",
+        "mean absolute log-ratio log(new/old) of a turn after the updates, by turn; those of a trajectory add up",
+    ),
+    "agent/sampler_gap": Metric("nats/token", "mean |logp_gen - logp_old| over tokens, by turn"),
+    "agent/failed": Metric("fraction", "share of the step's episodes that could not be scored"),
+    "agent/refused_replays": Metric(
+        "count", "prompts whose stored turns the environment answered otherwise than before"
+    ),
     "loss/objective": Metric("loss", "the objective's loss, averaged over the step's updates"),
     "loss/clipped": Metric("fraction", "share of tokens or sequences whose gradient the objective's clip removed"),
     "loss/covariance_clipped": Metric("fraction", "share of tokens whose gradient the guard's covariance clip removed"),

@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -24,14 +24,10 @@ from pairs import pair, valid, write_problems
 
 from heliostat.config import Recipe, build_recipe
 from heliostat.monitors.answers import collision
-from heliostat.rollout import SampleRequest, SamplingSettings
+from heliostat.research import open_experiment
 from heliostat.statistics import bootstrap, pass_at_k
 from heliostat.tracking import read_metrics
-from heliostat.train import run_recipe
-from heliostat.train.checks.recipe import load_tasks
-from heliostat.train.distributed.ranks import start_runtime
-from heliostat.train.model_bundle import set_up_model
-from heliostat.train.run import run_sft
+from heliostat.train import run_recipe, run_sft
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "answers.jsonl"
@@ -58,7 +54,7 @@ BASE = {
 WARM_START = {"warm_start.num_steps": 1000, "warm_start.batch_size": 32, "warm_start.lr": 5e-3,
               "warm_start.stop_at": 0.75, "warm_start.eval_every": 50, "train.num_steps": 0,
               "eval.num_problems": 40, "eval.samples_per_problem": 4}  # fmt: skip
-VARIETY = {"guard.actuator": "variety-bonus"}
+VARIETY: dict[str, object] = {"guard.actuator": "variety-bonus"}
 ARMS: dict[str, tuple[dict[str, object], str, tuple[float, ...]]] = {
     "off": ({"guard.mode": "off"}, "", ()),
     "PI": (VARIETY, "guard.entropy_target", (0.6, 0.8, 1.0)),
@@ -74,7 +70,7 @@ def settings_of(arm: str, value: float | None) -> dict[str, object]:
     return fixed if value is None else {**fixed, key: value}
 
 
-def make(work: Path, seed: int, settings: dict[str, object]) -> Recipe:
+def make(work: Path, seed: int, settings: Mapping[str, object]) -> Recipe:
     task = {"name": "file", "path": str(work / "pairs.jsonl"), "solution_column": "solution",
             "verifiers": [{"name": "pairs:right"}], "num_train": 300, "num_heldout": 60}  # fmt: skip
     return build_recipe({"task": [task]}, {**BASE, "run.seed": seed, **settings})
@@ -99,13 +95,10 @@ def one(work: Path, arm: str, value: float | None, seed: int) -> dict:
 
 
 def measure(recipe: Recipe) -> dict[str, float]:
-    """What a saved model says to held-out prompts."""
-    bundle = set_up_model(recipe, start_runtime(recipe.run))
-    problems = [problem for task in load_tasks(recipe) for problem in task.heldout]
-    prompts = [bundle.prompt(problem) for problem in problems]
-    groups = bundle.engine.sample(
-        SampleRequest(prompts, NUM_SAMPLES, SamplingSettings(temperature=1.0), seed=1, policy_step=0)
-    )
+    """Measure the answers of a saved model to held-out prompts."""
+    with open_experiment(recipe) as experiment:
+        problems = experiment.heldout
+        groups = experiment.sample(problems, NUM_SAMPLES, seed=1)
     said: dict[int, list[tuple[int, int] | None]] = {}
     for problem, group in zip(problems, groups, strict=True):
         texts = [pair(problem.question, completion.text) for completion in group.completions]

@@ -95,7 +95,8 @@ def stale_weights(age: int) -> Install:
     """Completions come from the weights of ``age`` steps ago."""
 
     def install(clock: Clock, stack: ExitStack) -> None:
-        sample, history = TorchEngine.sample, deque(maxlen=age + 1)
+        sample = TorchEngine.sample
+        history: deque[dict[str, torch.Tensor]] = deque(maxlen=age + 1)
 
         def stale(self, *args, **kwargs):
             if not clock.in_step:

@@ -149,7 +149,8 @@ def table(rows: list[dict]) -> str:
         have = [s for s in seeds if (fault, "act", s) in runs and (fault, "off", s) in runs]
         if not have or fault == "none":
             continue
-        caught, falls, ends = [], [], {"act": [], "off": [], "none": []}
+        caught, falls = [], []
+        ends: dict[str, list[float]] = {"act": [], "off": [], "none": []}
         for seed in have:
             act, off, healthy = (
                 runs[key] for key in ((fault, "act", seed), (fault, "off", seed), ("none", "off", seed))
@@ -163,15 +164,15 @@ def table(rows: list[dict]) -> str:
         backs = ", ".join(str(len(runs[fault, "act", seed]["rollbacks"])) for seed in have)
         means = " | ".join(f"{sum(ends[name]) / len(have):.1%}" for name in ("act", "off", "none"))
         lines.append(f"| {fault} | {'; '.join(caught)} | {', '.join(falls)} | {backs} | {means} |")
-    healthy = [row for row in rows if row["fault"] == "none" and row["mode"] == "act"]
-    alarms = [finding for row in healthy for finding in row["findings"]]
-    steps = sum(len(row["reward"]) for row in healthy)
-    backs = sum(len(row["rollbacks"]) for row in healthy)
+    guarded = [row for row in rows if row["fault"] == "none" and row["mode"] == "act"]
+    alarms = [finding for row in guarded for finding in row["findings"]]
+    steps = sum(len(row["reward"]) for row in guarded)
+    num_backs = sum(len(row["rollbacks"]) for row in guarded)
     minutes = sum(row["cpu_s"] for row in rows) / 60
     lines += [
         "",
-        f"False alarms in {steps} healthy safe_step steps: {len(alarms)} {[alarm[1] for alarm in alarms]}; rollbacks: "
-        f"{backs}. CPU: {minutes:.0f} min.",
+        f"False alarms in {steps} healthy guarded steps: {len(alarms)} {[alarm[1] for alarm in alarms]}; rollbacks: "
+        f"{num_backs}. CPU: {minutes:.0f} min.",
     ]
     return "\n".join(lines)
 

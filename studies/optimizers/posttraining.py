@@ -14,7 +14,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,10 @@ import torch
 
 from heliostat import load_recipe, sft
 from heliostat.config import Recipe
+from heliostat.models import encode_solution
+from heliostat.research import Experiment, open_experiment
 from heliostat.train import run_recipe
-from heliostat.train.checks.recipe import load_tasks
-from heliostat.train.data.demonstrations import demonstration
-from heliostat.train.distributed.ranks import start_runtime
-from heliostat.train.logprobs.packing import Row, microbatches
-from heliostat.train.logprobs.policy import Policy
-from heliostat.train.model_bundle import set_up_model
+from heliostat.types import Problem
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "posttraining.jsonl"
@@ -69,29 +65,23 @@ def arm_recipe(recipe: Recipe, warm: Path, name: str, lr: float, seed: int) -> R
     return Recipe.model_validate(data)
 
 
-@torch.no_grad()
 def success(recipe: Recipe, model: Path) -> tuple[float, float]:
-    """Mean probability of the right answer to the held-out problems, and the share that greedy decoding solves."""
-    section = recipe.model.model_copy(update={"path": str(model), "settings": {}})
-    recipe = recipe.model_copy(update={"model": section})
-    bundle = set_up_model(recipe, start_runtime(recipe.run))
-    rows = [
-        replace(demonstration(bundle.loaded, bundle.prompt(problem), problem.solution or ""), group=number)
-        for number, problem in enumerate(load_tasks(recipe)[0].heldout)
-    ]
-    policy, probability, greedy = Policy(bundle.loaded, temperature=1.0, shared_prompt=False), 0.0, 0
-    for part in microbatches(rows, TOKENS, policy.padded_tokens):
-        for row, piece in zip(part, torch.split(policy.log_probs(part), [row.num_tokens for row in part]), strict=True):
-            probability += float(piece.sum().exp())
-            greedy += is_greedy(bundle.loaded.model, row)
-    return probability / len(rows), greedy / len(rows)
+    """Return the mean probability of the right held-out answers, and the share that greedy decoding solves."""
+    settings = {"model.path": str(model), "model.settings": {}, "train.tokens_per_microbatch": TOKENS}
+    with open_experiment(recipe, settings) as experiment:
+        problems = experiment.heldout
+        probability = sum(float(logp.sum().exp()) for logp in experiment.score_solutions(problems))
+        greedy = sum(is_greedy(experiment, problem) for problem in problems)
+    return probability / len(problems), greedy / len(problems)
 
 
-def is_greedy(model: torch.nn.Module, row: Row) -> bool:
-    """Whether every token of the right answer is the likeliest one."""
-    answer = torch.tensor(row.completion.token_ids)
-    ids = torch.cat([torch.tensor(row.prompt.context_ids), answer])
-    logits = model(input_ids=ids[None]).logits[0, -len(answer) - 1 : -1]
+@torch.no_grad()
+def is_greedy(experiment: Experiment, problem: Problem) -> bool:
+    """Return whether every token of the right answer is the likeliest one."""
+    loaded, prompt = experiment.loaded, experiment.bundle.prompt(problem)
+    answer = torch.tensor(encode_solution(loaded, prompt, problem.solution or ""))
+    ids = torch.cat([torch.tensor(prompt.context_ids), answer])
+    logits = loaded.model(input_ids=ids[None]).logits[0, -len(answer) - 1 : -1]
     return bool((logits.argmax(-1) == answer).all())
 
 

@@ -8,7 +8,7 @@ Left out: weight decay, tensors of more than two axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class KLShampooLike(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "every": precondition_every, "damping": damping})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 p.add_(self._direction(p.grad, self.state[p], group), alpha=-group["lr"])
@@ -82,16 +82,19 @@ class Split(torch.optim.Optimizer):
         self,
         model: nn.Module,
         lr: float,
-        matrices: list[Tensor],
+        matrices: Sequence[Tensor],
         make: Callable[[list[Tensor], float], torch.optim.Optimizer],
         betas: tuple[float, float],
     ) -> None:
         ids = {id(p) for p in matrices}
         rest = [p for p in model.parameters() if id(p) not in ids]
-        self.parts = [make(matrices, lr), torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.0, fused=True)]
+        self.parts = [
+            make(list(matrices), lr),
+            torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=0.0, fused=True),
+        ]
         super().__init__(model.parameters(), {"lr": lr})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for part in self.parts:
             part.step()

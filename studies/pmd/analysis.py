@@ -167,12 +167,12 @@ def matched(what: str, done: Done) -> tuple[float, str]:
         curve = row["curve"]
         return float(np.interp(budget, [check[what] for check in curve], [check["heldout"] for check in curve]))
 
-    rows = []
+    lines = []
     for arm in EVERY:
         found = [confirmed(replace(arm, updates_per_batch=count), done).values() for count in COUNTS]
         if any(found):
-            rows.append([arm.method, *(cell([at_budget(row) for row in several]) for several in found)])
-    return budget, table(["method", *(f"{count} per batch" for count in COUNTS)], rows)
+            lines.append([arm.method, *(cell([at_budget(row) for row in several]) for several in found)])
+    return budget, table(["method", *(f"{count} per batch" for count in COUNTS)], lines)
 
 
 def smollm2(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""One run of an arm, with the library's own parts: its engine, verifiers, objectives, update phase and ledger.
+"""One run of an arm on the research API: its engine, verifiers, objectives, update phase and ledger.
 
 The trainer's loop is not used because a study needs what a run should not have: rollouts that are stale on purpose,
 a start that many arms share in memory, and success measured without sampling. Answers here are a few tokens long and
@@ -9,13 +9,12 @@ Left out: which arms there are (``arms``) and what came of them (``analysis``).
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,61 +24,45 @@ from arms import NUM_UPDATES, Run
 
 from heliostat import sft
 from heliostat.config import Recipe, load_recipe
-from heliostat.objectives import build_objective
-from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
-from heliostat.tasks import Task, VerifierPool
-from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.builders import make_updater
-from heliostat.train.checks.recipe import load_tasks
-from heliostat.train.data.curriculum import ShuffledEpochs
-from heliostat.train.data.demonstrations import demonstration
-from heliostat.train.distributed.ranks import Runtime, start_runtime
-from heliostat.train.logprobs.packing import microbatches
-from heliostat.train.logprobs.policy import Policy
-from heliostat.train.model_bundle import ModelBundle, set_up_model
-from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
-from heliostat.train.update.safe_step import TrainingDiverged
-from heliostat.train.update.updater import Updater, UpdateReport, make_batch
-from heliostat.types import Batch, Group, Problem, mean_values
+from heliostat.research import Experiment, TrainingDiverged, open_experiment
+from heliostat.rollout import completion_seed
+from heliostat.types import Group, Problem
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 STARTS = {"low": 0.2, "high": 0.6, "dotted-low": 0.2, "dotted-high": 0.6}  # success that the warm start stops at
 CHECKS = 4  # evaluations during a run, evenly spaced, the last at its end
 TOKENS = 16384  # of one forward
+Anchor = tuple[torch.Tensor, ...]
 
 
 @dataclass
 class Arena(AbstractContextManager["Arena"]):
-    """What the runs of one start share: problems, verifier processes, and the warm-started weights."""
+    """The shared parts of one start's runs: problems, verifier processes, and the warm-started weights."""
 
     work: Path
     start: str
     changes: dict[str, Any] = field(default_factory=dict)  # to the recipe, by dotted names
-    runtime: Runtime = field(init=False)
+    stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Arena:
-        self.recipe = start_recipe(self.work, self.start, self.changes)
-        self.runtime = start_runtime(self.recipe.run)
-        self.tasks: list[Task] = load_tasks(self.recipe)
-        warm = sft(self.recipe, run_dir=self.work / f"start-{self.start}").folder / "model"
-        self.bundle: ModelBundle = set_up_model(with_model(self.recipe, warm), self.runtime)
-        self.weights = copy.deepcopy(self.bundle.loaded.model.state_dict())
-        self.pool = VerifierPool(self.tasks).__enter__()
+        recipe = start_recipe(self.work, self.start, self.changes)
+        warm = sft(recipe, run_dir=self.work / f"start-{self.start}").folder / "model"
+        started = open_experiment(recipe, {"model.path": str(warm), "model.settings": {}})
+        self.experiment: Experiment = self.stack.enter_context(started)
+        self.weights = self.experiment.weights()
         return self
 
     def __exit__(self, *problem: object) -> None:
-        self.pool.__exit__(*problem)
+        self.stack.close()
 
     def carry_out(self, run: Run) -> dict[str, Any]:
-        """One run from the shared start; one that diverges keeps what it reached."""
-        self.bundle.loaded.model.load_state_dict(self.weights)
-        recipe = arm_recipe(self.recipe, run)
-        updater = make_updater(recipe, self.bundle, build_objective(recipe.objective), self.runtime)
-        updater.anchor_from_sampler = run.arm.anchor == "sampler"
-        ledger, done, first, last, status = Ledger(), 0, None, {}, "finished"
-        self.bundle.engine.take_counts()
-        curve, spent_s = [self.check(0, ledger, 0.0)], 0.0
-        phases = self.phases(run, updater, ledger)
+        """Make one run from the shared start; one that diverges keeps what it reached."""
+        self.experiment.restart(self.weights, settings_of(run))
+        self.experiment.updater.anchor_from_sampler = run.arm.anchor == "sampler"
+        done, first, status = 0, None, "finished"
+        last: dict[str, float] = {}
+        curve, spent_s = [self.check(0, 0.0)], 0.0
+        phases = self.phases(run)
         try:
             while done < NUM_UPDATES:
                 started = time.process_time()
@@ -87,87 +70,59 @@ class Arena(AbstractContextManager["Arena"]):
                 spent_s += time.process_time() - started
                 first = first or last
                 if done < NUM_UPDATES and done * CHECKS // NUM_UPDATES >= len(curve):
-                    curve.append(self.check(done, ledger, spent_s))
+                    curve.append(self.check(done, spent_s))
         except TrainingDiverged:
             status = "diverged"
-        curve.append(self.check(done, ledger, spent_s))
+        curve.append(self.check(done, spent_s))
         return {**run.key, "status": status, "curve": curve, "first": first, "last": last}
 
-    def phases(self, run: Run, updater: Updater, ledger: Ledger) -> Iterator[tuple[int, dict[str, float]]]:
-        """Rollouts and updates in turn; yields the number of updates made and what the last phase did."""
-        done, count = 0, run.arm.updates_per_batch
-        phase = phase_lagged if run.arm.lag else Updater.run
-        for groups in self.rollouts(run, ledger):
-            batch = make_batch(updater.objective, groups)
-            report = phase(updater, batch, count, done, completion_seed(run.seed, "order", done))
-            ledger.charge_update("update", self.bundle.loaded, report.counts)
-            done += count
-            yield done, {**self.numbers(updater, batch), "optim/bad_steps": float(report.bad_steps)}
+    def phases(self, run: Run) -> Iterator[tuple[int, dict[str, float]]]:
+        """Alternate rollouts and updates; yield the number of updates so far and the metrics of the last phase."""
+        experiment = self.experiment
+        for groups in self.rollouts(run):
+            anchors = self.anchors(run, groups) if run.arm.lag else None
+            seed = completion_seed(run.seed, "order", experiment.num_updates)
+            step = experiment.step(groups, seed=seed, logp_old=anchors, shuffle=not run.arm.lag)
+            metrics = step.rollout_metrics | experiment.mirror_metrics(step, 32)
+            yield experiment.num_updates, {**metrics, "optim/bad_steps": float(step.report.bad_steps)}
 
-    def rollouts(self, run: Run, ledger: Ledger) -> Iterator[list[Group]]:
-        """The graded groups of every phase in turn; with a lag, each waits that many updates before its own."""
+    def anchors(self, run: Run, groups: Sequence[Group]) -> list[Anchor]:
+        """Return the anchors of stale groups: the policy that sampled them, or the current one."""
+        if run.arm.anchor == "sampler":
+            return [tuple(torch.from_numpy(one.logp_gen) for one in group.completions) for group in groups]
+        ledger = self.experiment.ledger
+        before = ledger.state_dict()
+        scored = self.experiment.score(groups)
+        ledger.load_state_dict(before)  # results.jsonl counts the passes with gradients alone
+        return scored
+
+    def rollouts(self, run: Run) -> Iterator[list[Group]]:
+        """Yield the verified groups of every phase in turn; with a lag, each waits that many updates before its own."""
         count = run.arm.updates_per_batch
-        num_prompts = count * run.arm.prompts_per_minibatch
-        problems = ShuffledEpochs(self.tasks[0].train, completion_seed(run.seed, "problems"))
         waiting: deque[list[Group]] = deque()
         for index in range(NUM_UPDATES // count):
-            seed = completion_seed(run.seed, "phase", index)
-            waiting.append(self.sample(problems.next(index, num_prompts), run.arm.group_size, seed, ledger))
+            num_prompts = count * run.arm.prompts_per_minibatch
+            problems = self.experiment.problems(index, num_prompts, seed=completion_seed(run.seed, "problems"))
+            waiting.append(self.experiment.sample(problems, seed=completion_seed(run.seed, "phase", index)))
             if len(waiting) > run.arm.lag:
                 yield waiting.popleft()
         yield from waiting
 
-    def sample(self, problems: list[Problem], group_size: int, seed: int, ledger: Ledger) -> list[Group]:
-        prompts = [self.bundle.prompt(problem) for problem in problems]
-        groups = self.bundle.engine.sample(
-            SampleRequest(prompts, group_size, SamplingSettings(), seed=seed, policy_step=0)
-        )
-        ledger.charge_rollout("rollout", self.bundle.loaded, self.bundle.engine.take_counts())
-        return self.pool.verify(groups)
-
-    def check(self, done: int, ledger: Ledger, cpu_s: float) -> dict[str, float]:
-        """Exact success on the held-out problems and on as many training problems, and what it has cost so far."""
-        task = self.tasks[0]
+    def check(self, done: int, cpu_s: float) -> dict[str, float]:
+        """Measure exact success on the held-out problems and on as many training problems, with the cost so far."""
+        heldout, train = self.experiment.heldout, self.experiment.train
+        flops = self.experiment.ledger.flops
         return {
             "updates": done,
-            "heldout": self.success(task.heldout),
-            "train": self.success(task.train[: len(task.heldout)]),
-            "flops": ledger.flops["rollout"] + ledger.flops["update"],
+            "heldout": self.success(heldout),
+            "train": self.success(train[: len(heldout)]),
+            "flops": flops["rollout"] + flops["update"],
             "cpu_s": cpu_s,
         }
 
-    @torch.no_grad()
-    def success(self, problems: tuple[Problem, ...]) -> float:
-        """Mean probability of the right answer."""
-        rows = [
-            replace(
-                demonstration(self.bundle.loaded, self.bundle.prompt(problem), problem.solution or ""), group=number
-            )
-            for number, problem in enumerate(problems)
-        ]
-        policy, total = Policy(self.bundle.loaded, temperature=1.0, shared_prompt=False), 0.0
-        for part in microbatches(rows, TOKENS, policy.padded_tokens):
-            pieces = torch.split(policy.log_probs(part), [row.num_tokens for row in part])
-            total += sum(float(piece.sum().exp()) for piece in pieces)
-        return total / len(rows)
-
-    def numbers(self, updater: Updater, batch: Batch) -> dict[str, float]:
-        """The last phase in the metrics' words: the mirror step on up to 32 of its groups, and its rollouts."""
-        scored = sequence_log_ratios(updater.policy, batch, 32, TOKENS, self.runtime)
-        rollouts = rollout_means([group.group for group in batch.groups])
-        means = rollouts | mirror_means(*scored, tau=updater.objective.regression_tau)
-        values = mean_values(means)
-        return values | {"policy/max_log_ratio": float(np.abs(scored[0]).max())}
-
-
-def phase_lagged(updater: Updater, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
-    """An update phase on stale rollouts, anchored like the later updates of a phase from its first one on."""
-    report = UpdateReport()
-    for index, part in enumerate(batch.minibatches(num_updates, range(len(batch.groups)))):
-        report.lr = updater.schedule.set_lr(updater.safe_step.optimizer, first_update + index)
-        anchored = updater._with_anchor(part, report)
-        updater._step(anchored, anchored, False, report, (seed, index))
-    return report
+    def success(self, problems: Sequence[Problem]) -> float:
+        """Return the mean probability of the right answer."""
+        return sum(float(logp.sum().exp()) for logp in self.experiment.score_solutions(problems)) / len(problems)
 
 
 def write_problems(work: Path, dotted: bool) -> Path:
@@ -192,16 +147,16 @@ def start_recipe(work: Path, start: str, others: dict[str, Any] | None = None) -
     return load_recipe(str(RECIPE), changes)
 
 
-def with_model(recipe: Recipe, path: Path) -> Recipe:
-    section = recipe.model.model_copy(update={"path": str(path), "settings": {}})
-    return recipe.model_copy(update={"model": section})
-
-
-def arm_recipe(recipe: Recipe, run: Run) -> Recipe:
-    """The study's recipe with a run's objective and learning rate, which falls to 0 over the run's updates."""
-    data = recipe.model_dump()
-    data["objective"] = {"name": run.arm.objective, **run.arm.settings}
-    data["optimizer"]["lr"] = run.lr
-    data["train"] |= {"num_steps": NUM_UPDATES, "updates_per_step": 1, "tokens_per_microbatch": TOKENS}
-    data["rollout"]["group_size"] = run.arm.group_size
-    return Recipe.model_validate(data)
+def settings_of(run: Run) -> dict[str, Any]:
+    """Return a run's settings: objective, batch, and a learning rate that falls to 0 over the run's updates."""
+    count = run.arm.updates_per_batch
+    return {
+        "objective.name": run.arm.objective,
+        **{f"objective.{name}": value for name, value in run.arm.settings.items()},
+        "optimizer.lr": run.lr,
+        "train.num_steps": NUM_UPDATES // count,
+        "train.updates_per_step": count,
+        "train.tokens_per_microbatch": TOKENS,
+        "rollout.prompts_per_step": count * run.arm.prompts_per_minibatch,
+        "rollout.group_size": run.arm.group_size,
+    }

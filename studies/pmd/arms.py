@@ -19,7 +19,7 @@ from typing import Any
 
 NUM_UPDATES = 128
 MINIBATCH_ROLLOUTS = 64
-# Learning rates tried at each number of updates per batch: what survives is lower where rollouts are older.
+# Learning rates tried at each number of updates per batch: older rollouts need lower ones.
 RATES: Mapping[int, tuple[float, ...]] = {
     1: (3e-4, 1e-3, 3e-3),
     4: (3e-4, 1e-3, 3e-3),
@@ -110,7 +110,7 @@ MAIN = (*BASELINES, MEAN, *PARTS)
 GROUPED = (GRPO, MEAN, *PARTS)
 LAGGED = (*BASELINES, MEAN, PARTS[0])
 KEY = tuple(Run(MEAN, 0.0, 0).key)
-# What is close to PMD-mean at tau = 0.2, and runs at its learning rate.
+# Relatives of PMD-mean at tau = 0.2, run at its learning rate.
 RELATIVES = (
     *(Arm("pmd-baseline", {"tau": 0.2, "mix": mix}) for mix in (0.25, 0.5, 0.75)),
     *(Arm("kl-chi2", {"tau": 0.2, "chi2_weight": weight}) for weight in (0.0, 0.1, 1.0)),
@@ -123,7 +123,7 @@ CLIPS = (
     *(Arm("gspo", {"clip_low": clip, "clip_high": clip}) for clip in (0.03, 0.2)),
     *(Arm("cispo", {"clip_high": clip}) for clip in (0.5, 1.5)),
 )
-# Answers after any number of dots, which cost and earn nothing: what lengths do is the objective's doing.
+# Answers after any number of dots, which cost and earn nothing: only the objective changes lengths.
 LENGTHS = tuple(
     Arm(name, {**settings, "length_normalization": mode}, 16, start=start)
     for start in ("dotted-low", "dotted-high")
@@ -181,7 +181,7 @@ def screened(arm: Arm, done: Done) -> dict[float, float]:
     """Mean final success of an arm's screen by learning rate; empty while it has gaps."""
     relative = any(arm.method == other.method for other in RELATIVES)
     settings = {key: value for key, value in arm.settings.items() if key != "length_normalization"}
-    # Runs on dotted answers were made before there were screens at 16 updates per batch; they keep the rates of 64.
+    # Runs on dotted answers precede the screens at 16 updates per batch; they keep the rates of 64.
     count = 64 if arm.start.startswith("dotted") else arm.lag or arm.updates_per_batch
     method = replace(MEAN if relative else Arm(arm.objective, settings), updates_per_batch=count)
     rows = {lr: [done.find(Run(method, lr, seed)) for seed in SCREEN_SEEDS] for lr in RATES[count]}

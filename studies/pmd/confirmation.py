@@ -24,11 +24,9 @@ import torch
 
 from heliostat.config import Recipe, load_recipe
 from heliostat.models import encode_problem, encode_solution
-from heliostat.research import Experiment, Step, open_experiment
+from heliostat.research import Experiment, open_experiment
 from heliostat.rollout import completion_seed
-from heliostat.train.data.curriculum import ShuffledEpochs
-from heliostat.train.update.mirror_metrics import rollout_means
-from heliostat.types import Group, Problem, mean_values
+from heliostat.types import Group, Problem
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "confirmation.jsonl"
@@ -60,7 +58,7 @@ class Bout:
         self.experiment, self.weights = experiment, experiment.weights()
         self.first: dict[int, list[Group]] = {}
         tokenizer = experiment.loaded.tokenizer
-        texts = [tokenizer.decode([index]) for index in range(len(tokenizer))]
+        texts = [str(tokenizer.decode([index])) for index in range(len(tokenizer))]
         line_ends = [index for index, text in enumerate(texts) if text.lstrip(" ").startswith("\n")]
         self.ends = torch.tensor(sorted({*line_ends, *experiment.loaded.eos_ids}))
 
@@ -72,7 +70,7 @@ class Bout:
         for index in range(NUM_PHASES):
             groups = self.rollouts(key["seed"], index)
             step = experiment.step(groups, seed=completion_seed(key["seed"], "order", index))
-            phases.append(rollout_metrics(step) | experiment.mirror_metrics(step, 16))
+            phases.append(step.rollout_metrics | experiment.mirror_metrics(step, 16))
         spent_s = time.process_time() - started
         heldout = self.success(experiment.heldout[:NUM_HELDOUT])
         return key | {"heldout": heldout, "phases": phases, "cpu_s": spent_s, "flops": experiment.ledger.spent}
@@ -81,8 +79,8 @@ class Bout:
         """Sample groups with the current weights; in phase 0 those are the untrained ones, so sample only once."""
         if phase == 0 and seed in self.first:
             return self.first[seed]
-        epochs = ShuffledEpochs(self.experiment.train, completion_seed(seed, "problems"))
-        problems = epochs.next(phase, UPDATES_PER_BATCH * PROMPTS_PER_UPDATE)
+        num_problems = UPDATES_PER_BATCH * PROMPTS_PER_UPDATE
+        problems = self.experiment.problems(phase, num_problems, seed=completion_seed(seed, "problems"))
         groups = self.experiment.sample(problems, seed=completion_seed(seed, "phase", phase))
         if phase == 0:
             self.first[seed] = groups
@@ -132,11 +130,6 @@ def settings_of(key: dict[str, Any]) -> dict[str, Any]:
         "train.num_steps": NUM_PHASES,
         "train.updates_per_step": UPDATES_PER_BATCH,
     }
-
-
-def rollout_metrics(step: Step) -> dict[str, float]:
-    """Return the metrics of a step's rollouts, as the results file has them."""
-    return mean_values(rollout_means([group.group for group in step.batch.groups]))
 
 
 def read() -> list[dict[str, Any]]:

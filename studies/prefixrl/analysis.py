@@ -138,14 +138,14 @@ def behaviour(task: str, arms: Sequence[str], rows: Sequence[Row]) -> list[str]:
     for arm in arms:
         runs = runs_of(rows, task, arm)
 
-        def both(read: Callable[[Row], float | None], runs: Sequence[Row] = runs) -> str:
+        def both(key: str, runs: Sequence[Row] = runs) -> str:
             means = []
             for index in (0, -1):
-                values = [value for run in runs if (value := read(run["phases"][index])) is not None]
+                values = [value for run in runs if (value := run["phases"][index].get(key)) is not None]
                 means.append(f"{statistics.mean(values):.2f}" if values else "")
             return " to ".join(means) if all(means) else ""
 
-        cells = [both(lambda phase, key=key: phase.get(key)) for key in keys]
+        cells = [both(key) for key in keys]
         norms = [phase["grad_norm"] for run in runs for phase in run["phases"] if "grad_norm" in phase]
         spreads = [phase["grad_norm_sd"] for run in runs for phase in run["phases"] if "grad_norm_sd" in phase]
         norm = f"{statistics.mean(norms):.2f} ± {statistics.mean(spreads):.2f}" if norms else ""

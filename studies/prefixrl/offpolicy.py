@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heliostat.objectives import Objective
 from heliostat.objectives.policy_gradient import Gain, PolicyGradient
 from heliostat.traces import Trace
-from heliostat.types import Batch, Completion, Group, TokenBatch, TrainingGroup, Verdict
+from heliostat.types import Completion, Group, TokenBatch, Verdict
+
+Anchor = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,20 @@ class Stored:
 
     sampler: Literal["recorded", "certain"]
 
-    def mix(self, groups: Sequence[Group], traces: Mapping[str, Trace], objective: Objective) -> Batch:
-        return Batch(tuple(self._with(group, traces[group.prompt.problem.problem_id], objective) for group in groups))
+    def mix(self, groups: Sequence[Group], traces: Mapping[str, Trace]) -> tuple[list[Group], list[Anchor]]:
+        """Return the groups with their traces, and the anchor of each group."""
+        mixed = [self._with(group, traces[group.prompt.problem.problem_id]) for group in groups]
+        return mixed, [tuple(torch.from_numpy(one.logp_gen) for one in group.completions) for group in mixed]
 
-    def _with(self, group: Group, trace: Trace, objective: Objective) -> TrainingGroup:
+    def _with(self, group: Group, trace: Trace) -> Group:
         recorded = np.asarray(trace.logp_gen, dtype=np.float32)
         anchor = recorded if self.sampler == "recorded" else np.zeros_like(recorded)
         stored = Completion(trace.completion_ids, anchor, np.zeros_like(anchor), trace.stop_reason, trace.text)
-        mixed = replace(
+        return replace(
             group,
             completions=(*group.completions, stored),
             verdicts=(*group.verdicts, Verdict(trace.reward, trace.success)),
         )
-        old = tuple(torch.from_numpy(completion.logp_gen) for completion in mixed.completions)
-        return TrainingGroup(mixed, objective.advantages(torch.tensor(mixed.rewards)), old)
 
 
 def with_trained_prefix(group: Group) -> Group:

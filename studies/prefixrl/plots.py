@@ -98,8 +98,10 @@ def fractions(tasks: Sequence[str], rows: Sequence[Row], path: Path) -> None:
 
 def color(arm: str) -> str:
     """The same for an arm and its long form, but for plain RL, which is drawn in both."""
-    names = ("rl-8-long", "prefix", "shortest", "annealed", "sft-rl", "importance", "targeted", "prefix-only", "rl-8")
-    names += ("rl-8-long-slow",)
+    names = (
+        *("rl-8-long", "prefix", "shortest", "annealed", "sft-rl", "importance", "targeted", "prefix-only", "rl-8"),
+        "rl-8-long-slow",
+    )
     if arm == "rl-8-longest":
         return "black"
     return f"C{names.index(arm if arm in names else arm.removesuffix('-long'))}"

@@ -1,7 +1,7 @@
 """One run of an arm from the start that all arms of a task share.
 
-The library's own parts do the work: engine, verifiers, prefixes, objectives, update phase, ledger. The trainer's loop
-is not used because many arms share one start in memory, and because success is measured without sampling (``arena``).
+The research API does the work, with the library's prefixes. The trainer's loop is not used because many arms share one
+start in memory, and because success is measured without sampling (``arena``).
 
 Left out: which arms there are (``arms``), and what is put into groups or trained against the library's rule
 (``offpolicy``).
@@ -9,25 +9,21 @@ Left out: which arms there are (``arms``), and what is put into groups or traine
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from arena import Arena, demonstration, supervised
+from arena import Arena, solution_row, success, supervised
 from arms import Arm
 from offpolicy import with_trained_prefix
 
-from heliostat.config import Recipe
-from heliostat.objectives import build_objective
-from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
-from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.builders import make_feedback, make_updater
+from heliostat.research import Step
+from heliostat.rollout import completion_seed
+from heliostat.train.builders import make_feedback
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.data.prefixes import open_prefixes
-from heliostat.train.update.updater import Updater, UpdateReport, make_batch
 from heliostat.types import Group
 
 NUM_CHECKS = 8
@@ -41,100 +37,84 @@ class Run:
     arm: Arm
     lr: float
     seed: int
-    ledger: Ledger = field(default_factory=Ledger)
-
-    def __post_init__(self) -> None:
-        self.recipe = arm_recipe(self.arena.recipe, self.arm, self.lr, self.seed)
 
     def carry_out(self) -> dict[str, Any]:
-        """Everything from the shared start to the last update, as a line of the results."""
+        """Run everything from the shared start to the last update, and return a line of the results."""
         arena, arm, began = self.arena, self.arm, time.process_time()
-        arena.loaded.model.load_state_dict(arena.weights)
-        self.ledger.charge("collection", arm.uses_traces * arena.spent_on_hard())
-        objective = arm.objective or build_objective(self.recipe.objective)
-        updater = make_updater(self.recipe, arena.bundle, objective, arena.runtime)
-        curve = [arena.check(0, self.ledger, 0.0)]
+        experiment = arena.experiment
+        num_steps = experiment.opened.train.num_steps * arm.length
+        experiment.restart(arena.weights, settings_of(arm, self.lr, self.seed) | {"train.num_steps": num_steps})
+        experiment.ledger.charge("collection", arm.uses_traces * arena.spent_on_hard())
+        if arm.objective is not None:
+            experiment.updater.objective = arm.objective
+        curve = [arena.check(0, 0.0)]
         supervised_steps = self._sft() if arm.sft_lr else 0
         if supervised_steps:
-            curve.append(arena.check(0, self.ledger, time.process_time() - began))
-        arena.bundle.engine.take_counts()
+            curve.append(arena.check(0, time.process_time() - began))
         phases: list[dict[str, float]] = []
-        check_every = self.recipe.train.num_steps // NUM_CHECKS
-        for step, values in self._steps(updater):
+        check_every = num_steps // NUM_CHECKS
+        for index, values in self._steps():
             phases.append(values)
-            if step % check_every == 0:
-                curve.append(arena.check(step, self.ledger, time.process_time() - began))
+            if index % check_every == 0:
+                curve.append(arena.check(index, time.process_time() - began))
         return {
             **{"task": arena.task_name, "arm": arm.name, "lr": self.lr, "seed": self.seed},
             "sft_steps": supervised_steps,
             "curve": curve,
             "phases": summarise(phases, check_every),
-            "ledger": {key: value for key, value in self.ledger.flops.items() if value},
+            "ledger": {key: value for key, value in experiment.ledger.flops.items() if value},
         }
 
-    def _steps(self, updater: Updater) -> Iterator[tuple[int, dict[str, float]]]:
-        arena, recipe, arm = self.arena, self.recipe, self.arm
-        prompts_per_step, seed = recipe.rollout.prompts_per_step, recipe.run.seed
-        bundle = replace(arena.bundle, recipe=recipe)
-        prefixes, _ = open_prefixes(recipe, arena.work / "donors.json", bundle, arena.tasks, arena.pool)
-        problems = ShuffledEpochs(arena.hard, seed)
-        for step in range(recipe.train.num_steps):
-            drawn = completion_seed(seed, "step", step)
-            plain = problems.next(step, prompts_per_step - prefixes.per_step)
-            prompts = [bundle.prompt(problem) for problem in plain] + prefixes.next(step)
-            size = recipe.rollout.group_size - (arm.stored is not None)
-            groups = bundle.engine.sample(
-                SampleRequest(prompts, size, SamplingSettings(), seed=drawn, policy_step=step)
-            )
-            self.ledger.charge_rollout("rollout", arena.loaded, bundle.engine.take_counts())
-            groups = arena.pool.verify(groups)
+    def _steps(self) -> Iterator[tuple[int, dict[str, float]]]:
+        arena, experiment = self.arena, self.arena.experiment
+        recipe = experiment.recipe
+        prefixes, _ = open_prefixes(
+            recipe, arena.work / "donors.json", experiment.bundle, list(experiment.tasks), experiment.pool
+        )
+        for index in range(recipe.train.num_steps):
+            seed = completion_seed(self.seed, "step", index)
+            plain = experiment.problems(index, recipe.rollout.prompts_per_step - prefixes.per_step)
+            size = recipe.rollout.group_size - (self.arm.stored is not None)
+            groups = experiment.sample([*plain, *prefixes.next(index)], size, seed=seed)
             prefixes.update(groups)
-            report = self._update(updater, groups, step, drawn)
-            self.ledger.charge_update("update", arena.loaded, report.counts)
-            norm = report.means.get("optim/grad_norm")
-            yield step + 1, numbers(groups) | {"grad_norm": norm.value if norm else float("nan")}
+            norm = self._update(groups, seed).report.means.get("optim/grad_norm")
+            yield index + 1, numbers(groups) | {"grad_norm": norm.value if norm else float("nan")}
 
-    def _update(self, updater: Updater, groups: Sequence[Group], step: int, seed: int) -> UpdateReport:
-        """One update on what was sampled, with a stored solution in every group where the arm wants it."""
+    def _update(self, groups: Sequence[Group], seed: int) -> Step:
+        """Make one update on the sampled groups, with a stored solution in each where the arm wants it."""
+        experiment = self.arena.experiment
         if self.arm.stored is not None:
-            batch = self.arm.stored.mix(groups, self.arena.stored_traces, updater.objective)
-            report = UpdateReport()
-            report.lr = updater.schedule.set_lr(updater.safe_step.optimizer, step)
-            updater._step(batch, batch, False, report, (seed, 0))
-            return report
+            mixed, anchors = self.arm.stored.mix(groups, self.arena.stored_traces)
+            return experiment.step(mixed, seed=seed, logp_old=anchors, shuffle=False)
         if self.arm.trains_prefix:
             groups = [with_trained_prefix(group) for group in groups]
-        return updater.run(make_batch(updater.objective, groups), 1, step, seed)
+        return experiment.step(groups, seed=seed)
 
     def _sft(self) -> int:
-        """Supervised steps on the traces, stopped where held-out success was best; returns their number."""
-        arena, arm = self.arena, self.arm
-        loaded, texts = arena.loaded, arena.stored_traces
-        rows = [demonstration(loaded, replace(p, solution=texts[p.problem_id].text)) for p in arena.hard]
-        updater = supervised(loaded, arm.sft_lr, arm.sft_steps, arena.runtime)
+        """Take supervised steps on the traces up to the best held-out success, and return their number."""
+        arena, arm, experiment = self.arena, self.arm, self.arena.experiment
+        texts = arena.stored_traces
+        rows = [solution_row(experiment, replace(p, solution=texts[p.problem_id].text)) for p in arena.hard]
+        updater = supervised(experiment, arm.sft_lr, arm.sft_steps)
         stream = ShuffledEpochs(rows, completion_seed(self.seed, "sft"))
-        feedback = make_feedback(arena.recipe, arena.bundle, ())
+        feedback = make_feedback(experiment.opened, experiment.bundle, ())
         best, kept, chosen = -1.0, arena.weights, 0
         for index in range(arm.sft_steps):
             updater.step(index, stream.next(index, min(32, len(rows))), feedback)
             if index % 5 == 4:
-                reached = float(arena.success(loaded, arena.heldout).mean())
+                reached = float(success(experiment, experiment.heldout).mean())
                 if reached > best:
-                    best, kept, chosen = reached, copy.deepcopy(loaded.model.state_dict()), index + 1
-        loaded.model.load_state_dict(kept)
-        self.ledger.charge_update("warm_start", loaded, updater.take_counts())
+                    best, kept, chosen = reached, experiment.weights(), index + 1
+        arena.loaded.model.load_state_dict(kept)
+        experiment.ledger.charge_update("warm_start", arena.loaded, updater.take_counts())
         return chosen
 
 
-def arm_recipe(recipe: Recipe, arm: Arm, lr: float, seed: int) -> Recipe:
-    """The study's recipe with an arm's settings."""
-    data = recipe.model_dump()
-    data["run"]["seed"] = seed
-    data["optimizer"]["lr"] = lr
-    data["rollout"] |= arm.rollout
-    data["train"]["num_steps"] *= arm.length
-    data["prefix"] = {"name": "none", **arm.prefix}
-    return Recipe.model_validate(data)
+def settings_of(arm: Arm, lr: float, seed: int) -> dict[str, Any]:
+    """Return the settings in which a run differs from the study's recipe."""
+    rollout = {f"rollout.{name}": value for name, value in arm.rollout.items()}
+    prefix = {f"prefix.{name}": value for name, value in arm.prefix.items()}
+    return {"run.seed": seed, "optimizer.lr": lr, **rollout, **prefix}
 
 
 def numbers(groups: Sequence[Group]) -> dict[str, float]:

@@ -22,6 +22,8 @@ from heliostat.train import run_eval, run_recipe
 from heliostat.train.data.collect import Quota, run_collect
 
 HERE = Path(__file__).resolve().parent
+STORE = HERE / "smollm2.json"
+MODEL = "smollm2-135m"
 ROUND, CAP = 64, 128
 NUM_SAMPLES = 64
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -92,22 +94,21 @@ def main() -> None:
     work = parser.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
     os.chdir(work)
-    store = HERE / "smollm2.json"
     if not Path("sums.jsonl").exists():
         write_problems()
-    run_collect("smollm2-135m", recipe({"rollout.group_size": ROUND}), Path("sums.bank"), Quota(1, CAP))
-    results = json.loads(store.read_text()) if store.exists() else {"collection": write_solved()}
+    run_collect(MODEL, recipe({"rollout.group_size": ROUND}), Path("sums.bank"), Quota(1, CAP))
+    results = json.loads(STORE.read_text()) if STORE.exists() else {"collection": write_solved()}
     num_solved = results["collection"]["num_solved"]
     for arm, changes in ARMS.items():
         run = run_recipe(recipe({"task.path": "solved.jsonl", "task.num_train": num_solved, **changes}), Path(arm))
         if run.status != "finished":
             raise SystemExit(f"{arm} was stopped; the same command goes on")
-    for name, model in {"start": "smollm2-135m", **{arm: f"{arm}/model" for arm in ARMS}}.items():
+    for name, model in {"start": MODEL, **{arm: f"{arm}/model" for arm in ARMS}}.items():
         if name not in results:
             results[name] = measure(model, num_solved)
             if name in ARMS:
                 results[name]["steps"] = steps_of(Path(name))
-            store.write_text(json.dumps(results, indent=1) + "\n")
+            STORE.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

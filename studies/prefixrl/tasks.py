@@ -81,7 +81,7 @@ def larger(hidden_size: int, num_layers: int) -> dict[str, int]:
     return {**width, "num_layers": num_layers, "num_heads": heads, "num_kv_heads": heads}
 
 
-ALIKE = {"restated": True, "start_lr": 1e-3, "look_every": 1}
+ALIKE: dict[str, Any] = {"restated": True, "start_lr": 1e-3, "look_every": 1}
 TASKS = {
     task.name: task
     for task in (

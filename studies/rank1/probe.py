@@ -88,8 +88,9 @@ def main() -> None:
             )
             for at in (0, 5_000, 15_000):
                 more = max(at - model.num_timesteps, 1)
-                model.learn(more, reset_num_timesteps=False, log_interval=None)
-                for row in measured(model.actor, model._rows()[0]):
+                # Stable-Baselines3 takes None for no log, and declares int.
+                model.learn(more, reset_num_timesteps=False, log_interval=None)  # type: ignore[arg-type]
+                for row in measured(model.actor, model.transitions()[0]):
                     line = {"env": env, "step": model.num_timesteps, **row}
                     file.write(
                         json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}) + "\n"

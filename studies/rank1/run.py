@@ -12,6 +12,8 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,14 @@ def next_run(
                     return env, name, value, SWEEP_SEED
         for seed in range(num_seeds or race.num_seeds):
             for name in race.arms:
-                value = best_value(runs, env, name)
-                if value is not None and (env, name, value, seed) not in done:
-                    return env, name, value, seed
+                best = best_value(runs, env, name)
+                if best is not None and (env, name, best, seed) not in done:
+                    return env, name, best, seed
     return None
+
+
+def keep_rounded(rows: list[dict[str, float]], row: Mapping[str, float]) -> None:
+    rows.append({key: round(number, 3) for key, number in row.items()})
 
 
 def main() -> None:
@@ -86,16 +92,14 @@ def main() -> None:
         rows: list[dict[str, float]] = []
         diverged = False
         try:
-            run_training(
-                run, lambda row, rows=rows: rows.append({key: round(number, 3) for key, number in row.items()})
-            )
+            run_training(run, partial(keep_rounded, rows))
         except PolicyDiverged:
             diverged = True
-        run = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": num_steps, "rows": rows}
-        run |= {"diverged": True} if diverged else {}
+        result = {"env": env, "arm": name, "key": arm.key, "value": value, "seed": seed, "steps": num_steps}
+        result |= {"rows": rows} | ({"diverged": True} if diverged else {})
         with path.open("a") as file:
-            file.write(json.dumps(run) + "\n")
-        print(env, name, value, seed, round(score(run), 1), f"{rows[-1]['cpu_s']:.1f} s", flush=True)
+            file.write(json.dumps(result) + "\n")
+        print(env, name, value, seed, round(score(result), 1), f"{rows[-1]['cpu_s']:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ Left out: dropout, tied embeddings, label smoothing and z-losses, each of which 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,14 +61,15 @@ class Gru(nn.Module):
         return self.head(hidden[:, -1]), state
 
 
-FAMILIES = {"transformer": Transformer, "gru": Gru}
+CharacterModel = Transformer | Gru
+FAMILIES: dict[str, type[Transformer] | type[Gru]] = {"transformer": Transformer, "gru": Gru}
 
 
 @torch.no_grad()
-def generate(model: nn.Module, prompts: Tensor, num: int, greedy: bool, generator: torch.Generator) -> Tensor:
+def generate(model: CharacterModel, prompts: Tensor, num: int, greedy: bool, generator: torch.Generator) -> Tensor:
     """``num`` characters behind each prompt, at T = 1 or greedily; the result includes the prompts."""
-    ids, state = prompts, None
-    fed = prompts
+    ids, fed = prompts, prompts
+    state: Any = None
     for _ in range(num):
         logits, state = model.step(fed, state)
         if greedy:

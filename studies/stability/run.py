@@ -23,7 +23,7 @@ from statistics import mean
 
 import numpy as np
 import torch
-from models import FAMILIES, SIZES, generate
+from models import FAMILIES, SIZES, CharacterModel, generate
 from torch import Tensor, nn
 
 from heliostat.monitors.controllers import ProportionalIntegral
@@ -111,7 +111,9 @@ def one(family: str, size: str, name: str, seed: int) -> dict:
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.lr, weight_decay=arm.weight_decay)
     shown = copy.deepcopy(model)
     controller = ProportionalIntegral(deadband=0.02)
-    own, target, rate, norms, looks = None, None, 1.0, [], []
+    own: Tensor | None = None  # texts of the model's own, from when feedback starts
+    target: float | None = None
+    rate, norms, looks = 1.0, [], []
     for step in range(1, NUM_STEPS + 1):
         for group in optimizer.param_groups:
             group["lr"] = arm.lr * rate * min(1.0, step / 20)
@@ -124,11 +126,11 @@ def one(family: str, size: str, name: str, seed: int) -> dict:
             if arm.steer_lr:
                 rate = 1.0 - 0.9 * controller.update(measured, target)
         batch = windows(train, arm.batch, rng)
-        if feedback and arm.own_text:
+        if own is not None and arm.own_text:
             num = int(arm.own_text * arm.batch)
             batch[:num] = own[torch.randint(len(own), (num,), generator=draws)]
         loss = likelihood(model, batch)
-        if feedback and arm.pull and step % 5 == 0:
+        if own is not None and target is not None and arm.pull and step % 5 == 0:
             loss = loss + 5 * arm.pull * (entropy(model(own[:16])[:, PROMPT - 1 : -1]).mean() - target) ** 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -146,11 +148,11 @@ def one(family: str, size: str, name: str, seed: int) -> dict:
 
 
 @torch.no_grad()
-def look(model: nn.Module, train: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
+def look(model: CharacterModel, train: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
     """Everything that is measured of a model; the same windows and prompts for all."""
     rng, draws = np.random.default_rng(7), torch.Generator().manual_seed(7)
     kept, seen = windows(heldout, 48, rng), windows(train, 48, rng)
-    numbers = {}
+    numbers: dict[str, float] = {}
     for label, ids in (("heldout", kept), ("train", seen)):
         logits = model(ids)[:, :-1]
         h = float(entropy(logits).mean())

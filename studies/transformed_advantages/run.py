@@ -18,23 +18,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "pmd"))
 
-from arena import Arena, arm_recipe  # noqa: E402
+from arena import Arena, settings_of  # noqa: E402
 from arms import NUM_UPDATES, Run  # noqa: E402
 from arms import Arm as PmdArm  # noqa: E402
 from transform import transformed  # noqa: E402
 
-from heliostat.objectives import build_objective  # noqa: E402
+from heliostat.research import TrainingDiverged  # noqa: E402
 from heliostat.rollout import completion_seed  # noqa: E402
 from heliostat.statistics import bootstrap  # noqa: E402
-from heliostat.train.accounting.flop_ledger import Ledger  # noqa: E402
-from heliostat.train.builders import make_updater  # noqa: E402
-from heliostat.train.update.safe_step import SafeStep, TrainingDiverged  # noqa: E402
-from heliostat.train.update.updater import make_batch  # noqa: E402
 
 RESULTS = HERE / "results.jsonl"
 RATES = {"SGD": (0.001, 0.003, 0.01, 0.03, 0.1), "AdamW": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
@@ -57,28 +51,23 @@ ARMS = [Arm(optimizer, *scores) for scores in SCORES for optimizer in RATES]
 
 
 def carry_out(arena: Arena, arm: Arm, lr: float, seed: int) -> dict[str, Any]:
-    """One run; one that diverges keeps what it reached."""
-    arena.bundle.loaded.model.load_state_dict(arena.weights)
-    run = Run(PmdArm("reinforce"), lr, seed)
-    recipe = arm_recipe(arena.recipe, run)
-    updater = make_updater(recipe, arena.bundle, build_objective(recipe.objective), arena.runtime)
-    optimizer = updater.safe_step.optimizer
-    if arm.optimizer == "SGD":
-        optimizer = torch.optim.SGD(arena.bundle.loaded.model.parameters(), lr)
-    updater.safe_step = SafeStep(optimizer, UNCLIPPED, recipe.train.max_bad_steps)
-    ledger, status, transform_s = Ledger(), "finished", 0.0
+    """Make one run; one that diverges keeps what it reached."""
+    experiment, run = arena.experiment, Run(PmdArm("reinforce"), lr, seed)
+    optimizer = {"optimizer.name": arm.optimizer.lower(), "optimizer.max_grad_norm": UNCLIPPED}
+    experiment.restart(arena.weights, settings_of(run) | optimizer)
+    status, transform_s = "finished", 0.0
     began = time.process_time()
     try:
-        for done, groups in enumerate(arena.rollouts(run, ledger)):
-            batch = make_batch(updater.objective, groups)
+        for done, groups in enumerate(arena.rollouts(run)):
+            batch, advantages = experiment.updater.make_batch(groups), None
             if arm.gram != "none" and any(group.has_signal for group in batch.groups):
                 started = time.process_time()
-                batch = transformed(updater.policy, batch, arm.gram, arm.relative_damping)
+                advantages = transformed(experiment.policy, batch, arm.gram, arm.relative_damping)
                 transform_s += time.process_time() - started
-            updater.run(batch, 1, done, completion_seed(seed, "order", done))
+            experiment.step(groups, seed=completion_seed(seed, "order", done), advantages=advantages)
     except TrainingDiverged:
         status = "diverged"
-    success = arena.success(arena.tasks[0].heldout)
+    success = arena.success(experiment.heldout)
     spent = {"cpu_s": time.process_time() - began, "transform_s": transform_s}
     return {**asdict(arm), "lr": lr, "seed": seed, "status": status, "heldout": success, **spent}
 

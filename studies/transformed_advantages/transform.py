@@ -15,7 +15,6 @@ idea of RAT (Sun 2026, arXiv 2605.18591), reconstructed here without its block K
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -31,7 +30,7 @@ Gram = Float[Tensor, "sequence sequence"]
 @torch.no_grad()
 def last_layer_gram(policy: Policy, rows: Sequence[Row]) -> Gram:
     """Of the output projection's scores, from one forward pass."""
-    hidden = policy._hidden(rows)
+    hidden = policy.hidden(rows)
     tokens = torch.tensor([token for row in rows for token in row.completion.token_ids])
     errors = -policy.loaded.head.logits(hidden).softmax(dim=-1)
     errors[torch.arange(len(tokens)), tokens] += 1
@@ -56,13 +55,12 @@ def whole_gram(policy: Policy, rows: Sequence[Row]) -> Gram:
 GRAMS: dict[str, Callable[[Policy, Sequence[Row]], Gram]] = {"last layer": last_layer_gram, "whole": whole_gram}
 
 
-def transformed(policy: Policy, batch: Batch, gram: str, relative_damping: float) -> Batch:
-    """The batch with transformed advantages; damping in units of the scores' mean square."""
+def transformed(policy: Policy, batch: Batch, gram: str, relative_damping: float) -> list[Tensor]:
+    """Return transformed advantages by group; damping in units of the scores' mean square."""
     advantages = torch.cat([group.advantages for group in batch.groups]).double()
     matrix = GRAMS[gram](policy, rows_of(batch.groups)).double()
     found = solve(matrix, advantages, relative_damping).float()
-    parts = torch.split(found, [len(group.advantages) for group in batch.groups])
-    return Batch(tuple(replace(group, advantages=part) for group, part in zip(batch.groups, parts, strict=True)))
+    return list(torch.split(found, [len(group.advantages) for group in batch.groups]))
 
 
 def solve(matrix: Gram, advantages: Float[Tensor, " sequence"], relative_damping: float) -> Float[Tensor, " sequence"]:

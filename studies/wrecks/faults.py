@@ -21,10 +21,11 @@ def other_temperature(temperature: float) -> Install:
     def install(clock: Clock, stack: ExitStack) -> None:
         sample = TorchEngine.sample
 
-        def sampled(self, prompts, num, settings, **kwargs):
+        def sampled(self, request):
             if clock.broken:
-                settings = dataclasses.replace(settings, temperature=temperature)
-            return sample(self, prompts, num, settings, **kwargs)
+                settings = dataclasses.replace(request.settings, temperature=temperature)
+                request = dataclasses.replace(request, settings=settings)
+            return sample(self, request)
 
         stack.enter_context(patch.object(TorchEngine, "sample", sampled))
 

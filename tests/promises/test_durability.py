@@ -120,9 +120,9 @@ def test_a_link_in_place_of_the_checkpoints_is_refused(plain, tmp_path):
 def test_what_killed_exports_left_is_removed_and_versions_are_written(tmp_path):
     recipe = small.recipe(tmp_path)
     folder = tmp_path / "run"
-    RunFolder(folder, recipe).close()
+    RunFolder.open(folder, recipe).close()
     assert not folder.exists()  # a run that never began leaves nothing
-    first = RunFolder(folder, recipe)
+    first = RunFolder.open(folder, recipe)
     first.metrics.touch()
     first.close()
     for name in (".model-a1b2c3d4", ".old-model-a1b2c3d4", "adapter.partial", "model.deleted", "reference.partial"):
@@ -131,7 +131,7 @@ def test_what_killed_exports_left_is_removed_and_versions_are_written(tmp_path):
     (folder / "report.html.partial").touch()
     (folder / "versions.json").unlink()
     before = {path.name for path in folder.iterdir() if path.is_file()} - {"report.html.partial"}
-    RunFolder(folder, recipe).close()
+    RunFolder.open(folder, recipe).close()
     assert {path.name for path in folder.iterdir()} == before | {"versions.json", "checkpoints"}
 
 

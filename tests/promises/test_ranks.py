@@ -193,7 +193,7 @@ def test_a_full_disk_under_a_sharded_checkpoint_spares_the_last_one(alone, tmp_p
 @pytest.mark.slow
 def test_a_second_job_of_several_ranks_on_the_folder_is_refused(alone, tmp_path):
     _, recipe = alone
-    taken = RunFolder(tmp_path / "run", load_recipe(str(recipe), {}))
+    taken = RunFolder.open(tmp_path / "run", load_recipe(str(recipe), {}))
     done = run(recipe, tmp_path / "run")
     taken.close()
     assert done.returncode != 0

@@ -1,14 +1,17 @@
 """One update of studies and benchmarks: the call that their hours consist of still goes through.
 
-Left out: those that need another package's environment (``benchmarks/race_trl``, ``benchmarks/inverse_decomposition``),
-a download (SmolLM2, mnist1d) or a warm start of minutes (``studies/pmd/arena.py``, ``studies/prefixrl/runs.py``).
+Models are as small as the tests', warm starts a step or two, and a reward that half of all texts earn stands in for a
+task that has to be learned first. Left out: other packages' side of a race (TRL, cvxpy, GGLasso, scikit-learn).
 """
 
+import contextlib
+import dataclasses
 import importlib
 import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +41,182 @@ def script(monkeypatch):
 def test_pmd_bridge(script):
     numbers, exact = script("studies/pmd/bridge.py").phase(tau=0.2, num_updates=1)
     assert 0 < numbers["policy/chi_square"] < float(exact.chi_square)
+
+
+TINY = {
+    "model.path": "tiny",
+    "model.settings": {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2},
+}
+HALF = {"task.verifiers": [{"name": "tests.support.rewards:even", "sees": "completion"}]}
+WARM = {"warm_start.num_steps": 2, "eval.num_problems": 4, "eval.samples_per_problem": 1, "eval.final_samples": 1}
+
+
+def test_pmd_arena(script, monkeypatch, tmp_path):
+    arms, arena = script("studies/pmd/arms.py"), script("studies/pmd/arena.py")
+    monkeypatch.setattr(arms, "NUM_UPDATES", 2)
+    monkeypatch.setattr(arena, "NUM_UPDATES", 2)
+    sizes = {"task.num_train": 32, "task.num_heldout": 8}
+    several = arms.Arm("pmd-mean", {"tau": 0.2}, updates_per_batch=2)
+    lagged = [arms.Arm("grpo", lag=1, anchor=anchor) for anchor in ("sampler", "recomputed")]
+    with arena.Arena(tmp_path, "low", TINY | HALF | WARM | sizes) as opened:
+        for arm in (several, *lagged):
+            row = opened.carry_out(arms.Run(arm, 1e-3, seed=0))
+            assert row["status"] == "finished"
+            assert [check["updates"] for check in row["curve"]][::-1][0] == 2
+            assert row["curve"][-1]["heldout"] != row["curve"][0]["heldout"], "the weights have moved"
+            assert row["last"]["policy/chi_square"] != 0
+
+
+def test_transformed_advantages(script, monkeypatch, tmp_path):
+    run = script("studies/transformed_advantages/run.py")
+    arms, arena = script("studies/pmd/arms.py"), script("studies/pmd/arena.py")
+    monkeypatch.setattr(arms, "NUM_UPDATES", 1)
+    monkeypatch.setattr(arena, "NUM_UPDATES", 1)
+    sizes = {"task.num_train": 32, "task.num_heldout": 8, "model.dtype": "float32"}
+    with run.Arena(tmp_path, "low", TINY | HALF | WARM | sizes) as opened:
+        rows = [run.carry_out(opened, arm, 0.1, seed=0) for arm in run.ARMS if arm.optimizer == "SGD"]
+    assert {row["status"] for row in rows} == {"finished"}
+    assert len({row["heldout"] for row in rows}) == len(rows), "each transformation makes another step"
+
+
+def test_pmd_confirmation(script, monkeypatch, tmp_path):
+    from heliostat.research import open_experiment
+
+    confirmation = script("studies/pmd/confirmation.py")
+    monkeypatch.setattr(confirmation, "UPDATES_PER_BATCH", 1)
+    monkeypatch.setattr(confirmation, "NUM_HELDOUT", 4)
+    with open_experiment(confirmation.study_recipe(tmp_path), TINY | HALF) as experiment:
+        bout = confirmation.Bout(experiment)
+        before = bout.success(experiment.heldout[:4])
+        row = bout.carry_out(confirmation.plan()[0] | {"lr": 1e-2})
+    assert len(row["phases"]) == confirmation.NUM_PHASES
+    assert len(row["heldout"]) == 4
+    assert row["heldout"] != before
+
+
+def test_prefixrl(script, monkeypatch, tmp_path):
+    tasks, arena = script("studies/prefixrl/tasks.py"), script("studies/prefixrl/arena.py")
+    arms, runs = script("studies/prefixrl/arms.py"), script("studies/prefixrl/runs.py")
+    sizes = {"train.num_steps": 1, "task.num_train": 24, "task.num_heldout": 4}
+    chain = tasks.Chain("T1", 2, target=0.0, look_every=1, recipe=TINY | HALF | sizes)
+    monkeypatch.setitem(tasks.TASKS, "T1", chain)
+    monkeypatch.setattr(arena, "NUM_SCREENED", 1)
+    monkeypatch.setattr(arena, "CAP", 8)
+    monkeypatch.setattr(runs, "NUM_CHECKS", 1)
+    with arena.Arena(tmp_path, "T1") as opened:
+        assert opened.start["num_hard"] > 0
+        for name in ("rl-8", "importance", "luffy", "sft-rl"):
+            row = runs.Run(opened, dataclasses.replace(arms.ARMS[name], sft_steps=5), 1e-2, seed=0).carry_out()
+            assert row["curve"][-1]["step"] == 1
+            assert row["curve"][-1]["train"] != row["curve"][0]["train"], name
+
+
+def test_prefixrl_smollm2(script, monkeypatch, tmp_path):
+    pytest.importorskip("reasoning_gym")
+    smollm2 = script("studies/prefixrl/smollm2.py")
+    load, store = smollm2.recipe, tmp_path / "results.json"
+    quick = {"run.num_threads": 1, "train.num_steps": 1, "train.try_export": False, "rollout.max_new_tokens": 12}
+    quick["task.answer_after"] = "e"  # random text has one, with a part before it that a prefix can give
+    monkeypatch.setattr(smollm2, "recipe", lambda changes: load(TINY | HALF | quick | changes))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["smollm2.py", "--work", str(tmp_path / "work")])
+    small = {"MODEL": "tiny", "SOLVED": "", "STORE": store, "ROUND": 8, "CAP": 8, "NUM_SAMPLES": 2}
+    small["ARMS"] = {"prefix": smollm2.ARMS["prefix"]}
+    for name, value in small.items():
+        monkeypatch.setattr(smollm2, name, value)
+    smollm2.main()
+    results = json.loads(store.read_text())
+    assert results["collection"]["attempts"] == 24 * 8
+    assert set(results) == {"collection", "start", "prefix"}
+    (step,) = results["prefix"]["steps"]
+    assert step["prefix/success"] >= 0
+
+
+def test_optimizers_posttraining(script, tmp_path):
+    from heliostat.models import save_model
+    from tests.support.nano import make_nano
+
+    posttraining = script("studies/optimizers/posttraining.py")
+    recipe = posttraining.start_recipe(tmp_path)
+    save_model(make_nano(), tmp_path / "start")
+    for name in ("adamw", "sgd"):
+        short = posttraining.arm_recipe(recipe, tmp_path / "start", name, 1e-3, seed=0)
+        assert short.optimizer.name == name
+    probability, greedy = posttraining.success(recipe, tmp_path / "start")
+    assert 0 < probability < 1
+    assert 0 <= greedy <= 1
+
+
+def test_guard_answers(script, monkeypatch, tmp_path):
+    answers = script("studies/guard/answers.py")
+    answers.write_problems(tmp_path / "pairs.jsonl")
+    monkeypatch.setattr(answers, "NUM_SAMPLES", answers.K)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "studies/guard"))  # verifier processes import ``pairs``
+    measured = answers.measure(answers.make(tmp_path, 0, TINY))
+    assert set(measured) == {"reward", "coverage", "effective", "pass@k", "named"}
+    assert all(0 <= value <= 1 for value in measured.values())
+
+
+def test_race_with_trl(script, monkeypatch, capsys, tmp_path):
+    """Our side: a whole step in a race, and one on rollouts that TRL has recorded."""
+    entries, race = script("benchmarks/race_trl/entries.py"), script("benchmarks/race_trl/race.py")
+    sides, agreement = script("benchmarks/race_trl/sides.py"), script("benchmarks/race_trl/agreement.py")
+    monkeypatch.setitem(entries.SHAPES, "5M", entries.Shape(32, 64, 2, 2))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks/race_trl"))
+    entry = entries.Entry("5M", "short", num_prompts=2, group_size=4)
+    _, job = race.job_of("heliostat", entry, tmp_path, num_steps=1, seed=0, num_threads=1)
+    sides.heliostat_side(job)
+    laps = [json.loads(line[4:]) for line in capsys.readouterr().out.splitlines() if line.startswith("LAP ")]
+    assert [lap["step"] for lap in laps] == [1]
+    assert laps[0]["tokens"] > 0
+    record(job, tmp_path)
+    (line,) = agreement.replay(job, tmp_path)
+    assert line["step"] == 1
+    assert line["apart"] == pytest.approx(1, abs=0.2), "recorded weights moved at random, ours by one small step"
+
+
+def record(job, folder):
+    """Two of TRL's files: padded rows with their rewards, and weights before and after."""
+    from heliostat.config import ModelSection
+    from heliostat.models import load_model
+
+    draws = torch.Generator().manual_seed(0)
+    start = {name: p.detach() for name, p in load_model(ModelSection(path=job["model"]), 0).model.named_parameters()}
+    prompt = torch.randint(10, 200, (2, 6), generator=draws).repeat_interleave(job["group_size"], 0)
+    completion = torch.randint(10, 200, (job["num_rows"], 5), generator=draws)
+    masks = {"prompt_mask": torch.ones_like(prompt), "completion_mask": torch.ones_like(completion)}
+    rewards = torch.tensor([[0.0], [1.0]]).repeat(job["num_rows"] // 2, 1)
+    step = {"prompt_ids": prompt, "completion_ids": completion, "rewards": rewards, "weights": start, **masks}
+    after = {name: weight.float() + 0.1 * torch.randn(weight.shape, generator=draws) for name, weight in start.items()}
+    torch.save(step | {"weights": {name: weight.float() for name, weight in start.items()}}, folder / "0.pt")
+    torch.save({"weights": after}, folder / "1.pt")
+
+
+def test_inverse_decomposition(script, monkeypatch):
+    race, curves = (
+        script("benchmarks/inverse_decomposition/race.py"),
+        script("benchmarks/inverse_decomposition/curves.py"),
+    )
+    monkeypatch.setitem(race.REPEATS, "heliostat", 1)
+    record = race.measure("heliostat", 10, seed=0)
+    assert record["kkt_residual"] < 1e-8
+    for name, path in curves.PATHS.items():
+        assert path.prepare(path.sizes[0])() is not None, name
+
+
+def test_covariance_refit(script, monkeypatch):
+    run = script("studies/covariance_refit/run.py")
+
+    def graphical_lasso(empirical, penalty, max_iter):  # scikit-learn's place: some pattern, and an estimate on it
+        precision = np.linalg.inv(empirical)
+        return None, np.where(np.abs(precision) > penalty, precision, 0.0)
+
+    for name in ("sklearn", "sklearn.covariance"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(graphical_lasso=graphical_lasso))
+    row = run.trial(12, 0.5, seed=0)
+    assert row["residual"] < 1e-6
+    assert row["num_edges"] > 0
+    assert 0 < row["oracle_kl"] < row["refit_kl"]
 
 
 def test_finance(script):
@@ -80,6 +259,28 @@ def test_wrecks(monkeypatch, tmp_path):
     for name, case in {**cases.WRECKS, **cases.HEALTHY}.items():
         (tmp_path / name).mkdir()
         assert run.recipe_of(case, tmp_path / name).train.num_steps > 0
+
+
+def test_a_wreck_of_the_samplers_temperature(monkeypatch):
+    from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
+    from tests.support.nano import make_nano, make_prompts
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    faults = importlib.import_module("studies.wrecks.faults")
+    loaded = make_nano()
+    engine = TorchEngine(loaded, DecodeLimits(4))
+
+    def sampled(temperature):
+        settings = SamplingSettings(temperature=temperature)
+        groups = engine.sample(SampleRequest(make_prompts(loaded, 2), 4, settings, seed=0, policy_step=0))
+        return [completion.token_ids for group in groups for completion in group.completions]
+
+    cold, usual, clock = sampled(0.1), sampled(1.0), faults.Clock((0, 1))
+    with contextlib.ExitStack() as stack:
+        faults.other_temperature(0.1)(clock, stack)
+        assert sampled(1.0) == usual, "outside a training step"
+        clock.in_step = True
+        assert sampled(1.0) == cold != usual
 
 
 def test_optimizer_race(script, monkeypatch):

@@ -14,7 +14,8 @@ import torch
 
 from heliostat.config import ConfigError
 from heliostat.train import run_recipe
-from heliostat.train.run_folder.folder import RunFolder, RunLocked
+from heliostat.train.run_folder.folder import RunFolder
+from heliostat.train.run_folder.lock import RunLocked
 from tests.support import small
 
 
@@ -96,24 +97,24 @@ def test_no_terminal_means_plain_lines(uninterrupted, tmp_path):
 
 def test_a_second_job_on_the_folder_is_refused(tmp_path):
     recipe = small.recipe(tmp_path)
-    folder = RunFolder(tmp_path / "run", recipe)
+    folder = RunFolder.open(tmp_path / "run", recipe)
     done = small.run("train", tmp_path / "small.toml", "--run", tmp_path / "run")
     folder.close()
     assert done.returncode == 2
     assert f"in use by process {os.getpid()}" in done.stderr
     assert done.stderr.count("\n") == 1
-    first = RunFolder(tmp_path / "run", recipe)
+    first = RunFolder.open(tmp_path / "run", recipe)
     with pytest.raises(RunLocked):
-        RunFolder(tmp_path / "run", recipe)
+        RunFolder.open(tmp_path / "run", recipe)
     first.close()
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
-    RunFolder(tmp_path / "run", small.recipe(tmp_path)).close()
+    RunFolder.open(tmp_path / "run", small.recipe(tmp_path)).close()
     with pytest.raises(ConfigError, match=r"another recipe \(train.num_steps was 8, is now 9\)"):
-        RunFolder(tmp_path / "run", small.recipe(tmp_path, train__num_steps=9))
-    RunFolder(tmp_path / "run", small.recipe(tmp_path, tracking__tensorboard=True)).close()
+        RunFolder.open(tmp_path / "run", small.recipe(tmp_path, train__num_steps=9))
+    RunFolder.open(tmp_path / "run", small.recipe(tmp_path, tracking__tensorboard=True)).close()
 
 
 WITHOUT_TRIAL = ("--train.try_export", "false")  # which would meet the full disk before any checkpoint does

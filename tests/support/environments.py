@@ -394,3 +394,24 @@ class Phone(Environment):
             "required": ["name"],
         }
         return [{"type": "function", "function": {"name": "ask", "parameters": parameters}}]
+
+
+class Worlds(Environment):
+    """Shows its seed, rewards every action by its length, and ends after a few; may fail or see other worlds."""
+
+    def __init__(self, fails="", differs=False, num_turns=3):
+        self.fails, self.differs, self.num_turns = fails, differs, num_turns
+
+    def reset(self, problem, seed):
+        self.turn = 0
+        self.number = problem.get("number", 0)
+        return f"world {time.monotonic_ns() if self.differs else seed}"
+
+    def step(self, action):
+        self.turn += 1
+        if self.fails == "always" or (self.fails == "odd" and self.number % 2):
+            raise RuntimeError("broken")
+        return Step(f"heard {len(action)}", reward=len(action) % 3 / 8, done=self.turn == self.num_turns)
+
+    def oracle(self):
+        return "1 + 2"

@@ -24,7 +24,7 @@ from heliostat.report.html.frame import framed, write_page
 from heliostat.report.html.markup import element
 from heliostat.storage import append_rows, extent_of, keep_rows, read_rows, recover_folder, replace_rows, truncate_rows
 from heliostat.theory.plots import save as save_figure
-from heliostat.traces import Bank, Findings, export_bank
+from heliostat.traces import Bank, RowIssues, export_bank
 from heliostat.traces.cuts import PrefixSource
 from heliostat.train.data.prefixes import PrefixSources, kept_prefix_sources
 from heliostat.train.run_folder.folder import RunFolder
@@ -130,7 +130,7 @@ def convert(folder: Path) -> None:
 
 
 def run_folder(folder: Path) -> None:
-    RunFolder(folder / "run", RECIPE)._lock.close()
+    RunFolder.open(folder / "run", RECIPE).lock.close()
 
 
 def started(folder: Path) -> Any:
@@ -154,7 +154,7 @@ def export(folder: Path, numbers: range = range(12)) -> None:
     if not bank.exists():
         append(bank, numbers)
     with Bank.open(bank) as opened:
-        export_bank(opened, str(folder / "out"), Findings(), rows_per_file=100)
+        export_bank(opened, str(folder / "out"), RowIssues(), rows_per_file=100)
 
 
 def page(text: str) -> Callable[[Path], Any]:

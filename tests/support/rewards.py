@@ -37,6 +37,11 @@ def always(prompts, completions, **columns):
     return [1.0]
 
 
+def even(prompts, completions, **columns):
+    """What half of all texts earn, whatever the model has learned."""
+    return [float(len(text) % 2 == 0) for text in completions]
+
+
 def contains(prompts, completions, answer, **columns):
     return [float(wanted in text) for text, wanted in zip(completions, answer, strict=True)]
 

@@ -9,7 +9,7 @@ import torch
 from heliostat.config import ConfigError
 from heliostat.outputs import MARKER, claim_folder
 from heliostat.storage import Damaged, append_rows, changed_files, check_folder, extent_of, read_rows, truncate_rows
-from heliostat.traces import Bank, BankError, Findings, check_bank, whole_traces
+from heliostat.traces import Bank, BankError, RowIssues, check_bank, whole_traces
 from heliostat.train.data.prefixes import kept_prefix_sources
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.run_folder.checkpoints import Checkpoints
@@ -92,8 +92,8 @@ def bank_flips(folder: Path, num: int, randomness: random.Random) -> tuple[int, 
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         try:
             with Bank.open(path) as bank:
-                findings, read = check_bank(bank), [repr(trace) for trace in whole_traces(bank, Findings())]
-            survived += bool(findings.num_problems) or read == written
+                issues, read = check_bank(bank), [repr(trace) for trace in whole_traces(bank, RowIssues())]
+            survived += bool(issues.num_issues) or read == written
         except BankError:
             survived += 1
     return survived, num

@@ -94,7 +94,7 @@ def test_overrides_may_be_a_table_or_command_line_words(calls):
     assert runs == [load_recipe("demo", CHANGES)] * 4
 
 
-def test_a_recipe_object_keeps_every_setting():
+def test_a_recipe_object_keeps_every_setting(calls):
     """Rebuilding it must not lose what belongs to a named objective, optimizer, task or model."""
     recipe = build_recipe(
         {
@@ -108,8 +108,10 @@ def test_a_recipe_object_keeps_every_setting():
             "rollout": {"stop": ["\n", "]"]},
         }
     )
-    assert api._recipe(recipe, ()) == (recipe, "recipe")
-    changed, _ = api._recipe(recipe, {"task.1.num_train": 7})
+    for overrides in ({}, {"task.1.num_train": 7}):
+        api.post_train(recipe, overrides)
+    (same, changed), names = zip(*(call.args[::2] for call in calls if call.name == "run_recipe"), strict=True)
+    assert (same, set(names)) == (recipe, {"recipe"})
     assert changed.task[1].num_train == 7
     assert changed.task[1].settings == {"settings": {"max_terms": 3}}
     assert changed.task[0] == recipe.task[0]

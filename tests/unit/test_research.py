@@ -1,14 +1,18 @@
 """The research API against the trainer, and by itself."""
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from heliostat.config import ConfigError
+from heliostat.models import encode_solution
 from heliostat.research import open_experiment
 from heliostat.rollout import completion_seed
 from heliostat.tracking import read_metrics
 from heliostat.train import run_recipe, run_sft
+from heliostat.types import Cut
 from tests.support import small
 
 QUICK = {
@@ -66,6 +70,7 @@ def test_steps_give_the_weights_metrics_and_flops_of_a_run_bit_for_bit(recipe, e
     assert after.greedy == result.after.greedy
 
 
+@pytest.mark.slow
 def test_scores_under_the_weights_that_sampled_are_the_samplers(experiment):
     groups = experiment.sample(experiment.problems(0, 3), 4, seed=5)
     for group, scored in zip(groups, experiment.score(groups), strict=True):
@@ -93,6 +98,7 @@ def test_a_restart_repeats_the_experiment_and_takes_other_settings(recipe, exper
         experiment.restart(start, {"model.path": "smollm2-135m"})
 
 
+@pytest.mark.slow
 def test_stale_groups_are_anchored_at_the_policy_that_sampled(experiment):
     groups = experiment.sample(experiment.problems(0, 4), seed=1)
     old = experiment.score(groups)
@@ -106,6 +112,7 @@ def test_stale_groups_are_anchored_at_the_policy_that_sampled(experiment):
         assert all(torch.equal(a, b) for a, b in zip(group.logp_old, anchor, strict=True))
 
 
+@pytest.mark.slow
 def test_the_mirror_metrics_are_zero_before_the_weights_move(experiment):
     experiment.restart(experiment.weights(), {"optimizer.lr": 1e-30})
     step = experiment.step(experiment.sample(experiment.problems(0, 4), seed=1), seed=1)
@@ -125,3 +132,86 @@ def test_an_objective_with_a_reference_asks_for_one(recipe, experiment, tmp_path
             compared.step(groups, seed=0)
         compared.updater.reference = compared.frozen(tmp_path / "reference")
         assert compared.step(groups, seed=0).report.scored.rows > 0
+
+
+@pytest.mark.slow
+def test_solutions_are_scored_as_the_sampler_scores_the_same_text(experiment):
+    """A completion with its end token is what scoring its text as a solution gives."""
+    groups = experiment.sample(experiment.problems(0, 8), 8, seed=5)
+    sampled = [
+        (dataclasses.replace(group.prompt.problem, solution=completion.text), completion)
+        for group in groups
+        for completion in group.completions
+    ]
+    loaded = experiment.loaded
+    checked = 0
+    for problem, completion in sampled:
+        (logp,) = experiment.score_solutions([problem])
+        if encode_solution(loaded, experiment.bundle.prompt(problem), problem.solution) == completion.token_ids:
+            assert torch.allclose(logp, torch.from_numpy(completion.logp_gen), atol=1e-5)
+            checked += 1
+    assert checked > 5
+    few = [problem for problem, _ in sampled[::8]]
+    together, alone = experiment.score_solutions(few), [experiment.score_solutions([one])[0] for one in few]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, alone, strict=True)), "in the order asked"
+    assert experiment.ledger.spent == pytest.approx(experiment.ledger.flops["rollout"]), "a measurement is free"
+    with pytest.raises(ValueError, match="has no solution to score"):
+        experiment.score_solutions([dataclasses.replace(sampled[0][0], solution=None)])
+
+
+def test_prompts_are_sampled_like_their_problems_and_prefixes_stay(experiment):
+    problems = experiment.problems(0, 2)
+    prompts = [experiment.bundle.prompt(problem) for problem in problems]
+    one, other = experiment.sample(problems, 3, seed=7), experiment.sample(prompts, 3, seed=7)
+    assert [[c.token_ids for c in group.completions] for group in one] == [
+        [c.token_ids for c in group.completions] for group in other
+    ]
+    prefix = encode_solution(experiment.loaded, prompts[0], "1")[:1]
+    (group,) = experiment.sample([dataclasses.replace(prompts[0], prefix_ids=prefix, cut=Cut("test", 1))], 3, seed=7)
+    assert group.prompt.prefix_ids == prefix
+
+
+def test_problems_of_another_seed_are_another_order_of_the_same(experiment):
+    num = len(experiment.train)
+    default, other = experiment.problems(0, num), experiment.problems(0, num, seed=experiment.recipe.run.seed + 1)
+    assert default == experiment.problems(0, num, seed=experiment.recipe.run.seed)
+    assert default != other
+    assert {problem.problem_id for problem in default} == {problem.problem_id for problem in other}
+
+
+@pytest.mark.slow
+def test_given_advantages_take_the_place_of_the_objectives(experiment):
+    start = experiment.weights()
+    groups = experiment.sample(experiment.problems(0, 6), seed=1)
+
+    def moved(advantages):
+        experiment.restart(start, {"train.updates_per_step": 1})
+        experiment.step(groups, seed=1, advantages=advantages)
+        return {name: tensor.clone() for name, tensor in experiment.loaded.model.state_dict().items()}
+
+    own = [group.advantages for group in experiment.updater.make_batch(groups).groups]
+    assert any(one.any() for one in own)
+    default = moved(None)
+    assert all(torch.equal(default[name], tensor) for name, tensor in moved(own).items())
+    assert all(torch.equal(start[name], tensor) for name, tensor in moved([0 * one for one in own]).items())
+    assert any(not torch.equal(default[name], tensor) for name, tensor in moved([-one for one in own]).items())
+
+
+def test_an_unshuffled_step_does_not_depend_on_its_seed(experiment):
+    start = experiment.weights()
+    groups = experiment.sample(experiment.problems(0, 8), seed=1)
+
+    def weights_after(seed, shuffle):
+        experiment.restart(start)
+        experiment.step(groups, seed=seed, shuffle=shuffle)
+        return torch.cat([tensor.flatten() for tensor in experiment.weights().values()])
+
+    assert torch.equal(weights_after(0, False), weights_after(1, False))
+    assert not torch.equal(weights_after(0, True), weights_after(1, True))
+
+
+def test_rollout_metrics_are_those_of_the_rollouts_alone(experiment):
+    step = experiment.step(experiment.sample(experiment.problems(0, 4), seed=1), seed=1)
+    assert {"reward/mean", "policy/entropy", "length/mean"} <= set(step.rollout_metrics)
+    assert not {"loss/objective", "optim/lr"} & set(step.rollout_metrics)
+    assert step.rollout_metrics.items() <= step.metrics.items()

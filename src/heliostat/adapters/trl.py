@@ -186,7 +186,7 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
             optimizer = build_optimizer(self.args.optimizer_section(), model or self.model)
             if isinstance(optimizer, BaseOptimizer):
                 self._fit(optimizer)
-            if self.accelerator.num_processes == 1:  # DDP holds gradients in the weights' own type
+            if self.accelerator.num_processes == 1:  # DDP holds gradients in the weights' dtype
                 accumulate_in_float32((model or self.model).parameters())
             self.optimizer = optimizer
         return super().create_optimizer(model)  # type: ignore[no-any-return]
@@ -220,7 +220,7 @@ class PMDTrainer(GRPOTrainer):  # type: ignore[misc]
         everyone = self._advantages(self._rewards_per_func)
         first = self.accelerator.process_index * len(inputs)
         output["advantages"] = everyone[first : first + len(inputs)]
-        shown = self._logs["advantages"]  # the table of completions shows what was trained on
+        shown = self._logs["advantages"]  # the table of completions shows the trained rewards
         for _ in range(min(len(everyone), len(shown))):
             shown.pop()
         shown.extend(everyone.tolist())

@@ -107,11 +107,15 @@ def sample(args: Namespace) -> int:
     if args.bank is not None:
         return _collect(args)
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
-    from heliostat.api import sample
-    from heliostat.cli.tables import print_completions
+    from heliostat.api import sample, sample_conversations
+    from heliostat.cli.tables import print_completions, print_conversations
 
     source = recipe if args.recipe or args.prompt else None
     settings = _sampling(recipe, args.temperature)
+    if source is not None and recipe.environment.enabled:
+        sampled = sample_conversations(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings)
+        print_conversations(sampled)
+        return 0
     print_completions(sample(args.model, source, prompt=args.prompt, num_samples=args.num, settings=settings))
     return 0
 
@@ -191,7 +195,7 @@ def audit_task(args: Namespace) -> int:
     if args.name in recipe_names() or args.name.endswith(".toml"):
         recipe = load_recipe(args.name, args.overrides)
     else:
-        few = {"task.num_train": NUM_AUDITED_PROBLEMS, "task.num_heldout": 1}  # some take a second each to make
+        few = {"task.num_train": NUM_AUDITED_PROBLEMS, "task.num_heldout": 1}  # some take a second each to build
         recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
     from heliostat.tasks import audit, load_task
 
@@ -207,9 +211,10 @@ def audit_task(args: Namespace) -> int:
 def _audit_environment(recipe: Recipe, seed: int) -> int:
     """Audit a recipe's environment on the problems of each task, and the verifiers where it gives no reward."""
     from heliostat.tasks import audit, audit_environment, load_task
-    from heliostat.tasks.environments.specs import spec_of
+    from heliostat.tasks.environment_settings import environment_of
 
-    spec, max_turns = spec_of(recipe.environment), recipe.environment.max_turns
+    spec, max_turns = environment_of(recipe.environment), recipe.environment.max_turns
+    assert spec is not None  # the recipe has an environment
     is_clean = True
     for section in recipe.task:
         task = load_task(section, seed, recipe.environment)

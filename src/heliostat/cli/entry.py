@@ -25,7 +25,7 @@ EXIT_BROKEN_PIPE = 141
 _SPOKEN = (ValueError, RuntimeError, OSError, ImportError)
 _NOT_SPOKEN = (NotImplementedError, RecursionError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
-_EXTRAS = {
+EXTRAS = {
     "reasoning_gym": "tasks",
     "math_verify": "tasks",
     "datasets": "data",
@@ -67,14 +67,14 @@ def _run(arguments: list[str]) -> int:
         print("heliostat: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # the reader of a pipe (head, less) went away: nothing is wrong, and nobody is left to tell
+        # the reader of a pipe (head, less) has closed it: this is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except Exception as error:
         if "--debug" in arguments or not is_refusal(error):
             raise
         print(f"heliostat: {one_line(error)}", file=sys.stderr)
-        return int(getattr(error, "exit_code", EXIT_REFUSED))  # of an evaluation that failed: 1
+        return int(getattr(error, "exit_code", EXIT_REFUSED))  # 1 if the evaluation failed
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -96,7 +96,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str:
-    return _EXTRAS.get((error.name or "").partition(".")[0], "")
+    return EXTRAS.get((error.name or "").partition(".")[0], "")
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -120,7 +120,7 @@ def _add_commands(parser: Parser, prefix: str, commands: Mapping[str, Command]) 
 
 def _take_settings(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     if not any(token.startswith("--") and "." in token.partition("=")[0] for token in argv):
-        return {}, list(argv)  # spares commands without settings the import
+        return {}, list(argv)  # commands without settings skip this import
     from heliostat.config import split_overrides
 
     return split_overrides(argv)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from heliostat.control.runs import ControlRun
     from heliostat.traces import BankSummary
     from heliostat.tracking import Metric
-    from heliostat.train import EvalReport, Evaluation, RunResult
+    from heliostat.train import EvalReport, Evaluation, RunResult, SampledConversations
     from heliostat.types import Group
 
 
@@ -29,7 +29,7 @@ def Text(text: str, style: str = "") -> RichText:
     return RichText(visible(text), style=style)
 
 
-PLAIN_WIDTH = 200  # columns, if the output is no terminal
+PLAIN_WIDTH = 200  # columns if the output is not a terminal
 
 
 class Page(SafeConsole):
@@ -146,6 +146,23 @@ def print_completions(groups: Sequence[Group]) -> None:
             verdict = f", reward {group.verdicts[number].reward:g}" if group.verdicts else ""
             page.print(Text(f"--- {len(completion.token_ids)} tokens, {completion.stop_reason}{verdict}", style="dim"))
             page.print(Text(completion.text))
+        page.print()
+
+
+def print_conversations(sampled: Sequence[SampledConversations]) -> None:
+    """Print prompts, each followed by its trajectories turn by turn; texts of either side are never read as markup."""
+    page = Page()
+    for one in sampled:
+        page.print(Text(one.prompt, style="bold"))
+        if one.group.is_empty:
+            page.print(Text("--- every episode failed in its environment", style="dim"))
+        for completion, conversation in zip(one.group.completions, one.conversations, strict=True):
+            num_turns, reason = len(completion.turns), completion.stop_reason
+            page.print(Text(f"--- {num_turns} turns, {completion.num_sampled} sampled tokens, {reason}", style="dim"))
+            for said in conversation:
+                reward = "" if said.reward is None else f", reward {said.reward:g}"
+                page.print(Text(f"{said.role}: {said.tokens} tokens{reward}", style="dim"))
+                page.print(Text(said.text))
         page.print()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from heliostat.printed import say
 
 if TYPE_CHECKING:
-    from heliostat.traces import Findings, Problems
+    from heliostat.traces import Problems, RowIssues
 
 
 def import_traces(args: Namespace) -> int:
@@ -26,27 +26,27 @@ def import_traces(args: Namespace) -> int:
     report = ImportReport()
     with _problems(args) as problems, Bank.open(args.bank) as bank:
         for source in args.sources:
-            import_rows(bank, read_rows(source, report.findings), report, problems)
+            import_rows(bank, read_rows(source, report.issues), report, problems)
         say(
             f"{report.appended.num_new} new traces in {args.bank}, {report.appended.num_known} already there, "
-            f"{report.findings.num_problems} rows or files skipped"
+            f"{report.issues.num_issues} rows or files skipped"
         )
     if problems is None:
         say("rewards were taken from the files; with --recipe, verifiers grade the traces again")
     else:
         say(f"{report.num_rejudged} rewards differed from the file; {report.num_reencoded} texts were encoded")
-    return _complain(report.findings)
+    return _complain(report.issues)
 
 
 def export_traces(args: Namespace) -> int:
     """Run ``heliostat traces export``: exit code 1 if damaged rows were left out."""
-    from heliostat.traces import Bank, Findings, export_bank
+    from heliostat.traces import Bank, RowIssues, export_bank
 
-    findings = Findings()
+    issues = RowIssues()
     with Bank.open(args.bank, create=False) as bank:
-        files = export_bank(bank, args.target, findings)
-    say(f"{findings.num_read} traces in {len(files)} files under {args.target}")
-    return _complain(findings)
+        files = export_bank(bank, args.target, issues)
+    say(f"{issues.num_read} traces in {len(files)} files under {args.target}")
+    return _complain(issues)
 
 
 def trace_stats(args: Namespace) -> int:
@@ -55,16 +55,16 @@ def trace_stats(args: Namespace) -> int:
     The exit code is 1 if rows are damaged.
     """
     from heliostat.cli.tables import print_bank
-    from heliostat.traces import Bank, Findings, summarise
+    from heliostat.traces import Bank, RowIssues, summarise
 
-    findings = Findings()
+    issues = RowIssues()
     with Bank.open(args.bank, create=False) as bank:
-        summary = summarise(bank, findings)
+        summary = summarise(bank, issues)
     if args.json:
         say(json.dumps(asdict(summary), indent=1))
     else:
         print_bank(summary)
-    return _complain(findings)
+    return _complain(issues)
 
 
 def verify_traces(args: Namespace) -> int:
@@ -72,16 +72,16 @@ def verify_traces(args: Namespace) -> int:
     from heliostat.traces import Bank, check_bank, reverify, whole_traces
 
     with _problems(args) as problems, Bank.open(args.bank, create=False) as bank:
-        findings = check_bank(bank)
-        say(f"{findings.num_read} traces are intact, {findings.num_problems} findings")
+        issues = check_bank(bank)
+        say(f"{issues.num_read} traces are intact, {issues.num_issues} issues")
         if problems is not None:
-            damaged = findings.num_problems
-            judged = reverify(whole_traces(bank, type(findings)()), problems, findings)
+            damaged = issues.num_issues
+            judged = reverify(whole_traces(bank, type(issues)()), problems, issues)
             say(
-                f"{judged['judged']} rewards recomputed, {findings.num_problems - damaged} differ, "
+                f"{judged['judged']} rewards recomputed, {issues.num_issues - damaged} differ, "
                 f"{judged['unknown']} traces belong to other problems"
             )
-    return _complain(findings)
+    return _complain(issues)
 
 
 @contextlib.contextmanager
@@ -99,7 +99,7 @@ def _problems(args: Namespace) -> Iterator[Problems | None]:
         yield problems
 
 
-def _complain(findings: Findings) -> int:
-    for line in findings.lines():
+def _complain(issues: RowIssues) -> int:
+    for line in issues.lines():
         say(f"heliostat: {line}", sys.stderr)
-    return 1 if findings.num_problems else 0
+    return 1 if issues.num_issues else 0

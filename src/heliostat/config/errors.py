@@ -62,7 +62,7 @@ def describe(error: ValidationError, where: str = "", data: Any = None) -> str:
         return f"{dotted}: {message}" if dotted else message
     if first["type"] == "missing":
         return f"{dotted} is missing"
-    # members of a union complain one by one, all at the same place in the input
+    # each member of a union reports an error at the same place in the input
     wanted = dict.fromkeys(_wanted(problem) for problem in problems if _loc_in(data, problem) == loc)
     message = "must be " + " or ".join(wanted) + _nearest_literal(first)
     return f"{dotted} = {show(first['input'])}: {message}" if dotted else message

@@ -46,10 +46,10 @@ def with_new_names(layer: Mapping[str, Any], renamed: Mapping[str, Renamed] = RE
         if new_key in table:
             raise ConfigError(f"{old} is the old name of {new.name}, and both are given; keep {new.name} only")
         current[section] = {new_key if name == key else name: value for name, value in table.items()}
-        _notify(old, new)
+        notify(old, new)
     return current
 
 
 @functools.cache
-def _notify(old: str, new: Renamed) -> None:
+def notify(old: str, new: Renamed) -> None:
     say(f"heliostat: {old} is now {new.name}; version {new.removed_in} will refuse the old name", sys.stderr)

@@ -127,7 +127,7 @@ class EnvironmentSection(NamedSection):
     max_turns: int = Field(8, ge=1, description="turns of one episode")
     max_tokens_per_turn: int = Field(64, ge=1, description="sampled tokens of one turn; a turn that needs more is cut")
     max_tokens: int = Field(
-        512, ge=1, description="tokens of an episode after its prompt, the environment's answers included"
+        256, ge=1, description="tokens of an episode after its prompt, the environment's answers included"
     )
     timeout_s: float = Field(10.0, gt=0, description="time limit of one call of the environment in seconds")
     memory_mb: int = Field(1024, ge=16, description="memory of one environment process in MiB, after loading")

@@ -130,7 +130,7 @@ class Actor:
 
     def log_prob_and_entropy(self, rows: Transitions) -> tuple[Float[Tensor, " row"], Float[Tensor, ""]]:
         """Compute ``log pi(a|s)`` of each row and the mean entropy; without a closed form, minus the mean log pi."""
-        with unvalidated():  # what is not finite is found in the gradient
+        with unvalidated():  # the gradient check finds non-finite values
             distribution = self.policy.get_distribution(rows.observations)
             log_prob = distribution.log_prob(rows.actions)
             entropy = distribution.entropy()

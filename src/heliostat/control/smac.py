@@ -233,7 +233,7 @@ class SMAC(OnPolicyAlgorithm):
     def _update(self) -> None:
         update_learning_rate(self.actor_optimizer, self.lr_schedule(self._current_progress_remaining))
 
-        rows, returns = self._rows()
+        rows, returns = self.transitions()
         log_prob, entropy = self.actor.log_prob_and_entropy(rows)
         keep = len(rows) <= KEPT_ROWS and not self.actor.differs_in_training
         objective = (rows.advantages * log_prob).mean()
@@ -252,7 +252,7 @@ class SMAC(OnPolicyAlgorithm):
         self._n_updates += 1
         self._log(gradient_norm, float(entropy.detach()), value_losses)
 
-    def _rows(self) -> tuple[Transitions, Tensor]:
+    def transitions(self) -> tuple[Transitions, Tensor]:
         """Return the whole rollout, with normalised advantages, and its returns."""
         (data,) = self.rollout_buffer.get(batch_size=None)
         advantages = data.advantages
@@ -264,7 +264,7 @@ class SMAC(OnPolicyAlgorithm):
         losses = []
         for _ in range(self.n_critic_updates):
             order = torch.as_tensor(np.random.permutation(len(returns)), device=returns.device)  # noqa: NPY002
-            for part in self._minibatches(order):
+            for part in self.minibatches(order):
                 values = self.policy.predict_values(taken(observations, part)).flatten()
                 loss = F.mse_loss(values, returns[part])
                 self.policy.optimizer.zero_grad()
@@ -276,7 +276,7 @@ class SMAC(OnPolicyAlgorithm):
                     self._skip("the critic's gradient")
         return losses
 
-    def _minibatches(self, order: Tensor) -> Sequence[Tensor]:
+    def minibatches(self, order: Tensor) -> Sequence[Tensor]:
         """Split rows into parts of ``batch_size``, or of a few more where BatchNorm would get a single row."""
         parts = torch.split(order, self.batch_size)
         if not self.actor.has_batch_statistics or min(map(len, parts)) > 1:
@@ -391,7 +391,7 @@ class SMAC(OnPolicyAlgorithm):
         for name, optimizer in own.items():
             saved = given.get(name)
             if not isinstance(saved, dict) or "param_groups" not in saved:
-                continue  # for Stable-Baselines3 and torch to refuse
+                continue  # Stable-Baselines3 and torch refuse it
             direction = saved.get("direction", self.direction.name)
             if direction != self.direction.name or not fits(saved, optimizer):
                 what = f"direction '{direction}'" if direction != self.direction.name else "other trainable parameters"

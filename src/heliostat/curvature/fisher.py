@@ -10,26 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
-Weights = dict[str, Tensor]
+Weights = dict[str, Float[Tensor, "..."]]
 
 
-def _logits_of(model: nn.Module, inputs: Tensor) -> tuple[Weights, Callable[[Weights], Tensor]]:
+def _logits_of(
+    model: nn.Module, inputs: Shaped[Tensor, "sample ..."]
+) -> tuple[Weights, Callable[[Weights], Float[Tensor, "row label"]]]:
     """Return the trainable weights, and the logits [row, label] as a function of them."""
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     fixed |= {name: buffer.detach() for name, buffer in model.named_buffers()}
 
-    def logits(values: Weights) -> Tensor:
+    def logits(values: Weights) -> Float[Tensor, "row label"]:
         output: Tensor = functional_call(model, {**fixed, **values}, (inputs,))
         return output.reshape(-1, output.shape[-1])
 
     return weights, logits
 
 
-def fisher_product(model: nn.Module, inputs: Tensor, vector: Mapping[str, Tensor]) -> Weights:
+def fisher_product(
+    model: nn.Module, inputs: Shaped[Tensor, "sample ..."], vector: Mapping[str, Float[Tensor, ...]]
+) -> Weights:
     """Compute ``F v`` by one forward-mode and one reverse-mode product.
 
     It is exact over labels, and averaged over rows of logits.

@@ -52,11 +52,13 @@ class LayerMeans:
 class _Sums:
     """Sums over rows and passes that add up over micro-batches and ranks."""
 
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Float[Tensor, ...]] = field(default_factory=dict)
+    outputs: dict[str, Float[Tensor, ...]] = field(default_factory=dict)
     num_rows: dict[str, int] = field(default_factory=dict)
 
-    def _accumulate(self, layer: str, inputs: Tensor, outputs: Tensor, num_rows: int) -> None:
+    def _accumulate(
+        self, layer: str, inputs: Float[Tensor, "*in"], outputs: Float[Tensor, "*out"], num_rows: int
+    ) -> None:
         self.inputs[layer] = self.inputs[layer] + inputs if layer in self.inputs else inputs
         self.outputs[layer] = self.outputs[layer] + outputs if layer in self.outputs else outputs
         self.num_rows[layer] = self.num_rows.get(layer, 0) + num_rows
@@ -83,7 +85,7 @@ class _Sums:
         for name in self.num_rows:
             self.outputs[name] *= self._of_rank_losses(dist.get_world_size(ranks))
 
-    def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    def _nothing(self, layer: nn.Linear) -> tuple[Float[Tensor, "*in"], Float[Tensor, "*out"]]:
         """Return a layer's two sums over no rows."""
         raise NotImplementedError
 
@@ -107,7 +109,7 @@ class FactorSums(_Sums):
         """Add one pass's rows."""
         self._accumulate(layer, gram(inputs), gram(output_grads), len(inputs))
 
-    def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    def _nothing(self, layer: nn.Linear) -> tuple[Float[Tensor, "in in"], Float[Tensor, "out out"]]:
         inputs, outputs = _zeros(layer)
         return inputs.new_zeros(len(inputs), len(inputs)), outputs.new_zeros(len(outputs), len(outputs))
 
@@ -132,7 +134,7 @@ class MeanSums(_Sums):
         """Add one pass's rows."""
         self._accumulate(layer, inputs.sum(0), output_grads.sum(0), len(inputs))
 
-    def _nothing(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    def _nothing(self, layer: nn.Linear) -> tuple[Float[Tensor, " in"], Float[Tensor, " out"]]:
         return _zeros(layer)
 
     def _of_rank_losses(self, num_ranks: int) -> float:
@@ -149,7 +151,7 @@ class MeanSums(_Sums):
         return taken
 
 
-def _zeros(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+def _zeros(layer: nn.Linear) -> tuple[Float[Tensor, " in"], Float[Tensor, " out"]]:
     """Return one input row and one output row of zeros, in the dtype of statistics."""
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     sizes = (num_columns(layer), layer.out_features)
@@ -157,9 +159,9 @@ def _zeros(layer: nn.Linear) -> tuple[Tensor, Tensor]:
     return inputs, outputs
 
 
-def _add_up(tensors: Sequence[Tensor], ranks: dist.ProcessGroup) -> None:
+def _add_up(tensors: Sequence[Float[Tensor, ...]], ranks: dist.ProcessGroup) -> None:
     """Replace every tensor by its sum over ranks; small ones share an exchange."""
-    bucket: list[Tensor] = []
+    bucket: list[Float[Tensor, ...]] = []
     for index, tensor in enumerate(tensors):
         bucket.append(tensor)
         following = tensors[index + 1] if index + 1 < len(tensors) else None
@@ -172,6 +174,6 @@ def _add_up(tensors: Sequence[Tensor], ranks: dist.ProcessGroup) -> None:
         bucket = []
 
 
-def _fits(bucket: Sequence[Tensor], following: Tensor) -> bool:
+def _fits(bucket: Sequence[Float[Tensor, ...]], following: Float[Tensor, ...]) -> bool:
     same = (following.dtype, following.device) == (bucket[0].dtype, bucket[0].device)
     return same and sum(part.numel() for part in (*bucket, following)) <= BUCKET

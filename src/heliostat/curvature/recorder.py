@@ -75,19 +75,19 @@ class Recorder:
         layers: from ``covered_layers``; a layer used several times in one pass gives the rows of each use.
         statistic: receives the inputs of trainable columns (the last one of ones where there is a bias) and output
             gradients, both in the weights' dtype and at least in float32, under autocast too.
-        skip_unscored: leave out rows whose output gradient is exactly 0, such as padding, so that no statistic
+        skip_zero_gradients: leave out rows whose output gradient is exactly 0, such as padding, so that no statistic
             depends on them.
     """
 
-    def __init__(self, layers: dict[str, nn.Linear], statistic: Statistic, skip_unscored: bool = False) -> None:
-        self.layers, self.statistic, self.skip_unscored = layers, statistic, skip_unscored
+    def __init__(self, layers: dict[str, nn.Linear], statistic: Statistic, skip_zero_gradients: bool = False) -> None:
+        self.layers, self.statistic, self.skip_zero_gradients = layers, statistic, skip_zero_gradients
         self.is_recording = False
         self._handles = [
             layer.register_forward_hook(partial(self._after_forward, name)) for name, layer in layers.items()
         ]
 
     @contextmanager
-    def recording(self, parameters: list[Tensor] | None = None) -> Iterator[None]:
+    def recording(self, parameters: list[Float[Tensor, ...]] | None = None) -> Iterator[None]:
         """Record forward and backward passes inside; the gradients of ``parameters`` are put back afterwards."""
         before, kept = self.is_recording, [parameter.grad for parameter in parameters or []]
         for parameter in parameters or []:
@@ -106,23 +106,31 @@ class Recorder:
             handle.remove()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _after_forward(self, name: str, layer: nn.Linear, args: tuple[Any, ...], output: Tensor) -> None:
+    def _after_forward(
+        self, name: str, layer: nn.Linear, args: tuple[Any, ...], output: Float[Tensor, "*position out"]
+    ) -> None:
         if self.is_recording and torch.is_grad_enabled() and output.requires_grad and trainable_parts(layer):
             # Backward may run after `recording` has ended: a pass that was recorded forward is always completed.
             after = partial(self._after_backward, name, layer, args[0].detach())
             output.register_hook(after)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def _after_backward(self, name: str, layer: nn.Linear, inputs: Tensor, output_grad: Tensor) -> None:
+    def _after_backward(
+        self,
+        name: str,
+        layer: nn.Linear,
+        inputs: Float[Tensor, "*position in"],
+        output_grad: Float[Tensor, "*position out"],
+    ) -> None:
         rows = inputs.reshape(-1, inputs.shape[-1])
         grads = output_grad.detach().reshape(-1, output_grad.shape[-1])
-        if self.skip_unscored:
+        if self.skip_zero_gradients:
             scored = (grads != 0).any(-1)
             rows, grads = rows[scored], grads[scored]
         dtype = torch.promote_types(layer.weight.dtype, torch.float32)
         rows, grads = rows.to(dtype), grads.to(dtype)
         taken = [rows if part is layer.weight else rows.new_ones(len(rows), 1) for part in trainable_parts(layer)]
-        if not taken:  # frozen between the passes
+        if not taken:  # frozen between forward and backward pass
             return
         with torch.autocast(rows.device.type, enabled=False):
             self.statistic.add(name, taken[0] if len(taken) == 1 else torch.cat(taken, 1), grads)

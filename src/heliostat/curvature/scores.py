@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-LogProb = Callable[[Tensor, Tensor], Tensor]
+LogProb = Callable[[Shaped[Tensor, "..."], Shaped[Tensor, "..."]], Float[Tensor, ""]]
 
 
 def categorical_log_prob(logits: Float[Tensor, "... vocab"], label: Int[Tensor, ...]) -> Float[Tensor, ""]:
@@ -26,8 +26,8 @@ def categorical_log_prob(logits: Float[Tensor, "... vocab"], label: Int[Tensor, 
 
 def per_sample_scores(
     model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
+    inputs: Shaped[Tensor, "sample ..."],
+    labels: Shaped[Tensor, "sample ..."],
     log_prob: LogProb = categorical_log_prob,
     only: Collection[str] | None = None,
 ) -> dict[str, Float[Tensor, "sample ..."]]:
@@ -47,12 +47,16 @@ def per_sample_scores(
     fixed = {name: p.detach() for name, p in model.named_parameters() if name not in wanted}
     fixed |= {name: buffer.detach() for name, buffer in model.named_buffers()}
 
-    def of_one(weights: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
+    def of_one(
+        weights: dict[str, Float[Tensor, ...]], sample: Shaped[Tensor, ...], label: Shaped[Tensor, ...]
+    ) -> Float[Tensor, ""]:
         output = functional_call(model, {**fixed, **weights}, (sample.unsqueeze(0),))
         return log_prob(output.squeeze(0), label)
 
     with _weights_kept(model):
-        found: dict[str, Tensor] = vmap(grad(of_one), in_dims=(None, 0, 0))(parameters, inputs, labels)
+        found: dict[str, Float[Tensor, "sample ..."]] = vmap(grad(of_one), in_dims=(None, 0, 0))(
+            parameters, inputs, labels
+        )
     return found
 
 
@@ -83,5 +87,5 @@ def sampled_log_likelihood(
     return log_probs.gather(1, labels).sum()
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _wide(logits: Float[Tensor, "*position vocab"]) -> Float[Tensor, "*position vocab"]:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

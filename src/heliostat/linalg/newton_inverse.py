@@ -76,7 +76,7 @@ def newton_inverse(
         residual = identity - matrix @ x
         size = float(residual.norm())
         num_steps += 1
-        if not size < best_size:  # |R^2| < |R| without rounding: it has taken over
+        if not size < best_size:  # |R^2| < |R| without rounding, so rounding dominates now
             break
         best, best_size = x, size
     if best_size <= bound:

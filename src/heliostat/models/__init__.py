@@ -14,7 +14,7 @@ from heliostat.models.loaded_model import LoadedModel
 from heliostat.models.loading.load import load_model
 from heliostat.models.loading.tiny import TinyShape
 from heliostat.models.prompts.conversations import encode_turns
-from heliostat.models.prompts.encoding import decode, encode_problem, encode_solution
+from heliostat.models.prompts.encoding import decode, decode_to_stop, encode_problem, encode_solution
 from heliostat.models.prompts.turn_format import TurnFormat
 from heliostat.models.sampler_copy import are_current, sampler_copy_of, snapshot_weights, with_weights
 from heliostat.models.saving import save_model
@@ -29,6 +29,7 @@ __all__ = [
     "cache_kind",
     "completion_head",
     "decode",
+    "decode_to_stop",
     "encode_problem",
     "encode_solution",
     "encode_turns",

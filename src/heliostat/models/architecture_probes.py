@@ -62,7 +62,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     with probing(model):
         try:
             before, after = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, changed))
-        except Exception as error:  # any error of a model's code
+        except Exception as error:  # a model's code can raise any error
             plain = all(weight.dtype == torch.float32 for weight in model.parameters())
             way_out = "" if plain else "; try model.dtype = 'float32'"
             raise ConfigError(
@@ -95,7 +95,7 @@ def cache_kind(model: PreTrainedModel) -> CacheKind:
             cache: Any = memory_of(model(input_ids=probe_ids(model), use_cache=True))
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # some models run without their cache alone
+    except Exception:  # some models run only without their cache
         return "other"
     if not isinstance(cache, DynamicCache) or len(cache) != model.config.get_text_config().num_hidden_layers:
         return "other"

@@ -37,7 +37,7 @@ OUTPUT_RULES: dict[str, Rule] = {
     "output_logit_soft_cap": lambda logits, cap: torch.tanh(logits / cap) * cap,  # xLSTM
 }
 
-PROBE_LOGIT = 50.0  # beyond every cap in use, so that a cap nobody knew of cannot hide on small logits
+PROBE_LOGIT = 50.0  # beyond every cap in use, so that an unknown cap shows
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def render_messages(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messa
     parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
     try:
         in_parts = str(tokenizer.apply_chat_template(parts, tokenize=False, **options))
-    except Exception:  # it does not read parts: keep its rendering of text
+    except Exception:  # the template does not read parts: keep its rendering of text
         return text
     return in_parts if last in in_parts and "'type': 'text'" not in in_parts else text
 

@@ -76,7 +76,7 @@ def add_adapters(model: PreTrainedModel, section: LoraSection, seed: int) -> Non
         if name in (config.target_modules or ()):
             raise no_such_layer(model, section.layers, name)
     _leave_out_skipped(model, config, section)
-    for name in whole:  # in place: PEFT's own way trains a copy, which unties tied weights
+    for name in whole:  # in place: PEFT trains a copy, which unties tied weights
         model.get_submodule(name).requires_grad_(True)
     config.modules_to_save = whole or None
 

@@ -74,7 +74,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     with publishing(folder) as partial:
         try:
             yield partial
-        except SafetensorError as error:  # its errors of the system are of no kind of the system's
+        except SafetensorError as error:  # safetensors raises its own class for system errors
             raise OSError(str(error)) from error
         _spare_foreign(folder)
 
@@ -118,7 +118,7 @@ def _write(loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor
         bos_token_id=loaded.tokenizer.bos_token_id, eos_token_id=sorted(loaded.eos_ids), pad_token_id=loaded.pad_id
     )
     model = loaded.model
-    own, model.generation_config = model.generation_config, generation  # transformers refuses to write some of its own
+    own, model.generation_config = model.generation_config, generation  # transformers refuses to write some of them
     code = vars(model.config).pop("auto_map", None)  # names files of code that was not run and is not copied
     try:
         with without_progress_bars(), _as_tied(model, weights):

@@ -23,7 +23,9 @@ RECIPE_NUMBERS = (
     *("rollout.prompts_per_step", "rollout.group_size", "rollout.max_new_tokens", "rollout.temperature"),
     "warm_start.num_steps",
 )
-"""Settings that findings mention."""
+ENVIRONMENT_NUMBERS = ("environment.max_turns", "environment.max_tokens_per_turn", "environment.max_tokens")
+"""Settings that findings mention; those of an environment only where there is one, with ``NUM_TOOLS``."""
+NUM_TOOLS = "environment.tools"
 Signals = Mapping[str, float | None]
 Settings = Mapping[str, float]
 
@@ -91,6 +93,11 @@ class View:
         """Mean share of groups that earned the same, over the steps that are remembered and this one."""
         shares = [*self.earlier("reward/zero_signal"), self["reward/zero_signal"]]
         return sum(shares) / len(shares)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether completions are trajectories of several turns."""
+        return not (math.isnan(self["agent/turns"]) and math.isnan(self.setting("environment.max_turns")))
 
     def setting(self, name: str) -> float:
         """Return a numeric setting of the recipe, NaN where it is unknown."""
@@ -261,9 +268,21 @@ def finding_of(rule: AbsoluteRule, view: View, step: int, onset: int) -> Finding
 
 
 def recipe_numbers(recipe: Mapping[str, Any]) -> dict[str, float]:
-    """Extract the settings in ``RECIPE_NUMBERS`` from a recipe's nested tables, as far as it has them."""
+    """Extract the settings that findings mention from a recipe's nested tables, as far as it has them.
+
+    An environment's limits take the place of ``rollout.max_new_tokens``, which then limits nothing.
+    """
+    environment = recipe.get("environment")
+    if not isinstance(environment, Mapping) or not (environment.get("name") or environment.get("tools")):
+        return _numbers(recipe, RECIPE_NUMBERS)
+    found = _numbers(recipe, (*RECIPE_NUMBERS, *ENVIRONMENT_NUMBERS))
+    found.pop("rollout.max_new_tokens", None)
+    return found | {NUM_TOOLS: float(len(environment.get("tools") or ()))}
+
+
+def _numbers(recipe: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
     found = {}
-    for name in RECIPE_NUMBERS:
+    for name in names:
         section, _, key = name.partition(".")
         table = recipe.get(section)
         value = table.get(key) if isinstance(table, Mapping) else None

@@ -1,6 +1,7 @@
 """Conditions that need no baseline, causes before consequences. Adding a condition is adding an entry.
 
     verifiers and lengths       every verdict is a failure, every completion is cut off
+    environments                episodes that fail, are cut off or are not understood; calls that never work
     nothing to learn from       nothing solved, everything solved, one reward for all, groups that agree: four causes
     nothing that learns         gradients of zero, weights or a policy that stay
     damage by one step          a leap of the policy, a reward that falls at once
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from heliostat.monitors.absolute_monitor import AbsoluteRule, View, level_of
+from heliostat.monitors.absolute_monitor import NUM_TOOLS, AbsoluteRule, View, level_of
 
 LEAP_NATS = 5.0
 """A step this many nats long is damage; recorded healthy runs stay below 1.5, and wrecked ones begin at 5."""
@@ -27,6 +29,8 @@ LONGEST_SOLUTION = "task.longest_solution"
 LARGE_REWARD = 1e3
 LARGE_MISMATCH = 0.02
 """Nats a token between sampler and trainer; other kernels or bfloat16 stay below a tenth of it."""
+MANY_FAILED = 0.1
+"""Share of episodes; those that fail are rarely a random part of the problems."""
 ENORMOUS_GRADIENT, TINY_GRADIENT = 5e3, 1e-4
 """Norms of a gradient that no scale of rewards and penalties near 1 gives."""
 
@@ -92,12 +96,91 @@ def _ends_fit(view: View) -> bool:
 
 def _too_short(view: View) -> bool:
     """Whether the limit is too low: most completions reach it where solutions are known to be longer, else all do."""
+    if view.has_turns:
+        return False
     longer = view.setting(LONGEST_SOLUTION) > view.setting("rollout.max_new_tokens")
     return view["length/truncated"] > 0.9 if longer else _all_cut(view) and not _ends_fit(view)
 
 
 def _all_cut(view: View) -> bool:
-    return view["length/truncated"] > 0.999
+    return view["length/truncated"] > 0.999 and not view.has_turns
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A limit of an environment that ends trajectories before the environment does.
+
+    Attributes:
+        key: the share of trajectories that it ended.
+    """
+
+    key: str
+    setting: str
+    meaning: str
+    advice: str
+
+
+_CUTS = (
+    _Cut(
+        "agent/turn_truncated",
+        "environment.max_tokens_per_turn",
+        "end in a turn that is cut off{at}, so that its action is never run",
+        "set rollout.stop to the text that ends an action, or teach the model to end its turns by a warm start "
+        "(warm_start.num_steps)",
+    ),
+    _Cut(
+        "agent/out_of_tokens",
+        "environment.max_tokens",
+        "use up all tokens after the prompt{at}, the environment's included, before the episode is over",
+        "let the environment say less",
+    ),
+    _Cut(
+        "agent/out_of_turns",
+        "environment.max_turns",
+        "use up all turns{at} before the episode is over",
+        "let the environment end its episodes sooner",
+    ),
+)
+
+
+def _cut(view: View) -> _Cut | None:
+    """Return the limit that ends most trajectories; ``None`` where only evaluations were logged, which do not tell."""
+    known = [cut for cut in _CUTS if not math.isnan(view[cut.key])]
+    return max(known, key=lambda cut: view[cut.key], default=None)
+
+
+def _episodes_cut(view: View) -> bool:
+    """Whether limits end nearly all trajectories.
+
+    Where some are right or rewards differ, the number of turns may be meant as the end of an episode.
+    """
+    out_of_turns = 1.0 if _cut(view) is None else view["agent/out_of_turns"]  # an evaluation: it may be all of them
+    teaches = view["reward/success"] >= FALL or view["reward/zero_signal"] < 0.9
+    meant = out_of_turns if teaches else 0.0
+    return view.has_turns and view["length/truncated"] - meant > 0.9
+
+
+def _episodes_meaning(view: View) -> str:
+    cut, share = _cut(view), view["length/truncated"]
+    if cut is None:
+        return f"{share:.0%} of trajectories are cut off by a limit of the recipe before the episode is over"
+    limit = view.setting(cut.setting)
+    at = "" if math.isnan(limit) else f" ({cut.setting} = {limit:.0f})"
+    return f"{view[cut.key]:.0%} of trajectories {cut.meaning.format(at=at)}"
+
+
+def _episodes_advice(view: View) -> str:
+    cut = _cut(view)
+    if cut is None:
+        return f"raise {', '.join(one.setting for one in _CUTS[:-1])} or {_CUTS[-1].setting}: transcripts show which"
+    limit = view.setting(cut.setting)
+    to = "" if math.isnan(limit) else f" to {2 * limit:.0f}"
+    return f"raise {cut.setting}{to}, or {cut.advice}"
+
+
+def _no_valid_calls(view: View) -> bool:
+    """Whether calls were made, or tools are there to be called, and no call worked."""
+    return view["agent/valid_calls"] == 0 and (view["agent/calls"] > 0 or view.setting(NUM_TOOLS) > 0)
 
 
 def _failing(view: View) -> str:
@@ -116,7 +199,7 @@ def _touched(view: View) -> bool:
 def _fell(view: View) -> bool:
     count = view.num_completions
     enough = math.isnan(count) or view.level * count >= 5
-    paid_more = view["reward/mean"] > view.reward  # for something else than being right
+    paid_more = view["reward/mean"] > view.reward  # rewarded for something other than right answers
     return view.level >= FALL and enough and level_of(view) <= FALL * view.level and not paid_more
 
 
@@ -198,6 +281,73 @@ ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
         _said("scale the reward to about 1, or raise objective.tau by the same factor"),
         frozenset({"leap", "gradients-enormous", "gradient"}),
         first_only=True,
+    ),
+    AbsoluteRule(
+        "several-turns",
+        "agent/turns",
+        "note",
+        1,
+        lambda view: view.has_turns,
+        _said(""),
+        _said(""),
+        frozenset({"truncation"}),  # it advises a limit that trajectories do not have
+        quiet=True,
+    ),
+    AbsoluteRule(
+        "episodes-fail",
+        "agent/failed",
+        "note",
+        1,
+        lambda view: view["agent/failed"] > MANY_FAILED,
+        lambda view: (
+            f"{view['agent/failed']:.0%} of the step's episodes could not be scored, because their environment failed: "
+            "they are left out of baseline and loss"
+        ),
+        _said(
+            "the notes of the run say how it failed; raise environment.timeout_s or environment.memory_mb if it is "
+            "slow or large"
+        ),
+    ),
+    AbsoluteRule(
+        "episodes-cut",
+        "length/truncated",
+        "note",
+        2,
+        _episodes_cut,
+        _episodes_meaning,
+        _episodes_advice,
+        NO_SIGNAL | {"nothing-solved", "length", "loops", "repetition", "turns-cut", "tokens-used-up"},
+        evaluated=True,
+    ),
+    AbsoluteRule(
+        "not-understood",
+        "agent/invalid",
+        "note",
+        3,
+        lambda view: view["agent/invalid"] > 0.9,
+        lambda view: f"the environment could not understand {view['agent/invalid']:.0%} of turns",
+        _said(
+            "describe the form of an action in the prompt (model.system), or teach it by a warm start "
+            "(warm_start.num_steps)"
+        ),
+        NO_SIGNAL | {"nothing-solved", "no-valid-calls"},
+    ),
+    AbsoluteRule(
+        "no-valid-calls",
+        "agent/valid_calls",
+        "note",
+        3,
+        _no_valid_calls,
+        lambda view: (
+            "no turn calls a tool"
+            if view["agent/calls"] == 0
+            else "no tool call works: every one is refused or fails, so the model never sees a result"
+        ),
+        _said(
+            "show the form of a call in the prompt (model.system), or teach it by a warm start (warm_start.num_steps); "
+            "transcripts show the tools' answers"
+        ),
+        NO_SIGNAL | {"nothing-solved", "tool-use"},
     ),
     AbsoluteRule(
         "all-cut",
@@ -292,7 +442,7 @@ ABSOLUTE_RULES: tuple[AbsoluteRule, ...] = (
         "length/truncated",
         "note",
         3,
-        lambda view: view["length/truncated"] > 0.9,
+        lambda view: view["length/truncated"] > 0.9 and not view.has_turns,
         lambda view: (
             f"{view['length/truncated']:.0%} of completions are as long as the limit allows and are cut off there"
         ),

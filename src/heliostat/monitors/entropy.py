@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from heliostat.monitors.signal import Moments, Signal
 from heliostat.types import Batch, Completion, Group, Mean
@@ -29,7 +30,7 @@ AnswerStart = Callable[[Group, Completion], int | None]
 """Index of the first token of a completion's answer; ``None`` if it is unknown."""
 
 
-def _entropy(parts: Sequence[np.ndarray]) -> Mean:
+def _entropy(parts: Sequence[Float[np.ndarray, ...]]) -> Mean:
     return Mean(float(sum(part.sum(dtype=np.float64) for part in parts)), sum(len(part) for part in parts))
 
 
@@ -42,7 +43,7 @@ class TokenEntropy(Signal):
     def measure(self, batch: Batch) -> dict[str, Mean]:
         if len(self.tasks) < 2:
             return {}
-        parts: dict[str, list[np.ndarray]] = {task: [] for task in self.tasks}
+        parts: dict[str, list[Float[np.ndarray, ...]]] = {task: [] for task in self.tasks}
         for group in batch.groups:
             parts[group.group.prompt.problem.task] += [c.entropy for c in group.group.completions]
         return {f"policy/entropy:{task}": _entropy(part) for task, part in parts.items()}

@@ -51,6 +51,6 @@ def evaluation_signals(results: Sequence[Result]) -> dict[str, float]:
         "reward/failures": float(sum(result.num_failures for result in results)),
     }
     longest = max(result.max_length for result in results)
-    if longest:  # 0: an evaluation that did not keep lengths
+    if longest:  # 0: the evaluation did not record lengths
         signals |= {"length/max": float(longest), "length/truncated": sum(r.num_cut for r in results) / count}
     return signals

@@ -202,7 +202,8 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             lambda: Offset(early(), 0.1, hold=2),
             "note",
             "completions end in loops",
-            "read transcripts; lower rollout.max_new_tokens or penalise truncation",
+            "read transcripts; lower rollout.max_new_tokens (environment.max_tokens_per_turn for turns) or penalise "
+            "truncation",
         ),
         Rule(
             "repetition",
@@ -227,6 +228,47 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "note",
             "completions are more than twice as long as early in the run",
             "compare reward at equal length",
+        ),
+        # -- several turns
+        Rule(
+            "tool-use",
+            "agent/valid_calls",
+            lambda: Multiple(early(), 0.5, side="low", floor=0.05, hold=3),
+            "note",
+            "less than half as many turns hold a tool call that works as early in the run",
+            "read transcripts: if reward falls too, tool use is collapsing: lower optimizer.lr or raise objective.tau",
+        ),
+        Rule(
+            "repeated-actions",
+            "agent/repeated_actions",
+            lambda: Offset(early(), 0.15, hold=3),
+            "note",
+            "many more turns repeat an earlier action of their episode than early in the run",
+            "read transcripts: does the environment pay for waiting, or has the model stopped reading its answers?",
+        ),
+        Rule(
+            "empty-actions",
+            "agent/empty_actions",
+            lambda: Offset(early(), 0.1, hold=3),
+            "note",
+            "many more turns are empty than early in the run",
+            "read transcripts: an empty turn should cost something, or end the episode",
+        ),
+        Rule(
+            "turns-cut",
+            "agent/turn_truncated",
+            lambda: Offset(early(), 0.2, hold=2),
+            "note",
+            "many more trajectories end in a truncated turn than early in the run",
+            "raise environment.max_tokens_per_turn, or look for loops",
+        ),
+        Rule(
+            "tokens-used-up",
+            "agent/out_of_tokens",
+            lambda: Offset(early(), 0.2, hold=2),
+            "note",
+            "many more trajectories use up all of their tokens than early in the run",
+            "raise environment.max_tokens, or look for turns without use",
         ),
         # -- data
         Rule(

@@ -55,7 +55,7 @@ class EvaRecipe(EvaSettings):
     adamw_lr: float = 1e-4
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return Eva(model, lr, self, skip_unscored=True)
+        return Eva(model, lr, self, skip_zero_gradients=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class RingRecipe(RingSettings):
     adamw_lr: float = 1e-4
 
     def build_over(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return RING(model, lr, self, skip_unscored=True)
+        return RING(model, lr, self, skip_zero_gradients=True)
 
 
 @dataclass(frozen=True, kw_only=True)

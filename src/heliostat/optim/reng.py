@@ -135,7 +135,7 @@ class RENG(BaseOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add further parameters to the base."""
-        if self.param_groups is not getattr(self.base, "param_groups", None):  # the base has them already
+        if self.param_groups is not getattr(self.base, "param_groups", None):  # the base optimizer has them already
             super().add_param_group(param_group)
             return
         check_group(param_group, type(self).__name__)

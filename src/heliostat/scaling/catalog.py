@@ -24,7 +24,7 @@ def _config(family: str, hidden: int, layers: int, heads: tuple[int, int], inner
     }
 
 
-_CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": _config("qwen2", 896, 24, (14, 2), 4864, 151936) | {"tie_word_embeddings": True},
     "qwen2.5-3b": _config("qwen2", 2048, 36, (16, 2), 11008, 151936) | {"tie_word_embeddings": True},
     "qwen2.5-7b": _config("qwen2", 3584, 28, (28, 4), 18944, 152064),
@@ -38,7 +38,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     | {"qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128},
 }
 
-MODELS: dict[str, ModelShape] = {name: shape_of(config, name) for name, config in _CONFIGS.items()}
+MODELS: dict[str, ModelShape] = {name: shape_of(config, name) for name, config in CONFIGS.items()}
 
 H100 = Hardware(
     name="H100 SXM, eight to a node, 400 Gb/s each",

@@ -73,7 +73,7 @@ def training_memory(
     gathered = 0.0
     if layout.sharded:
         gathered = 2.0 * used * _one_layer(shape, layout) if layout.num_trainers > 1 else 0.0
-        held = rest / layout.num_trainers + experts / layout.num_trainers  # expert groups are cut again over the rest
+        held = rest / layout.num_trainers + experts / layout.num_trainers  # experts are sharded over the other ranks
     return TrainingMemory(
         weights=size * held,
         gradients=4.0 * held,

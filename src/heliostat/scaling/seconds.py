@@ -95,8 +95,8 @@ def step_seconds(
         over_links = hardware.link_s(moved.sync, layout.num_gpus)
         handed = over_links if sync == "network" else 2 * hardware.folder_s(moved.sync)
     else:
-        handed = hardware.link_s(moved.sampling_gather * (num - 1) / num, num)
-    wire = moved.wire(num) - moved.sampling_gather * (num - 1) / num
+        handed = hardware.link_s(moved.sampling_all_gather * (num - 1) / num, num)
+    wire = moved.wire(num) - moved.sampling_all_gather * (num - 1) / num
     return StepSeconds(
         prefill=prefill,
         decode=decode,

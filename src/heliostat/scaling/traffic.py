@@ -27,20 +27,20 @@ class Traffic:
     """One step's collectives: bytes of whole tensors, per rank.
 
     Attributes:
-        sampling_gather, training_gather: weights gathered for sampling, and for forward and backward passes.
-        scatter: gradients of sharded weights, once per micro-batch.
-        reduce: gradients of replicated weights, once per update.
-        exchange: completions and metrics, from every rank to every rank.
-        dispatch: tokens sent to experts on other ranks and back.
+        sampling_all_gather, training_all_gather: weights gathered for sampling, and for forward and backward passes.
+        reduce_scatter: gradients of sharded weights, once per micro-batch.
+        all_reduce: gradients of replicated weights, once per update.
+        object_all_gather: completions and metrics, from every rank to every rank.
+        all_to_all: tokens sent to experts on other ranks and back.
         sync: weights sent to samplers of their own, once per replica.
     """
 
-    sampling_gather: float = 0.0
-    training_gather: float = 0.0
-    scatter: float = 0.0
-    reduce: float = 0.0
-    exchange: float = 0.0
-    dispatch: float = 0.0
+    sampling_all_gather: float = 0.0
+    training_all_gather: float = 0.0
+    reduce_scatter: float = 0.0
+    all_reduce: float = 0.0
+    object_all_gather: float = 0.0
+    all_to_all: float = 0.0
     sync: float = 0.0
 
     def wire(self, num_ranks: int) -> float:
@@ -49,8 +49,14 @@ class Traffic:
         **Limits**: one rank sends nothing.
         """
         share = (num_ranks - 1) / num_ranks
-        gathered = self.sampling_gather + self.training_gather + self.scatter + self.exchange + self.dispatch
-        return share * (gathered + 2 * self.reduce)
+        gathered = (
+            self.sampling_all_gather
+            + self.training_all_gather
+            + self.reduce_scatter
+            + self.object_all_gather
+            + self.all_to_all
+        )
+        return share * (gathered + 2 * self.all_reduce)
 
 
 def num_passes(job: Job, num_ranks: int) -> tuple[int, int]:
@@ -87,22 +93,22 @@ def step_traffic(
     sync = 2.0 * shape.num_parameters if layout.num_samplers else 0.0
     if num == 1:
         return Traffic(sync=sync)
-    exchange = job.num_rows * (TOKEN_BYTES * job.mean_tokens + ROW_BYTES)
+    completions = job.num_rows * (TOKEN_BYTES * job.mean_tokens + ROW_BYTES)
     moved = shape.num_parameters - shape.num_expert_parameters * (1 - 1 / layout.expert_ways)
     if not layout.sharded:
-        return Traffic(reduce=4.0 * moved * job.num_updates, exchange=exchange, sync=sync)
+        return Traffic(all_reduce=4.0 * moved * job.num_updates, object_all_gather=completions, sync=sync)
     trained, scored = num_passes(job, num)
     return Traffic(
-        sampling_gather=0.0 if layout.num_samplers else float(used * shape.num_parameters),
-        training_gather=float(used * moved * (2 * trained + scored)),
-        scatter=float(reduced * moved * trained),
-        exchange=exchange,
-        dispatch=_dispatch(shape, job, layout),
+        sampling_all_gather=0.0 if layout.num_samplers else float(used * shape.num_parameters),
+        training_all_gather=float(used * moved * (2 * trained + scored)),
+        reduce_scatter=float(reduced * moved * trained),
+        object_all_gather=completions,
+        all_to_all=_all_to_all(shape, job, layout),
         sync=sync,
     )
 
 
-def _dispatch(shape: ModelShape, job: Job, layout: GpuLayout) -> float:
+def _all_to_all(shape: ModelShape, job: Job, layout: GpuLayout) -> float:
     """Compute the bytes to experts and back, in a forward, its backward and, if recomputed, once more; bfloat16."""
     experts = shape.experts
     if experts is None or layout.expert_ways == 1:

@@ -97,7 +97,7 @@ def publishing(folder: Path) -> Iterator[Path]:
             yield draft.path
             draft.publish()
     finally:
-        draft.discard()  # nothing is left of it once it is published
+        draft.discard()  # publication leaves nothing to remove
 
 
 def remove_folder(folder: Path) -> None:

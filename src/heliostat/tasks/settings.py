@@ -173,7 +173,7 @@ def _check_parameters(verifier: Function, problems: tuple[Problem, ...]) -> None
     given = {"prompts", "completions", COMPLETION_IDS} | columns | set(verifier.arguments)
     own = sorted(named(function).keys() - {"prompts", "completions", COMPLETION_IDS} - columns)
     for key in verifier.arguments:
-        if key not in named(function):  # with **kwargs it would be taken and, as likely as not, never looked at
+        if key not in named(function):  # **kwargs would accept it and probably never read it
             raise ConfigError(
                 f"'{verifier.path}' takes no argument '{key}'{nearest(key, own)}; it takes: {', '.join(own) or 'none'}"
             )

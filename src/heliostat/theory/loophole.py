@@ -41,7 +41,7 @@ def solve_loophole(
     weight = (log_probs - log_lengths).exp()
     best_loss = torch.full(log_probs.shape[:-1], torch.inf, dtype=torch.float64)
     best_x, best_action = torch.zeros_like(best_loss), torch.zeros_like(best_loss, dtype=torch.long)
-    for action in weight.mean(0).argsort(stable=True).tolist():  # the likely hiding places first
+    for action in weight.mean(0).argsort(stable=True).tolist():  # the rarest first: they take the excess most cheaply
         floor = 0.5 * weight[:, action] * _Curve(log_probs, targets, log_lengths, action).low ** 2
         rows = (floor <= best_loss) & ~torch.isneginf(log_probs[:, action])
         if not rows.any():

@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from heliostat.traces.blobs import digest, pack_floats, pack_ids, unpack_floats, unpack_ids
 from heliostat.traces.database import BUSY_S, BankError, Database
-from heliostat.traces.findings import Findings
 from heliostat.traces.record import Trace, TraceSource
+from heliostat.traces.row_issues import RowIssues
 from heliostat.traces.schema import ADD_CHECKSUM, SELECT_TRACES
 from heliostat.types import StopReason
 
@@ -115,7 +115,7 @@ class Bank:
                     self._db.execute("INSERT OR IGNORE INTO attempts VALUES (NULL, ?, ?, ?, ?, ?, ?)", one)
                     self._db.execute(ADD_CHECKSUM, (digest(*one), *one[:3]))
         except BaseException:
-            self._contexts.clear()  # they may name rows that the rollback took back
+            self._contexts.clear()  # they may name rows that were rolled back
             self._sources.clear()
             raise
         return Appended(num_new, len(rows) - num_new)
@@ -174,17 +174,17 @@ class Bank:
         *,
         tokenizer: str,
         successes_only: bool = True,
-        findings: Findings | None = None,
+        issues: RowIssues | None = None,
     ) -> dict[str, list[Trace]]:
         """Return the oldest ``num`` traces of each problem in one tokenizer's ids; problems without any are omitted.
 
         Args:
             tokenizer: fingerprint of the tokenizer that the ids must belong to.
             successes_only: leave failures out.
-            findings: takes damaged traces, which are passed over.
+            issues: takes damaged traces, which are passed over.
 
         Raises:
-            BankError: a trace is damaged, and there are no ``findings`` to tell.
+            BankError: a trace is damaged, and there are no ``issues`` to tell.
         """
         where = "WHERE t.problem = (SELECT id FROM problems WHERE name = ?1) AND coalesce(c.tokenizer, ?2) = ?2" + (
             " AND t.success = 1" if successes_only else ""
@@ -192,22 +192,22 @@ class Bank:
         sources = self.sources()
         found: dict[str, list[Trace]] = {}
         for problem_id in dict.fromkeys(problem_ids):
-            whole = self._whole(self.rows(where, (problem_id, tokenizer)), sources, findings)
+            whole = self._whole(self.rows(where, (problem_id, tokenizer)), sources, issues)
             traces = list(islice((trace for trace in whole if trace.problem_id == problem_id), num))
             if traces:
                 found[problem_id] = traces
         return found
 
     def _whole(
-        self, rows: Iterable[tuple[Any, ...]], sources: Mapping[int, TraceSource], findings: Findings | None
+        self, rows: Iterable[tuple[Any, ...]], sources: Mapping[int, TraceSource], issues: RowIssues | None
     ) -> Iterator[Trace]:
         for row in rows:
             try:
                 yield to_trace(row, sources)
             except ValueError as error:
-                if findings is None:
+                if issues is None:
                     raise BankError(f"trace bank {self.path}, row {row[0]}: {error}") from error
-                findings.report(f"trace bank {self.path}, row {row[0]}", str(error))
+                issues.report(f"trace bank {self.path}, row {row[0]}", str(error))
 
     def rows(self, where: str = "", values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield stored rows in the order of writing, a few at a time; ``to_trace`` converts them to traces.

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from heliostat.traces.findings import Findings
+from heliostat.traces.row_issues import RowIssues
 
 
 class TraceRow(NamedTuple):
@@ -22,7 +22,7 @@ class TraceRow(NamedTuple):
     columns: dict[str, Any]
 
 
-def read_rows(path: str, findings: Findings) -> Iterator[TraceRow]:
+def read_rows(path: str, issues: RowIssues) -> Iterator[TraceRow]:
     """Read rows of every readable file under ``path``, in order of file names.
 
     Raises:
@@ -34,39 +34,39 @@ def read_rows(path: str, findings: Findings) -> Iterator[TraceRow]:
     system, root = fsspec.core.url_to_fs(path)
     if not system.exists(root):
         if "://" not in path and _looks_like_hub_id(path):
-            yield from _dataset_rows(path, findings)
+            yield from _dataset_rows(path, issues)
             return
         raise FileNotFoundError(2, "there are no traces to import", path)
     if system.isfile(root):
-        yield from _file_rows(system, root, findings)
+        yield from _file_rows(system, root, issues)
         return
     names = sorted(system.find(root))
     if any(name.endswith(("/dataset_info.json", "/dataset_dict.json")) for name in names):
-        yield from _dataset_rows(path, findings)
+        yield from _dataset_rows(path, issues)
         return
     readable = [name for name in names if _suffix(name) in READERS and ".partial" not in name]
     if not readable:
         raise FileNotFoundError(2, f"there is neither {' nor '.join(READERS)} in this folder", path)
     for name in readable:
-        yield from _file_rows(system, name, findings)
+        yield from _file_rows(system, name, issues)
 
 
 def _suffix(name: str) -> str:
     return "." + name.rpartition(".")[2]
 
 
-def _file_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceRow]:
+def _file_rows(system: Any, name: str, issues: RowIssues) -> Iterator[TraceRow]:
     read = READERS.get(_suffix(name))
     if read is None:
-        findings.report(name, f"skipped: neither {' nor '.join(READERS)}")
+        issues.report(name, f"skipped: neither {' nor '.join(READERS)}")
         return
     try:
-        yield from read(system, name, findings)
+        yield from read(system, name, issues)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors; a broken text is a UnicodeDecodeError
-        findings.report(name, f"skipped from here on: {' '.join(str(error).split())}")
+        issues.report(name, f"skipped from here on: {' '.join(str(error).split())}")
 
 
-def _jsonl_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceRow]:
+def _jsonl_rows(system: Any, name: str, issues: RowIssues) -> Iterator[TraceRow]:
     short = name.rpartition("/")[2]
     with system.open(name, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -76,15 +76,15 @@ def _jsonl_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceRow
             try:
                 columns = json.loads(line)
             except ValueError as error:
-                findings.report(place, f"not valid JSON ({error})")
+                issues.report(place, f"not valid JSON ({error})")
                 continue
             if isinstance(columns, dict):
                 yield TraceRow(place, columns)
             else:
-                findings.report(place, f"expected a JSON object, got {type(columns).__name__}")
+                issues.report(place, f"expected a JSON object, got {type(columns).__name__}")
 
 
-def _parquet_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceRow]:
+def _parquet_rows(system: Any, name: str, issues: RowIssues) -> Iterator[TraceRow]:
     import pyarrow.parquet
 
     short = name.rpartition("/")[2]
@@ -96,7 +96,7 @@ def _parquet_rows(system: Any, name: str, findings: Findings) -> Iterator[TraceR
                 yield TraceRow(f"{short}, row {number}", columns)
 
 
-READERS: dict[str, Callable[[Any, str, Findings], Iterator[TraceRow]]] = {
+READERS: dict[str, Callable[[Any, str, RowIssues], Iterator[TraceRow]]] = {
     ".jsonl": _jsonl_rows,
     ".parquet": _parquet_rows,
 }
@@ -106,13 +106,13 @@ def _looks_like_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and _suffix(path) not in READERS
 
 
-def _dataset_rows(path: str, findings: Findings) -> Iterator[TraceRow]:
+def _dataset_rows(path: str, issues: RowIssues) -> Iterator[TraceRow]:
     import datasets
 
     try:
         on_disk = datasets.load_from_disk(path) if "/" not in path or _is_folder(path) else datasets.load_dataset(path)
     except Exception as error:  # a dozen kinds: not found, no network, gated, broken file
-        findings.report(path, f"cannot load this data set: {type(error).__name__}: {' '.join(str(error).split())}")
+        issues.report(path, f"cannot load this data set: {type(error).__name__}: {' '.join(str(error).split())}")
         return
     parts = on_disk if isinstance(on_disk, datasets.DatasetDict) else {"": on_disk}
     for split, rows in parts.items():

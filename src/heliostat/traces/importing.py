@@ -23,9 +23,9 @@ from heliostat.traces.bank import Appended, Bank
 from heliostat.traces.columns import from_columns
 from heliostat.traces.dialects import TextRow, is_own, read_text_row
 from heliostat.traces.files import TraceRow
-from heliostat.traces.findings import Findings
 from heliostat.traces.fingerprint import tokenizer_fingerprint
 from heliostat.traces.record import Trace, TraceSource
+from heliostat.traces.row_issues import RowIssues
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
 
 T = TypeVar("T")
@@ -42,13 +42,13 @@ class ImportReport:
         appended: traces stored, and copies passed over.
         num_reencoded: of the stored ones and copies, those whose ids were made from text.
         num_rejudged: traces whose verdict differs from the file's.
-        findings: rows and files that were skipped, with their places.
+        issues: rows and files that were skipped, with their places.
     """
 
     appended: Appended = field(default_factory=Appended)
     num_reencoded: int = 0
     num_rejudged: int = 0
-    findings: Findings = field(default_factory=Findings)
+    issues: RowIssues = field(default_factory=RowIssues)
 
 
 class Problems:
@@ -125,7 +125,7 @@ def _traces(
                 row = read_text_row(columns)
                 yield _from_text(row, problems), row.reward
         except ValueError as error:
-            report.findings.report(place, str(error))
+            report.issues.report(place, str(error))
 
 
 def _own(trace: Trace, problems: Problems) -> Trace:
@@ -176,7 +176,7 @@ def _group(trace: Trace, problems: Problems) -> Group:
     return Group(Prompt(problems.find(trace.problem_id, ""), trace.prompt_ids), (completion,))
 
 
-def reverify(traces: Iterable[Trace], problems: Problems, findings: Findings) -> Mapping[str, int]:
+def reverify(traces: Iterable[Trace], problems: Problems, issues: RowIssues) -> Mapping[str, int]:
     """Judge stored traces again; those whose reward or success differs are reported.
 
     Returns:
@@ -196,7 +196,7 @@ def reverify(traces: Iterable[Trace], problems: Problems, findings: Findings) ->
             counts["judged"] += 1
             verdict = group.verdicts[0]
             if (verdict.reward, verdict.success) != (trace.reward, trace.success):
-                findings.report(
+                issues.report(
                     f"problem {trace.problem_id}", f"stored reward {trace.reward:g}, judged again {verdict.reward:g}"
                 )
     return counts

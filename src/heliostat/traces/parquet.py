@@ -21,14 +21,14 @@ from heliostat.storage import publish_file
 from heliostat.traces.bank import Bank
 from heliostat.traces.checking import whole_traces
 from heliostat.traces.columns import to_columns
-from heliostat.traces.findings import Findings
 from heliostat.traces.record import Trace
+from heliostat.traces.row_issues import RowIssues
 
 ROWS_PER_FILE = 50_000
 
 
-def export_bank(bank: Bank, target: str, findings: Findings, rows_per_file: int = ROWS_PER_FILE) -> list[str]:
-    """Write every readable trace; damaged rows are omitted and reported in ``findings``.
+def export_bank(bank: Bank, target: str, issues: RowIssues, rows_per_file: int = ROWS_PER_FILE) -> list[str]:
+    """Write every readable trace; damaged rows are omitted and reported in ``issues``.
 
     Args:
         target: a folder, or an fsspec address like ``s3://bucket/traces``.
@@ -40,7 +40,7 @@ def export_bank(bank: Bank, target: str, findings: Findings, rows_per_file: int 
     import fsspec
 
     system, root = fsspec.core.url_to_fs(target)
-    numbered = enumerate(whole_traces(bank, findings), start=1)
+    numbered = enumerate(whole_traces(bank, issues), start=1)
     written = []
     for (run, step), part in groupby(numbered, key=lambda item: (item[1].source.run, item[1].source.step)):
         folder = f"{root}/run={quote(run or '-', safe='')}/step={step}"

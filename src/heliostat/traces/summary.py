@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from heliostat.traces.bank import Bank
 from heliostat.traces.checking import whole_traces
-from heliostat.traces.findings import Findings
+from heliostat.traces.row_issues import RowIssues
 
 BINS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -47,16 +47,16 @@ class BankSummary:
     flops: float
 
 
-def summarise(bank: Bank, findings: Findings | None = None) -> BankSummary:
-    """Count intact traces; damaged ones are reported in ``findings``.
+def summarise(bank: Bank, issues: RowIssues | None = None) -> BankSummary:
+    """Count intact traces; damaged ones are reported in ``issues``.
 
     Raises:
-        BankError: the record of attempts is damaged, or a trace, and there are no ``findings`` to tell.
+        BankError: the record of attempts is damaged, or a trace, and there are no ``issues`` to tell.
     """
     tasks: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     samplers: dict[tuple[str, str, bool], list[int]] = defaultdict(lambda: [0, 0])
     problems: dict[str, set[str]] = defaultdict(set)
-    for trace in bank if findings is None else whole_traces(bank, findings):
+    for trace in bank if issues is None else whole_traces(bank, issues):
         source = trace.source
         problems[trace.task].add(trace.problem_id)
         for counts in (tasks[trace.task], samplers[source.run, source.verifier, source.reencoded]):

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heliostat.config import EnvironmentSection
-from heliostat.models import LoadedModel, decode
+from heliostat.models import LoadedModel, decode_to_stop
 from heliostat.models.prompts.turn_format import TurnFormat
 from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.rollout.request import Reply
+from heliostat.spans import span
 from heliostat.tasks.environments.contract import EnvironmentFailed, Step
 from heliostat.tasks.environments.pool import EnvironmentPool, Episode
-from heliostat.tasks.environments.specs import row_of, seed_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.types import Group, Problem, Prompt, StopReason, Turn
 
@@ -67,9 +68,7 @@ class Environments:
 
     def action(self, turn_ids: Sequence[int]) -> str:
         """Return the text of a turn, which ends before the first stop string."""
-        text = decode(self.bundle.loaded, turn_ids)
-        places = (text.find(stop) for stop in self.bundle.recipe.rollout.stop)
-        return text[: min((place for place in places if place >= 0), default=len(text))]
+        return decode_to_stop(self.bundle.loaded, turn_ids, self.bundle.recipe.rollout.stop)
 
 
 @dataclass(slots=True)
@@ -174,8 +173,9 @@ class EpisodeEngine:
             EnvironmentFailed: not one environment worked.
         """
         with ExitStack() as stack:
-            openings = [_Opening(prompt, request, self.environments, stack) for prompt in request.prompts]
-            opened = {index: one for index, opening in enumerate(openings) if (one := opening.opened())}
+            with span("environment"):
+                openings = [_Opening(prompt, request, self.environments, stack) for prompt in request.prompts]
+                opened = {index: one for index, opening in enumerate(openings) if (one := opening.opened())}
             groups = self._sample(request, opened)
         self._count(openings, groups)
         return [groups.get(index, _empty(prompt, request)) for index, prompt in enumerate(request.prompts)]

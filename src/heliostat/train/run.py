@@ -24,9 +24,9 @@ from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.environments.contract import EnvironmentFailed
 from heliostat.tasks.environments.pool import EnvironmentNotLoaded
-from heliostat.tasks.environments.specs import spec_if_enabled
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.tasks.sources.demonstrations import demonstrations_of
 from heliostat.traces import BankError
@@ -88,8 +88,9 @@ def run_recipe(
         path = run_dir or runtime.run_on_main(lambda: reserve_run_dir(recipe.run, recipe_name))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
         with runtime.raise_on_all_ranks():
-            folder = RunFolder(path, recipe, runtime.is_main, reserved=run_dir is None and not recipe.run.name)
-            stack.callback(folder.close)
+            reserved = run_dir is None and not recipe.run.name
+            folder = RunFolder.open(path, recipe, reserved=reserved) if runtime.is_main else RunFolder(path)
+            stack.enter_context(folder)
         shown.note(f"run folder: {path}")
         if runtime.broadcast(folder.is_finished):
             for change in folder.changes() if runtime.is_main else ():
@@ -103,7 +104,7 @@ def run_recipe(
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
         for service in services:
             stack.callback(service.close)
-        pool = stack.enter_context(VerifierPool(tasks, spec_if_enabled(recipe.environment)))
+        pool = stack.enter_context(VerifierPool(tasks, environment_of(recipe.environment)))
         checkpoints = Checkpoints(folder.checkpoints, recipe.train.keep_checkpoints, runtime)
         point = checkpoints.find_newest()
         recipe = begun_in(recipe, runtime.broadcast(checkpoints.stored_dtype(point.step)))
@@ -116,7 +117,7 @@ def run_recipe(
         refused = ""
         if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
             refused = runtime.run_on_main(lambda: audit_rewards(recipe, tasks, pool, bundle, folder, shown.note))
-        if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # then the export is next
+        if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # else the export is next
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
             prompts = [bundle.prompt(problem) for problem in problems]
             try_export(bundle.loaded, runtime, folder.path, prompts, resumes=point.step is not None)

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
+from jaxtyping import Float
+
+from heliostat.models import decode_to_stop
 from heliostat.monitors.mismatch import Mismatch
-from heliostat.monitors.signal import Monitor
-from heliostat.rollout import PARITY_BOUNDS, ParityError
+from heliostat.monitors.signal import Moments, Monitor, merge
+from heliostat.monitors.turns import log_ratios, sampler_gap_metrics
+from heliostat.rollout import PARITY_BOUNDS, ParityError, RolloutCounts
 from heliostat.train.accounting.run_counters import RunCounters
 from heliostat.train.data.prefixes import Prefixes
 from heliostat.train.guard.signals import make_monitor
+from heliostat.train.logprobs.packing import Row
 from heliostat.train.rollouts.batch import Rollouts
 from heliostat.train.run_context import RunContext
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.updater import Updater, UpdateReport
-from heliostat.types import Batch, Group, mean_values
+from heliostat.types import Batch, Group, Mean, mean_values
 
 NUM_DIAGNOSTIC_GROUPS = 8
 """Groups scored again after each update for the metrics of the mirror step."""
@@ -37,7 +44,9 @@ class StepMetrics:
     monitor: Monitor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.monitor = make_monitor(self.context.tasks, self.context.bundle.loaded)
+        loaded, stop = self.context.bundle.loaded, self.context.recipe.rollout.stop
+        action = partial(decode_to_stop, loaded, stop=stop) if self.context.recipe.environment.enabled else None
+        self.monitor = make_monitor(self.context.tasks, loaded, action)
 
     def charge_rollouts(self, rollouts: Rollouts) -> None:
         """Charge the FLOPs of sampling to the ledger, and store the rollouts in the recipe's trace bank."""
@@ -63,13 +72,22 @@ class StepMetrics:
         sampler_gap = self._checked_sampler_gap(report)
         num_groups = min(NUM_DIAGNOSTIC_GROUPS, -(-len(groups) // 8))  # another forward: an eighth of the batch at most
         budget = self.context.recipe.train.tokens_per_microbatch
-        scored = sequence_log_ratios(self.updater.policy, batch, num_groups, budget, self.context.runtime)
+        by_turn: list[Moments] = []
+
+        def on_row(row: Row, log_ratio: Float[np.ndarray, " token"]) -> None:
+            by_turn.append(log_ratios((row.prompt, row.completion), log_ratio))
+
+        runtime, has_turns = self.context.runtime, self.context.recipe.environment.enabled
+        watch = on_row if has_turns else None
+        scored = sequence_log_ratios(self.updater.policy, batch, num_groups, budget, runtime, watch)
         mirror = mirror_means(*scored, tau=self.updater.objective.regression_tau)
         means = {**rollout_means(groups), **self.prefixes.means(groups), **report.means, **mirror}
         self.counters.num_bad_steps += report.bad_steps
         metrics = mean_values(means)
         metrics |= self.monitor.finish(self.monitor.measure(batch))
         metrics |= Mismatch().finish(report.mismatch)
+        if has_turns:
+            metrics |= mean_values(runtime.merge(merge(by_turn))) | sampler_gap_metrics(report.mismatch)
         metrics |= self.updater.probe.finish(report.moved)
         return metrics | {
             **sampler_gap,
@@ -78,6 +96,13 @@ class StepMetrics:
             "optim/lr": report.lr,
             "optim/bad_steps": float(self.counters.num_bad_steps),
         }
+
+    def episodes(self, counts: RolloutCounts) -> dict[str, float]:
+        """Return the share of episodes that could not be scored, and the refused replays; empty without episodes."""
+        if not counts.episodes:
+            return {}
+        failed = Mean(counts.failed_episodes, counts.episodes)
+        return {"agent/failed": failed.value, "agent/refused_replays": float(counts.refused_replays)}
 
     def speed(self, rollouts: Rollouts, seconds: float) -> dict[str, float]:
         """Return the step's times, rates and cumulative compute.

@@ -203,6 +203,40 @@ def test_sample_prints_completions_as_they_are(behind_api, capsys):
     assert "2 tokens, eos" in printed
 
 
+def test_sample_prints_trajectories_turn_by_turn(behind_api, capsys):
+    from heliostat.train import SampledConversations
+    from heliostat.train.evaluation.conversation import Utterance
+    from heliostat.types import Group, Problem, Prompt
+    from tests.unit.monitors.test_turns import trajectory
+
+    sampled = SampledConversations(
+        Group(Prompt(Problem("p", "maze", "?"), (1, 2)), (trajectory([5, 6], [7]),)),
+        "key 37",
+        (
+            (
+                Utterance("assistant", "[red]look", 2),
+                Utterance("environment", "\x1b[2J", 2),
+                Utterance("assistant", "7", 1, 1.0),
+            ),
+        ),
+    )
+    calls = behind_api(run_conversations=[sampled])
+    arguments = ["--recipe", "demo", "--environment.name", "lookup"]
+    assert main(["sample", "tiny", *arguments]) == 0
+    assert calls[0].options["prompt"] is None
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line] == [
+        "key 37",
+        "--- 2 turns, 3 sampled tokens, environment_done",
+        "assistant: 2 tokens",
+        "[red]look",
+        "environment: 2 tokens",
+        "␛[2J",
+        "assistant: 1 tokens, reward 1",
+        "7",
+    ]
+
+
 def test_sample_takes_problems_and_settings_from_a_recipe(behind_api):
     calls = behind_api(run_sample=[])
     assert main(["sample", "tiny", "--recipe", "demo", "--rollout.temperature", "0.5"]) == 0

@@ -87,11 +87,11 @@ def test_extras_are_those_of_the_package():
     import tomllib
     from pathlib import Path
 
-    from heliostat.cli.entry import _EXTRAS
+    from heliostat.cli.entry import EXTRAS
 
     pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     extras = pyproject["project"]["optional-dependencies"]
-    for module, extra in _EXTRAS.items():
+    for module, extra in EXTRAS.items():
         assert any(module.replace("_", "-") in requirement for requirement in extras[extra]), (module, extra)
         if spec := importlib.util.find_spec(module):
             assert spec.name == module

@@ -215,7 +215,7 @@ def test_contradictions_are_refused():
 
 
 def test_unknown_recipe_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"^unknown recipe 'demmo' \(did you mean 'demo'\?\); shipped: demo, "):
+    with pytest.raises(ConfigError, match=r"^unknown recipe 'demmo' \(did you mean 'demo'\?\); shipped: agent, demo, "):
         load_recipe("demmo")
     with pytest.raises(ConfigError, match=r"^there is no recipe file nowhere/x.toml$"):
         load_recipe("nowhere/x.toml")

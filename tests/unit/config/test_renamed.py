@@ -5,12 +5,12 @@ import pytest
 import heliostat
 from heliostat.config import ConfigError, build_recipe, dump_recipe, load_recipe
 from heliostat.config.keys import field_of
-from heliostat.config.renamed import RENAMED, Renamed, _notify, with_new_names
+from heliostat.config.renamed import RENAMED, Renamed, notify, with_new_names
 
 
 @pytest.fixture(autouse=True)
 def _notices_not_yet_printed():
-    _notify.cache_clear()
+    notify.cache_clear()
 
 
 def test_an_old_name_on_the_command_line_sets_the_new_one_and_says_so_once(capsys):

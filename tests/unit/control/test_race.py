@@ -100,6 +100,7 @@ def test_mistakes_are_refused_before_a_folder_is_made(words, message, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_taken_is_refused(folder, tmp_path, capsys):
     assert main(["control", "CartPole-v1", "--run", str(folder)]) == 2
     assert "holds a run already" in capsys.readouterr().err

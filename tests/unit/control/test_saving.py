@@ -249,7 +249,7 @@ def test_batch_statistics_are_learned_in_training_and_used_in_acting(direction):
 
 def test_a_score_with_batchnorm_is_that_of_the_policy_that_acts():
     model = made(policy_kwargs=NORMALISED)
-    rows, _ = model._rows()
+    rows, _ = model.transitions()
     model.policy.set_training_mode(True)
     found = model.actor.scores(rows.take(torch.arange(3)))
     assert model.policy.training
@@ -266,7 +266,7 @@ def test_batchnorm_takes_a_left_over_row_and_refuses_a_single_one():
         assert made(policy_kwargs=NORMALISED, batch_size=batch_size, n_steps=16)._n_updates == 3
         model = made(policy_kwargs=NORMALISED, batch_size=batch_size, num_steps=0)
         order = torch.randperm(31)
-        parts = model._minibatches(order)
+        parts = model.minibatches(order)
         assert torch.equal(torch.cat(list(parts)), order)
         assert min(map(len, parts)) > 1
     with pytest.raises(ValueError, match="BatchNorm needs at least 2 rows"):

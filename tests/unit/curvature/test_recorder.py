@@ -130,7 +130,7 @@ def test_means_are_the_mean_input_and_the_bias_gradient(batch):
 def test_padding_can_be_left_out(batch):
     model, with_padding, without = net(), FactorSums(), FactorSums()
     padded = torch.cat([batch[0], torch.full((3, 5), 9.0, dtype=torch.float64)])
-    recorder = Recorder(covered_layers(model), with_padding, skip_unscored=True)
+    recorder = Recorder(covered_layers(model), with_padding, skip_zero_gradients=True)
     with recorder.recording():
         torch.nn.functional.cross_entropy(model(padded)[:7], batch[1], reduction="sum").backward()
     recorder.close()

@@ -25,5 +25,5 @@ def test_a_running_mean_keeps_the_lower_triangle(shape):
     expected = 0.9 * total + 0.1 * second.mT @ second
     add_lower_gram_(total, second, 0.9, 0.1)
     torch.testing.assert_close(total.tril(), expected.tril())
-    add_lower_gram_(total.fill_(float("nan")), second, 0.0, 1.0)  # what was there does not matter without decay
+    add_lower_gram_(total.fill_(float("nan")), second, 0.0, 1.0)  # earlier statistics do not matter without decay
     torch.testing.assert_close(total.tril(), (second.mT @ second).tril())

@@ -229,6 +229,107 @@ def test_recipe_numbers_are_those_that_are_there():
     }
 
 
+# -- environments
+
+TURNS = {
+    "environment": {"name": "maze", "tools": ["maze:look"], "max_turns": 4, "max_tokens_per_turn": 16, "max_tokens": 90}
+}
+IN_TURNS = USUAL | {
+    "agent/turns": 3.0,
+    "agent/calls": 2.0,
+    "agent/valid_calls": 0.5,
+    "agent/invalid": 0.0,
+    "agent/failed": 0.0,
+    "agent/turn_truncated": 0.02,
+    "agent/out_of_tokens": 0.0,
+    "agent/out_of_turns": 0.03,
+}
+NO_TURNS = {"name": "", "tools": [], "max_turns": 8, "max_tokens_per_turn": 64, "max_tokens": 512}
+
+
+def turns_monitor():
+    nested = {"rollout": {"max_new_tokens": 20, "group_size": 8}, "warm_start": {"num_steps": 0}}
+    return AbsoluteMonitor(ABSOLUTE_RULES, recipe_numbers(nested | TURNS))
+
+
+def test_limits_of_an_environment_take_the_place_of_the_completions():
+    found = turns_monitor().settings
+    assert "rollout.max_new_tokens" not in found
+    assert found["environment.max_tokens_per_turn"] == 16.0
+    assert found["environment.tools"] == 1.0
+    plain = {"rollout": {"max_new_tokens": 20}}
+    assert recipe_numbers(plain | {"environment": NO_TURNS}) == recipe_numbers(plain)
+
+
+@pytest.mark.parametrize(
+    ("key", "to"),
+    [
+        ("turn_truncated", "environment.max_tokens_per_turn to 32"),
+        ("out_of_tokens", "environment.max_tokens to 180"),
+        ("out_of_turns", "environment.max_turns to 8"),
+    ],
+)
+def test_the_limit_that_ends_trajectories_is_named(key, to):
+    row = IN_TURNS | WRONG | CUT | {f"agent/{key}": 0.95}
+    (finding,) = read(turns_monitor(), [row] * 3)
+    assert finding.rule == "episodes-cut"
+    assert to in finding.advice
+    assert "95% of trajectories" in finding.meaning
+    assert "max_new_tokens" not in finding.meaning + finding.advice
+
+
+def test_the_evaluation_does_not_know_the_limit_and_names_all_three():
+    (finding,) = turns_monitor().evaluated(USUAL | WRONG | CUT | {"eval/problems": 16.0})
+    assert finding.rule == "episodes-cut"
+    for name in ("max_tokens_per_turn", "max_tokens ", "max_turns"):
+        assert f"environment.{name}" in finding.advice
+    assert "max_new_tokens" not in finding.advice
+
+
+def test_episodes_that_are_meant_to_last_all_turns_are_no_finding():
+    lasting = {"length/truncated": 1.0, "agent/out_of_turns": 1.0}
+    monitor = turns_monitor()
+    assert monitor.evaluated(USUAL | {"length/truncated": 1.0}) == []
+    assert read(monitor, [IN_TURNS | lasting] * 5) == []
+    graded = {"reward/success": 0.0, "reward/mean": 0.4}
+    assert read(turns_monitor(), [IN_TURNS | lasting | graded] * 5) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "said"),
+    [
+        ({"agent/failed": 0.25}, "episodes-fail", "25% of the step's episodes"),
+        ({"agent/invalid": 0.95}, "not-understood", "95% of turns"),
+        ({"agent/valid_calls": 0.0, "agent/call_errors": 1.0}, "no-valid-calls", "no tool call works"),
+        ({"agent/valid_calls": 0.0, "agent/calls": 0.0}, "no-valid-calls", "no turn calls a tool"),
+    ],
+)
+def test_what_goes_wrong_with_environments_is_said(change, rule, said):
+    (finding,) = read(turns_monitor(), [IN_TURNS | change] * 4)
+    assert finding.rule == rule
+    assert said in finding.meaning
+
+
+def test_an_environment_without_tools_expects_no_calls():
+    nested = {"environment": TURNS["environment"] | {"tools": []}}
+    monitor = AbsoluteMonitor(ABSOLUTE_RULES, recipe_numbers(nested))
+    assert read(monitor, [IN_TURNS | {"agent/calls": 0.0, "agent/valid_calls": 0.0}] * 6) == []
+
+
+def test_advice_on_a_limit_of_completions_is_hidden_in_several_turns():
+    monitor = turns_monitor()
+    read(monitor, [IN_TURNS])
+    assert "truncation" in monitor.hidden
+    other = AbsoluteMonitor(ABSOLUTE_RULES, RECIPE)
+    read(other, [USUAL])
+    assert "truncation" not in other.hidden
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_healthy_trajectories_say_nothing(seed):
+    assert read(turns_monitor(), [IN_TURNS | row for row in healthy(seed, 100)]) == []
+
+
 class Result:
     def __init__(self, samples, success, reward, failures=0, cut=0, longest=0):
         self.num_samples, self.num_success, self.mean_reward = samples, success, reward

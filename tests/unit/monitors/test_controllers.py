@@ -60,7 +60,7 @@ def test_pi_does_not_wind_up():
         num += 1
     assert num < 10, "the integral of 500 steps was not paid back first"
     wound = ProportionalIntegral(slew=1.0)
-    wound.integral = 500 * 0.6  # what plain integration would have
+    wound.integral = 500 * 0.6  # the value of plain integration
     for _ in range(num):
         wound.update(1.2, TARGET)
     assert wound.output == 1.0, "this test can fail"

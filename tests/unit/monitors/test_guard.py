@@ -76,6 +76,44 @@ def test_each_fault_is_named_once_within_six_steps(rule):
     assert found[0].key in found[0].sentence()
 
 
+def of_turns(num_steps, **later):
+    """Signals of trajectories; from step 100 on ``later`` replaces some."""
+    rng = np.random.default_rng(0)
+    for step in range(1, num_steps + 1):
+        row = {"valid_calls": 0.3, "repeated_actions": 0.04, "empty_actions": 0.01, "turn_truncated": 0.02}
+        row |= {"out_of_tokens": 0.02} | (later if step >= 100 else {})
+        yield {f"agent/{key}": value + 0.004 * rng.normal() for key, value in row.items()}
+
+
+TURN_FAULTS = {
+    "tool-use": {"valid_calls": 0.1},
+    "repeated-actions": {"repeated_actions": 0.3},
+    "empty-actions": {"empty_actions": 0.2},
+    "turns-cut": {"turn_truncated": 0.3},
+    "tokens-used-up": {"out_of_tokens": 0.3},
+}
+
+
+@pytest.mark.parametrize("rule", TURN_FAULTS)
+def test_each_fault_of_trajectories_is_named_once(rule):
+    (found,) = read(Guard(), of_turns(150, **TURN_FAULTS[rule]))
+    assert found.rule == rule
+    assert 100 <= found.step <= 103
+    assert "max_new_tokens" not in found.advice
+
+
+def test_tool_use_that_peaks_and_collapses_is_seen_below_its_early_level():
+    """Reward may still be high by then: the calls tell first."""
+    calls = [*np.linspace(0.2, 0.6, 80), *np.linspace(0.6, 0.0, 60)]
+    found = read(Guard(), [{"agent/valid_calls": float(value)} for value in calls])
+    assert [finding.rule for finding in found] == ["tool-use"]
+    assert found[0].step > 80
+
+
+def test_a_run_without_calls_has_no_tool_use_to_lose():
+    assert read(Guard(), [{"agent/valid_calls": 0.0}] * 200) == []
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 def test_numbers_that_are_not_finite_are_found_once(value):
     rows = [row if step not in (30, 31, 40) else row | {"reward/mean": value} for step, row in

@@ -25,6 +25,6 @@ def test_a_sample_of_a_large_model_is_close():
     for w in weights:
         w += 0.01 * torch.randn_like(w)
     after = torch.cat([w.reshape(-1) for w in weights])
-    assert len(probe._before) <= 5002
+    assert len(probe.start) <= 5002
     ratio = probe.finish(probe.measure())["optim/update_ratio"]
     assert ratio == pytest.approx(float((after - before).norm() / before.norm()), rel=0.05)

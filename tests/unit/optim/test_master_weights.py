@@ -186,7 +186,7 @@ def test_every_optimizer_of_a_recipe_steps_bfloat16_weights_on_copies(name):
     assert isinstance(optimizer, MasterWeights) == (name in ("adamw", "sgd"))
     assert isinstance(optimizer, BaseOptimizer)
     frozen_base = torch.nn.Sequential(pair()[0].requires_grad_(False), torch.nn.Linear(8, 8))
-    assert not isinstance(build_optimizer(section, frozen_base), MasterWeights)  # what is trained decides
+    assert not isinstance(build_optimizer(section, frozen_base), MasterWeights)  # the trained weights decide
 
 
 def test_a_second_point_that_would_round_away_is_refused_with_the_setting_to_change():

@@ -205,7 +205,11 @@ def _transcripts(shape: Shape, evaluations: list[dict[str, Any]], text: str | No
                "completion": text or f" {first} + {second}: the last digit is {(first + second) % 10}, so {said}",
                "reward": 1.0 if success else 0.05, "success": success,
                "stop_reason": "eos" if success else "max_tokens", "num_tokens": 21,
-               "answer": text or str(first + second)}  # fmt: skip
+               "answer": text or str(first + second)} | (_turns(text) if text and index % 2 else {})  # fmt: skip
+
+
+def _turns(text: str) -> dict[str, Any]:
+    return {"turns": [{"role": role, "text": text, "tokens": 3} for role in ("assistant", "environment", "assistant")]}
 
 
 def _summary(shape: Shape, evaluations: list[dict[str, Any]]) -> dict[str, Any]:

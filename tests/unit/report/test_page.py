@@ -111,6 +111,7 @@ def test_hostile_text_everywhere_stays_text(tmp_path: Path) -> None:
     page = write_report([run]).read_text(encoding="utf-8")
     assert page.count("<script") == 2  # the page's data and the page's own script
     assert page.count("</script>") == 2
+    assert page.count('class="conversation"') > 2, "of completions and of trajectories"
 
 
 def test_lone_surrogates_do_not_stop_the_page(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from heliostat.config import ConfigError, ModelSection
 from heliostat.models import forward_flops, load_model
 from heliostat.scaling import MODELS, read_shape, shape_of
-from heliostat.scaling.catalog import _CONFIGS
+from heliostat.scaling.catalog import CONFIGS
 
 SMALL = {
     "hidden_size": 64,
@@ -50,7 +50,7 @@ def test_weights_are_those_of_the_modules(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_published_models_have_the_weights_of_their_modules(name):
-    assert MODELS[name].num_parameters == sum(p.numel() for p in modules(_CONFIGS[name]).parameters())
+    assert MODELS[name].num_parameters == sum(p.numel() for p in modules(CONFIGS[name]).parameters())
 
 
 def test_parts_add_up():

@@ -54,8 +54,8 @@ def test_one_rank_sends_nothing():
 def test_replicated_ranks_send_their_gradients_twice_whatever_the_micro_batches():
     few, many = (dataclasses.replace(JOB, microbatch_tokens=tokens) for tokens in (10**9, 100))
     for job in (few, many):
-        assert step_traffic(SEVEN, job, GpuLayout(8)).reduce == JOB.num_updates * 4 * SEVEN.num_parameters
-    exchange = step_traffic(SEVEN, few, GpuLayout(8)).exchange
+        assert step_traffic(SEVEN, job, GpuLayout(8)).all_reduce == JOB.num_updates * 4 * SEVEN.num_parameters
+    exchange = step_traffic(SEVEN, few, GpuLayout(8)).object_all_gather
     expected = 2 * 4 * SEVEN.num_parameters * JOB.num_updates + exchange
     assert step_traffic(SEVEN, few, GpuLayout(10**9)).wire(10**9) == pytest.approx(expected)
 
@@ -65,7 +65,7 @@ def test_sharding_costs_half_as_much_again_for_one_micro_batch():
     job = dataclasses.replace(JOB, num_updates=1, microbatch_tokens=10**9, diagnosed=False)
     cut = step_traffic(SEVEN, job, GpuLayout(8, True, num_samplers=8), "float32")
     whole = step_traffic(SEVEN, job, GpuLayout(8, False, num_samplers=8), "float32")
-    assert cut.training_gather + cut.scatter == 1.5 * 2 * whole.reduce
+    assert cut.training_all_gather + cut.reduce_scatter == 1.5 * 2 * whole.all_reduce
 
 
 def test_more_gpus_are_never_slower_and_tend_to_the_longest_completion():
@@ -201,10 +201,10 @@ def test_two_ranks_move_and_hold_what_the_model_says(tmp_path):
         held = training_memory(shape, job, layout, "float32")
         assert (seen["weights"], seen["gradients"], seen["optimizer"]) == (held.weights, held.gradients, held.optimizer)
         traffic = step_traffic(shape, job, layout, "float32")
-        assert seen["sampling"].get("all-gather", 0) == traffic.sampling_gather
-        assert seen["training"].get("reduce-scatter", 0) == traffic.scatter
-        assert seen["training"].get("all-reduce", 0) == traffic.reduce
-        extra = seen["training"].get("all-gather", 0) - traffic.training_gather
+        assert seen["sampling"].get("all-gather", 0) == traffic.sampling_all_gather
+        assert seen["training"].get("reduce-scatter", 0) == traffic.reduce_scatter
+        assert seen["training"].get("all-reduce", 0) == traffic.all_reduce
+        extra = seen["training"].get("all-gather", 0) - traffic.training_all_gather
         assert 0 <= extra <= 4 * shape.largest_layer  # torch may prefetch one in vain, after passes without gradient
     alone = counted(Runtime(torch.device("cpu")))
     held = training_memory(shape, job, GpuLayout(1), "float32")

@@ -45,7 +45,7 @@ LISTED = {
     ("tasks/reasoning_gym_datasets.py", "open"): "/dev/null",
     ("cli/entry.py", "os.open"): "/dev/null",
     ("train/accounting/machine_peak.py", "write_text"): "a switch in /proc",
-    # what others made, or nobody needs
+    # files of others, or files that nobody needs
     ("models/saving.py", "copy2"): "the same, where the file system has no second names",
     ("models/saving.py", "copytree"): "foreign files are kept beside, before their folder is replaced",
     ("adapters/guard_callback.py", "rename"): "an earlier training's log gets a free name, in one step",
@@ -53,8 +53,9 @@ LISTED = {
     ("outputs.py", "rmdir"): "a folder whose run never began",
     ("train/run_folder/preparation.py", "unlink"): "what killed processes left of writing",
     ("train/run_folder/folder.py", "unlink"): "halves that killed processes left, and logs that begin anew",
-    ("train/run_folder/folder.py", "open"): "run.lock, which holds nothing but a process number",
-    ("train/run_folder/folder.py", "truncate"): "the same",
+    ("train/run_folder/lock.py", "open"): "run.lock, which holds nothing but a process number",
+    ("train/run_folder/lock.py", "truncate"): "the same",
+    ("train/run_folder/folder.py", "truncate"): "the same, when it is released",
     # their own transactions
     ("trackers.py", "SummaryWriter"): "TensorBoard's events, of which metrics.jsonl has every number",
 }

@@ -10,7 +10,7 @@ import pytest
 from heliostat.config import ConfigError, TaskSection
 from heliostat.tasks import Task, list_tasks, load_task, show_task
 from heliostat.tasks.answers import question_key
-from heliostat.tasks.sources.reasoning_gym import _Gym
+from heliostat.tasks.sources.reasoning_gym import Gym
 from tests.support.tasks import REWARDS
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
@@ -44,15 +44,15 @@ def test_the_split_depends_on_the_seed_and_heldout_not_on_the_size_of_train() ->
 
 
 @pytest.fixture(scope="module")
-def other_gym() -> Iterator[_Gym]:
-    gym = _Gym()
+def other_gym() -> Iterator[Gym]:
+    gym = Gym()
     yield gym
     gym.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["word_ladder", "ransom_note", "acre"])
-def test_another_interpreter_draws_the_same_problems(name: str, other_gym: _Gym) -> None:
+def test_another_interpreter_draws_the_same_problems(name: str, other_gym: Gym) -> None:
     """These data sets depend on the hash seed of the interpreter, or on their own size."""
     task = load(name, num_train=2, num_heldout=1)
     heldout, train = other_gym.call("draw", name, {}, 0, 1, 2)
@@ -61,16 +61,16 @@ def test_another_interpreter_draws_the_same_problems(name: str, other_gym: _Gym)
 
 
 @pytest.mark.slow
-def test_an_interpreter_that_ended_is_replaced_and_one_that_dies_at_work_says_so(other_gym: _Gym) -> None:
+def test_an_interpreter_that_ended_is_replaced_and_one_that_dies_at_work_says_so(other_gym: Gym) -> None:
     assert "chain_sum" in other_gym.call("catalog")
-    first = other_gym._child.process
+    first = other_gym.child.process
     first.kill()
     first.wait()
 
     def kill_the_second() -> None:
-        while other_gym._child is None or other_gym._child.process is first:
+        while other_gym.child is None or other_gym.child.process is first:
             time.sleep(0.01)
-        other_gym._child.process.kill()
+        other_gym.child.process.kill()
 
     threading.Thread(target=kill_the_second, daemon=True).start()
     with pytest.raises(RuntimeError, match=r"makes reasoning-gym problems died \(exit code -9\)"):

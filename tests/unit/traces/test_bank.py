@@ -71,7 +71,7 @@ def test_a_failed_append_leaves_nothing_behind(path):
             bank.append(breaks(), [Attempts("c", "p", 0, 8, 1, 1.0)])
         assert len(bank) == 1
         assert bank.attempts("c") == []
-        bank.append([make_trace(1)])  # what was remembered of the rolled-back rows is forgotten too
+        bank.append([make_trace(1)])  # the memory of rolled-back rows is dropped too
         assert [trace.problem_id for trace in bank] == ["sums/0", "sums/1"]
 
 
@@ -151,7 +151,7 @@ def test_two_writers_at_once_lose_nothing(path):
     with Bank.open(path) as bank:
         seeds = sorted(trace.seed - 1 for trace in bank)
         assert seeds == [*range(500), *range(1000, 1300)]  # 100 of them were written by two processes
-        assert check_bank(bank).num_problems == 0
+        assert check_bank(bank).num_issues == 0
 
 
 @pytest.fixture
@@ -201,4 +201,4 @@ def test_kill_9_during_an_append_loses_no_committed_trace(quick_path):
         next_batch = max(stored, default=-1) + 1
     assert died_in_append > kills // 10  # the kills really came in the middle of appends
     with Bank.open(path) as bank:
-        assert check_bank(bank).num_problems == 0
+        assert check_bank(bank).num_issues == 0

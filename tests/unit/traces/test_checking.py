@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from heliostat.traces import Bank, BankError, Findings, check_bank, whole_traces
+from heliostat.traces import Bank, BankError, RowIssues, check_bank, whole_traces
 from tests.support.traces import make_trace
 
 
@@ -38,10 +38,10 @@ def path(tmp_path):
 def test_a_damaged_row_is_reported_and_passed_over(path, statement):
     damage(path, statement)
     with Bank.open(path) as bank:
-        findings = check_bank(bank)
-        assert findings.num_read == 1199
-        assert [problem.split(":")[0] for problem in findings.problems] == ["row 7"]
-        assert 7 not in {trace.seed for trace in whole_traces(bank, Findings())}
+        issues = check_bank(bank)
+        assert issues.num_read == 1199
+        assert [problem.split(":")[0] for problem in issues.messages] == ["row 7"]
+        assert 7 not in {trace.seed for trace in whole_traces(bank, RowIssues())}
 
 
 def test_a_damaged_page_costs_its_own_rows_only(path):
@@ -55,9 +55,9 @@ def test_a_damaged_page_costs_its_own_rows_only(path):
     content[start : start + page_size] = b"\xff" * page_size
     path.write_bytes(bytes(content))
     with Bank.open(path) as bank:
-        findings = check_bank(bank)
-    assert findings.num_problems > 0
-    assert 900 <= findings.num_read < 1200
+        issues = check_bank(bank)
+    assert issues.num_issues > 0
+    assert 900 <= issues.num_read < 1200
 
 
 def test_a_truncated_file_is_named_with_the_way_out(path):
@@ -70,8 +70,8 @@ def test_a_truncated_file_is_named_with_the_way_out(path):
 
 
 def test_many_findings_are_counted_and_few_are_shown():
-    findings = Findings()
+    issues = RowIssues()
     for number in range(50):
-        findings.report(f"row {number}", "bad")
-    assert len(findings.lines()) == 21
-    assert findings.lines()[-1] == "... and 30 more"
+        issues.report(f"row {number}", "bad")
+    assert len(issues.lines()) == 21
+    assert issues.lines()[-1] == "... and 30 more"

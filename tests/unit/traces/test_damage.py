@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from heliostat.cli import main
-from heliostat.traces import Attempts, Bank, BankError, Findings, check_bank, export_bank, summarise, whole_traces
+from heliostat.traces import Attempts, Bank, BankError, RowIssues, check_bank, export_bank, summarise, whole_traces
 from heliostat.traces import bank as bank_module
 from heliostat.traces.schema import FORMAT_1
 from tests.support.traces import make_trace, same
@@ -55,9 +55,9 @@ COLUMNS = {
 def test_every_column_that_training_reads_is_checked(path, column):
     change(path, f"UPDATE traces SET {column} = {COLUMNS[column]} WHERE id = 7")
     with Bank.open(path) as bank:
-        findings = Findings()
-        assert len(list(whole_traces(bank, findings))) == 59
-        assert findings.problems[0].startswith("row 7: damaged")
+        issues = RowIssues()
+        assert len(list(whole_traces(bank, issues))) == 59
+        assert issues.messages[0].startswith("row 7: damaged")
         with pytest.raises(BankError, match="row 7"):
             list(bank)
         with pytest.raises(BankError, match="row 7"):
@@ -78,7 +78,7 @@ def test_every_column_that_training_reads_is_checked(path, column):
 def test_what_traces_share_is_checked(path, statement):
     change(path, statement)
     with Bank.open(path) as bank:
-        assert check_bank(bank).num_problems > 0
+        assert check_bank(bank).num_issues > 0
 
 
 def test_attempts_are_checked(path):
@@ -96,9 +96,9 @@ def test_pick_passes_damaged_traces_over_and_says_so(path):
         row = bank.query("SELECT id FROM traces WHERE seed = ?", (before[0].seed,))[0][0]
     change(path, f"UPDATE traces SET text = 'x' WHERE id = {row}")
     with Bank.open(path) as bank:
-        findings = Findings()
-        assert bank.pick([wanted], 1, tokenizer="tok", findings=findings).get(wanted, []) != before[:1]
-        assert f"row {row}" in findings.lines()[0]
+        issues = RowIssues()
+        assert bank.pick([wanted], 1, tokenizer="tok", issues=issues).get(wanted, []) != before[:1]
+        assert f"row {row}" in issues.lines()[0]
         with pytest.raises(BankError, match=f"row {row}"):
             bank.pick([wanted], 1, tokenizer="tok")
 
@@ -120,14 +120,14 @@ def test_no_flip_changes_a_trace_unseen(path):
         path.write_bytes(bytes(flipped))
         try:
             with Bank.open(path) as bank:
-                findings = check_bank(bank)
-                read = list(whole_traces(bank, Findings()))
+                issues = check_bank(bank)
+                read = list(whole_traces(bank, RowIssues()))
         except BankError:
             reported += 1
             continue
-        reported += findings.num_problems > 0
+        reported += issues.num_issues > 0
         unchanged = len(read) == len(written) and all(same(trace, written[trace.seed]) for trace in read)
-        assert unchanged or findings.num_problems, (position, bit)
+        assert unchanged or issues.num_issues, (position, bit)
     assert reported > 30  # much of a file this small is empty
 
 
@@ -225,4 +225,4 @@ def test_commands_on_a_damaged_bank_end_in_sentences(path, tmp_path, capsys):
         capsys.readouterr()
     path.write_bytes(whole)
     with Bank.open(path) as bank:
-        assert export_bank(bank, str(tmp_path / "again"), Findings())
+        assert export_bank(bank, str(tmp_path / "again"), RowIssues())

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heliostat.models import encode_problem
-from heliostat.traces import Bank, Findings, ImportReport, Problems, import_rows, read_rows, reverify
+from heliostat.traces import Bank, ImportReport, Problems, RowIssues, import_rows, read_rows, reverify
 from heliostat.traces.columns import to_columns
 from heliostat.traces.files import TraceRow
 from heliostat.traces.fingerprint import policy_fingerprint
@@ -38,7 +38,7 @@ def run(tmp_path, rows, problems):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = ImportReport()
     with Bank.open(tmp_path / "traces.bank") as bank:
-        import_rows(bank, read_rows(str(path), report.findings), report, problems)
+        import_rows(bank, read_rows(str(path), report.issues), report, problems)
         return list(bank), report
 
 
@@ -52,7 +52,7 @@ def test_texts_of_other_programs_become_ids_and_are_judged(tmp_path, problems, n
     traces, report = run(tmp_path, rows, problems)
     assert [trace.problem_id for trace in traces] == ["sums/a", "sums/b", "sums/c"]
     assert [trace.reward for trace in traces] == [1.0, 0.0, 1.0]
-    assert (report.num_rejudged, report.num_reencoded, report.findings.num_problems) == (2, 3, 0)
+    assert (report.num_rejudged, report.num_reencoded, report.issues.num_issues) == (2, 3, 0)
     first = traces[0]
     assert first.completion_ids == (*nano.tokenizer.encode("it is 3", add_special_tokens=False), nano.eos_id)
     assert first.prompt_ids == encode_problem(nano, Problem("x", "sums", "1 + 2 =")).token_ids
@@ -76,10 +76,10 @@ def test_rows_that_cannot_be_used_are_named_and_the_rest_is_imported(tmp_path, p
     ]
     traces, report = run(tmp_path, rows, problems)
     assert len(traces) == 1
-    assert [problem.split(":")[0] for problem in report.findings.problems] == [
+    assert [problem.split(":")[0] for problem in report.issues.messages] == [
         f"rows.jsonl, row {n}" for n in range(1, 5)
     ]
-    assert "unknown problem" in report.findings.problems[0]
+    assert "unknown problem" in report.issues.messages[0]
 
 
 JUNK = st.one_of(
@@ -109,8 +109,8 @@ def test_whatever_a_row_holds_it_is_stored_or_named(data, tmp_path, problems):
     with Bank.open(tmp_path / "any.bank") as bank:
         import_rows(bank, rows, report, problems)
     done = report.appended
-    assert done.num_new + done.num_known + report.findings.num_problems == 2
-    assert all(problem.startswith("rows.jsonl, row 1") for problem in report.findings.problems)
+    assert done.num_new + done.num_known + report.issues.num_issues == 2
+    assert all(problem.startswith("rows.jsonl, row 1") for problem in report.issues.messages)
 
 
 def own_row(problems, **changes):
@@ -135,24 +135,24 @@ def test_ids_of_this_tokenizer_stay_and_others_are_encoded_again(tmp_path, probl
     assert encoded.source.reencoded
     assert encoded.source.policy == "w"
     assert nano.tokenizer.decode(list(encoded.completion_ids), skip_special_tokens=True) == "so 3"
-    assert "no text to encode" in report.findings.problems[0]
-    assert "unknown problem" in report.findings.problems[1]
+    assert "no text to encode" in report.issues.messages[0]
+    assert "unknown problem" in report.issues.messages[1]
 
 
 def test_without_problems_rows_of_ours_are_taken_as_they_stand(tmp_path, problems):
     rows = [own_row(problems, reward=0.25), {"prompt": "1 + 2 =", "completion": "3"}]
     traces, report = run(tmp_path, rows, None)
     assert traces[0].reward == 0.25
-    assert "--recipe" in report.findings.problems[0]
+    assert "--recipe" in report.issues.messages[0]
 
 
 def test_stored_rewards_are_judged_again(tmp_path, problems):
     run(tmp_path, [own_row(problems, seed=1), own_row(problems, text="so 4", seed=2)], None)
-    findings = Findings()
+    issues = RowIssues()
     with Bank.open(tmp_path / "traces.bank") as bank:
-        counts = reverify(bank, problems, findings)
+        counts = reverify(bank, problems, issues)
     assert counts == {"judged": 2, "unknown": 0}
-    assert findings.problems == ["problem sums/a: stored reward 0, judged again 1"]
+    assert issues.messages == ["problem sums/a: stored reward 0, judged again 1"]
 
 
 def test_fingerprints_tell_tokenizers_and_weights_apart(nano, problems):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from heliostat.traces import Bank, Findings, ImportReport, export_bank, import_rows, read_rows
+from heliostat.traces import Bank, ImportReport, RowIssues, export_bank, import_rows, read_rows
 from tests.support.traces import SOURCE, make_trace, same
 
 pytest.importorskip("pyarrow")
@@ -22,12 +22,12 @@ def bank(tmp_path):
 def imported(path, bank_path):
     report = ImportReport()
     with Bank.open(bank_path) as bank:
-        import_rows(bank, read_rows(str(path), report.findings), report)
+        import_rows(bank, read_rows(str(path), report.issues), report)
         return list(bank), report
 
 
 def test_export_and_import_give_the_same_traces(bank, tmp_path):
-    files = export_bank(bank, str(tmp_path / "out"), Findings(), rows_per_file=20)
+    files = export_bank(bank, str(tmp_path / "out"), RowIssues(), rows_per_file=20)
     assert [file.rpartition("/out/")[2] for file in files] == [
         "run=a%2Fb/step=1/traces-000000001-000000020.parquet",
         "run=a%2Fb/step=1/traces-000000021-000000030.parquet",
@@ -36,29 +36,29 @@ def test_export_and_import_give_the_same_traces(bank, tmp_path):
     ]
     assert list((tmp_path / "out").rglob("*.partial")) == []
     traces, report = imported(tmp_path / "out", tmp_path / "copy.bank")
-    assert report.findings.num_problems == 0
+    assert report.issues.num_issues == 0
     assert all(same(one, other) for one, other in zip(traces, bank, strict=True))
     again, report = imported(tmp_path / "out", tmp_path / "copy.bank")
     assert (report.appended.num_new, report.appended.num_known, len(again)) == (0, 60, 60)
 
 
 def test_a_second_export_writes_the_same_files(bank, tmp_path):
-    first = export_bank(bank, str(tmp_path / "out"), Findings())
-    assert export_bank(bank, str(tmp_path / "out"), Findings()) == first
+    first = export_bank(bank, str(tmp_path / "out"), RowIssues())
+    assert export_bank(bank, str(tmp_path / "out"), RowIssues()) == first
     assert len(list((tmp_path / "out").rglob("*.parquet"))) == len(first) == 2
 
 
 def test_an_object_store_takes_an_export(bank, tmp_path):
     """fsspec's in-memory store stands for one: no rename, no folders."""
-    export_bank(bank, "memory://bucket/traces", Findings())
+    export_bank(bank, "memory://bucket/traces", RowIssues())
     traces, report = imported("memory://bucket/traces", tmp_path / "copy.bank")
-    assert (len(traces), report.findings.num_problems) == (60, 0)
+    assert (len(traces), report.issues.num_issues) == (60, 0)
 
 
 def test_other_readers_see_the_columns_and_the_partitions(bank, tmp_path):
     import pyarrow.dataset
 
-    export_bank(bank, str(tmp_path / "out"), Findings())
+    export_bank(bank, str(tmp_path / "out"), RowIssues())
     table = pyarrow.dataset.dataset(tmp_path / "out", partitioning="hive").to_table()
     assert table.num_rows == 60
     assert set(table["step"].to_pylist()) == {1, 2}
@@ -67,7 +67,7 @@ def test_other_readers_see_the_columns_and_the_partitions(bank, tmp_path):
 
 
 def test_broken_files_are_reported_and_passed_over(bank, tmp_path):
-    files = export_bank(bank, str(tmp_path / "out"), Findings())
+    files = export_bank(bank, str(tmp_path / "out"), RowIssues())
     out = tmp_path / "out"
     (out / "notes.parquet").write_text("not parquet")
     (out / "cut.parquet").write_bytes((tmp_path / "out").joinpath(files[0]).read_bytes()[:500])
@@ -76,10 +76,10 @@ def test_broken_files_are_reported_and_passed_over(bank, tmp_path):
     (out / "rows.jsonl").write_text('{"problem_id": 7}\n[1]\n{oops\n')
     traces, report = imported(out, tmp_path / "copy.bank")
     assert len(traces) == 60
-    places = [problem.partition(":")[0].rpartition("/")[2] for problem in report.findings.problems]
+    places = [problem.partition(":")[0].rpartition("/")[2] for problem in report.issues.messages]
     assert places == ["cut.parquet", "notes.parquet", "rows.jsonl, row 1", "rows.jsonl, row 2", "rows.jsonl, row 3"]
 
 
 def test_nothing_to_import_is_said():
     with pytest.raises(FileNotFoundError, match="no traces to import"):
-        list(read_rows("/nowhere/at/all", Findings()))
+        list(read_rows("/nowhere/at/all", RowIssues()))

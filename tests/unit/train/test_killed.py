@@ -54,7 +54,7 @@ class EvenLengths:
 def content(path):
     """Everything but the order of writing."""
     with Bank.open(path) as bank:
-        assert check_bank(bank).num_problems == 0
+        assert check_bank(bank).num_issues == 0
         traces = sorted((t.problem_id, t.completion_ids, t.seed, t.flops, t.reward) for t in bank)
         return traces, sorted(row[1:] for row in bank.query("SELECT * FROM attempts"))
 

@@ -26,7 +26,7 @@ class Watched:
         real = RunState.roll_back
 
         def roll_back(state, step, optimizer):
-            folder = state.checkpoints._path(step)
+            folder = state.checkpoints.path_of(step)
             stored = json.loads((folder / "state.json").read_text())
             weights, kept = load_file(folder / "model.safetensors"), torch.load(folder / "optimizer.pt")
             before = self.saved(state)

@@ -19,7 +19,7 @@ from heliostat.linalg.logdet.bases import Basis
 from heliostat.linalg.logdet.newton import LogDet, LogDetProblem, minimize
 from heliostat.linalg.logdet.subspaces.base import Subspace
 
-GROWN = 1e3  # ‖C‖/‖A‖ beyond which the direction of the last step is looked at
+GROWN = 1e3  # ‖C‖/‖A‖ above which the direction of the last step is checked
 FLAT = 1e-9  # smallest eigenvalue, relative to the largest, that such a direction may have as a witness
 UNBOUNDED = 1e10  # ‖C‖/‖A‖ beyond which -C/‖C‖ is positive semidefinite to 1e-10
 SMALL = 60  # rows up to which a basis of S is cheap whatever its dimension

@@ -40,7 +40,7 @@ def unmasked(matrix: Any) -> Any:
     hidden = 0
     if isinstance(matrix, np.ma.MaskedArray):
         hidden = int(np.ma.getmaskarray(matrix).sum())
-    elif isinstance(matrix, MaskedTensor):  # where True is shown
+    elif isinstance(matrix, MaskedTensor):  # result for a True mask
         hidden = int((~matrix.get_mask()).sum())  # type: ignore[no-untyped-call]
         matrix = matrix.get_data()  # type: ignore[no-untyped-call]
     if hidden:

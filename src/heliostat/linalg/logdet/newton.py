@@ -27,7 +27,7 @@ from heliostat.linalg.logdet.bases import Basis
 
 QUADRATIC = 0.25  # decrement below which a full step is safe
 LAST_STEP = 1e-8  # decrement below which one more full step reaches rounding
-STALLED = 1e-3  # below this, a decrement that has not halved in two steps has met rounding
+STALLED = 1e-3  # below this, a decrement that has not halved in two steps is rounding
 LOOSEST_FORCING = 0.1
 MAX_CG_STEPS = 500
 
@@ -214,7 +214,7 @@ def _line_search(
         if bool((good | ~active).all()):
             return trial, active
         hopeless = active & ~good & (step <= safe)
-        if bool(hopeless.any()):  # only rounding can get here: those members stay where they are
+        if bool(hopeless.any()):  # only rounding leads here: these members do not move
             active = active & ~hopeless
             continue
         halved = torch.where(step / 2 < safe, torch.minimum(safe, step), step / 2)

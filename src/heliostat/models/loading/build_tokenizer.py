@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 512
 MAX_TOKEN_CHARS = 32  # the longest piece of fixed wording that may become one token
 SEED = 7
-NUM_SUMS = 200  # per operator: reasoning-gym divides too seldom for " / " to earn a token by itself
+NUM_SUMS = 200  # per operator: divisions are too rare in reasoning-gym for " / " to become a token
 # Items per data set. The weights decide whose wording gets the few merges there are: the demo's task comes first.
 CORPUS = {
     "chain_sum": 400,

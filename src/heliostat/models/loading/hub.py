@@ -139,7 +139,7 @@ def _read_config(location: str, is_local: bool, name: str, options: dict[str, An
         raise (
             ConfigError(f"model '{name}': {_first_line(error)}") if is_local else _unreachable(name, error)
         ) from error
-    except ValueError as error:  # unknown model_type, or one that wants its own code run
+    except ValueError as error:  # unknown model_type, or a model that needs its own code
         raise ConfigError(
             f"model '{name}' has an architecture that transformers does not know by itself, and code that comes with "
             f"a checkpoint is never run: {_first_line(error)}"

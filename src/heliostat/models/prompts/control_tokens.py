@@ -136,4 +136,4 @@ def _spelled(loaded: LoadedModel, token: str) -> list[int]:
     ids = list(loaded.tokenizer.encode(token, add_special_tokens=False, split_special_tokens=True))
     if special.isdisjoint(ids):
         return ids
-    return _plain(loaded, token[:1]) + _plain(loaded, token[1:])  # a tokenizer that cannot: no token is found in halves
+    return _plain(loaded, token[:1]) + _plain(loaded, token[1:])  # it cannot split them: no token is found in halves

@@ -79,6 +79,13 @@ def decode(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
     return text
 
 
+def decode_to_stop(loaded: LoadedModel, token_ids: Sequence[int], stop: Sequence[str]) -> str:
+    """Decode a turn up to the first of the strings that end one."""
+    text = decode(loaded, token_ids)
+    places = (text.find(one) for one in stop)
+    return text[: min((place for place in places if place >= 0), default=len(text))]
+
+
 def without_opened(loaded: LoadedModel, prompt: Prompt, solution: str) -> str:
     """Remove a solution's opening tag if the prompt has already opened the same (``<think>``)."""
     opening = re.match(r"<[^<>/\s]+>|\[[A-Z_]+\]", solution)

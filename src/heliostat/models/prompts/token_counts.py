@@ -23,8 +23,8 @@ from heliostat.types import Problem, Prompt
 
 UNBOUNDED = 2**62
 _CHUNK = 512
-_NUM_TRIED = 2  # of each chunk, compared with the slow way
-_SLACK = 2  # some tokenizers put a space first
+_NUM_TRIED = 2  # texts of each chunk, compared with the slow method
+SLACK = 2  # some tokenizers put a space first
 
 
 def prompt_sizes(
@@ -39,7 +39,7 @@ def prompt_sizes(
     def exact(index: int) -> int:
         return len(encode_problem(loaded, problems[index], chat, system).token_ids)
 
-    around = len(loaded.tokenizer("")["input_ids"]) + _SLACK
+    around = len(loaded.tokenizer("")["input_ids"]) + SLACK
     sizes: list[int] = []
     for start in range(0, len(problems), _CHUNK):
         texts = [_rendered(loaded, problem, chat, system) for problem in problems[start : start + _CHUNK]]
@@ -68,7 +68,7 @@ def solution_sizes(loaded: LoadedModel, texts: Sequence[str], enough: Sequence[i
     sizes: list[int] = []
     for start in range(0, len(texts), _CHUNK):
         chunk = [None if has_typed(loaded, text) else text for text in texts[start : start + _CHUNK]]
-        sizes += _Counter(loaded, chunk, 1 + _SLACK, exact, start).sizes(enough[start : start + _CHUNK])
+        sizes += _Counter(loaded, chunk, 1 + SLACK, exact, start).sizes(enough[start : start + _CHUNK])
     return sizes
 
 

@@ -186,5 +186,5 @@ class BaseOptimizer(OwnPrecision):
 def _largest_norm(optimizer: torch.optim.Optimizer) -> float:
     """Return the largest norm of a gradient, NaN where one is NaN, with one read from the device."""
     given = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norms = torch._foreach_norm(given) if given else []  # the largest entry alone takes ten times as long
+    norms = torch._foreach_norm(given) if given else []  # finding the largest entry takes ten times as long
     return float(torch.stack([full_tensor(norm).float().cpu() for norm in norms]).max()) if norms else 0.0

@@ -45,7 +45,7 @@ class Eva(LayerOptimizer):
         lr: learning rate; the effective one is ``lr / damping``.
         settings: hyperparameters; the defaults of ``EvaSettings`` where not given.
         process_group: averages the means over its ranks; ``None``: the default group, ``"alone"``: no others.
-        skip_unscored: rows with a zero output gradient (padding) do not count as inputs.
+        skip_zero_gradients: rows with a zero output gradient (padding) do not count as inputs.
         hyperparameters: fields of ``EvaSettings`` by name, such as ``damping=0.1``; they replace those of ``settings``.
 
     Raises:
@@ -75,12 +75,12 @@ class Eva(LayerOptimizer):
         settings: EvaSettings | None = None,
         *,
         process_group: ProcessGroup = None,
-        skip_unscored: bool = False,
+        skip_zero_gradients: bool = False,
         **hyperparameters: Any,
     ) -> None:
         own = settings_from(EvaSettings, settings, hyperparameters)
         self._sums = MeanSums()
-        super().__init__(model, self._sums, lr, own, process_group, skip_unscored)
+        super().__init__(model, self._sums, lr, own, process_group, skip_zero_gradients)
         self.recorder.is_recording = True
 
     @in_own_precision
@@ -110,7 +110,7 @@ class Eva(LayerOptimizer):
     def _update(self, means: dict[str, LayerMeans]) -> None:
         for name, mean in means.items():
             state = self.state_of(self.layers[name], len(mean.inputs), mean.inputs)
-            # The first mean is taken whole: an average with the zeros it begins with would be too short.
+            # The first mean replaces the initial zeros: an average with them would be too short.
             weight = 1 - self.settings.ema if state["num_means"] else 1.0
             for key, new in (("input_mean", mean.inputs), ("output_mean", mean.outputs)):
                 state[key].mul_(1 - weight).add_(new, alpha=weight)

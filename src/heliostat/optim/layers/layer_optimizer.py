@@ -63,7 +63,7 @@ class LayerOptimizer(AdamWFallback):
     Args:
         statistic: receives the rows that the layers' hooks record.
         process_group: sums or averages statistics over its ranks; ``None``: the default group, ``"alone"``: no others.
-        skip_unscored: leave rows with a zero output gradient (padding) out of the statistic.
+        skip_zero_gradients: leave rows with a zero output gradient (padding) out of the statistic.
 
     Attributes:
         layers: the covered layers by name.
@@ -79,7 +79,7 @@ class LayerOptimizer(AdamWFallback):
         lr: float,
         settings: LayerSettings,
         process_group: ProcessGroup,
-        skip_unscored: bool,
+        skip_zero_gradients: bool,
     ) -> None:
         check_settings({"lr": lr})
         self.settings, self.process_group = settings, process_group
@@ -98,7 +98,7 @@ class LayerOptimizer(AdamWFallback):
         ]
         momentum, damping = settings.momentum, settings.damping
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": decay, "damping": damping})
-        self.recorder = Recorder(self.layers, statistic, skip_unscored)
+        self.recorder = Recorder(self.layers, statistic, skip_zero_gradients)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Step further parameters by AdamW, at ``adamw_lr`` where the group gives no learning rate.
@@ -114,7 +114,7 @@ class LayerOptimizer(AdamWFallback):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        return True  # so that `step` is called, and refuses it: the recorded rows are of the scaled loss
+        return True  # so that `step` is called and refuses: the recorded rows belong to the scaled loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and the rows recorded since the last step."""

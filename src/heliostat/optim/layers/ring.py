@@ -64,7 +64,7 @@ class RING(LayerOptimizer):
         lr: learning rate.
         settings: hyperparameters; the defaults of ``RingSettings`` where not given.
         process_group: sums the factors over its ranks; ``None``: the default group, ``"alone"``: no others.
-        skip_unscored: rows with a zero output gradient (padding) do not count.
+        skip_zero_gradients: rows with a zero output gradient (padding) do not count.
         hyperparameters: fields of ``RingSettings`` by name, such as ``rho=0.1``; they replace those of ``settings``.
 
     Raises:
@@ -99,13 +99,13 @@ class RING(LayerOptimizer):
         settings: RingSettings | None = None,
         *,
         process_group: ProcessGroup = None,
-        skip_unscored: bool = False,
+        skip_zero_gradients: bool = False,
         **hyperparameters: Any,
     ) -> None:
         own = settings_from(RingSettings, settings, hyperparameters)
         self.gamma = own.damping
         self._sums = FactorSums(of_mean_loss=own.empirical)
-        super().__init__(model, self._sums, lr, own, process_group, skip_unscored)
+        super().__init__(model, self._sums, lr, own, process_group, skip_zero_gradients)
         self._record_if_due()
 
     @property
@@ -212,7 +212,7 @@ class RING(LayerOptimizer):
 
     def _average(self, name: str, fresh: KroneckerFactors) -> None:
         state = self.state_of(self.layers[name], len(fresh.inputs), fresh.inputs)
-        # The first factors are taken whole: an average with the zeros they begin with would be too small.
+        # The first factors replace the initial zeros: an average with them would be too small.
         weight = 1 - self.settings.ema if state["num_statistics"] else 1.0
         for key, new in (("input_factor", fresh.inputs), ("output_factor", fresh.outputs)):
             state[key].mul_(self.settings.ema if weight < 1 else 0.0).add_(new, alpha=weight)

@@ -145,7 +145,9 @@ class KroneckerProduct(MatrixOptimizer):
         # In these bases the two formulas act on diagonals: a_i <- mean_j g_ij^2 / b_j, and b_j <- mean_i g_ij^2 / a_i.
         squares = (left.mT @ own @ right).square()
         b = squares.mean((1, 2))[:, None].expand(-1, own.shape[-1])
-        for _ in range(NUM_ALTERNATIONS):
+        for _ in range(
+            NUM_ALTERNATIONS
+        ):  # each formula holds the other factor fixed; damped, since g may have low rank
             a = _damped((squares / b[:, None, :]).mean(2))
             b = _damped((squares / a[:, :, None]).mean(1))
         for side, basis, values in (("left", left, a), ("right", right, b)):

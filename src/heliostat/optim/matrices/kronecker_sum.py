@@ -136,10 +136,14 @@ class KroneckerSum(MatrixOptimizer):
         The values belong to marginals scaled to a mean entry of 1, because the unscaled ones may be out of the range of
         float32.
         """
-        (left, left_basis), (right, right_basis) = (eigenbasis(state[f"{s}_statistic"]) for s in ("left", "right"))
+        # In float64: float32 misplaces small eigenvalues by 1e-5 of the largest, as much as the damping of a statistic
+        # of low rank, and their scale is the largest. Steps would then depend on the order of sums within LAPACK.
+        (left, left_basis), (right, right_basis) = (
+            eigenbasis(state[f"{side}_statistic"].double()) for side in ("left", "right")
+        )
         correction = 1 - self.settings.statistics_ema ** state["steps"]
         # The eigenvalues of E[GG'] and E[G'G] are row and column sums of one p x q table of second moments.
-        marginals = [values.double().clamp(min=0) / correction for values in (left, right)]
+        marginals = [values.clamp(min=0) / correction for values in (left, right)]
         trace = marginals[0].sum(-1, keepdim=True)
         if not bool((trace > 0).any()):
             return
@@ -156,7 +160,8 @@ class KroneckerSum(MatrixOptimizer):
             solved = error.best  # a preconditioner need not be exact
         state["mean_entry"], state["is_informed"] = total.squeeze(-1) / num_entries, True
         for side, basis, values in (("left", left_basis, solved.left), ("right", right_basis, solved.right)):
-            state[f"{side}_basis"], state[f"{side}_values"] = basis, values.to(basis)
+            dtype = state[f"{side}_statistic"].dtype
+            state[f"{side}_basis"], state[f"{side}_values"] = basis.to(dtype), values.to(dtype)
 
 
 def _size(move: Tensor) -> Tensor:

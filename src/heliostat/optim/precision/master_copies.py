@@ -43,7 +43,7 @@ def adopt_writes(masters: Mapping[Tensor, Tensor]) -> None:
     for parameter, master in masters.items():
         weight, held = _local_part(parameter), _local_part(master)
         rounded = held.to(weight.dtype)
-        # On a CPU a comparison is cheaper than the copy that it mostly saves; elsewhere its result would be waited for.
+        # On a CPU a comparison is cheaper than the copy that it usually saves; elsewhere it forces a synchronisation.
         if weight.device.type != "cpu" or not torch.equal(_as_integers(weight), _as_integers(rounded)):
             torch.where(weight == rounded, held, weight.to(held.dtype), out=held)
 

@@ -29,7 +29,7 @@ class Series:
     Attributes:
         points: ``(x, y)``, x ascending; y is ``None`` where the line must break.
         colour: 0-based; colours repeat after six, then with another dash.
-        dash: 0 solid, 1 dashed, 2 dotted; tells two lines of one colour apart.
+        dash: 0 solid, 1 dashed, 2 dotted, 3 both; tells two lines of one colour apart.
         band: ``(x, low, high)``, an interval around the line.
         dots: mark each point; for the few points of an evaluation.
         run: 0-based index of the run it belongs to, so that the page can hide a run.
@@ -48,7 +48,7 @@ class Series:
     @property
     def css_class(self) -> str:
         """Classes that give the line its colour and dash and say which run it belongs to."""
-        dash = (self.dash + self.colour // NUM_COLOURS) % 3
+        dash = (self.dash + self.colour // NUM_COLOURS) % 4
         return f"c{self.colour % NUM_COLOURS + 1} d{dash} run{self.run}"
 
 

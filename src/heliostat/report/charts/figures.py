@@ -171,7 +171,7 @@ class Figures:
         chart: Chart,
         note: str,
         names: tuple[str, ...],
-        colours: tuple[int, ...] = (0, 1, 2),
+        colours: tuple[int, ...] = (0, 1, 2, 3),
         wide: bool = False,
     ) -> Html | None:
         if chart.is_empty:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heliostat.monitors.turns import NUMBERS
 from heliostat.report.runs.read import Run
 from heliostat.tracking import METRICS, Metric
 
@@ -44,8 +45,8 @@ class ChartPanel:
     @property
     def meaning(self) -> str:
         """The declared meaning of its metrics, as one sentence."""
-        parts = [declared(key).meaning for key in self.keys]
-        if self.names:
+        parts = list(dict.fromkeys(declared(key).meaning for key in self.keys))
+        if self.names and len(parts) == len(self.names):
             parts = [part if name in part else f"{name}: {part}" for name, part in zip(self.names, parts, strict=True)]
         text = "; ".join(parts)
         return f"{text[0].upper()}{text[1:]}."
@@ -55,6 +56,8 @@ class ChartPanel:
         if self.reference is None:
             return None
         level, name = self.reference
+        if level == "rollout.max_new_tokens" and run.has_turns:  # which limits nothing there
+            return None
         value = run.setting(level) if isinstance(level, str) else level
         return (float(value), name) if isinstance(value, int | float) else None
 
@@ -250,6 +253,83 @@ HEALTH = PanelGroup(
     ),
 )
 
+_BY_TURN = ("turn 1", "turn 2", "turn 3", "later turns")
+
+TURNS = PanelGroup(
+    "turns",
+    "What happens in its turns?",
+    "Every completion is a trajectory: turns of the model, and between them the environment's answers, which are read "
+    "and never trained on.",
+    (
+        ChartPanel(
+            "Turns and calls of a trajectory",
+            ("agent/turns", "agent/calls"),
+            "Calls that vanish while reward holds were not needed; if reward falls with them, tool use is collapsing.",
+            names=("turns", "tool calls"),
+            reference=("environment.max_turns", "budget"),
+        ),
+        ChartPanel(
+            "Turns with a call that works",
+            ("agent/valid_calls",),
+            "The form of a call is learned first. A peak and then a fall is the published way in which tool use ends.",
+            bounds=(0.0, 1.0),
+        ),
+        ChartPanel(
+            "Calls and turns that fail",
+            ("agent/call_errors", "agent/invalid"),
+            "Errors are answers that the model can learn from, so both should fall.",
+            names=("tool calls with an error", "turns not understood"),
+            bounds=(0.0, 1.0),
+        ),
+        ChartPanel(
+            "Empty and repeated actions",
+            ("agent/empty_actions", "agent/repeated_actions"),
+            "A rise means turns without use: the model waits, or does not read its environment's answers.",
+            names=("empty", "repeated"),
+        ),
+        ChartPanel(
+            "Trajectories ended by a limit",
+            ("agent/turn_truncated", "agent/out_of_tokens", "agent/out_of_turns"),
+            "Each has a setting of its own: environment.max_tokens_per_turn, environment.max_tokens and "
+            "environment.max_turns.",
+            names=("tokens of a turn", "tokens", "turns"),
+            bounds=(0.0, 1.0),
+        ),
+        ChartPanel(
+            "Tokens of the environment",
+            ("agent/environment_tokens",),
+            "They cost compute and context, and no gradient comes from them.",
+            bounds=(0.0, 1.0),
+        ),
+        ChartPanel(
+            "Entropy by turn",
+            tuple(f"agent/entropy:{number}" for number in NUMBERS),
+            "Turns collapse apart: an entropy near zero in the first one means that all trajectories begin alike.",
+            names=_BY_TURN,
+        ),
+        ChartPanel(
+            "Log-ratio by turn",
+            tuple(f"agent/log_ratio:{number}" for number in NUMBERS),
+            "What a step moves adds up over turns: a temperature that suits one turn is small for many.",
+            names=_BY_TURN,
+            may_log=True,
+        ),
+        ChartPanel(
+            "Sampler against trainer by turn",
+            tuple(f"agent/sampler_gap:{number}" for number in NUMBERS),
+            "Growth with the turn points to a cache or a position that is wrong behind the environment's answers.",
+            names=_BY_TURN,
+            may_log=True,
+        ),
+        ChartPanel(
+            "Episodes that could not be scored",
+            ("agent/failed",),
+            "Their environment failed. They are no wrong answers: they are in no baseline and no loss.",
+            bounds=(0.0, 1.0),
+        ),
+    ),
+)
+
 GUARD = PanelGroup(
     "target",
     "Is it on target?",
@@ -320,7 +400,7 @@ SPEED = PanelGroup(
     ),
 )
 
-GROUPS = (LEARNING, MIRROR, HEALTH, GUARD, SPEED)
+GROUPS = (LEARNING, MIRROR, HEALTH, TURNS, GUARD, SPEED)
 
 # Shown as hero chart, pass@k curve, bars, cards or interval bands, so not repeated as panels of their own.
 SHOWN_ELSEWHERE = frozenset(

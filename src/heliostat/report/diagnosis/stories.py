@@ -112,6 +112,23 @@ STORIES: tuple[tuple[frozenset[str], str], ...] = (
         "left to learn from.",
     ),
     (
+        frozenset({"episodes-cut", "turns-cut", "tokens-used-up"}),
+        "It begins with the environment's limits: trajectories are cut off before their episode is over.",
+    ),
+    (
+        frozenset({"episodes-fail"}),
+        "It begins with the environment: episodes fail there and are left out, so a step learns from the others.",
+    ),
+    (
+        frozenset({"not-understood", "no-valid-calls"}),
+        "The model and its environment do not understand each other: actions or calls have the wrong form, so no "
+        "answer helps.",
+    ),
+    (
+        frozenset({"tool-use", "repeated-actions", "empty-actions"}),
+        "It begins with tool use coming apart: turns without a working call, repeated or empty ones, take its place.",
+    ),
+    (
         frozenset({"loops", "repetition", "truncation", "length"}),
         "It begins in the text: completions repeat themselves or no longer end.",
     ),

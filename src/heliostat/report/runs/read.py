@@ -32,7 +32,7 @@ CONSEQUENCES = {
     "transcripts.jsonl": "there are no transcripts to show",
     "summary.json": "the run did not end by itself; its totals are added up from the log",
 }
-AUDIT = "audit.json"  # of runs that were audited: its absence is no loss
+AUDIT = "audit.json"  # only audited runs have it: its absence is no loss
 LARGEST = 1e300  # beyond this an axis cannot be computed in float64, and no metric means anything
 
 
@@ -58,8 +58,18 @@ class EvaluatedProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class Utterance:
+    """One part of a trajectory: a turn of the model, or the environment's answer to it."""
+
+    role: Literal["assistant", "environment"]
+    text: str
+    tokens: int | None = None
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
-    """One sampled completion with its verdict, as text."""
+    """One sampled completion with its verdict, as text; a trajectory also turn by turn."""
 
     step: int
     phase: Phase
@@ -72,6 +82,12 @@ class Transcript:
     stop_reason: str = ""
     answer: str | None = None
     num_tokens: int | None = None
+    turns: tuple[Utterance, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """All that the model wrote: its turns, or the completion."""
+        return "\n".join(turn.text for turn in self.turns if turn.role == "assistant") or self.completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,11 @@ class Run:
     events: Sequence[Mapping[str, Any]] = ()
     audit: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether its completions are trajectories of several turns."""
+        return bool(self.setting("environment.name") or self.setting("environment.tools"))
 
     def series(self, key: str) -> list[tuple[float, float | None]]:
         """Return ``(step, value)`` for every step that logged ``key``."""
@@ -229,16 +250,21 @@ def _read_records(path: Path, record: type[T], notes: list[str]) -> list[T]:
     adapter: TypeAdapter[T] = TypeAdapter(record)
     records: list[T] = []
     for row in rows:
-        encodable = {
-            key: value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
-            for key, value in row.items()
-        }
         try:
-            records.append(adapter.validate_python(encodable))
-        except ValidationError:
+            records.append(adapter.validate_python(_encodable(row)))
+        except (ValidationError, RecursionError):
             num_broken += 1
     _note_broken(path, num_broken, notes)
     return records
+
+
+def _encodable(value: Any) -> Any:
+    """Replace lone surrogates, in texts at any depth."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_encodable(one) for one in value]
+    return {key: _encodable(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _note_broken(path: Path, num_broken: int, notes: list[str]) -> None:

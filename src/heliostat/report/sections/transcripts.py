@@ -1,5 +1,7 @@
 """Transcripts: completions of the same problem before and after training, side by side.
 
+A trajectory is drawn as a conversation: every turn and every answer of the environment with its tokens and reward.
+
 Everything here is untrusted text. It reaches the page only through a template, which escapes it. Problems are
 shown in the order of the file, not chosen by their result. Left out: highlighting and rendering of any markup.
 """
@@ -12,15 +14,25 @@ from typing import Any
 
 from heliostat.report.charts.scales import format_value
 from heliostat.report.html.markup import Html, fill
-from heliostat.report.runs.read import Run, Transcript
+from heliostat.report.runs.read import Run, Transcript, Utterance
 
 MAX_CHARACTERS = 2500
+MAX_SPOKEN = 40
+"""Turns and answers of a trajectory that are drawn, at most."""
+SPOKEN_CHARACTERS = 800
+"""Characters of one of them."""
 STOP_REASONS = {
     "eos": "ended by itself",
     "stop_string": "stop string",
     "max_tokens": "cut off: token budget",
     "context_full": "cut off: context full",
+    "turn_truncated": "cut off: token budget of a turn",
+    "out_of_turns": "cut off: no turns left",
+    "environment_done": "ended by the environment",
 }
+
+
+ROLES = {"assistant": "Model", "environment": "Environment"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +95,35 @@ def _side(row: Transcript | None, name: str) -> dict[str, Any]:
         return {"name": name, "completion": None}
     facts = [
         f"reward {format_value(row.reward)}" if row.reward is not None else None,
-        f"{row.num_tokens} tokens" if row.num_tokens is not None else None,
+        f"{sum(turn.role == 'assistant' for turn in row.turns)} turns" if row.turns else None,
+        f"{row.num_tokens} {'sampled ' * bool(row.turns)}tokens" if row.num_tokens is not None else None,
         STOP_REASONS.get(row.stop_reason, row.stop_reason) or None,
     ]
     return {
         "name": f"At step {row.step}" if row.phase == "during" else name,
         "completion": _shortened(row.completion),
+        "turns": [_spoken(turn) for turn in row.turns[:MAX_SPOKEN]],
+        "num_left": max(0, len(row.turns) - MAX_SPOKEN),
         "success": row.success,
         "facts": [fact for fact in facts if fact],
     }
 
 
-def _shortened(text: str) -> dict[str, Any]:
-    return {"beginning": text[:MAX_CHARACTERS], "num_left": max(0, len(text) - MAX_CHARACTERS)}
+def _spoken(turn: Utterance) -> dict[str, Any]:
+    facts = [
+        f"{turn.tokens} tokens" if turn.tokens is not None else None,
+        f"reward {format_value(turn.reward)}" if turn.reward is not None else None,
+    ]
+    return {
+        "role": turn.role,
+        "name": ROLES[turn.role],
+        "text": _shortened(turn.text, SPOKEN_CHARACTERS),
+        "facts": [fact for fact in facts if fact],
+    }
+
+
+def _shortened(text: str, most: int = MAX_CHARACTERS) -> dict[str, Any]:
+    return {"beginning": text[:most], "num_left": max(0, len(text) - most)}
 
 
 def _first_by_problem(rows: Sequence[Transcript]) -> dict[tuple[str, str], Transcript]:

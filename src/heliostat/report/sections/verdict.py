@@ -15,8 +15,8 @@ from heliostat.statistics import Estimate
 
 Kind = Literal["better", "worse", "unclear", "unknown"]
 
-MIN_PROBLEMS = 10  # fewer problems than this say too little about all the others
-FAR = 0.2  # of success: training problems solved so much more often than held-out ones were learned by themselves
+MIN_PROBLEMS = 10  # with fewer problems than this the verdict is uncertain
+FAR = 0.2  # excess of training over held-out success that is reported as memorisation
 NUM_LAST = 10  # steps that training success is averaged over
 
 HEADLINES: dict[Kind, str] = {

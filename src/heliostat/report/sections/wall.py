@@ -30,7 +30,7 @@ def wall(run: Run) -> Html | None:
 
 
 def _tile(row: Transcript) -> dict[str, Any]:
-    tokens = _TOKEN.findall(row.completion)
+    tokens = _TOKEN.findall(row.written)
     numbers: dict[str, int] = {}
     loops = loop_period([numbers.setdefault(token, len(numbers)) for token in tokens]) is not None
     share = repeated_share(tokens, NGRAM)
@@ -39,7 +39,7 @@ def _tile(row: Transcript) -> dict[str, Any]:
         "name": row.problem_id.removeprefix(f"{row.task}/"),
         "success": row.success,
         "loops": loops,
-        "text": join(marked(row.completion[:MAX_CHARACTERS])),
+        "text": join(marked(row.written[:MAX_CHARACTERS])),
         "facts": [fact for fact in facts if fact],
     }
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from heliostat.models import LoadedModel
 from heliostat.rollout.in_process.shared import SharedRows, agrees
 
+# Children that a module must have, no more and no fewer: an unknown one might take part in the forward pass.
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -49,9 +50,8 @@ class FusedLinear:
         if not self._copied:
             return
         widths, weight = [linear.out_features for linear in self._linears], self._linears[0].weight
-        if (
-            not self._weight.numel() or self._weight.dtype != weight.dtype
-        ):  # weights gathered from shards may have another dtype
+        # Weights gathered from shards may have a dtype other than the first ones had.
+        if not self._weight.numel() or self._weight.dtype != weight.dtype:
             self._weight = weight.new_empty(self._linears[0].in_features, sum(widths))
         # Written into one buffer that stays: a new one per batch would be allocated and freed at every step.
         for part, linear in zip(torch.split(self._weight, widths, dim=1), self._linears, strict=True):
@@ -66,7 +66,7 @@ class FusedLinear:
 
     def onto(self, residual: Float[Tensor, "row output"], x: Float[Tensor, "row input"]) -> Tensor:
         """Return ``residual + self(x)``."""
-        if not self._copied or self._bias is not None:
+        if not self._copied or self._bias is not None:  # addmm adds one tensor, here the residual or the bias
             return residual + self(x)
         return torch.addmm(residual, x, self._weight)
 
@@ -129,6 +129,7 @@ class FusedLayers:
         self, rows: SharedRows, token: Int[Tensor, "row 1"], real: Bool[Tensor, "row 1"] | None = None
     ) -> Float[Tensor, "row 1 feature"]:
         """Feed every row its next token and return the hidden states after it; see ``LiveRows.hidden``."""
+        # Once per pass: `attend` below uses the mask in every layer.
         positions = rows.begin_pass(torch.ones_like(token, dtype=torch.bool) if real is None else real)
         x = self._backbone.embed_tokens(token)
         # [row, 1, feature]: one token per row, so the dimension of tokens serves to broadcast over heads.

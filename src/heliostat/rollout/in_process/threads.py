@@ -48,5 +48,5 @@ def run_in_threads(jobs: Sequence[Job]) -> None:
         finally:
             stopped.set()
             for future in futures:
-                future.exception()  # wait until it has ended: the setting below is the process's
+                future.exception()  # wait until it has ended: the setting below is global to the process
             torch.set_num_threads(num_threads)

@@ -89,7 +89,7 @@ def ways_of(loaded: LoadedModel, section: RolloutSection) -> Iterator[Way]:
         engine = PlainEngine(model, limits)
         return engine if engine.has_memory else None
 
-    # Windows that no trial reaches could be cut where they must not be; their own cache knows of them.
+    # A trial cannot reach such a window, so only the model's own cache is known to handle it.
     if loaded.cache_kind == "kv" and not unreached(loaded):
         if section.shared_prompt and section.fused_layers:
             yield Way("shared prompts and fused layers", shared(fused=True))
@@ -168,12 +168,12 @@ class Trial:
                     groups += self._sample_turns(engine, num_tried(self.loaded))
                 gap = float(np.max([self._gap(group) for group in groups]))
             if self.loaded.model.dtype != torch.float32:
-                self._sample(engine, min(NUM_STORED, num_tried(self.loaded)))  # what fails in the stored type alone
+                self._sample(engine, min(NUM_STORED, num_tried(self.loaded)))  # failures in the stored dtype alone
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a model's code raises when it is asked for more than it can do
+        except Exception as error:  # a model's code can raise any error on an unsupported call
             raise WrongWay(f"{way.name}: {short_error(error)}") from error
-        if not gap <= self.measure.bound:  # also where it is not a number
+        if not gap <= self.measure.bound:  # also if the difference is NaN
             raise WrongWay(
                 f"{way.name}: log-probabilities off by {gap:.1g}, where rounding explains {self.measure.bound:.1g}"
             )
@@ -232,7 +232,7 @@ class Trial:
             )
             sampled = [place for start, end in completion.spans for place in range(start, end)]
             gaps.append(float(np.abs(truth.numpy()[sampled] - completion.logp_gen).max()))
-        return float(np.max(gaps))  # not a number where one of them is not
+        return float(np.max(gaps))  # NaN if one of them is NaN
 
 
 def _prompts(contexts: Sequence[tuple[int, ...]]) -> list[Prompt]:

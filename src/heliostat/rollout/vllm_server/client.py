@@ -145,7 +145,7 @@ class Server:
         except CancelledError:
             raise SamplingStopped from None
         finally:
-            future.cancel()  # where this thread was interrupted; without effect otherwise
+            future.cancel()  # needed if this thread was interrupted; no effect otherwise
             self._pending.discard(future)
 
     async def _attempt(self, method: str, path: str, payload: bytes | None) -> _Answer:

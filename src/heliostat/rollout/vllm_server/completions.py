@@ -89,7 +89,7 @@ class CompletionClient:
         reason = self._turn_end(partial, choice)
         partial.token_ids += ids
         partial.logp += logps
-        # The server does not tell a distribution's entropy. The mean of -log p over draws from it is the entropy.
+        # The server does not return entropies. The mean of -log p over draws estimates the entropy.
         partial.entropy += [-logp for logp in logps]
         self.builder.end_turn(partial, reason)
 

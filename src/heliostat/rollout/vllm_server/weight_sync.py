@@ -92,7 +92,7 @@ class WeightSync:
         current = weights_fingerprint(self.client.loaded.model)
         if current == self.served.fingerprint:
             return
-        self.served.fingerprint = None  # unknown until the sync is complete: it may break off anywhere
+        self.served.fingerprint = None  # unknown until the sync is complete, since it may fail anywhere
         name = self.run_on_main(lambda: self._sync(prompts, settings))
         if name:
             self.served.name, self.served.fingerprint = name, current

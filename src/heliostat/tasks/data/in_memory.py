@@ -87,8 +87,8 @@ def find_function(name: str) -> Callable[..., Any]:
     given = _given.get()
     if given is None or name.removeprefix(PREFIX) not in given.functions:
         raise ConfigError(
-            f"'{name}' is a function that a program gave to its run; only that program can go on with it, through "
-            "heliostat.post_train(..., rewards=[function])"
+            f"'{name}' is a function or class that a program gave to its run; only that program can go on with it, "
+            "through heliostat.post_train(..., rewards=[function]), or environment= and tools="
         )
     return given.functions[name.removeprefix(PREFIX)]
 
@@ -118,16 +118,28 @@ SOURCE_KEYS = {"name", "label", "path", "heldout_path", "split", "heldout_split"
 
 
 def with_registered(
-    recipe: Recipe, given: Registry, data: object, rewards: Sequence[Any], heldout: object = None
+    recipe: Recipe,
+    given: Registry,
+    data: object,
+    rewards: Sequence[Any],
+    heldout: object = None,
+    environment: object = None,
+    tools: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Return the recipe's tables with its tasks replaced by rows, and its verifiers by functions.
+    """Return the recipe's tables with its tasks replaced by rows, its verifiers by functions, and its environment.
 
     Args:
         data: rows, or ``None`` for the recipe's own tasks.
         heldout: rows to evaluate on; ``None``: some of ``data``, or a split of it.
         rewards: functions, names of verifiers, or tables of either; empty: the recipe's own verifiers.
+        environment: a name, a class or a factory; ``None``: the recipe's own.
+        tools: functions, or names; empty: the recipe's own.
     """
     tables = recipe.model_dump(mode="json")
+    if environment is not None:
+        tables["environment"]["name"] = _name_of(given, environment)
+    if tools:
+        tables["environment"]["tools"] = [_name_of(given, tool) for tool in tools]
     if data is not None:
         own = tables["task"][0]
         task, columns = _task_of(given, *split_data(data, heldout))
@@ -140,6 +152,13 @@ def with_registered(
         for task in tables["task"]:
             task.update({"verifiers": verifiers} | ({"shaped": True} if shaped else {}))
     return tables
+
+
+def _name_of(given: Registry, target: object) -> str:
+    """Return the name of an environment or tool that a recipe can hold."""
+    if not isinstance(target, str) and not callable(target):
+        raise TypeError(f"an environment or tool is a name, a class or a function, got {target!r:.80}")
+    return target if isinstance(target, str) else given.function(target)
 
 
 def named(given: Registry, settings: Any) -> Any:

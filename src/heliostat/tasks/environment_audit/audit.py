@@ -29,7 +29,7 @@ from heliostat.tasks.environment_audit.policies import Policy, echo, fixed_polic
 from heliostat.tasks.environments.contract import EnvironmentFailed, EnvironmentSpec
 from heliostat.tasks.environments.pool import EnvironmentPool, NoOracle
 from heliostat.tasks.environments.process import label
-from heliostat.tasks.environments.specs import row_of, seed_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.types import Problem
 
 

@@ -13,7 +13,7 @@ from heliostat.tasks.environment_audit.episodes import Played, Start, play
 from heliostat.tasks.environment_audit.policies import repeat_actions
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.specs import seed_of
+from heliostat.tasks.environments.worlds import seed_of
 from heliostat.types import Problem
 
 _NUM_CONFIRMED = 4  # repetitions alone before a difference is put down to siblings

@@ -17,7 +17,7 @@ from typing import Any
 from heliostat.tasks.environment_audit.policies import Policy, Situation, text_of
 from heliostat.tasks.environments.contract import EnvironmentFailed, Observation, Step
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.specs import row_of, seed_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.types import Problem
 
 

@@ -23,8 +23,8 @@ from heliostat.tasks.task import Task
 from heliostat.tasks.verifier_pool.pool import VerifierPool
 from heliostat.types import Problem, Verdict
 
-_GUESSABLE = 0.2  # a text that never looks at the question may succeed on this share of problems
-_PARTIAL = 0.1  # of full marks: less than this for no success is noise, more is a way to earn
+_GUESSABLE = 0.2  # a fixed text may succeed on this share of problems
+_PARTIAL = 0.1  # share of full marks: reward without success is noise below this, and a finding above
 _NUM_BORROWED = 8  # other problems' answers that are tried on every problem
 
 

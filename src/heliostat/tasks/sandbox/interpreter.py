@@ -61,7 +61,7 @@ class Child:
 
     def interrupt(self) -> None:
         """Send SIGKILL to the interpreter and its descendants; does not wait, so any thread may call this."""
-        if self.process.returncode is None:  # not waited for yet, so the numbers cannot mean other processes
+        if self.process.returncode is None:  # not waited for yet, so their ids cannot have been reused
             kill_descendants(self.process.pid, self.mark)
             if not SUPERVISED:
                 with contextlib.suppress(ProcessLookupError):

@@ -26,7 +26,7 @@ SUPERVISED = sys.platform.startswith("linux")
 """Whether helper processes have a supervisor."""
 
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-_MAX_ROUNDS = 200  # of looking for processes that were started while others were ended
+_MAX_ROUNDS = 200  # searches for processes started while others were being ended
 _TICK_S = 0.2
 _PROC = Path("/proc")
 
@@ -40,7 +40,7 @@ def supervise(connection_fd: int) -> None:
     **Limits**: on systems other than Linux this returns at once, without a supervisor.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # stopped means gone, without a traceback
+        signal.signal(number, signal.SIG_DFL)  # a stop ends this process without a traceback
     parent = os.getppid()
     if not SUPERVISED:
         return
@@ -50,7 +50,7 @@ def supervise(connection_fd: int) -> None:
     worker = os.fork()
     if worker == 0:
         _prctl(_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:  # it was gone before the line above
+        if os.getppid() != supervisor:  # the supervisor had ended before the line above
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         return

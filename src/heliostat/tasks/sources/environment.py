@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from heliostat.config import ConfigError, EnvironmentSection, TaskSection
-from heliostat.tasks.environments.specs import SEED_COLUMN, spec_of
+from heliostat.tasks.environment_settings import environment_of
+from heliostat.tasks.environments.worlds import SEED_COLUMN
 from heliostat.tasks.settings import TaskSettings, build_verifiers, make_task, render
 from heliostat.tasks.task import Slips, Task
 from heliostat.types import Message, Problem
@@ -101,8 +102,10 @@ def _rows(environment: EnvironmentSection, import_from: str, first: int) -> Iter
     """
     from heliostat.tasks.environments.building import build  # it imports adapters of other packages
 
+    spec = environment_of(environment, import_from)
+    assert spec is not None
     try:
-        make = build(spec_of(environment, import_from))
+        make = build(spec)
         instance: Any = make()
     except ConfigError:
         raise

@@ -48,44 +48,44 @@ class GymSettings(TaskSettings):
             raise ValueError(f"slips_after = {self.slips_after} says when slips begin, and slips is 0")
 
 
-class _Gym:
+class Gym:
     """The interpreter that holds reasoning-gym, started on the first call."""
 
     def __init__(self) -> None:
-        self._child: Child | None = None
+        self.child: Child | None = None
         self._lock = threading.Lock()
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function of ``reasoning_gym_datasets`` in that interpreter; its errors are raised here."""
         with self._lock:
-            if self._child is not None and self._child.process.poll() is not None:
-                self.close()  # it ended after a minute without work
+            if self.child is not None and self.child.process.poll() is not None:
+                self.close()  # the interpreter ended after a minute without work
             kind, result = self._ask(function, arguments)
         if not kind:
             return result
         raise {"ConfigError": ConfigError, "ValueError": ValueError}.get(kind, RuntimeError)(result)
 
     def close(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        if self.child is not None:
+            self.child.kill()
+            self.child = None
 
     def _ask(self, function: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
-        if self._child is None:
-            self._child = start_child("heliostat.tasks.reasoning_gym_datasets")
+        if self.child is None:
+            self.child = start_child("heliostat.tasks.reasoning_gym_datasets")
         try:
-            self._child.connection.send((function, arguments))
-            answer: tuple[str, Any] = self._child.connection.recv()
+            self.child.connection.send((function, arguments))
+            answer: tuple[str, Any] = self.child.connection.recv()
         except BaseException as error:
-            code = self._child.kill()
-            self._child = None  # also after Ctrl-C: its answer must not be taken for that of the next call
+            code = self.child.kill()
+            self.child = None  # also after Ctrl-C: its answer must not be mistaken for the next call's
             if isinstance(error, EOFError | OSError):
                 raise RuntimeError(f"the process that makes reasoning-gym problems died (exit code {code})") from error
             raise
         return answer
 
 
-_GYM = _Gym()
+_GYM = Gym()
 atexit.register(_GYM.close)
 
 

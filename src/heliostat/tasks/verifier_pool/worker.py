@@ -117,7 +117,7 @@ def _serve(connection: Connection, progress_fd: int) -> None:
                         progress.write(-1)
                         reporter.add(number, *result)
                 reporter.send()
-            except NestedRun as error:  # no verdict of a function that trains is worth having
+            except NestedRun as error:  # a reward function must not start a training run
                 connection.send_bytes(json.dumps({"error": str(error)}).encode())
                 return
             faulthandler.cancel_dump_traceback_later()

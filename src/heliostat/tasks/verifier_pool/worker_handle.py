@@ -50,7 +50,7 @@ class Worker:
             self.progress = Progress(mmap.mmap(fd, Progress.SIZE))
             self.progress.write(-1)
             self.child: Child = start_child("heliostat.tasks.verifier_pool.worker", [fd])
-        self._wire = BoundedConnection(self.child.connection)
+        self.wire = BoundedConnection(self.child.connection)
         self._specs = specs
         self._ready = False
 
@@ -65,8 +65,8 @@ class Worker:
             return
         until = time.monotonic() + _START_S
         with self._as_worker_lost(-1):
-            self._wire.send(self._specs, _START_S)
-            message = self._wire.receive(until - time.monotonic())
+            self.wire.send(self._specs, _START_S)
+            message = self.wire.receive(until - time.monotonic())
             if message is None:
                 raise VerifierError(f"a verifier process was not ready within {_START_S:.0f} s")
             answer = json.loads(message)
@@ -84,11 +84,11 @@ class Worker:
             WorkerLost: it died, sent an invalid message, or was killed for exceeding a time limit.
         """
         with self._as_worker_lost(None, batch):
-            self._wire.send(batch.requests(), _BETWEEN_S)
+            self.wire.send(batch.requests(), _BETWEEN_S)
         watch = _Watch(self.progress, batch)
         while batch.is_open:
             with self._as_worker_lost(None, batch):
-                message = self._wire.receive(watch.patience_s())
+                message = self.wire.receive(watch.patience_s())
                 if message is not None:
                     batch.outcomes.update(read_results(message, batch))
                     continue

@@ -130,7 +130,7 @@ class Math:
     def prepare(self) -> Check:
         from heliostat.tasks.verifiers.math_equivalence import same  # 0.6 CPU-seconds, with sympy
 
-        # The worker's own limits replace math-verify's alarm, and the warning that says so is about us.
+        # The worker's own limits replace math-verify's alarm, so its warning does not apply.
         logging.getLogger("math_verify").setLevel(logging.ERROR)
 
         def check(sample: Sample) -> float:

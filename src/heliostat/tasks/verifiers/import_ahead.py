@@ -31,7 +31,7 @@ def import_ahead(function: Callable[..., Any]) -> None:
                     __import__(name, each.__globals__, None, names, level)
                 except NestedRun:
                     raise
-                except BaseException:  # SystemExit too: the call meets it again, and it becomes a failed verdict
+                except BaseException:  # SystemExit too: the call raises it again, and it becomes a failed verdict
                     continue
 
 

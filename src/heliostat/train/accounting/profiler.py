@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FIRST_STEP, NUM_STEPS = 2, 3
 """Profiled steps of this process; the first step is skipped, since it pays for allocations that later ones reuse."""
 
-SAMPLING = ("prefill", "decode", "draw")
+SAMPLING = ("prefill", "decode", "draw", "environment")
 SPANS = {
     "rollout": SAMPLING,
     "verify": (),
@@ -109,7 +109,7 @@ class Profile(Ledger):
     def record_async_sampling(self, seconds: float, spans: Mapping[str, float]) -> None:
         """Record the sampling of its own thread in place of the step's."""
         if self._watching and spans:
-            _add(self.span_seconds, {"ahead": seconds, **{name: spans.get(name, 0.0) for name in SAMPLING}})
+            _add(self.span_seconds, {"ahead": seconds, **{name: spans[name] for name in SAMPLING if name in spans}})
             _add(self.step_flops, {"ahead": self.step_flops.pop("rollout", 0.0)})
 
     def charge_rollout(self, phase: str, loaded: LoadedModel, counts: RolloutCounts) -> None:
@@ -158,6 +158,11 @@ class Profile(Ledger):
     def _sampled_ahead(self) -> bool:
         return "ahead" in self.span_seconds
 
+    @property
+    def _sampled(self) -> str:
+        """The phase in which sampling runs."""
+        return "ahead" if self._sampled_ahead else "rollout"
+
     def _cells(self, name: str, inside: bool, step_s: float, machine: MachinePeak) -> list[str]:
         seconds = self.span_seconds[name] / NUM_STEPS
         flops = self.step_flops.get(name, 0.0) / NUM_STEPS
@@ -176,6 +181,12 @@ class Profile(Ledger):
             took, waited = (self.span_seconds[name] / NUM_STEPS for name in ("ahead", "rollout"))
             lines.append(
                 f"sampling took {took:.3f} s in its own thread (ahead); the step waited {waited:.3f} s for it (rollout)"
+            )
+        if "environment" in self.span_seconds:
+            waited, sampling = self.span_seconds["environment"], self.span_seconds[self._sampled]
+            lines.append(
+                f"sampling waited {waited / sampling:.1%} of its time for environments; the rest of their work ran "
+                "behind decoding"
             )
         floor = self.decode_floor(machine)
         taken = self.span_seconds.get("decode", 0.0)

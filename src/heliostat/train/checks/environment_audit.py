@@ -14,7 +14,6 @@ from heliostat.tasks import EnvironmentReport, Task, audit_environment
 from heliostat.tasks.environment_audit.audit import IN_A_RUN
 from heliostat.tasks.environment_audit.findings import EnvironmentFindingKind
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.specs import spec_of
 
 UNLIKE = (EnvironmentFindingKind.NOT_REPEATABLE, EnvironmentFindingKind.SIBLINGS)
 """Findings after which the members of a group do not see the same world."""
@@ -32,8 +31,8 @@ def audit_episodes(recipe: Recipe, tasks: Sequence[Task], pool: EnvironmentPool)
         EnvironmentNotLoaded: no process can load the environment.
     """
     effort = dataclasses.replace(IN_A_RUN, budget_s=recipe.audit.budget_s / len(tasks))
-    spec, max_turns = spec_of(recipe.environment), recipe.environment.max_turns
-    return [audit_environment(spec, task.train, max_turns=max_turns, effort=effort, pool=pool) for task in tasks]
+    max_turns = recipe.environment.max_turns
+    return [audit_environment(pool.spec, task.train, max_turns=max_turns, effort=effort, pool=pool) for task in tasks]
 
 
 def reason_against(report: EnvironmentReport, section: AuditSection) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from heliostat.config import Recipe
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tasks.environments.specs import spec_if_enabled
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.traces import Attempts, Bank, BankSummary, policy_fingerprint, summarise
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.checks.encoding import check_encodable
@@ -158,7 +158,7 @@ def run_collect(
     problems = [problem for task in tasks for problem in task.train][:num_problems]
     bundle = set_up_sampler(recipe, start_runtime(recipe.run))
     check_encodable(recipe, [replace(task, train=(), heldout=task.train) for task in tasks], bundle)
-    environment = spec_if_enabled(recipe.environment)
+    environment = environment_of(recipe.environment)
     with VerifierPool(tasks, environment) as pool, Bank.open(bank) as opened, display or Display() as shown:
         bundle = with_episodes(bundle, pool.environments, shown.note)
         Collector(recipe, bundle, tasks, pool, opened, quota, shown).collect(problems)

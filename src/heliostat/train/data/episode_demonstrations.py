@@ -24,7 +24,7 @@ from heliostat.models import LoadedModel, TurnFormat, encode_solution
 from heliostat.rollout import completion_seed
 from heliostat.tasks.environments.contract import Step
 from heliostat.tasks.environments.pool import Episode, NoOracle
-from heliostat.tasks.environments.specs import row_of, seed_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.train.data.demonstrations import Demonstrations
 from heliostat.train.episodes import Environments
 from heliostat.train.logprobs.packing import Row

@@ -62,8 +62,8 @@ def find_prefix_sources(recipe: Recipe, bundle: ModelBundle, tasks: Sequence[Tas
     problems = {problem.problem_id: (task, problem) for task in tasks for problem in task.train}
     with Bank.open(Path(recipe.traces.bank), create=False) as bank:
         tokenizer = tokenizer_fingerprint(bundle.loaded)
-        findings = check_bank(bank)
-        picked = bank.pick(problems, 1, tokenizer=tokenizer, findings=type(findings)())  # reported already
+        issues = check_bank(bank)
+        picked = bank.pick(problems, 1, tokenizer=tokenizer, issues=type(issues)())  # reported already
         flops = spent_on(bank, list(picked))
     found = [_prefix_source(traces[0], *problems[key], recipe, bundle) for key, traces in sorted(picked.items())]
     prefix_sources = tuple(prefix_source for prefix_source in found if prefix_source.ids)
@@ -73,7 +73,7 @@ def find_prefix_sources(recipe: Recipe, bundle: ModelBundle, tasks: Sequence[Tas
             f"{len(picked)} for this task's training problems in this model's token ids, none of them with a part to "
             "give before its answer; fill it with heliostat sample MODEL --recipe RECIPE --bank FILE"
         )
-    return PrefixSources(prefix_sources, flops, len(found) - len(prefix_sources), tuple(findings.lines()))
+    return PrefixSources(prefix_sources, flops, len(found) - len(prefix_sources), tuple(issues.lines()))
 
 
 def _prefix_source(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bundle: ModelBundle) -> PrefixSource:

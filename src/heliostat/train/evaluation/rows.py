@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from heliostat.storage import read_rows
+from heliostat.train.evaluation.conversation import TextOf, conversation
 from heliostat.train.evaluation.evaluate import Evaluation, ProblemResult
 from heliostat.types import Group
 
@@ -80,8 +82,12 @@ def _result(row: Mapping[str, Any]) -> ProblemResult:
     )
 
 
-def transcript_rows(step: int, phase: str, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Convert the first completion of every group to a readable row."""
+def transcript_rows(step: int, phase: str, groups: Sequence[Group], text_of: TextOf) -> list[dict[str, Any]]:
+    """Convert the first completion of every group to a readable row.
+
+    A trajectory's row has its turns and the environment's answers as well, and as its prompt the text that the model
+    read, since the first observation is a part of it.
+    """
     return [
         {
             "step": step,
@@ -95,6 +101,14 @@ def transcript_rows(step: int, phase: str, groups: Sequence[Group]) -> list[dict
             "stop_reason": str(group.completions[0].stop_reason),
             "answer": group.prompt.problem.answer,
             "num_tokens": group.completions[0].num_sampled,
+            **_turns(group, text_of),
         }
         for group in groups
     ]
+
+
+def _turns(group: Group, text_of: TextOf) -> dict[str, Any]:
+    said = conversation(group.completions[0], text_of)
+    if not said:
+        return {}
+    return {"prompt": text_of(group.prompt.token_ids), "turns": [asdict(one) for one in said]}

@@ -11,7 +11,7 @@ from typing import Any
 from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
-from heliostat.tasks.environments.specs import spec_if_enabled
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
@@ -75,7 +75,7 @@ def run_eval(
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
     evaluations, dtypes = [], []
-    with VerifierPool(tasks, spec_if_enabled(recipe.environment)) as pool:
+    with VerifierPool(tasks, environment_of(recipe.environment)) as pool:
         for path in models:
             bundle = set_up_sampler(with_model(recipe, path), runtime)
             bundle = with_episodes(bundle, pool.environments, warnings.warn)

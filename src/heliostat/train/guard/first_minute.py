@@ -20,6 +20,8 @@ NUM_SOLUTIONS = 64
 def first_minute_settings(bundle: ModelBundle, tasks: Sequence[Task]) -> dict[str, float]:
     """Collect numbers of the recipe by dotted name, and ``task.longest_solution`` in tokens where solutions exist."""
     numbers = recipe_numbers(bundle.recipe.model_dump())
+    if bundle.recipe.environment.enabled:  # its limits are on turns; a worked solution is a conversation
+        return numbers
     problems = [problem for task in tasks for problem in task.train[:NUM_SOLUTIONS] if problem.solution]
     lengths = [
         len(encode_solution(bundle.loaded, bundle.prompt(problem), problem.solution))

@@ -61,7 +61,7 @@ class Panel:
             "panel/greedy": float(result.greedy or 0.0),
         }
         if len(groups) >= NUM_CROSSED:
-            metrics["panel/information"] = prompt_information(self._crossed(policy, groups[:NUM_CROSSED]))
+            metrics["panel/information"] = prompt_information(self.crossed(policy, groups[:NUM_CROSSED]))
         return metrics | self._calibration(policy, groups)
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class Panel:
         }
 
     @torch.no_grad()
-    def _crossed(self, policy: Policy, groups: Sequence[Group]) -> Float[np.ndarray, "answer prompt"]:
+    def crossed(self, policy: Policy, groups: Sequence[Group]) -> Float[np.ndarray, "answer prompt"]:
         """Compute ``log p(y_i | x_j)`` of the first answer of each group under each group's prompt."""
         rows = [
             Row(j, other.prompt, group.completions[0], 0.0, None) for j, other in enumerate(groups) for group in groups

@@ -11,18 +11,24 @@ from heliostat.models import LoadedModel, decode
 from heliostat.monitors.diversity import AnswerDiversity, DuplicatePrompts, TextRepetition
 from heliostat.monitors.entropy import Concentration, EntropyDrift, ThoughtAndAnswer, TokenEntropy
 from heliostat.monitors.signal import Monitor, Signal
+from heliostat.monitors.turns import Action, Trajectories
 from heliostat.tasks import Task
 from heliostat.tasks.answers import find_answer
 from heliostat.types import Completion, Group
 
 
-def make_monitor(tasks: Sequence[Task], loaded: LoadedModel) -> Monitor:
-    """Build the monitor of step-level signals for a run on these tasks."""
+def make_monitor(tasks: Sequence[Task], loaded: LoadedModel, action: Action | None = None) -> Monitor:
+    """Build the monitor of step-level signals for a run on these tasks.
+
+    Args:
+        action: the text of a turn, in a run with an environment.
+    """
     answers = Answers({task.name: task.answer_after for task in tasks}, loaded)
     signals: list[Signal] = [TokenEntropy(tuple(task.name for task in tasks)), Concentration(), EntropyDrift()]
     if any(task.answer_after for task in tasks):
         signals.append(ThoughtAndAnswer(answers.start))
-    return Monitor((*signals, AnswerDiversity(answers.text), TextRepetition(), DuplicatePrompts()))
+    signals += [AnswerDiversity(answers.text), TextRepetition(), DuplicatePrompts()]
+    return Monitor(signals if action is None else [*signals, Trajectories(action)])
 
 
 class Answers:

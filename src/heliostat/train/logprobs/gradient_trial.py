@@ -46,7 +46,7 @@ class GradientTrial:
         if not any(parameter.requires_grad for parameter in self.loaded.model.parameters()):
             return
         try:
-            truth = self._gradient(Alone())
+            truth = self.gradient(Alone())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the code of a model can raise any type
@@ -65,7 +65,7 @@ class GradientTrial:
         if self._truth is None or self.untrainable:
             return ""
         try:
-            found = self._gradient(layout)
+            found = self.gradient(layout)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # as above
@@ -73,7 +73,7 @@ class GradientTrial:
         gap = float("inf") if found is None else float((found - self._truth).norm() / self._truth.norm())
         return "" if gap <= MAX_GAP else f"gradients off by {gap:.1g} of their size"
 
-    def _gradient(self, layout: Layout) -> Float[Tensor, "token width"] | None:
+    def gradient(self, layout: Layout) -> Float[Tensor, "token width"] | None:
         """Sum the gradient over the places of every token; ``None`` if the model's embedding is not called."""
         targets = torch.tensor([token for row in self.rows for token in row.completion.token_ids])
         with torch.enable_grad(), _places(self.loaded.model.get_input_embeddings()) as places:

@@ -85,7 +85,7 @@ def exact_layouts(loaded: LoadedModel) -> Exact:
 
 
 def _tried(loaded: LoadedModel) -> Exact:
-    rows = _rows(loaded)
+    rows = trial_rows(loaded)
     measure = measure_tolerance(loaded)
     with comparison_mode(loaded, measure.gain):
         truth = torch.cat(
@@ -136,7 +136,7 @@ def _fault(
     return f"log-probabilities off by {gap:.1g}, where rounding explains {bound:.1g}"
 
 
-def _rows(loaded: LoadedModel) -> list[Row]:
+def trial_rows(loaded: LoadedModel) -> list[Row]:
     """Build two completions of uneven length for each prompt of the trial of decoding."""
     contexts = mixed_contexts(loaded)
     longest = num_tried(loaded)

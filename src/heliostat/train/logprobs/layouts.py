@@ -64,6 +64,7 @@ class Plain:
         return Work(tokens, tokens * width)
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        # The last token predicts nothing that is scored, so it is no input.
         inputs = [(row.prompt.context_ids + row.completion.token_ids)[:-1] for row in rows]
         hidden = loaded.head.hidden(input_ids=_padded(inputs, loaded), use_cache=False)
         # Position i predicts token i + 1, so a completion's tokens are predicted from the context's last position on.
@@ -107,6 +108,7 @@ class Tree:
         )
         order = {group: index for index, group in enumerate(trees)}
         picked = [
+            # The prompt's last token predicts the first of each completion.
             order[row.group] * width + (inputs[place - 1] if place else row.context_length - 1)
             for row, inputs in zip(rows, spans, strict=True)
             for place in row.scored
@@ -156,6 +158,7 @@ class Cached:
         contexts = {row.group: row.prompt.context_ids for row in rows}
         order = {group: index for index, group in enumerate(contexts)}
         width = max(map(len, contexts.values()))
+        # Prompts are padded on the left, so that every completion continues in the same column of the cache.
         ids = _padded([(loaded.pad_id,) * (width - len(c)) + c for c in contexts.values()], loaded)
         device = ids.device
         prompt_of_row = torch.tensor([order[row.group] for row in rows], device=device)
@@ -169,6 +172,7 @@ class Cached:
             memory=cache,
             use_cache=True,
         )
+        # The prompt's last position predicts the first token of each of its completions.
         hidden = prompt_hidden[:, -1][prompt_of_row].unsqueeze(1)
         if max(row.length for row in rows) > 1:
             rest = self._continue(loaded, rows, cache, start[prompt_of_row], prompt_of_row, width)
@@ -189,6 +193,7 @@ class Cached:
         ids = _padded([row.completion.token_ids[:-1] for row in rows], loaded)
         for layer in cache.layers:
             keys, values = key_values(layer)
+            # Indexing copies a prompt's entries for each completion, and gradients of the copies add up in them.
             layer.keys, layer.values = keys[prompt_of_row], values[prompt_of_row]  # type: ignore[union-attr]
         steps = torch.arange(ids.shape[1], device=ids.device)
         columns = torch.arange(width + ids.shape[1], device=ids.device)

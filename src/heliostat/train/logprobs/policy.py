@@ -93,6 +93,13 @@ class Policy:
 
         return as_fsdp_forward(self.loaded.model, work)
 
+    def hidden(self, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
+        """Compute the state that the head reads to predict each completion token, concatenated in row order.
+
+        **Limits** The log-softmax of the head's logits at these states, over the temperature, is ``log_probs``.
+        """
+        return as_fsdp_forward(self.loaded.model, lambda: self._hidden(rows))
+
     @torch.no_grad()
     def entropies(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Compute the entropy of the distribution before every completion token, in nats, without gradient."""

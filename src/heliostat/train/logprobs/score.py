@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.spans import span
@@ -19,7 +20,6 @@ Anchor = tuple[Tensor, ...]
 """Token log-probabilities of each completion of a group."""
 
 
-@torch.no_grad()
 def score(
     policy: Policy,
     groups: Sequence[TrainingGroup],
@@ -31,7 +31,15 @@ def score(
     Args:
         count: called for every forward, for the ledger.
     """
-    rows = rows_of(groups)
+    pieces = iter(score_rows(policy, rows_of(groups), tokens_per_microbatch, count))
+    return [tuple(next(pieces) for _ in group.group.completions) for group in groups]
+
+
+@torch.no_grad()
+def score_rows(
+    policy: Policy, rows: Sequence[Row], tokens_per_microbatch: int, count: Callable[[Sequence[Row], bool], None]
+) -> list[Float[Tensor, " token"]]:
+    """Compute token log-probabilities of every row under the current ``policy``; see ``score``."""
     by_row: dict[int, Tensor] = {}
     parts = microbatches(rows, tokens_per_microbatch, policy.padded_tokens)
     for part in parts:
@@ -40,8 +48,7 @@ def score(
         count(part, policy.shared_prompt)
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             by_row[id(row)] = piece
-    pieces = iter(rows)
-    return [tuple(by_row[id(next(pieces))] for _ in group.group.completions) for group in groups]
+    return [by_row[id(row)] for row in rows]
 
 
 def sampler_anchor(group: Group) -> Anchor:

@@ -32,6 +32,7 @@ from torch import Tensor
 from heliostat.config import Recipe
 from heliostat.models import LoadedModel, are_current, snapshot_weights, with_weights
 from heliostat.monitors.mismatch import Mismatch
+from heliostat.monitors.turns import sampler_gaps
 from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.spans import timed_spans
 from heliostat.tasks import VerifierPool
@@ -270,7 +271,7 @@ class RolloutScheduler:
             train.shared_prompt,
             gradient_checkpointing=train.gradient_checkpointing,
         )
-        some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is not charged
+        some, counts = groups[:NUM_COMPARED], UpdateCounts()  # diagnosis is not counted
         if self._is_scored(request):
             some, counts = groups, scored
         rows = [TrainingGroup(group, torch.zeros(len(group.completions))) for group in some]
@@ -288,4 +289,6 @@ def _compared(groups: list[Group], old: list[Anchor]) -> tuple[float | None, dic
         return None, Mismatch().empty()
     train, gen = (torch.cat(side) for side in zip(*pairs, strict=True))
     sequence = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(logp) for logp, _ in pairs]))
-    return float((gen - train).abs().max()), Mismatch().measure(train, gen, sequence, len(pairs))
+    members = [(group.prompt, one) for group, _ in zip(groups, old, strict=False) for one in group.completions]
+    moments = Mismatch().measure(train, gen, sequence, len(pairs)) | sampler_gaps(members, train, gen)
+    return float((gen - train).abs().max()), moments

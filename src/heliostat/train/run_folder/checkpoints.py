@@ -92,23 +92,23 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in self.steps():
             try:
-                ages[step] = read_about(self._path(step), step).age
+                ages[step] = read_about(self.path_of(step), step).age
             except Damaged as error:
                 damaged[step] = str(error)
         for step in sorted(ages, key=ages.__getitem__, reverse=True):
             try:
-                about = check(self._path(step), step)
+                about = check(self.path_of(step), step)
             except Damaged as error:
                 damaged[step] = str(error)
                 continue
             for other, age in ages.items():
                 if other > step and age < ages[step]:
-                    remove_folder(self._path(other))
+                    remove_folder(self.path_of(other))
             self._just_checked = step
             lost = [f"a checkpoint is lost: {why}; step {step} is intact" for at, why in damaged.items() if at >= step]
             if not lost:  # damaged checkpoints stay for inspection until the next one is written
                 self._prune(step)
-            notes = [] if about.is_checked else [unchecked(self._path(step))]
+            notes = [] if about.is_checked else [unchecked(self.path_of(step))]
             return ResumePoint(step, about.logs, (*lost, *notes))
         return ResumePoint(max(damaged, default=None), is_intact=not damaged)
 
@@ -120,7 +120,7 @@ class Checkpoints:
         good = []
         for step in self.steps():
             with suppress(Damaged):
-                check(self._path(step), step)
+                check(self.path_of(step), step)
                 good.append(step)
         return good
 
@@ -142,7 +142,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk refused; earlier checkpoints are untouched.
         """
-        final = self._path(step)
+        final = self.path_of(step)
         draft: FolderDraft | None = None
         try:
             with self.runtime.raise_on_all_ranks():
@@ -172,21 +172,21 @@ class Checkpoints:
         number = 0
         for step in self.steps():
             with suppress(Damaged):
-                number = max(number, read_about(self._path(step), step).number + 1)
+                number = max(number, read_about(self.path_of(step), step).number + 1)
         return number
 
     def _prune(self, step: int) -> None:
         if not self.runtime.is_main:
             return
         self.drop_after(step)
-        kept = [other for other in self.steps() if _is_readable(self._path(other), other)]
+        kept = [other for other in self.steps() if _is_readable(self.path_of(other), other)]
         for other in set(self.steps()) - set(kept[-self.keep :]):
-            remove_folder(self._path(other))
+            remove_folder(self.path_of(other))
 
     def drop_after(self, step: int) -> None:
         """Remove the checkpoints of steps after ``step``."""
         for later in [other for other in self.steps() if other > step] if self.runtime.is_main else []:
-            remove_folder(self._path(later))
+            remove_folder(self.path_of(later))
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Load a checkpoint's weights and optimizer state in place, and return its ``state``, with its ``rollouts``.
@@ -194,7 +194,7 @@ class Checkpoints:
         Raises:
             CheckpointError: a file is damaged, or the checkpoint is of another model or dtype.
         """
-        folder = self._path(step)
+        folder = self.path_of(step)
         try:
             files = self.runtime.run_on_main(lambda: self._checked(step)).files
             return read_files(folder, files, model, optimizer, self.runtime)
@@ -208,13 +208,13 @@ class Checkpoints:
     def _checked(self, step: int) -> About:
         """Return a checkpoint's description; compare its files with their digests unless that was done just before."""
         fresh, self._just_checked = self._just_checked == step, None
-        return (read_about if fresh else check)(self._path(step), step)
+        return (read_about if fresh else check)(self.path_of(step), step)
 
     def stored_dtype(self, step: int | None) -> torch.dtype | None:
         """Return the dtype of a checkpoint's weights; ``None`` without a checkpoint, or where it cannot be told."""
-        return None if step is None else stored_dtype(self._path(step))
+        return None if step is None else stored_dtype(self.path_of(step))
 
-    def _path(self, step: int) -> Path:
+    def path_of(self, step: int) -> Path:
         return self.folder / name_of(step)
 
 

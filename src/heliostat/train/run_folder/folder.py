@@ -5,12 +5,11 @@
     one)  adapter/ (LoRA)  audit.json (findings of the audit before training)
     template_day.txt (of chat templates that contain the date)
 
-Left out: the contents of a checkpoint (``checkpoints``) and of the page (``report``).
+Left out: the lock itself (``lock``), the contents of a checkpoint (``checkpoints``) and of the page (``report``).
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import math
@@ -18,6 +17,8 @@ import os
 import platform
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +44,7 @@ from heliostat.storage import (
     write_manifest,
 )
 from heliostat.storage.errors import naming
+from heliostat.train.run_folder.lock import take_lock
 from heliostat.train.run_folder.preparation import check_places, keep_apart, sweep
 
 _STARTING = (
@@ -67,10 +69,6 @@ KEPT = frozenset(
 """Files and folders that the manifest of a finished run lists."""
 
 
-class RunLocked(RuntimeError):
-    """Another process is working in the run folder."""
-
-
 def default_run_dir(section: RunSection, recipe_name: str) -> Path:
     """Return ``root/name``, or an unused dated name."""
     if section.name:
@@ -86,69 +84,105 @@ def reserve_run_dir(section: RunSection, recipe_name: str) -> Path:
     return path if section.name else new_folder(path)
 
 
+@dataclass(frozen=True)
 class RunFolder:
-    """A locked run folder.
+    """The places and files of a run folder; without a lock, as in a run's other processes, writing does nothing.
 
-    Args:
-        writes: whether this process writes here; in the other processes of a run, writing does nothing.
-        reserved: whether the folder was just created for this run (``reserve_run_dir``).
-
-    Raises:
-        RunLocked: another process holds it.
-        ConfigError: it holds a run of a different recipe, or files that no run wrote.
+    Attributes:
+        path: the folder.
+        lock: the open lock file of the process that writes (``open``).
+        is_new: whether the folder was created for this run; ``close`` deletes it if the run never started.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, writes: bool = True, reserved: bool = False) -> None:
-        self.path = path
-        self.writes = writes
-        self.checkpoints = path / "checkpoints"
-        if writes:
-            self._is_new = claim_folder(path, "heliostat train", _is_older_run) or reserved
-            self._lock = self._take_lock()
-            self._check_recipe(recipe)
+    path: Path
+    lock: TextIO | None = None
+    is_new: bool = False
+
+    @classmethod
+    def open(cls, path: Path, recipe: Recipe, *, reserved: bool = False) -> RunFolder:
+        """Lock the folder at ``path`` for this process, creating it if it is missing, and prepare it for a session.
+
+        Args:
+            reserved: whether the folder was just created for this run (``reserve_run_dir``).
+
+        Raises:
+            RunLocked: another process holds it.
+            ConfigError: it holds a run of a different recipe, or files that no run wrote.
+        """
+        is_new = claim_folder(path, "heliostat train", _is_older_run) or reserved
+        with ExitStack() as undo:
+            lock = undo.enter_context(take_lock(path))
+            folder = cls(path, lock, is_new)
+            folder._check_recipe(recipe)
             sweep(path, (*KEPT, MARKER, MANIFEST, "trackers.json", "report.html"))
             check_places(path)
-            self.checkpoints.mkdir(exist_ok=True)
-        self.metrics = path / "metrics.jsonl"
-        self.evals = path / "evals.jsonl"
-        self.transcripts = path / "transcripts.jsonl"
-        self.events = path / "events.jsonl"
-        self.abandoned = path / "abandoned.jsonl"
-        self.summary = path / "summary.json"
-        self.model = path / "model"
-        self.adapter = path / "adapter"
-        self.prefixes = path / "prefixes.json"
-        self.reference = path / "reference"
-        if writes:
-            keep_apart(self._logs)
+            folder.checkpoints.mkdir(exist_ok=True)
+            keep_apart(folder._logs)
+            undo.pop_all()
+        return folder
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes here."""
+        return self.lock is not None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals(self) -> Path:
+        return self.path / "evals.jsonl"
+
+    @property
+    def transcripts(self) -> Path:
+        return self.path / "transcripts.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def abandoned(self) -> Path:
+        return self.path / "abandoned.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def prefixes(self) -> Path:
+        return self.path / "prefixes.json"
+
+    @property
+    def reference(self) -> Path:
+        return self.path / "reference"
 
     @property
     def _logs(self) -> tuple[Path, ...]:
         return self.metrics, self.evals, self.transcripts, self.events, self.abandoned
 
-    def _take_lock(self) -> TextIO:
-        path = self.path / "run.lock"
-        if path.is_symlink():
-            raise ConfigError(f"{path} is a link; remove it, or choose another folder with --run")
-        lock = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip()
-            lock.close()
-            raise RunLocked(
-                f"{self.path} is in use by process {owner or 'unknown'}; wait for it, or choose another folder with "
-                "--run"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        return lock
-
     def _check_recipe(self, recipe: Recipe) -> None:
         path = self.path / "recipe.toml"
-        if not (self.path / "versions.json").exists():  # first, so that it is there whenever the recipe is
+        if not (self.path / "versions.json").exists():  # written first, so that it exists whenever the recipe does
             publish_file(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
         if path.exists():
             difference = _first_difference(load_recipe(str(path)).model_dump(), recipe.model_dump())
@@ -209,14 +243,14 @@ class RunFolder:
         """
         if not self.writes:
             return []
-        (self.path / MANIFEST).unlink(missing_ok=True)  # of the end of an earlier session
+        (self.path / MANIFEST).unlink(missing_ok=True)  # left by the end of an earlier session
         if step is None:
             for path in self._logs:
                 path.unlink(missing_ok=True)
             return []
         losses = []
         for path in self._logs:
-            if path.name not in extents:  # a checkpoint of an earlier version, also without the results of before
+            if path.name not in extents:  # a checkpoint of an earlier version lacks the results before training too
                 self._salvage(path, step, phases=("before", "during"))
                 continue
             try:
@@ -300,11 +334,11 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the lock, and delete the folder if the run never started."""
-        if not self.writes:
+        if self.lock is None:
             return
-        self._lock.truncate(0)
-        self._lock.close()
-        if self._is_new and not self.metrics.exists():
+        self.lock.truncate(0)
+        self.lock.close()
+        if self.is_new and not self.metrics.exists():
             events = [str(path.relative_to(self.path)) for path in self.path.glob("tensorboard/events.out.tfevents.*")]
             release_folder(self.path, [*events, "tensorboard", *_STARTING])
 

@@ -9,17 +9,19 @@ Left out: alarms and actions on these metrics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.logprobs.packing import microbatches, rows_of
+from heliostat.train.logprobs.packing import Row, microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.update.rank_sync import RankSync
 from heliostat.types import Batch, Group, Mean
+
+OnRow = Callable[[Row, Float[np.ndarray, " token"]], object]
 
 
 def rollout_means(groups: Sequence[Group]) -> dict[str, Mean]:
@@ -46,12 +48,20 @@ def _mean(values: Sequence[float]) -> Mean:
 
 @torch.no_grad()
 def sequence_log_ratios(
-    policy: Policy, batch: Batch, num_groups: int, tokens_per_microbatch: int, runtime: Runtime
+    policy: Policy,
+    batch: Batch,
+    num_groups: int,
+    tokens_per_microbatch: int,
+    runtime: Runtime,
+    on_row: OnRow | None = None,
 ) -> tuple[Float[np.ndarray, " sequence"], Float[np.ndarray, " sequence"], Bool[np.ndarray, " sequence"]]:
     """Compute ``s`` under the current weights for the batch's first ``num_groups`` groups.
 
     The anchor is the sampler's own log-probability, which the sampler-gap metric compares with the trainer's. Each rank
     scores a share of the groups, and all ranks get all results.
+
+    Args:
+        on_row: called with every row of this rank's share, and the log-ratios of its tokens.
 
     Returns:
         Log-ratio, advantage and success of each sequence.
@@ -68,6 +78,8 @@ def sequence_log_ratios(
         logp = policy.log_probs(part).double().cpu()
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             log_ratio.append(float(piece.sum()) - float(row.completion.logp_gen.sum(dtype=np.float64)))
+            if on_row is not None:
+                on_row(row, piece.numpy() - row.completion.logp_gen)
             advantage.append(row.advantage)
             success.append(flag[id(row)])
     rank_sync.run_dummy_passes(policy)

@@ -20,6 +20,7 @@ import torch
 
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
+from heliostat.monitors.turns import sampler_gaps
 from heliostat.monitors.weights import WeightProbe
 from heliostat.objectives import Objective
 from heliostat.objectives.covariance import CovarianceClip
@@ -43,7 +44,8 @@ class UpdateReport:
     Attributes:
         max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
         counts, scored: counts of the passes with gradients, and of the passes that only score (an anchor, a reference).
-        mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``).
+        mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``), and of
+            trajectories by turn (``monitors.turns``).
         moved: moments of the change of the weights (``monitors.weights``).
     """
 
@@ -146,12 +148,15 @@ class Updater:
             return batch
         return Batch(tuple(dataclasses.replace(g, logp_old=a) for g, a in zip(batch.groups, anchors, strict=True)))
 
-    def run(self, batch: Batch, num_updates: int, first_update: int, seed: int) -> UpdateReport:
+    def run(
+        self, batch: Batch, num_updates: int, first_update: int, seed: int, *, shuffle: bool = True
+    ) -> UpdateReport:
         """Run ``num_updates`` optimizer steps on one batch of rollouts.
 
         Args:
             first_update: index of the phase's first optimizer step in the run, for the learning-rate schedule.
             seed: decides the partition of groups into updates.
+            shuffle: ``False`` takes the groups in the given order instead.
 
         Raises:
             TrainingDiverged: ``max_bad_steps`` consecutive steps had a non-finite loss or gradient.
@@ -164,7 +169,8 @@ class Updater:
             self._current = CovarianceClip.of_batch(self.objective, batch, self.covariance_share)
         self.probe.remember()
         self._rows = rows_of(batch.groups)
-        order = np.random.default_rng(seed).permutation(len(batch.groups))
+        num_groups = len(batch.groups)
+        order = np.random.default_rng(seed).permutation(num_groups) if shuffle else np.arange(num_groups)
         minibatches = batch.minibatches(num_updates, [int(index) for index in order])
         shares = [self._share(minibatch) for minibatch in minibatches]
         at_anchor = all(group.logp_old is None for group in batch.groups)
@@ -261,6 +267,7 @@ class Updater:
             gap = float((tokens.logp_gen - logp_new.detach()).abs().max())
             report.max_sampler_gap = max(report.max_sampler_gap or 0.0, gap)
             compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
+            compared |= sampler_gaps([(row.prompt, row.completion) for row in part], logp_new.detach(), tokens.logp_gen)
             report.mismatch = merge([report.mismatch, compared])
         output = self._current.loss(logp_new, tokens, normalizer)
         with span("backward"):

@@ -142,6 +142,7 @@ def test_tokens_do_not_merge_over_the_border(base_model: LoadedModel):
     assert decode(base_model, prompt.token_ids + solution) == "The answer is 3"
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(question=TEXT, solution=TEXT)
 def test_question_and_solution_come_back_exactly(tiny: LoadedModel, question: str, solution: str):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 COUNTED_THEN_FORKED = """
 import os, signal, sys
 from heliostat.config import ModelSection
@@ -22,6 +24,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_process_forked_after_counting_tokenizes_without_hanging_and_the_environment_is_left_alone(monkeypatch):
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     done = subprocess.run([sys.executable, "-c", COUNTED_THEN_FORKED], capture_output=True, text=True, timeout=200)

@@ -209,7 +209,7 @@ def test_an_adapter_whose_other_half_is_zero_waits_for_it():
     down, up = torch.nn.Linear(4, 2, bias=False), torch.nn.Linear(2, 3, bias=False)
     torch.nn.init.zeros_(up.weight)
     model = torch.nn.Sequential(down, up)
-    optimizer = RING(model, lr=0.1, damping=0.1, skip_unscored=True)
+    optimizer = RING(model, lr=0.1, damping=0.1, skip_zero_gradients=True)
     inputs, labels = torch.randn(8, 4), torch.arange(8) % 3
     before = down.weight.detach().clone()
     for step in range(3):

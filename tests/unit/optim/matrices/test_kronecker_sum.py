@@ -1,5 +1,9 @@
 """The Kronecker-sum step against its definition written out, and where it is Adam."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -144,3 +148,34 @@ def test_sides_are_cut_into_the_fewest_equal_parts(side, block_size, length):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         KroneckerSum([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
+
+
+STEPS = """
+import sys
+import torch
+from heliostat.optim import KroneckerSum
+num_threads, rows, columns, rank, path = *map(int, sys.argv[1:5]), sys.argv[5]
+torch.set_num_threads(num_threads)
+generator = torch.Generator().manual_seed(0)
+weight = torch.nn.Parameter(torch.zeros(rows, columns))
+optimizer, moves = KroneckerSum([weight], lr=1.0), []
+for _ in range(2):
+    before = weight.detach().clone()
+    left, right = (torch.randn(*shape, generator=generator) for shape in ((rows, rank), (rank, columns)))
+    weight.grad = left * torch.logspace(0, -3, rank) @ right
+    optimizer.step()
+    moves.append(weight.detach() - before)
+torch.save(torch.stack(moves), path)
+"""
+
+
+# Directions without gradient are scaled up by the root of the damping: they hold rounding alone, but 100 times of it.
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "rank", "bound"), [((256, 256), 256, 1e-5), ((512, 32), 32, 1e-4)])
+def test_a_step_does_not_depend_on_the_number_of_threads(shape, rank, bound, tmp_path):
+    for num_threads in (1, 2):
+        words = map(str, (num_threads, *shape, rank, tmp_path / f"{num_threads}.pt"))
+        threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+        subprocess.run([sys.executable, "-c", STEPS, *words], env=os.environ | threads, check=True, timeout=200)
+    one, two = (torch.load(tmp_path / f"{num_threads}.pt") for num_threads in (1, 2))
+    assert ((two - one).flatten(1).norm(dim=1) < bound * one.flatten(1).norm(dim=1)).all()

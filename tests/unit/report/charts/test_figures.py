@@ -29,7 +29,7 @@ def test_every_declared_metric_is_shown_somewhere() -> None:
     in_panels = {key for group in GROUPS for panel in group.panels for key in panel.keys}
     in_rest = {key for panel in remaining_panels([everything]) for key in panel.keys}
     assert in_panels | in_rest | SHOWN_ELSEWHERE >= METRICS.keys()
-    assert in_panels <= METRICS.keys()
+    assert {key.partition(":")[0] for key in in_panels} <= METRICS.keys()
 
 
 def test_metrics_that_share_an_axis_share_a_unit_and_have_a_name_each() -> None:
@@ -61,7 +61,7 @@ def test_every_panel_says_what_it_shows_and_how_to_read_it(finished: Path) -> No
         for panel in group.panels:
             figure = figures.panel(panel)
             if figure is not None:
-                assert METRICS[panel.keys[0]].meaning[1:] in html.unescape(figure)
+                assert declared(panel.keys[0]).meaning[1:] in html.unescape(figure)
                 assert panel.reading in html.unescape(figure)
 
 
@@ -123,3 +123,25 @@ def test_points_per_line_shrink_as_runs_are_added(num_runs: int) -> None:
     figures.panel(ChartPanel("Entropy", ("policy/entropy",), "x."))
     points = sum(len(line["x"]) for line in figures.hover["policy-entropy"]["lines"])
     assert points <= 400
+
+
+def test_turns_are_drawn_only_where_there_are_turns() -> None:
+    from heliostat.report.sections.page_sections import chart_sections
+
+    plain = run_of(policy__entropy=[0.5, 0.4])
+    turns = {"agent/turns": 2.0, "agent/valid_calls": 0.5} | {f"agent/entropy:{n}": 0.1 for n in ("1", "2", "3", "4+")}
+    several = Run("s", Path("s"), metrics=[{"step": float(step), "policy/entropy": 0.5} | turns for step in (1, 2)])
+    anchors = [section.anchor for section in chart_sections([plain], Figures([plain]))]
+    assert "turns" not in anchors
+    (section,) = (one for one in chart_sections([several], Figures([several])) if one.anchor == "turns")
+    for name in ("turn 1", "turn 2", "turn 3", "later turns", "Turns with a call that works"):
+        assert name in section.body
+    assert "Log-ratio by turn" not in section.body
+    assert section.body.count("entropy of sampled tokens by turn") == 1, "what they share is said once"
+
+
+def test_a_limit_that_does_not_apply_is_no_reference() -> None:
+    panel = ChartPanel("Length", ("length/mean",), "x.", reference=("rollout.max_new_tokens", "budget"))
+    recipe = {"rollout": {"max_new_tokens": 24}, "environment": {"name": "", "tools": []}}
+    assert panel.level(Run("r", Path("r"), recipe=recipe)) == (24.0, "budget")
+    assert panel.level(Run("r", Path("r"), recipe=recipe | {"environment": {"name": "maze"}})) is None

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from heliostat.report.runs.read import Run, Transcript
-from heliostat.report.sections.transcripts import MAX_CHARACTERS, pair_up, transcript_section
+from heliostat.report.runs.read import Run, Transcript, Utterance, read_run
+from heliostat.report.sections.transcripts import (
+    MAX_CHARACTERS,
+    MAX_SPOKEN,
+    SPOKEN_CHARACTERS,
+    pair_up,
+    transcript_section,
+)
 
 
 def said(phase: str, problem: str, text: str = "x", step: int = 0, **how: object) -> Transcript:
@@ -76,3 +83,62 @@ def test_facts_name_how_a_completion_ended() -> None:
     markup = section(said("after", "a", reward=0.25, num_tokens=12, stop_reason="max_tokens", success=False))
     assert "reward 0.25 · 12 tokens · cut off: token budget" in markup
     assert "✗ not correct" in markup
+
+
+# -- trajectories
+
+TURNS = (
+    Utterance("assistant", "look(7)", 4, 0.0),
+    Utterance("environment", "it is 42", 5),
+    Utterance("assistant", "42", 2, 1.0),
+)
+
+
+def test_a_trajectory_is_drawn_as_a_conversation_before_and_after() -> None:
+    markup = section(
+        said("before", "a", "no", turns=(Utterance("assistant", "no", 1, 0.0),)),
+        said("after", "a", "42", turns=TURNS, num_tokens=6, reward=1.0, stop_reason="environment_done"),
+    )
+    assert markup.count('class="conversation"') == 2
+    places = [markup.index(piece) for piece in ("look(7)", "it is 42", ">42<")]
+    assert places == sorted(places), "in the order in which they were said"
+    assert markup.count('<li class="assistant">') == 3
+    assert markup.count('<li class="environment">') == 1
+    assert "<strong>Model</strong> 4 tokens · reward 0" in markup
+    assert "<strong>Environment</strong> 5 tokens<" in markup
+    assert "2 turns · 6 sampled tokens · ended by the environment" in markup
+    assert 'class="completion"' not in markup, "the last turn is not shown twice"
+
+
+def test_neither_side_of_a_conversation_can_write_markup() -> None:
+    hostile = "</pre></li></ol><script>alert(1)</script><img src=x onerror=alert(1)>\u202e"
+    markup = section(
+        said("after", "a", turns=(Utterance("assistant", hostile, 3), Utterance("environment", hostile, 3)))
+    )
+    assert "<script" not in markup
+    assert "<img" not in markup
+    assert markup.count("&lt;script&gt;") == 2
+    assert markup.count('data-code="U+202E"') == 2
+    assert markup.count("</ol>") == 1
+
+
+def test_long_conversations_are_bounded() -> None:
+    turns = tuple(Utterance("assistant", "y" * (SPOKEN_CHARACTERS + 5), 9) for _ in range(MAX_SPOKEN + 3))
+    markup = section(said("after", "a", turns=turns))
+    assert markup.count("<li") == MAX_SPOKEN
+    assert "… 3 more turns and answers" in markup
+    assert "… 5 more characters" in markup
+    assert "y" * (SPOKEN_CHARACTERS + 1) not in markup
+
+
+def test_conversations_are_read_from_a_folder_with_any_text(tmp_path: Path) -> None:
+    row = {"step": 0, "phase": "after", "task": "t", "problem_id": "a", "prompt": "?", "completion": "x"}
+    turns = [{"role": "assistant", "text": "lone \ud800", "tokens": 3, "reward": None}]
+    strange = [{"role": "system", "text": "obey"}]
+    lines = [row | {"turns": turns}, row | {"turns": strange}, row]
+    (tmp_path / "transcripts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(tmp_path)
+    assert [[turn.text for turn in one.turns] for one in run.transcripts] == [["lone ?"], []]
+    assert run.transcripts[0].written == "lone ?"
+    assert run.transcripts[1].written == "x"
+    assert any("one line was incomplete" in note for note in run.notes)

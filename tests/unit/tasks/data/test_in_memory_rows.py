@@ -1,22 +1,21 @@
 """Rows as programs have them: every kind of table gives the same task, whole and without a file."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from heliostat import api
 from heliostat.config import Recipe, build_recipe
 from heliostat.tasks import Task, load_task
-from heliostat.tasks.data.in_memory import registering
 
 ROWS = [{"prompt": [{"role": "user", "content": f"{i}?"}], "answer": i, "tags": ["a", None]} for i in range(20)]
 REWARDS = ["exact"]
 
 
 def task_of(data: object, heldout: object = None, overrides: Any = (), recipe: Recipe | None = None) -> Task:
-    with registering() as given:
-        made, _ = api._given_recipe(given, recipe, overrides, (data, heldout), REWARDS, "tiny")
-        return load_task(made.task[0], made.run.seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "run_eval", lambda models, checked, **_: load_task(checked.task[0], checked.run.seed))
+        return cast("Task", api.evaluate("tiny", recipe, overrides, data=data, heldout=heldout, rewards=REWARDS))
 
 
 def columns_of(task: Task) -> list[Any]:

@@ -112,6 +112,7 @@ def test_the_scorer_that_pays_for_every_non_empty_text_is_caught(gym_reports: di
     assert {FindingKind.FIXED_TEXT, FindingKind.COPY} <= kinds(report)
 
 
+@pytest.mark.slow
 def test_chain_sum_is_sound_unless_its_containment_credit_is_paid(gym_reports: dict[str, AuditReport]) -> None:
     assert gym_reports["reasoning-gym/chain_sum"].passed
     shaped = gym_reports["shaped"]
@@ -174,7 +175,7 @@ def test_slow_verifiers_are_cut_and_it_is_said() -> None:
     assert 0 < report.num_oracles < 20
     assert report.num_left > 0
     assert f"time was up before {report.num_left} more texts were judged" in report.format()
-    with VerifierPool([task]) as pool:  # what was not judged is not waited for
+    with VerifierPool([task]) as pool:  # the audit does not wait for unjudged texts
         audit(task, pool=pool, effort=Effort(budget_s=0.5))
         assert pool.judge(task.train[0], ["1"]).result()[0].success
 

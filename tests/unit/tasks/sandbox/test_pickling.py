@@ -166,6 +166,7 @@ def closes_over_a_generator():
     return lambda completions, **columns: [float(next(stream))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "variable"),
     [
@@ -274,6 +275,7 @@ def test_a_module_that_trains_when_it_is_imported_is_refused_where_it_is_named(t
         resolve("trains_at_once:reward")
 
 
+@pytest.mark.slow
 def test_a_function_that_imports_a_training_ends_the_run_in_a_sentence(tmp_path, monkeypatch):
     Path(tmp_path / "trains_later.py").write_text("import heliostat\nKEY = 'x'\nheliostat.post_train('demo')\n")
     monkeypatch.syspath_prepend(str(tmp_path))

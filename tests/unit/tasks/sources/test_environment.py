@@ -7,8 +7,9 @@ import pytest
 
 from heliostat.config import ConfigError, EnvironmentSection, TaskSection
 from heliostat.tasks import Task, load_task, show_task
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.environments.contract import EnvironmentSpec
-from heliostat.tasks.environments.specs import row_of, seed_of, spec_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.types import Problem
 
 
@@ -173,9 +174,11 @@ def test_seeds_are_those_of_the_rows_or_of_the_problem_itself() -> None:
     assert seed_of(Problem("a", "t", "?", columns={"seed": "7"})) == plain[0]
 
 
-def test_spec_of_a_section() -> None:
-    section = EnvironmentSection(name="m:Maze", tools=("m:f",), timeout_s=2.0, num_workers=3, size=5)
-    assert spec_of(section, "/here") == EnvironmentSpec(
-        "m:Maze", ("m:f",), {"size": 5}, "/here", timeout_s=2.0, num_workers=3
-    )
-    assert spec_of(EnvironmentSection(name="m:Maze", import_from="/own")).import_from == "/own"
+def test_the_environment_of_a_section() -> None:
+    section = EnvironmentSection(name="lookup", timeout_s=2.0, num_workers=3, num_keys=5)
+    expected = EnvironmentSpec("lookup", (), {"num_keys": 5}, "/here", timeout_s=2.0, num_workers=3)
+    assert environment_of(section, "/here") == expected
+    assert environment_of(EnvironmentSection(name="lookup", import_from="/own")).import_from == "/own"
+    assert environment_of(EnvironmentSection(name="")) is None
+    with pytest.raises(ConfigError, match=r"num_kyes.*num_keys"):
+        environment_of(EnvironmentSection(name="lookup", num_kyes=5))

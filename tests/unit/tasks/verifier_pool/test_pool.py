@@ -18,6 +18,7 @@ from heliostat.tasks.verifiers.builtin import Function
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
 from tests.support.rewards import FAULTS
 from tests.support.tasks import EXACT, REWARDS, make_task, reward
+from tests.support.workers import worker_pids
 
 
 def make_group(problem: Problem, texts: list[str]) -> Group:
@@ -35,10 +36,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def worker_pids(pool: VerifierPool) -> list[int]:
-    return [keeper._worker.child.process.pid for keeper in pool._threads if keeper._worker]
 
 
 def test_groups_come_back_in_order_with_one_verdict_per_completion() -> None:
@@ -224,10 +221,10 @@ def test_a_worker_killed_from_outside_is_replaced() -> None:
     task = make_task()
     with VerifierPool([task]) as pool:
         pool.verify(make_groups(task))
-        (pid,) = worker_pids(pool)
+        (pid,) = worker_pids()
         os.kill(pid, signal.SIGKILL)
         verified = pool.verify(make_groups(task))
-        assert worker_pids(pool) != [pid]
+        assert worker_pids() != [pid]
     assert all(len(group.verdicts) == 4 and not any(v.failure for v in group.verdicts) for group in verified)
 
 
@@ -237,7 +234,7 @@ def test_leaving_the_block_ends_the_workers_even_in_the_middle_of_a_verdict() ->
         pool.judge(task.train[0], ["1"]).result()
         futures = [pool.judge(problem, ["hangs", "hangs"]) for problem in task.train]
         wait(futures, timeout=0.3)
-        pids = worker_pids(pool)
+        pids = worker_pids()
         assert all(alive(pid) for pid in pids)
     assert not any(alive(pid) for pid in pids)
     for future in futures:
@@ -249,10 +246,11 @@ ORPHANED = """
 import os, sys, time
 from heliostat.tasks import VerifierPool
 from tests.support.tasks import make_task, reward
+from tests.support.workers import worker_pids
 task = make_task(reward("faulty"), timeout_s=0.5)
 pool = VerifierPool([task]).__enter__()
 pool.judge(task.train[0], ["1"]).result()
-print(pool._threads[0]._worker.child.process.pid, flush=True)
+print(*worker_pids(), flush=True)
 if sys.argv[1:]:
     pool.judge(task.train[0], sys.argv[1:])
     time.sleep(0.3)

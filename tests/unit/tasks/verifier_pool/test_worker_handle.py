@@ -16,6 +16,7 @@ from heliostat.tasks.verifier_pool import worker_handle
 from heliostat.tasks.verifiers.builtin import Function
 from tests.support.hostile_rewards import ESCAPES, LIES
 from tests.support.tasks import make_task
+from tests.support.workers import worker_pids
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and prctl")
 
@@ -107,10 +108,10 @@ def test_a_worker_that_lies_costs_no_later_sample(lie: str) -> None:
 def test_a_worker_killed_while_it_starts_is_replaced(delay_s: float) -> None:
     task = hostile_task()
     with VerifierPool([task]) as pool:
-        (keeper,) = pool._threads
-        assert comes_true(lambda: keeper._worker is not None)
+        assert comes_true(worker_pids)
         time.sleep(delay_s)
-        os.kill(keeper._worker.child.process.pid, signal.SIGKILL)
+        (pid,) = worker_pids()
+        os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
         assert pool.judge(task.train[0], ["a"]).result(timeout=120)[0].success
 
@@ -136,7 +137,7 @@ from tests.support.tasks import make_task
 specs = [spec_of(make_task(WeightedVerifier("math", Math())))]
 worker = Worker(specs)
 if sys.argv[1] != "at once":
-    worker._wire.send(specs, 10)
+    worker.wire.send(specs, 10)
 time.sleep(float(sys.argv[2]))
 if sys.argv[1].isdigit():
     worker.child.process.send_signal(int(sys.argv[1]))

@@ -161,6 +161,7 @@ def by_position(prompts, completions, /):
     return [1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "reason"),
     [

@@ -20,6 +20,7 @@ class Row:
 
     def __init__(self, group, context_length, num_tokens):
         self.group, self.context_length, self.num_tokens = group, context_length, num_tokens
+        self.length = num_tokens
 
 
 GROUPS = st.lists(
@@ -110,4 +111,4 @@ def test_an_update_is_charged_what_torch_counts():
     ledger.charge_update("update", NANO, counts)
     whole = (1 + BACKWARD_COST) * forward_flops(NANO, context + length, context + length, length)
     assert whole == counted
-    assert 0.9 * counted < ledger.flops["update"] < counted  # what causality lets a kernel skip is not charged
+    assert 0.9 * counted < ledger.flops["update"] < counted  # FLOPs that causality lets a kernel skip are not counted

@@ -1,6 +1,8 @@
 """The profile: its parts add up, its operations are the ledger's, and decoding's floor is the formula."""
 
 import io
+import re
+from time import sleep
 
 import pytest
 import torch
@@ -103,10 +105,46 @@ def test_sampling_ahead_is_shown_beside_the_step_that_waits_for_it(monkeypatch):
     console.print(*tables)
     lines = console.file.getvalue().splitlines()
     (everything_else,) = (line for line in lines if "everything else" in line)
-    assert "-" not in everything_else  # a thousand seconds beside the step are none of its own
+    assert "-" not in everything_else  # a thousand seconds outside the step do not count
     assert any("ahead" in line and "1000.000" in line for line in lines)
     assert "sampling took 1000.000 s in its own thread" in console.file.getvalue()
     assert not any("score" in line for line in lines)
+
+
+def waiting(monkeypatch, spans):
+    """The text of a profile whose steps sampled ahead with these spans."""
+    monkeypatch.setattr("heliostat.train.accounting.profiler.measure_machine_peak", lambda *_: MachinePeak(1e12, 1e11))
+    tables = []
+    profile = Profile(loaded=make_nano(), show=tables.append)
+    for _ in range(FIRST_STEP + NUM_STEPS):
+        with profile.step():
+            with profile.phase("rollout"):
+                pass
+            profile.record_async_sampling(1000.0, spans)
+    console = Console(width=120, file=io.StringIO())
+    console.print(*tables)
+    return console.file.getvalue()
+
+
+def test_the_wait_for_environments_is_shown_with_its_share(monkeypatch):
+    text = waiting(monkeypatch, {"decode": 700.0, "environment": 250.0})
+    assert "sampling waited 25.0% of its time for environments" in text
+    assert any(line.split()[1:4:2] == ["environment", "250.000"] for line in text.splitlines())
+    assert "environment" not in waiting(monkeypatch, {"decode": 700.0})
+
+
+def test_the_wait_is_a_part_of_the_rollout(monkeypatch):
+    monkeypatch.setattr("heliostat.train.accounting.profiler.measure_machine_peak", lambda *_: MachinePeak(1e12, 1e11))
+    tables = []
+    profile = Profile(loaded=make_nano(), show=tables.append)
+    for _ in range(FIRST_STEP + NUM_STEPS):
+        with profile.step(), profile.phase("rollout"), span("environment"):
+            sleep(0.01)
+    assert 0.03 <= profile.span_seconds["environment"] <= profile.span_seconds["rollout"]
+    console = Console(width=120, file=io.StringIO())
+    console.print(*tables)
+    (share,) = re.findall(r"sampling waited (\S+)% of its time", console.file.getvalue())
+    assert 50 < float(share) <= 100
 
 
 def test_ceilings_are_positive_and_memory_is_seen():

@@ -221,5 +221,5 @@ def test_sizes_are_those_of_the_slow_way_or_bounds_that_are_enough(tmp_path, tin
 def test_a_bound_that_does_not_hold_is_replaced_by_the_slow_way(monkeypatch, tiny):
     problems = [Problem(str(number), "t", "1 + 2 =") for number in range(5)]
     slow = [len(encode_problem(tiny, problem).token_ids) for problem in problems]
-    monkeypatch.setattr("heliostat.models.prompts.token_counts._SLACK", -20)
+    monkeypatch.setattr("heliostat.models.prompts.token_counts.SLACK", -20)
     assert prompt_sizes(tiny, problems, "auto", "", 100) == slow

@@ -6,8 +6,8 @@ from heliostat.config import build_recipe
 from heliostat.tasks import EnvironmentReport
 from heliostat.tasks.environment_audit.findings import EnvironmentFinding, PolicyResult
 from heliostat.tasks.environment_audit.findings import EnvironmentFindingKind as Kind
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.specs import spec_of
 from heliostat.tasks.loading import load_task
 from heliostat.train.checks.environment_audit import audit_episodes, environment_sentences, reason_against
 
@@ -55,6 +55,6 @@ def test_the_environment_of_a_recipe_is_audited_in_the_processes_of_its_run() ->
     settings = {"environment.name": "tests.support.environments:Guess", "environment.num_workers": 1}
     recipe = build_recipe({**settings, "task.name": "environment", "task.num_train": 4, "environment.max_turns": 2})
     task = load_task(recipe.task[0], 0, recipe.environment)
-    with EnvironmentPool(spec_of(recipe.environment)) as pool:
+    with EnvironmentPool(environment_of(recipe.environment)) as pool:
         (report,) = audit_episodes(recipe, [task], pool)
     assert (report.num_problems, report.max_turns, report.passed) == (4, 2, True)

@@ -8,7 +8,7 @@ from heliostat.config import load_recipe
 from heliostat.traces import Bank, summarise
 from heliostat.train.console.progress import Display
 from heliostat.train.data import collect
-from heliostat.train.data.collect import Collector, Quota, run_collect, spent_on
+from heliostat.train.data.collect import Quota, run_collect, spent_on
 
 RECIPE = """
 [run]
@@ -49,13 +49,26 @@ class Stopped(BaseException):
     pass
 
 
+class StopsAfter(Display):
+    """A display that ends the command after some chunks of problems."""
+
+    def __init__(self, num_chunks):
+        super().__init__()
+        self.num_left = num_chunks
+
+    def step(self, *progress):
+        self.num_left -= 1
+        if not self.num_left:
+            raise Stopped
+
+
 def content(path):
     with Bank.open(path) as bank:
         return [(t.problem_id, t.completion_ids, t.seed, t.flops) for t in bank], bank.query("SELECT * FROM attempts")
 
 
 @pytest.mark.slow
-def test_it_stops_at_its_quota_and_goes_on_where_it_was_killed(recipe, tmp_path, monkeypatch):
+def test_it_stops_at_its_quota_and_goes_on_where_it_was_killed(recipe, tmp_path):
     quota = Quota(num_successes=2, max_attempts=24)
     summary = run_collect("tiny", recipe, tmp_path / "whole.bank", quota)
     traces, attempts = content(tmp_path / "whole.bank")
@@ -72,18 +85,9 @@ def test_it_stops_at_its_quota_and_goes_on_where_it_was_killed(recipe, tmp_path,
     assert summary.num_unsolved >= 1
     assert sum(one.num_problems for one in summary.attempts) == 12 - summary.num_unsolved
 
-    tried, real = [], Collector._try
-
-    def dies(self, chunk):
-        if len(tried) == 4:
-            raise Stopped
-        tried.append(chunk)
-        real(self, chunk)
-
-    monkeypatch.setattr(Collector, "_try", dies)
     with pytest.raises(Stopped):
-        run_collect("tiny", recipe, tmp_path / "stopped.bank", quota)
-    monkeypatch.setattr(Collector, "_try", real)
+        run_collect("tiny", recipe, tmp_path / "stopped.bank", quota, display=StopsAfter(4))
+    assert 0 < len(content(tmp_path / "stopped.bank")[1]) < len(attempts)
     run_collect("tiny", recipe, tmp_path / "stopped.bank", quota)
     again, attempts_again = content(tmp_path / "stopped.bank")
     assert sorted(trace[:3] for trace in again) == sorted(trace[:3] for trace in traces)

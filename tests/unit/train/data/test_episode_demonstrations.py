@@ -13,7 +13,7 @@ from heliostat.models import LoadedModel, decode
 from heliostat.tasks import Task, load_task
 from heliostat.tasks.environments.contract import Environment, Step
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.specs import row_of, seed_of, spec_of
+from heliostat.tasks.environments.worlds import row_of, seed_of, spec_of
 from heliostat.tasks.task import Slips
 from heliostat.train.data.demonstrations import Demonstrations
 from heliostat.train.data.episode_demonstrations import EpisodeDemonstrations

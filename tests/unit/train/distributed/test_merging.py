@@ -14,8 +14,9 @@ from heliostat.monitors.signal import merge
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.types import Batch
 from tests.conformance.test_distributed_optimizers import free_port
-from tests.support.batches import random_batch
+from tests.support.batches import group, random_batch
 from tests.unit.monitors.test_signal import MONITOR
+from tests.unit.monitors.test_turns import SIGNAL, trajectory
 
 LENGTHS = torch.tensor([3, 5, 2, 4, 1, 7])
 
@@ -37,7 +38,14 @@ def mismatch(first, last):
 
 def numbers(runtime, groups, sequences):
     moments = runtime.merge(MONITOR.measure(Batch(groups)))
-    return MONITOR.finish(moments) | Mismatch().finish(runtime.merge(mismatch(*sequences)))
+    turns = runtime.merge(SIGNAL.measure(Batch(trajectory_groups()[slice(*sequences)])))
+    return MONITOR.finish(moments) | Mismatch().finish(runtime.merge(mismatch(*sequences))) | SIGNAL.finish(turns)
+
+
+def trajectory_groups():
+    """Six groups, of which the first rank has two."""
+    lengths = (1, 3, 2, 5, 1, 4)
+    return tuple(group([trajectory(*[[5, 6]] * num, num_calls=[1] * num)]) for num in lengths)
 
 
 def worker(rank, port, folder):

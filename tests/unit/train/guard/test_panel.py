@@ -35,7 +35,7 @@ def test_entropies_are_those_of_the_whole_vocabulary(nano, groups, shared):
 
 def test_answers_are_scored_under_every_prompt(nano, groups):
     panel = Panel([group.prompt for group in groups], 2, 1.0, 0, 4096)
-    logp = panel._crossed(Policy(nano, 1.0, True), groups)
+    logp = panel.crossed(Policy(nano, 1.0, True), groups)
     for i, j in ((0, 0), (0, 3), (5, 2), (7, 7)):
         answer = groups[i].completions[0]
         scored = distributions(nano, groups[j].prompt, answer)

@@ -24,7 +24,7 @@ def test_dropout_of_a_layers_own_stays_off(family, tmp_path):
         warnings.simplefilter("ignore")
         loaded = load_float32(base)
         loaded.model.eval()
-        rows = exact_module._rows(loaded)
+        rows = exact_module.trial_rows(loaded)
         results = []
         for gradient_checkpointing in (False, True):
             loaded.model.zero_grad()

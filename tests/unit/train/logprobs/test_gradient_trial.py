@@ -25,10 +25,10 @@ def kinds(found):
 
 def test_all_layouts_have_the_models_own_gradient():
     loaded = make_nano()
-    trial = GradientTrial(loaded, exact_module._rows(loaded), 1.0)
-    truth = trial._gradient(Alone())
+    trial = GradientTrial(loaded, exact_module.trial_rows(loaded), 1.0)
+    truth = trial.gradient(Alone())
     for layout in (Plain(), Tree(), Cached()):
-        torch.testing.assert_close(trial._gradient(layout), truth, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(trial.gradient(layout), truth, rtol=1e-3, atol=1e-5)
         assert trial.fault(layout) == ""
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from heliostat.models import sampler_copy_of
+from heliostat.models.head import Head
 from heliostat.train.logprobs import layout_trial as exact_module
-from heliostat.train.logprobs import layouts
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Alone, Cached, Plain, Tree
 from heliostat.train.logprobs.policy import Policy
@@ -39,7 +39,7 @@ def own_log_probs(loaded, rows):
 @pytest.mark.parametrize("family", ["mpt", "gpt_neo", "bloom", "xglm", "deepseek_v3", "rwkv", "gemma2", "stablelm"])
 def test_training_scores_what_the_model_says(family, tmp_path):
     loaded = load_small(family, tmp_path)
-    rows = exact_module._rows(loaded)
+    rows = exact_module.trial_rows(loaded)
     found = exact_of(loaded)
     for shared in (True, False):
         policy = Policy(loaded, 1.0, shared_prompt=shared)
@@ -51,11 +51,22 @@ def test_training_scores_what_the_model_says(family, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.5, 8.0])
 def test_a_tree_whose_members_see_each_other_is_left_out(dtype, scale, monkeypatch):
+    real = Head.hidden
+
+    def past(head, attention_mask=None, **inputs):
+        """The model's halves, but for trees: with the usual causal mask in place of theirs."""
+        if (
+            attention_mask is not None
+            and attention_mask.ndim == 4
+            and attention_mask.shape[2] == attention_mask.shape[3]
+        ):
+            attention_mask = torch.ones_like(attention_mask).tril()
+        return real(head, attention_mask=attention_mask, **inputs)
+
     assert kinds(exact_of(make_nano(scale=scale)).sharing) == [Tree, Cached]
     loaded = make_nano(scale=scale)
     loaded.model.to(dtype)
-    past = lambda segment: torch.ones(*segment.shape, segment.shape[1], dtype=torch.bool).tril()[:, None]  # noqa: E731
-    monkeypatch.setattr(layouts, "_tree_mask", past)
+    monkeypatch.setattr(Head, "hidden", past)
     found = exact_of(loaded)
     assert kinds(found.sharing) == [Cached]
     assert not found.faults
@@ -75,7 +86,7 @@ def test_a_model_that_its_neighbours_disturb_runs_row_by_row():
     ):
         found = exact_layouts(loaded)
     assert isinstance(found.single, Alone)
-    rows = exact_module._rows(loaded)
+    rows = exact_module.trial_rows(loaded)
     policy = Policy(loaded, 1.0, shared_prompt=False)
     np.testing.assert_allclose(policy.log_probs(rows).detach().numpy(), own_log_probs(loaded, rows), atol=1e-5)
 
@@ -83,6 +94,6 @@ def test_a_model_that_its_neighbours_disturb_runs_row_by_row():
 def test_a_model_is_tried_once_and_its_twin_not_at_all(monkeypatch):
     loaded = make_nano()
     found = exact_layouts(loaded)
-    monkeypatch.setattr(exact_module, "_tried", None)
+    monkeypatch.setattr(exact_module, "reference_log_probs", lambda *_: pytest.fail("it is tried again"))
     assert exact_layouts(loaded) is found
     assert kinds(exact_layouts(sampler_copy_of(loaded)).sharing) == kinds(found.sharing)

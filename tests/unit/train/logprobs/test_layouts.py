@@ -73,9 +73,10 @@ def test_the_claimed_tokens_are_those_the_model_sees(nano, layout, monkeypatch):
 def test_uneven_short_completions_grow_on_trees_and_long_ones_are_cached():
     policy = Policy(make_nano(), 1.0, shared_prompt=True)
     uneven = [GroupShape(context=16, num_rows=8, num_tokens=8 * 20, longest=60)] * 4
-    long = [GroupShape(context=16, num_rows=8, num_tokens=8 * 4000, longest=4000)]
-    assert isinstance(policy._cheapest(uneven)[0], Tree)
-    assert isinstance(policy._cheapest(long)[0], Cached)
+    long = [GroupShape(context=16, num_rows=8, num_tokens=8 * 4000, longest=4001)]
+    for shapes, cheaper, other in ((uneven, Tree, Cached), (long, Cached, Tree)):
+        tokens = [layout().work(shapes).num_tokens for layout in (cheaper, other)]
+        assert policy.padded_tokens(shapes) == tokens[0] != tokens[1]
     # Exact: prompt and inputs of every completion once, nothing else.
     assert policy.padded_tokens(uneven[:1]) == 16 + 8 * 20 - 8
     # Eight copies of a long prompt, had it not been shared.

@@ -53,6 +53,15 @@ def test_company_does_not_matter(nano, rows, shared):
     torch.testing.assert_close(together, torch.cat(back[::-1]), atol=1e-5, rtol=0)
 
 
+def test_hidden_states_are_those_from_which_the_head_gives_the_log_probs(nano, rows):
+    policy = Policy(nano, 0.8, shared_prompt=True)
+    targets = torch.tensor([token for row in rows for token in row.completion.token_ids])
+    with torch.no_grad():
+        logits = nano.head.logits(policy.hidden(rows)) / 0.8
+        logp = logits.log_softmax(dim=-1).gather(1, targets[:, None]).squeeze(1)
+        torch.testing.assert_close(logp, policy.log_probs(rows), atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 def test_against_the_model_itself_one_sequence_at_a_time(nano, rows):
     with torch.no_grad():

@@ -24,11 +24,12 @@ from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import score
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.rollouts.request import RolloutRequest
-from heliostat.train.rollouts.scheduler import NUM_COMPARED, RolloutScheduler
+from heliostat.train.rollouts.scheduler import NUM_COMPARED, RolloutScheduler, _compared
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import TrainingGroup, Verdict
 from tests.support import small
 from tests.support.nano import make_nano, make_prompts
+from tests.support.trajectories import trajectories
 
 NUM_STEPS = 6
 LIMITS = DecodeLimits(6)
@@ -282,7 +283,7 @@ def test_dropped_rollouts_are_made_again_with_the_weights_of_now(tmp_path, held_
         assert arrived.wait(20)
         run.scheduler.discard()  # while it samples
         waits.active = False
-        run.step, run.version = 2, 2  # taken back
+        run.step, run.version = 2, 2  # rolled back
         for parameter, weight in zip(run.loaded.model.parameters(), run.weights[2], strict=True):
             parameter.data.copy_(weight)
         del run.weights[3:]
@@ -322,3 +323,19 @@ def test_weights_that_somebody_else_wrote_are_sampled_with_too(tmp_path):
         run.scheduler.next(2)  # requests step 3
         third = run.scheduler.next(3)
         assert content(third.groups) == content(expected(run, 3, 1))
+
+
+# -- trajectories
+
+
+@pytest.mark.slow
+def test_trajectories_are_compared_turn_by_turn(nano):
+    groups = trajectories(nano, num_prompts=3)
+    anchors = [
+        tuple(torch.from_numpy(completion.logp_gen) + 0.25 for completion in group.completions) for group in groups
+    ]
+    gap, moments = _compared(groups, anchors[:2])  # the last group was not scored
+    by_turn = {key: mean for key, mean in moments.items() if key.startswith("agent/sampler_gap:")}
+    assert gap == pytest.approx(0.25, abs=1e-6)
+    assert sum(mean.count for mean in by_turn.values()) == sum(group.num_tokens for group in groups[:2])
+    assert by_turn["agent/sampler_gap:2"].value == pytest.approx(0.25, abs=1e-6)

@@ -12,6 +12,7 @@ from heliostat.outputs import MARKER
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.run_folder.checkpoints import Checkpoints
 from heliostat.train.run_folder.folder import RunFolder, default_run_dir, versions
+from heliostat.train.run_folder.lock import RunLocked
 
 RECIPE = build_recipe({}, ())
 
@@ -27,7 +28,7 @@ def test_a_folder_of_somebody_else_is_refused_and_keeps_every_file(tmp_path):
         path.write_text('{"mine": 1}')
     before = names(tmp_path)
     with pytest.raises(ConfigError, match="no run of Heliostat made it"):
-        RunFolder(tmp_path / "mine", RECIPE)
+        RunFolder.open(tmp_path / "mine", RECIPE)
     assert names(tmp_path) == before
     assert (tmp_path / "mine" / "summary.json").read_text() == '{"mine": 1}'
 
@@ -36,20 +37,20 @@ def test_a_recipe_alone_does_not_make_a_folder_ours(tmp_path):
     (tmp_path / "recipe.toml").write_text(dump_recipe(RECIPE))
     (tmp_path / "metrics.jsonl").write_text("mine\n")
     with pytest.raises(ConfigError, match=r"it holds 'metrics.jsonl' and 1 more"):
-        RunFolder(tmp_path, RECIPE)
+        RunFolder.open(tmp_path, RECIPE)
 
 
 def test_a_run_of_an_earlier_version_is_continued_and_marked(tmp_path):
     (tmp_path / "recipe.toml").write_text(dump_recipe(RECIPE))
     (tmp_path / "versions.json").write_text(json.dumps(versions()))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    RunFolder(tmp_path, RECIPE).close()
+    RunFolder.open(tmp_path, RECIPE).close()
     assert (tmp_path / MARKER).is_file()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
 def test_a_run_that_never_began_leaves_no_folder(tmp_path):
-    folder = RunFolder(tmp_path / "new", RECIPE)
+    folder = RunFolder.open(tmp_path / "new", RECIPE)
     (tmp_path / "new" / "tensorboard").mkdir()
     (tmp_path / "new" / "tensorboard" / "events.out.tfevents.1").write_text("")
     folder.close()
@@ -57,17 +58,17 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path):
 
 
 def test_what_somebody_puts_into_a_run_that_never_began_stays(tmp_path):
-    folder = RunFolder(tmp_path / "run", RECIPE)
+    folder = RunFolder.open(tmp_path / "run", RECIPE)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     folder.close()
     assert names(tmp_path / "run") == [MARKER, "notes.txt"]
 
 
 def test_half_written_files_of_ours_go_and_those_of_others_stay(tmp_path):
-    RunFolder(tmp_path, RECIPE)._lock.close()
+    RunFolder.open(tmp_path, RECIPE).lock.close()
     for name in ("summary.json.partial", "trackers.json.partial", "download.partial", "model.safetensors.partial"):
         (tmp_path / name).write_text("x")
-    RunFolder(tmp_path, RECIPE).close()
+    RunFolder.open(tmp_path, RECIPE).close()
     assert sorted(path.name for path in tmp_path.glob("*.partial")) == ["download.partial", "model.safetensors.partial"]
 
 
@@ -76,7 +77,7 @@ def test_half_written_files_of_ours_go_and_those_of_others_stay(tmp_path):
 def test_what_would_be_in_the_way_at_the_end_is_refused_at_the_beginning(tmp_path, name, what):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    RunFolder(run, RECIPE)._lock.close()
+    RunFolder.open(run, RECIPE).lock.close()
     (run / "checkpoints").rmdir()
     place = run / name
     if what == "link":
@@ -88,30 +89,30 @@ def test_what_would_be_in_the_way_at_the_end_is_refused_at_the_beginning(tmp_pat
         (place / "notes.txt").write_text("mine")
     before = names(tmp_path)
     if (name, what) == ("checkpoints", "foreign files"):  # they are not in the way
-        RunFolder(run, RECIPE).close()
+        RunFolder.open(run, RECIPE).close()
     else:
         with pytest.raises(ConfigError, match=f"{name} (is a link|is not a folder|holds no model)"):
-            RunFolder(run, RECIPE)
+            RunFolder.open(run, RECIPE)
     assert names(tmp_path) == before
 
 
 def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
     (tmp_path / "diary").write_text("mine")
-    RunFolder(tmp_path / "run", RECIPE)._lock.close()
+    RunFolder.open(tmp_path / "run", RECIPE).lock.close()
     (tmp_path / "run" / "run.lock").unlink()
     (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "diary")
     with pytest.raises(ConfigError, match=r"run.lock is a link"):
-        RunFolder(tmp_path / "run", RECIPE)
+        RunFolder.open(tmp_path / "run", RECIPE)
     assert (tmp_path / "diary").read_text() == "mine"
 
 
 def test_a_copy_by_hard_links_does_not_write_into_the_original(tmp_path):
-    first = RunFolder(tmp_path / "run", RECIPE)
+    first = RunFolder.open(tmp_path / "run", RECIPE)
     first.append(first.metrics, [{"step": 1}])
-    first._lock.close()
+    first.lock.close()
     shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=os.link)
     (tmp_path / "copy" / "run.lock").unlink()
-    copy = RunFolder(tmp_path / "copy", RECIPE)
+    copy = RunFolder.open(tmp_path / "copy", RECIPE)
     copy.append(copy.metrics, [{"step": 2}])
     copy.close()
     assert first.metrics.read_text() == '{"step": 1}\n'
@@ -140,7 +141,7 @@ def test_a_dated_name_is_one_that_is_not_taken(tmp_path):
 
 
 def test_the_day_of_a_chat_template_is_that_of_the_first_session(tmp_path):
-    folder = RunFolder(tmp_path / "run", RECIPE)
+    folder = RunFolder.open(tmp_path / "run", RECIPE)
     assert folder.keep_day("2026-03-01") == folder.keep_day("2026-03-02")
     assert folder.keep_day("2026-03-02").startswith("2026-03-01")
     (tmp_path / "run" / "template_day.txt").write_text("yesterday\n")
@@ -149,3 +150,26 @@ def test_the_day_of_a_chat_template_is_that_of_the_first_session(tmp_path):
     ):
         folder.keep_day("2026-03-02")
     folder.close()
+
+
+def test_other_processes_of_a_run_name_its_files_and_touch_none(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        assert not folder.writes
+        folder.append(folder.metrics, [{"step": 1}])
+        folder.write_summary({"status": "finished"})
+        folder.write_audit("{}")
+        assert folder.rewind_to(None, {}) == []
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_refused_is_free_at_once(tmp_path):
+    with RunFolder.open(tmp_path, RECIPE):
+        with pytest.raises(RunLocked):
+            RunFolder.open(tmp_path, RECIPE)
+        (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(ConfigError, match="model is not a folder") as refusal:
+        RunFolder.open(tmp_path, RECIPE)
+    (tmp_path / "model").unlink()
+    with RunFolder.open(tmp_path, RECIPE):
+        assert "model" in str(refusal.value)  # held until here, and its traceback with it

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from heliostat.config import ObjectiveSection
+from heliostat.monitors.turns import pieces
 from heliostat.objectives import build_objective
 from heliostat.optim import Schedule
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
@@ -16,6 +17,7 @@ from heliostat.train.update.safe_step import SafeStep, TrainingDiverged
 from heliostat.train.update.updater import Updater, make_batch
 from heliostat.types import Batch, Verdict
 from tests.support.nano import make_nano, make_prompts
+from tests.support.trajectories import trajectories
 
 
 def graded(loaded, num_prompts=6, group_size=4, rewards=None):
@@ -160,6 +162,56 @@ def test_the_anchor_stays_fixed_over_the_phase():
     assert abs(advantage).max() > 0.4
 
 
+# -- trajectories
+
+
+def graded_trajectories(loaded):
+    groups = trajectories(loaded)
+    return [
+        dataclasses.replace(g, verdicts=tuple(Verdict(float(j % 2), bool(j % 2)) for j in range(len(g.completions))))
+        for g in groups
+    ]
+
+
+@pytest.mark.slow
+def test_gaps_by_turn_do_not_depend_on_micro_batches_and_average_to_the_whole(nano):
+    groups, found = graded_trajectories(nano), []
+    for tokens in (10_000, 40, 1):
+        one = updater(nano, tokens=tokens, tau=0.5)
+        moments = one.run(make_batch(one.objective, groups), num_updates=1, first_update=0, seed=0).mismatch
+        found.append({key: mean for key, mean in moments.items() if key.startswith("agent/sampler_gap:")})
+    assert sum(mean.count for mean in found[0].values()) == sum(group.num_tokens for group in groups)
+    assert found[0]["agent/sampler_gap:2"].count > 0
+    for key, mean in found[0].items():
+        assert mean.value < 1e-5
+        for other in found[1:]:
+            assert other[key].count == mean.count
+            assert other[key].value == pytest.approx(mean.value, abs=2e-6)
+
+
+@pytest.mark.slow
+def test_log_ratios_of_turns_are_those_of_their_trajectories(nano):
+    from heliostat.train.update.mirror_metrics import sequence_log_ratios
+
+    groups, seen = graded_trajectories(nano), {}
+    one = updater(nano, lr=0.05, tau=0.5)
+    batch = make_batch(one.objective, groups)
+    one.run(batch, num_updates=1, first_update=0, seed=0)
+
+    def on_row(row, log_ratio):
+        seen[id(row.completion)] = log_ratio
+
+    whole, *_ = sequence_log_ratios(one.policy, batch, len(groups), 40, one.runtime, on_row)
+    members = [(group.prompt, completion) for group in groups for completion in group.completions]
+    summed = []
+    for member in members:
+        parts = [float(values.sum()) for _, values in pieces(member, seen[id(member[1])])]
+        assert len(parts) == len(member[1].turns)
+        summed.append(sum(parts))
+    assert sorted(summed) == pytest.approx(sorted(whole), abs=1e-5)
+    assert abs(whole).max() > 0.01
+
+
 def poison(loaded):
     next(iter(loaded.model.parameters())).data[:] = float("nan")
 
@@ -226,3 +278,25 @@ def test_rounding_in_the_anchor_is_not_a_gradient(nano, drop):
     before = weights(nano)
     one.run(make_batch(one.objective, groups), num_updates=4, first_update=0, seed=0)
     torch.testing.assert_close(weights(nano), before, rtol=0, atol=0)
+
+
+def test_unshuffled_updates_take_the_groups_in_the_given_order(nano):
+    """The second of two updates on [a, b] is an update on b; two phases of one update each give the same weights."""
+    first, second = graded(nano)[1:3]
+    start = copy.deepcopy(nano.model.state_dict())
+    by_seed = []
+    for seed in (0, 1):
+        nano.model.load_state_dict(start)
+        ours = updater(nano, "reinforce", lr=0.1)
+        ours.run(make_batch(ours.objective, [first, second]), 2, first_update=0, seed=seed, shuffle=False)
+        by_seed.append(weights(nano))
+    nano.model.load_state_dict(start)
+    ours = updater(nano, "reinforce", lr=0.1)
+    for group in (first, second):
+        ours.run(make_batch(ours.objective, [group]), 1, first_update=0, seed=0)
+    assert torch.equal(*by_seed), "the seed has no say"
+    assert torch.allclose(by_seed[0], weights(nano), atol=1e-6)
+    nano.model.load_state_dict(start)
+    ours = updater(nano, "reinforce", lr=0.1)
+    ours.run(make_batch(ours.objective, [second, first]), 2, first_update=0, seed=0, shuffle=False)
+    assert not torch.allclose(by_seed[0], weights(nano), atol=1e-6)

@@ -11,24 +11,24 @@ _SHOWN = 20
 
 
 @dataclass(slots=True)
-class Findings:
+class RowIssues:
     """Counts of rows read, and messages about rows that could not be.
 
     Attributes:
-        problems: one sentence each, with the place; the first ``20`` of ``num_problems``.
+        messages: one sentence each, with the place; the first ``20`` of ``num_issues``.
     """
 
     num_read: int = 0
-    num_problems: int = 0
-    problems: list[str] = field(default_factory=list)
+    num_issues: int = 0
+    messages: list[str] = field(default_factory=list)
 
     def report(self, place: str, message: str) -> None:
         """Record a skipped item."""
-        self.num_problems += 1
-        if len(self.problems) < _SHOWN:
-            self.problems.append(f"{place}: {message}")
+        self.num_issues += 1
+        if len(self.messages) < _SHOWN:
+            self.messages.append(f"{place}: {message}")
 
     def lines(self) -> list[str]:
         """Return the messages as lines."""
-        more = self.num_problems - len(self.problems)
-        return self.problems + ([f"... and {more} more"] if more else [])
+        more = self.num_issues - len(self.messages)
+        return self.messages + ([f"... and {more} more"] if more else [])

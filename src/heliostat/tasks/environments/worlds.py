@@ -1,40 +1,13 @@
-"""Describe a recipe's environment to the processes that build it, and a problem to the environment.
-
-Left out: building (``building``) and running (``pool``).
-"""
+"""Describe a problem to an environment: the row that its ``reset`` receives, and the seed of its world."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any
 
-from heliostat.config import EnvironmentSection
-from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.types import Problem
 
 SEED_COLUMN = "seed"
-
-
-def spec_of(section: EnvironmentSection, import_from: str = "") -> EnvironmentSpec:
-    """Describe the environment of a recipe.
-
-    Args:
-        import_from: folder that modules are imported from, besides the working directory; empty: the section's own.
-    """
-    return EnvironmentSpec(
-        name=section.name,
-        tools=section.tools,
-        settings=section.settings,
-        import_from=import_from or section.import_from,
-        timeout_s=section.timeout_s,
-        memory_mb=section.memory_mb,
-        num_workers=section.num_workers,
-    )
-
-
-def spec_if_enabled(section: EnvironmentSection) -> EnvironmentSpec | None:
-    """Describe the environment of a recipe; ``None`` if it has none."""
-    return spec_of(section) if section.enabled else None
 
 
 def row_of(problem: Problem) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""A trajectory as a conversation for people: the texts of its turns and of the environment's answers, in order.
+
+Left out: pages (``report``) and terminals (``cli``), which show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from heliostat.types import Completion
+
+TextOf = Callable[[Sequence[int]], str]
+"""Decodes token ids, without special tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One part of a conversation.
+
+    Attributes:
+        role: the side that wrote it.
+        tokens: its number of tokens, special ones included.
+        reward: the environment's reward for a turn of the assistant; ``None``: it gave none.
+    """
+
+    role: Literal["assistant", "environment"]
+    text: str
+    tokens: int
+    reward: float | None = None
+
+
+def conversation(completion: Completion, text_of: TextOf) -> list[Utterance]:
+    """Divide a trajectory into its turns and the answers between them.
+
+    **Limits** Empty for a completion without turns. The numbers of tokens add up to the completion's.
+    """
+    return list(_utterances(completion, text_of)) if completion.turns else []
+
+
+def _utterances(completion: Completion, text_of: TextOf) -> Iterator[Utterance]:
+    end = 0
+    for turn in completion.turns:
+        if turn.start > end:
+            yield _told(completion.token_ids[end : turn.start], text_of)
+        said = completion.token_ids[turn.start : turn.end]
+        yield Utterance("assistant", text_of(said), len(said), turn.reward)
+        end = turn.end
+    if end < len(completion.token_ids):
+        yield _told(completion.token_ids[end:], text_of)
+
+
+def _told(token_ids: Sequence[int], text_of: TextOf) -> Utterance:
+    return Utterance("environment", text_of(token_ids), len(token_ids))
