@@ -225,11 +225,11 @@ _TASK_COMMANDS = (
     (
         "audit",
         Command(
-            "test a task's verifiers with right answers and junk; exit code 1 if either is graded wrongly",
+            "test verifiers or an environment with right answers and junk; exit code 1 if either is graded wrongly",
             commands.audit_task,
             _audit,
             usage=f"NAME [--seed N] {_TASK_SETTINGS}",
-            sections=("task",),
+            sections=("task", "environment"),
         ),
     ),
 )
