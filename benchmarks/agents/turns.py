@@ -2,8 +2,8 @@
 
     python benchmarks/agents/turns.py
 
-Both sides decode 64 completions of the 5M model and take one gradient. The episodes have eight turns of 16 sampled tokens on average,
-with replies of 8 tokens that are ready at once. Interleaved, one thread; medians of process time.
+Both sides decode 64 completions of the 5M model and take one gradient. The episodes have eight turns of 16 sampled
+tokens on average, with replies of 8 tokens that are ready at once. Interleaved, one thread; medians of process time.
 """
 
 from __future__ import annotations
