@@ -147,6 +147,9 @@ METRICS: dict[str, Metric] = {
     "prefix/success": Metric("fraction", "share of completions after a prefix that every verifier gave full marks"),
     "prefix/success_without": Metric("fraction", "the same share of this step's completions without a prefix"),
     "prefix/share": Metric("fraction", "mean share of a stored solution that prefixed prompts were given"),
+    "prefix/refused": Metric(
+        "prompts", "prompts left out because an environment did not answer stored turns as before"
+    ),
     "compute/tokens": Metric("tokens", "completion tokens sampled for training so far"),
 }
 

@@ -79,6 +79,13 @@ class StepMetrics:
             "optim/bad_steps": float(self.counters.num_bad_steps),
         }
 
+    def replays(self, rollouts: Rollouts) -> dict[str, float]:
+        """Count the prompts of a step that were left out because a stored trajectory could not be replayed."""
+        recipe = self.context.recipe
+        if recipe.prefix.name == "none" or not recipe.environment.enabled:
+            return {}
+        return {"prefix/refused": float(rollouts.counts.refused_replays)}
+
     def speed(self, rollouts: Rollouts, seconds: float) -> dict[str, float]:
         """Return the step's times, rates and cumulative compute.
 

@@ -114,6 +114,7 @@ class Trainer:
                 report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self.metrics.signals(batch, report)
         self.metrics.charge_update(rollouts.groups, report)
+        signals |= self.metrics.replays(rollouts)
         return self.context.runtime.broadcast(signals | self.metrics.speed(rollouts, time.monotonic() - started))
 
     def record(self, rollouts: Rollouts) -> None:
