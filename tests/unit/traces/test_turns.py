@@ -8,7 +8,7 @@ import pytest
 
 from heliostat.cli import main
 from heliostat.tasks.task import Task
-from heliostat.traces import Bank, BankError, Findings, ImportReport, check_bank, export_bank, import_rows, read_rows
+from heliostat.traces import Bank, BankError, ImportReport, RowIssues, check_bank, export_bank, import_rows, read_rows
 from heliostat.traces.columns import from_columns, to_columns
 from heliostat.traces.cuts import PrefixSource, cut_prefix_source
 from heliostat.traces.schema import FORMAT_1, UPGRADES
@@ -40,7 +40,7 @@ def test_turns_come_back_from_bank_columns_and_parquet(tmp_path):
         assert check_bank(bank).lines() == []
         assert all(same(from_columns(to_columns(one)), one) for one in written)
         pytest.importorskip("pyarrow")
-        export_bank(bank, str(tmp_path / "out"), Findings())
+        export_bank(bank, str(tmp_path / "out"), RowIssues())
     report = ImportReport()
     with Bank.open(tmp_path / "copy.bank") as copy:
         import_rows(copy, read_rows(str(tmp_path / "out"), report.findings), report)
