@@ -231,7 +231,7 @@ class Prefixes:
         problem = self.problems[prefix_source.problem_id]
         share = self.policy.share(prefix_source.problem_id, index, self.seed, step)
         ids = cut_prefix_source(prefix_source, share, self._boundaries(prefix_source))
-        if ids and prefix_source.turns:  # the environment alone judges it, so no text gives the reward away
+        if ids and prefix_source.turns:  # no given turn is the last one, which verifiers may judge
             return as_replay(prefix_source, problem, ids)
         if not ids or self._gives_away(problem, ids):
             return self.bundle.prompt(problem)
