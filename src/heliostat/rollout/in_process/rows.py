@@ -141,12 +141,13 @@ class LiveRows(Protocol):
         """Append the rows of ``other``, a fresh prefill, after this object's own."""
         ...
 
-    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int) -> list[int]:
+    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int, complete: bool) -> list[int]:
         """Bring rows that were ``taken`` apart together again; make room for ``room`` more columns.
 
         Args:
-            others: the objects that hold the others of the same prefill.
+            others: objects that hold other rows of the same prefill.
             rows: the rows to keep, counted over this object and ``others``, one after the other.
+            complete: whether no further object holds rows of this prefill.
 
         Returns:
             ``rows`` in the order in which this object now has them.
@@ -223,7 +224,7 @@ class Rows:
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
             layer.join(other_layer, self.columns.length + room)
 
-    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int) -> list[int]:
+    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int, complete: bool) -> list[int]:
         """Bring rows that were ``taken`` apart together again."""
         for other in others:
             self.join(other, room=0)

@@ -206,14 +206,14 @@ class SharedRows:
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
             layer.join(other_layer, self.columns.length + room)
 
-    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int) -> list[int]:
+    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int, complete: bool) -> list[int]:
         """Bring rows that were ``taken`` apart together again, sorted by their prompts, which are the same."""
         group = torch.cat([self.prompts.group, *(other.prompts.group for other in others)])
         wanted = torch.tensor(rows, device=group.device)
         order = wanted[group[wanted].argsort(stable=True)]
         for other in others:
             self.join(other, room=0)
-        self.prompts.may_drop = True
+        self.prompts.may_drop = complete  # other rows of the same prompts come back to them
         self.keep(order, room)
         return [int(row) for row in order]
 

@@ -1,12 +1,12 @@
 """Decode completions of several turns: rows leave while their environment works, and come back with their cache.
 
-    cohort A   decode turn 1 | wait          | read replies, decode turn 2 | wait
-    cohort B                 | decode turn 1 | wait                        | read replies, decode turn 2
+    rows whose turns have ended   leave with their cache | environments work | come back: a chunk behind the cache
+    the other rows                decode                 | decode            | decode, together with them
 
-A worker's prompts are divided into cohorts, which take turns: the environments of one work while another is decoded.
-Within a cohort, a row whose turn has ended leaves once enough others have, so that the rest decodes in a smaller batch.
-Once no row is live, all come back: their last sampled tokens and the replies are fed as one chunk behind their caches,
-so no token is computed twice.
+A row whose turn has ended leaves once enough others have, so that the rest decodes in a smaller batch. The rows that
+wait come back once they are as many as the live ones: the last sampled token of each and the reply to it are fed as
+one chunk behind its cache, so no token is computed twice. A worker's prompts are divided into cohorts: where all rows
+of one wait, another is decoded.
 
 Which rows are decoded together follows from their tokens alone, never from the time that an environment takes. A run
 that is resumed therefore repeats it bit for bit.
@@ -29,6 +29,10 @@ from heliostat.spans import span
 
 NUM_COHORTS = 2
 """Cohorts in progress at once: one is decoded while the other waits."""
+
+MIN_WAITING = 1.0
+"""Rows that wait come back once they are so many times the live ones: earlier, the batch is copied too often; later, it
+is too small to be worth a pass."""
 
 
 @dataclass(slots=True)
@@ -54,8 +58,8 @@ class TurnWorker:
             if fresh and len(parked) < NUM_COHORTS:
                 state: DecodeState | None = self.decoder.prefill(fresh.popleft())
             else:
-                state = self._resume(parked.popleft())
-            if state is not None and (pieces := self._turn(state)):
+                state = self._resume(parked.popleft(), complete=True)
+            if state is not None and (pieces := self._decode(state)):
                 parked.append(pieces)
             self.decoder.collector.collect()
 
@@ -67,7 +71,7 @@ class TurnWorker:
         numbers = range(len(prompts))
         return deque(numbers[first : first + size] for first in numbers[::size])
 
-    def _turn(self, state: DecodeState) -> list[Parked]:
+    def _decode(self, state: DecodeState) -> list[Parked]:
         """Decode until every row has ended or waits; return the waiting ones."""
         pieces: list[Parked] = []
         while True:
@@ -83,12 +87,28 @@ class TurnWorker:
                 if not alive:
                     return pieces
                 token, alive = state.keep(alive, token), list(range(len(alive)))
+                if sum(len(piece.partials) for piece in pieces) >= MIN_WAITING * len(alive):
+                    self.decoder.step(state, token)
+                    state, pieces = self._with(state, self._resume(pieces, complete=False)), []
+                    continue
             real = torch.zeros_like(token, dtype=torch.bool)
             real[alive] = True
             self.decoder.step(state, token, real[:, None])
 
-    def _resume(self, pieces: Sequence[Parked]) -> DecodeState | None:
-        """Wait for the replies to all parked rows, and feed those that go on; ``None`` if none does."""
+    def _with(self, state: DecodeState, back: DecodeState | None) -> DecodeState:
+        """Return live rows together with those that came back to them."""
+        if back is None:
+            return state
+        partials, logits = state.partials + back.partials, torch.cat([state.logits, back.logits])
+        order = state.rows.reunite([back.rows], range(len(partials)), room_of(partials), complete=True)
+        return DecodeState(state.rows, logits[order], [partials[row] for row in order])
+
+    def _resume(self, pieces: Sequence[Parked], complete: bool) -> DecodeState | None:
+        """Wait for the replies to all parked rows, and feed those that go on; ``None`` if none does.
+
+        Args:
+            complete: whether no row of their cohort is live.
+        """
         partials = [partial for piece in pieces for partial in piece.partials]
         builder = self.decoder.collector.builder
         with span("environment"):
@@ -101,7 +121,7 @@ class TurnWorker:
         going_on = [row for row, stay in enumerate(stays) if stay]
         room = max(len(chunks[row]) for row in going_on) + room_of([partials[row] for row in going_on])
         first, *others = (piece.rows for piece in pieces)
-        order = first.reunite(others, going_on, room)
+        order = first.reunite(others, going_on, room, complete)
         chunks, partials = [chunks[row] for row in order], [partials[row] for row in order]
         with span("prefill"):
             return DecodeState(first, self._read(first, chunks), partials)
