@@ -55,8 +55,7 @@ def test_an_episode_is_answered_step_by_step() -> None:
 
 
 def test_a_class_travels_by_value_where_no_process_can_import_it() -> None:
-    import cloudpickle
-
+    from heliostat.tasks.environments.building import describe
     from heliostat.tasks.environments.contract import Environment
 
     class Local(Environment):
@@ -66,8 +65,7 @@ def test_a_class_travels_by_value_where_no_process_can_import_it() -> None:
         def step(self, action):
             return Step(action[::-1])
 
-    spec = EnvironmentSpec("Local", content=cloudpickle.dumps(Local), num_workers=1)
-    with EnvironmentPool(spec) as pool:
+    with EnvironmentPool(describe(Local, num_workers=1)) as pool:
         assert play(pool, ["abc"]) == ["", Step("cba")]
 
 
