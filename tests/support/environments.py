@@ -298,6 +298,10 @@ class Unrepeatable(Guess):
     def choose(self, problem, seed):
         return int.from_bytes(os.urandom(4), "big") % 1000
 
+    def step(self, action):
+        step = super().step(action)
+        return Step(f"{step.observation} #{self.secret * 7919 % 1009}", step.reward, step.done, step.info)
+
 
 class SharesItsBoard(Guess):
     """Keeps the secret in a variable of the class, and moves it in every turn."""
@@ -327,6 +331,18 @@ class SeedsTheGlobalAndGuesses(Guess):
     def step(self, action):
         step = super().step(action)
         return step if step.done else Step(f"{step.observation} {random.randrange(100)}", step.reward)
+
+
+class DrawsUnseeded(Guess):
+    """Draws from python's global generator, and seeds it nowhere."""
+
+    def choose(self, problem, seed):
+        self.mark = random.randrange(10**6)
+        return super().choose(problem, seed)
+
+    def step(self, action):
+        step = super().step(action)
+        return Step(f"{step.observation} #{self.mark}", step.reward, step.done, step.info)
 
 
 class OneNumber(Guess):

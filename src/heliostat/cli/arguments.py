@@ -183,6 +183,15 @@ def _export(parser: ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", help="folder, or fsspec URL like s3://bucket/traces")
 
 
+def _show(parser: ArgumentParser) -> None:
+    _bank(parser)
+    parser.add_argument("--problem", metavar="ID", help="only traces of this problem (default: all)")
+    parser.add_argument("--num", metavar="N", type=_count, default=3, help="traces to print (default: 3)")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help=f"recipe whose model's tokenizer shows every turn as text: {_RECIPE}"
+    )
+
+
 def _stats(parser: ArgumentParser) -> None:
     _bank(parser)
     parser.add_argument("--json", action="store_true", help="print the statistics as JSON")
@@ -225,11 +234,11 @@ _TASK_COMMANDS = (
     (
         "audit",
         Command(
-            "test a task's verifiers with right answers and junk; exit code 1 if either is graded wrongly",
+            "test verifiers or an environment with right answers and junk; exit code 1 if either is graded wrongly",
             commands.audit_task,
             _audit,
             usage=f"NAME [--seed N] {_TASK_SETTINGS}",
-            sections=("task",),
+            sections=("task", "environment"),
         ),
     ),
 )
@@ -248,6 +257,16 @@ _TRACE_COMMANDS = (
         ),
     ),
     ("export", Command("write a bank as Parquet files, partitioned by run and step", traces.export_traces, _export)),
+    (
+        "show",
+        Command(
+            "print traces of a bank turn by turn",
+            traces.show_traces,
+            _show,
+            usage=f"BANK [--problem ID] [--num N] [--recipe RECIPE] {_SETTINGS}",
+            sections=(ALL_SECTIONS,),
+        ),
+    ),
     ("stats", Command("count the traces of a bank, and the attempts per success", traces.trace_stats, _stats)),
     (
         "verify",
@@ -296,7 +315,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command("write an HTML report of one or more runs", commands.report, _report),
     "control": Command("train on a gymnasium environment: SMAC, A2C, PPO, TRPO", control.control, _control),
-    "traces": Command("import, export, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
+    "traces": Command("import, export, show, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
     "diagnose": Command("explain from its folder why a run went wrong", commands.diagnose, _diagnose),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
     "scale": Command(

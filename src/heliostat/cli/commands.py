@@ -186,7 +186,10 @@ def show_task(args: Namespace) -> int:
 
 
 def audit_task(args: Namespace) -> int:
-    """Run ``heliostat tasks audit``: exit code 1 if junk earns a reward, or a right answer earns none."""
+    """Run ``heliostat tasks audit``: exit code 1 if junk earns a reward, or a right answer earns none.
+
+    A recipe with an environment has that audited too: exit code 1 if anything speaks against training in it.
+    """
     from heliostat.config import build_recipe, load_recipe, recipe_names
 
     if args.name in recipe_names() or args.name.endswith(".toml"):
@@ -196,11 +199,33 @@ def audit_task(args: Namespace) -> int:
         recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
     from heliostat.tasks import audit, load_task
 
+    if recipe.environment.enabled:
+        return _audit_environment(recipe, args.seed)
     tasks = [load_task(section, args.seed) for section in recipe.task]
     reports = [audit(task, heldout=True) for task in tasks]
     for report in reports:
         say(report.format())
     return 1 if any(report.hackable or report.refused for report in reports) else 0
+
+
+def _audit_environment(recipe: Recipe, seed: int) -> int:
+    """Audit a recipe's environment on the problems of each task, and the verifiers where it gives no reward."""
+    from heliostat.tasks import audit, audit_environment, load_task
+    from heliostat.tasks.environment_settings import environment_of
+
+    spec, max_turns = environment_of(recipe.environment), recipe.environment.max_turns
+    assert spec is not None  # the recipe has an environment
+    is_clean = True
+    for section in recipe.task:
+        task = load_task(section, seed, recipe.environment)
+        found = audit_environment(spec, task.train, max_turns=max_turns)
+        say(found.format())
+        is_clean = is_clean and found.passed
+        if task.verifiers and not found.is_scored:
+            report = audit(task, heldout=True)
+            say(report.format())
+            is_clean = is_clean and not (report.hackable or report.refused)
+    return 0 if is_clean else 1
 
 
 def recipes(args: Namespace) -> int:

@@ -92,7 +92,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     sections = args.definition.sections
     for key in overrides:
         if ALL_SECTIONS not in sections and key.partition(".")[0] not in sections:
-            takes = f"only --{sections[0]}.key settings" if sections else "no recipe settings"
+            named = " and ".join(f"--{section}.key" for section in sections)
+            takes = f"only {named} settings" if sections else "no recipe settings"
             raise UsageError(f"{args.spoken_by.prog} takes {takes}, not --{key}")
     args.overrides = [f"--{key}={value}" for key, value in overrides.items()]
     return args

@@ -5,7 +5,7 @@ Left out: computing results, and the live display of a run (``train.console.prog
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ from heliostat.terminal import SafeConsole
 
 if TYPE_CHECKING:
     from heliostat.control.runs import ControlRun
-    from heliostat.traces import BankSummary
+    from heliostat.traces import BankSummary, Trace
     from heliostat.tracking import Metric
     from heliostat.train import EvalReport, Evaluation, RunResult, SampledConversations
-    from heliostat.types import Group
+    from heliostat.types import Group, Turn
 
 
 def Text(text: str, style: str = "") -> RichText:
@@ -191,6 +191,50 @@ def print_bank(summary: BankSummary) -> None:
     page.print(samplers)
     if summary.num_tried:
         print_attempts(summary)
+
+
+def print_trace(trace: Trace, decode: Callable[[Sequence[int]], str] | None) -> None:
+    """Print a trace: its circumstances, then each turn with the environment's reply; without turns, its text.
+
+    Args:
+        decode: ids to text; ``None``: the tokenizer is not known, and of a trajectory only the last turn is a text.
+    """
+    page, source = Page(), trace.source
+    page.print(Text(trace.problem_id, style="bold"))
+    facts = [
+        f"{trace.num_sampled} tokens",
+        str(trace.stop_reason),
+        f"reward {trace.reward:g}",
+        "success" if trace.success else "no success",
+        trace.cut,
+        f"run {source.run or '-'}, step {source.step}",
+        f"environment {source.environment}" if source.environment else "",
+    ]
+    page.print(Text(", ".join(filter(None, facts)), style="dim"))
+    ends = [turn.start for turn in trace.turns[1:]] + [len(trace.all_ids)] * bool(trace.turns)
+    for number, (turn, end) in enumerate(zip(trace.turns, ends, strict=True), start=1):
+        page.print(
+            Text(f"--- turn {number}: {_turn_facts(turn, given=turn.start < len(trace.prefix_ids))}", style="dim")
+        )
+        if decode is not None:
+            page.print(Text(decode(trace.all_ids[turn.start : turn.end])))
+            page.print(Text(decode(trace.all_ids[turn.end : end]), style="italic"))
+    if decode is None or not trace.turns:
+        page.print(Text(trace.text))
+    page.print()
+
+
+def _turn_facts(turn: Turn, given: bool) -> str:
+    facts = [
+        f"{turn.num_tokens} tokens",
+        "given" if given else "",
+        "" if turn.reward is None else f"reward {turn.reward:g}",
+        "" if turn.success is None else ("success" if turn.success else "no success"),
+        f"{turn.num_calls} calls" if turn.num_calls else "",
+        f"{turn.num_errors} of them failed" if turn.num_errors else "",
+        "not understood" if turn.is_invalid else "",
+    ]
+    return ", ".join(filter(None, facts))
 
 
 def print_attempts(summary: BankSummary) -> None:

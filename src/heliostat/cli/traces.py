@@ -1,4 +1,4 @@
-"""``heliostat traces``: import, export, stats and verify.
+"""``heliostat traces``: import, export, show, stats and verify.
 
 Left out: filling a bank by sampling (``heliostat sample --bank``) and by training (``traces.bank`` in a recipe).
 """
@@ -11,6 +11,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from heliostat.printed import say
@@ -46,6 +48,24 @@ def export_traces(args: Namespace) -> int:
     with Bank.open(args.bank, create=False) as bank:
         files = export_bank(bank, args.target, issues)
     say(f"{issues.num_read} traces in {len(files)} files under {args.target}")
+    return _complain(issues)
+
+
+def show_traces(args: Namespace) -> int:
+    """Run ``heliostat traces show``: print intact traces turn by turn, in the order of writing.
+
+    With a recipe, the ids of its model's tokenizer are printed as text. The exit code is 1 if rows are damaged.
+    """
+    from heliostat.cli.tables import print_trace
+    from heliostat.models import decode
+    from heliostat.traces import Bank, RowIssues, whole_traces
+
+    issues = RowIssues()
+    with _problems(args) as problems, Bank.open(args.bank, create=False) as bank:
+        chosen = (trace for trace in whole_traces(bank, issues) if args.problem in (None, trace.problem_id))
+        for trace in islice(chosen, args.num):
+            readable = problems is not None and problems.tokenizer == trace.source.tokenizer
+            print_trace(trace, partial(decode, problems.loaded) if problems is not None and readable else None)
     return _complain(issues)
 
 

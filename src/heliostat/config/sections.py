@@ -138,6 +138,11 @@ class EnvironmentSection(NamedSection):
         """Whether the recipe trains on episodes of several turns."""
         return bool(self.name or self.tools)
 
+    @property
+    def recorded_name(self) -> str:
+        """The names of the environment and its tools in one text, as traces record them; empty: none."""
+        return "+".join(filter(None, (self.name, *self.tools)))
+
 
 class AuditSection(Section):
     """The audit before training: the run's own verifiers grade right answers and known reward hacks."""
@@ -298,7 +303,7 @@ class TracesSection(Section):
 
 
 class PrefixSection(NamedSection):
-    """Prompts that begin with part of a stored solution; further keys belong to the named policy.
+    """Prompts that begin with part of a stored solution or trajectory; further keys belong to the named policy.
 
     The further keys, like ``--prefix.low 0.3``, are checked by ``heliostat.traces.cuts``.
     """
@@ -399,6 +404,8 @@ class Recipe(Section):
                 f"prefix.name = '{self.prefix.name}' cuts stored solutions, so it needs traces.bank; fill a bank with "
                 "heliostat sample MODEL --recipe RECIPE --bank FILE"
             )
+        if self.prefix.name != "none" and self.environment.enabled:
+            self._check_trajectory_prefixes()
         if self.rollout.max_staleness and self.guard.actuator == "temperature":
             raise ValueError(
                 "guard.actuator = 'temperature' changes the temperature of sampling and training together, so it needs "
@@ -415,3 +422,21 @@ class Recipe(Section):
                 "match the trainer's; leave them at 1 and 0 for training (heliostat eval and sample accept them)"
             )
         return self
+
+    def _check_trajectory_prefixes(self) -> None:
+        """Refuse settings of prefixes that mean nothing where the turns of a trajectory are replayed."""
+        if self.prefix.mode != "prefix":
+            reasons = {
+                "unrelated": "the turns of another problem would be replayed, which this problem's environment answers "
+                "otherwise",
+                "hint": "an environment's first observation ends the question, and a hint would have to follow it",
+            }
+            raise ValueError(
+                f"prefix.mode = '{self.prefix.mode}' does not work with an environment: {reasons[self.prefix.mode]}; "
+                "set prefix.mode = 'prefix'"
+            )
+        if self.prefix.separator:
+            raise ValueError(
+                "prefix.separator does not work with an environment: a trajectory is cut only where a reply of the "
+                "environment ends; remove it"
+            )

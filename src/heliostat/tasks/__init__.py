@@ -3,6 +3,7 @@
     load_task(section, seed)  -> Task          problems with a train / held-out split, and their verifiers
     VerifierPool(tasks)       -> verdicts      judged in worker processes, under time and memory limits
     audit(task)               -> AuditReport   can the reward be had without solving anything?
+    audit_environment(spec, problems) -> EnvironmentReport   and in an environment? is its world the same for a group?
     list_tasks(), show_task() -> text          the tasks of reasoning-gym
 
 Names load on first use, because a verifier's worker process imports this package too and must start without torch.
@@ -14,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from heliostat.tasks.environment_audit.audit import EnvironmentReport, audit_environment
     from heliostat.tasks.loading import load_task, show_task
     from heliostat.tasks.reward_audit.audit import AuditReport, audit
     from heliostat.tasks.sources.reasoning_gym import list_tasks
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AuditReport",
+    "EnvironmentReport",
     "Task",
     "VerifierError",
     "VerifierPool",
     "WeightedVerifier",
     "audit",
+    "audit_environment",
     "list_tasks",
     "load_task",
     "show_task",
@@ -34,11 +38,13 @@ __all__ = [
 
 _HOME = {
     "AuditReport": "reward_audit.audit",
+    "EnvironmentReport": "environment_audit.audit",
     "Task": "task",
     "VerifierError": "verifier_pool.pool",
     "VerifierPool": "verifier_pool.pool",
     "WeightedVerifier": "task",
     "audit": "reward_audit.audit",
+    "audit_environment": "environment_audit.audit",
     "list_tasks": "sources.reasoning_gym",
     "load_task": "loading",
     "show_task": "loading",

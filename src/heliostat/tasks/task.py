@@ -6,14 +6,14 @@ Left out: loading problems (``sources.reasoning_gym``, ``sources.data_files``), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from heliostat.tasks.verifiers.builtin import Verifier
-from heliostat.types import Completion, Problem, Verdict
+from heliostat.types import Completion, Problem, Turn, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +123,24 @@ class Task:
         shaped = sum(weighted.weight * known[weighted.name] for weighted in counted)
         return Verdict(reward=shaped if self.shaped else float(success), success=success, scores=known)
 
-    def trajectory_verdict(self, completion: Completion) -> Verdict | None:
+    def trajectory_verdict(self, completion: Completion, given: Sequence[Turn] = ()) -> Verdict | None:
         """Return the verdict of an environment on a trajectory; ``None`` where the verifiers judge it.
 
         The return is ``R = sum_k r_k`` over the turns' rewards: one return per trajectory, regardless of their number.
         Success is what the environment says, by default ``R >= 1``.
 
+        Args:
+            given: turns that were replayed before the completion; they count too.
+
         Limits:
             Verifiers judge completions without turns, and trajectories whose turns have no reward at all. In a task
             without verifiers, such a trajectory has return 0.
         """
-        rewards = [turn.reward for turn in completion.turns if turn.reward is not None]
+        turns = (*given, *completion.turns)
+        rewards = [turn.reward for turn in turns if turn.reward is not None]
         if not completion.turns or (self.verifiers and not rewards):
             return None
         total = float(sum(rewards))
-        said = [turn.success for turn in completion.turns if turn.success is not None]
+        said = [turn.success for turn in turns if turn.success is not None]
         success = said[-1] if said else total >= 1 - FULL_MARKS_WITHIN
         return Verdict(reward=total, success=success, scores={ENVIRONMENT: total})

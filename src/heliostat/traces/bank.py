@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from heliostat.traces.blobs import digest, pack_floats, pack_ids, unpack_floats, unpack_ids
+from heliostat.traces.blobs import digest, pack_floats, pack_ids, pack_turns, unpack_floats, unpack_ids, unpack_turns
 from heliostat.traces.database import BUSY_S, BankError, Database
 from heliostat.traces.record import Trace, TraceSource
 from heliostat.traces.row_issues import RowIssues
@@ -108,7 +108,7 @@ class Bank:
             with self._db.transaction():
                 rows = [self._row(trace) for trace in traces]
                 stored = self._db.executemany(
-                    "INSERT OR IGNORE INTO traces VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+                    "INSERT OR IGNORE INTO traces VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
                 )
                 num_new = max(0, stored.rowcount)
                 for one in map(astuple, attempts):
@@ -140,6 +140,7 @@ class Bank:
             trace.seed,
             float(trace.flops),
             checksum(name, trace),
+            pack_turns(trace.turns),
         )
 
     def _context(self, trace: Trace) -> tuple[int, int]:
@@ -154,8 +155,8 @@ class Bank:
 
     def _source(self, source: TraceSource) -> int:
         if source not in self._sources:
-            name = digest(*astuple(source))
             values = [int(value) if isinstance(value, bool) else value for value in astuple(source)]
+            name = digest(*(astuple(source) if source.environment else astuple(source)[:-1]))  # as in earlier formats
             self._sources[source] = self._shared("sources", "digest", name, (name, *values))
         return self._sources[source]
 
@@ -173,6 +174,7 @@ class Bank:
         num: int,
         *,
         tokenizer: str,
+        environment: str = "",
         successes_only: bool = True,
         issues: RowIssues | None = None,
     ) -> dict[str, list[Trace]]:
@@ -180,6 +182,7 @@ class Bank:
 
         Args:
             tokenizer: fingerprint of the tokenizer that the ids must belong to.
+            environment: name of the environment that they came from; empty: none.
             successes_only: leave failures out.
             issues: takes damaged traces, which are passed over.
 
@@ -193,7 +196,10 @@ class Bank:
         found: dict[str, list[Trace]] = {}
         for problem_id in dict.fromkeys(problem_ids):
             whole = self._whole(self.rows(where, (problem_id, tokenizer)), sources, issues)
-            traces = list(islice((trace for trace in whole if trace.problem_id == problem_id), num))
+            own = (
+                trace for trace in whole if trace.problem_id == problem_id and trace.source.environment == environment
+            )
+            traces = list(islice(own, num))
             if traces:
                 found[problem_id] = traces
         return found
@@ -223,7 +229,9 @@ class Bank:
                     yield (*row, row[0] <= unchecked)
 
     def _select(self) -> str:
-        return SELECT_TRACES.format(checksum="t.checksum" if self._db.format >= 2 else "NULL")
+        return SELECT_TRACES.format(
+            checksum="t.checksum" if self._db.format >= 2 else "NULL", turns="t.turns" if self._db.format >= 3 else "''"
+        )
 
     def _unchecked(self, table: str) -> float:
         """Return the last row of a table that an earlier version wrote, without a checksum."""
@@ -289,9 +297,11 @@ class _Sources(dict[int, TraceSource]):
 
 
 def _to_source(values: Sequence[Any]) -> TraceSource:
-    tokenizer, policy, run, step, temperature, max_new_tokens, verifier, reencoded = values
+    tokenizer, policy, run, step, temperature, max_new_tokens, verifier, reencoded, *environment = values
     temperature = float("nan") if temperature is None else temperature
-    return TraceSource(tokenizer, policy, run, step, temperature, max_new_tokens, verifier, bool(reencoded))
+    return TraceSource(
+        tokenizer, policy, run, step, temperature, max_new_tokens, verifier, bool(reencoded), *environment
+    )
 
 
 def to_trace(row: Sequence[Any], sources: Mapping[int, TraceSource]) -> Trace:
@@ -318,6 +328,8 @@ def to_trace(row: Sequence[Any], sources: Mapping[int, TraceSource]) -> Trace:
 def checksum(name: bytes, trace: Trace) -> bytes:
     """Checksum the parts of a trace that its digest ``name``, which identifies duplicates, does not cover."""
     source = trace.source
+    # Nothing without an environment, so that checksums of single turns are those of earlier formats.
+    in_environment = (pack_turns(trace.turns), source.environment) if trace.turns or source.environment else ()
     return digest(
         name,
         pack_floats(trace.logp_gen),
@@ -331,11 +343,14 @@ def checksum(name: bytes, trace: Trace) -> bytes:
         trace.seed,
         *(source.tokenizer, source.policy, source.run, source.step, float(source.temperature) + 0.0),
         *(source.max_new_tokens, source.verifier, bool(source.reencoded)),
+        *in_environment,
     )
 
 
 def _unpacked(row: Sequence[Any], source: TraceSource) -> Trace:
-    problem_id, task, _, prompt, prefix, cut, completion, logp, text, reward, success, stop, seed, flops = row[2:16]
+    problem_id, task, _, prompt, prefix, cut, completion, logp, text, reward, success, stop, seed, flops, turns = row[
+        2:17
+    ]
     return Trace(
         problem_id=problem_id,
         task=task,
@@ -350,5 +365,6 @@ def _unpacked(row: Sequence[Any], source: TraceSource) -> Trace:
         stop_reason=StopReason(stop),
         seed=seed,
         flops=flops,
+        turns=unpack_turns(turns),
         source=source,
     )

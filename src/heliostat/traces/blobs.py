@@ -1,6 +1,7 @@
 """Pack ids and floats to compact bytes and back, and compute digests that identify rows.
 
-Ids take two bytes each if all of them fit, else four; the first byte says which. Log-probabilities are float32.
+Ids take two bytes each if all of them fit, else four; the first byte says which. Log-probabilities are float32. Turns
+are JSON, one list of values each.
 
 Left out: the tables (``schema``).
 """
@@ -8,13 +9,15 @@ Left out: the tables (``schema``).
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from array import array
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 
-from heliostat.types import FloatArray
+from heliostat.types import FloatArray, Turn
 
 _WIDTHS = {2: "H", 4: "I"}
 _SWAPPED = sys.byteorder == "big"  # files are little-endian everywhere
@@ -64,6 +67,23 @@ def unpack_floats(blob: bytes) -> FloatArray:
         ValueError: the bytes are no whole number of values.
     """
     return np.frombuffer(blob, dtype="<f4").astype(np.float32, copy=False)
+
+
+def pack_turns(turns: Sequence[Turn]) -> str:
+    """Pack turns to a text; no turns are the empty text."""
+    return json.dumps([astuple(turn) for turn in turns], separators=(",", ":")) if turns else ""
+
+
+def unpack_turns(text: str) -> tuple[Turn, ...]:
+    """Unpack the result of ``pack_turns``.
+
+    Raises:
+        ValueError: the text is no list of turns.
+    """
+    try:
+        return tuple(Turn(*values) for values in json.loads(text)) if text else ()
+    except (ValueError, TypeError) as error:
+        raise ValueError("damaged turns") from error
 
 
 def digest(*parts: object) -> bytes:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
 from heliostat.traces.record import Trace, TraceSource
-from heliostat.types import StopReason
+from heliostat.types import StopReason, Turn
 
 REQUIRED = ("problem_id", "prompt_ids", "completion_ids", "reward", "tokenizer")
 
@@ -34,6 +35,8 @@ def to_columns(trace: Trace) -> dict[str, Any]:
         "stop_reason": str(trace.stop_reason),
         "seed": trace.seed,
         "flops": trace.flops,
+        "turns": [asdict(turn) for turn in trace.turns],
+        "environment": source.environment,
         "tokenizer": source.tokenizer,
         "policy": source.policy,
         "policy_run": source.run,
@@ -64,6 +67,7 @@ def from_columns(row: Mapping[str, Any]) -> Trace:
         max_new_tokens=values.pop("max_new_tokens", 0),
         verifier=values.pop("verifier", "claimed"),
         reencoded=values.pop("reencoded", False),
+        environment=values.pop("environment", ""),
     )
     values.setdefault("success", values["reward"] == 1.0)
     values.setdefault("task", values["problem_id"].rpartition("/")[0])
@@ -111,6 +115,20 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
+def _turns(name: str, value: Any) -> tuple[Turn, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
+        raise _wrong(name, "a list of turns", value)
+    return tuple(_turn(name, one) for one in value)
+
+
+def _turn(name: str, row: Mapping[str, Any]) -> Turn:
+    present = {key: value for key, value in row.items() if value is not None}
+    known = {field.name for field in fields(Turn)}
+    if not {"start", "end"} <= set(present) <= known:
+        raise _wrong(name, f"a list of turns with start, end and some of {', '.join(sorted(known))}", row)
+    return Turn(**{key: TURN_CHECKS[key](f"{name}.{key}", value) for key, value in present.items()})
+
+
 def _stop_reason(name: str, value: Any) -> StopReason:
     if value not in list(StopReason):
         raise _wrong(name, f"one of {', '.join(StopReason)}", value)
@@ -119,10 +137,19 @@ def _stop_reason(name: str, value: Any) -> StopReason:
 
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("prompt_ids", "prefix_ids", "completion_ids"), _ids),
-    **dict.fromkeys(("problem_id", "task", "cut", "text", "tokenizer", "policy", "policy_run", "verifier"), _text),
+    **dict.fromkeys(
+        ("problem_id", "task", "cut", "text", "tokenizer", "policy", "policy_run", "verifier", "environment"), _text
+    ),
     **dict.fromkeys(("seed", "policy_step", "max_new_tokens"), _whole),
     **dict.fromkeys(("reward", "flops", "temperature"), _number),
     **dict.fromkeys(("success", "reencoded"), _flag),
     "logp_gen": _log_probs,
     "stop_reason": _stop_reason,
+    "turns": _turns,
+}
+
+TURN_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("start", "end", "num_calls", "num_errors"), _whole),
+    **dict.fromkeys(("success", "is_invalid"), _flag),
+    "reward": _number,
 }

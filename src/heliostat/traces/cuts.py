@@ -5,8 +5,9 @@
     targeted       per problem, the share at which the policy succeeds at rate ``target``, found by small corrections
     backtracking   per problem, back by ``stride`` each time the policy succeeds at rate ``target``
 
-A policy gives shares of the turn; ``cut_prefix_source`` turns shares into tokens that may be given away. Draws depend
-only on the seed and the problem, and learned values are stored in checkpoints, so a resumed run uses the same cuts.
+A policy gives shares of the turn, or of a trajectory of several turns; ``cut_prefix_source`` turns shares into tokens
+that may be given away. Draws depend only on the seed and the problem, and learned values are stored in checkpoints, so
+a resumed run uses the same cuts.
 
 Left out: choosing the prompts of a step (``train.data.prefixes``).
 
@@ -24,20 +25,31 @@ import numpy as np
 from heliostat.config import ConfigError, nearest
 from heliostat.config.keys import build_checked
 from heliostat.traces.blobs import digest
+from heliostat.types import Turn
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixSource:
-    """A stored turn as far as it may be given away.
+    """A stored turn or trajectory as far as it may be given away.
 
     Attributes:
-        ids: the turn's first tokens; later ones would reveal the answer and are not kept.
-        num_tokens: tokens of the whole turn, its end token aside.
+        ids: the turn's first tokens; later ones would reveal the answer and are not kept. Of a trajectory, the tokens
+            up to the end of the last reply that may be given.
+        num_tokens: tokens of the whole turn or trajectory, its end token aside.
+        prompt_ids: of a trajectory, the prompt that it followed.
+        turns: of a trajectory, the turns within ``ids``, each followed by the environment's reply.
     """
 
     problem_id: str
     ids: tuple[int, ...]
     num_tokens: int
+    prompt_ids: tuple[int, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def reply_ends(self) -> tuple[int, ...]:
+        """The lengths at which a trajectory may be cut: the ends of the environment's replies."""
+        return (*(turn.start for turn in self.turns[1:]), len(self.ids))
 
 
 class CutPolicy(Protocol):

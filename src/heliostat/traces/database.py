@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from heliostat.traces.schema import APPLICATION_ID, FORMAT, FORMAT_1, UPGRADE
+from heliostat.traces.schema import APPLICATION_ID, FORMAT, FORMAT_1, UPGRADES
 
 BUSY_S = 60.0
 """How long a writer waits for another one's transaction, in seconds."""
@@ -87,9 +87,8 @@ class Database:
             self._check_is_there()
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                if self.format < FORMAT:
-                    for statement in UPGRADE:
-                        self._db.execute(statement)
+                for statement in _upgrade(self.format, FORMAT):
+                    self._db.execute(statement)
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
@@ -175,8 +174,14 @@ SENTENCES = {
 
 
 def _make_tables(db: sqlite3.Connection, format: int) -> None:
-    for statement in (*FORMAT_1.split(";\n"), *(UPGRADE if format > 1 else ())):
+    for statement in (*FORMAT_1.split(";\n"), *_upgrade(1, format)):
         db.execute(statement)
+
+
+def _upgrade(old: int, new: int) -> Iterator[str]:
+    """Yield the statements that bring a file from one format to a later one."""
+    for format in range(old, new):
+        yield from UPGRADES[format]
 
 
 def _tables(db: sqlite3.Connection) -> set[tuple[Any, ...]]:

@@ -6,7 +6,8 @@ A row that cannot be used is reported with its place and reason; the import goes
 the task's verifiers judge every row again, and the file's rewards are only compared. Without, rows in our own columns
 are stored unchanged.
 
-Left out: reading files (``files``), and loading tasks and models (``api``).
+Left out: reading files (``files``), loading tasks and models (``api``), and replaying trajectories: the rewards that an
+environment gave to their turns are taken as they are.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ def _own(trace: Trace, problems: Problems) -> Trace:
     problem = problems.find(trace.problem_id, "")
     if trace.source.tokenizer == problems.tokenizer:
         return trace
+    if trace.turns:
+        raise ValueError("the ids of a trajectory are of another tokenizer, and only its last turn is stored as text")
     if not trace.text:
         raise ValueError("the ids are of another tokenizer and there is no text to encode again")
     row = TextRow("", trace.text, trace.problem_id, trace.reward, trace.source.run, trace.source.step)
@@ -171,9 +174,17 @@ def _judged(
 
 
 def _group(trace: Trace, problems: Problems) -> Group:
-    nothing = np.zeros(len(trace.completion_ids), dtype=np.float32)
-    completion = Completion(trace.completion_ids, nothing, nothing, StopReason(trace.stop_reason), trace.text)
-    return Group(Prompt(problems.find(trace.problem_id, ""), trace.prompt_ids), (completion,))
+    nothing = np.zeros(trace.num_sampled, dtype=np.float32)
+    completion = Completion(
+        trace.completion_ids,
+        nothing,
+        nothing,
+        StopReason(trace.stop_reason),
+        trace.text,
+        turns=trace.sampled_turns,
+    )
+    prompt = Prompt(problems.find(trace.problem_id, ""), trace.prompt_ids, prefix_turns=trace.given_turns)
+    return Group(prompt, (completion,))
 
 
 def reverify(traces: Iterable[Trace], problems: Problems, issues: RowIssues) -> Mapping[str, int]:

@@ -67,16 +67,35 @@ def _schema() -> Any:
     import pyarrow as pa
 
     ids, text, whole = pa.list_(pa.uint32()), pa.string(), pa.int64()
+    flag, number = pa.bool_(), pa.float64()
+    turn = pa.struct(
+        [
+            *(("start", whole), ("end", whole), ("reward", number), ("success", flag)),
+            *(("num_calls", whole), ("num_errors", whole), ("is_invalid", flag)),
+        ]
+    )
     kinds = {
+        "turns": pa.list_(turn),
         **dict.fromkeys(("prompt_ids", "prefix_ids", "completion_ids"), ids),
         **dict.fromkeys(("logp_gen",), pa.list_(pa.float32())),
-        **dict.fromkeys(("reward", "flops", "temperature"), pa.float64()),
-        **dict.fromkeys(("success", "reencoded"), pa.bool_()),
+        **dict.fromkeys(("reward", "flops", "temperature"), number),
+        **dict.fromkeys(("success", "reencoded"), flag),
         **dict.fromkeys(("seed", "policy_step", "max_new_tokens"), whole),
     }
     names = (
         *("problem_id", "task", "prompt_ids", "prefix_ids", "cut", "completion_ids", "logp_gen", "text", "reward"),
-        *("success", "stop_reason", "seed", "flops", "tokenizer", "policy", "policy_run", "policy_step"),
+        *(
+            "success",
+            "stop_reason",
+            "seed",
+            "flops",
+            "turns",
+            "environment",
+            "tokenizer",
+            "policy",
+            "policy_run",
+            "policy_step",
+        ),
         *("temperature", "max_new_tokens", "verifier", "reencoded"),
     )
     return pa.schema([(name, kinds.get(name, text)) for name in names])

@@ -8,16 +8,17 @@ Left out: storage (``bank``), files (``columns``, ``parquet``), and prefixes (``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
-from heliostat.types import FloatArray, StopReason
+from heliostat.types import FloatArray, StopReason, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class TraceSource:
-    """The source of a trace: policy, tokenizer and sampling settings.
+    """The source of a trace: policy, tokenizer, sampling settings and environment.
 
     Attributes:
         tokenizer: fingerprint of the tokenizer whose ids these are.
@@ -26,6 +27,7 @@ class TraceSource:
         temperature, max_new_tokens: sampling settings; NaN and 0 if unknown.
         verifier: names of the verifiers that gave the reward, joined by ``+``; ``claimed`` if only the file says so.
         reencoded: the ids were encoded from text at import, because the trace came from another tokenizer or as text.
+        environment: name of the environment that answered; empty: none.
     """
 
     tokenizer: str
@@ -36,6 +38,7 @@ class TraceSource:
     max_new_tokens: int = 0
     verifier: str = ""
     reencoded: bool = False
+    environment: str = ""
 
     def __post_init__(self) -> None:
         if self.step < 0 or self.max_new_tokens < 0 or not (self.temperature >= 0 or math.isnan(self.temperature)):
@@ -47,18 +50,23 @@ class TraceSource:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One completion of one prompt, judged.
+    """One completion of one prompt, judged; in an environment, a whole trajectory.
 
     Attributes:
         prompt_ids, prefix_ids, cut: the context it was sampled from; see ``types.Prompt``.
-        completion_ids: sampled ids, with the end-of-sequence id if there was one.
+        completion_ids: sampled ids, with the end-of-sequence id if there was one; between turns, the environment's.
         logp_gen: the sampler's log-probability of each sampled token, in nats; empty where it was not recorded.
-        text: the assistant turn as verifiers saw it, the prefix included.
+        text: the assistant turn as verifiers saw it, the prefix included; of a trajectory, its last turn.
         seed: of the completion's own random stream; 0 where it has none, and then equal content counts as a copy.
         flops: spent on sampling it, its share of the prompt's forward included.
+        turns: the turns of a trajectory, as places in ``all_ids``; empty: one turn. Those within ``prefix_ids`` were
+            given and not sampled.
 
     Raises:
-        ValueError: no prompt or no completion, a negative id, a reward that is not a number, lengths that differ.
+        ValueError: no prompt or no completion, a negative id, a reward that is not a number, lengths that differ, turns
+            that overlap or reach beyond the ids.
+
+    **Limits** Without ``turns``, all of ``completion_ids`` was sampled.
     """
 
     problem_id: str
@@ -75,6 +83,7 @@ class Trace:
     stop_reason: StopReason = StopReason.EOS
     seed: int = 0
     flops: float = 0.0
+    turns: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids or not self.completion_ids:
@@ -85,15 +94,50 @@ class Trace:
             raise ValueError(f"the reward must be a finite number, got {self.reward}")
         if not 0 <= self.flops < math.inf:
             raise ValueError(f"flops must be a finite number of at least 0, got {self.flops}")
-        if len(self.logp_gen) not in (0, len(self.completion_ids)):
+        self._check_turns()
+        if len(self.logp_gen) not in (0, self.num_sampled):
             raise ValueError(
-                f"log-probabilities must be one per completion token or none, got {len(self.logp_gen)} for "
-                f"{len(self.completion_ids)} tokens"
+                "log-probabilities must be one per completion token that was sampled, or none, got "
+                f"{len(self.logp_gen)} for {self.num_sampled} tokens"
             )
         if len(self.logp_gen) and not np.isfinite(self.logp_gen).all():
             raise ValueError("a log-probability is not finite")
 
     @property
-    def turn_ids(self) -> tuple[int, ...]:
-        """Return the ids of the whole assistant turn: the prefix and the sampled continuation."""
+    def all_ids(self) -> tuple[int, ...]:
+        """Return the ids of the whole assistant turn or trajectory: the prefix and the continuation."""
         return self.prefix_ids + self.completion_ids
+
+    @property
+    def sampled_turns(self) -> tuple[Turn, ...]:
+        """The sampled turns, as places in ``completion_ids``; empty: one turn."""
+        given = len(self.prefix_ids)
+        return tuple(moved(turn, -given) for turn in self.turns if turn.start >= given)
+
+    @property
+    def given_turns(self) -> tuple[Turn, ...]:
+        """The turns within ``prefix_ids``."""
+        return tuple(turn for turn in self.turns if turn.start < len(self.prefix_ids))
+
+    @property
+    def num_sampled(self) -> int:
+        """The number of sampled tokens."""
+        return sum(turn.num_tokens for turn in self.sampled_turns) if self.turns else len(self.completion_ids)
+
+    def _check_turns(self) -> None:
+        bounds = [0, *(place for turn in self.turns for place in (turn.start, turn.end)), len(self.all_ids)]
+        if any(after < before for before, after in pairwise(bounds)):
+            raise ValueError(f"the turns of a trace overlap, or reach beyond its {len(self.all_ids)} tokens")
+        if self.turns and not self.sampled_turns:
+            raise ValueError("a trace with turns needs at least one that was sampled")
+        if any(turn.end > len(self.prefix_ids) for turn in self.given_turns):
+            raise ValueError("a turn of a trace begins in its prefix and ends after it")
+        if any(not math.isfinite(turn.reward or 0.0) for turn in self.turns):
+            raise ValueError("the reward of a turn must be a finite number")
+        if any(turn.num_calls < 0 or turn.num_errors < 0 for turn in self.turns):
+            raise ValueError("a turn cannot have fewer than 0 calls or errors")
+
+
+def moved(turn: Turn, places: int) -> Turn:
+    """Return the turn at another place."""
+    return replace(turn, start=turn.start + places, end=turn.end + places)

@@ -6,8 +6,9 @@ Left out: writing and reading rows (``bank``).
 """
 
 APPLICATION_ID = 0x48544231  # "HTB1", so that another program's SQLite file is recognised as such
-FORMAT = 2
-"""Format 1 had no checksums: its rows are read as they are, and the first that writes brings the file to format 2."""
+FORMAT = 3
+"""Format 1 had no checksums, and formats 1 and 2 no turns: their rows are read as they are, and the first that writes
+brings the file to the current format."""
 
 FORMAT_1 = """
 CREATE TABLE problems (id INTEGER PRIMARY KEY, task TEXT NOT NULL, name TEXT NOT NULL UNIQUE);
@@ -35,15 +36,25 @@ CREATE TRIGGER traces_stay BEFORE DELETE ON traces BEGIN SELECT RAISE(ABORT, 'a 
 CREATE TRIGGER traces_are_final BEFORE UPDATE ON traces BEGIN SELECT RAISE(ABORT, 'a trace bank is append-only'); END;
 """
 
-UPGRADE = (
+_CHECKSUMS = (
     "ALTER TABLE traces ADD COLUMN checksum BLOB",
     "CREATE TABLE attempt_checksums (attempt INTEGER PRIMARY KEY REFERENCES attempts, checksum BLOB NOT NULL)",
     "CREATE TABLE marks (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
     "INSERT INTO marks SELECT 'unchecked traces', coalesce(max(id), 0) FROM traces",
     "INSERT INTO marks SELECT 'unchecked attempts', coalesce(max(id), 0) FROM attempts",
-    f"PRAGMA user_version = {FORMAT}",
+    "PRAGMA user_version = 2",
 )
-"""From format 1, also in a new file; ``marks`` say up to which row a missing checksum is no damage."""
+"""``marks`` say up to which row a missing checksum is no damage."""
+
+_TURNS = (
+    "ALTER TABLE traces ADD COLUMN turns TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE sources ADD COLUMN environment TEXT NOT NULL DEFAULT ''",
+    "PRAGMA user_version = 3",
+)
+"""A trace without turns is one span, all of it sampled."""
+
+UPGRADES = {1: _CHECKSUMS, 2: _TURNS}
+"""By format, the statements that lead to the next one; a new file takes all of them too."""
 
 ADD_CHECKSUM = """
 INSERT OR IGNORE INTO attempt_checksums
@@ -52,7 +63,7 @@ SELECT id, ? FROM attempts WHERE campaign = ? AND problem = ? AND round = ?
 
 SELECT_TRACES = """
 SELECT t.id, t.digest, p.name, p.task, c.tokenizer, c.prompt, c.prefix, c.cut, t.completion, t.logp, t.text,
-       t.reward, t.success, t.stop, t.seed, t.flops, t.source, {checksum}
+       t.reward, t.success, t.stop, t.seed, t.flops, {turns}, t.source, {checksum}
 FROM traces t LEFT JOIN contexts c ON c.id = t.context LEFT JOIN problems p ON p.id = t.problem
 """
 """Outer joins, so that a trace whose context was lost is found damaged and does not just fail to appear."""

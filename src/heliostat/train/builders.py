@@ -90,7 +90,8 @@ def _open_prefixes(context: RunContext) -> Prefixes:
         context.display.note(sentence)
     if sources.num_refused:
         context.display.note(
-            f"{sources.num_refused} stored solutions have no part before their answer, and are not used"
+            f"{sources.num_refused} stored solutions have no part before their "
+            f"{'last turn' if context.recipe.environment.enabled else 'answer'}, and are not used"
         )
     return prefixes
 

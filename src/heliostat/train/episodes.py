@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from heliostat.config import EnvironmentSection
 from heliostat.models import LoadedModel, decode_to_stop
@@ -280,6 +280,8 @@ class _Opening:
             encoded = self.environments.bundle.prompt(form.with_observation(problem, first))
         except ValueError as error:  # too long for the context, or refused by the chat template
             raise EnvironmentFailed(str(error)) from error
+        if self.prompt.prefix_turns and encoded.token_ids != self.prompt.token_ids:
+            self._refuse(f"it begins otherwise than when its trajectory was stored ({_short(first)})")
         return replace(self.prompt, token_ids=encoded.token_ids), form
 
     def _replay(self, prompt: Prompt) -> None:
@@ -292,12 +294,20 @@ class _Opening:
                 dialogue.num_turns += 1
                 found = () if step.done else dialogue.continuation(step, ids)
                 if found != expected:
-                    self.is_refused = True
-                    raise EnvironmentFailed(
-                        f"environment '{self.environments.section.name}', {prompt.problem.described}: a replayed "
-                        f"trajectory was answered otherwise than when it was stored ({_short(step.observation)}), so "
-                        "it is not used"
-                    )
+                    said = _short(step.observation)
+                    self._refuse(f"a replayed trajectory was answered otherwise than when it was stored ({said})")
+
+    def _refuse(self, difference: str) -> NoReturn:
+        """Leave the group out, because its stored turns belong to another world.
+
+        Raises:
+            EnvironmentFailed: always.
+        """
+        self.is_refused = True
+        raise EnvironmentFailed(
+            f"environment '{self.environments.section.recorded_name}', {self.prompt.problem.described}: {difference}, "
+            "so the trajectory is not used"
+        )
 
     def sentences(self) -> Iterator[str]:
         """Yield the failures of the group."""

@@ -293,6 +293,23 @@ def test_audit_of_a_recipe_takes_its_tasks(room):
     assert calls[0].args == (load_recipe("demo").task[0], 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("Guess", 0, "nothing speaks against training in it"),
+        ("PaysPoliteness", 1, "return for nothing"),
+        ("Unscored", 1, "no reward: no turn has a reward"),
+        ("NoSuchName", 2, "has no function 'NoSuchName'"),
+    ],
+)
+def test_audit_of_an_environment_exits_by_its_verdict(capsys, name, code, said):
+    environment = f"tests.support.environments:{name}"
+    settings = ["--environment.name", environment, "--environment.num_workers", "1", "--task.num_train", "2"]
+    assert main(["tasks", "audit", "environment", *settings, "--environment.max_turns", "3"]) == code
+    assert said in "".join(capsys.readouterr())
+
+
 def test_theory_plot_prints_what_it_drew(room, capsys, tmp_path):
     calls = room("heliostat.theory", draw_all=lambda folder: [folder / "a.svg", folder / "b.svg"])
     assert main(["theory", "plot", str(tmp_path)]) == 0

@@ -32,7 +32,7 @@ def test_settings_may_stand_anywhere():
         ("report a --rollout.top_k 3", "heliostat report takes no recipe settings, not --rollout.top_k"),
         (
             "tasks audit x --rollout.top_k 3",
-            "heliostat tasks audit takes only --task.key settings, not --rollout.top_k",
+            "heliostat tasks audit takes only --task.key and --environment.key settings, not --rollout.top_k",
         ),
         ("eval m", "the following arguments are required: --recipe (see heliostat eval --help)"),
         ("eval m --recipe demo --samples 0", "argument --samples: 0 is not a whole number above 0"),

@@ -41,7 +41,7 @@ def test_what_nobody_knows_comes_back_unknown(path):
         (read,) = bank
     assert read.source.temperature != read.source.temperature
     assert (len(read.logp_gen), read.prefix_ids, read.cut) == (0, (70_000,), "band:1")
-    assert read.turn_ids == (70_000, *read.completion_ids)
+    assert read.all_ids == (70_000, *read.completion_ids)
 
 
 def test_a_copy_is_not_stored_twice(path):

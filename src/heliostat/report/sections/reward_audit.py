@@ -1,4 +1,4 @@
-"""The findings of the audit before training: one card per task, with the right answers that were refused.
+"""The findings of the audit before training: one card per environment and task, with refused right answers.
 
 Left out: the audit itself (``tasks.reward_audit.audit``), and its tricks one by one, which are in ``audit.json``.
 """
@@ -16,9 +16,24 @@ MAX_REFUSED = 5
 
 def audit_cards(run: Run) -> Html | None:
     """Write the cards of one run; ``None`` where it was not audited."""
-    tasks = run.audit.get("tasks")
-    cards = [_card(task) for task in tasks if isinstance(task, Mapping)] if isinstance(tasks, list) else []
+    cards = [_environment_card(one) for one in _rows(run.audit, "environments")]
+    cards += [_card(task) for task in _rows(run.audit, "tasks")]
     return fill("audit.html", cards=cards) if cards else None
+
+
+def _environment_card(audit: Mapping[str, Any]) -> dict[str, Any]:
+    policies = _rows(audit, "policies")
+    num = sum(_num(policy, "num_episodes") for policy in policies)
+    slowest = finite(audit.get("slowest_ms")) or 0.0
+    paid = (
+        f"{len(policies)} policies played {num} episodes on {_num(audit, 'num_problems')} problems: "
+        f"{audit.get('verdict', '')}. The slowest call took {slowest:.0f} ms."
+    )
+    if left := _num(audit, "num_cut"):
+        paid += f" Time was up before {left} more episodes had ended."
+    findings = [f"{one.get('kind', '')}: {one.get('sentence', '')}" for one in _rows(audit, "findings")]
+    name = str(audit.get("environment", ""))
+    return {"task": name, "paid": paid, "findings": findings, "refused": [], "num_refused": 0}
 
 
 def _card(task: Mapping[str, Any]) -> dict[str, Any]:

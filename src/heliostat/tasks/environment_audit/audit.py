@@ -11,18 +11,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from heliostat.tasks.environment_audit.comparisons import choose, compare
 from heliostat.tasks.environment_audit.episodes import Played, Start, play
-from heliostat.tasks.environment_audit.findings import EnvironmentFinding, PolicyResult, find, result_of
+from heliostat.tasks.environment_audit.findings import (
+    EnvironmentFinding,
+    EnvironmentFindingKind,
+    PolicyResult,
+    find,
+    result_of,
+)
 from heliostat.tasks.environment_audit.policies import Policy, echo, fixed_policies, null, oracle, wander
 from heliostat.tasks.environments.contract import EnvironmentFailed, EnvironmentSpec
 from heliostat.tasks.environments.pool import EnvironmentPool, NoOracle
-from heliostat.tasks.environments.problem_row import episode_seed, row_of
 from heliostat.tasks.environments.process import label
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.types import Problem
 
 
@@ -34,7 +41,8 @@ class Effort:
         num_problems: problems that each policy plays.
         num_repeated: problems whose episodes are repeated.
         num_seeds: other seeds that they are repeated with.
-        budget_s: seconds from the first answer of the environment on.
+        budget_s: seconds from the first answer of the environment on; half of them are reserved for the policies that
+            solve nothing.
     """
 
     num_problems: int = 20
@@ -43,7 +51,9 @@ class Effort:
     budget_s: float = math.inf
 
 
-IN_A_RUN = Effort(num_problems=6, num_repeated=2, num_seeds=3, budget_s=10.0)
+_NUM_RANDOM = 3  # random episodes of a problem without an oracle: only actions that are understood show a world
+
+IN_A_RUN = Effort(num_repeated=2, num_seeds=2)
 """The size of the audit at the start of a run."""
 
 
@@ -55,7 +65,7 @@ class EnvironmentReport:
         environment: its name in messages.
         num_problems: problems that were played.
         max_turns: turns that an episode had at most.
-        policies: the result of the oracle, if there is one, then of every other policy.
+        policies: the result of every policy.
         slowest_ms: the slowest call of the environment that was answered, in milliseconds.
         num_cut: episodes that were cut because time was up.
     """
@@ -69,9 +79,19 @@ class EnvironmentReport:
     num_cut: int = 0
 
     @property
+    def oracle(self) -> PolicyResult | None:
+        """The result of the environment's oracle, if it has one."""
+        return next((policy for policy in self.policies if policy.name == "oracle"), None)
+
+    @property
     def hackable(self) -> bool:
         """Whether a return can be earned without solving anything."""
         return any(finding.kind.hackable for finding in self.findings)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the environment gives rewards; otherwise the task's verifiers judge."""
+        return all(finding.kind is not EnvironmentFindingKind.NO_REWARD for finding in self.findings)
 
     @property
     def passed(self) -> bool:
@@ -118,7 +138,12 @@ class EnvironmentReport:
 
 
 def audit_environment(
-    spec: EnvironmentSpec, problems: Sequence[Problem], *, max_turns: int = 8, effort: Effort | None = None
+    spec: EnvironmentSpec,
+    problems: Sequence[Problem],
+    *,
+    max_turns: int = 8,
+    effort: Effort | None = None,
+    pool: EnvironmentPool | None = None,
 ) -> EnvironmentReport:
     """Let policies that solve nothing play an environment, repeat episodes, and report returns and differences.
 
@@ -126,6 +151,7 @@ def audit_environment(
         spec: the environment.
         problems: of the task that it is trained on; the first ``effort.num_problems`` are played.
         max_turns: turns of an episode.
+        pool: an open pool of the environment; ``None``: one is opened.
 
     Raises:
         EnvironmentNotLoaded: no process can load it.
@@ -136,38 +162,41 @@ def audit_environment(
     """
     effort = effort or Effort()
     problems = problems[: effort.num_problems]
-    with EnvironmentPool(spec) as pool:
-        tools, has_oracle = _introduce(pool, problems[0])
-        deadline = time.monotonic() + effort.budget_s
-        policies: dict[str, Policy] = {"oracle": oracle} if has_oracle else {}
-        policies |= {"null": null, "echo": echo, "random": wander} | fixed_policies(tools)
-        played: list[Played] = []
-        for name, policy in policies.items():
-            starts = [Start(problem, (name, policy), max_turns) for problem in problems]
-            played += play(pool, starts, deadline, tools)
-        recorded = choose(played, ("oracle", "random"), effort.num_repeated)
-        comparisons = compare(pool, spec, recorded, effort.num_seeds, deadline)
-        slowest_s = pool.counts.slowest_s
-    ended = [one for one in played if not one.is_cut]
-    results = tuple(
-        result_of(name, of_policy)
-        for name in policies
-        if (of_policy := [one for one in ended if one.start.policy[0] == name])
-    )
+    with EnvironmentPool(spec) if pool is None else nullcontext(pool) as opened:
+        tools, has_oracle = _introduce(opened, problems[0])
+        began = time.monotonic()
+
+        def play_all(policies: Mapping[str, Policy], deadline: float, num: int = 1) -> list[Played]:
+            starts = [
+                [Start(problem, (name, each), max_turns) for problem in problems for _ in range(num)]
+                for name, each in policies.items()
+            ]
+            return [played for of_policy in starts for played in play(opened, of_policy, deadline, tools)]
+
+        half, end = began + effort.budget_s / 2, began + effort.budget_s
+        telling = play_all({"oracle": oracle} if has_oracle else {}, half)
+        right = [action for one in telling for action in one.actions]
+        telling += play_all({"random": wander}, half, num=1 if has_oracle else _NUM_RANDOM)
+        comparisons = compare(opened, spec, choose(telling, effort.num_repeated), effort.num_seeds, half)
+        worthless = play_all({"null": null, "echo": echo} | fixed_policies(tools, right), end)
+        slowest_s = opened.counts.slowest_s
+    ended = [one for one in telling + worthless if not one.is_cut]
+    names = dict.fromkeys(one.start.policy[0] for one in ended)
+    results = [result_of(name, [one for one in ended if one.start.policy[0] == name]) for name in names]
     return EnvironmentReport(
         environment=label(spec),
         num_problems=len(problems),
         max_turns=max_turns,
-        policies=results,
+        policies=tuple(results),
         findings=tuple(find(results, ended, comparisons, has_oracle=has_oracle)),
         slowest_ms=1e3 * slowest_s,
-        num_cut=len(played) - len(ended),
+        num_cut=len(telling) + len(worthless) - len(ended),
     )
 
 
 def _introduce(pool: EnvironmentPool, problem: Problem) -> tuple[tuple[Any, ...], bool]:
     """Return the tools' schemas, and whether there is an oracle."""
-    episode = pool.open(row_of(problem), episode_seed(problem), problem.described)
+    episode = pool.open(row_of(problem), seed_of(problem), problem.described)
     try:
         tools = episode.tools().result()
         episode.oracle().result()

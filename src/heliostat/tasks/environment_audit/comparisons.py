@@ -13,8 +13,10 @@ from heliostat.tasks.environment_audit.episodes import Played, Start, play
 from heliostat.tasks.environment_audit.policies import repeat_actions
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.problem_row import episode_seed
+from heliostat.tasks.environments.worlds import seed_of
 from heliostat.types import Problem
+
+_NUM_CONFIRMED = 4  # repetitions alone before a difference is put down to siblings
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Comparisons:
     Attributes:
         repeated: difference when an episode is repeated, with its seed and actions, in another instance.
         sibling: difference when others are stepped beside it, although each has random states of its own.
-        unguarded: a difference of either kind where instances share the global random states.
+        unseeded: difference when it is repeated and the global random states are not seeded for it.
+        unguarded: difference when others are stepped beside it and share the global random states.
         num_seeds: other seeds that were tried.
         seed_matters: whether another seed changed an observation or a reward; ``None``: not known.
         problem_matters: whether another problem did, with its own seed; ``None``: not known.
@@ -50,6 +53,7 @@ class Comparisons:
 
     repeated: Difference | None = None
     sibling: Difference | None = None
+    unseeded: Difference | None = None
     unguarded: Difference | None = None
     num_seeds: int = 0
     seed_matters: bool | None = None
@@ -57,11 +61,9 @@ class Comparisons:
     prompts_differ: bool = False
 
 
-def choose(played: Sequence[Played], policies: Sequence[str], num_problems: int) -> list[Played]:
-    """Return the episodes of the named policies on the first problems, without failed ones."""
-    usable = [
-        one for one in played if one.start.policy[0] in policies and one.actions and not (one.is_cut or one.failure)
-    ]
+def choose(played: Sequence[Played], num_problems: int) -> list[Played]:
+    """Return the episodes on the first problems, without those that failed or were cut."""
+    usable = [one for one in played if one.actions and not (one.is_cut or one.failure)]
     known = list(dict.fromkeys(one.start.problem.problem_id for one in usable))[:num_problems]
     return [one for one in usable if one.start.problem.problem_id in known]
 
@@ -86,12 +88,13 @@ def compare(
     ]
     seed_matters, problem_matters = _differ(pool, shifted, deadline), _differ(pool, moved, deadline)
     repeated, sibling = _in_one_process(spec, recorded, deadline, isolates_random=True)
-    unguarded = None
+    unseeded = unguarded = None
     if not repeated and not sibling:
-        unguarded = next(filter(None, _in_one_process(spec, recorded, deadline, isolates_random=False)), None)
+        unseeded, unguarded = _in_one_process(spec, recorded, deadline, isolates_random=False)
     return Comparisons(
         repeated=repeated,
         sibling=sibling,
+        unseeded=unseeded,
         unguarded=unguarded,
         num_seeds=num_seeds,
         seed_matters=seed_matters,
@@ -110,14 +113,23 @@ def _in_one_process(
     repeated = None
     with EnvironmentPool(dataclasses.replace(spec, num_workers=1), isolates_random=isolates_random) as pool:
         for one, other in zip(recorded, [*recorded[1:], recorded[0]], strict=True):
-            alone, again = (play(pool, [_again(one)], deadline) for _ in range(2))
-            beside = play(pool, [_again(one), _again(one), _again(other)], deadline)
-            if found := _first_difference(alone, again):
+            alone = play(pool, [_again(one)], deadline)
+            if found := _unstable(pool, one, alone, 1, deadline):
                 return found, None
-            if found := _first_difference(alone * 2, beside[:2]):
-                return None, found
+            beside = play(pool, [_again(one), _again(one), _again(other)], deadline)
+            if disturbed := _first_difference(alone * 2, beside[:2]):  # or by chance, the first time
+                found = _unstable(pool, one, alone, _NUM_CONFIRMED, deadline)
+                return (found, None) if found else (None, disturbed)
             repeated = repeated or _first_difference([one], alone)  # it may have been disturbed, which comes first
     return repeated, None
+
+
+def _unstable(
+    pool: EnvironmentPool, one: Played, alone: Sequence[Played], num: int, deadline: float
+) -> Difference | None:
+    """Return the first difference between an episode and ``num`` repetitions of it, each played alone."""
+    repetitions = (play(pool, [_again(one)], deadline) for _ in range(num))
+    return next(filter(None, (_first_difference(alone, again) for again in repetitions)), None)
 
 
 def _again(one: Played, problem: Problem | None = None, seed: int | None = None) -> Start:
@@ -126,7 +138,7 @@ def _again(one: Played, problem: Problem | None = None, seed: int | None = None)
 
 
 def _seed(one: Played) -> int:
-    return episode_seed(one.start.problem) if one.start.seed is None else one.start.seed
+    return seed_of(one.start.problem) if one.start.seed is None else one.start.seed
 
 
 def _differ(pool: EnvironmentPool, pairs: Sequence[tuple[Played, Start]], deadline: float) -> bool | None:

@@ -17,7 +17,7 @@ from typing import Any
 from heliostat.tasks.environment_audit.policies import Policy, Situation, text_of
 from heliostat.tasks.environments.contract import EnvironmentFailed, Observation, Step
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.problem_row import episode_seed, row_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.types import Problem
 
 
@@ -95,7 +95,7 @@ def play(
     """
     episodes = []
     for number, start in enumerate(starts):
-        row, seed = row_of(start.problem), episode_seed(start.problem) if start.seed is None else start.seed
+        row, seed = row_of(start.problem), seed_of(start.problem) if start.seed is None else start.seed
         row |= {"seed": seed} if "seed" in row else {}
         episode = pool.open(row, seed, start.problem.described)
         rng = random.Random(f"{number} {start.problem.problem_id}")

@@ -58,7 +58,7 @@ class PolicyResult:
     Attributes:
         success: share of episodes that succeeded.
         mean_return: mean of the returns, which are sums over turns.
-        unearned: largest return without success.
+        unearned: mean of the returns without success.
         mean_turns: turns of an episode.
         num_failures: episodes in which the environment failed; they are in none of the means.
     """
@@ -81,13 +81,14 @@ def result_of(name: str, played: Sequence[Played]) -> PolicyResult:
     """Average the episodes of one policy."""
     failures = [one.failure for one in played if one.failure]
     scored = [one for one in played if not one.failure]
+    unearned = [one.total for one in scored if not one.success]
     count = max(1, len(scored))
     return PolicyResult(
         name=name,
         num_episodes=len(scored),
         success=sum(one.success for one in scored) / count,
         mean_return=math.fsum(one.total for one in scored) / count,
-        unearned=max((one.total for one in scored if not one.success), default=0.0),
+        unearned=math.fsum(unearned) / max(1, len(unearned)),
         mean_turns=sum(len(one.steps) for one in scored) / count,
         num_failures=len(failures),
         first_failure=failures[0] if failures else "",
@@ -107,7 +108,7 @@ def find(
         yield EnvironmentFinding(
             EnvironmentFindingKind.ORACLE_FAILS,
             f"the environment's own right actions do not succeed on {failed} of {oracle.num_episodes} problems "
-            f"within the turns that an episode has (mean return {oracle.mean_return:.3g})",
+            f"within the turns of an episode (mean return {oracle.mean_return:.3g})",
         )
     yield from _failures(results)
     yield from _worlds(comparisons)
@@ -141,7 +142,7 @@ def _unearned(worthless: Sequence[PolicyResult], oracle: PolicyResult | None) ->
         compared = "the oracle's" if oracle is not None and oracle.mean_return > 0 else "a success's"
         yield EnvironmentFinding(
             EnvironmentFindingKind.FREE_RETURN,
-            f"[{most.name}] earns a return of up to {most.unearned:.3g} without success; {compared} is {full:.3g}",
+            f"[{most.name}] earns a mean return of {most.unearned:.3g} without success; {compared} is {full:.3g}",
         )
 
 
@@ -168,11 +169,17 @@ def _worlds(comparisons: Comparisons) -> Iterator[EnvironmentFinding]:
             f"{comparisons.sibling.format()} changes when others are stepped beside it, though their random states "
             "are kept apart: instances share something else, like a variable of the class",
         )
+    elif comparisons.unseeded is not None:
+        yield EnvironmentFinding(
+            EnvironmentFindingKind.SEED_IGNORED,
+            f"{comparisons.unseeded.format()} differs between two episodes unless the global generators of python and "
+            "numpy are seeded for it, as the environment pool does",
+        )
     elif comparisons.unguarded is not None:
         yield EnvironmentFinding(
             EnvironmentFindingKind.GLOBAL_RANDOM,
-            f"{comparisons.unguarded.format()} depends on the global generators of python or numpy, which siblings "
-            "share elsewhere; the environment pool keeps them apart",
+            f"{comparisons.unguarded.format()} changes when others are stepped beside it and share the global "
+            "generators of python and numpy; the environment pool keeps these apart",
         )
     if comparisons.seed_matters is False:
         tried = f"nothing that it showed changed with {comparisons.num_seeds} other seeds"

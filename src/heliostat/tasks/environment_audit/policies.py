@@ -3,7 +3,7 @@
     null      an empty action
     fixed     the same action in every turn; with tools, the same call
     echo      the text that it has just read
-    random    words, in part words that it has read; with tools, calls with random arguments of the right types
+    random    actions that the texts show, or words; with tools, calls with random arguments of the right types
     oracle    the environment's own right action
 
 Left out: playing them (``episodes``), and conclusions (``audit``).
@@ -15,6 +15,7 @@ import json
 import random
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -24,7 +25,12 @@ from heliostat.tasks.environments.contract import Observation
 from heliostat.tasks.environments.pool import Episode
 
 _FIXED_TEXTS = ("1", "yes", "help", "[1]", "[up]", "The answer is 42.")
+_NUM_CALLS = _NUM_RIGHT = 4
+_NAME = 28  # characters of an action in its policy's name
 _CANDIDATE = re.compile(r"\[[^\[\]\n]{1,24}\]|`[^`\n]{1,24}`|\"[^\"\n]{1,24}\"|'[^'\n]{1,24}'|[\w.+-]+")
+_QUOTES = "`\"'"
+_MARKS = f"[{_QUOTES}"
+_SHOWN_SHARE = 0.8  # of random actions that are among those shown, where some are
 _READ_SHARE = 0.8  # of random words that are taken from the texts read so far: an environment's own words reach further
 _NUM_RECENT = 400  # words that are remembered of them
 
@@ -68,19 +74,34 @@ def oracle(situation: Situation) -> Future[str]:
     return situation.episode.oracle()
 
 
-def fixed_policies(tools: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
-    """Return policies that repeat one text or, if there are tools, one call of each of the first few."""
-    calls = [random_call([tool], random.Random(0), ["1"]) for tool in tools[: len(_FIXED_TEXTS)]]
-    return {f"fixed: {_short(text)}": _repeat(text) for text in dict.fromkeys([*calls, *_FIXED_TEXTS])}
+def fixed_policies(tools: Sequence[Mapping[str, Any]], right: Sequence[str] = ()) -> dict[str, Policy]:
+    """Return policies that repeat one action in every turn of every problem.
+
+    Args:
+        tools: one call of each of the first few is repeated.
+        right: actions that were right somewhere; the most frequent ones are repeated.
+    """
+    calls = [random_call([tool], random.Random(0), ["1"]) for tool in tools[:_NUM_CALLS]]
+    common = [action for action, _ in Counter(right).most_common(_NUM_RIGHT)]
+    actions = dict.fromkeys([*common, *calls, *_FIXED_TEXTS])
+    return {f"fixed: {_short(action, number)}": _repeat(action) for number, action in enumerate(actions)}
 
 
 def wander(situation: Situation) -> str:
-    """Return random words or, if there are tools, a random call; in the last turn, one word as an answer."""
-    words = _words(situation)
+    """Return a random action.
+
+    With tools it is a random call, and in the last turn one word as an answer. Without tools it is one of the actions
+    that the texts show in brackets or quotes, like ``[up]`` or ``[3 2]``, sometimes with other digits, or else words.
+    """
+    rng, words = situation.rng, _words(situation)
     is_last = situation.turn == situation.max_turns - 1
     if situation.tools and not is_last:
-        return random_call(situation.tools, situation.rng, words)
-    return " ".join(_word(situation.rng, words) for _ in range(1 if is_last else situation.rng.randint(1, 3)))
+        return random_call(situation.tools, rng, words)
+    shown = [word.strip(_QUOTES) for word in words if word[0] in _MARKS]
+    if shown and not situation.tools and rng.random() < _SHOWN_SHARE:
+        action = rng.choice(shown)
+        return re.sub(r"\d", lambda _: rng.choice(string.digits), action) if rng.random() < 0.5 else action
+    return " ".join(_word(rng, words) for _ in range(1 if is_last else rng.randint(1, 3)))
 
 
 def repeat_actions(actions: Sequence[str]) -> Policy:
@@ -115,7 +136,7 @@ def _words(situation: Situation) -> list[str]:
 
 def _word(rng: random.Random, words: Sequence[str]) -> str:
     if words and rng.random() < _READ_SHARE:
-        return rng.choice(words).strip("`\"'") or "?"
+        return rng.choice(words).strip(_QUOTES) or "?"
     letters = string.ascii_lowercase if rng.random() < 0.5 else string.digits
     return "".join(rng.choice(letters) for _ in range(rng.randint(1, 5)))
 
@@ -141,5 +162,6 @@ def _value(schema: Mapping[str, Any], rng: random.Random, words: Sequence[str]) 
     return drawn.get(kind, drawn["string"])()
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 24 else text[:21] + "...")
+def _short(text: str, number: int) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= _NAME else f"{line[: _NAME - 4]}... {number}")

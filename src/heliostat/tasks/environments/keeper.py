@@ -1,9 +1,9 @@
 """Keep one environment process running, and make the calls of its episodes one at a time.
 
-A call that fails (exception, time limit, memory, death, rubbish) is retried once in a fresh process, where the episode
-is replayed first: same row, same seed, same actions. Other episodes of a lost process are replayed when they are needed
-next. A replay that shows other observations than before means that the environment is no function of its problem, its
-seed and its actions, and ends the episode.
+A call that fails is retried once, with a fresh instance in which the episode is replayed first: same row, seed and
+actions. After an exception, that is an instance in the same process. After a time limit, used-up memory, death or
+rubbish the process is replaced, and its other episodes are replayed when they are needed next. If a replay shows other
+observations than before, the environment is no function of its problem, seed and actions, and the episode ends.
 
 Left out: distributing episodes over keepers (``pool``), and the process itself (``process``).
 """
@@ -92,7 +92,7 @@ class PoolCounts:
     Attributes:
         num_calls: calls that were answered, replays not included.
         num_retries: calls that failed and were tried again.
-        num_replays: episodes that were repeated in a fresh process.
+        num_replays: episodes that were repeated in a fresh instance.
         num_failures: episodes that failed.
         busy_s: seconds in calls, summed over processes.
         slowest_s: seconds of the slowest answered call.
@@ -182,7 +182,7 @@ class Keeper(threading.Thread):
             self._is_busy = False
 
     def _result(self, call: Call) -> Any:
-        """Make a call, and once more in a fresh process if it fails."""
+        """Make a call, and once more with a fresh instance if it fails."""
         history = call.history
         if history.failure is not None:
             raise history.failure
@@ -191,14 +191,12 @@ class Keeper(threading.Thread):
         try:
             try:
                 result = self._try(call)
-            except (ProcessLost, CallFailed):
-                self._drop()
+            except (ProcessLost, CallFailed) as error:
+                self._give_up(history, error)
                 self.counts.num_retries += 1
                 result = self._try(call)
         except (ProcessLost, CallFailed, _Diverged) as error:
-            if isinstance(error, ProcessLost):
-                self._drop()
-            self._close(history)
+            self._give_up(history, error)
             history.failure = self._failed(call, str(error))
             self.counts.num_failures += 1
             raise history.failure from None
@@ -263,6 +261,12 @@ class Keeper(threading.Thread):
         self._num_started += 1
         self._process = EnvironmentProcess(self._loading, self._num_started)
         return self._process
+
+    def _give_up(self, history: History, error: Exception) -> None:
+        """Give up the instance that failed, and its process if that is lost."""
+        if isinstance(error, ProcessLost):
+            self._drop()
+        self._close(history)
 
     def _close(self, history: History) -> None:
         """Close an instance; one whose process is gone has nothing left to close."""

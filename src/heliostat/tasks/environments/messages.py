@@ -152,7 +152,9 @@ def plain_step(step: Step) -> dict[str, Any]:
 
 
 def read_reply(message: bytes, serial: int) -> dict[str, Any]:
-    """Parse a reply: ``{serial, value}``, ``{serial, error}``, or with ``fatal`` too where no retry can help.
+    """Parse a reply: ``{serial, value}``, or ``{serial, error}``.
+
+    An error may be ``fatal``: no retry can help; or ``spoiled``: the process has used up memory or other resources.
 
     Raises:
         ValueError: it is none, or answers another request.

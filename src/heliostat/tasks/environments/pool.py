@@ -95,6 +95,7 @@ class EnvironmentPool:
     Use it as a context manager: processes start on entering, in the background, and have ended after leaving.
 
     Args:
+        spec: the environment; also an attribute.
         isolates_random: whether each instance has random states of its own; an audit turns it off to find environments
             that depend on it.
 
@@ -106,16 +107,14 @@ class EnvironmentPool:
     """
 
     def __init__(self, spec: EnvironmentSpec, *, isolates_random: bool = True) -> None:
-        self._spec = spec
+        self.spec = spec
         self._isolates_random = isolates_random
         self._keepers: list[Keeper] = []
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
         refuse_nested("environment processes")
-        self._keepers = [
-            Keeper(self._spec, isolates_random=self._isolates_random) for _ in range(self._spec.num_workers)
-        ]
+        self._keepers = [Keeper(self.spec, isolates_random=self._isolates_random) for _ in range(self.spec.num_workers)]
         for keeper in self._keepers:
             keeper.start()
         return self

@@ -26,7 +26,7 @@ class EnvironmentNotLoaded(RuntimeError):
 
 
 class ProcessLost(Exception):
-    """The process died, sent an invalid message, or was killed for exceeding a limit."""
+    """The process died, sent an invalid message, used up its resources, or was killed for exceeding a limit."""
 
 
 class CallFailed(Exception):
@@ -96,6 +96,9 @@ class EnvironmentProcess:
                 return read(reply["value"])
         if "fatal" in reply:
             raise EnvironmentNotLoaded(f"{label(self._loading.spec)} raised {_reason(reply)}")
+        if "spoiled" in reply:
+            self.child.kill()
+            raise ProcessLost(f"it raised {_reason(reply)}")
         raise CallFailed(f"it raised {_reason(reply)}")
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ torch nor numpy by itself.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import json
 import os
@@ -33,6 +34,7 @@ from heliostat.tasks.sandbox.memory_limit import MemoryLimit
 from heliostat.tasks.sandbox.nested_runs import NestedRun
 
 _ORPHAN_S = 5.0  # a process that hangs without a parent to kill it ends itself this long after its limit
+_USED_UP = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 _MAX_REASON = 300  # characters
 
 
@@ -69,7 +71,13 @@ def _reply(instances: _Instances, request: Request) -> bytes:
     except NestedRun as error:  # no answer of an environment that trains is worth having
         return json.dumps({"serial": request.serial, "error": _told(error), "fatal": True}).encode()
     except BaseException as error:  # SystemExit too: an environment must not end the process that its siblings share
-        return json.dumps({"serial": request.serial, "error": _told(error)}).encode()
+        spoiled = {"spoiled": True} if _is_spoiled(error) else {}
+        return json.dumps({"serial": request.serial, "error": _told(error), **spoiled}).encode()
+
+
+def _is_spoiled(error: BaseException) -> bool:
+    """Return whether a failure lies with the process: what its instances have used up is missing for all of them."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _USED_UP)
 
 
 def _told(error: BaseException) -> str:

@@ -106,7 +106,7 @@ class VerifierPool:
         Trajectories are judged by their environment's rewards, where it gave some.
         """
         _, task = self._task_of(group.prompt.problem)
-        given = [task.trajectory_verdict(completion) for completion in group.completions]
+        given = [task.trajectory_verdict(one, group.prompt.prefix_turns) for one in group.completions]
         judged = [one for one, verdict in zip(group.completions, given, strict=True) if verdict is None]
 
         def finish(verdicts: list[Verdict]) -> Group:

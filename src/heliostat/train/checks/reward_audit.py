@@ -2,6 +2,8 @@
 
     tasks, pool, model's text  ->  audit.json, printed sentences, and the reason to stop, if any
 
+With an environment, policies that solve nothing play it first (``environment_audit``).
+
 Right answers are judged as the model would write them: encoded, decoded, and ended at the recipe's stop strings.
 
 Left out: the texts of an audit and its findings (``tasks.reward_audit.audit``).
@@ -19,6 +21,7 @@ from heliostat.models import decode, encode_solution
 from heliostat.tasks import AuditReport, Task, VerifierPool, audit
 from heliostat.tasks.reward_audit.audit import IN_A_RUN, FindingKind
 from heliostat.tasks.reward_audit.oracles import Say, knows_answers
+from heliostat.train.checks.environment_audit import audit_episodes, environment_sentences, reason_against
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.run_folder.folder import RunFolder
 from heliostat.types import Problem
@@ -38,12 +41,15 @@ def audit_rewards(
     folder: RunFolder,
     note: Callable[[str], None],
 ) -> str:
-    """Audit every task of a run that has verifiers, store the reports in its folder, and print their sentences.
+    """Audit the verifiers of every task of a run and its environment, store the reports, and print their sentences.
 
     Returns:
         The reason to stop the run; empty if it may go on.
     """
     section = recipe.audit
+    began = time.monotonic()
+    played = [] if pool.environments is None else audit_episodes(recipe, tasks, pool.environments)
+    play_seconds = time.monotonic() - began
     began = time.monotonic()
     tasks = [task for task in tasks if task.verifiers]
     effort = dataclasses.replace(
@@ -52,11 +58,15 @@ def audit_rewards(
     reports = [audit(task, pool=pool, heldout=True, effort=effort, say=spoken(bundle)) for task in tasks]
     seconds = time.monotonic() - began
     reasons = (reason_to_stop(task, report, section) for task, report in zip(tasks, reports, strict=True))
-    stop = next(filter(None, reasons), "")
+    against = (reason_against(report, section) for report in played)
+    stop = next(filter(None, (*against, *reasons)), "")
     content = {"seconds": seconds, "stop": stop, "tasks": [report.to_json() for report in reports]}
+    content |= {"environments": [report.to_json() for report in played]} if played else {}
     folder.write_audit(json.dumps(content, indent=1) + "\n")
-    for report in () if stop else reports:
-        for sentence in sentences(report, seconds, section):
+    if not stop:
+        told = [line for one in played for line in environment_sentences(one, play_seconds, section)]
+        told += [line for report in reports for line in sentences(report, seconds, section)]
+        for sentence in told:
             note(sentence)
     return stop
 

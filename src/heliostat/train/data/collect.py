@@ -86,6 +86,12 @@ class Collector:
         self.campaign = (
             f"{policy} T={rollout.temperature:g} n={rollout.group_size} L={rollout.max_new_tokens} seed={seed}"
         )
+        environment = self.recipe.environment
+        if environment.enabled:
+            self.campaign += (
+                f" in {environment.recorded_name} turns={environment.max_turns}x{environment.max_tokens_per_turn} "
+                f"tokens={environment.max_tokens}"
+            )
         self.sources = sources_of(self.recipe, self.bundle.loaded, self.tasks, self.run, 0)
         self.ledger = Ledger()
 

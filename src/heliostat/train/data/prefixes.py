@@ -6,6 +6,9 @@
 the question (a control). ``unrelated``: another problem's prefix (a control). Sources are selected once, when the run
 begins. A resumed run reads them back, so that it makes the same cuts although the bank has grown meanwhile.
 
+With an environment, sources are trajectories. They are cut only where one of the environment's replies ends, and the
+turns before the cut are replayed into a fresh environment (``train.episodes``), which must answer as it did.
+
 Left out: the length of a prefix (``traces.cuts``) and its upper bound (``traces.spans``).
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from heliostat.traces.spans import answer_start, longest_prefix
 from heliostat.train.data.collect import spent_on
 from heliostat.train.data.curriculum import ShuffledEpochs
 from heliostat.train.model_bundle import ModelBundle
-from heliostat.types import Cut, Group, Mean, Message, Problem, Prompt
+from heliostat.types import Cut, Group, Mean, Message, Problem, Prompt, Turn
 
 HINT = "\nA solution begins like this: "
 
@@ -42,7 +45,7 @@ class PrefixSources:
 
     Attributes:
         flops: of every attempt on these problems that the bank has recorded.
-        num_refused: problems with a success, but no prefix without its answer.
+        num_refused: problems with a success, but no prefix without its answer; of a trajectory, without its last turn.
         damaged: one sentence per unusable part of the bank.
     """
 
@@ -55,6 +58,8 @@ class PrefixSources:
 def find_prefix_sources(recipe: Recipe, bundle: ModelBundle, tasks: Sequence[Task]) -> PrefixSources:
     """Select the oldest success of every training problem in the bank, up to the start of its answer.
 
+    With an environment, trajectories from that environment are selected, up to their last turn.
+
     Raises:
         ConfigError: the bank has no usable success in this model's token ids.
         BankError: the bank cannot be read.
@@ -63,25 +68,45 @@ def find_prefix_sources(recipe: Recipe, bundle: ModelBundle, tasks: Sequence[Tas
     with Bank.open(Path(recipe.traces.bank), create=False) as bank:
         tokenizer = tokenizer_fingerprint(bundle.loaded)
         issues = check_bank(bank)
-        picked = bank.pick(problems, 1, tokenizer=tokenizer, issues=type(issues)())  # reported already
+        picked = bank.pick(
+            problems,
+            1,
+            tokenizer=tokenizer,
+            environment=recipe.environment.recorded_name,
+            issues=type(issues)(),  # reported already
+        )
         flops = spent_on(bank, list(picked))
-    found = [_prefix_source(traces[0], *problems[key], recipe, bundle) for key, traces in sorted(picked.items())]
+    make = _trajectory_source if recipe.environment.enabled else _prefix_source
+    found = [make(traces[0], *problems[key], recipe, bundle) for key, traces in sorted(picked.items())]
     prefix_sources = tuple(prefix_source for prefix_source in found if prefix_source.ids)
     if not prefix_sources:
+        source, part = "", "a part to give before its answer"
+        if recipe.environment.enabled:
+            source, part = f" from environment '{recipe.environment.recorded_name}'", "a turn to give before its last"
         raise ConfigError(
             f"prefix.name = '{recipe.prefix.name}' needs successes to cut, but {recipe.traces.bank} has "
-            f"{len(picked)} for this task's training problems in this model's token ids, none of them with a part to "
-            "give before its answer; fill it with heliostat sample MODEL --recipe RECIPE --bank FILE"
+            f"{len(picked)}{source} for this task's training problems in this model's token ids, none of them with "
+            f"{part}; fill it with heliostat sample MODEL --recipe RECIPE --bank FILE"
         )
     return PrefixSources(prefix_sources, flops, len(found) - len(prefix_sources), tuple(issues.lines()))
 
 
 def _prefix_source(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bundle: ModelBundle) -> PrefixSource:
-    loaded, turn = bundle.loaded, trace.turn_ids
+    loaded, turn = bundle.loaded, trace.all_ids
     start = answer_start(decode(loaded, turn), problem.answer, problem.question, task.answer_after)
     room = loaded.context_length - len(trace.prompt_ids) - recipe.rollout.max_new_tokens
     length = longest_prefix(turn, lambda ids: decode(loaded, ids), start, loaded.eos_ids, room)
     return PrefixSource(problem.problem_id, turn[:length], len(turn) - (turn[-1] in loaded.eos_ids))
+
+
+def _trajectory_source(trace: Trace, task: Task, problem: Problem, recipe: Recipe, bundle: ModelBundle) -> PrefixSource:
+    """Return a trajectory up to the last reply that leaves a turn to sample, and room for it in every budget."""
+    section, ids = recipe.environment, trace.all_ids
+    room = bundle.loaded.context_length - len(trace.prompt_ids) - section.max_tokens
+    ends = [turn.start for turn in trace.turns[1 : section.max_turns] if turn.start <= room]
+    length = max(ends, default=0)
+    num_tokens = len(ids) - (ids[-1] in bundle.loaded.eos_ids)
+    return PrefixSource(problem.problem_id, ids[:length], num_tokens, trace.prompt_ids, trace.turns[: len(ends)])
 
 
 def kept_prefix_sources(path: Path, find: Callable[[], PrefixSources]) -> PrefixSources:
@@ -92,10 +117,7 @@ def kept_prefix_sources(path: Path, find: Callable[[], PrefixSources]) -> Prefix
     """
     if not path.exists():
         found = find()
-        rows = [
-            [prefix_source.problem_id, list(prefix_source.ids), prefix_source.num_tokens]
-            for prefix_source in found.prefix_sources
-        ]
+        rows = [_row(prefix_source) for prefix_source in found.prefix_sources]
         content = {"flops": found.flops, "num_refused": found.num_refused, "donors": rows}
         publish_file(path, _checked(content))
         return found
@@ -110,8 +132,21 @@ def kept_prefix_sources(path: Path, find: Callable[[], PrefixSources]) -> Prefix
             f"{path} is damaged: it lists the stored solutions that this run cuts prefixes from; restore it, or start "
             "anew with another --run"
         ) from None
-    prefix_sources = tuple(PrefixSource(problem_id, tuple(ids), num) for problem_id, ids, num in content["donors"])
+    prefix_sources = tuple(_of_row(*row) for row in content["donors"])
     return PrefixSources(prefix_sources, content["flops"], content["num_refused"])
+
+
+def _row(prefix_source: PrefixSource) -> list[Any]:
+    row = [prefix_source.problem_id, list(prefix_source.ids), prefix_source.num_tokens]
+    if prefix_source.turns:
+        row += [list(prefix_source.prompt_ids), [astuple(turn) for turn in prefix_source.turns]]
+    return row
+
+
+def _of_row(
+    problem_id: str, ids: Sequence[int], num: int, prompt_ids: Sequence[int] = (), turns: Sequence[Sequence[Any]] = ()
+) -> PrefixSource:
+    return PrefixSource(problem_id, tuple(ids), num, tuple(prompt_ids), tuple(Turn(*values) for values in turns))
 
 
 def _checked(content: Mapping[str, Any]) -> bytes:
@@ -144,6 +179,12 @@ def as_hint(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prom
 def as_unrelated(bundle: ModelBundle, problem: Problem, ids: tuple[int, ...]) -> Prompt:
     """Deliver ``ids``, which begin an answer to another problem, as the beginning of the assistant's answer."""
     return replace(bundle.prompt(problem), prefix_ids=ids, cut=Cut("unrelated", len(ids)))
+
+
+def as_replay(prefix_source: PrefixSource, problem: Problem, ids: tuple[int, ...]) -> Prompt:
+    """Deliver the turns of a trajectory within ``ids``, to be replayed after the prompt that they followed."""
+    turns = tuple(turn for turn in prefix_source.turns if turn.start < len(ids))
+    return Prompt(problem, prefix_source.prompt_ids, ids, Cut("prefix", len(ids)), turns)
 
 
 PREFIX_MODES: dict[str, PrefixMode] = {"prefix": as_prefix, "hint": as_hint, "unrelated": as_unrelated}
@@ -190,12 +231,16 @@ class Prefixes:
         problem = self.problems[prefix_source.problem_id]
         share = self.policy.share(prefix_source.problem_id, index, self.seed, step)
         ids = cut_prefix_source(prefix_source, share, self._boundaries(prefix_source))
+        if ids and prefix_source.turns:  # the environment alone judges it, so no text gives the reward away
+            return as_replay(prefix_source, problem, ids)
         if not ids or self._gives_away(problem, ids):
             return self.bundle.prompt(problem)
         return self.mode(self.bundle, problem, ids)
 
     def _boundaries(self, prefix_source: PrefixSource) -> tuple[int, ...] | None:
-        """Return the lengths at which a step of the solution ends."""
+        """Return the lengths at which a step of the solution ends, or a reply of the environment."""
+        if prefix_source.turns:
+            return prefix_source.reply_ends
         if not self.separator:
             return None
         loaded = self.bundle.loaded

@@ -14,8 +14,9 @@ from heliostat.config import Recipe
 from heliostat.models import LoadedModel
 from heliostat.tasks import Task
 from heliostat.traces import Bank, Trace, TraceSource, policy_fingerprint, tokenizer_fingerprint
+from heliostat.traces.record import moved
 from heliostat.train.data.problem_lookup import verifier_names
-from heliostat.types import Group
+from heliostat.types import Completion, Group, Prompt, Turn
 
 
 def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops: float) -> list[Trace]:
@@ -23,7 +24,8 @@ def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops
 
     Args:
         sources: by task, the policy and verifiers of the traces.
-        flops: of sampling all groups. Each trace is charged by its tokens, prompt tokens divided by the group size.
+        flops: of sampling all groups. Each trace is charged by all its tokens, an environment's included, and by its
+            prompt's tokens divided by the group size.
     """
     tokens = [
         [len(group.prompt.context_ids) / len(group.completions) + len(one.token_ids) for one in group.completions]
@@ -45,6 +47,7 @@ def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops
             stop_reason=completion.stop_reason,
             seed=completion.seed,
             flops=per_token * num,
+            turns=turns_of(group.prompt, completion),
             source=sources[group.prompt.problem.task],
         )
         for group, nums in zip(groups, tokens, strict=True)
@@ -52,15 +55,30 @@ def traces_of(groups: Sequence[Group], sources: Mapping[str, TraceSource], flops
     ]
 
 
+def turns_of(prompt: Prompt, completion: Completion) -> tuple[Turn, ...]:
+    """Return all turns of a trajectory, those of the prompt's prefix first, as places in prefix and completion."""
+    given = len(prompt.prefix_ids)
+    return (*prompt.prefix_turns, *(moved(turn, given) for turn in completion.turns))
+
+
 def sources_of(
     recipe: Recipe, loaded: LoadedModel, tasks: Sequence[Task], run: str, step: int
 ) -> dict[str, TraceSource]:
     """Describe the current policy by task, as a trace records it."""
     tokenizer, policy = tokenizer_fingerprint(loaded), policy_fingerprint(loaded)
-    rollout = recipe.rollout
+    environment, max_tokens = recipe.environment, recipe.rollout.max_new_tokens
+    if environment.enabled:
+        max_tokens = environment.max_tokens
     return {
         task.name: TraceSource(
-            tokenizer, policy, run, step, rollout.temperature, rollout.max_new_tokens, verifier_names(task)
+            tokenizer=tokenizer,
+            policy=policy,
+            run=run,
+            step=step,
+            temperature=recipe.rollout.temperature,
+            max_new_tokens=max_tokens,
+            verifier=verifier_names(task),
+            environment=environment.recorded_name,
         )
         for task in tasks
     }

@@ -42,7 +42,27 @@ def test_a_run_without_an_audit_has_no_section(tmp_path: Path) -> None:
     assert "Is the reward sound?" not in page_of(tmp_path, None)
 
 
-@pytest.mark.parametrize("audit", ["{", "[]", {"tasks": 3}, {"tasks": [3, {"findings": [7], "num_oracles": "x"}]}])
+def test_an_environment_has_a_card(tmp_path: Path) -> None:
+    finding = {"kind": "ignores the seed", "sentence": "nothing <changed>"}
+    policies = [{"name": "null", "num_episodes": 20}, {"name": "random", "num_episodes": 19}]
+    audit = {"environment": "environment 'maze'", "verdict": "fine", "num_problems": 20, "num_cut": 1}
+    audit |= {"slowest_ms": 12.3, "findings": [finding], "policies": policies}
+    page = page_of(tmp_path, {"tasks": [], "environments": [audit]})
+    assert "2 policies played 39 episodes on 20 problems: fine. The slowest call took 12 ms." in page
+    assert "ignores the seed: nothing &lt;changed&gt;" in page
+    assert "Time was up before 1 more episodes had ended." in page
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        "{",
+        "[]",
+        {"tasks": 3},
+        {"environments": [{"policies": 3}]},
+        {"tasks": [3, {"findings": [7], "num_oracles": "x"}]},
+    ],
+)
 def test_a_damaged_audit_costs_the_section_and_no_more(tmp_path: Path, audit: object) -> None:
     page = page_of(tmp_path, audit)
     assert "Held-out pass@1" in page

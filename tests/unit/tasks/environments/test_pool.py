@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from heliostat.tasks.environments.contract import EnvironmentFailed, EnvironmentSpec, Step
+from heliostat.tasks.environments.building import describe
+from heliostat.tasks.environments.contract import Environment, EnvironmentFailed, EnvironmentSpec, Step
 from heliostat.tasks.environments.pool import EnvironmentNotLoaded, EnvironmentPool, NoOracle, PoolClosed
 from heliostat.tasks.sandbox.nested_runs import INSIDE, NestedRun
 from tests.support.environments import FAULTS, spec_of
@@ -55,9 +56,6 @@ def test_an_episode_is_answered_step_by_step() -> None:
 
 
 def test_a_class_travels_by_value_where_no_process_can_import_it() -> None:
-    from heliostat.tasks.environments.building import describe
-    from heliostat.tasks.environments.contract import Environment
-
     class Local(Environment):
         def reset(self, problem, seed):
             return None
@@ -150,6 +148,10 @@ EXPECTED = {
 }
 
 
+STAYS = {"raises", "exits", "recurses"}
+"""Faults that leave their process as it was."""
+
+
 @pytest.fixture
 def marker(monkeypatch):
     mark = f"heliostat-test-{os.getpid()}-{time.monotonic_ns()}"
@@ -185,7 +187,7 @@ def test_a_fault_is_retried_once_and_costs_its_own_episode_alone(fault: str, tmp
         with pytest.raises(EnvironmentFailed):
             broken.step("1").result()
         assert (pool.counts.num_retries, pool.counts.num_failures) == (1, 1)
-        assert pool.counts.num_replays == 2
+        assert pool.counts.num_replays == (1 if fault in STAYS else 2)  # that of the neighbour's lost process
     message = str(caught.value)
     assert EXPECTED[fault] in message
     assert f"'tests.support.environments:Faulty' failed on problem 'p7' at turn 2, action '{fault}': " in message
@@ -228,6 +230,7 @@ def test_a_process_killed_from_outside_is_replaced_and_its_episodes_are_replayed
             episode.step("1").result()
         (pid,) = processes(pool)
         os.kill(pid, signal.SIGKILL)
+        assert any(not alive(pid) or time.sleep(0.01) for _ in range(1000))
         assert [episode.step("1").result().observation for episode in episodes] == ["total 2", "total 3", "total 4"]
         assert processes(pool) != [pid]
         assert pool.counts.num_replays == 3
