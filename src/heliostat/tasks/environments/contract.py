@@ -45,7 +45,7 @@ class Environment:
 
     A class may also have:
 
-    - ``problem(seed)``, a class method that returns a problem's row (``prompt``, ``answer``, other columns) for the
+    - ``problem(seed)``, a method that returns a problem's row (``prompt``, ``answer``, other columns) for the
       task source ``environment``;
     - ``oracle()``, a method that returns a right next action of the current episode, for demonstrations and audits;
     - ``tools()``, a method that returns JSON schemas of its tools, for chat templates that list tools.
@@ -84,7 +84,8 @@ class EnvironmentSpec:
         tools: ``module:function`` of plain typed functions that the model may call.
         settings: keyword arguments of the class.
         import_from: folder that modules are imported from, besides the working directory.
-        content: pickled class or functions that cannot be imported by name (scripts, notebooks); empty otherwise.
+        content: classes and functions that cannot be imported by name (scripts, notebooks), pickled with their names
+            by ``building.describe``; empty otherwise.
         timeout_s: wall-clock limit of one call, in seconds.
         memory_mb: memory of one process above its size after loading, in MiB.
         num_workers: processes.

@@ -62,7 +62,7 @@ def test_tools_alone():
         (EnvironmentSpec("lookup", settings={"max_turn": 3}), r"max_turn \(did you mean 'environment.max_turns'\?\)"),
         (
             EnvironmentSpec("lookup", settings={"calls": "json"}),
-            "unknown key environment.calls.*; lookup takes: explain, num_hops, num_keys",
+            "unknown key environment.calls.*; lookup takes: blind, explain, num_hops, num_keys",
         ),
         (EnvironmentSpec("lookup", settings={"num_keys": "x"}), 'environment.num_keys = "x": must be a whole number'),
         (EnvironmentSpec("lookup", settings={"num_keys": 200}), "num_hops = 1, num_keys = 200: need 1 <= num_hops"),
