@@ -4,9 +4,9 @@
     the other rows                decode                 | decode            | decode, together with them
 
 A row whose turn has ended leaves once enough others have, so that the rest decodes in a smaller batch. The rows that
-wait come back once they are as many as the live ones: the last sampled token of each and the reply to it are fed as
-one chunk behind its cache, so no token is computed twice. A worker's prompts are divided into cohorts: where all rows
-of one wait, another is decoded.
+wait come back once they are half as many as the live ones: the last sampled token of each and the reply to it are fed
+as one chunk behind its cache, so no token is computed twice. A worker's prompts are divided into cohorts: where all
+rows of one wait, another is decoded.
 
 Which rows are decoded together follows from their tokens alone, never from the time that an environment takes. A run
 that is resumed therefore repeats it bit for bit.
@@ -27,12 +27,12 @@ from heliostat.rollout.in_process.decode_worker import DecodeState, DecodeWorker
 from heliostat.rollout.in_process.rows import LiveRows
 from heliostat.spans import span
 
-NUM_COHORTS = 2
-"""Cohorts in progress at once: one is decoded while the other waits."""
+NUM_COHORTS, MIN_ROWS = 2, 64
+"""Cohorts in progress at once, of so many rows at least: a pass over fewer rows costs more for each."""
 
-MIN_WAITING = 1.0
+MIN_WAITING = 0.5
 """Rows that wait come back once they are so many times the live ones: earlier, the batch is copied too often; later, it
-is too small to be worth a pass."""
+is too small."""
 
 
 @dataclass(slots=True)
@@ -64,10 +64,10 @@ class TurnWorker:
             self.decoder.collector.collect()
 
     def _cohorts(self) -> deque[Sequence[int]]:
-        """Divide the prompts: at least into ``NUM_COHORTS``, and into more where a batch holds fewer rows."""
-        prompts = self.decoder.collector.request.prompts
-        per_batch = max(1, self.decoder.limits.max_rows // self.decoder.collector.request.group_size)
-        size = min(per_batch, -(-len(prompts) // NUM_COHORTS))
+        """Divide the prompts into ``NUM_COHORTS``: fewer if they are small, and more if a batch holds fewer rows."""
+        prompts, group_size = self.decoder.collector.request.prompts, self.decoder.collector.request.group_size
+        per_batch = max(1, self.decoder.limits.max_rows // group_size)
+        size = min(per_batch, max(-(-len(prompts) // NUM_COHORTS), -(-MIN_ROWS // group_size)))
         numbers = range(len(prompts))
         return deque(numbers[first : first + size] for first in numbers[::size])
 
