@@ -11,9 +11,10 @@ import torch
 from heliostat.config import EnvironmentSection, Recipe, TaskSection
 from heliostat.models import LoadedModel, decode
 from heliostat.tasks import Task, load_task
+from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.environments.contract import Environment, Step
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.environments.worlds import row_of, seed_of, spec_of
+from heliostat.tasks.environments.worlds import row_of, seed_of
 from heliostat.tasks.task import Slips
 from heliostat.train.data.demonstrations import Demonstrations
 from heliostat.train.data.episode_demonstrations import EpisodeDemonstrations
@@ -60,7 +61,7 @@ def played(nano: LoadedModel) -> Iterator[Any]:
         task = replace(task, slips=slips)
         recipe = Recipe(environment=section)
         bundle = ModelBundle(nano, SimpleNamespace(), recipe, torch.float32)
-        pools.append(EnvironmentPool(spec_of(section)).__enter__())
+        pools.append(EnvironmentPool(environment_of(section)).__enter__())
         own = Demonstrations(nano, recipe.model, {task.name: task}, NUM_STEPS, seed=0)
         return EpisodeDemonstrations(own, Environments(pool=pools[-1], bundle=bundle, note=str)), task
 
