@@ -20,6 +20,7 @@ from heliostat.tasks.environments.contract import EnvironmentFailed
 from heliostat.train import run_recipe
 from heliostat.train.episodes import UnlikeWorlds
 from heliostat.types import StopReason
+from tests.promises import test_ranks
 from tests.promises.test_survival import lines, wait_for
 from tests.support import small
 
@@ -318,3 +319,15 @@ def test_classes_and_tools_of_a_script_work_unchanged(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "finished"
     assert sum(line == "finished" for line in done.stdout.splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_episodes_what_one_trains(tmp_path):
+    recipe = write_recipe(tmp_path)
+    plain = {"--optimizer.name": "sgd", "--optimizer.momentum": 0.9, "--optimizer.lr": 0.2, "--eval.every": 0}
+    short = plain | {"--train.num_steps": 2, "--warm_start.num_steps": 4}
+    for num_ranks in (1, 2):
+        done = test_ranks.run(recipe, tmp_path / str(num_ranks), num_ranks=num_ranks, **short)
+        assert done.returncode == 0, done.stderr + done.stdout
+    one, two = (test_ranks.weights(tmp_path / name) for name in "12")
+    assert float((one - two).abs().max()) < 1e-4

@@ -411,7 +411,8 @@ class Worlds(Environment):
         self.turn += 1
         if self.fails == "always" or (self.fails == "odd" and self.number % 2):
             raise RuntimeError("broken")
-        return Step(f"heard {len(action)}", reward=len(action) % 3 / 8, done=self.turn == self.num_turns)
+        done = self.turn == self.num_turns
+        return Step(f"heard {len(action)}", len(action) % 3 / 8, done, {"success": True} if done else {})
 
     def oracle(self):
         return "1 + 2"
