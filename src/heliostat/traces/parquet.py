@@ -63,7 +63,7 @@ def _chunks(numbered: Iterable[tuple[int, Trace]], size: int) -> Iterator[tuple[
         yield held[0][0], held[-1][0], [trace for _, trace in held]
 
 
-def _schema() -> Any:
+def _parquet_schema() -> Any:
     import pyarrow as pa
 
     ids, text, whole = pa.list_(pa.uint32()), pa.string(), pa.int64()
@@ -106,7 +106,7 @@ def _file(traces: list[Trace]) -> bytes:
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    table = pa.Table.from_pylist([to_columns(trace) for trace in traces], schema=_schema())
+    table = pa.Table.from_pylist([to_columns(trace) for trace in traces], schema=_parquet_schema())
     pyarrow.parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 

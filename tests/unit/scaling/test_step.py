@@ -94,6 +94,7 @@ def test_operations_are_the_ledgers():
     class Row:
         def __init__(self, group):
             self.group, self.context_length, self.num_tokens = group, prompt, length
+            self.length = length
 
     counts, ledger = UpdateCounts(), Ledger()
     counts.add([Row(group) for group in range(groups) for _ in range(size)], shared_prompt=True)

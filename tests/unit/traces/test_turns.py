@@ -43,8 +43,8 @@ def test_turns_come_back_from_bank_columns_and_parquet(tmp_path):
         export_bank(bank, str(tmp_path / "out"), RowIssues())
     report = ImportReport()
     with Bank.open(tmp_path / "copy.bank") as copy:
-        import_rows(copy, read_rows(str(tmp_path / "out"), report.findings), report)
-        assert report.findings.lines() == []
+        import_rows(copy, read_rows(str(tmp_path / "out"), report.issues), report)
+        assert report.issues.lines() == []
         read = {trace.seed: trace for trace in copy}
     assert all(same(read[one.seed], one) for one in written)
 
@@ -110,7 +110,7 @@ def test_damaged_turns_are_found(tmp_path, statement):
     database.commit()
     database.close()
     with Bank.open(path) as bank:
-        assert check_bank(bank).problems[0].startswith("row 1: damaged")
+        assert check_bank(bank).messages[0].startswith("row 1: damaged")
         with pytest.raises(BankError, match="row 1"):
             list(bank)
 

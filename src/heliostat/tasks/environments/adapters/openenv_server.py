@@ -69,7 +69,7 @@ class OpenEnvServer(Environment):
         self._timeout_s = answer_timeout_s
         self._open = contextlib.ExitStack()
         self._session: Any = None
-        self._schema: Mapping[str, Any] | None = None
+        self._action_schema: Mapping[str, Any] | None = None
         self._tools: list[dict[str, Any]] = []
 
     def reset(self, problem: Mapping[str, Any], seed: int) -> str:
@@ -149,7 +149,7 @@ class OpenEnvServer(Environment):
         return {self._action_field or self._only_required_field(): text.strip()}
 
     def _only_required_field(self) -> str:
-        schema = self._schema or {}
+        schema = self._action_schema or {}
         required = [name for name in schema.get("required", []) if name != "metadata"]
         if len(required) != 1:
             fields = ", ".join(schema.get("properties", {}))
@@ -158,7 +158,7 @@ class OpenEnvServer(Environment):
 
     def _is_of_tools(self) -> bool:
         """Return whether the server's actions are calls of tools."""
-        properties = (self._schema or {}).get("properties", {})
+        properties = (self._action_schema or {}).get("properties", {})
         return "tool_name" in properties or properties.keys() <= {"metadata"}
 
     def _read(self, observation: Mapping[str, Any]) -> str:
@@ -174,8 +174,8 @@ class OpenEnvServer(Environment):
         import httpx2
 
         client = self._open.enter_context(httpx2.Client(timeout=self._timeout_s, trust_env=False))
-        if self._schema is None:
-            self._schema = client.get(f"{self._url}/schema").raise_for_status().json()["action"]
+        if self._action_schema is None:
+            self._action_schema = client.get(f"{self._url}/schema").raise_for_status().json()["action"]
         address = "ws" + self._url.removeprefix("http") + "/ws"
         self._session = self._open.enter_context(client.websocket(address, keepalive_ping_interval_seconds=None))
 
