@@ -48,8 +48,10 @@ class Fickle(Environment):
 
 
 def recipe_text(bank):
-    text = RECIPE.format(rollout="").replace("num_keys = 4", "num_keys = 4\nnum_hops = 2")
-    text = text.replace("num_steps = 6", f"num_steps = {NUM_STEPS}").replace("max_turns = 3", "max_turns = 4")
+    worlds = 'name = "tests.support.environments:Worlds"'
+    assert worlds in RECIPE
+    text = RECIPE.format(rollout="").replace(worlds, 'name = "lookup"\nnum_keys = 4\nnum_hops = 2')
+    text = text.replace("num_steps = 6", f"num_steps = {NUM_STEPS}")
     return text + f'\n[traces]\nbank = "{bank}"\n\n[prefix]\nname = "band"\n'
 
 

@@ -41,6 +41,8 @@ LISTED = {
     ("tasks/verifier_pool/worker_handle.py", "TemporaryFile"): "a pipe's stand-in without a name",
     ("tasks/verifier_pool/worker_handle.py", "ftruncate"): "the same",
     ("tasks/sandbox/interpreter.py", "open"): "a pipe",
+    ("tasks/environments/worker.py", "open"): "/dev/null",
+    ("tasks/environments/shipped/database.py", "TemporaryDirectory"): "one episode's database, gone with it",
     ("tasks/verifier_pool/worker.py", "open"): "/dev/null",
     ("tasks/reasoning_gym_datasets.py", "open"): "/dev/null",
     ("cli/entry.py", "os.open"): "/dev/null",

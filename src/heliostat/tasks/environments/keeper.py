@@ -125,7 +125,7 @@ class Keeper(threading.Thread):
         self._spec = spec
         self._loading = Loading(spec, isolates_random)
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._process: EnvironmentProcess | None = None
+        self.process: EnvironmentProcess | None = None
         self._num_started = 0
         self._is_busy = True
         self._stopped = threading.Event()
@@ -152,7 +152,7 @@ class Keeper(threading.Thread):
         self.begin_stop()
         deadline = time.monotonic() + _FAREWELL_S
         while self.is_alive():
-            if (process := self._process) is not None and (self._is_busy or time.monotonic() > deadline):
+            if (process := self.process) is not None and (self._is_busy or time.monotonic() > deadline):
                 process.child.interrupt()
             self.join(timeout=0.05)
 
@@ -244,7 +244,7 @@ class Keeper(threading.Thread):
         for _ in range(_MAX_STARTS):
             if self._stopped.is_set():
                 raise self._closed()
-            process = self._process or self._start()
+            process = self.process or self._start()
             try:
                 process.wait_until_ready()
             except ProcessLost as error:
@@ -259,8 +259,8 @@ class Keeper(threading.Thread):
 
     def _start(self) -> EnvironmentProcess:
         self._num_started += 1
-        self._process = EnvironmentProcess(self._loading, self._num_started)
-        return self._process
+        self.process = EnvironmentProcess(self._loading, self._num_started)
+        return self.process
 
     def _give_up(self, history: History, error: Exception) -> None:
         """Give up the instance that failed, and its process if that is lost."""
@@ -270,14 +270,14 @@ class Keeper(threading.Thread):
 
     def _close(self, history: History) -> None:
         """Close an instance; one whose process is gone has nothing left to close."""
-        if (process := self._process) is not None and history.process == process.number:
+        if (process := self.process) is not None and history.process == process.number:
             with self._unless_lost():
                 process.call("close", history.number, (), read_nothing, self._spec.timeout_s)
         history.process = 0
 
     def _end(self) -> None:
         """Close all open instances and end the process."""
-        if (process := self._process) is not None:
+        if (process := self.process) is not None:
             with self._unless_lost():
                 process.call("end", 0, (), read_nothing, _FAREWELL_S)
         self._drop()
@@ -291,9 +291,9 @@ class Keeper(threading.Thread):
             self._drop()
 
     def _drop(self) -> None:
-        if self._process is not None:
-            self._process.child.kill()
-            self._process = None
+        if self.process is not None:
+            self.process.child.kill()
+            self.process = None
 
     def _failed(self, call: Call, reason: str) -> EnvironmentFailed:
         history = call.history

@@ -46,7 +46,7 @@ class Episode:
     """
 
     def __init__(self, keeper: Keeper, history: History) -> None:
-        self._keeper = keeper
+        self.keeper = keeper
         self._history = history
         self.first: Future[Observation] = self._put("reset", (history.row, history.seed), read_observation)
 
@@ -85,7 +85,7 @@ class Episode:
         if self._history.is_closed and kind != "close":
             raise RuntimeError("this episode was closed")
         call = Call(self._history, kind, arguments, read)
-        self._keeper.put(call)
+        self.keeper.put(call)
         return call.future
 
 
@@ -109,26 +109,26 @@ class EnvironmentPool:
     def __init__(self, spec: EnvironmentSpec, *, isolates_random: bool = True) -> None:
         self.spec = spec
         self._isolates_random = isolates_random
-        self._keepers: list[Keeper] = []
+        self.keepers: list[Keeper] = []
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
         refuse_nested("environment processes")
-        self._keepers = [Keeper(self.spec, isolates_random=self._isolates_random) for _ in range(self.spec.num_workers)]
-        for keeper in self._keepers:
+        self.keepers = [Keeper(self.spec, isolates_random=self._isolates_random) for _ in range(self.spec.num_workers)]
+        for keeper in self.keepers:
             keeper.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for keeper in self._keepers:
+        for keeper in self.keepers:
             keeper.begin_stop()
-        for keeper in self._keepers:
+        for keeper in self.keepers:
             keeper.stop()
 
     @property
     def counts(self) -> PoolCounts:
         """Counts of the calls of all processes so far."""
-        return sum((keeper.counts for keeper in self._keepers), PoolCounts())
+        return sum((keeper.counts for keeper in self.keepers), PoolCounts())
 
     def open(self, row: Mapping[str, Any], seed: int, name: str = "") -> Episode:
         """Begin an episode.
@@ -141,10 +141,10 @@ class EnvironmentPool:
         Raises:
             RuntimeError: outside the ``with`` block.
         """
-        if not self._keepers:
+        if not self.keepers:
             raise RuntimeError("an EnvironmentPool opens episodes only inside its `with` block")
         number = next(self._numbers)
-        keeper = self._keepers[number % len(self._keepers)]
+        keeper = self.keepers[number % len(self.keepers)]
         return Episode(keeper, History(number, row, seed, name or f"problem {excerpt(_question(row))}"))
 
 

@@ -253,7 +253,7 @@ class RolloutScheduler:
         scored, old = UpdateCounts(), list[Anchor]()
         if sampler_copy is not None and request.is_ahead:
             old = self._score(sampler_copy, request, groups, scored)
-        max_gap, mismatch = _compared(groups, old)
+        max_gap, mismatch = compare_scored(groups, old)
         return SampledShare(groups, counts, scored, old, max_gap, mismatch, seconds, spans)
 
     def _timed(self, sampler_copy: LoadedModel | None) -> AbstractContextManager[dict[str, float]]:
@@ -278,7 +278,7 @@ class RolloutScheduler:
         return score(policy, rows, train.tokens_per_microbatch, counts.add)
 
 
-def _compared(groups: list[Group], old: list[Anchor]) -> tuple[float | None, dict[str, Mean]]:
+def compare_scored(groups: list[Group], old: list[Anchor]) -> tuple[float | None, dict[str, Mean]]:
     """Compare sampler and trainer on the scored groups by the largest gap and the moments of all differences."""
     pairs = [
         (logp, torch.from_numpy(completion.logp_gen))

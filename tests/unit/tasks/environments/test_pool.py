@@ -32,7 +32,7 @@ def play(pool: EnvironmentPool, actions: list[str], seed: int = 5) -> list[objec
 
 
 def processes(pool: EnvironmentPool) -> list[int]:
-    return [keeper._process.child.process.pid for keeper in pool._keepers if keeper._process]
+    return [keeper.process.child.process.pid for keeper in pool.keepers if keeper.process]
 
 
 def alive(pid: int) -> bool:
@@ -91,7 +91,7 @@ def test_episodes_spread_over_processes_one_after_the_other() -> None:
         episodes = [pool.open(ROW, 0) for _ in range(4)]
         for episode in episodes:
             episode.first.result()
-        keepers = [episode._keeper for episode in episodes]
+        keepers = [episode.keeper for episode in episodes]
         assert keepers[0] is keepers[2] is not keepers[1] is keepers[3]
 
 
@@ -370,7 +370,7 @@ def test_leaving_the_block_ends_everything_even_in_the_middle_of_a_call() -> Non
 def test_leaving_the_block_at_once_ends_processes_that_are_loading() -> None:
     with EnvironmentPool(spec_of("Adder", num_workers=2)) as pool:
         future = pool.open(ROW, 0).first
-    assert not any(keeper.is_alive() for keeper in pool._keepers)
+    assert not any(keeper.is_alive() for keeper in pool.keepers)
     with pytest.raises(PoolClosed):
         future.result(timeout=5)
 
@@ -382,7 +382,7 @@ from tests.support.environments import spec_of
 pool = EnvironmentPool(spec_of("Faulty")).__enter__()
 episode = pool.open({"prompt": "?"}, 0)
 episode.first.result()
-print(pool._keepers[0]._process.child.process.pid, flush=True)
+print(pool.keepers[0].process.child.process.pid, flush=True)
 if sys.argv[1:]:
     episode.step(sys.argv[1])
     time.sleep(0.3)

@@ -24,7 +24,7 @@ from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import score
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.rollouts.request import RolloutRequest
-from heliostat.train.rollouts.scheduler import NUM_COMPARED, RolloutScheduler, _compared
+from heliostat.train.rollouts.scheduler import NUM_COMPARED, RolloutScheduler, compare_scored
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.types import TrainingGroup, Verdict
 from tests.support import small
@@ -334,7 +334,7 @@ def test_trajectories_are_compared_turn_by_turn(nano):
     anchors = [
         tuple(torch.from_numpy(completion.logp_gen) + 0.25 for completion in group.completions) for group in groups
     ]
-    gap, moments = _compared(groups, anchors[:2])  # the last group was not scored
+    gap, moments = compare_scored(groups, anchors[:2])  # the last group was not scored
     by_turn = {key: mean for key, mean in moments.items() if key.startswith("agent/sampler_gap:")}
     assert gap == pytest.approx(0.25, abs=1e-6)
     assert sum(mean.count for mean in by_turn.values()) == sum(group.num_tokens for group in groups[:2])

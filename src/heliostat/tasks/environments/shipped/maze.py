@@ -45,7 +45,7 @@ class Maze(Environment):
         self._max_steps = max_steps
         self._shaped = shaped
         self._explain = explain
-        self._open: dict[_Cell, str] = {}
+        self.open_ways: dict[_Cell, str] = {}
         self._place: _Cell = (0, 0)
         self._goal: _Cell = (0, 0)
         self._limit = self._num_steps = 0
@@ -60,15 +60,15 @@ class Maze(Environment):
     def reset(self, problem: Mapping[str, Any], seed: int) -> str:
         """Begin the episode of ``seed``; the first observation is the start."""
         draw = random.Random(f"maze {seed}")
-        self._open = _spanning_tree(self._size, draw)
-        self._place, self._goal = draw.sample(sorted(self._open), 2)
+        self.open_ways = _spanning_tree(self._size, draw)
+        self._place, self._goal = draw.sample(sorted(self.open_ways), 2)
         self._limit, self._num_steps = self._max_steps or 2 * len(self._path()), 0
         return self._observe()
 
     def step(self, action: str) -> Step:
         self._num_steps += 1
         way = action.strip()
-        is_open = way in self._open[self._place] and way in _MOVES
+        is_open = way in self.open_ways[self._place] and way in _MOVES
         info = {"calls": 1, "errors": int(not is_open), "invalid": way not in _MOVES}
         if is_open:
             self._place = _neighbour(self._place, way)
@@ -84,14 +84,14 @@ class Maze(Environment):
         return self._path()[0]
 
     def _observe(self) -> str:
-        return f"{self._place[0]} {self._place[1]} {self._open[self._place]}"
+        return f"{self._place[0]} {self._place[1]} {self.open_ways[self._place]}"
 
     def _path(self) -> str:
         """Return the moves from here to the goal."""
         paths, queue = {self._place: ""}, deque([self._place])
         while self._goal not in paths:
             cell = queue.popleft()
-            for way in self._open[cell]:
+            for way in self.open_ways[cell]:
                 if (other := _neighbour(cell, way)) not in paths:
                     paths[other] = paths[cell] + way
                     queue.append(other)

@@ -212,7 +212,7 @@ def test_the_maze_is_a_tree_whose_path_is_the_answer():
         for seed in range(20):
             row = environment.problem(seed)
             environment.reset(row, seed)
-            ways = sum(len(open_ways) for open_ways in environment._open.values())
+            ways = sum(len(open_ways) for open_ways in environment.open_ways.values())
             assert ways == 2 * (size * size - 1)
             for move in row["answer"]:
                 step = environment.step(move)
