@@ -29,6 +29,8 @@ NUM_STEPS = 10
 NO_SLIPS = Slips()
 ENDLESS = {"name": f"{__name__}:Endless", "max_turns": 400, "max_tokens": 9999}
 
+pytestmark = pytest.mark.slow  # real environment processes
+
 
 class Endless(Environment):
     """Begins with an observation, and never ends."""
