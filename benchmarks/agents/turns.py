@@ -1,4 +1,4 @@
-"""What several turns cost: CPU seconds of episodes against one turn with the same number of sampled tokens.
+"""Measure the cost of several turns: CPU seconds of episodes and of one turn with as many sampled tokens.
 
     python benchmarks/agents/turns.py
 

@@ -25,6 +25,7 @@ from tests.promises.test_survival import lines, wait_for
 from tests.support import small
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 96, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
+SHAPE_TEXT = ", ".join(f"{key} = {value}" for key, value in SHAPE.items())
 
 RECIPE = """
 [run]
@@ -32,7 +33,7 @@ num_threads = 1
 
 [model]
 path = "tiny"
-settings = {{hidden_size = 48, intermediate_size = 96, num_layers = 2, num_heads = 2, num_kv_heads = 2}}
+settings = {{{shape}}}
 
 [environment]
 name = "tests.support.environments:Worlds"
@@ -74,7 +75,7 @@ final_samples = 2
 
 def write_recipe(folder, rollout="", more=""):
     path = folder / "agent.toml"
-    path.write_text(small.weights.into(RECIPE.format(rollout=rollout)) + more)
+    path.write_text(small.weights.into(RECIPE.format(rollout=rollout, shape=SHAPE_TEXT)) + more)
     return path
 
 

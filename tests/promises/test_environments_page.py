@@ -5,15 +5,13 @@ and runs with the blocks of all other pages.
 """
 
 import re
-import socket
 import subprocess
 import sys
-import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.served import served
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "environments.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -48,22 +46,6 @@ def test_the_example_of_textarena(tmp_path):
     said = run(block, tmp_path)
     assert "GuessTheNumber" in said or "guess" in said.lower()
     assert 0 <= float(said.splitlines()[-1].split()[0]) <= 1
-
-
-@contextmanager
-def served(app):
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        until = time.monotonic() + 30
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
 
 
 @pytest.mark.slow

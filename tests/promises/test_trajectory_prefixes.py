@@ -19,7 +19,7 @@ from heliostat.train.data.episode_demonstrations import EpisodeDemonstrations
 from heliostat.train.data.prefixes import as_replay, find_prefix_sources
 from heliostat.train.data.trace_log import traces_of
 from heliostat.types import Group, Turn, Verdict
-from tests.promises.test_agents import RECIPE
+from tests.promises.test_agents import RECIPE, SHAPE_TEXT
 from tests.promises.test_survival import lines, wait_for
 from tests.support import small
 
@@ -50,7 +50,7 @@ class Fickle(Environment):
 def recipe_text(bank):
     worlds = 'name = "tests.support.environments:Worlds"'
     assert worlds in RECIPE
-    text = RECIPE.format(rollout="").replace(worlds, 'name = "lookup"\nnum_keys = 4\nnum_hops = 2')
+    text = RECIPE.format(rollout="", shape=SHAPE_TEXT).replace(worlds, 'name = "lookup"\nnum_keys = 4\nnum_hops = 2')
     text = text.replace("num_steps = 6", f"num_steps = {NUM_STEPS}")
     return text + f'\n[traces]\nbank = "{bank}"\n\n[prefix]\nname = "band"\n'
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Float
 
-from heliostat.models import LoadedModel, decode
+from heliostat.models import LoadedModel, decode, decode_to_stop
 from heliostat.rollout.request import Dialogue, Reply, SampleRequest
 from heliostat.rollout.sampling import Draw, completion_seed, uniforms
 from heliostat.types import Completion, Group, Prompt, StopReason, Turn
@@ -231,7 +231,7 @@ class CompletionBuilder:
         if partial.turns:
             given, said = (), said[partial.turns[-1].start : partial.turns[-1].end]
         has_stop_string = partial.stop_reason is StopReason.STOP_STRING or bool(partial.turns)
-        text = self.turn_text(said, given, has_stop_string)
+        text = decode_to_stop(self.loaded, said, self.limits.stop if has_stop_string else (), given)
         return Completion(
             token_ids=tuple(partial.token_ids),
             logp_gen=np.asarray(partial.logp, dtype=np.float32),
@@ -241,20 +241,6 @@ class CompletionBuilder:
             seed=partial.seed,
             turns=tuple(partial.turns),
         )
-
-    def turn_text(self, turn_ids: Sequence[int], given_ids: Sequence[int] = (), to_stop_string: bool = True) -> str:
-        """Decode one turn.
-
-        Args:
-            given_ids: a part of the turn that was given before it; a stop string in it does not count.
-            to_stop_string: whether the text ends before the first stop string, if there is one.
-        """
-        given = decode(self.loaded, given_ids) if given_ids else ""
-        text = decode(self.loaded, [*given_ids, *turn_ids])
-        if to_stop_string:
-            places = (text.find(stop, len(given)) for stop in self.limits.stop)
-            text = text[: min((place for place in places if place >= 0), default=len(text))]
-        return text
 
 
 @dataclass(slots=True)

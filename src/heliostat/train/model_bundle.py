@@ -43,6 +43,13 @@ class ModelBundle:
         return encode_problem(self.loaded, problem, self.recipe.model.chat, self.recipe.model.system)
 
 
+def completion_budget(recipe: Recipe) -> tuple[str, int]:
+    """Return the setting that limits the tokens after a prompt, and its value; an episode has a budget of its own."""
+    if recipe.environment.enabled:
+        return "environment.max_tokens", recipe.environment.max_tokens
+    return "rollout.max_new_tokens", recipe.rollout.max_new_tokens
+
+
 def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
 
@@ -56,8 +63,7 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
         add_adapters(loaded.model, recipe.lora, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval()  # type: ignore[call-arg]  # transformers wraps it untyped
     section = recipe.rollout
-    max_tokens = recipe.environment.max_tokens if recipe.environment.enabled else section.max_new_tokens
-    limits = DecodeLimits(max_tokens, section.max_rows, section.stop)
+    limits = DecodeLimits(completion_budget(recipe)[1], section.max_rows, section.stop)
     engine = build_engine(loaded, limits, section, runtime.run_on_main, recipe.environment.enabled)
     return ModelBundle(loaded, engine, recipe, loaded.model.dtype)
 

@@ -79,10 +79,17 @@ def decode(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
     return text
 
 
-def decode_to_stop(loaded: LoadedModel, token_ids: Sequence[int], stop: Sequence[str]) -> str:
-    """Decode a turn up to the first of the strings that end one."""
-    text = decode(loaded, token_ids)
-    places = (text.find(one) for one in stop)
+def decode_to_stop(
+    loaded: LoadedModel, token_ids: Sequence[int], stop: Sequence[str], given_ids: Sequence[int] = ()
+) -> str:
+    """Decode a turn up to the first of the strings that end one.
+
+    Args:
+        given_ids: a part of the turn that was given before ``token_ids``; a stop string in it does not count.
+    """
+    given = decode(loaded, given_ids) if given_ids else ""
+    text = decode(loaded, [*given_ids, *token_ids])
+    places = (text.find(one, len(given)) for one in stop)
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
 

@@ -23,7 +23,7 @@ from heliostat.models.prompts.encoding import chat_messages
 from heliostat.models.prompts.token_counts import prompt_sizes, solution_sizes
 from heliostat.tasks import Task
 from heliostat.tasks.task import by_the_book
-from heliostat.train.model_bundle import ModelBundle
+from heliostat.train.model_bundle import ModelBundle, completion_budget
 from heliostat.types import Problem, Prompt
 
 _LONG_S = 5.0  # longer checks are reported
@@ -57,13 +57,6 @@ def check_encodable(
     if seconds > _LONG_S:
         num = sum(len(task.train) + len(task.heldout) for task in tasks)
         note(f"{num} problems were encoded in {seconds:.0f} s to check that they fit")
-
-
-def completion_budget(recipe: Recipe) -> tuple[str, int]:
-    """Return the setting that limits the tokens after a prompt, and its value; an episode has a budget of its own."""
-    if recipe.environment.enabled:
-        return "environment.max_tokens", recipe.environment.max_tokens
-    return "rollout.max_new_tokens", recipe.rollout.max_new_tokens
 
 
 def _check_prompts(recipe: Recipe, problems: Sequence[Problem], bundle: ModelBundle, budget: int) -> list[int]:

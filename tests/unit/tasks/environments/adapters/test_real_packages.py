@@ -4,10 +4,6 @@ pip install "heliostat[environments]" gymnasium textarena skyrl-gym openenv trl
 """
 
 import functools
-import socket
-import threading
-import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -15,6 +11,7 @@ from heliostat.config import ConfigError
 from heliostat.tasks.environments.building import build, check
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from tests.support.environment_classes import TRLSafe, add
+from tests.support.served import served
 
 MODULE = "tests.support.environment_classes"
 ROW = {"prompt": "Go.", "answer": "42"}
@@ -211,22 +208,6 @@ def test_trl_trains_the_same_class_with_the_same_tools(tmp_path, monkeypatch):
 
 
 # -- OpenEnv
-
-
-@contextmanager
-def served(app):
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        until = time.monotonic() + 30
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
 
 
 @functools.cache
