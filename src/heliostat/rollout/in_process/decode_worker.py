@@ -167,10 +167,10 @@ class DecodeState:
 
     def keep(self, rows: Sequence[int], token: Int[Tensor, " row"]) -> Int[Tensor, " kept"]:
         """Drop all other rows; return the remaining rows' tokens. Logits are those before the tokens."""
-        kept = torch.tensor(rows, device=token.device)
-        self.partials = [self.partials[row] for row in rows]
-        self.rows.keep(kept, room=room_of(self.partials))
-        return token[kept]
+        room = room_of([self.partials[row] for row in rows])
+        order = self.rows.keep(torch.tensor(rows, device=token.device), room)
+        self.partials = [self.partials[row] for row in order]
+        return token[order]
 
 
 def room_of(partials: Sequence[PartialCompletion]) -> int:

@@ -133,24 +133,24 @@ class LiveRows(Protocol):
         """Return these rows alone, with room for ``room`` more columns; prompts may be shared with this object."""
         ...
 
-    def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
-        """Drop all other rows; make room for ``room`` more columns."""
+    def keep(self, rows: Int[Tensor, " kept"], room: int) -> list[int]:
+        """Drop all other rows; make room for ``room`` more columns.
+
+        Returns:
+            The kept rows, in the order in which this object now has them.
+        """
         ...
 
     def join(self, other: Self, room: int) -> None:
         """Append the rows of ``other``, a fresh prefill, after this object's own."""
         ...
 
-    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int, complete: bool) -> list[int]:
-        """Bring rows that were ``taken`` apart together again; make room for ``room`` more columns.
+    def reunite(self, others: Sequence[Self], room: int, complete: bool) -> None:
+        """Append rows that were ``taken`` apart from this object; make room for ``room`` more columns.
 
         Args:
             others: objects that hold other rows of the same prefill.
-            rows: the rows to keep, counted over this object and ``others``, one after the other.
             complete: whether no further object holds rows of this prefill.
-
-        Returns:
-            ``rows`` in the order in which this object now has them.
         """
         ...
 
@@ -211,12 +211,13 @@ class Rows:
         other._set([layer.taken(rows, columns, room) for layer in self._layers])
         return other
 
-    def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
+    def keep(self, rows: Int[Tensor, " kept"], room: int) -> list[int]:
         """Drop all other rows, and the columns that no remaining row uses; make room for ``room`` more columns."""
         columns = self.columns.keep(rows)
         for index, layer in enumerate(self._layers):  # one after the other: two copies of all would be alive at once
             self._layers[index] = layer.taken(rows, columns, room)
             self.cache.layers[index] = self._layers[index]
+        return [int(row) for row in rows]
 
     def join(self, other: Self, room: int) -> None:
         """Append the rows of ``other`` after this object's own."""
@@ -224,12 +225,10 @@ class Rows:
         for layer, other_layer in zip(self._layers, other._layers, strict=True):
             layer.join(other_layer, self.columns.length + room)
 
-    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int, complete: bool) -> list[int]:
-        """Bring rows that were ``taken`` apart together again."""
+    def reunite(self, others: Sequence[Self], room: int, complete: bool) -> None:
+        """Append rows that were ``taken`` apart."""
         for other in others:
-            self.join(other, room=0)
-        self.keep(torch.tensor(rows, device=self.columns.count.device), room)
-        return list(rows)
+            self.join(other, room)
 
 
 class PaddedRows(Rows):

@@ -10,10 +10,10 @@ share (a system prompt, worked examples) is stored once for all.
     what                    class           layout of keys and values, per layer
     all prompts' beginning  SharedPrompts   [1, head, column, feature]
     each prompt's rest      SharedPrompts   [group, head, column, feature], padded on the left
-    each row's own tokens   ColumnLayer     [column, row, head, feature], with gaps (``columns``)
+    each row's own tokens   OwnLayer        [row, head, column, feature], each row from column 0 on
 
-Own tokens lie column by column, so that the next token of all rows is written to one piece of memory. Rows are fed one
-token each, or a chunk of several: an environment's answer to a turn. The arithmetic is the model's own to rounding.
+Rows are fed one token each, or a chunk of several: an environment's answer to a turn. The arithmetic is the model's own
+to rounding.
 Models reach it through transformers' attention interface, or are run layer by layer (``in_process.fused``).
 
 Left out: models that do not use that interface (``in_process.rows`` copies prompts for those), and GPUs, whose fused
@@ -41,9 +41,9 @@ from heliostat.models.transformers_internals import (
     usual_attention,
     with_attention,
 )
-from heliostat.rollout.in_process.columns import Columns
+from heliostat.rollout.in_process.own_tokens import Ends, Moves, OwnLayer
 from heliostat.rollout.in_process.rows import key_values
-from heliostat.rollout.in_process.shared_prompts import ColumnLayer, SharedPrompts
+from heliostat.rollout.in_process.shared_prompts import SharedPrompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +64,7 @@ class SharedRows:
         room: columns to allocate for the rows' own tokens.
 
     Attributes:
-        columns: the own columns that hold tokens.
+        ends: the number of each row's own tokens.
         cache: the cache to pass to the model as ``past_key_values``.
     """
 
@@ -86,22 +86,22 @@ class SharedRows:
             self._common = SharedPrompts(common, start.new_zeros(1), torch.zeros_like(group))
             states = [(keys[:, :, num_common:].clone(), values[:, :, num_common:].clone()) for keys, values in states]
         self.prompts = SharedPrompts(states, start, group)
-        self.columns = Columns(torch.zeros(len(group), 0, dtype=torch.bool, device=start.device))
-        self._set([ColumnLayer(keys_and_values, len(group), room) for keys_and_values in states])
+        self.ends = Ends(torch.zeros_like(group))
+        self._set([OwnLayer.like(keys_and_values, self.ends, room) for keys_and_values in states])
         self._hidden: Tensor | None = None
 
-    def _set(self, layers: list[ColumnLayer]) -> None:
+    def _set(self, layers: list[OwnLayer]) -> None:
         self._layers = layers
         self.cache = Cache(layers=list(layers))
 
     @property
     def num_rows(self) -> int:
-        return len(self.columns.count)
+        return len(self.ends.count)
 
     @property
     def lengths(self) -> Int[Tensor, " row"]:
         """The number of tokens in each row's cache, its prompt included."""
-        return self._num_common + self.prompts.row_lengths + self.columns.count
+        return self._num_common + self.prompts.row_lengths + self.ends.count
 
     def hidden(
         self, loaded: LoadedModel, token: Int[Tensor, "row new"], real: Bool[Tensor, "row new"] | None = None
@@ -126,21 +126,21 @@ class SharedRows:
         """
         num_new = real.shape[1]
         known = self._num_common + self.prompts.row_lengths
-        positions = known[:, None] + self.columns.extend(real)
+        positions = known[:, None] + self.ends.extend(real)
         self._hidden = None
-        if num_new > 1 or self.columns.have_gaps or self.prompts.have_gaps:
+        if self.ends.are_uneven or self.prompts.have_gaps:
             # In the order of the scores: common beginning (never padded), prompt, own columns with the new ones.
             numbers = torch.arange(self.prompts.length, device=real.device)
             common = real.new_zeros(self.num_rows, self._num_common)
             prompt = numbers < self.prompts.start[self.prompts.group][:, None]
             given = torch.cat([common, prompt], dim=1)[:, None].expand(-1, num_new, -1)
-            self._hidden = torch.cat([given, ~self.columns.visible(num_new)], dim=2)[:, None, None]
+            self._hidden = torch.cat([given, self.ends.hidden()], dim=2)[:, None, None]
         return positions
 
     def attend(
         self, layer: int, query: Float[Tensor, "row head share feature"], key: Tensor, value: Tensor
     ) -> Float[Tensor, "row head share feature"]:
-        """Write one more column ``[row, head, 1, feature]`` and attend to all; queries must be scaled."""
+        """Write one more token ``[row, head, 1, feature]`` and attend to all; queries must be scaled."""
         self._layers[layer].update(key, value)
         return self.attended(layer, query)
 
@@ -150,13 +150,9 @@ class SharedRows:
         Args:
             query: for every key head, its ``share`` query heads; of a chunk, each with one query per token.
         """
-        own = self._layers[layer]
         num_rows, num_heads, num_queries, width = query.shape
-        # Own tokens: one small product per row and head, all in one batched call, without a copy: rows and heads
-        # are adjacent in [column, row, head, feature].
-        keys, values = (
-            each[: own.length].view(own.length, -1, each.shape[-1]).transpose(0, 1) for each in (own.keys, own.values)
-        )
+        # Own tokens: one small product per row and head, all in one batched call on views.
+        keys, values = (states.flatten(0, 1) for states in self._layers[layer].used())
         shared = [self.prompts] if self._common is None else [self._common, self.prompts]
         parts = [prompts.scores(layer, query) for prompts in shared]
         parts.append(
@@ -180,42 +176,37 @@ class SharedRows:
         self.prompts.may_drop = False
         other.prompts = self.prompts.taken(rows)
         other._common = None if self._common is None else self._common.taken(rows)
-        other.columns = copy.copy(self.columns)
-        columns = other.columns.keep(rows)
-        other._set([layer.taken(rows, columns, room) for layer in self._layers])
+        other.ends = Ends(self.ends.count[rows])
+        other._set([layer.taken(rows, other.ends) for layer in self._layers])
         return other
 
-    def keep(self, rows: Int[Tensor, " kept"], room: int) -> None:
-        """Drop all other rows, and the own columns that no remaining row uses; make room for ``room`` more."""
-        columns = self.columns.keep(rows)
-        self.prompts.keep(rows)
-        if self._common is not None:
-            self._common.keep(rows)
-        for index, layer in enumerate(self._layers):  # one after the other: two copies of all would be alive at once
-            self._layers[index] = layer.taken(rows, columns, room)
-            self.cache.layers[index] = self._layers[index]
+    def keep(self, rows: Int[Tensor, " kept"], room: int) -> list[int]:
+        """Drop all other rows, and make room for ``room`` more columns; return the kept ones in their new order."""
+        moves = Moves.to_keep(rows)
+        self.prompts.keep(moves.order)
+        self._change(moves, [], room)
+        return [int(row) for row in moves.order]
 
     def join(self, other: Self, room: int) -> None:
         """Append the rows of ``other``, a fresh prefill with the same common beginning, after this object's own."""
-        # All rows write the same next column, so own tokens are aligned at their end.
-        self.columns.join(other.columns)
         self.prompts.join(other.prompts)
-        if self._common is not None:
-            everyone = torch.zeros_like(self.columns.count)
-            self._common = SharedPrompts(self._common.states, self._common.start, everyone)
-        for layer, other_layer in zip(self._layers, other._layers, strict=True):
-            layer.join(other_layer, self.columns.length + room)
+        self._change(Moves.to_keep(torch.arange(self.num_rows, device=self.ends.count.device)), [other], room)
 
-    def reunite(self, others: Sequence[Self], rows: Sequence[int], room: int, complete: bool) -> list[int]:
-        """Bring rows that were ``taken`` apart together again, sorted by their prompts, which are the same."""
-        group = torch.cat([self.prompts.group, *(other.prompts.group for other in others)])
-        wanted = torch.tensor(rows, device=group.device)
-        order = wanted[group[wanted].argsort(stable=True)]
-        for other in others:
-            self.join(other, room=0)
+    def reunite(self, others: Sequence[Self], room: int, complete: bool) -> None:
+        """Append rows that were ``taken`` apart, of the same prompts."""
+        everyone = torch.arange(self.num_rows, device=self.ends.count.device)
         self.prompts.may_drop = complete  # other rows of the same prompts come back to them
-        self.keep(order, room)
-        return [int(row) for row in order]
+        self.prompts.place(torch.cat([self.prompts.group, *(other.prompts.group for other in others)]))
+        self._change(Moves.to_keep(everyone), others, room)
+
+    def _change(self, moves: Moves, others: Sequence[Self], room: int) -> None:
+        """Keep own tokens of some rows and append those of ``others``; ``prompts`` know of it already."""
+        ends = Ends(torch.cat([self.ends.count[moves.order], *(other.ends.count for other in others)]))
+        if self._common is not None:
+            self._common = SharedPrompts(self._common.states, self._common.start, torch.zeros_like(ends.count))
+        for index, layer in enumerate(self._layers):
+            layer.change(moves, [other._layers[index] for other in others], ends, room)
+        self.ends = ends
 
 
 def shares_prompts(loaded: LoadedModel) -> bool:
@@ -270,13 +261,13 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attend in one layer, called by transformers; return ``[row, token, head, feature]``. A prefill attends as usual.
 
-    ``key`` and ``value`` are the rows' own columns, which ``ColumnLayer.update`` has just returned.
+    ``key`` and ``value`` are the rows' own columns, which ``OwnLayer.update`` has just returned.
     """
     if shared_rows is None:
         return usual_attention(USUAL)(module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
     num_rows, num_heads, num_new, width = query.shape
     # The query heads that share a key head lie next to each other; of a chunk, so do the tokens of one head.
-    scaled = (query * usual["scaling"]).reshape(num_rows, key.shape[2], -1, width)
+    scaled = (query * usual["scaling"]).reshape(num_rows, key.shape[1], -1, width)
     found = shared_rows.attended(module.layer_idx, scaled).reshape(num_rows, num_heads, num_new, -1)
     return found.transpose(1, 2), None
 

@@ -1,84 +1,16 @@
-"""Keys and values for decoding against shared prompts: the prompts once each, and the rows' own tokens by column.
+"""Keys and values of prompts for decoding: once each, whatever the number of rows behind them.
 
-Left out: attention over all parts (``in_process.shared``, which also lists the layouts).
+Left out: rows' own tokens (``own_tokens``), and attention over all parts (``shared``, which also lists the layouts).
 """
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from heliostat.rollout.in_process.rows import GrowingLayer
-
 MAX_DEAD_GROUPS = 0.25
 """Prompts whose rows have all ended are dropped once they are this share: dropping some copies all others."""
-
-
-class ColumnLayer(GrowingLayer):  # type: ignore[no-untyped-call]  # transformers is partly untyped
-    """One layer's own keys and values, ``[column, row, head, feature]``, with room for more columns.
-
-    Args:
-        like: keys and values of the prompts, ``[group, head, column, feature]``, for their shapes.
-    """
-
-    def __init__(self, like: tuple[Tensor, Tensor], num_rows: int, capacity: int) -> None:
-        super().__init__(0)
-        self.keys, self.values = (
-            states.new_empty(capacity, num_rows, states.shape[1], states.shape[3]) for states in like
-        )
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write more columns and return views of all so far (called by the attention layers)."""
-        end = self.length + key_states.shape[2]
-        self.keys[self.length : end] = key_states.permute(2, 0, 1, 3)
-        self.values[self.length : end] = value_states.permute(2, 0, 1, 3)
-        self.length = end
-        return self.keys[:end], self.values[:end]
-
-    def get_max_length(self) -> int:
-        return int(self.keys.shape[0])
-
-    def taken(self, rows: Int[Tensor, " kept"], columns: slice | Tensor, room: int) -> ColumnLayer:
-        """Return a layer of these rows and columns, with room for more columns."""
-        other = copy.copy(self)
-        other.keys, other.length = self._taken(self.keys, rows, columns, room)
-        other.values, _ = self._taken(self.values, rows, columns, room)
-        return other
-
-    def _taken(
-        self, states: Tensor, rows: Int[Tensor, " kept"], columns: slice | Tensor, room: int
-    ) -> tuple[Tensor, int]:
-        # index_select into the buffer writes each kept column once; indexing first would copy the columns twice.
-        stays = states[: self.length][columns]
-        buffer = states.new_empty(len(stays) + room, len(rows), *states.shape[2:])
-        torch.index_select(stays, 1, rows, out=buffer[: len(stays)])
-        return buffer, len(stays)
-
-    def join(self, other: ColumnLayer, capacity: int) -> None:
-        """Append the rows of ``other``, aligned at the last column; the gap before them is never attended to."""
-        length = max(self.length, other.length)
-        mine, theirs = self.length, other.length
-        self.keys, self.values = (
-            torch.cat([self._resized(a[:mine], length, capacity), self._resized(b[:theirs], length, capacity)], dim=1)
-            for a, b in ((self.keys, other.keys), (self.values, other.values))
-        )
-        self.length = length
-
-    @staticmethod
-    def _resized(states: Tensor, length: int, capacity: int) -> Tensor:
-        """Return the same columns, moved to end at ``length``, in a buffer of ``capacity`` columns.
-
-        The gap is zeros, not uninitialised memory: a masked NaN would still poison the weighted sum over values.
-        """
-        buffer = states.new_zeros(capacity, *states.shape[1:])
-        buffer[length - states.shape[0] : length] = states
-        return buffer
 
 
 class SharedPrompts:
@@ -91,7 +23,7 @@ class SharedPrompts:
     Attributes:
         states: keys and values of every layer, ``[group, head, column, feature]``.
         start: first column of each prompt that holds a token (left padding).
-        group: the prompt of each row, ascending.
+        group: the prompt of each row.
         may_drop: whether prompts without rows may be dropped; not while rows elsewhere come back to them.
     """
 
@@ -103,7 +35,7 @@ class SharedPrompts:
         may_drop: bool = True,
     ) -> None:
         self.states, self.start, self.may_drop = states, start, may_drop
-        self._place(group)
+        self.place(group)
 
     def taken(self, rows: Int[Tensor, " kept"]) -> SharedPrompts:
         """Return the same prompts for these rows alone; nothing is copied."""
@@ -124,7 +56,7 @@ class SharedPrompts:
         """The number of tokens in each row's prompt."""
         return self.length - self.start[self.group]
 
-    def _place(self, group: Int[Tensor, " row"]) -> None:
+    def place(self, group: Int[Tensor, " row"]) -> None:
         """Assign the rows to slots of their groups; drop groups without rows once there are many of them."""
         counts = torch.bincount(group, minlength=len(self.start))
         alive = counts > 0
@@ -135,29 +67,27 @@ class SharedPrompts:
             counts = counts[alive]
         self.group = group
         self.num_slots = int(counts.max())
-        # Rows are sorted by group, so a row's slot is its number less that of its group's first row.
-        self._member = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
-        self._full = len(group) == len(counts) * self.num_slots
+        # Sorted by group, a row's slot is its number less that of its group's first row.
+        order = group.argsort(stable=True)
+        numbers = torch.arange(len(group), device=group.device)
+        self._member = torch.empty_like(group)
+        self._member[order] = numbers - (counts.cumsum(0) - counts)[group[order]]
+        is_sorted = bool((order == numbers).all())
+        self._full = is_sorted and len(group) == len(counts) * self.num_slots
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all other rows."""
-        self._place(self.group[rows])
+        self.place(self.group[rows])
 
     def join(self, other: SharedPrompts) -> None:
-        """Append the prompts and rows of ``other`` after this object's own, aligned at the last column.
-
-        Rows of the same prompts come back to them; they must then be sorted again (``keep``).
-        """
-        if other.states is self.states:
-            self.group = torch.cat([self.group, other.group])
-            return
+        """Append the prompts and rows of ``other`` after this object's own, aligned at the last column."""
         length = max(self.length, other.length)
         self.start = torch.cat([self.start + (length - self.length), other.start + (length - other.length)])
         self.states = [
             (_stacked(keys, other_keys, length), _stacked(values, other_values, length))
             for (keys, values), (other_keys, other_values) in zip(self.states, other.states, strict=True)
         ]
-        self._place(torch.cat([self.group, other.group + len(self.start) - len(other.start)]))
+        self.place(torch.cat([self.group, other.group + len(self.start) - len(other.start)]))
 
     def scores(
         self, layer: int, query: Float[Tensor, "row head share feature"]
@@ -176,7 +106,7 @@ class SharedPrompts:
         # The members of a group become rows of one matrix, [slot * share, n]: its prompt is then read once.
         _, num_heads, share, width = rows.shape
         shape = (len(self.start), num_heads, self.num_slots, share)
-        if self._full:  # no holes: the grid is a view of the rows
+        if self._full:  # sorted and no holes: the grid is a view of the rows
             grid = rows.view(shape[0], self.num_slots, num_heads, share, width).transpose(1, 2)
         else:
             grid = rows.new_zeros(*shape, width)

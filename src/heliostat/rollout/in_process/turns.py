@@ -100,8 +100,8 @@ class TurnWorker:
         if back is None:
             return state
         partials, logits = state.partials + back.partials, torch.cat([state.logits, back.logits])
-        order = state.rows.reunite([back.rows], range(len(partials)), room_of(partials), complete=True)
-        return DecodeState(state.rows, logits[order], [partials[row] for row in order])
+        state.rows.reunite([back.rows], room_of(partials), complete=True)
+        return DecodeState(state.rows, logits, partials)
 
     def _resume(self, pieces: Sequence[Parked], complete: bool) -> DecodeState | None:
         """Wait for the replies to all parked rows, and feed those that go on; ``None`` if none does.
@@ -120,11 +120,12 @@ class TurnWorker:
         chunks = [[*partial.token_ids[-1 - len(reply) :]] for partial, reply in zip(partials, replies, strict=True)]
         going_on = [row for row, stay in enumerate(stays) if stay]
         room = max(len(chunks[row]) for row in going_on) + room_of([partials[row] for row in going_on])
-        first, *others = (piece.rows for piece in pieces)
-        order = first.reunite(others, going_on, room, complete)
+        rows, *others = (piece.rows for piece in pieces)
+        rows.reunite(others, room, complete)
+        order = rows.keep(torch.tensor(going_on, device=self.decoder.device), room)
         chunks, partials = [chunks[row] for row in order], [partials[row] for row in order]
         with span("prefill"):
-            return DecodeState(first, self._read(first, chunks), partials)
+            return DecodeState(rows, self._read(rows, chunks), partials)
 
     def _read(self, rows: LiveRows, chunks: Sequence[Sequence[int]]) -> torch.Tensor:
         """Feed every row its chunk, padded on the left, and return the logits after it."""
