@@ -29,7 +29,7 @@ NUM_MEASURED = 16  # groups whose log-ratios are measured after a phase
 
 @dataclass
 class Arena(AbstractContextManager["Arena"]):
-    """A world with its environment process and its half-trained weights.
+    """A world with its environment process and the weights of its start.
 
     Attributes:
         before: held-out success of the start.
@@ -37,12 +37,12 @@ class Arena(AbstractContextManager["Arena"]):
 
     work: Path
     world: str
-    stop_at: float | None = None
+    slips: float | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Arena:
-        start = start_of(self.world, self.work, self.stop_at)
+        start = start_of(self.world, self.work, self.slips)
         changes = {"model.path": str(start), "model.settings": {}, **self.changes}
         self.experiment: Experiment = self.stack.enter_context(open_experiment(recipe_of(self.world, changes)))
         self.weights = self.experiment.weights()

@@ -1,7 +1,7 @@
 """The design of the comparison of objectives and of the scale of tau. Nothing here trains.
 
 Every run makes 24 optimizer steps on 32 episodes each (four problems, eight episodes a problem), all of them different.
-"Updates per batch" says how many of these minibatches are sampled at once, so how old the policy of the last of them is.
+"Updates per batch": how many of these minibatches are sampled at once, so how old the policy of the last of them is.
 
 Every method tries the same three rates on one seed in each world and at each number of updates per batch; what is
 reported are five other seeds at the best of them. Lookups of fewer hops take the rates of four hops.
@@ -20,7 +20,7 @@ RATES = (3e-4, 1e-3, 3e-3)
 TRIAL_SEED = 0
 SEEDS = (10, 11, 12, 13, 14)
 STALE, FRESH = 8, 2  # updates per batch
-TAUS = (0.0125, 0.05, 0.2, 0.8)
+TAUS = (0.05, 0.2, 0.8)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from arena import Arena, numbers
 from arms import RATES, SEEDS, TRIAL_SEED
-from worlds import WEAK
+from worlds import RARE
 
 from heliostat.config import OptimizerSection
 from heliostat.optim import Schedule, build_optimizer
@@ -65,7 +65,7 @@ class PrefixArena:
 
     def __init__(self, work: Path, stack: ExitStack) -> None:
         self.work, self.bank = work, work / f"{WORLD}.bank"
-        self.arena = stack.enter_context(Arena(work, WORLD, WEAK, {"traces.bank": str(self.bank)}))
+        self.arena = stack.enter_context(Arena(work, WORLD, RARE, {"traces.bank": str(self.bank)}))
         self.collected = self._collect(self.arena.experiment)
 
     def _collect(self, experiment: Experiment) -> dict[str, float]:

@@ -60,6 +60,36 @@ def carry_on(part: str, work: Path, until: float) -> None:
             )
 
 
+def carry_on_prefixes(work: Path, until: float) -> None:
+    """Make the missing runs of question 3."""
+    from prefixes import PrefixArena, plan
+
+    rows = lines("prefixes")
+    with ExitStack() as stack:
+        arena = PrefixArena(work, stack)
+        while time.monotonic() < until:
+            done = {(row["arm"], row["lr"], row["seed"]) for row in rows}
+            key = next((key for key in plan(rows) if key not in done), None)
+            if key is None:
+                break
+            row = arena.carry_out(key)
+            rows.append(row)
+            append("prefixes", row)
+            print(f"{len(rows)}: {key}: {row['before']:.3f} -> {row['after']:.3f} in {row['cpu_s']} s", file=sys.stderr)
+
+
+def carry_on_collapse(work: Path, until: float) -> None:
+    """Make the missing runs of question 4."""
+    from collapse import carry_out, missing
+
+    rows = lines("collapse")
+    while time.monotonic() < until and (key := missing(rows)) is not None:
+        row = carry_out(key, work)
+        rows.append(row)
+        append("collapse", row)
+        print(f"{len(rows)}: {key}: {row['status']}, {row['after']:.3f} in {row['cpu_s']} s", file=sys.stderr)
+
+
 def main() -> None:
     """Make runs, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,7 +98,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after this many minutes")
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
-    if options.part in PLANS:
+    if options.part == "prefixes":
+        carry_on_prefixes(options.work, until)
+    elif options.part == "collapse":
+        carry_on_collapse(options.work, until)
+    elif options.part in PLANS:
         carry_on(options.part, options.work, until)
 
 

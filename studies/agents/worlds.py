@@ -1,4 +1,4 @@
-"""The worlds of the study and their shared starts: a shipped environment with its keywords, and half-trained weights.
+"""The worlds of the study and their shared starts: a shipped environment with its keywords, and weights that make mistakes.
 
 A world's name ends in what sets its number of turns: hops of a lookup, the largest number to guess, a side of a maze.
 
@@ -39,22 +39,27 @@ WORLDS: Mapping[str, Mapping[str, Any]] = {
 }
 """The ``[environment]`` section of each."""
 
-WEAK = 0.03
-"""Success at which the start of the prefix runs stops its warm start; that of other runs stops at the recipe's."""
+WARM_STEPS = {"guess-15": 200, "maze-3": 300}
+"""Supervised steps where fewer than the recipe's are enough."""
+
+RARE = 0.97
+"""Share of slips in the demonstrations of the start of the prefix runs; of other starts it is the recipe's."""
 
 
 def recipe_of(world: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Return the study's recipe in a world, with other changes where asked for."""
     section = {f"environment.{key}": value for key, value in WORLDS[world].items()}
+    if world in WARM_STEPS:
+        section["warm_start.num_steps"] = WARM_STEPS[world]
     if world == "maze-3":
         section["task.num_train"] = 200  # it has few different problems
     return load_recipe(str(RECIPE), section | dict(changes or {}))
 
 
-def start_of(world: str, work: Path, stop_at: float | None = None) -> Path:
-    """Return the folder of a world's half-trained model; trained once, from the oracle's demonstrations."""
-    changes = {} if stop_at is None else {"warm_start.stop_at": stop_at}
-    folder = work / (f"start-{world}" + ("" if stop_at is None else f"-{stop_at:g}"))
+def start_of(world: str, work: Path, slips: float | None = None) -> Path:
+    """Return the folder of a world's start; trained once, from the oracle's demonstrations."""
+    changes = {} if slips is None else {"task.slips": slips}
+    folder = work / (f"start-{world}" + ("" if slips is None else f"-{slips:g}"))
     if not (folder / "model" / "config.json").exists():
         sft(recipe_of(world, changes), run_dir=folder)
     return folder / "model"
