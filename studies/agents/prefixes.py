@@ -37,9 +37,9 @@ from heliostat.train.update.safe_step import SafeStep
 from heliostat.types import Completion, Prompt
 
 WORLD = "lookup-4"
-BUDGET = 60e9  # FLOPs of every arm, collection included
+BUDGET = 40e9  # FLOPs of every arm, collection included
 NUM_PROBLEMS, ATTEMPTS = 32, 64  # of the collection
-SFT_STEPS, SFT_ROWS, SFT_LR = 20, 16, 1e-3
+SFT_STEPS, SFT_ROWS, SFT_LR = 10, 16, 1e-3
 UPDATES, PROMPTS = 4, 16  # of a step; eight episodes a prompt
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},

@@ -1,4 +1,4 @@
-"""The worlds of the study and their shared starts: a shipped environment with its keywords, and weights that make mistakes.
+"""The worlds of the study and their shared starts: a shipped environment with its keywords, and careless weights.
 
 A world's name ends in what sets its number of turns: hops of a lookup, the largest number to guess, a side of a maze.
 
