@@ -1,7 +1,7 @@
 """Question 4: tool use that is learnt and then lost (the pattern of 2605.26037), under the guard.
 
-GRPO with a constant rate, whole runs of the trainer. A rate too high to last, watched (``shadow``) and with the guard
-acting (``act``), and a rate that lasts (``healthy``).
+GRPO with a learning rate that rises linearly to the end, whole runs of the trainer. It rises to ten times too much,
+watched (``shadow``) and with the guard acting (``act``), or to a rate that lasts (``healthy``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from heliostat import post_train
 from heliostat.train import RunFailed
 
 WORLD = "lookup-2"
-NUM_STEPS = 45
+NUM_STEPS, UPDATES = 45, 4
 RATES = {"shadow": 1e-2, "act": 1e-2, "healthy": 1e-3}
 KEPT = ("reward/success", "agent/valid_calls", "agent/turns", "agent/empty_actions", "policy/entropy", "optim/lr")
 KEPT += ("policy/lambda_hat", "optim/grad_norm", "agent/turn_truncated", "agent/repeated_actions")
@@ -64,8 +64,9 @@ def settings_of(arm: str, seed: int, start: Path) -> dict[str, Any]:
         "objective.name": "grpo",
         "optimizer.lr": RATES[arm],
         "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": NUM_STEPS * UPDATES,
         "train.num_steps": NUM_STEPS,
-        "train.updates_per_step": 4,
+        "train.updates_per_step": UPDATES,
         "train.checkpoint_every": 5,
         "train.keep_checkpoints": 4,
         "rollout.prompts_per_step": 4,
