@@ -16,7 +16,9 @@ from typing import Any
 
 NUM_UPDATES = 24
 MINIBATCH_PROMPTS = 4
-RATES = (3e-4, 1e-3, 3e-3)
+RATES: Mapping[str, tuple[float, ...]] = {"guess": (3e-4, 1e-3, 3e-3)}
+"""Rates by task; of others:"""
+OTHER_RATES = (1e-4, 3e-4, 1e-3)
 TRIAL_SEED = 0
 SEEDS = (10, 11, 12, 13, 14)
 STALE, FRESH = 8, 2  # updates per batch
@@ -102,13 +104,13 @@ def arms_in(world: str, count: int = STALE) -> list[Arm]:
 def objectives(done: Done) -> Iterator[Run]:
     """Question 1: three tasks with old rollouts, then lookups of one hop, then fresher rollouts; seed by seed."""
     for world in TASKS:
-        yield from trials(arms_in(world))
+        yield from trials(world)
     for seed in SEEDS:
         for world in TASKS:
             yield from confirm(done, arms_in(world), seed)
     for seed in SEEDS:
         yield from confirm(done, arms_in("lookup-1"), seed)
-    yield from trials(arms_in("lookup-4", FRESH))
+    yield from trials("lookup-4", FRESH)
     for seed in SEEDS:
         yield from confirm(done, arms_in("lookup-4", FRESH), seed)
 
@@ -123,13 +125,18 @@ def scales(done: Done) -> Iterator[Run]:
                 yield Run(Arm(world, "pmd-mean", {"tau": tau}), SCALE_RATE, seed)
 
 
-SCALE_RATE = 3e-3
-"""The highest of the grid: where rates are low, no tau acts."""
+SCALE_RATE = 5e-4
+"""Between the two higher rates of lookups: where rates are low, no tau acts."""
 
 
-def trials(arms: Sequence[Arm]) -> Iterator[Run]:
-    """The same trials for every arm."""
-    yield from (Run(arm, lr, TRIAL_SEED) for lr in RATES for arm in arms)
+def rates_in(world: str) -> tuple[float, ...]:
+    """Return the rates that every method tries in a world."""
+    return RATES.get(world.partition("-")[0], OTHER_RATES)
+
+
+def trials(world: str, count: int = STALE) -> Iterator[Run]:
+    """The same trials for every method."""
+    yield from (Run(arm, lr, TRIAL_SEED) for lr in rates_in(world) for arm in arms_in(world, count))
 
 
 def confirm(done: Done, arms: Sequence[Arm], seed: int) -> Iterator[Run]:
@@ -140,9 +147,9 @@ def confirm(done: Done, arms: Sequence[Arm], seed: int) -> Iterator[Run]:
 def best_rate(arm: Arm, done: Done) -> float | None:
     """The rate with the highest final success in the arm's trials, or ``None`` while there are gaps."""
     tried = replace(arm, world=RATE_OF.get(arm.world, arm.world))
-    rows = {lr: done.find(Run(tried, lr, TRIAL_SEED)) for lr in RATES}
+    rows = {lr: done.find(Run(tried, lr, TRIAL_SEED)) for lr in rates_in(tried.world)}
     finals = {lr: final(row) for lr, row in rows.items() if row is not None}
-    return max(finals, key=lambda lr: finals[lr]) if len(finals) == len(RATES) else None
+    return max(finals, key=lambda lr: finals[lr]) if len(finals) == len(rows) else None
 
 
 def final(row: Row) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from arena import Arena, numbers
-from arms import RATES, SEEDS, TRIAL_SEED
+from arms import OTHER_RATES, SEEDS, TRIAL_SEED
 from worlds import RARE
 
 from heliostat.config import OptimizerSection
@@ -52,11 +52,11 @@ Key = tuple[str, float, int]
 def plan(rows: Sequence[Mapping[str, Any]]) -> Iterator[Key]:
     """Every arm tries every rate on a seed of its own, then makes its other seeds at the best."""
     done = {(row["arm"], row["lr"], row["seed"]): row["after"] for row in rows}
-    yield from ((arm, lr, TRIAL_SEED) for lr in RATES for arm in ARMS)
+    yield from ((arm, lr, TRIAL_SEED) for lr in OTHER_RATES for arm in ARMS)
     for seed in SEEDS:
         for arm in ARMS:
-            tried = {lr: done[arm, lr, TRIAL_SEED] for lr in RATES if (arm, lr, TRIAL_SEED) in done}
-            if len(tried) == len(RATES):
+            tried = {lr: done[arm, lr, TRIAL_SEED] for lr in OTHER_RATES if (arm, lr, TRIAL_SEED) in done}
+            if len(tried) == len(OTHER_RATES):
                 yield arm, max(tried, key=lambda lr: tried[lr]), seed
 
 
