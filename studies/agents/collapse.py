@@ -21,8 +21,10 @@ from heliostat.train import RunFailed
 WORLD = "lookup-2"
 NUM_STEPS, UPDATES = 45, 4
 RATES = {"shadow": 1e-2, "act": 1e-2, "healthy": 1e-3}
-KEPT = ("reward/success", "agent/valid_calls", "agent/turns", "agent/empty_actions", "policy/entropy", "optim/lr")
-KEPT += ("policy/lambda_hat", "optim/grad_norm", "agent/turn_truncated", "agent/repeated_actions")
+KEPT = (
+    *("reward/success", "policy/entropy", "policy/lambda_hat", "optim/lr", "optim/grad_norm", "agent/turns"),
+    *("agent/valid_calls", "agent/empty_actions", "agent/turn_truncated", "agent/repeated_actions"),
+)
 Key = tuple[str, int]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from arms import Done, Run, final, objectives, scales
 
 HERE = Path(__file__).parent
+IMAGE = HERE.parents[1] / "docs" / "images" / "agents" / "study.svg"
 Plan = Callable[[Done], Iterator[Run]]
 PLANS: dict[str, Plan] = {"objectives": objectives, "scales": scales}
 
@@ -90,6 +91,15 @@ def carry_on_collapse(work: Path, until: float) -> None:
         print(f"{len(rows)}: {key}: {row['status']}, {row['after']:.3f} in {row['cpu_s']} s", file=sys.stderr)
 
 
+def write_page() -> None:
+    """Write tables.md and the figure."""
+    from analysis import draw, tables
+
+    parts = [lines(part) for part in ("objectives", "scales", "prefixes", "collapse")]
+    (HERE / "tables.md").write_text(tables(*parts))
+    draw(parts[0], parts[1], parts[3], IMAGE)
+
+
 def main() -> None:
     """Make runs, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,7 +112,9 @@ def main() -> None:
         carry_on_prefixes(options.work, until)
     elif options.part == "collapse":
         carry_on_collapse(options.work, until)
-    elif options.part in PLANS:
+    elif options.part == "page":
+        write_page()
+    else:
         carry_on(options.part, options.work, until)
 
 
