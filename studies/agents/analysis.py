@@ -15,12 +15,14 @@ import numpy as np
 from arms import (
     FRESH,
     METHODS,
+    REASON_RATE,
     SCALE_RATE,
     SEEDS,
     STALE,
     TASKS,
     TAUS,
     TRIAL_SEED,
+    VARIANTS,
     Arm,
     Done,
     Run,
@@ -37,7 +39,7 @@ CELLS = (*((task, STALE) for task in TASKS), ("lookup-1", STALE), ("lookup-4", F
 HOPS = {"lookup-1": 1, "lookup-2": 2, "lookup-4": 4}
 
 
-def tables(objectives: Rows, scales: Rows, prefixes: Rows, collapse: Rows) -> str:
+def tables(objectives: Rows, scales: Rows, reasons: Rows, prefixes: Rows, collapse: Rows) -> str:
     """Return every table."""
     done, scaled = Done(objectives), Done(scales)
     parts = {
@@ -45,6 +47,7 @@ def tables(objectives: Rows, scales: Rows, prefixes: Rows, collapse: Rows) -> st
         "Difference to PMD-mean, seed by seed": by_difference(done),
         "Trials: success by rate, seed 0": by_rate(done),
         "How far a batch took the policy": by_distance(done),
+        "Between REINFORCE, PMD-mean and CISPO": by_variant(Done(reasons), done),
         "τ by number of hops": by_tau(scaled),
         "Log-ratio of a trajectory after the first batch": by_tokens(scaled),
         "Prefixes at equal operations": by_prefix(prefixes),
@@ -99,6 +102,19 @@ def by_distance(done: Done) -> str:
     return table(["world", "updates per batch", "method", "right", "wrong", "root mean square"], rows)
 
 
+def by_variant(done: Done, others: Done) -> str:
+    """Success of the variants in lookups of four hops, and minus REINFORCE's on the same seed."""
+    plain = confirmed(others, Arm("lookup-4", "reinforce"))
+    rows = []
+    for name, settings in VARIANTS:
+        arm = Arm("lookup-4", name, settings)
+        found = {seed: done.find(Run(arm, REASON_RATE, seed)) for seed in SEEDS}
+        values = {seed: final(row) for seed, row in found.items() if row is not None}
+        less = [values[seed] - plain[seed] for seed in values.keys() & plain.keys()]
+        rows.append([arm.method, cell(list(values.values())), cell(less)])
+    return table(["", "success", "minus REINFORCE"], rows)
+
+
 def by_tau(done: Done) -> str:
     """Success by tau and hops, at one rate."""
     rows = []
@@ -132,8 +148,6 @@ def by_prefix(rows: Rows) -> str:
         trials = ", ".join(
             f"{r['lr']:g}: {r['after']:.3f}" for r in rows if r["arm"] == arm and r["seed"] == TRIAL_SEED
         )
-        if not ours:
-            ours = []
         spent = [sum(row["flops"].get(key, 0) for key in ("collection", "warm_start")) / 1e9 for row in ours]
         episodes = [len(row["phases"]) for row in ours]
         found.append(
@@ -165,11 +179,17 @@ def by_collapse(rows: Rows) -> str:
                 f"{peak:.2f} at {at}",
                 str(half or "–"),
                 "; ".join(findings) or "–",
-                str(sum(event.get("event") == "rollback" for event in row["events"])),
-                f"{row['after']:.3f}",
+                str(sum(event["action"] == "went back" for event in row["events"])),
+                f"{np.mean([one['reward/success'] for one in row['curve'][-3:]]):.2f}"
+                + (f", stopped at {row['curve'][-1]['step']}" if row["status"] != "finished" else ""),
+                "–" if row["after"] is None else f"{row['after']:.3f}",
             ]
         )
-    return table(["arm", "seed", "peak", "below half at", "first step of each finding", "rollbacks", "end"], found)
+    head = [
+        *("arm", "seed", "peak", "below half at", "first step of each finding", "rollbacks", "last three steps"),
+        "held-out at the end",
+    ]
+    return table(head, found)
 
 
 def fall(curve: Rows) -> tuple[float, int, int | None]:
@@ -186,9 +206,8 @@ def first_findings(row: Mapping[str, Any]) -> list[str]:
     """Return each finding with its kind and the first step at which it was made."""
     seen: dict[str, str] = {}
     for event in row["events"]:
-        name = event.get("finding") or event.get("rule") or event.get("name")
-        if name and name not in seen:
-            seen[str(name)] = f"{name} ({event.get('level', event.get('severity', ''))}) {event['step']}"
+        name = event["rule"]
+        seen.setdefault(name, f"{name} ({event['level']}) {event['step']}")
     return list(seen.values())
 
 

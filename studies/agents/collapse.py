@@ -38,11 +38,11 @@ def carry_out(key: Key, work: Path) -> dict[str, Any]:
     arm, seed = key
     started = time.process_time()
     folder = work / f"collapse-{arm}-{seed}"
-    status, after = "finished", float("nan")
+    after: float | None = None
     try:
         result = post_train(recipe_of(WORLD), settings_of(arm, seed, start_of(WORLD, work)), folder)
         status = result.status
-        after = float("nan") if result.after is None else float(result.after.pass_at_1)
+        after = None if result.after is None else float(result.after.pass_at_1)
     except RunFailed as failed:
         status = f"failed: {failed.reason}"
     steps = [row for row in read(folder / "metrics.jsonl") if row["step"] > 0 and "reward/success" in row]

@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from arms import Done, Run, final, objectives, scales
+from arms import Done, Run, final, objectives, reasons, scales
 
 HERE = Path(__file__).parent
 IMAGE = HERE.parents[1] / "docs" / "images" / "agents" / "study.svg"
 Plan = Callable[[Done], Iterator[Run]]
-PLANS: dict[str, Plan] = {"objectives": objectives, "scales": scales}
+PLANS: dict[str, Plan] = {"objectives": objectives, "scales": scales, "reasons": reasons}
 
 
 def lines(part: str) -> list[dict[str, Any]]:
@@ -88,16 +88,16 @@ def carry_on_collapse(work: Path, until: float) -> None:
         row = carry_out(key, work)
         rows.append(row)
         append("collapse", row)
-        print(f"{len(rows)}: {key}: {row['status']}, {row['after']:.3f} in {row['cpu_s']} s", file=sys.stderr)
+        print(f"{len(rows)}: {key}: {row['status']}, {row['after']} in {row['cpu_s']} s", file=sys.stderr)
 
 
 def write_page() -> None:
     """Write tables.md and the figure."""
     from analysis import draw, tables
 
-    parts = [lines(part) for part in ("objectives", "scales", "prefixes", "collapse")]
+    parts = [lines(part) for part in ("objectives", "scales", "reasons", "prefixes", "collapse")]
     (HERE / "tables.md").write_text(tables(*parts))
-    draw(parts[0], parts[1], parts[3], IMAGE)
+    draw(parts[0], parts[1], parts[4], IMAGE)
 
 
 def main() -> None:
