@@ -44,7 +44,7 @@ def carry_out(key: Key, work: Path) -> dict[str, Any]:
         status = result.status
         after = None if result.after is None else float(result.after.pass_at_1)
     except RunFailed as failed:
-        status = f"failed: {failed.reason}"
+        status = f"failed: {failed.reason.partition(':')[0]}"
     steps = [row for row in read(folder / "metrics.jsonl") if row["step"] > 0 and "reward/success" in row]
     abandoned = [row for row in read(folder / "abandoned.jsonl") if "reward/success" in row]
     return {
