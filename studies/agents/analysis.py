@@ -36,6 +36,8 @@ from heliostat.statistics import bootstrap
 
 Rows = Sequence[Mapping[str, Any]]
 CELLS = (*((task, STALE) for task in TASKS), ("lookup-1", STALE), ("lookup-4", FRESH))
+LEFT_END = 0.003
+"""Where the figure draws a τ of 0."""
 HOPS = {"lookup-1": 1, "lookup-2": 2, "lookup-4": 4}
 
 
@@ -51,6 +53,7 @@ def tables(objectives: Rows, scales: Rows, reasons: Rows, prefixes: Rows, collap
         "τ by number of hops": by_tau(scaled),
         "Log-ratio of a trajectory after the first batch": by_tokens(scaled),
         "Prefixes at equal operations": by_prefix(prefixes),
+        "Prefixes: differences, seed by seed": by_prefix_difference(prefixes),
         "Peak, then collapse": by_collapse(collapse),
     }
     head = "# Tables\n\nWritten by `python studies/agents/run.py page`. Mean over seeds, and 95% bootstrap intervals.\n"
@@ -83,7 +86,7 @@ def by_rate(done: Done) -> str:
     """The trials, from which rates were chosen."""
     rows = []
     for world, count in CELLS:
-        for arm in arms_in(world, count) if world in TASKS else ():
+        for arm in arms_in(world, count) if world in TASKS else ():  # others take the rates of a task
             found = [(lr, done.find(Run(arm, lr, TRIAL_SEED))) for lr in rates_in(world)]
             tried = ", ".join(f"{lr:g}: {final(row):.3f}" for lr, row in found if row)
             rows.append([world, str(count), arm.objective, tried, f"{best_rate(arm, done) or float('nan'):g}"])
@@ -164,6 +167,17 @@ def by_prefix(rows: Rows) -> str:
         )
     head = ["arm", "trials", "before", "after supervised steps", "end", "GFLOP before RL", "GFLOP in all", "RL steps"]
     return table(head, found)
+
+
+def by_prefix_difference(rows: Rows) -> str:
+    """Return success of one arm minus another's on the same seed."""
+    found = {(row["arm"], row["seed"]): row["after"] for row in rows if row["seed"] != TRIAL_SEED}
+    pairs = (("prefix", "plain"), ("supervised", "prefix"), ("supervised", "plain"))
+    differences = [
+        [found[ours, seed] - found[theirs, seed] for seed in SEEDS if {(ours, seed), (theirs, seed)} <= found.keys()]
+        for ours, theirs in pairs
+    ]
+    return table(["", "difference"], [[" minus ".join(p), cell(d)] for p, d in zip(pairs, differences, strict=True)])
 
 
 def by_collapse(rows: Rows) -> str:
@@ -282,10 +296,12 @@ def draw(objectives: Rows, scales: Rows, collapse: Rows, path: Path) -> None:
         left.set(ylabel="held-out success", ylim=(0, 1), title="objectives")
         for world in HOPS:
             arms = [
-                (arm, 0.0125 if arm.objective == "reinforce" else arm.settings["tau"]) for _, arm in scale_arms(world)
+                (arm, LEFT_END if arm.objective == "reinforce" else arm.settings["tau"]) for _, arm in scale_arms(world)
             ]
             bars(middle, [(tau, scaled_finals(scaled, arm)) for arm, tau in arms], label=world)
-        middle.set(xscale="log", ylim=(0, 1), title="τ (left end: REINFORCE)", xlabel="τ")
+        middle.set(xscale="log", ylim=(0, 1), title="hops and τ", xlabel="τ (0: REINFORCE)")
+        middle.set_xticks([LEFT_END, *TAUS], ["0", *(f"{tau:g}" for tau in TAUS)])
+        middle.minorticks_off()
         middle.legend(frameon=False, fontsize=7)
         left.legend(frameon=False, fontsize=7)
         for arm, colour in (("healthy", "#2f9470"), ("shadow", "#c9772b"), ("act", "#4a84cf")):

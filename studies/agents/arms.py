@@ -22,7 +22,7 @@ OTHER_RATES = (1e-4, 3e-4, 1e-3)
 TRIAL_SEED = 0
 SEEDS = (10, 11, 12, 13, 14)
 STALE, FRESH = 8, 2  # updates per batch
-TAUS = (0.05, 0.2, 0.8)
+TAUS = (0.0125, 0.05, 0.2, 0.8)  # the first was added after the others had been seen
 
 
 @dataclass(frozen=True)
