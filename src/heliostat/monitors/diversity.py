@@ -65,9 +65,19 @@ class TextRepetition(Signal):
 class DuplicatePrompts(Signal):
     """Share of groups whose prompt an earlier group of the same step had already; 0 in a pass over distinct prompts.
 
+    In environments problems may differ although their prompts are equal (a hidden number), so groups of trajectories
+    are compared by prompt and problem.
+
     **Limits** Ranks do not see each other's prompts: a prompt that two ranks hold is not counted.
     """
 
     def measure(self, batch: Batch) -> dict[str, Mean]:
-        prompts = [group.group.prompt.context_ids for group in batch.groups]
+        prompts = [_identity(group.group) for group in batch.groups]
         return {"text/duplicate_prompts": Mean(float(len(prompts) - len(set(prompts))), len(prompts))}
+
+
+def _identity(group: Group) -> tuple[object, ...]:
+    prompt = group.prompt
+    if any(completion.turns for completion in group.completions):
+        return prompt.context_ids, prompt.problem.task, prompt.problem.problem_id
+    return (prompt.context_ids,)

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from heliostat.monitors.diversity import AnswerDiversity, DuplicatePrompts, TextRepetition
-from heliostat.types import Batch
+from heliostat.types import Batch, Turn
 from tests.support.batches import completion, group
 
 
@@ -41,3 +43,13 @@ def test_repetition_is_a_mean_over_completions_and_groups():
 def test_prompts_that_come_twice():
     made = [group([completion([1])], prompt=(index,)) for index in (1, 2, 1, 1)]
     assert finish(DuplicatePrompts(), Batch(tuple(made))) == {"text/duplicate_prompts": 0.5}
+
+
+def test_worlds_that_differ_behind_one_prompt_are_no_duplicates():
+    def episodes(problem_id):
+        made = group([replace(completion([1]), turns=(Turn(0, 1),))], prompt=(1,))
+        problem = replace(made.group.prompt.problem, problem_id=problem_id)
+        return replace(made, group=replace(made.group, prompt=replace(made.group.prompt, problem=problem)))
+
+    batch = Batch(tuple(episodes(name) for name in ("seed-1", "seed-2", "seed-3", "seed-1")))
+    assert finish(DuplicatePrompts(), batch) == {"text/duplicate_prompts": 0.25}
