@@ -65,14 +65,15 @@ class Database(QuestionEnvironment):
         self._num_rows = num_rows
         self._kinds = tuple(kinds)
         self._blind = blind
-        self._rows: list[tuple[str, int, int, str]] = []
+        self._rows: _Rows = []
+        self._asked: _Rows = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._connection: sqlite3.Connection | None = None
 
     def make_question(self, seed: int) -> Question:
         draw = random.Random(f"database {seed}")
         names = draw.sample(NAMES, self._num_rows)
-        self._rows = _drawn(draw, names)
+        self._rows = self._asked = _drawn(draw, names)
         prompt, query = _QUESTIONS[draw.choice(self._kinds)](draw, self._rows)
         with sqlite3.connect(":memory:") as connection:
             _fill(connection, self._rows)
@@ -81,6 +82,11 @@ class Database(QuestionEnvironment):
         if self._blind:
             self._rows = _drawn(draw, names)
         return Question(prompt, str(answer), (query,))
+
+    def problem(self, seed: int) -> dict[str, Any]:
+        """Return the row of a problem, with the table in its column ``table``, which no prompt shows."""
+        row = super().problem(seed)
+        return {**row, "table": [list(cells) for cells in self._asked]}
 
     def reset(self, problem: Mapping[str, Any], seed: int) -> None:
         """Write the episode's file and open it for reading."""
