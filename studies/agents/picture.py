@@ -15,7 +15,12 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-LABELS = ("the calls are answered", "control: answers have nothing to do with the table")
+LABELS = {
+    1: ("training problems",),
+    2: ("the calls are answered", "control: answers have nothing to do with the table"),
+}
+"""Curves by the number of runs."""
+
 GUESS = 1 / 90
 """Success without calls in the recipe agent."""
 
@@ -47,14 +52,15 @@ def main() -> None:
     options = parser.parse_args()
     mpl.rcParams["svg.hashsalt"] = "heliostat"  # the same file from the same runs
     figure, axes = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
-    for number, (folder, label) in enumerate(zip(options.runs, LABELS, strict=False)):
+    for number, (folder, label) in enumerate(zip(options.runs, LABELS[len(options.runs)], strict=True)):
         axes.plot(*curve(folder), color=f"C{number}", label=label)
         if options.heldout:
             steps, rates, spread = heldout(folder)
-            dots = {"fmt": "o", "markersize": 4, "capsize": 3, "label": "held-out problems, with 95% intervals"}
+            dots = {"fmt": "o", "markersize": 4, "capsize": 3, "label": "held-out problems with 95% intervals"}
             axes.errorbar(steps, rates, spread, color=f"C{number}", **dots)
     axes.axhline(options.guess, color="grey", linewidth=0.8, linestyle=":", label="a guess")
-    axes.set(xlabel="step", ylabel="share of episodes that succeed", ylim=(0, 1))
+    axes.set(xlabel="step", ylabel="share of episodes that succeed", ylim=(0, 1.04 if options.heldout else 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, loc="center right")
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.picture, metadata={"Date": None})
