@@ -3,7 +3,7 @@
 heliostat train agent --run runs/agent
 heliostat train agent --environment.blind true --run runs/blind
 python studies/agents/picture.py runs/agent runs/blind docs/images/agents/lookup.svg
-python studies/agents/picture.py docs/examples/smollm2-agent docs/images/agents/database.svg --heldout --guess 0.07
+python studies/agents/picture.py docs/examples/smollm2-agent docs/images/agents/database.svg --heldout --guess 0.075
 """
 
 from __future__ import annotations
