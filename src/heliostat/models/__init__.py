@@ -15,7 +15,7 @@ from heliostat.models.loading.load import load_model
 from heliostat.models.loading.tiny import TinyShape
 from heliostat.models.prompts.conversations import encode_turns
 from heliostat.models.prompts.encoding import decode, decode_to_stop, encode_problem, encode_solution
-from heliostat.models.prompts.turn_format import TurnFormat
+from heliostat.models.prompts.turn_format import TurnFormat, observation_text
 from heliostat.models.sampler_copy import are_current, sampler_copy_of, snapshot_weights, with_weights
 from heliostat.models.saving import save_model
 
@@ -35,6 +35,7 @@ __all__ = [
     "encode_turns",
     "forward_flops",
     "load_model",
+    "observation_text",
     "sampler_copy_of",
     "save_model",
     "snapshot_weights",

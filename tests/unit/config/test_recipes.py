@@ -43,7 +43,7 @@ def reload(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def test_the_promised_recipes_are_shipped():
-    assert {"demo", "minimal", "smollm2-arithmetic"} <= set(recipe_names())
+    assert {"agent", "demo", "minimal", "smollm2-agent", "smollm2-arithmetic"} <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -21,6 +21,7 @@ from typing import Any
 from heliostat.config import ConfigError
 from heliostat.models.loaded_model import LoadedModel, render_messages
 from heliostat.models.prompts.control_tokens import encode_marked, free_mark, marked, pattern_of
+from heliostat.models.prompts.encoding import decode
 from heliostat.models.prompts.plain_turns import as_text, joined, overlap
 from heliostat.types import Message, Problem
 
@@ -52,6 +53,7 @@ class ChatTurns:
         lists_tools: whether the template writes the tools of the prompt itself.
         marker: the text of ``turn_end_id`` if the template closes an assistant turn with it, else empty.
         lead: the beginning of every continuation, up to its first control token and at most up to the observation.
+        frame: the text around the observation in a continuation, without control tokens.
     """
 
     loaded: LoadedModel
@@ -64,6 +66,7 @@ class ChatTurns:
     lists_tools: bool = False
     marker: str = ""
     lead: str = ""
+    frame: tuple[str, str] = ("", "")
 
     def continuation(self, observation: str | Sequence[Message], last_ids: Sequence[int]) -> tuple[int, ...]:
         """Return the template's continuation after a sampled turn; see ``TurnFormat.continuation``."""
@@ -108,6 +111,16 @@ class ChatTurns:
         """
         text = self.render([{"role": "assistant", "content": turn}, *said])
         return text[text.index(turn) + len(turn) :]
+
+    def unframed(self, text: str) -> str | None:
+        """Return the observation in a continuation's text; ``None``: the text is not of this form.
+
+        A turn that was ended by a stop string may have written the whitespace at the beginning already.
+        """
+        before, after = self.frame[0].lstrip(), self.frame[1]
+        text = text.lstrip() if before else text
+        is_framed = text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)
+        return text[len(before) : len(text) - len(after)] if is_framed else None
 
     def render(self, said: Sequence[Message], generation_prompt: bool = True) -> str:
         """Render the stand-in messages and those that follow."""
@@ -191,6 +204,7 @@ def _described(turns: ChatTurns, tail: str, roles: Sequence[str], with_tools: bo
         marker=marker if tail.lstrip().startswith(marker) else "",
         lead=_lead(loaded, tail),
     )
+    described = replace(described, frame=_frame(described))
     asked = next(_candidates(loaded, roles, with_tools))
     if change := _rewrites(asked, described.role):
         _warn_once(loaded, change)
@@ -228,6 +242,13 @@ def _lead(loaded: LoadedModel, tail: str) -> str:
     control = pattern_of(loaded)
     found = control.search(lead) if control else None
     return lead[: found.start()] if found else lead
+
+
+def _frame(turns: ChatTurns) -> tuple[str, str]:
+    tail = turns.after([{"role": turns.role, "content": _OBSERVATION}])
+    text = decode(turns.loaded, encode_marked(turns.loaded, tail, free_mark([])))
+    before, _, after = text.partition(_OBSERVATION)
+    return before, after
 
 
 def _rewrites(turns: ChatTurns, role: str) -> str:

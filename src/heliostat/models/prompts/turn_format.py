@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from heliostat.models.loaded_model import LoadedModel
 from heliostat.models.prompts.chat_turns import ChatTurns, probe_chat
 from heliostat.models.prompts.control_tokens import spell_all
-from heliostat.models.prompts.encoding import chat_messages
+from heliostat.models.prompts.encoding import chat_messages, decode
 from heliostat.models.prompts.plain_turns import PlainTurns
 from heliostat.models.prompts.tool_list import CALL_FORM, ToolList
 from heliostat.types import Message, Problem
@@ -111,3 +111,14 @@ class TurnFormat:
         """
         asked = self.turns.with_observation(problem, observation) if observation else problem
         return self.tools.listed_in(asked)
+
+
+def observation_text(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
+    """Decode a continuation for people: the observation, without the headers that a chat template writes around it.
+
+    Limits:
+        A continuation of several messages, or of a form that this model's probes have not seen, is decoded whole.
+    """
+    text = decode(loaded, token_ids)
+    forms = (form for form in list(loaded.memo.values()) if isinstance(form, ChatTurns))
+    return next((found for form in forms if (found := form.unframed(text)) is not None), text)

@@ -149,12 +149,16 @@ def _kept_random_states(seed: int) -> Iterator[None]:
 
 
 def _different(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
-    """Drop rows whose prompt and answer have occurred, unless all prompts are equal and the seed alone differs."""
+    """Drop rows that have occurred under another seed, unless all prompts are equal and the seed alone differs.
+
+    Worlds that look alike and are answered alike are different problems if a further column of their rows says so. The
+    kinds of questions with few answers would otherwise all be held-out ones, which come first.
+    """
     begun = list(islice(rows, _NUM_COMPARED))
     tells_apart = len({repr(row.get("prompt", "")) for _, row in begun}) > 1
     seen: set[str] = set()
     for seed, row in chain(begun, rows):
-        key = repr((row.get("prompt", ""), row.get("answer"))) if tells_apart else str(seed)
+        key = repr(sorted((name, repr(row[name])) for name in row if name != SEED_COLUMN)) if tells_apart else str(seed)
         if key not in seen:
             seen.add(key)
             yield seed, row

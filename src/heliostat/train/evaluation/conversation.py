@@ -31,25 +31,29 @@ class Utterance:
     reward: float | None = None
 
 
-def conversation(completion: Completion, text_of: TextOf) -> list[Utterance]:
+def conversation(completion: Completion, text_of: TextOf, answer_of: TextOf) -> list[Utterance]:
     """Divide a trajectory into its turns and the answers between them.
+
+    Args:
+        text_of: decodes turns.
+        answer_of: decodes the environment's answers.
 
     **Limits** Empty for a completion without turns. The numbers of tokens add up to the completion's.
     """
-    return list(_utterances(completion, text_of)) if completion.turns else []
+    return list(_utterances(completion, text_of, answer_of)) if completion.turns else []
 
 
-def _utterances(completion: Completion, text_of: TextOf) -> Iterator[Utterance]:
+def _utterances(completion: Completion, text_of: TextOf, answer_of: TextOf) -> Iterator[Utterance]:
     end = 0
     for turn in completion.turns:
         if turn.start > end:
-            yield _told(completion.token_ids[end : turn.start], text_of)
+            yield _told(completion.token_ids[end : turn.start], answer_of)
         said = completion.token_ids[turn.start : turn.end]
         yield Utterance("assistant", text_of(said), len(said), turn.reward)
         end = turn.end
     if end < len(completion.token_ids):
-        yield _told(completion.token_ids[end:], text_of)
+        yield _told(completion.token_ids[end:], answer_of)
 
 
-def _told(token_ids: Sequence[int], text_of: TextOf) -> Utterance:
-    return Utterance("environment", text_of(token_ids), len(token_ids))
+def _told(token_ids: Sequence[int], answer_of: TextOf) -> Utterance:
+    return Utterance("environment", answer_of(token_ids), len(token_ids))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from heliostat.models import decode
+from heliostat.models import decode, observation_text
 from heliostat.train.evaluation.charged import evaluate_charged
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.rows import eval_rows, evaluation_from_rows, recorded_evaluation, transcript_rows
@@ -103,5 +103,6 @@ class HeldOut:
     def _record(self, step: int, phase: str, evaluation: Evaluation, groups: list[Group]) -> None:
         self.context.folder.append(self.context.folder.evals, eval_rows(step, phase, evaluation))
         shown = groups[: self.context.recipe.eval.num_transcripts]
-        text_of = partial(decode, self.context.bundle.loaded)
-        self.context.folder.append(self.context.folder.transcripts, transcript_rows(step, phase, shown, text_of))
+        loaded = self.context.bundle.loaded
+        rows = transcript_rows(step, phase, shown, partial(decode, loaded), partial(observation_text, loaded))
+        self.context.folder.append(self.context.folder.transcripts, rows)

@@ -82,7 +82,9 @@ def _result(row: Mapping[str, Any]) -> ProblemResult:
     )
 
 
-def transcript_rows(step: int, phase: str, groups: Sequence[Group], text_of: TextOf) -> list[dict[str, Any]]:
+def transcript_rows(
+    step: int, phase: str, groups: Sequence[Group], text_of: TextOf, answer_of: TextOf
+) -> list[dict[str, Any]]:
     """Convert the first completion of every group to a readable row.
 
     A trajectory's row has its turns and the environment's answers as well, and as its prompt the text that the model
@@ -101,14 +103,14 @@ def transcript_rows(step: int, phase: str, groups: Sequence[Group], text_of: Tex
             "stop_reason": str(group.completions[0].stop_reason),
             "answer": group.prompt.problem.answer,
             "num_tokens": group.completions[0].num_sampled,
-            **_turns(group, text_of),
+            **_turns(group, text_of, answer_of),
         }
         for group in groups
     ]
 
 
-def _turns(group: Group, text_of: TextOf) -> dict[str, Any]:
-    said = conversation(group.completions[0], text_of)
+def _turns(group: Group, text_of: TextOf, answer_of: TextOf) -> dict[str, Any]:
+    said = conversation(group.completions[0], text_of, answer_of)
     if not said:
         return {}
     return {"prompt": text_of(group.prompt.token_ids), "turns": [asdict(one) for one in said]}

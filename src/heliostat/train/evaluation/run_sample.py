@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from heliostat.config import Recipe
-from heliostat.models import LoadedModel, decode
+from heliostat.models import LoadedModel, decode, observation_text
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
 from heliostat.tasks.environment_settings import environment_of
@@ -56,12 +56,12 @@ def run_conversations(
 ) -> list[SampledConversations]:
     """Sample as ``run_sample`` does with a recipe that has an environment, and decode every turn."""
     groups, loaded = _sampled(model, recipe, prompt, num_samples, settings)
-    text_of = partial(decode, loaded)
+    text_of, answer_of = partial(decode, loaded), partial(observation_text, loaded)
     return [
         SampledConversations(
             group,
             text_of(group.prompt.token_ids),
-            tuple(tuple(conversation(completion, text_of)) for completion in group.completions),
+            tuple(tuple(conversation(completion, text_of, answer_of)) for completion in group.completions),
         )
         for group in groups
     ]

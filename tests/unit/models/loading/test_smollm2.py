@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from heliostat.config import ConfigError, ModelSection
 from heliostat.models import LoadedModel, decode, encode_problem, encode_solution, load_model
 from heliostat.models.loading import smollm2
+from heliostat.models.prompts.turn_format import TurnFormat
 from heliostat.types import Problem, Prompt
 
 CPU = torch.device("cpu")
@@ -93,6 +95,19 @@ def test_the_real_model_knows_the_capital_of_france(cache: Path):
 
     # Digits are cut off before anything else, as in training: two line breaks before one stay one token.
     assert loaded.tokenizer.tokenize("\n\n12") == ["ĊĊ", "1", "2"]
+
+    # Its template only appends: an episode's ids are those of the whole conversation.
+    asked = encode_problem(loaded, Problem("p", "t", "max age in Bern"), system="Query.")
+    form = TurnFormat.of(loaded, Problem("p", "t", "max age in Bern"), system="Query.")
+    query = encode_solution(loaded, asked, "select 42")
+    reply = form.continuation("42", query)
+    said = encode_solution(loaded, replace(asked, prefix_ids=(*query, *reply)), "say 42")
+    told = [("system", "Query."), ("user", "max age in Bern"), ("assistant", "select 42"), ("user", "42")]
+    messages = [{"role": role, "content": text} for role, text in [*told, ("assistant", "say 42")]]
+    whole = loaded.tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = [*asked.token_ids, *query, *reply, *said]
+    assert ids == loaded.tokenizer(whole)["input_ids"][: len(ids)]
+    assert loaded.tokenizer.decode(ids) + "\n" == whole
 
     # The converted copy is used from now on: the package is not looked for again.
     folder = cache / "smollm2-135m-instruct"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from heliostat.config import ConfigError
 from heliostat.models import LoadedModel, decode, encode_problem, encode_solution
 from heliostat.models.loaded_model import assemble, turn_ends
-from heliostat.models.prompts.turn_format import TurnFormat
+from heliostat.models.prompts.turn_format import TurnFormat, observation_text
 from heliostat.types import Problem
 from tests.support.checkpoints import chat_tokenizer
 
@@ -121,6 +121,20 @@ def test_ids_decode_to_the_templates_rendering_of_the_whole_conversation(name, t
         said += [{"role": "assistant", "content": turn}, {"role": "user", "content": observation}]
         whole = loaded.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         assert text_of(loaded, ids) == whole
+
+
+@pytest.mark.parametrize("name", APPENDING)
+@pytest.mark.parametrize("end", [None, 7])
+def test_an_observation_is_read_back_without_its_headers(name: str, end: int | None, appending) -> None:
+    loaded = appending[name]
+    for told in ("42", "no rows\n", "user\nassistant\n", "a <|im_end|>"):
+        ids = TurnFormat.of(loaded, ASK).continuation(told, sampled(loaded, "x", end))
+        assert observation_text(loaded, ids).strip() == told.strip()
+
+
+def test_an_observation_in_plain_text_is_read_back_as_it_is(tiny: LoadedModel) -> None:
+    ids = TurnFormat.of(tiny, ASK, chat=False).continuation("a room", sampled(tiny, "go"))
+    assert observation_text(tiny, ids) == "a room"
 
 
 @pytest.mark.parametrize("name", APPENDING)

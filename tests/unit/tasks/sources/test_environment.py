@@ -82,6 +82,17 @@ def test_problems_are_different_and_named_by_their_seeds() -> None:
     assert len({problem.prompt for problem in problems}) == 40
 
 
+def test_questions_with_few_answers_are_as_frequent_in_training_as_among_heldout_ones() -> None:
+    """A prompt and an answer do not make a problem where the world behind them is another one."""
+    section = TaskSection(name="environment", num_train=400, num_heldout=100)
+    task = load_task(section, 0, EnvironmentSection(name="database"))
+    for split in (task.heldout, task.train):
+        counts = [problem.prompt.startswith("how many") for problem in split]
+        assert 0.15 < sum(counts) / len(counts) < 0.35
+    tables = {repr(problem.columns["table"]) for problem in (*task.heldout, *task.train)}
+    assert len(tables) == 500
+
+
 def test_heldout_problems_depend_on_the_runs_seed_and_not_on_the_number_of_others() -> None:
     assert load("Sums").heldout == load("Sums", num_train=3).heldout
     first, second = ({p.problem_id for p in load("Sums", seed=seed).heldout} for seed in (0, 1))

@@ -38,6 +38,8 @@ class Database(QuestionEnvironment):
     Args:
         num_rows: of the table, 2 to 15.
         kinds: of questions, among ``cell``, ``count``, ``max`` and ``sum``.
+        blind: answer queries from a table of the same names whose other columns are drawn again: a control, in which
+            no policy can succeed more often than a guess.
         explain: begin the prompt with the actions in words.
 
     Raises:
@@ -49,7 +51,11 @@ class Database(QuestionEnvironment):
     )
 
     def __init__(
-        self, num_rows: int = 8, kinds: tuple[str, ...] = ("cell", "count", "max", "sum"), explain: bool = False
+        self,
+        num_rows: int = 8,
+        kinds: tuple[str, ...] = ("cell", "count", "max", "sum"),
+        blind: bool = False,
+        explain: bool = False,
     ) -> None:
         super().__init__(explain)
         if not 2 <= num_rows <= len(NAMES):
@@ -58,20 +64,29 @@ class Database(QuestionEnvironment):
             raise ValueError(f"kinds = {list(kinds)}: must be among {', '.join(_QUESTIONS)}")
         self._num_rows = num_rows
         self._kinds = tuple(kinds)
-        self._rows: list[tuple[str, int, int, str]] = []
+        self._blind = blind
+        self._rows: _Rows = []
+        self._asked: _Rows = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._connection: sqlite3.Connection | None = None
 
     def make_question(self, seed: int) -> Question:
         draw = random.Random(f"database {seed}")
         names = draw.sample(NAMES, self._num_rows)
-        self._rows = [(name, draw.randint(18, 80), draw.randint(20, 99), draw.choice(CITIES)) for name in names]
+        self._rows = self._asked = _drawn(draw, names)
         prompt, query = _QUESTIONS[draw.choice(self._kinds)](draw, self._rows)
         with sqlite3.connect(":memory:") as connection:
             _fill(connection, self._rows)
             (answer,) = connection.execute(query).fetchone()
         connection.close()
+        if self._blind:
+            self._rows = _drawn(draw, names)
         return Question(prompt, str(answer), (query,))
+
+    def problem(self, seed: int) -> dict[str, Any]:
+        """Return the row of a problem, with the table in its column ``table``, which no prompt shows."""
+        row = super().problem(seed)
+        return {**row, "table": [list(cells) for cells in self._asked]}
 
     def reset(self, problem: Mapping[str, Any], seed: int) -> None:
         """Write the episode's file and open it for reading."""
@@ -125,6 +140,10 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 
 
 _Rows = list[tuple[str, int, int, str]]
+
+
+def _drawn(draw: random.Random, names: list[str]) -> _Rows:
+    return [(name, draw.randint(18, 80), draw.randint(20, 99), draw.choice(CITIES)) for name in names]
 
 
 def _cell(draw: random.Random, rows: _Rows) -> tuple[str, str]:

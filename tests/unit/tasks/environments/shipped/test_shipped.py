@@ -284,6 +284,24 @@ def test_every_episode_has_a_file_of_its_own_that_closing_deletes(monkeypatch, t
     assert list(Path(tmp_path).iterdir()) == []
 
 
+def test_a_blind_database_asks_the_same_and_answers_from_another_table():
+    environment, blind = Database(), Database(blind=True)
+    misled = 0
+    for seed in range(60):
+        row = environment.problem(seed)
+        assert blind.problem(seed) == row
+        environment.reset(row, seed)
+        blind.reset(row, seed)
+        query = environment.oracle()
+        seen, shown = environment.step(query).observation, blind.step(query).observation
+        assert seen == row["answer"]
+        misled += shown != seen
+        assert blind.step(f"say {row['answer']}").reward == 1.0
+    environment.close()
+    blind.close()
+    assert misled > 45
+
+
 def test_huge_values_are_refused(database):
     assert database.step(f"select '{'x' * 20_000}'").info["errors"] == 1
 
