@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -133,21 +134,32 @@ def heliostat_settings(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def heliostat_side(job: Mapping[str, Any]) -> None:
-    """Through the public entry, with a display that only keeps time."""
-    from heliostat.config import build_recipe
-    from heliostat.train import Display, run_recipe
+@contextmanager
+def watched_rollouts(clock: Clock, sampled: list[Any]) -> Iterator[None]:
+    """Time our side's rollouts, and keep the completions of the last one."""
     from heliostat.train.rollouts.scheduler import RolloutScheduler
 
-    clock = Clock()
-    sampled: list[Any] = []
+    following = RolloutScheduler.next
 
-    def sample(scheduler: RolloutScheduler, step: int, following: Any = RolloutScheduler.next) -> Any:
+    def sample(scheduler: RolloutScheduler, step: int) -> Any:
         rollouts = following(scheduler, step)
         sampled[:] = [completion for group in rollouts.groups for completion in group.completions]
         return rollouts
 
     RolloutScheduler.next = clock.during_rollout(sample)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RolloutScheduler.next = following  # type: ignore[method-assign]
+
+
+def heliostat_side(job: Mapping[str, Any]) -> None:
+    """Through the public entry, with a display that only keeps time."""
+    from heliostat.config import build_recipe
+    from heliostat.train import Display, run_recipe
+
+    clock = Clock()
+    sampled: list[Any] = []
 
     class Timed(Display):
         def begin_phase(self, name: str, total: int, done: int = 0) -> None:
@@ -167,7 +179,7 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
         def note(self, text: str) -> None:
             pass
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, watched_rollouts(clock, sampled):
         run_recipe(build_recipe(heliostat_settings(job)), Path(folder) / "run", "race", Timed())
 
 

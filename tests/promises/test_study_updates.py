@@ -175,6 +175,43 @@ def test_race_with_trl(script, monkeypatch, capsys, tmp_path):
     assert line["apart"] == pytest.approx(1, abs=0.2), "recorded weights moved at random, ours by one small step"
 
 
+def test_race_of_tool_loops(script, monkeypatch, capsys, tmp_path):
+    """Our side: episodes of the class that both sides take, and a model taught by its oracle."""
+    sides, race = script("benchmarks/agents/tool_sides.py"), script("benchmarks/agents/race_trl.py")
+    caller, turns = script("benchmarks/agents/caller.py"), script("benchmarks/agents/turns.py")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
+    monkeypatch.setattr(turns, "FIVE_MILLION", small)
+    caller.untrained_5m("names", tmp_path / "5M-names", seed=0)
+    taught = {"environment.name": "caller:Taught", "warm_start.num_steps": 1, "warm_start.batch_size": 2}
+    quick = {"task.num_heldout": 1, "eval.num_problems": 1}
+    cell = race.Cell(num_prompts=2, group_size=2, num_steps=0)
+    capsys.readouterr()
+    sides.heliostat_side(race.job_of(cell, {"settings": taught | quick}, seed=0, work=tmp_path))
+    (lap,) = [json.loads(line[4:]) for line in capsys.readouterr().out.splitlines() if line.startswith("LAP ")]
+    assert lap["episodes"] == 4
+    assert lap["tokens"] >= lap["turns"] >= 4
+    assert 0 < lap["rollout_cpu_s"] < lap["cpu_s"]
+
+
+def test_chain_rewards_calls_that_follow_it(script):
+    caller, chain = script("benchmarks/agents/caller.py"), script("benchmarks/agents/chain.py")
+    taught = caller.Taught()
+    taught.reset({"prompt": "start 512", "problem": 3, "start": 512}, seed=0)
+    steps = [taught.step(taught.oracle()) for _ in range(chain.NUM_TURNS)]
+    assert [step.done for step in steps] == [False] * chain.NUM_CALLS + [True]
+    assert sum(step.reward for step in steps) == pytest.approx(1)
+    assert steps[-2].observation[0]["content"].startswith("end ")
+    wrong = chain.Chain()
+    wrong.reset(problem=3, start=512)
+    assert [wrong.get(999) for _ in range(chain.NUM_CALLS)][-1].startswith("end ")
+    assert wrong.get_reward() == 0
+
+
+def test_turns_counted_from_masks(script):
+    counted = script("benchmarks/agents/tool_sides.py").count_episodes([[1, 1, 0, 0, 1], [1, 1, 1]])
+    assert counted == {"episodes": 2, "tokens": 6, "turns": 3, "environment_tokens": 2}
+
+
 def record(job, folder):
     """Two of TRL's files: padded rows with their rewards, and weights before and after."""
     from heliostat.config import ModelSection
