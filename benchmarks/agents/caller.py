@@ -1,4 +1,4 @@
-"""Make a model that has learned to call the tool of ``chain``, as a folder that both sides load.
+"""Make a model that has learned to call the tool of ``cards``, as a folder that both sides load.
 
 A tokenizer of 512 byte pairs is trained on the environment's own texts, and a chat template lists tools by name, or by
 their whole schemas. The model, of 5M parameters with random weights or SmolLM2, imitates the environment's oracle for
@@ -13,14 +13,15 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chain import MAX_EPISODE_TOKENS, MAX_TURN_TOKENS, NUM_CALLS, NUM_TURNS, Chain, write_problems
+from cards import MAX_EPISODE_TOKENS, MAX_TURN_TOKENS, NUM_CALLS, NUM_TURNS, Cards, write_problems
 
 from heliostat.tasks.environments.adapters.trl_class import TRLClass
+from heliostat.tasks.environments.contract import Step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,29 +50,37 @@ def chat_template(listing: str) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """Supervised steps that suffice for calls, not for perfection."""
+    """Supervised steps that suffice for the form of a call."""
 
     num_steps: int
     batch_size: int
     lr: float
 
 
-TRAINING = {"5M": Training(150, 16, 2e-3), "smollm2-135m": Training(24, 4, 2e-4)}
+TRAINING = {"5M": Training(50, 16, 1e-3), "smollm2-135m": Training(24, 4, 2e-4)}
 
 
 class Taught(TRLClass):
     """The environment with an oracle, which only our side's demonstrations ask."""
 
     def __init__(self) -> None:
-        self.chain = Chain()
-        super().__init__(self.chain)
+        super().__init__(Cards())
+        self.num_turns = 0
+
+    def reset(self, problem: Mapping[str, Any], seed: int) -> str | None:
+        self.draws, self.num_turns = random.Random(f"bids {seed}"), 0
+        return super().reset(problem, seed)
+
+    def step(self, action: str) -> Step:
+        self.num_turns += 1
+        return super().step(action)
 
     def oracle(self) -> str:
-        """The right call, or the answer after the last one."""
-        if self.chain._num_calls == NUM_CALLS:
-            return str(self.chain._told)
-        call = {"name": "get", "arguments": {"key": self.chain._told}}
-        return f"<tool_call>{json.dumps(call)}</tool_call>"
+        """A random bid, or a random answer after the last one."""
+        number = self.draws.randrange(100, 1000)
+        if self.num_turns == NUM_CALLS:
+            return str(number)
+        return f"<tool_call>{json.dumps({'name': 'bid', 'arguments': {'amount': number}})}</tool_call>"
 
 
 def write_caller(model: str, listing: str, folder: Path, seed: int = 0) -> Path:
@@ -151,8 +160,9 @@ def texts() -> Iterator[str]:
     schema = json.dumps(Taught().tools()[0])
     for _ in range(200):
         number = draws.randrange(100, 1000)
-        call = json.dumps({"name": "get", "arguments": {"key": number}})
-        yield f"system\nget(key)\nuser\nstart {number}\nassistant\n<tool_call>{call}</tool_call>\ntool\nend {number}\n"
+        call = json.dumps({"name": "bid", "arguments": {"amount": number}})
+        turns = f"assistant\n<tool_call>{call}</tool_call>\ntool\nend {number}\n"
+        yield f"system\nbid(amount)\nuser\ncard {number}\n{turns}"
         yield schema
 
 
@@ -186,9 +196,12 @@ def imitate(start: Path, training: Training, work: Path, seed: int) -> Path:
             "train.checkpoint_every": 10_000,
             "eval.every": 0,
             "eval.final_samples": 1,
+            "audit.enabled": False,  # random bids are no oracle that it would accept
         }
     )
-    run_recipe(recipe, work / "run", "caller")
+    result = run_recipe(recipe, work / "run", "caller")
+    if result.status != "finished":
+        raise SystemExit(result.reason)
     return work / "run" / "model"
 
 

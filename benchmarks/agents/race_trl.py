@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chain import write_problems
+from cards import write_problems
 from tool_sides import WARM_UP_STEPS
 
 HERE = Path(__file__).resolve().parent
@@ -77,7 +77,7 @@ MICRO_BATCHES = (8, 16, 64)
 
 def code() -> str:
     """What a time depends on: a fingerprint of the library's sources and of how both sides are set up."""
-    files = [HERE / f"{name}.py" for name in ("caller", "chain", "tool_sides")]
+    files = [HERE / f"{name}.py" for name in ("caller", "cards", "tool_sides")]
     files += sorted((HERE.parents[1] / "src").rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 

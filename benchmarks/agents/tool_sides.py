@@ -23,7 +23,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from chain import MAX_EPISODE_TOKENS, MAX_TURN_TOKENS, NUM_CALLS, Chain
+from cards import MAX_EPISODE_TOKENS, MAX_TURN_TOKENS, NUM_CALLS, Cards
 
 WARM_UP_STEPS = 1
 LR = 1e-5
@@ -117,7 +117,7 @@ def heliostat_settings(job: Mapping[str, Any]) -> dict[str, Any]:
     from caller import episode_settings
 
     return {
-        **episode_settings(Path(job["model"]), Path(job["problems"]), "chain:Chain"),
+        **episode_settings(Path(job["model"]), Path(job["problems"]), "cards:Cards"),
         "run.num_threads": job["num_threads"],
         "run.seed": job["seed"],
         "rollout.prompts_per_step": job["num_prompts"],
@@ -166,6 +166,8 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
             clock.lap()
 
         def step(self, index: int, values: Mapping[str, float]) -> None:
+            if "reward/mean" not in values:  # a step of a warm start
+                return
             clock.show(
                 index,
                 episodes=len(sampled),
@@ -180,7 +182,9 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
             pass
 
     with tempfile.TemporaryDirectory() as folder, watched_rollouts(clock, sampled):
-        run_recipe(build_recipe(heliostat_settings(job)), Path(folder) / "run", "race", Timed())
+        result = run_recipe(build_recipe(heliostat_settings(job)), Path(folder) / "run", "race", Timed())
+    if result.status != "finished":
+        raise SystemExit(result.reason)
 
 
 def trl_side(job: Mapping[str, Any]) -> None:
@@ -252,7 +256,7 @@ def trl_side(job: Mapping[str, Any]) -> None:
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            environment_factory=Chain,
+            environment_factory=Cards,
             callbacks=[Laps()],
         ).train()
 

@@ -183,7 +183,7 @@ def test_race_of_tool_loops(script, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(turns, "FIVE_MILLION", small)
     caller.untrained_5m("names", tmp_path / "5M-names", seed=0)
     taught = {"environment.name": "caller:Taught", "warm_start.num_steps": 1, "warm_start.batch_size": 2}
-    quick = {"task.num_heldout": 1, "eval.num_problems": 1}
+    quick = {"audit.enabled": False, "task.num_heldout": 1, "eval.num_problems": 1}
     cell = race.Cell(num_prompts=2, group_size=2, num_steps=0)
     capsys.readouterr()
     sides.heliostat_side(race.job_of(cell, {"settings": taught | quick}, seed=0, work=tmp_path))
@@ -193,18 +193,20 @@ def test_race_of_tool_loops(script, monkeypatch, capsys, tmp_path):
     assert 0 < lap["rollout_cpu_s"] < lap["cpu_s"]
 
 
-def test_chain_rewards_calls_that_follow_it(script):
-    caller, chain = script("benchmarks/agents/caller.py"), script("benchmarks/agents/chain.py")
+def test_cards(script):
+    """Random bids make episodes of the whole length, and the reward is the share of cards below them."""
+    caller, cards = script("benchmarks/agents/caller.py"), script("benchmarks/agents/cards.py")
     taught = caller.Taught()
-    taught.reset({"prompt": "start 512", "problem": 3, "start": 512}, seed=0)
-    steps = [taught.step(taught.oracle()) for _ in range(chain.NUM_TURNS)]
-    assert [step.done for step in steps] == [False] * chain.NUM_CALLS + [True]
-    assert sum(step.reward for step in steps) == pytest.approx(1)
+    taught.reset({"prompt": "card 512", "problem": 3, "card": 512}, seed=0)
+    steps = [taught.step(taught.oracle()) for _ in range(cards.NUM_TURNS)]
+    assert [step.done for step in steps] == [False] * cards.NUM_CALLS + [True]
     assert steps[-2].observation[0]["content"].startswith("end ")
-    wrong = chain.Chain()
-    wrong.reset(problem=3, start=512)
-    assert [wrong.get(999) for _ in range(chain.NUM_CALLS)][-1].startswith("end ")
-    assert wrong.get_reward() == 0
+    for amount, reward in ((1000, 1), (99, 0)):
+        table = cards.Cards()
+        table.reset(problem=3, card=512)
+        answers = [table.bid(amount) for _ in range(cards.NUM_CALLS)]
+        assert answers[:-1] == [step.observation[0]["content"] for step in steps[:-2]], "whatever is bid"
+        assert table.get_reward() == reward
 
 
 def test_turns_counted_from_masks(script):
