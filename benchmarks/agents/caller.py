@@ -57,7 +57,7 @@ class Training:
     lr: float
 
 
-TRAINING = {"5M": Training(50, 16, 1e-3), "smollm2-135m": Training(24, 4, 2e-4)}
+TRAINING = {"5M": Training(240, 4, 1.5e-3), "smollm2-135m": Training(24, 4, 2e-4)}
 
 
 class Taught(TRLClass):
@@ -214,7 +214,7 @@ def episode_settings(model: Path, problems: Path, environment: str) -> dict[str,
         "task.name": "file",
         "task.path": str(problems),
         "task.num_train": 480,
-        "task.num_heldout": 32,
+        "task.num_heldout": 8,
         "environment.name": environment,
         "environment.import_from": str(HERE),
         "environment.max_turns": NUM_TURNS,

@@ -50,7 +50,7 @@ class Cell:
     num_threads: int = 1
     num_prompts: int = 8
     group_size: int = 8
-    num_steps: int = 3
+    num_steps: int = 1
     num_rounds: int = 3
 
     @property
