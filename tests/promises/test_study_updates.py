@@ -175,6 +175,45 @@ def test_race_with_trl(script, monkeypatch, capsys, tmp_path):
     assert line["apart"] == pytest.approx(1, abs=0.2), "recorded weights moved at random, ours by one small step"
 
 
+def test_race_of_tool_loops(script, monkeypatch, capsys, tmp_path):
+    """Our side: episodes of the class that both sides take, and a model taught by its oracle."""
+    sides, race = script("benchmarks/agents/tool_sides.py"), script("benchmarks/agents/race_trl.py")
+    caller, turns = script("benchmarks/agents/caller.py"), script("benchmarks/agents/turns.py")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
+    monkeypatch.setattr(turns, "FIVE_MILLION", small)
+    caller.untrained_5m("names", tmp_path / "5M-names", seed=0)
+    taught = {"environment.name": "caller:Taught", "warm_start.num_steps": 1, "warm_start.batch_size": 2}
+    quick = {"audit.enabled": False, "task.num_heldout": 1, "eval.num_problems": 1}
+    cell = race.Cell(num_prompts=2, group_size=2, num_steps=0)
+    capsys.readouterr()
+    sides.heliostat_side(race.job_of(cell, {"settings": taught | quick}, seed=0, work=tmp_path))
+    (lap,) = [json.loads(line[4:]) for line in capsys.readouterr().out.splitlines() if line.startswith("LAP ")]
+    assert lap["episodes"] == 4
+    assert lap["tokens"] >= lap["turns"] >= 4
+    assert 0 < lap["rollout_cpu_s"] < lap["cpu_s"]
+
+
+def test_cards(script):
+    """Random bids make episodes of the whole length, and the reward is the share of cards below them."""
+    caller, cards = script("benchmarks/agents/caller.py"), script("benchmarks/agents/cards.py")
+    taught = caller.Taught()
+    taught.reset({"prompt": "card 512", "problem": 3, "card": 512}, seed=0)
+    steps = [taught.step(taught.oracle()) for _ in range(cards.NUM_TURNS)]
+    assert [step.done for step in steps] == [False] * cards.NUM_CALLS + [True]
+    assert steps[-2].observation[0]["content"].startswith("end ")
+    for amount, reward in ((1000, 1), (99, 0)):
+        table = cards.Cards()
+        table.reset(problem=3, card=512)
+        answers = [table.bid(amount) for _ in range(cards.NUM_CALLS)]
+        assert answers[:-1] == [step.observation[0]["content"] for step in steps[:-2]], "whatever is bid"
+        assert table.get_reward() == reward
+
+
+def test_turns_counted_from_masks(script):
+    counted = script("benchmarks/agents/tool_sides.py").count_episodes([[1, 1, 0, 0, 1], [1, 1, 1]])
+    assert counted == {"episodes": 2, "tokens": 6, "turns": 3, "environment_tokens": 2}
+
+
 def record(job, folder):
     """Two of TRL's files: padded rows with their rewards, and weights before and after."""
     from heliostat.config import ModelSection
