@@ -108,7 +108,8 @@ def _cells(evaluation: Evaluation, k: int) -> list[str]:
 
 
 def _with_interval(evaluation: Evaluation) -> str:
-    return evaluation.described
+    low, high = evaluation.ci95
+    return f"{evaluation.pass_at_1:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], report: Path) -> None:
