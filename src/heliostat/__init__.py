@@ -7,6 +7,7 @@ The names below load on first use, so that ``import heliostat`` costs nothing:
     diagnose                             what went wrong with a run
     load_recipe, Recipe                  settings
     RunFailed                            what a run that failed raises
+    Environment, Step                    the base class of your own environment, and what its step returns
 """
 
 from importlib import import_module
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     from heliostat.config import ConfigError, Recipe, load_recipe
     from heliostat.report import write_report
     from heliostat.report.diagnosis import diagnose
+    from heliostat.tasks.environments.contract import Environment, Step
     from heliostat.train.results import RunFailed
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
+    "Environment",
     "Recipe",
     "RunFailed",
+    "Step",
     "__version__",
     "diagnose",
     "evaluate",
@@ -37,8 +41,10 @@ __all__ = [
 
 _HOME = {
     "ConfigError": "config",
+    "Environment": "tasks.environments.contract",
     "Recipe": "config",
     "RunFailed": "train.results",
+    "Step": "tasks.environments.contract",
     "diagnose": "report.diagnosis",
     "evaluate": "api",
     "load_recipe": "config",
@@ -58,3 +64,7 @@ def __getattr__(name: str) -> Any:
         if in_verifier_process():  # a verifier process: refuse a run without loading torch
             return lambda *args, **options: refuse_nested("a run")
     return getattr(import_module(f"heliostat.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

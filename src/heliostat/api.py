@@ -19,6 +19,7 @@ from typing import Any
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
+from heliostat.run_models import recipe_of
 from heliostat.tasks.data.in_memory import Registry, named, registering, with_registered
 from heliostat.tasks.sources.data_files import fitting_sizes
 from heliostat.traces import BankSummary
@@ -133,6 +134,8 @@ def evaluate(
     """Evaluate one model on held-out problems, or compare two models problem by problem.
 
     Args:
+        models: names, folders or run folders.
+        recipe: default: that of the run that a model comes from, else every setting at its default.
         data: as in ``post_train``, with the same held-out rows.
         heldout: as in ``post_train``.
         rewards: as in ``post_train``.
@@ -145,7 +148,8 @@ def evaluate(
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
     with registering() as given, _failures_raised():
-        checked, _ = _given_recipe(given, recipe, overrides, (data, heldout), rewards)
+        own = recipe_of(several) if recipe is None else recipe
+        checked, _ = _given_recipe(given, own, overrides, (data, heldout), rewards)
         return run_eval(
             several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
         )
@@ -162,9 +166,13 @@ def sample(
 ) -> list[Group]:
     """Sample completions of a prompt or of a recipe's first held-out problems, without verifying them.
 
+    Args:
+        recipe: default: that of the run that the model comes from.
+
     Raises:
         ValueError: there is neither a prompt nor a recipe to take problems from.
     """
+    recipe = recipe_of([model]) if recipe is None else recipe
     if recipe is None and prompt is None:
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]

@@ -45,11 +45,11 @@ METRICS: dict[str, Metric] = {
     "policy/log_ratio_incorrect": Metric("nats", "mean sequence log-ratio of the others after the updates"),
     "policy/max_log_ratio": Metric("nats", "largest absolute sequence log-ratio after the updates"),
     "policy/mean_ratio": Metric("ratio", "mean of new/old over sampled sequences; 1 up to sampling error"),
-    "policy/chi_square": Metric("ratio", "mean squared new/old minus one: sample estimate of chi-square(new, old)"),
+    "policy/chi_square": Metric("ratio", "mean of (new/old - 1)^2 over sequences: estimate of chi-square(new, old)"),
     "policy/ratio_correct": Metric("ratio", "mean of new/old over successful completions"),
     "policy/ratio_incorrect": Metric("ratio", "mean of new/old over the others"),
-    "policy/chi_square_correct": Metric("ratio", "mean squared new/old minus one over successful completions"),
-    "policy/chi_square_incorrect": Metric("ratio", "mean squared new/old minus one over the others"),
+    "policy/chi_square_correct": Metric("ratio", "mean of (new/old - 1)^2 over successful completions"),
+    "policy/chi_square_incorrect": Metric("ratio", "mean of (new/old - 1)^2 over the others"),
     "policy/solved": Metric(
         "fraction",
         "share of the step's gain that the mirror step's divergences account for: "
@@ -72,7 +72,7 @@ METRICS: dict[str, Metric] = {
     "mismatch/k3": Metric(
         "nats/token", "mean of e^d - d - 1 with d = logp_train - logp_gen: the same KL, never negative"
     ),
-    "mismatch/chi2_token": Metric("ratio", "mean of e^2d minus one over tokens: chi-square of trainer to sampler"),
+    "mismatch/chi2_token": Metric("ratio", "mean of (e^d - 1)^2 over tokens: chi-square of trainer to sampler"),
     "mismatch/chi2_sequence": Metric("ratio", "the same over whole completions"),
     "mismatch/ess": Metric("fraction", "share of the batch that sequence importance weights would leave"),
     "answers/collision": Metric("fraction", "chance that two completions of a group give the same answer, unbiased"),

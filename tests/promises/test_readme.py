@@ -211,7 +211,7 @@ def test_mentions_and_placeholders_are_right(line):
         "heliostat train demo --train.num_step 3",
         "heliostat train demo --optimizer.lr -1",
         "heliostat train mine.toml --rollout.grop_size 3",
-        "heliostat eval x",
+        "heliostat eval x --samples 0",
         "heliostat trian",
         "heliostat tasks shwo",
         "heliostat eval MODEL --recipe RECIPES",

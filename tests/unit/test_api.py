@@ -55,6 +55,10 @@ def test_public_names_and_type_checked_names_are_the_same():
     assert typed == set(heliostat.__all__) - {"__version__"} == set(heliostat._HOME)
 
 
+def test_looking_at_the_package_shows_its_names():
+    assert dir(heliostat) == sorted(heliostat.__all__)
+
+
 def test_the_head_of_the_package_names_everything():
     assert [name for name in heliostat.__all__ if name not in heliostat.__doc__] == ["ConfigError", "__version__"]
 

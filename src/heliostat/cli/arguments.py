@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import commands, control, scale, theory, traces
+from heliostat.cli import chat, commands, control, scale, theory, traces
 
-_RECIPE = "name of a shipped recipe (heliostat recipes), or path of a TOML file"
-_MODEL = "model folder, hub id, or the name of a bundled model"
+_RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
+_MODEL = "run folder, model folder, hub id, or the name of a bundled model"
+_OWN = " (default: that of MODEL's run)"
 _TASK = "name of a task, like reasoning-gym/chain_sum or file"
 _SETTINGS = "[--section.key VALUE ...]"
 _TASK_SETTINGS = "[--task.key VALUE ...]"
@@ -75,7 +76,9 @@ def _sft(parser: ArgumentParser) -> None:
 
 def _eval(parser: ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="+", help=f"{_MODEL}; give two to compare them")
-    parser.add_argument("--recipe", metavar="RECIPE", required=True, help=f"recipe with the tasks: {_RECIPE}")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help=f"recipe with the tasks (default: that of a MODEL's run): {_RECIPE}"
+    )
     parser.add_argument("--samples", metavar="N", type=_count, help="completions per problem (default: the recipe's)")
     parser.add_argument("--problems", metavar="N", type=_count, help="held-out problems (default: all)")
     parser.add_argument("--greedy", action="store_true", help="also decode every problem greedily")
@@ -88,7 +91,9 @@ def _eval(parser: ArgumentParser) -> None:
 
 def _sample(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
-    parser.add_argument("--recipe", metavar="RECIPE", help="recipe with the problems, chat settings and token budget")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help=f"recipe with the problems, chat settings and token budget{_OWN}"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="complete this text instead of a problem")
     parser.add_argument("-n", "--num", metavar="N", type=_count, default=4, help="number of completions (default: 4)")
     parser.add_argument(
@@ -101,6 +106,19 @@ def _sample(parser: ArgumentParser) -> None:
     help_ = "largest number of attempts at each problem (default: 256)"
     group.add_argument("--attempts", metavar="N", type=_count, default=256, help=help_)
     group.add_argument("--problems", metavar="N", type=_count, help="use the first N training problems (default: all)")
+
+
+def _chat(parser: ArgumentParser) -> None:
+    help_ = f"{_MODEL}; of a run, its first model answers too; give two models to compare those"
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=help_)
+    parser.add_argument("--alone", action="store_true", help="without the model that the run began with")
+    parser.add_argument("--recipe", metavar="RECIPE", help=f"recipe with chat settings and token budget{_OWN}")
+    parser.add_argument("--tokens", metavar="N", type=_count, help="longest answer in tokens (default: the recipe's)")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--greedy", action="store_true", help="the likeliest token every time")
+    group.add_argument(
+        "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
+    )
 
 
 def _control(parser: ArgumentParser) -> None:
@@ -143,11 +161,11 @@ def _diagnose(parser: ArgumentParser) -> None:
 
 
 def _task(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help=_TASK)
+    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe or run folder, to show its tasks")
 
 
 def _audit(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe, to audit all its tasks")
+    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe or run folder, to audit all its tasks")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the audited problems (default: 0)")
 
 
@@ -301,7 +319,7 @@ COMMANDS: dict[str, Command] = {
         "measure one model on held-out problems, or compare two",
         commands.evaluate,
         _eval,
-        usage="MODEL [MODEL] --recipe RECIPE [--samples N] [--problems N] [--greedy]\n"
+        usage="MODEL [MODEL] [--recipe RECIPE] [--samples N] [--problems N] [--greedy]\n"
         f"                      [--temperature T] [--top-p P] [--json FILE] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
@@ -310,7 +328,14 @@ COMMANDS: dict[str, Command] = {
         commands.sample,
         _sample,
         usage=f"MODEL [--recipe RECIPE] [--prompt TEXT] [-n N] [--temperature T] {_SETTINGS}\n"
-        f"       heliostat sample MODEL --recipe RECIPE --bank FILE [--successes K] [--attempts N] {_SETTINGS}",
+        f"       heliostat sample MODEL [--recipe RECIPE] --bank FILE [--successes K] [--attempts N] {_SETTINGS}",
+        sections=(ALL_SECTIONS,),
+    ),
+    "chat": Command(
+        "talk to a model, or to the first and the last model of a run side by side",
+        chat.chat,
+        _chat,
+        usage=f"MODEL [MODEL] [--alone] [--tokens N] [--greedy | --temperature T] [--recipe RECIPE] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
     "report": Command("write an HTML report of one or more runs", commands.report, _report),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from heliostat.printed import say, visible_line
@@ -66,7 +66,7 @@ def evaluate(args: Namespace) -> int:
     """Run ``heliostat eval``: evaluate one model, or compare two on the same problems."""
     from heliostat.config import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(_recipe_name(args.recipe, args.models), args.overrides)
     if args.json is not None:  # before hours of sampling, not after
         from heliostat.outputs import check_replaceable
 
@@ -91,6 +91,21 @@ def evaluate(args: Namespace) -> int:
     return 0
 
 
+def _recipe_name(asked: str | None, models: Sequence[str]) -> str:
+    """Return the recipe that was asked for, or that of the run that a model comes from.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    from heliostat.config import ConfigError
+    from heliostat.run_models import recipe_of
+
+    name = asked or recipe_of(models)
+    if name is None:
+        raise ConfigError(f"there is no run of {' or '.join(models)} to take the recipe from; name one with --recipe")
+    return name
+
+
 def _sampling(recipe: Recipe, temperature: float | None, top_p: float | None = None) -> SamplingSettings:
     from heliostat.rollout import SamplingSettings
 
@@ -103,14 +118,16 @@ def _sampling(recipe: Recipe, temperature: float | None, top_p: float | None = N
 def sample(args: Namespace) -> int:
     """Run ``heliostat sample``: print completions."""
     from heliostat.config import build_recipe, load_recipe
+    from heliostat.run_models import recipe_of
 
     if args.bank is not None:
         return _collect(args)
-    recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
+    name = args.recipe or recipe_of([args.model])
+    recipe = load_recipe(name, args.overrides) if name else build_recipe({}, args.overrides)
     from heliostat.api import sample, sample_conversations
     from heliostat.cli.tables import print_completions, print_conversations
 
-    source = recipe if args.recipe or args.prompt else None
+    source = recipe if name or args.prompt else None
     settings = _sampling(recipe, args.temperature)
     if source is not None and recipe.environment.enabled:
         sampled = sample_conversations(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings)
@@ -124,9 +141,9 @@ def _collect(args: Namespace) -> int:
     """Run ``heliostat sample --bank``: fill a trace bank by rejection sampling."""
     from heliostat.config import ConfigError, load_recipe
 
-    if args.recipe is None or args.prompt is not None:
-        raise ConfigError("sample --bank takes its problems and verifiers from a recipe: give one with --recipe")
-    recipe = load_recipe(args.recipe, args.overrides)
+    if args.prompt is not None:
+        raise ConfigError("sample --bank takes its problems and verifiers from a recipe, and no --prompt")
+    recipe = load_recipe(_recipe_name(args.recipe, [args.model]), args.overrides)
     if args.temperature is not None:
         rollout = recipe.rollout.model_copy(update={"temperature": args.temperature})
         recipe = recipe.model_copy(update={"rollout": rollout})
@@ -179,9 +196,16 @@ def list_tasks(args: Namespace) -> int:
 
 def show_task(args: Namespace) -> int:
     """Run ``heliostat tasks show``."""
-    from heliostat.tasks import show_task
+    from heliostat.config import is_recipe, load_recipe
 
-    say(show_task(args.name))
+    if is_recipe(args.name):
+        from heliostat.tasks import show_tasks_of
+
+        say(show_tasks_of(load_recipe(args.name)))
+    else:
+        from heliostat.tasks import show_task
+
+        say(show_task(args.name))
     return 0
 
 
@@ -190,9 +214,9 @@ def audit_task(args: Namespace) -> int:
 
     A recipe with an environment has that audited too: exit code 1 if anything speaks against training in it.
     """
-    from heliostat.config import build_recipe, load_recipe, recipe_names
+    from heliostat.config import build_recipe, is_recipe, load_recipe
 
-    if args.name in recipe_names() or args.name.endswith(".toml"):
+    if is_recipe(args.name):
         recipe = load_recipe(args.name, args.overrides)
     else:
         few = {"task.num_train": NUM_AUDITED_PROBLEMS, "task.num_heldout": 1}  # some take a second each to build

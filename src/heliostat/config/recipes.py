@@ -1,7 +1,8 @@
 """Recipes by name or path: read, extended, overridden, checked, and written back.
 
-A file may begin with ``extends = "demo"``: the name of a shipped recipe, or a path relative to the file. Files
-and modules that it names are searched for in its own folder first (``places``).
+A run folder stands for the resolved recipe in it. A file may begin with ``extends = "demo"``: the name of a shipped
+recipe, or a path relative to the file. Files and modules that it names are searched for in its own folder first
+(``places``).
 
 Left out: the rules by which layers merge (``layers``) and the settings themselves (``sections``).
 """
@@ -41,11 +42,11 @@ def recipe_text(name_or_path: str) -> str:
     """
     if name_or_path in recipe_names():
         return (_SHIPPED / f"{name_or_path}.toml").read_text(encoding="utf-8")
-    path = Path(name_or_path)
+    path = Path(_recipe_file(name_or_path))
     if path.suffix != ".toml" and not path.is_file():
         raise ConfigError(
             f"unknown recipe '{name_or_path}'{nearest(name_or_path, recipe_names())}; "
-            f"shipped: {', '.join(recipe_names())}; your own: a path that ends in .toml"
+            f"shipped: {', '.join(recipe_names())}; your own: a path that ends in .toml, or a run folder"
         )
     try:
         return path.read_text(encoding="utf-8")
@@ -55,11 +56,22 @@ def recipe_text(name_or_path: str) -> str:
         raise ConfigError(f"cannot read recipe file {path}: {error}") from None
 
 
+def is_recipe(name: str) -> bool:
+    """Whether a name means a recipe: a shipped one, a TOML file or a run folder."""
+    return name in recipe_names() or _recipe_file(name).endswith(".toml")
+
+
+def _recipe_file(name_or_path: str) -> str:
+    """Return the file of the recipe that ran, if this is a run folder; else the argument."""
+    file = Path(name_or_path).expanduser() / "recipe.toml"
+    return str(file) if file.is_file() else name_or_path
+
+
 def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
     """Read a recipe, apply overrides and check the result. Files are searched for in its folder (``places``).
 
     Args:
-        name_or_path: a shipped recipe's name, or the path of a TOML file.
+        name_or_path: a shipped recipe's name, the path of a TOML file, or a run folder.
         overrides: command-line arguments (``["--train.num_steps", "50"]``), or settings by dotted name or as tables.
 
     Raises:
@@ -114,6 +126,7 @@ def _override_layer(overrides: Overrides) -> Layer:
 def _layers(name_or_path: str, seen: tuple[str, ...] = ()) -> list[Layer]:
     """List the layers of the recipes that this one extends, and then its own."""
     shipped = name_or_path in recipe_names()
+    name_or_path = name_or_path if shipped else _recipe_file(name_or_path)
     identity = name_or_path if shipped else str(Path(name_or_path).resolve())
     if identity in seen:
         raise ConfigError(f"{name_or_path} extends itself: {' -> '.join((*seen, identity))}")

@@ -78,7 +78,7 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
     if len(tokenizer) > num_embeddings:
         raise ConfigError(
             f"model '{name}': the tokenizer has {len(tokenizer)} tokens but the model only {num_embeddings} "
-            f"embeddings; the folder mixes files of two models"
+            f"embeddings; {_without_embedding(tokenizer, num_embeddings)}"
         )
     declared = _declared_ends(model)
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(declared), None)
@@ -97,6 +97,20 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_id,
         head=completion_head(model),
         cache_kind=cache_kind(model),
+    )
+
+
+def _without_embedding(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> str:
+    """Say why a tokenizer has more ids than the model: tokens that were added to it, or another model's files."""
+    beyond = {token for token, index in tokenizer.get_vocab().items() if index >= num_embeddings}
+    added = [token for token in tokenizer.get_added_vocab() if token in beyond]
+    if beyond - set(added):
+        return "the folder mixes files of two models"
+    named = ", ".join(map(repr, added[:3])) + (f" and {len(added) - 3} more" if len(added) > 3 else "")
+    return (
+        f"the tokenizer adds {named}, which the model has no embedding for: give it one with "
+        "model.resize_token_embeddings(len(tokenizer)) and save both. If the tokenizer adds it by itself, name one "
+        "that the model has as pad_token, unk_token and eos_token in tokenizer_config.json"
     )
 
 

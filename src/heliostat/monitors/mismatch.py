@@ -3,7 +3,7 @@ r"""Sampler against trainer: the divergence between their probabilities of the s
 With ``delta = logp_train - logp_gen`` on tokens drawn by the sampler, and ``Delta`` its sum over a sequence:
 
     k1    = -mean delta                       k3 = mean(e^delta - delta - 1) >= 0      both estimate KL(gen || train)
-    chi^2 = mean e^{2 delta} - 1              per token; per sequence with Delta
+    chi^2 = mean (e^delta - 1)^2 >= 0         per token; per sequence with Delta
     ESS   = (mean w)^2 / mean w^2,            w = e^Delta: the share of the batch that importance weights leave
 
 Left out: the largest gap on one token (``policy/sampler_gap``), and remedies.
@@ -24,6 +24,9 @@ from heliostat.types import Mean
 
 MAX_LOG_WEIGHT = 30.0
 """A weight of e^30 is decisive, and its square still fits a float64 sum."""
+
+_MEANS = ("mismatch/k1", "mismatch/k3", "mismatch/chi2_token", "mismatch/chi2_sequence")
+_MOMENTS = (*_MEANS, "weight", "weight2")
 
 
 @dataclass(frozen=True)
@@ -46,25 +49,24 @@ class Mismatch:
         ratio = delta.clamp(max=MAX_LOG_WEIGHT).exp()
         weight = summed.clamp(max=MAX_LOG_WEIGHT).exp()
         sums = torch.stack(
-            [-delta.sum(), (ratio - delta - 1).sum(), ratio.square().sum(), weight.sum(), weight.square().sum()]
+            [
+                *(-delta.sum(), (ratio - delta - 1).sum(), (ratio - 1).square().sum()),
+                *((weight - 1).square().sum(), weight.sum(), weight.square().sum()),
+            ]
         ).tolist()
-        counts = (delta.numel(),) * 3 + (num_sequences,) * 2
-        names = ("mismatch/k1", "mismatch/k3", "ratio2", "weight", "weight2")
-        return {name: Mean(value, count) for name, value, count in zip(names, sums, counts, strict=True)}
+        counts = (delta.numel(),) * 3 + (num_sequences,) * 3
+        return {name: Mean(value, count) for name, value, count in zip(_MOMENTS, sums, counts, strict=True)}
 
     def empty(self) -> dict[str, Mean]:
         """Return the moments of an empty batch."""
-        return {name: Mean(0.0, 0) for name in ("mismatch/k1", "mismatch/k3", "ratio2", "weight", "weight2")}
+        return {name: Mean(0.0, 0) for name in _MOMENTS}
 
     def finish(self, moments: Moments) -> dict[str, float]:
         """Compute the metrics; there are none if no token was compared."""
-        if not moments["ratio2"].count:
+        if not moments["mismatch/k1"].count:
             return {}
         weight, square = moments["weight"].value, moments["weight2"].value
         return {
-            "mismatch/k1": moments["mismatch/k1"].value,
-            "mismatch/k3": moments["mismatch/k3"].value,
-            "mismatch/chi2_token": moments["ratio2"].value - 1.0,
-            "mismatch/chi2_sequence": square - 1.0,
+            **{name: moments[name].value for name in _MEANS},
             "mismatch/ess": weight**2 / square if square > 0 else 0.0,
         }

@@ -27,11 +27,13 @@ from heliostat.report.sections.summary import cards, heading, verdict_section
 from heliostat.report.sections.verdict import judge
 
 
-def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str = "step") -> Path:
+def write_report(
+    run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None, by: str = "step"
+) -> Path:
     """Write one self-contained HTML page about one or several runs.
 
     Args:
-        run_dirs: run folders; several are overlaid, in this order.
+        run_dirs: a run folder, or several, which are overlaid in this order.
         output: file to write, or a folder to write ``report.html`` into; ``None``: ``report.html`` in the first run.
         by: ``step`` or ``flops``, the horizontal axis of charts over training.
 
@@ -41,8 +43,10 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None, by: str =
     Raises:
         ValueError: no folder was given, or one of them is not a run folder, or holds no FLOPs to draw by.
     """
-    runs = read_runs([Path(folder) for folder in run_dirs])
-    target = Path(run_dirs[0]) if output is None else Path(output)
+    several = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
+    folders = [Path(folder).expanduser() for folder in several]
+    runs = read_runs(folders)
+    target = folders[0] if output is None else Path(output).expanduser()
     if target.is_dir():
         target = target / "report.html"
     return write_page(target, render(runs, by))

@@ -4,7 +4,7 @@
     VerifierPool(tasks)       -> verdicts      judged in worker processes, under time and memory limits
     audit(task)               -> AuditReport   can the reward be had without solving anything?
     audit_environment(spec, problems) -> EnvironmentReport   and in an environment? is its world the same for a group?
-    list_tasks(), show_task() -> text          the tasks of reasoning-gym
+    list_tasks(), show_task() -> text          the tasks of reasoning-gym; show_tasks_of(recipe) those of a recipe
 
 Names load on first use, because a verifier's worker process imports this package too and must start without torch.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliostat.tasks.environment_audit.audit import EnvironmentReport, audit_environment
-    from heliostat.tasks.loading import load_task, show_task
+    from heliostat.tasks.loading import load_task, show_task, show_tasks_of
     from heliostat.tasks.reward_audit.audit import AuditReport, audit
     from heliostat.tasks.sources.reasoning_gym import list_tasks
     from heliostat.tasks.task import Task, WeightedVerifier
@@ -34,6 +34,7 @@ __all__ = [
     "list_tasks",
     "load_task",
     "show_task",
+    "show_tasks_of",
 ]
 
 _HOME = {
@@ -48,6 +49,7 @@ _HOME = {
     "list_tasks": "sources.reasoning_gym",
     "load_task": "loading",
     "show_task": "loading",
+    "show_tasks_of": "loading",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from heliostat.config import ConfigError, EnvironmentSection, TaskSection, build_checked, nearest
+from heliostat.config import ConfigError, EnvironmentSection, Recipe, TaskSection, build_checked, nearest
 from heliostat.tasks.settings import check_needs
 from heliostat.tasks.sources.data_files import FileSettings, load_file, show_file_task
 from heliostat.tasks.sources.environment import EnvironmentTaskSettings, load_environment, show_environment_task
@@ -32,6 +32,7 @@ SOURCES: dict[str, TaskSource] = {
     "file": TaskSource(FileSettings, load_file, show_file_task),
     "environment": TaskSource(EnvironmentTaskSettings, load_environment, show_environment_task),
 }
+NUM_EXAMPLES = 3
 _NO_ENVIRONMENT = EnvironmentSection(name="")
 
 
@@ -43,6 +44,24 @@ def show_task(name: str) -> str:
     """
     kind = name.partition("/")[0]
     return SOURCES[kind if kind in SOURCES else "reasoning-gym"].show(name)
+
+
+def show_tasks_of(recipe: Recipe) -> str:
+    """Describe the tasks of a recipe: their settings, and the first training problems with their answers.
+
+    Raises:
+        ConfigError, ValueError: as ``load_task``.
+    """
+    return "\n\n".join(_described(load_task(one, recipe.run.seed, recipe.environment), one) for one in recipe.task)
+
+
+def _described(task: Task, section: TaskSection) -> str:
+    lines = [task.name, f"{len(task.train)} training problems, {len(task.heldout)} held out", "", "settings:"]
+    lines += [f"  {key} = {value!r}" for key, value in section.model_dump().items()]
+    for number, problem in enumerate(task.train[:NUM_EXAMPLES], start=1):
+        answer = [] if problem.answer is None else [f"answer: {problem.answer}"]
+        lines += ["", f"example {number}:", problem.question, *answer]
+    return "\n".join(lines)
 
 
 def load_task(section: TaskSection, seed: int, environment: EnvironmentSection = _NO_ENVIRONMENT) -> Task:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.linalg.lambert import lambertw_exp
 from heliostat.theory.certificate import MirrorStep
 from heliostat.theory.instance import ArrayLike
@@ -106,7 +107,7 @@ def tilted(success: ArrayLike, tau: ArrayLike) -> BinaryStep:
 
 
 def _pair(success: ArrayLike, tau: ArrayLike) -> tuple[Tensor, Tensor]:
-    p, temperature = torch.as_tensor(success, dtype=torch.float64), torch.as_tensor(tau, dtype=torch.float64)
+    p, temperature = as_tensor(success), as_tensor(tau)
     if not bool(((p > 0) & (p < 1)).all()):
         raise ValueError("success must lie strictly between 0 and 1")
     if not bool(((temperature > 0) & torch.isfinite(temperature)).all()):

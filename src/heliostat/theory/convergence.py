@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.theory.certificate import MirrorStep
 from heliostat.theory.instance import ArrayLike, make_instance
 
@@ -132,7 +133,7 @@ def telescoping(step: MirrorStep, rewards: ArrayLike, tau: ArrayLike, target: Ar
     wanted = goal.log_probs.exp()
     if bool(((wanted > 0) & torch.isneginf(step.log_probs)).any()):
         raise ValueError("the comparison policy uses an action that the step gives probability zero")
-    reward, temperature = torch.as_tensor(rewards, dtype=torch.float64), goal.tau
+    reward, temperature = as_tensor(rewards), goal.tau
     # KL(pi* || old) - KL(pi* || new) is E_{pi*}[log rho]: the entropy of pi* cancels before it is computed.
     return Telescoping(
         regret=((wanted - step.probs) * reward).sum(-1),

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.theory.instance import ArrayLike
 from heliostat.theory.step import fit_targets
 
@@ -139,8 +140,8 @@ def _finite_sample(
 
 
 def _check(success: ArrayLike, tau: ArrayLike, num_rollouts: int, leave_one_out: bool) -> tuple[Tensor, Tensor]:
-    p = torch.as_tensor(success, dtype=torch.float64)
-    temperature = torch.as_tensor(tau, dtype=torch.float64)
+    p = as_tensor(success)
+    temperature = as_tensor(tau)
     if not bool(((p > 0) & (p < 1)).all()):
         raise ValueError("success must lie strictly between 0 and 1: otherwise all rollouts agree and nothing moves")
     if not bool((torch.isfinite(temperature) & (temperature > 0)).all()):

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
+
 SUM_TOLERANCE = 1e-6  # how far probabilities may be from summing to one; they are then normalised exactly
 
 ArrayLike = Tensor | Sequence[object] | float
@@ -99,7 +101,7 @@ def make_instance(
 def _policy(probs: ArrayLike | None, log_probs: ArrayLike | None) -> Tensor:
     if (probs is None) == (log_probs is None):
         raise ValueError("give the old policy either as probs or as log_probs, not both and not neither")
-    given = torch.as_tensor(probs if log_probs is None else log_probs, dtype=torch.float64)
+    given = as_tensor(probs if log_probs is None else log_probs)
     if given.ndim == 0 or given.shape[-1] == 0:
         raise ValueError(f"the action set is empty: the old policy has shape {tuple(given.shape)}")
     if given.isnan().any() or (log_probs is None and bool((given < 0).any())):
@@ -113,7 +115,7 @@ def _policy(probs: ArrayLike | None, log_probs: ArrayLike | None) -> Tensor:
 
 
 def _finite(value: ArrayLike, name: str, *, positive: bool = False) -> Tensor:
-    tensor = torch.as_tensor(value, dtype=torch.float64)
+    tensor = as_tensor(value)
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} must be finite; got a NaN or an infinity")
     if positive and bool((tensor <= 0).any()):

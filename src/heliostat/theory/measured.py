@@ -40,7 +40,7 @@ class MeasuredStep:
     log_ratio_incorrect: float
 
 
-def draw_measured(steps: Sequence[MeasuredStep], folder: Path) -> Path:
+def draw_measured(steps: Sequence[MeasuredStep], folder: str | Path) -> Path:
     """Draw ``measured.svg``: lambda and both classes' log-ratios against p, exact as lines, measured as points.
 
     Args:
@@ -69,7 +69,7 @@ def draw_measured(steps: Sequence[MeasuredStep], folder: Path) -> Path:
             axis.set(xlabel="p, success before the step", ylabel=name, xlim=(0, 1))
         axes[2].legend(loc="lower left")
 
-    return save("measured", draw, 3, folder)
+    return save("measured", draw, 3, Path(folder))
 
 
 _KEYS = ("lam", "log_ratio_correct", "log_ratio_incorrect")

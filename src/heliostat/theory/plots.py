@@ -50,7 +50,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_all(folder: Path) -> list[Path]:
+def draw_all(folder: str | Path) -> list[Path]:
     """Draw every figure of the theory page as SVG.
 
     Args:
@@ -62,7 +62,7 @@ def draw_all(folder: Path) -> list[Path]:
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra ``plots``).
     """
-    return [save(name, draw, num_panels, folder) for name, (draw, num_panels) in FIGURES.items()]
+    return [save(name, draw, num_panels, Path(folder)) for name, (draw, num_panels) in FIGURES.items()]
 
 
 def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) -> Path:

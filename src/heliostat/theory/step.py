@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.theory.certificate import Fit, MirrorStep, certify
 from heliostat.theory.instance import ArrayLike, make_instance
 from heliostat.theory.loophole import solve_loophole
@@ -117,7 +118,7 @@ def pmd_baseline(
     References: reconstruction of the setting of arXiv 2602.05933; the loophole is derived here.
     """
     instance = make_instance(probs, rewards, tau, lengths, log_probs=log_probs)
-    offset = torch.as_tensor(baseline, dtype=torch.float64)
+    offset = as_tensor(baseline)
     if not torch.isfinite(offset).all():
         raise ValueError("the baseline must be finite; got a NaN or an infinity")
     try:

@@ -66,7 +66,7 @@ def unpack_floats(blob: bytes) -> FloatArray:
     Raises:
         ValueError: the bytes are no whole number of values.
     """
-    return np.frombuffer(blob, dtype="<f4").astype(np.float32, copy=False)
+    return np.frombuffer(blob, dtype="<f4").astype(np.float32)
 
 
 def pack_turns(turns: Sequence[Turn]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from heliostat.train.evaluation.cards import table
 from heliostat.train.evaluation.evaluate import Evaluation
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RunResult:
     """The outcome of a run.
 
@@ -28,6 +29,21 @@ class RunResult:
     after: Evaluation | None
     is_main_process: bool = True
     findings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        sides = [one.described if one else "unknown" for one in (self.before, self.after)]
+        reason = f": {self.reason}" if self.reason else ""
+        return f"RunResult({self.status}{reason}; held-out pass@1 {' -> '.join(sides)}; folder {self.folder})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("status", "; ".join(filter(None, (self.status, self.reason)))),
+            ("held-out pass@1 before", self.before.described if self.before else "unknown"),
+            ("held-out pass@1 after", self.after.described if self.after else "unknown"),
+            *(("finding", finding) for finding in self.findings),
+            ("report", str(self.folder / "report.html")),
+        ]
+        return table(("run", str(self.folder)), rows)
 
     @property
     def exit_code(self) -> int:

@@ -214,6 +214,7 @@ def _summarise(
             "findings": list(findings),
             "longest_solution": trainer.guard.absolute.settings.get(LONGEST_SOLUTION),
             "steps": trainer.counters.step,
+            "chosen": {"rollout.max_parity_gap": trainer.metrics.parity_bound},
             "sampled_with": trainer.context.bundle.engine.way,
             "scored_with": exact_layouts(trainer.context.bundle.loaded).way,
             "before": before.summary() if before else None,

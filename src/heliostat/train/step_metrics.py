@@ -133,12 +133,17 @@ class StepMetrics:
             "compute/tokens": float(counters.num_tokens),
         }
 
+    @property
+    def parity_bound(self) -> float:
+        """The largest accepted gap between sampler and trainer in nats: the recipe's, or that of the dtype."""
+        return self.context.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.context.bundle.numerics]
+
     def _checked_sampler_gap(self, report: UpdateReport) -> dict[str, float]:
         """Compare sampler and trainer on every token that was scored before the weights moved."""
         gap = report.max_sampler_gap
         if gap is None:
             return {}
-        bound = self.context.recipe.rollout.max_parity_gap or PARITY_BOUNDS[self.context.bundle.numerics]
+        bound = self.parity_bound
         if gap > bound:
             raise ParityError(
                 f"sampler and trainer differ by {gap:.2g} nats on a token, more than the bound of {bound:g} "

@@ -34,7 +34,7 @@ def test_settings_may_stand_anywhere():
             "tasks audit x --rollout.top_k 3",
             "heliostat tasks audit takes only --task.key and --environment.key settings, not --rollout.top_k",
         ),
-        ("eval m", "the following arguments are required: --recipe (see heliostat eval --help)"),
+        ("eval --recipe demo", "the following arguments are required: MODEL (see heliostat eval --help)"),
         ("eval m --recipe demo --samples 0", "argument --samples: 0 is not a whole number above 0"),
         ("eval m --recipe demo --samples x", "argument --samples: x is not a whole number above 0"),
         ("eval m --recipe demo --temperature nan", "argument --temperature: nan is not a number above 0"),

@@ -1,10 +1,12 @@
-"""How long a context may be, where positions depend on how long it is."""
+"""How long a context may be, where positions depend on how long it is; tokenizers with more ids than the model."""
 
 import warnings
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from heliostat.config import ConfigError
 from tests.support.checkpoints import load_float32
 from tests.support.model_families import small
 
@@ -43,3 +45,18 @@ def test_other_scalings_do_not_depend_on_the_length(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_float32(small.write_small("llama", tmp_path / "base")).context_length == 128
+
+
+@pytest.mark.parametrize(("added", "said"), [
+    (["<think>"], "the tokenizer adds '<think>', which the model has no embedding for"),
+    (["<a>", "<b>", "<c>", "<d>"], "the tokenizer adds '<a>', '<b>', '<c>' and 1 more, which"),
+])  # fmt: skip
+def test_tokens_without_an_embedding_are_named(tmp_path, added, said):
+    folder = small.write_small("llama", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    num_embeddings = load_float32(folder).model.get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"<filler {n}>" for n in range(num_embeddings - len(tokenizer))])
+    tokenizer.add_tokens(added)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=f"{said}.*resize_token_embeddings"):
+        load_float32(folder)

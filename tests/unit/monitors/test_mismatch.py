@@ -49,6 +49,9 @@ def test_k3_is_never_negative_and_sequences_add_up():
     moments = measure(train, gen, sequence)
     numbers = Mismatch().finish(moments)
     assert numbers["mismatch/k3"] >= 0
+    sure = Mismatch().finish(measure(gen - 0.5, gen, sequence))  # every weight is below 1
+    assert sure["mismatch/chi2_token"] == pytest.approx((1 - np.exp(-0.5)) ** 2)
+    assert sure["mismatch/chi2_sequence"] == pytest.approx((1 - np.exp(-2)) ** 2)
     weight = np.exp((train - gen).reshape(3, 4).sum(axis=1))
     assert numbers["mismatch/ess"] == pytest.approx(weight.mean() ** 2 / (weight**2).mean())
     halves = [measure(train[:8], gen[:8], sequence[:8]), measure(train[8:], gen[8:], [0] * 4)]

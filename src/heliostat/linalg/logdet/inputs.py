@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.masked import MaskedTensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.linalg.logdet.units import TOO_LARGE, Units, unit_exponents
 
 ASYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest entry, in units
@@ -73,7 +74,7 @@ def read_dense(matrix: Any, each: bool = False) -> DenseInput:
     name = str(array.dtype).removeprefix("torch.")
     if name not in ("float32", "float64"):
         raise ValueError(f"A has dtype {name}; convert it to float64 (or float32) first")
-    tensor: Tensor = array if is_torch else torch.from_numpy(np.ascontiguousarray(array, dtype=name))
+    tensor: Tensor = array if is_torch else as_tensor(array, getattr(torch, name))
     given = tensor.detach().to(torch.float64).reshape(-1, shape[-1], shape[-1])
     if not bool(torch.isfinite(given).all()):
         raise ValueError("A contains NaN or infinity")

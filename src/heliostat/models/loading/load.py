@@ -15,6 +15,7 @@ from heliostat.models.loading.hub import load_pretrained, refuse_settings
 from heliostat.models.loading.smollm2 import load_smollm2
 from heliostat.models.loading.tiny import load_tiny
 from heliostat.models.prompts.chat_template import clock, uses_day, with_arguments, with_day
+from heliostat.run_models import model_of
 
 Loader = Callable[[ModelSection, int, torch.device], LoadedModel]
 
@@ -25,6 +26,7 @@ def load_model(section: ModelSection, seed: int, device: torch.device | None = N
     """Load the model a recipe names.
 
     ``tiny`` and ``smollm2-135m`` are built in and win over folders of the same name (write ``./tiny`` for a folder).
+    A run folder means the model that the run saved.
 
     A chat template gets the section's arguments, and keeps the time at which the model was loaded as its clock.
 
@@ -44,4 +46,4 @@ def load_model(section: ModelSection, seed: int, device: torch.device | None = N
 
 def _load_pretrained(section: ModelSection, seed: int, device: torch.device) -> LoadedModel:
     refuse_settings(section)
-    return load_pretrained(section.path, section.dtype, device)
+    return load_pretrained(model_of(section.path), section.dtype, device)

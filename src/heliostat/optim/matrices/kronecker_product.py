@@ -53,7 +53,7 @@ class KroneckerProduct(MatrixOptimizer):
     the eigenvalues.
 
     Args:
-        params: parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
+        params: module, parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
             (``rule="kronecker-product"`` in the groups); everything else: AdamW.
         lr: learning rate of both, in Adam's units.
         settings: hyperparameters; the defaults of ``KroneckerProductSettings`` where not given.

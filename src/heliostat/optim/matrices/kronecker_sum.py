@@ -49,7 +49,7 @@ class KroneckerSum(MatrixOptimizer):
     renewed every ``precondition_every`` steps. With ``graft`` each matrix's step gets the length Adam's would have.
 
     Args:
-        params: parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
+        params: module, parameters, named parameters, or groups. Two axes and both sides at most ``max_size``: this rule
             (``rule="kronecker-sum"`` in the groups); everything else: AdamW.
         lr: learning rate of both, in Adam's units.
         settings: hyperparameters; the defaults of ``KroneckerSumSettings`` where not given.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from heliostat.optim.base.adamw import ADAMW, AdamWFallback, adamw_groups
 from heliostat.optim.base.own_precision import in_own_precision
@@ -23,7 +23,7 @@ from heliostat.optim.base.update_parts import decay_
 from heliostat.optim.distributed.replicas import ProcessGroup
 from heliostat.optim.distributed.sharded_tensors import all_finite, distribute, full_tensor, upcast
 
-Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class MatrixOptimizer(AdamWFallback):
     def __init__(self, params: Params, lr: float, settings: MatrixSettings, process_group: ProcessGroup) -> None:
         check_settings({"lr": lr})
         self.settings, self.process_group = settings, process_group
-        groups: Any = params
-        if not isinstance(params, Tensor):
-            groups = list(params)
+        groups: Any = list(params.named_parameters()) if isinstance(params, nn.Module) else params
+        if not isinstance(groups, Tensor):
+            groups = list(groups)
             if _is_one_list(groups):
                 groups = self._in_groups(groups, lr)
         betas, decay = settings.betas, settings.weight_decay

@@ -197,7 +197,7 @@ class Figures:
         if both is None:
             return ""
         first, last = (format_value(value, chart.unit) for value in both)
-        return f"{first} → {last}"
+        return f"{first} → {last}" if first != last else f"{last} at both ends"
 
 
 def _part(points: Sequence[tuple[float, float | None]], warm_start: bool) -> list[tuple[float, float | None]]:

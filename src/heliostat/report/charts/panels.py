@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heliostat.monitors.turns import NUMBERS
-from heliostat.report.runs.read import Run
+from heliostat.report.runs.read import Run, number
 from heliostat.tracking import METRICS, Metric
 
 
@@ -52,13 +52,16 @@ class ChartPanel:
         return f"{text[0].upper()}{text[1:]}."
 
     def level(self, run: Run) -> tuple[float, str] | None:
-        """Return the reference level with its name, looked up in the recipe where it is a setting."""
+        """Return the reference level with its name, looked up in the recipe where it is a setting.
+
+        A setting of 0 is chosen by the run, which keeps its choice in ``summary.json``; without one there is no level.
+        """
         if self.reference is None:
             return None
         level, name = self.reference
         if level == "rollout.max_new_tokens" and run.has_turns:  # which limits nothing there
             return None
-        value = run.setting(level) if isinstance(level, str) else level
+        value = run.setting(level) or number(run.summary, "chosen", level) if isinstance(level, str) else level
         return (float(value), name) if isinstance(value, int | float) else None
 
 
@@ -161,7 +164,7 @@ MIRROR = PanelGroup(
             "χ² of correct and incorrect answers",
             ("policy/chi_square_correct", "policy/chi_square_incorrect"),
             "Which class the unevenness sits in. It belongs to the correct answers, which rise; incorrect ones above "
-            "zero are wrong answers that the step made much likelier.",
+            "one are wrong answers that the step made much likelier.",
             names=("correct", "incorrect"),
             reference=(0.0, "even"),
             may_log=True,

@@ -138,7 +138,9 @@ def _facts(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
             tenth = max(1, len(points) // 10)
             first, last = (sum(v for _, v in part) / tenth for part in (points[:tenth], points[-tenth:]))
             step, best = max(points, key=lambda point: point[1])
-            facts.append(f"{name} went from {first:.3g} to {last:.3g}, with its maximum {best:.3g} at step {step}.")
+            is_same = f"{first:.3g}" == f"{last:.3g}"
+            went = f"stayed at {last:.3g}" if is_same else f"went from {first:.3g} to {last:.3g}"
+            facts.append(f"{name} {went}, with its maximum {best:.3g} at step {step}.")
     return facts
 
 

@@ -53,12 +53,17 @@ def judge(run: Run) -> RunVerdict:
 def percent(estimate: Estimate) -> str:
     """Write an estimate with its interval, as in ``38.5% (34.1% to 42.9%)``."""
     low, high = format_value(estimate.low, "fraction"), format_value(estimate.high, "fraction")
-    return f"{format_value(estimate.value, 'fraction')} ({low} to {high})"
+    return f"{_rounded(estimate)} ({low} to {high})"
+
+
+def _rounded(estimate: Estimate) -> str:
+    return format_value(estimate.value, "fraction")
 
 
 def points(value: float) -> str:
-    """Write a difference of two rates in percentage points, with its sign."""
-    return f"{'+' if value > 0 else ''}{format_value(value, 'fraction').removesuffix('%')}"
+    """Write a difference of two rates in percentage points, with its sign; 0.0 where it rounds to that."""
+    written = format_value(value, "fraction").removesuffix("%")
+    return f"+{written}" if value > 0 and written != "0.0" else written
 
 
 def _kind(result: Outcome) -> Kind:
@@ -79,8 +84,9 @@ def _sentence(result: Outcome) -> str:
         return f"Held-out pass@1 {side} was {percent(known)}, and there is no second evaluation to compare it with."
     change = result.change
     after = percent(result.after)
+    is_same = _rounded(result.before) == _rounded(result.after)
     verb = "rose" if change.value > 0 else "fell"
-    went = f"{verb} from {percent(result.before)} to {after}" if change.value else f"stayed at {after}"
+    went = f"stayed at {after}" if is_same else f"{verb} from {percent(result.before)} to {after}"
     when = "" if result.final else f" at step {result.last_step}, the last evaluation before the run stopped"
     paired = f", paired over {result.num_problems} problems" if result.num_problems else ""
     meanings: dict[Kind, str] = {
@@ -117,9 +123,10 @@ def _ending(run: Run) -> str:
     steps = f"{run.last_step} of {planned} steps" if isinstance(planned, int) else f"{run.last_step} steps"
     reason = dig(run.summary, "reason", default="")
     because = f": {reason}" if isinstance(reason, str) and reason else ""
+    resume = "" if "same command continues" in because else " The same command continues it."
     endings = {
         "finished": f"Finished after {steps}{because}.",
-        "interrupted": f"Interrupted after {steps}{because}. The same command continues it.",
+        "interrupted": f"Interrupted after {steps}{because}.{resume}",
         "failed": f"Failed after {steps}{because}.",
     }
     return endings.get(run.status, f"Still running, or killed: {steps} are in the log. The same command continues it.")

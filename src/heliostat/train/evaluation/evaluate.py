@@ -18,6 +18,7 @@ from heliostat.rollout import Engine, SampleRequest, SamplingSettings
 from heliostat.statistics import pass_at_k, success_change, success_rate
 from heliostat.tasks import VerifierPool
 from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.evaluation.cards import table
 from heliostat.types import Group, Prompt
 
 
@@ -47,11 +48,26 @@ class ProblemResult:
         return self.num_success / self.num_samples
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
     """The results on a set of problems."""
 
     results: tuple[ProblemResult, ...]
+
+    def __repr__(self) -> str:
+        if not self.results:
+            return "Evaluation(no problems)"
+        return f"Evaluation(pass@1 {self.described}, {len(self.results)} problems)"
+
+    def _repr_html_(self) -> str:
+        rows = [(task, part.described, str(len(part.results))) for task, part in self.by_task().items()]
+        return table(("task", "pass@1 [95%]", "problems"), rows)
+
+    @property
+    def described(self) -> str:
+        """Pass@1 with its interval, as text."""
+        low, high = self.ci95
+        return f"{self.pass_at_1:.1%} [{low:.1%}, {high:.1%}]"
 
     @property
     def rates(self) -> Float[np.ndarray, " problem"]:

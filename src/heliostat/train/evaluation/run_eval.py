@@ -17,12 +17,13 @@ from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.episodes import with_episodes
+from heliostat.train.evaluation.cards import table
 from heliostat.train.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.model_bundle import set_up_sampler, with_model
 from heliostat.types import Problem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EvalReport:
     """The held-out results of one model, or of two on the same problems.
 
@@ -34,6 +35,22 @@ class EvalReport:
     evaluations: tuple[Evaluation, ...]
     comparison: Comparison | None
     dtypes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        several = zip(self.models, self.evaluations, strict=True)
+        return f"EvalReport({'; '.join(f'{model}: pass@1 {result.described}' for model, result in several)})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (model, task, part.described, str(len(part.results)))
+            for model, result in zip(self.models, self.evaluations, strict=True)
+            for task, part in result.by_task().items()
+        ]
+        note = ""
+        if (pair := self.comparison) is not None:
+            low, high = pair.ci95
+            note = f"second minus first: {pair.difference:+.1%} pass@1, 95% interval [{low:+.1%}, {high:+.1%}]"
+        return table(("model", "task", "pass@1 [95%]", "problems"), rows, note)
 
     def to_json(self) -> str:
         """Encode the report as JSON."""

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from heliostat.config import Recipe
 from heliostat.outputs import MARKER
+from heliostat.run_models import model_of
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Names of dtypes in a recipe."""
@@ -42,7 +43,7 @@ def as_saved(recipe: Recipe) -> Recipe:
 
     **Limits**: a saved model that was moved out of its run is loaded like any other.
     """
-    folder = Path(recipe.model.path).expanduser()
+    folder = Path(model_of(recipe.model.path)).expanduser()
     if recipe.model.dtype != "auto" or not (folder.parent / MARKER).is_file() or not folder.is_dir():
         return recipe
     return begun_in(recipe, stored_dtype(folder))

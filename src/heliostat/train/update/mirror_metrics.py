@@ -95,7 +95,7 @@ def mirror_means(
 ) -> dict[str, Mean]:
     r"""Compute the metrics of the mirror step from sampled sequence log-ratios, over all rollouts and for both classes.
 
-    With ``rho = e^s``, sample means estimate ``lambda = -E s``, ``E rho`` and ``chi2 = E rho^2 - 1``. A regression on
+    With ``rho = e^s``, sample means estimate ``lambda = -E s``, ``E rho`` and ``chi2 = E (rho - 1)^2``. A regression on
     ``A / tau`` ends where ``s + m rho = A / tau`` for every answer, with ``m = E A / tau - E s``. Multiplied by
     ``rho - 1`` and averaged this is the gain identity,
 
@@ -123,12 +123,12 @@ def mirror_means(
         return {}
     ratio = np.exp(np.clip(log_ratio, None, 50.0))
     means = {"policy/lambda_hat": _mean((-log_ratio).tolist()), "policy/mean_ratio": _mean(ratio.tolist())}
-    means["policy/chi_square"] = _mean((ratio**2 - 1).tolist())
+    means["policy/chi_square"] = _mean(((ratio - 1) ** 2).tolist())
     classes = {"correct": success, "incorrect": ~success}
     for name, members in classes.items():
         means[f"policy/log_ratio_{name}"] = _mean(log_ratio[members].tolist())
         means[f"policy/ratio_{name}"] = _mean(ratio[members].tolist())
-        means[f"policy/chi_square_{name}"] = _mean((ratio[members] ** 2 - 1).tolist())
+        means[f"policy/chi_square_{name}"] = _mean(((ratio[members] - 1) ** 2).tolist())
     if tau is None or not np.isfinite(log_ratio).all():
         return means
     multiplier = float(advantage.mean()) / tau - float(log_ratio.mean())

@@ -185,3 +185,11 @@ def test_vectors_and_long_sides_are_adamw():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         KroneckerProduct([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
+
+
+def test_a_module_is_its_named_parameters():
+    model = torch.nn.Linear(3, 2)
+    whole, named = KroneckerProduct(model), KroneckerProduct(model.named_parameters())
+    assert [group["rule"] for group in whole.param_groups] == [group["rule"] for group in named.param_groups]
+    ours, theirs = ([p for group in one.param_groups for p in group["params"]] for one in (whole, named))
+    assert all(p is q for p, q in zip(ours, theirs, strict=True))

@@ -97,6 +97,18 @@ def test_a_reference_from_the_recipe_is_named_even_where_it_is_far_away() -> Non
     assert "bound" not in unknown
 
 
+def test_a_bound_that_the_run_chose_is_the_one_that_it_kept() -> None:
+    panel = ChartPanel("Gap", ("policy/sampler_gap",), "x.", reference=("rollout.max_parity_gap", "bound"))
+    lines, recipe = [{"step": 1.0, "policy/sampler_gap": 1e-4}], {"rollout": {"max_parity_gap": 0.0}}
+    going = Figures([Run("r", Path("r"), metrics=lines, recipe=recipe)]).panel(panel)
+    chosen = {"chosen": {"rollout.max_parity_gap": 0.5}}
+    ended = Figures([Run("r", Path("r"), metrics=lines, recipe=recipe, summary=chosen)]).panel(panel)
+    assert going is not None
+    assert "bound" not in going
+    assert ended is not None
+    assert "bound (0.5, outside this chart)" in ended
+
+
 def test_one_run_colours_its_lines_and_several_runs_have_a_colour_each(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name, Shape(num_steps=30, seed=seed)) for seed, name in enumerate("abc")]
     panel = next(panel for group in GROUPS for panel in group.panels if panel.names)

@@ -166,6 +166,22 @@ def test_what_did_not_change_stayed_where_it_was_and_is_no_certainty() -> None:
     )
 
 
+@pytest.mark.parametrize("after", [564, 565, 563])
+def test_a_change_that_rounds_to_nothing_is_no_rise_and_no_fall(after: int) -> None:
+    before = rows("before", [141] * 4, num_samples=1000)
+    later = rows("after", [141, 141, 141, after - 3 * 141], 9, num_samples=1000)
+    sentence = judge(run_of(*before, *later)).sentence
+    assert sentence.startswith("Held-out pass@1 stayed at 14.1% (")
+    assert "The change is 0.0 points with a 95% interval of" in sentence
+
+
+@pytest.mark.parametrize(("reason", "num"), [("", 1), ("stopped; the same command continues with --run r", 0)])
+def test_the_way_to_continue_is_said_once(reason: str, num: int) -> None:
+    ending = judge(run_of(summary={"status": "interrupted", "reason": reason})).ending
+    assert ending.count("The same command continues it.") == num
+    assert ending.lower().count("same command continues") == 1
+
+
 def test_an_interval_without_width_in_an_old_summary_is_measured_again() -> None:
     stated: dict[str, object] = {
         "before": {"pass@1": 0.0, "ci95": [0.0, 0.0]},

@@ -39,6 +39,14 @@ def test_at_the_optimum_the_subproblem_is_solved():
     assert means["policy/log_ratio_incorrect"].value == pytest.approx(s[1])
 
 
+def test_a_chi_square_is_never_negative_and_classes_add_up_to_it():
+    """Sampled answers that all lost probability: mean rho^2 - 1 would be negative."""
+    values = np.array([-0.4, -0.1, -0.7, -0.2])
+    means = mirror_means(values, np.array([1, 1, -1, -1.0]), np.array([True, True, False, False]), tau=0.5)
+    assert means["policy/chi_square"].value == pytest.approx(np.mean((np.exp(values) - 1) ** 2))
+    assert all(mean.value > 0 for key, mean in means.items() if "chi_square" in key)
+
+
 def split(values, success):
     """A step's numbers, and the same numbers of its two classes apart."""
     means = mirror_means(values, np.where(success, 0.75, -0.25), success, 0.3)

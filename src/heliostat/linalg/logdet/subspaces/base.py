@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.linalg.logdet.bases import Basis
 
 
 def symmetric_stack(matrix: Any, n: int) -> Tensor:
     """Symmetrise a numpy or torch matrix (or batch) as a float64 tensor (batch, n, n); ``ValueError`` on its shape."""
-    tensor = matrix if isinstance(matrix, Tensor) else torch.as_tensor(np.asarray(matrix, dtype=np.float64))
+    tensor = as_tensor(matrix)
     if tensor.ndim < 2 or tuple(tensor.shape[-2:]) != (n, n):
         raise ValueError(f"this subspace holds {n} x {n} matrices, got an array of shape {tuple(tensor.shape)}")
     tensor = tensor.to(torch.float64).reshape(-1, n, n)

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.linalg.logdet.bases import Basis
 from heliostat.linalg.logdet.newton import LogDet, minimize, solve_hessian
 from heliostat.linalg.logdet.subspaces.base import Subspace
@@ -45,11 +45,7 @@ class BlockExchangeable(Subspace):
         if self.sizes.ndim != 1 or not len(self.sizes) or int(self.sizes.min()) < 1:
             raise ValueError(f"block sizes must be positive, got {list(sizes)}")
         num_blocks = len(self.sizes)
-        mask = (
-            torch.ones(num_blocks, num_blocks, dtype=torch.bool)
-            if free is None
-            else torch.as_tensor(np.asarray(free, dtype=bool))
-        )
+        mask = torch.ones(num_blocks, num_blocks, dtype=torch.bool) if free is None else as_tensor(free, torch.bool)
         if tuple(mask.shape) != (num_blocks, num_blocks) or not bool((mask == mask.T).all()):
             raise ValueError(f"free must be a symmetric {num_blocks} x {num_blocks} boolean array")
         self.n = int(self.sizes.sum())

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from heliostat.linalg.arrays import as_tensor
 from heliostat.linalg.logdet.bases import Basis, DenseBasis, FactoredBasis
 from heliostat.linalg.logdet.subspaces.base import Subspace
 
@@ -32,7 +33,7 @@ class LowRank:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """(U, M) in float64."""
-        columns, core = (torch.as_tensor(np.asarray(part, dtype=np.float64)) for part in (self.columns, self.core))
+        columns, core = (as_tensor(part) for part in (self.columns, self.core))
         if columns.ndim != 2 or tuple(core.shape) != (columns.shape[1], columns.shape[1]):
             raise ValueError(f"LowRank needs U (n, rank) and M (rank, rank), got {columns.shape} and {core.shape}")
         return columns, core
@@ -104,8 +105,7 @@ def _read(matrix: Any, index: int) -> tuple[Float[Tensor, "n rank"], Float[Tenso
         columns[support, np.arange(len(support))] = 1.0
         core = torch.as_tensor(matrix.tocsr()[support][:, support].toarray(), dtype=torch.float64)
     else:
-        core = matrix if isinstance(matrix, Tensor) else torch.as_tensor(np.asarray(matrix, dtype=np.float64))
-        core = core.to("cpu", torch.float64)
+        core = as_tensor(matrix).cpu()
         if core.ndim != 2 or core.shape[0] != core.shape[1]:
             raise ValueError(f"member {index} of the span must be a square matrix, got shape {tuple(core.shape)}")
         columns = torch.eye(core.shape[0], dtype=torch.float64)
