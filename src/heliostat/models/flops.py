@@ -54,7 +54,7 @@ def forward_flops(loaded: LoadedModel, num_tokens: float, num_context: float, nu
     projection: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     head = sum(weight.numel() for weight in projection.parameters() if weight.ndim == 2) if projection else 0
     logits = num_tokens if num_logits is None else num_logits
-    attention = sum(4 * width * min(num_context, window) for width, window in _attention_layers(model))
+    attention = sum(4 * width * min(num_context, window) for width, window in attention_layers(model))
     return 2.0 * _matmul_weights(model, projection) * num_tokens + attention * num_tokens + 2.0 * head * logits
 
 
@@ -77,7 +77,7 @@ def _matmul_weights(model: PreTrainedModel, projection: nn.Module | None) -> flo
     return total
 
 
-def _attention_layers(model: PreTrainedModel) -> list[tuple[int, float]]:
+def attention_layers(model: PreTrainedModel) -> list[tuple[int, float]]:
     """Return the summed head width and the window of every attention layer."""
     config: Any = model.config.get_text_config()
     num_heads = getattr(config, "num_attention_heads", None)

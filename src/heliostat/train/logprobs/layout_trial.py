@@ -28,6 +28,7 @@ from heliostat.models.checks.reference_forward import (
 )
 from heliostat.train.logprobs.gradient_trial import GradientTrial
 from heliostat.train.logprobs.layouts import Alone, Cached, Layout, Plain, Tree
+from heliostat.train.logprobs.packed_layout import Packed
 from heliostat.train.logprobs.packing import Row
 from heliostat.types import Completion, Problem, Prompt, StopReason
 
@@ -55,12 +56,13 @@ class Exact:
     def way(self) -> str:
         """A name of the layouts in use, for messages."""
         names = [NAMES[type(layout)] for layout in self.sharing or (self.single,)]
-        return " or ".join(names)
+        return ", ".join(names[:-1]) + " or " * (len(names) > 1) + names[-1]
 
 
 NAMES: dict[type, str] = {
     Tree: "prompts shared in a tree",
     Cached: "prompts shared through a cache",
+    Packed: "all in one row without padding",
     Plain: "rows padded on the right",
     Alone: "one row at a time",
 }
@@ -97,7 +99,8 @@ def _tried(loaded: LoadedModel) -> Exact:
         faults = {}
         candidates: list[Layout] = [Plain()]
         if loaded.cache_kind == "kv" and not unreached(loaded):
-            candidates = [Tree(), Cached(), Plain()]
+            packed = [Packed()] if Packed.suits(loaded) else []
+            candidates = [Tree(), Cached(), *packed, Plain()]
         right: list[Layout] = []
         for layout in candidates:
             fault = _fault(loaded, layout, rows, truth, measure.temperature, measure.bound)
@@ -111,7 +114,9 @@ def _tried(loaded: LoadedModel) -> Exact:
             if fault := trial.fault(layout):
                 faults[type(layout)] = f"{NAMES[type(layout)]}: {fault}"
                 right.remove(layout)
-    sharing = tuple(layout for layout in right if not isinstance(layout, Plain))
+    # Where rows of a batch affect each other, texts in one row do too, even if the few of the trial do not show it.
+    single_kinds = Plain if Plain not in faults else Plain | Packed
+    sharing = tuple(layout for layout in right if not isinstance(layout, single_kinds))
     single: Layout = Alone() if Plain in faults else Plain()
     # If the tree fails and the cache is right, the cost is small, and a user could not act on a warning.
     reported = () if sharing and Plain not in faults else tuple(faults.values())

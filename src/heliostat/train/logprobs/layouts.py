@@ -4,6 +4,7 @@
     tree     prompt, then all its completions, in one row; a mask hides siblings from each other
     alone    prompt and completion, one pass each       any model at all
     cached   prompt once, its keys and values expanded over its completions, which attend to them
+    packed   all prompts and completions in one row, each attending to its own past alone (``packed_layout``)
 
 A tree has no padding inside a group, but attends from every token to every other: best for short completions of
 uneven length. The cache pads completions to the longest, but attends only within a row: best for long completions.
@@ -37,10 +38,12 @@ class Work:
     Attributes:
         num_tokens: tokens run through the model.
         num_pairs: (token, attended position) pairs.
+        num_calls: calls of attention in each layer.
     """
 
     num_tokens: int
     num_pairs: int
+    num_calls: int = 1
 
 
 class Layout(Protocol):

@@ -18,14 +18,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from heliostat.models import Head, LoadedModel, forward_flops
+from heliostat.models.flops import attention_layers
 from heliostat.train.distributed.fsdp import as_fsdp_forward, is_sharded
 from heliostat.train.logprobs.gradient_checkpointing import recomputing
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Cached, Layout, Work
+from heliostat.train.logprobs.packed_layout import Packed
 from heliostat.train.logprobs.packing import GroupShape, Row, by_group
 
 MAX_LOGITS = 2**24
 """Logits alive at once in the head (64 MiB in float32)."""
+
+CALL_FLOPS = 5e6
+"""Operations that a processor does in the time that one call of attention costs beyond its own."""
 
 
 def completion_log_probs(
@@ -73,14 +78,15 @@ class Policy:
         exact = exact_layouts(loaded)
         sharing = exact.sharing if shared_prompt else ()
         if gradient_checkpointing or is_sharded(loaded.model):
-            # Recomputed layers must not write to a cache a second time, and a cache must not refer to layers that were
-            # gathered for a pass and resharded since.
-            sharing = tuple(layout for layout in sharing if not isinstance(layout, Cached))
+            # Recomputed layers must not write to a cache a second time, nor attend in the model's own way where they
+            # did not before. A cache must not refer to layers that were gathered for a pass and resharded since.
+            sharing = tuple(layout for layout in sharing if not isinstance(layout, Cached | Packed))
         self.shared_prompt = bool(sharing)
         self.layouts: tuple[Layout, ...] = sharing or (exact.single,)
         self.device = next(loaded.model.parameters()).device
         alone = forward_flops(loaded, 1, 0, 0)
         self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone
+        self._call_cost = CALL_FLOPS * len(attention_layers(loaded.model)) / alone
 
     def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Compute the log-probability of every completion token of ``rows``, concatenated in row order."""
@@ -127,4 +133,8 @@ class Policy:
 
     def _cheapest(self, groups: Sequence[GroupShape]) -> tuple[Layout, Work]:
         works = [(layout, layout.work(groups)) for layout in self.layouts]
-        return min(works, key=lambda pair: pair[1].num_tokens + self._pair_cost * pair[1].num_pairs)
+        return min(works, key=lambda pair: self._cost(pair[1]))
+
+    def _cost(self, work: Work) -> float:
+        """Return the cost of a forward pass in tokens that attend to nothing."""
+        return work.num_tokens + self._pair_cost * work.num_pairs + self._call_cost * work.num_calls

@@ -14,6 +14,7 @@ from heliostat.train.logprobs import layouts
 from heliostat.train.logprobs.gradient_trial import GradientTrial
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Alone, Cached, Plain, Tree
+from heliostat.train.logprobs.packed_layout import Packed
 from heliostat.train.model_bundle import set_up_model
 from tests.support.model_families import load_small, small
 from tests.support.nano import make_nano
@@ -27,7 +28,7 @@ def test_all_layouts_have_the_models_own_gradient():
     loaded = make_nano()
     trial = GradientTrial(loaded, exact_module.trial_rows(loaded), 1.0)
     truth = trial.gradient(Alone())
-    for layout in (Plain(), Tree(), Cached()):
+    for layout in (Plain(), Tree(), Cached(), Packed()):
         torch.testing.assert_close(trial.gradient(layout), truth, rtol=1e-3, atol=1e-5)
         assert trial.fault(layout) == ""
 
@@ -42,7 +43,7 @@ def test_a_cache_that_forgets_where_its_keys_came_from_is_left_out(rank, monkeyp
     if rank:
         add_adapters(loaded.model, LoraSection(rank=rank), seed=0)
     found = exact_layouts(loaded)
-    assert kinds(found.sharing) == [Tree]
+    assert kinds(found.sharing) == [Tree, Packed]
     assert not found.untrainable
 
 

@@ -11,6 +11,7 @@ from heliostat.models.head import Head
 from heliostat.train.logprobs import layout_trial as exact_module
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.layouts import Alone, Cached, Plain, Tree
+from heliostat.train.logprobs.packed_layout import Packed
 from heliostat.train.logprobs.policy import Policy
 from tests.support.model_families import load_small
 from tests.support.nano import make_nano
@@ -63,14 +64,14 @@ def test_a_tree_whose_members_see_each_other_is_left_out(dtype, scale, monkeypat
             attention_mask = torch.ones_like(attention_mask).tril()
         return real(head, attention_mask=attention_mask, **inputs)
 
-    assert kinds(exact_of(make_nano(scale=scale)).sharing) == [Tree, Cached]
+    assert kinds(exact_of(make_nano(scale=scale)).sharing) == [Tree, Cached, Packed]
     loaded = make_nano(scale=scale)
     loaded.model.to(dtype)
     monkeypatch.setattr(Head, "hidden", past)
     found = exact_of(loaded)
-    assert kinds(found.sharing) == [Cached]
+    assert kinds(found.sharing) == [Cached, Packed]
     assert not found.faults
-    assert kinds(Policy(loaded, 1.0, shared_prompt=True).layouts) == [Cached]
+    assert kinds(Policy(loaded, 1.0, shared_prompt=True).layouts) == [Cached, Packed]
     assert kinds(Policy(loaded, 1.0, shared_prompt=True, gradient_checkpointing=True).layouts) == [Plain]
 
 

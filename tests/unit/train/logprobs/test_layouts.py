@@ -4,15 +4,17 @@ import itertools
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.train.logprobs.layouts import Cached, Plain, Tree
+from heliostat.train.logprobs.packed_layout import ATTENTION, Packed, Piece
 from heliostat.train.logprobs.packing import GroupShape, by_group, rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.types import TrainingGroup
 from tests.support.nano import make_nano, make_prompts
 
-LAYOUTS = [Plain(), Tree(), Cached()]
+LAYOUTS = [Plain(), Tree(), Cached(), Packed()]
 
 
 def rows_from(loaded, num_prompts=5, group_size=3, max_new_tokens=9):
@@ -70,18 +72,44 @@ def test_the_claimed_tokens_are_those_the_model_sees(nano, layout, monkeypatch):
 
 
 @pytest.mark.slow
-def test_uneven_short_completions_grow_on_trees_and_long_ones_are_cached():
+def test_the_cheapest_layout_follows_the_shape_of_the_batch():
+    """Many short completions grow on trees; longer ones are packed, and cached where layers are not to be replaced."""
     policy = Policy(make_nano(), 1.0, shared_prompt=True)
-    uneven = [GroupShape(context=16, num_rows=8, num_tokens=8 * 20, longest=60)] * 4
-    long = [GroupShape(context=16, num_rows=8, num_tokens=8 * 4000, longest=4001)]
-    for shapes, cheaper, other in ((uneven, Tree, Cached), (long, Cached, Tree)):
+    short = [GroupShape(context=16, num_rows=16, num_tokens=16 * 6, longest=12)] * 4
+    uneven = [GroupShape(context=64, num_rows=8, num_tokens=8 * 1000, longest=1600)] * 4
+    chosen = [policy.padded_tokens(shapes) for shapes in (short, uneven)]
+    assert chosen == [Tree().work(short).num_tokens, Packed().work(uneven).num_tokens]
+    assert type(policy._cheapest(short)[0]) is Tree
+    assert type(policy._cheapest(uneven)[0]) is Packed
+    # Exact: prompt and inputs of every completion once, nothing else.
+    assert chosen == [4 * (16 + 16 * 6 - 16), 4 * (64 + 8 * 1000 - 8)]
+    policy.layouts = (Tree(), Cached())
+    even = [GroupShape(context=16, num_rows=8, num_tokens=8 * 4000, longest=4001)]
+    for shapes, cheaper, other in ((short, Tree, Cached), (even, Cached, Tree)):
         tokens = [layout().work(shapes).num_tokens for layout in (cheaper, other)]
         assert policy.padded_tokens(shapes) == tokens[0] != tokens[1]
-    # Exact: prompt and inputs of every completion once, nothing else.
-    assert policy.padded_tokens(uneven[:1]) == 16 + 8 * 20 - 8
     # Eight copies of a long prompt, had it not been shared.
     assert Plain().work([GroupShape(1000, 8, 80, 10)]).num_tokens == 8 * 1009
     assert policy.padded_tokens([GroupShape(1000, 8, 80, 10)]) == 1000 + 72
+
+
+def test_packed_rows_leave_the_models_attention_as_it_was(nano):
+    rows = rows_from(nano)
+    before = nano.model.config._attn_implementation
+    Packed().hidden(nano, rows)
+    assert nano.model.config._attn_implementation == before != ATTENTION
+
+
+def test_recomputed_layers_and_windows_are_not_packed(nano):
+    """A recomputed layer attends in the model's own way, and a window is not what each piece sees."""
+    layouts = Policy(nano, 1.0, shared_prompt=True).layouts
+    assert any(isinstance(layout, Packed) for layout in layouts)
+    recomputed = Policy(nano, 1.0, shared_prompt=True, gradient_checkpointing=True).layouts
+    assert not any(isinstance(layout, Packed) for layout in recomputed)
+    windowed = ALL_ATTENTION_FUNCTIONS[ATTENTION]
+    states = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(NotImplementedError, match="within a window"):
+        windowed(nano.model, states, states, states, None, packed_pieces=[Piece(2)], sliding_window=1)
 
 
 def kept_bytes(policy, rows):

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heliostat.train.logprobs.layouts import Cached, Plain, Tree
+from heliostat.train.logprobs.packed_layout import Packed
 from heliostat.train.logprobs.packing import GroupShape, by_group, microbatches, rows_of, token_batch
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason, TrainingGroup
 
@@ -24,7 +25,7 @@ shapes = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes=shapes, max_tokens=st.integers(1, 300), layout=st.sampled_from([Plain(), Tree(), Cached()]))
+@given(shapes=shapes, max_tokens=st.integers(1, 300), layout=st.sampled_from([Plain(), Tree(), Cached(), Packed()]))
 def test_every_row_is_packed_once_within_budget(shapes, max_tokens, layout):
     rows = rows_of([group_of(i, context, lengths) for i, (context, lengths) in enumerate(shapes)])
 
