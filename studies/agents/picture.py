@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 LABELS = {
     1: ("training problems",),
@@ -56,11 +57,11 @@ def main() -> None:
         axes.plot(*curve(folder), color=f"C{number}", label=label)
         if options.heldout:
             steps, rates, spread = heldout(folder)
-            dots = {"fmt": "o", "markersize": 4, "capsize": 3, "label": "held-out problems with 95% intervals"}
-            axes.errorbar(steps, rates, spread, color=f"C{number}", **dots)
+            label = "held-out problems with 95% intervals"
+            axes.errorbar(steps, rates, spread, fmt="o", color=f"C{number}", markersize=4, capsize=3, label=label)
     axes.axhline(options.guess, color="grey", linewidth=0.8, linestyle=":", label="a guess")
     axes.set(xlabel="step", ylabel="share of episodes that succeed", ylim=(0, 1.04 if options.heldout else 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="center right")
     options.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.picture, metadata={"Date": None})
