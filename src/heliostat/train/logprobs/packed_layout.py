@@ -101,7 +101,7 @@ class _Row:
     _last_of_prompt: dict[int, int] = field(default_factory=dict)
 
     def add(self, row: Row) -> list[int]:
-        """Append a completion, behind its prompt if it is the first; return the places that predict its tokens."""
+        """Append a completion, after its prompt if it is the first; return the places that predict its tokens."""
         if row.group not in self._prompts:
             self._prompts[row.group] = len(self.pieces)
             self.pieces.append(Piece(row.context_length))
