@@ -33,7 +33,7 @@ LISTINGS = {
     "names": "{{ tool.function.name }}({{ tool.function.parameters.properties | join(', ') }})\n",
     "schemas": "{{ tool | tojson }}\n",
 }
-"""How the chat template lists a tool."""
+"""The chat template's list of a tool."""
 
 
 def chat_template(listing: str) -> str:
@@ -206,7 +206,7 @@ def imitate(start: Path, training: Training, work: Path, seed: int) -> Path:
 
 
 def episode_settings(model: Path, problems: Path, environment: str) -> dict[str, Any]:
-    """What both our training runs are told of model, problems and environment."""
+    """Return the settings of model, problems and environment that both training runs share."""
     return {
         "model.path": str(model),
         "model.dtype": "float32",

@@ -76,7 +76,7 @@ MICRO_BATCHES = (8, 16, 64)
 
 
 def code() -> str:
-    """What a time depends on: a fingerprint of the library's sources and of how both sides are set up."""
+    """Return a fingerprint of all that a time depends on: the library's sources and both sides' set-up."""
     files = [HERE / f"{name}.py" for name in ("caller", "cards", "tool_sides")]
     files += sorted((HERE.parents[1] / "src").rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
@@ -128,7 +128,7 @@ def read(path: Path) -> list[Lap]:
 
 
 def fresh(path: Path) -> list[Lap]:
-    """What is stored of today's code; the rest is thrown away."""
+    """Return the stored laps of today's code; throw the others away."""
     stored = read(path)
     kept = [lap for lap in stored if lap["code"] == code()]
     if len(kept) < len(stored):

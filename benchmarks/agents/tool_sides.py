@@ -42,7 +42,7 @@ RESPONSE_TEMPLATE = {
         "content": {"close": "<|im_end|>", "content": "text"},
     },
 }
-"""How transformers reads a call, which TRL asks it to do."""
+"""The form in which transformers reads a call for TRL."""
 
 
 def living_children() -> Iterator[tuple[Path, list[str]]]:

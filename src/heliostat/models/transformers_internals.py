@@ -29,6 +29,7 @@ __all__ = [
     "GradientCheckpointingLayer",
     "accepts",
     "attention_in_use",
+    "has_usual_attention",
     "memory_argument",
     "memory_of",
     "num_queries",
@@ -38,6 +39,8 @@ __all__ = [
     "usual_attention",
     "with_attention",
 ]
+
+_USUAL = "sdpa"
 
 MEMORY_NAMES = ("cache", "past_key_values", "cache_params", "state", "mems")
 """What a forward calls the memory it takes and returns: the newest name first, then older and recurrent models'."""
@@ -78,16 +81,20 @@ def takes_attention_functions(model: PreTrainedModel) -> bool:
     return bool(model._supports_attention_backend)
 
 
-def usual_attention(name: str) -> Callable[..., Any]:
-    """Return one of transformers' own attention functions."""
-    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[name]
-    return function
+def has_usual_attention(model: PreTrainedModel) -> bool:
+    """Return whether a model's layers call ``usual_attention``, and would call a registered one in its place."""
+    return attention_in_use(model) == _USUAL and takes_attention_functions(model)
 
 
-def register_attention(name: str, function: Callable[..., Any], masks_like: str) -> None:
-    """Register the attention ``function`` under ``name``, with the masks of an attention that transformers knows."""
+def usual_attention(module: nn.Module, *states: Tensor | None, **options: Any) -> tuple[Tensor, None]:
+    """Attend by torch's fused function, as transformers calls it for a layer."""
+    return ALL_ATTENTION_FUNCTIONS[_USUAL](module, *states, **options)  # type: ignore[no-any-return]
+
+
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Register the attention ``function`` under ``name``, with the masks of the usual one, which it stands in for."""
     AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[masks_like])
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[_USUAL])
 
 
 @contextmanager

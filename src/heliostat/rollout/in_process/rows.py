@@ -129,8 +129,8 @@ class LiveRows(Protocol):
         """
         ...
 
-    def taken(self, rows: Int[Tensor, " kept"], room: int) -> Self:
-        """Return these rows alone, with room for ``room`` more columns; prompts may be shared with this object."""
+    def taken(self, rows: Int[Tensor, " kept"]) -> Self:
+        """Return these rows alone; prompts may be shared with this object."""
         ...
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> list[int]:
@@ -203,12 +203,12 @@ class Rows:
             use_cache=True,
         )
 
-    def taken(self, rows: Int[Tensor, " kept"], room: int) -> Self:
-        """Return these rows alone, with room for ``room`` more columns."""
+    def taken(self, rows: Int[Tensor, " kept"]) -> Self:
+        """Return these rows alone."""
         other = copy.copy(self)
         other.columns = copy.copy(self.columns)
         columns = other.columns.keep(rows)
-        other._set([layer.taken(rows, columns, room) for layer in self._layers])
+        other._set([layer.taken(rows, columns, room=0) for layer in self._layers])
         return other
 
     def keep(self, rows: Int[Tensor, " kept"], room: int) -> list[int]:

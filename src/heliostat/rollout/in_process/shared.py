@@ -35,9 +35,8 @@ from transformers import Cache, DynamicCache
 from heliostat.models import LoadedModel
 from heliostat.models.architecture_probes import probe_ids, probing
 from heliostat.models.transformers_internals import (
-    attention_in_use,
+    has_usual_attention,
     register_attention,
-    takes_attention_functions,
     usual_attention,
     with_attention,
 )
@@ -50,9 +49,6 @@ if TYPE_CHECKING:
 
 ATTENTION = "heliostat_shared_prompt"
 """The name of this attention in transformers' registry."""
-
-USUAL = "sdpa"
-"""The attention it stands in for."""
 
 
 class SharedRows:
@@ -170,8 +166,8 @@ class SharedRows:
             found += prompts.weighted(layer, part)
         return found
 
-    def taken(self, rows: Int[Tensor, " kept"], room: int) -> Self:
-        """Return these rows alone, with room for ``room`` more columns; prompts are shared with this object."""
+    def taken(self, rows: Int[Tensor, " kept"]) -> Self:
+        """Return these rows alone; prompts are shared with this object."""
         other = copy.copy(self)
         self.prompts.may_drop = False
         other.prompts = self.prompts.taken(rows)
@@ -190,13 +186,16 @@ class SharedRows:
     def join(self, other: Self, room: int) -> None:
         """Append the rows of ``other``, a fresh prefill with the same common beginning, after this object's own."""
         self.prompts.join(other.prompts)
-        self._change(Moves.to_keep(torch.arange(self.num_rows, device=self.ends.count.device)), [other], room)
+        self._append([other], room)
 
     def reunite(self, others: Sequence[Self], room: int, complete: bool) -> None:
         """Append rows that were ``taken`` apart, of the same prompts."""
-        everyone = torch.arange(self.num_rows, device=self.ends.count.device)
         self.prompts.may_drop = complete  # other rows of the same prompts come back to them
         self.prompts.place(torch.cat([self.prompts.group, *(other.prompts.group for other in others)]))
+        self._append(others, room)
+
+    def _append(self, others: Sequence[Self], room: int) -> None:
+        everyone = torch.arange(self.num_rows, device=self.ends.count.device)
         self._change(Moves.to_keep(everyone), others, room)
 
     def _change(self, moves: Moves, others: Sequence[Self], room: int) -> None:
@@ -212,8 +211,7 @@ class SharedRows:
 def shares_prompts(loaded: LoadedModel) -> bool:
     """Return whether this model on this device can decode against shared prompts: declared by its class, then tried."""
     model = loaded.model
-    plain = attention_in_use(model) == USUAL and takes_attention_functions(model)
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not plain:
+    if model.device.type != "cpu" or model.dtype != torch.float32 or not has_usual_attention(model):
         return False
     return agrees(loaded, lambda rows, token: rows.hidden(loaded, token))
 
@@ -264,7 +262,7 @@ def _attention(
     ``key`` and ``value`` are the rows' own columns, which ``OwnLayer.update`` has just returned.
     """
     if shared_rows is None:
-        return usual_attention(USUAL)(module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
+        return usual_attention(module, query, key, value, attention_mask, **usual)
     num_rows, num_heads, num_new, width = query.shape
     # The query heads that share a key head lie next to each other; of a chunk, so do the tokens of one head.
     scaled = (query * usual["scaling"]).reshape(num_rows, key.shape[1], -1, width)
@@ -272,7 +270,7 @@ def _attention(
     return found.transpose(1, 2), None
 
 
-register_attention(ATTENTION, _attention, masks_like=USUAL)
+register_attention(ATTENTION, _attention)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class TurnWorker:
                 if len(waiting) == len(state.partials):
                     return [*pieces, Parked(state.rows, state.partials)]
                 if waiting:
-                    rows = state.rows.taken(torch.tensor(waiting, device=token.device), room=0)
+                    rows = state.rows.taken(torch.tensor(waiting, device=token.device))
                     pieces.append(Parked(rows, [state.partials[row] for row in waiting]))
                 if not alive:
                     return pieces

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from heliostat.models import LoadedModel
 from heliostat.models.transformers_internals import (
-    attention_in_use,
+    has_usual_attention,
     register_attention,
-    takes_attention_functions,
     usual_attention,
     with_attention,
 )
@@ -34,9 +33,6 @@ from heliostat.train.logprobs.packing import GroupShape, Row
 
 ATTENTION = "heliostat_packed"
 """The name of this attention in transformers' registry."""
-
-USUAL = "sdpa"
-"""The attention that runs each piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +56,8 @@ class Packed:
     @staticmethod
     def suits(loaded: LoadedModel) -> bool:
         """Return whether a model's layers take an attention function, on a device where many calls are cheap."""
-        model = loaded.model
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        return on_cpu and attention_in_use(model) == USUAL and takes_attention_functions(model)
+        on_cpu = next(loaded.model.parameters()).device.type == "cpu"
+        return on_cpu and has_usual_attention(loaded.model)
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         tokens = pairs = calls = 0
@@ -131,9 +126,8 @@ def _attention(
     **usual: Any,
 ) -> tuple[Tensor, None]:
     """Attend in one layer, called by transformers, piece by piece; return ``[1, token, head, feature]``."""
-    run = usual_attention(USUAL)
     if packed_pieces is None:
-        return run(module, query, key, value, attention_mask, **usual)  # type: ignore[no-any-return]
+        return usual_attention(module, query, key, value, attention_mask, **usual)
     if usual.get("sliding_window") is not None:
         raise NotImplementedError("its layers attend within a window")
     # One split of each: the gradient of a slice would be as long as the whole row.
@@ -143,8 +137,8 @@ def _attention(
     for number, piece in enumerate(packed_pieces):
         seen = [number] if piece.prompt is None else [piece.prompt, number]
         past = (torch.cat([states[each] for each in seen], dim=2) for states in (keys, values))
-        found.append(run(module, queries[number], *past, piece.mask, **usual)[0])
+        found.append(usual_attention(module, queries[number], *past, piece.mask, **usual)[0])
     return torch.cat(found, dim=1), None
 
 
-register_attention(ATTENTION, _attention, masks_like=USUAL)
+register_attention(ATTENTION, _attention)
