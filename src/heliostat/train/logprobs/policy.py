@@ -119,7 +119,7 @@ class Policy:
         return torch.cat(pieces)
 
     def _hidden(self, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
-        layout, _ = self._cheapest([GroupShape.of(group) for group in by_group(rows)])
+        layout, _ = self.cheapest([GroupShape.of(group) for group in by_group(rows)])
         with recomputing(self.loaded.model) if self.gradient_checkpointing else nullcontext():
             return layout.hidden(self.loaded, rows)
 
@@ -129,9 +129,10 @@ class Policy:
 
     def padded_tokens(self, groups: Sequence[GroupShape]) -> int:
         """Count the tokens that a forward over these groups computes, padding included."""
-        return self._cheapest(groups)[1].num_tokens
+        return self.cheapest(groups)[1].num_tokens
 
-    def _cheapest(self, groups: Sequence[GroupShape]) -> tuple[Layout, Work]:
+    def cheapest(self, groups: Sequence[GroupShape]) -> tuple[Layout, Work]:
+        """Return the layout that costs least for these groups in one forward, and its work."""
         works = [(layout, layout.work(groups)) for layout in self.layouts]
         return min(works, key=lambda pair: self._cost(pair[1]))
 

@@ -79,8 +79,8 @@ def test_the_cheapest_layout_follows_the_shape_of_the_batch():
     uneven = [GroupShape(context=64, num_rows=8, num_tokens=8 * 1000, longest=1600)] * 4
     chosen = [policy.padded_tokens(shapes) for shapes in (short, uneven)]
     assert chosen == [Tree().work(short).num_tokens, Packed().work(uneven).num_tokens]
-    assert type(policy._cheapest(short)[0]) is Tree
-    assert type(policy._cheapest(uneven)[0]) is Packed
+    assert type(policy.cheapest(short)[0]) is Tree
+    assert type(policy.cheapest(uneven)[0]) is Packed
     # Exact: prompt and inputs of every completion once, nothing else.
     assert chosen == [4 * (16 + 16 * 6 - 16), 4 * (64 + 8 * 1000 - 8)]
     policy.layouts = (Tree(), Cached())
