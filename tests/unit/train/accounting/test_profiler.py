@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 from time import sleep
 
 import pytest
@@ -12,7 +14,7 @@ from heliostat.models import forward_flops
 from heliostat.rollout import RolloutCounts
 from heliostat.spans import span
 from heliostat.train.accounting.flop_ledger import Ledger
-from heliostat.train.accounting.machine_peak import MachinePeak, measure_machine_peak, peak_bytes, reset_peak_memory
+from heliostat.train.accounting.machine_peak import MachinePeak, measure_machine_peak
 from heliostat.train.accounting.profiler import FIRST_STEP, NUM_STEPS, Profile
 from heliostat.train.update.counts import UpdateCounts
 from tests.support.nano import make_nano
@@ -147,12 +149,25 @@ def test_the_wait_is_a_part_of_the_rollout(monkeypatch):
     assert 50 < float(share) <= 100
 
 
-def test_ceilings_are_positive_and_memory_is_seen():
+def test_ceilings_are_positive():
     ceilings = measure_machine_peak(torch.device("cpu"), torch.float32, size=64, copy_bytes=2**16)
     assert ceilings.flops_per_s > 0
     assert ceilings.bytes_per_s > 0
-    device = torch.device("cpu")
-    reset_peak_memory(device)
-    before = peak_bytes(device)
-    held = torch.ones(2**24)
-    assert peak_bytes(device) >= before + held.numel() * 4 * 0.9
+
+
+PEAK_OF_64_MB = """
+import torch
+from heliostat.train.accounting.machine_peak import peak_bytes, reset_peak_memory
+
+device = torch.device("cpu")
+reset_peak_memory(device)
+before = peak_bytes(device)
+held = torch.ones(2**24)
+print(peak_bytes(device) - before)
+"""
+
+
+def test_an_allocation_raises_the_peak():
+    # in a process of its own: from a large one, the system may take idle pages back meanwhile
+    grown = subprocess.run([sys.executable, "-c", PEAK_OF_64_MB], check=True, capture_output=True, text=True)
+    assert int(grown.stdout) >= 2**26 * 0.9
