@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test types quick torture format docs race clean
+.PHONY: setup demo test types quick wheel torture format docs race clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -43,6 +43,10 @@ types: setup
 # The unit tests that take under half a second: a minute on two cores, between two edits.
 quick: setup
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadscope
+
+# The wheel in a fresh environment and an empty folder: what a user without the checkout has.
+wheel:
+	$(PYTHON) tests/wheel/try_wheel.py
 
 # Kills and damage by the hundred (docs/studies/durability.md); a short form is among the tests.
 torture: setup

@@ -26,7 +26,6 @@ _SPOKEN = (ValueError, RuntimeError, OSError, ImportError)
 _NOT_SPOKEN = (NotImplementedError, RecursionError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 EXTRAS = {
-    "reasoning_gym": "tasks",
     "math_verify": "tasks",
     "datasets": "data",
     "pyarrow": "data",

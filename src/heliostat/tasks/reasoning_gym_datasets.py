@@ -158,7 +158,7 @@ def _datasets() -> dict[str, tuple[type[Any], type[Any]]]:
         import reasoning_gym
         import reasoning_gym.composite
     except ImportError as error:
-        raise ConfigError("reasoning-gym tasks need its package: pip install 'heliostat[tasks]'") from error
+        raise ConfigError("reasoning-gym tasks need its package: pip install reasoning-gym") from error
     datasets: dict[str, tuple[type[Any], type[Any]]] = reasoning_gym.factory.DATASETS
     return datasets
 

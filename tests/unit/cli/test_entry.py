@@ -77,9 +77,9 @@ def test_messages_fit_on_a_line():
 
 
 def test_a_missing_extra_is_named_with_its_cure():
-    error = missing_module("reasoning_gym.data")
+    error = missing_module("math_verify.parser")
     assert is_refusal(error)
-    assert one_line(error) == "this needs the package reasoning_gym.data: pip install 'heliostat[tasks]'"
+    assert one_line(error) == "this needs the package math_verify.parser: pip install 'heliostat[tasks]'"
     assert not is_refusal(missing_module("heliostat.typo"))
 
 

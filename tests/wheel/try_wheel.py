@@ -1,0 +1,97 @@
+"""Build the wheel, install it without extras in a fresh environment, and run the first command in an empty folder.
+
+    python tests/wheel/try_wheel.py        (make wheel; about two minutes, most of them installing)
+
+The check fails unless the run leaves its report and its model, and unless the module that ran is the installed one.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+PARTS_OF_THE_WHEEL = ("pyproject.toml", "README.md", "LICENSE", "src")
+SHORT = {
+    "warm_start.num_steps": 2,
+    "train.num_steps": 1,
+    "run.num_threads": 1,
+    "task.num_heldout": 20,
+    "eval.num_problems": 20,
+    "eval.final_samples": 1,
+}
+
+
+def main() -> None:
+    """Run the whole check in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="heliostat-wheel-") as name:
+        folder = Path(name)
+        python = fresh_environment(folder / "environment")
+        install(python, "torch")  # first, by its pin: an open range pulls CUDA packages
+        install(python, str(build(folder)))
+        empty = folder / "empty"
+        empty.mkdir()
+        train(python, empty)
+        print(f"the wheel trains from an empty folder: {check(python, empty)}")
+
+
+def fresh_environment(folder: Path) -> Path:
+    """Create a virtual environment and return its interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    return folder / "bin" / "python"
+
+
+def build(folder: Path) -> Path:
+    """Build the wheel from a copy of the sources, so that nothing stale of the checkout gets in."""
+    sources = folder / "sources"
+    sources.mkdir()
+    for part in PARTS_OF_THE_WHEEL:
+        copy = shutil.copytree if (CHECKOUT / part).is_dir() else shutil.copy
+        copy(CHECKOUT / part, sources / part)
+    shutil.rmtree(sources / "src" / "heliostat.egg-info", ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "-w", str(folder / "dist"), str(sources)], check=True)
+    (wheel,) = (folder / "dist").glob("heliostat-*.whl")
+    return wheel
+
+
+def install(python: Path, package: str) -> None:
+    """Install a package at the versions of the constraints file."""
+    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", str(CHECKOUT / "constraints.txt"), package], check=True, env=alone())
+
+
+def train(python: Path, folder: Path) -> None:
+    """Run a short ``heliostat train demo`` in ``folder``."""
+    settings = [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
+    subprocess.run([str(python.parent / "heliostat"), "train", "demo", *settings], check=True, cwd=folder, env=alone())
+
+
+def check(python: Path, folder: Path) -> str:
+    """Return the module's version and place after checking that the run and the installation are complete."""
+    (run,) = (folder / "runs").glob("demo-*")
+    for product in ("report.html", "model/model.safetensors", "summary.json"):
+        if not (run / product).exists():
+            sys.exit(f"{run} has no {product}")
+    shown = subprocess.run(
+        [str(python), "-c", "import heliostat; print(heliostat.__version__, heliostat.__file__)"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=alone(),
+    ).stdout.strip()
+    if str(python.parents[1]) not in shown:
+        sys.exit(f"not the installed package: {shown}")
+    return shown
+
+
+def alone() -> dict[str, str]:
+    """Return this process's environment without paths into the checkout, which pip would take for an installation."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+if __name__ == "__main__":
+    main()
