@@ -146,6 +146,9 @@ def _scale(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt-tokens", metavar="N", type=_count, default=256, help=help_)
     help_ = "mean length of a completion in tokens (default: half of rollout.max_new_tokens)"
     parser.add_argument("--mean-tokens", metavar="N", type=_positive, help=help_)
+    help_ = "dollars for an hour of one GPU; adds the cost (default: no cost)"
+    parser.add_argument("--price", metavar="DOLLARS", type=_positive, help=help_)
+    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
 
 def _report(parser: ArgumentParser) -> None:
@@ -347,7 +350,7 @@ COMMANDS: dict[str, Command] = {
         "estimate memory, traffic and seconds of a step on H100 nodes",
         scale.scale,
         _scale,
-        usage=f"MODEL [--gpus N] [--samplers N] [--ways N] [--recipe RECIPE] {_SETTINGS}",
+        usage=f"MODEL [--gpus N] [--samplers N] [--ways N] [--price DOLLARS] [--json] [--recipe RECIPE] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
     "theory": Command("draw the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),

@@ -5,15 +5,17 @@ Left out: the formulas (``heliostat.scaling``).
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heliostat.scaling import Estimate
+    from heliostat.scaling import Estimate, GpuLayout
 
 
 def scale(args: Namespace) -> int:
-    """Run ``heliostat scale``: print one table; exit code 1 if something does not fit."""
+    """Run ``heliostat scale``: print one table or one JSON object; exit code 1 if something does not fit."""
     from heliostat.config import build_recipe, load_recipe
     from heliostat.scaling import H100, MODELS, GpuLayout, estimate, job_of, read_shape
 
@@ -33,11 +35,52 @@ def scale(args: Namespace) -> int:
         stored="bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype,
         computed=None if compute == "stored" else compute,
     )
-    _show(found)
+    if args.json:
+        _print_json(found, recipe.train.num_steps, args.price)
+    else:
+        _show(found, recipe.train.num_steps, args.price)
     return 1 if found.obstacles else 0
 
 
-def _show(found: Estimate) -> None:
+def _division(layout: GpuLayout) -> str:
+    """State the assumption by which GPUs divide the work."""
+    memory = "fully sharded" if layout.sharded else "replicated"
+    samplers = f"{layout.num_samplers} samplers" if layout.num_samplers else "the trainers"
+    return f"data parallel, weights and optimizer {memory}; completions divided evenly over {samplers}"
+
+
+def _print_json(found: Estimate, num_steps: int, price: float | None) -> None:
+    """Print the figures of the table as one object, in bytes, seconds, hours and dollars."""
+    trainer, sampler, seconds, hours = found.trainer, found.sampler, found.seconds, found.gpu_hours
+    figures: dict[str, Any] = {
+        "model": {"weights": found.shape.num_parameters, "weights_of_a_token": found.shape.num_active},
+        "gpus": {"train": found.layout.num_trainers, "sample": found.layout.num_samplers, "type": found.hardware.name},
+        "division": _division(found.layout),
+        "training_bytes": {**asdict(trainer), "total": trainer.peak},
+        "sampling_bytes": {
+            "weights": sampler.weights,
+            "cache": sampler.cache,
+            "total": sampler.weights + sampler.cache,
+        },
+        "completions_at_once": sampler.num_rows,
+        "sent_bytes": found.traffic.wire(found.layout.num_trainers),
+        "seconds": {
+            **asdict(seconds),
+            "sampling": seconds.sampling,
+            "training": seconds.training,
+            "synchronous": seconds.synchronous,
+            "asynchronous": seconds.asynchronous if found.layout.num_samplers else None,
+        },
+        "tokens_per_gpu_s": found.tokens_per_gpu_s,
+        "num_steps": num_steps,
+        "gpu_hours": {"step": hours, "run": num_steps * hours},
+        "dollars": None if price is None else {"step": hours * price, "run": num_steps * hours * price},
+        "obstacles": list(found.obstacles),
+    }
+    print(json.dumps(figures, indent=2))
+
+
+def _show(found: Estimate, num_steps: int, price: float | None) -> None:
     from heliostat.cli.tables import Page, print_lines
 
     shape, layout, trainer, sampler = found.shape, found.layout, found.trainer, found.sampler
@@ -46,6 +89,7 @@ def _show(found: Estimate) -> None:
     lines = {
         "model": f"{shape.num_parameters / 1e9:.4g} billion weights, {shape.num_active / 1e9:.4g} used by a token",
         "GPUs": f"{layout.num_trainers} train, {layout.num_samplers or 'the same'} sample; {found.hardware.name}",
+        "division of work": _division(layout),
         "training, GB on each": _sum(
             trainer.peak,
             1e9,
@@ -68,6 +112,10 @@ def _show(found: Estimate) -> None:
     }
     if layout.num_samplers:
         lines["whole step, asynchronous, s"] = f"{seconds.asynchronous:.3g}"
+    hours = found.gpu_hours
+    lines["GPU-hours"] = f"{hours:.3g} a step, {num_steps * hours:.3g} for {num_steps} steps; synchronous"
+    if price is not None:
+        lines["cost, dollars"] = f"{hours * price:.3g} a step, {num_steps * hours * price:.3g} for {num_steps} steps"
     print_lines("one step", lines)
     for obstacle in found.obstacles:
         Page().print(f"does not fit: {obstacle}", markup=False, soft_wrap=True)

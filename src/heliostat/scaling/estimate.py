@@ -59,6 +59,11 @@ class Estimate:
             yield f"weights of {_gb(self.sampler.weights)} leave no memory for a completion; way out: {way}"
 
     @property
+    def gpu_hours(self) -> float:
+        """Hours of a synchronous step, summed over all GPUs; idle GPUs count."""
+        return self.layout.num_gpus * self.seconds.synchronous / 3600
+
+    @property
     def tokens_per_gpu_s(self) -> float:
         """Tokens of completions and their shared prompts, per second and GPU, synchronous."""
         return self.job.trained_tokens / self.seconds.synchronous / self.layout.num_gpus

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from heliostat.cli import main
+from heliostat.scaling.catalog import CONFIGS
 
 
 def test_one_table_of_what_a_step_takes(capsys):
@@ -38,3 +41,44 @@ def test_what_cannot_be_is_refused_in_one_line(capsys):
         printed = capsys.readouterr().err
         assert says in printed
         assert printed.count("\n") == 1
+
+
+def test_gpu_hours_and_cost_follow_from_gpus_seconds_and_price(capsys):
+    for num_gpus in (1, 4):
+        main(["scale", "qwen2.5-0.5b", "--gpus", str(num_gpus), "--price", "2.5", "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert found["gpus"]["train"] == num_gpus
+        hours = num_gpus * found["seconds"]["synchronous"] / 3600
+        assert found["gpu_hours"] == pytest.approx({"step": hours, "run": hours * found["num_steps"]})
+        assert found["dollars"] == pytest.approx({name: 2.5 * value for name, value in found["gpu_hours"].items()})
+
+
+def test_sharded_trainers_divide_the_state_and_replicas_do_not(capsys):
+    def state(*words: str) -> float:
+        main(["scale", "qwen2.5-0.5b", "--json", *words])
+        found = json.loads(capsys.readouterr().out)["training_bytes"]
+        return found["weights"] + found["gradients"] + found["optimizer"]
+
+    assert state("--gpus", "4") == state()
+    assert state("--gpus", "4", "--distributed.placement", "sharded") == pytest.approx(state() / 4)
+
+
+def test_a_folder_has_the_figures_of_the_same_shape_by_name(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2.5-0.5b"]))
+    found = []
+    for model in ("qwen2.5-0.5b", str(tmp_path)):
+        main(["scale", model, "--gpus", "2", "--price", "2", "--json"])
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+
+
+def test_json_has_the_printed_figures(capsys):
+    words = ["scale", "qwen2.5-0.5b", "--gpus", "2", "--price", "2"]
+    main([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    main(words)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{found['gpu_hours']['step']:.3g} a step, {found['gpu_hours']['run']:.3g} for" in printed
+    assert f"{found['dollars']['step']:.3g} a step, {found['dollars']['run']:.3g} for" in printed
+    assert f"training, GB on each {found['training_bytes']['total'] / 1e9:.3g} (" in printed
+    assert f"whole step, s {found['seconds']['synchronous']:.3g}; {found['tokens_per_gpu_s']:.3g} tokens" in printed
