@@ -14,6 +14,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
 PARTS_OF_THE_WHEEL = ("pyproject.toml", "README.md", "LICENSE", "src")
+PIP = ("-m", "pip", "--disable-pip-version-check")
 SHORT = {
     "warm_start.num_steps": 2,
     "train.num_steps": 1,
@@ -39,7 +40,7 @@ def main() -> None:
 
 def fresh_environment(folder: Path) -> Path:
     """Create a virtual environment and return its interpreter."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    run(sys.executable, "-m", "venv", str(folder))
     return folder / "bin" / "python"
 
 
@@ -51,22 +52,20 @@ def build(folder: Path) -> Path:
         copy = shutil.copytree if (CHECKOUT / part).is_dir() else shutil.copy
         copy(CHECKOUT / part, sources / part)
     shutil.rmtree(sources / "src" / "heliostat.egg-info", ignore_errors=True)
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "-w", str(folder / "dist"), str(sources)], check=True)
+    run(sys.executable, *PIP, "wheel", "-q", "--no-deps", "-w", str(folder / "dist"), str(sources))
     (wheel,) = (folder / "dist").glob("heliostat-*.whl")
     return wheel
 
 
 def install(python: Path, package: str) -> None:
     """Install a package at the versions of the constraints file."""
-    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", str(CHECKOUT / "constraints.txt"), package], check=True, env=alone())
+    run(str(python), *PIP, "install", "-q", "-c", str(CHECKOUT / "constraints.txt"), package)
 
 
 def train(python: Path, folder: Path) -> None:
     """Run a short ``heliostat train demo`` in ``folder``."""
     settings = [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
-    subprocess.run([str(python.parent / "heliostat"), "train", "demo", *settings], check=True, cwd=folder, env=alone())
+    run(str(python.parent / "heliostat"), "train", "demo", *settings, folder=folder)
 
 
 def check(python: Path, folder: Path) -> str:
@@ -75,22 +74,17 @@ def check(python: Path, folder: Path) -> str:
     for product in ("report.html", "model/model.safetensors", "summary.json"):
         if not (run / product).exists():
             sys.exit(f"{run} has no {product}")
-    shown = subprocess.run(
-        [str(python), "-c", "import heliostat; print(heliostat.__version__, heliostat.__file__)"],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=alone(),
-    ).stdout.strip()
+    where = "import heliostat; print(heliostat.__version__, heliostat.__file__)"
+    shown = run(str(python), "-c", where, folder=folder, stdout=subprocess.PIPE).stdout.strip()
     if str(python.parents[1]) not in shown:
         sys.exit(f"not the installed package: {shown}")
     return shown
 
 
-def alone() -> dict[str, str]:
-    """Return this process's environment without paths into the checkout, which pip would take for an installation."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def run(*command: str, folder: Path | None = None, stdout: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command without ``PYTHONPATH``: pip takes the checkout's sources on it for an installed package."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, check=True, cwd=folder, env=variables, stdout=stdout, text=True)
 
 
 if __name__ == "__main__":

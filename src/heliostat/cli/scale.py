@@ -57,11 +57,7 @@ def _print_json(found: Estimate, num_steps: int, price: float | None) -> None:
         "gpus": {"train": found.layout.num_trainers, "sample": found.layout.num_samplers, "type": found.hardware.name},
         "division": _division(found.layout),
         "training_bytes": {**asdict(trainer), "total": trainer.peak},
-        "sampling_bytes": {
-            "weights": sampler.weights,
-            "cache": sampler.cache,
-            "total": sampler.weights + sampler.cache,
-        },
+        "sampling_bytes": {"weights": sampler.weights, "cache": sampler.cache, "total": sampler.peak},
         "completions_at_once": sampler.num_rows,
         "sent_bytes": found.traffic.wire(found.layout.num_trainers),
         "seconds": {
@@ -73,8 +69,8 @@ def _print_json(found: Estimate, num_steps: int, price: float | None) -> None:
         },
         "tokens_per_gpu_s": found.tokens_per_gpu_s,
         "num_steps": num_steps,
-        "gpu_hours": {"step": hours, "run": num_steps * hours},
-        "dollars": None if price is None else {"step": hours * price, "run": num_steps * hours * price},
+        "gpu_hours": _of_step_and_run(hours, num_steps),
+        "dollars": None if price is None else _of_step_and_run(price * hours, num_steps),
         "obstacles": list(found.obstacles),
     }
     print(json.dumps(figures, indent=2))
@@ -99,7 +95,7 @@ def _show(found: Estimate, num_steps: int, price: float | None) -> None:
             gathered=trainer.gathered,
             activations=trainer.activations,
         ),
-        "sampling, GB on each": _sum(sampler.weights + sampler.cache, 1e9, weights=sampler.weights, cache=sampler.cache)
+        "sampling, GB on each": _sum(sampler.peak, 1e9, weights=sampler.weights, cache=sampler.cache)
         + f"; {sampler.num_rows} completions at once",
         "sent by a trainer, GB": f"{found.traffic.wire(layout.num_trainers) / 1e9:.3g}",
         "sampling, s": _sum(seconds.sampling, 1, prompts=seconds.prefill, tokens=seconds.decode),
@@ -113,12 +109,21 @@ def _show(found: Estimate, num_steps: int, price: float | None) -> None:
     if layout.num_samplers:
         lines["whole step, asynchronous, s"] = f"{seconds.asynchronous:.3g}"
     hours = found.gpu_hours
-    lines["GPU-hours"] = f"{hours:.3g} a step, {num_steps * hours:.3g} for {num_steps} steps; synchronous"
+    lines["GPU-hours"] = f"{_bill(hours, num_steps)}; synchronous"
     if price is not None:
-        lines["cost, dollars"] = f"{hours * price:.3g} a step, {num_steps * hours * price:.3g} for {num_steps} steps"
+        lines["cost, dollars"] = _bill(price * hours, num_steps)
     print_lines("one step", lines)
     for obstacle in found.obstacles:
         Page().print(f"does not fit: {obstacle}", markup=False, soft_wrap=True)
+
+
+def _of_step_and_run(of_step: float, num_steps: int) -> dict[str, float]:
+    return {"step": of_step, "run": num_steps * of_step}
+
+
+def _bill(of_step: float, num_steps: int) -> str:
+    amounts = _of_step_and_run(of_step, num_steps)
+    return f"{amounts['step']:.3g} a step, {amounts['run']:.3g} for {num_steps} steps"
 
 
 def _sum(total: float, unit: float, **parts: float) -> str:

@@ -142,6 +142,11 @@ class SamplingMemory:
     cache: float
     num_rows: int
 
+    @property
+    def peak(self) -> float:
+        """Bytes held while that many rows are decoded."""
+        return self.weights + self.cache
+
 
 def sampling_memory(
     shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str = "bfloat16"

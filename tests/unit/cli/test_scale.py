@@ -1,6 +1,7 @@
 """``heliostat scale``: one table, and what does not fit."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -43,10 +44,15 @@ def test_what_cannot_be_is_refused_in_one_line(capsys):
         assert printed.count("\n") == 1
 
 
+def figures(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """Run ``heliostat scale ... --json`` and return its object."""
+    main(["scale", *words, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
 def test_gpu_hours_and_cost_follow_from_gpus_seconds_and_price(capsys):
     for num_gpus in (1, 4):
-        main(["scale", "qwen2.5-0.5b", "--gpus", str(num_gpus), "--price", "2.5", "--json"])
-        found = json.loads(capsys.readouterr().out)
+        found = figures(capsys, "qwen2.5-0.5b", "--gpus", str(num_gpus), "--price", "2.5")
         assert found["gpus"]["train"] == num_gpus
         hours = num_gpus * found["seconds"]["synchronous"] / 3600
         assert found["gpu_hours"] == pytest.approx({"step": hours, "run": hours * found["num_steps"]})
@@ -55,8 +61,7 @@ def test_gpu_hours_and_cost_follow_from_gpus_seconds_and_price(capsys):
 
 def test_sharded_trainers_divide_the_state_and_replicas_do_not(capsys):
     def state(*words: str) -> float:
-        main(["scale", "qwen2.5-0.5b", "--json", *words])
-        found = json.loads(capsys.readouterr().out)["training_bytes"]
+        found = figures(capsys, "qwen2.5-0.5b", *words)["training_bytes"]
         return found["weights"] + found["gradients"] + found["optimizer"]
 
     assert state("--gpus", "4") == state()
@@ -65,18 +70,14 @@ def test_sharded_trainers_divide_the_state_and_replicas_do_not(capsys):
 
 def test_a_folder_has_the_figures_of_the_same_shape_by_name(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2.5-0.5b"]))
-    found = []
-    for model in ("qwen2.5-0.5b", str(tmp_path)):
-        main(["scale", model, "--gpus", "2", "--price", "2", "--json"])
-        found.append(json.loads(capsys.readouterr().out))
-    assert found[0] == found[1]
+    options = ("--gpus", "2", "--price", "2")
+    assert figures(capsys, str(tmp_path), *options) == figures(capsys, "qwen2.5-0.5b", *options)
 
 
 def test_json_has_the_printed_figures(capsys):
-    words = ["scale", "qwen2.5-0.5b", "--gpus", "2", "--price", "2"]
-    main([*words, "--json"])
-    found = json.loads(capsys.readouterr().out)
-    main(words)
+    words = ("qwen2.5-0.5b", "--gpus", "2", "--price", "2")
+    found = figures(capsys, *words)
+    main(["scale", *words])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{found['gpu_hours']['step']:.3g} a step, {found['gpu_hours']['run']:.3g} for" in printed
     assert f"{found['dollars']['step']:.3g} a step, {found['dollars']['run']:.3g} for" in printed
