@@ -70,10 +70,10 @@ def train(python: Path, folder: Path) -> None:
 
 def check(python: Path, folder: Path) -> str:
     """Return the module's version and place after checking that the run and the installation are complete."""
-    (run,) = (folder / "runs").glob("demo-*")
+    (trained,) = (folder / "runs").glob("demo-*")
     for product in ("report.html", "model/model.safetensors", "summary.json"):
-        if not (run / product).exists():
-            sys.exit(f"{run} has no {product}")
+        if not (trained / product).exists():
+            sys.exit(f"{trained} has no {product}")
     where = "import heliostat; print(heliostat.__version__, heliostat.__file__)"
     shown = run(str(python), "-c", where, folder=folder, stdout=subprocess.PIPE).stdout.strip()
     if str(python.parents[1]) not in shown:
