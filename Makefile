@@ -31,9 +31,9 @@ test: setup
 	@$(MAKE) --no-print-directory types
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-# Studies and benchmarks, a folder at a time since each is its scripts' own path. Unlike the library, they may leave
-# signatures without types.
-SCRIPTS := $(filter-out studies/wrecks/,$(sort $(dir $(wildcard studies/*/*.py benchmarks/*/*.py))))
+# Studies, benchmarks and the wheel check, a folder at a time since each is its scripts' own path. Unlike the library,
+# they may leave signatures without types.
+SCRIPTS := $(filter-out studies/wrecks/,$(sort $(dir $(wildcard studies/*/*.py benchmarks/*/*.py tests/wheel/*.py))))
 MYPY_SCRIPTS := $(BIN)/mypy --config-file studies/mypy.ini --cache-dir .mypy_cache/scripts
 types: setup
 	for folder in $(SCRIPTS); do \
