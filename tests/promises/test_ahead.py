@@ -127,7 +127,10 @@ def test_what_cannot_be_had_together_is_refused_with_the_way_out(tmp_path):
         small.recipe(tmp_path, rollout__max_staleness=1, guard__actuator="temperature")
     with pytest.raises(ConfigError, match=r"rollout\.num_workers above 1.*run\.num_threads = 1"):
         small.recipe(tmp_path, rollout__max_staleness=1, rollout__num_workers=2, run__num_threads=2)
+    with pytest.raises(ConfigError, match=r"run\.num_workers above 1.*run\.num_threads = 1"):
+        small.recipe(tmp_path, rollout__max_staleness=1, run__num_workers=2, run__num_threads=2)
     small.recipe(tmp_path, rollout__max_staleness=1, rollout__num_workers=2, run__num_threads=1)
+    assert small.recipe(tmp_path, rollout__max_staleness=1).gradient_workers == 1
     ranks = Runtime(torch.device("cpu"), rank=0, world_size=2, sharded=True)
     with pytest.raises(ConfigError, match=r"distributed\.placement = 'replicated'"):
         check_ranks(small.recipe(tmp_path, rollout__max_staleness=1), ranks)

@@ -43,11 +43,12 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_at_any_instant_it_continues_bit_for_bit(uninterrupted, tmp_path):
+    """Also where other numbers of threads share its micro-batches from then on."""
     whole, recipe = uninterrupted
     run_dir = tmp_path / "run"
     randomness = random.Random(0)
-    for reached in (5, 63, 66):  # in the warm start, early in training, late in training
-        process = small.start("train", recipe, "--run", run_dir)
+    for num_workers, reached in enumerate((5, 63, 66)):  # in the warm start, early in training, late in training
+        process = small.start("train", recipe, "--run", run_dir, "--run.num_workers", str(num_workers))
         wait_for(lambda reached=reached: lines(run_dir) >= reached, process)
         time.sleep(randomness.random() * 0.1)
         process.send_signal(signal.SIGKILL)
@@ -115,6 +116,19 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"another recipe \(train.num_steps was 8, is now 9\)"):
         RunFolder.open(tmp_path / "run", small.recipe(tmp_path, train__num_steps=9))
     RunFolder.open(tmp_path / "run", small.recipe(tmp_path, tracking__tensorboard=True)).close()
+
+
+def test_a_folder_continues_elsewhere(tmp_path):
+    """On another number of cores, against another server: where a run computes is not what it computes."""
+    (tmp_path / "run").mkdir()
+    server = {"rollout__engine": "vllm", "rollout__sync_dir": "sync"}
+    here = small.recipe(tmp_path, rollout__server_url="http://one:8000", **server)
+    RunFolder.open(tmp_path / "run", here).close()
+    there = {"rollout__server_url": "http://two:8001", "rollout__server_retries": 9, "run__num_threads": 2}
+    workers = {"run__num_workers": 2, "task__num_workers": 3, "task__timeout_s": 60.0}
+    RunFolder.open(tmp_path / "run", small.recipe(tmp_path, **server, **there, **workers)).close()
+    with pytest.raises(ConfigError, match=r"task\.0\.num_train was 80, is now 70"):
+        RunFolder.open(tmp_path / "run", small.recipe(tmp_path, **server, **there, task__num_train=70))
 
 
 WITHOUT_TRIAL = ("--train.try_export", "false")  # which would meet the full disk before any checkpoint does

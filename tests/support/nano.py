@@ -10,13 +10,18 @@ NANO = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads"
 
 
 def make_nano(seed: int = 0, scale: float = 8.0, eos_bias: float = 5.0, **shape: int) -> LoadedModel:
-    """A 30,000-parameter model with scaled-up weights and a taste for stopping: uneven odds, ragged lengths."""
+    """A 30,000-parameter model with scaled-up weights and a taste for stopping: uneven odds, ragged lengths.
+
+    The taste is a hook, which keeps updates in one thread; a model with ``eos_bias=0`` has none.
+    """
     loaded = load_model(ModelSection(path="tiny", settings={**NANO, **shape}), seed)
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             if parameter.ndim >= 2:
                 parameter.mul_(scale)
     loaded.model.eval()
+    if not eos_bias:
+        return loaded
     bias = torch.zeros(loaded.model.config.vocab_size).index_fill(0, torch.tensor(loaded.eos_id), eos_bias)
     loaded.head.projection.register_forward_hook(lambda module, args, output: output + bias)
     return loaded

@@ -41,6 +41,12 @@ class RunSection(Section):
     root: str = Field("runs", description="folder in which run folders are created")
     seed: int = Field(0, ge=0, description="seed of every random choice in the run")
     num_threads: int = Field(0, ge=0, description="torch threads; 0: all CPUs available to this process")
+    num_workers: int = Field(
+        0,
+        ge=0,
+        description="threads that differentiate a micro-batch each, on a CPU; 0: one per torch thread, or one with "
+        "rollout.max_staleness; no result depends on it where an operation has one thread",
+    )
     deterministic: bool = Field(True, description="refuse non-deterministic kernels")
 
 
@@ -383,6 +389,14 @@ class Recipe(Section):
     tracking: TrackingSection = TrackingSection()
     distributed: DistributedSection = DistributedSection()
 
+    @property
+    def gradient_workers(self) -> int:
+        """Threads that differentiate micro-batches; 0 for one per torch thread, as in ``run.num_workers``.
+
+        Workers change torch's number of threads while they run, which sampling in parallel would see.
+        """
+        return self.run.num_workers or int(self.rollout.max_staleness > 0)
+
     @field_validator("task", mode="before")
     @classmethod
     def _one_table_is_one_task(cls, value: Any) -> Any:
@@ -411,11 +425,13 @@ class Recipe(Section):
                 "guard.actuator = 'temperature' changes the temperature of sampling and training together, so it needs "
                 "rollout.max_staleness = 0: waiting rollouts were sampled at the previous temperature"
             )
-        if self.rollout.max_staleness and self.rollout.num_workers > 1 and self.run.num_threads != 1:
-            raise ValueError(
-                "rollout.num_workers above 1 with rollout.max_staleness above 0 needs run.num_threads = 1: torch has "
-                "one number of threads for the whole process, and it would change during an update"
-            )
+        if self.rollout.max_staleness and self.run.num_threads != 1:
+            for name, count in (("rollout", self.rollout.num_workers), ("run", self.run.num_workers)):
+                if count > 1:
+                    raise ValueError(
+                        f"{name}.num_workers above 1 with rollout.max_staleness above 0 needs run.num_threads = 1: "
+                        "torch has one number of threads for the whole process, and sampling and updates overlap"
+                    )
         if self.rollout.top_p < 1 or self.rollout.top_k > 0:
             raise ValueError(
                 "rollout.top_p and rollout.top_k truncate the policy that was sampled, so its log-probs no longer "

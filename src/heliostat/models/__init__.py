@@ -16,7 +16,14 @@ from heliostat.models.loading.tiny import TinyShape
 from heliostat.models.prompts.conversations import encode_turns
 from heliostat.models.prompts.encoding import decode, decode_to_stop, encode_problem, encode_solution
 from heliostat.models.prompts.turn_format import TurnFormat, observation_text
-from heliostat.models.sampler_copy import are_current, sampler_copy_of, snapshot_weights, with_weights
+from heliostat.models.sampler_copy import (
+    are_current,
+    gradient_copy_of,
+    sampler_copy_of,
+    share_weights,
+    snapshot_weights,
+    with_weights,
+)
 from heliostat.models.saving import save_model
 
 __all__ = [
@@ -34,10 +41,12 @@ __all__ = [
     "encode_solution",
     "encode_turns",
     "forward_flops",
+    "gradient_copy_of",
     "load_model",
     "observation_text",
     "sampler_copy_of",
     "save_model",
+    "share_weights",
     "snapshot_weights",
     "with_weights",
 ]

@@ -115,6 +115,8 @@ class Objective(ABC):
     def loss(self, logp_new: Float[Tensor, " token"], tokens: TokenBatch, normalizer: float) -> LossOutput:
         """Compute the micro-batch's share of the step's loss: ``sum_i w_i loss_i / normalizer``.
 
+        Several threads call this at once, each with a micro-batch of its own.
+
         Args:
             logp_new: log-probabilities under the policy being trained, in nats.
             tokens: the micro-batch; ``tokens.advantage`` from this objective's ``advantages``.

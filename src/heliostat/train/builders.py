@@ -175,4 +175,5 @@ def make_updater(recipe: Recipe, bundle: ModelBundle, objective: Objective, runt
         # In float32 the in-process sampler equals the trainer to 1e-5 (checked against the parity bound).
         anchor_from_sampler=recipe.rollout.engine == "torch" and bundle.numerics == torch.float32,
         reset_every=recipe.optimizer.reset_every,
+        num_workers=recipe.gradient_workers,
     )

@@ -38,10 +38,25 @@ def accumulate_in_float32(parameters: Iterable[Tensor]) -> bool:
     return can or not short
 
 
+def add_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Add to ``.grad`` what a backward pass of the parameter itself would have added.
+
+    Args:
+        gradient: in the weights' dtype; the first one becomes ``.grad`` where its dtype allows.
+    """
+    if parameter.grad is not None:
+        parameter.grad += gradient
+        return
+    parameter.grad = gradient.float() if _is_widened(parameter) else gradient
+
+
 def no_gradient(parameter: Tensor) -> Tensor:
     """Return a gradient of zeros, in the dtype that the parameter's gradients have."""
-    is_widened = is_low_precision(parameter) and getattr(parameter, "grad_dtype", parameter.dtype) is None
-    return torch.zeros_like(parameter, dtype=torch.float32 if is_widened else parameter.dtype)
+    return torch.zeros_like(parameter, dtype=torch.float32 if _is_widened(parameter) else parameter.dtype)
+
+
+def _is_widened(parameter: Tensor) -> bool:
+    return is_low_precision(parameter) and getattr(parameter, "grad_dtype", parameter.dtype) is None
 
 
 def _widen(parameter: Tensor) -> None:

@@ -23,10 +23,10 @@ from heliostat.rollout.in_process.fused import fused_layers as fuse
 from heliostat.rollout.in_process.rows import Rows
 from heliostat.rollout.in_process.shared import SharedRows, attending, shares_prompts
 from heliostat.rollout.in_process.shared_prefix import SharedPrefix
-from heliostat.rollout.in_process.threads import Job, run_in_threads
 from heliostat.rollout.in_process.turns import TurnWorker
 from heliostat.rollout.request import SampleRequest
 from heliostat.spans import span
+from heliostat.threads import Job, run_in_threads
 from heliostat.types import Group, Prompt
 
 

@@ -127,6 +127,20 @@ def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[
     return batches
 
 
+NUM_PARTS, MIN_TOKENS = 16, 256
+"""Micro-batches that keep many workers busy, and tokens below which each costs more than it saves."""
+
+
+def balanced_budget(rows: Sequence[Row], max_tokens: int, cost: Cost) -> int:
+    """Return a budget of tokens, at most ``max_tokens``, that gives about ``NUM_PARTS`` micro-batches.
+
+    No group is split for it, which would run its prompt twice, and none is smaller than ``MIN_TOKENS``. The budget is a
+    function of the rows alone.
+    """
+    costs = [cost([GroupShape.of(group)]) for group in by_group(rows)]
+    return min(max_tokens, max(MIN_TOKENS, -(-sum(costs) // NUM_PARTS), *costs)) if costs else max_tokens
+
+
 def _fits(shapes: Sequence[GroupShape], max_tokens: int, cost: Cost) -> bool:
     """Return whether the last of these groups may join the others."""
     together = cost(shapes)

@@ -9,6 +9,7 @@ Left out: the use of the log-probabilities (``objectives``), and splitting batch
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -87,6 +88,12 @@ class Policy:
         alone = forward_flops(loaded, 1, 0, 0)
         self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone
         self._call_cost = CALL_FLOPS * len(attention_layers(loaded.model)) / alone
+
+    def with_model(self, loaded: LoadedModel) -> Policy:
+        """Return this policy with a copy of its model, whose layouts need no second trial."""
+        copied = copy.copy(self)
+        copied.loaded = loaded
+        return copied
 
     def log_probs(self, rows: Sequence[Row]) -> Float[Tensor, " token"]:
         """Compute the log-probability of every completion token of ``rows``, concatenated in row order."""

@@ -360,12 +360,18 @@ def _at(row: Mapping[str, Any], key: str) -> float:
     return value if isinstance(value, int) else math.inf
 
 
-INDIFFERENT = ("run.name", "run.root", "train.try_export")
-"""Keys that may change when a run is continued, since they do not affect its results."""
+INDIFFERENT = {
+    "run": ("name", "root", "num_threads", "num_workers"),
+    "rollout": ("num_workers", "server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests"),
+    "task": ("num_workers", "timeout_s"),
+    "environment": ("num_workers", "timeout_s"),
+    "train": ("try_export",),
+}
+"""Keys that may change when a run is continued: they say where, and by how many threads and processes, it computes."""
 
 
 def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where: str = "") -> str:
-    """Describe the first key on which two recipes differ, except for keys that do not affect the results."""
+    """Describe the first key on which two recipes differ, except for keys that say where a run computes."""
     for key in [*asked, *(key for key in stored if key not in asked)]:
         if not where and key in ("tracking", "distributed", "audit"):
             continue
@@ -376,7 +382,7 @@ def _first_difference(stored: Mapping[Any, Any], asked: Mapping[Any, Any], where
             difference = _first_difference(old, new, f"{where}{key}.")
             if difference:
                 return difference
-        elif old != new and f"{where}{key}" not in INDIFFERENT and not is_same_place(old, new):
+        elif old != new and key not in INDIFFERENT.get(where.partition(".")[0], ()) and not is_same_place(old, new):
             return f"{where}{key} was {_said(old)}, is now {_said(new)}"
     return ""
 

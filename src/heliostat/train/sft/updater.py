@@ -12,13 +12,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from heliostat.optim import Schedule
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.logprobs.packing import Row, microbatches
+from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.sft.feedback import Feedback
 from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.gradient_workers import GradientWorkers
 from heliostat.train.update.rank_sync import RankSync
 from heliostat.train.update.safe_step import SafeStep
 
@@ -32,7 +34,12 @@ class SupervisedUpdater:
     schedule: Schedule
     runtime: Runtime
     tokens_per_microbatch: int
+    num_workers: int = 0
     counts: UpdateCounts = field(default_factory=UpdateCounts)
+    workers: GradientWorkers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.workers = GradientWorkers(self.policy, self.num_workers)
 
     def take_counts(self) -> UpdateCounts:
         """Return the token counts since the last call, and reset them."""
@@ -46,19 +53,23 @@ class SupervisedUpdater:
         num_tokens = sum(row.num_tokens for row in rows)
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
         mine = self.runtime.shard_balanced(numbered, [row.num_tokens for row in numbered])
-        parts = microbatches(mine, self.tokens_per_microbatch, self.policy.padded_tokens)
+        parts = self.workers.split(mine, self.tokens_per_microbatch)
         rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, numbered, len(parts))
-        local_loss = 0.0
+        losses = self.workers.run(parts, partial(_backward, num_tokens, rank_sync.scale))
         for part in parts:
             self.counts.add(part, shared_prompt=False)
-            loss = -self.policy.log_probs(part).sum() / num_tokens
-            (loss * rank_sync.scale).backward()  # type: ignore[no-untyped-call]
-            local_loss += float(loss.detach())
         rank_sync.run_dummy_passes(self.policy)
         if (feedback_loss := feedback.loss()) is not None:  # each rank computes all of it
             self.counts.add(feedback.rows if self.runtime.is_main else [], shared_prompt=False)
             feedback_loss.backward()  # type: ignore[no-untyped-call]
         rank_sync.synchronise()
-        total = self.runtime.sum({"loss": local_loss})["loss"]
+        total = self.runtime.sum({"loss": sum(losses)})["loss"]
         norm = self.safe_step.apply(total)
         return {"loss/sft": total, "optim/lr": lr} | ({} if norm is None else {"optim/grad_norm": norm})
+
+
+def _backward(num_tokens: int, scale: int, policy: Policy, part: Sequence[Row]) -> float:
+    """Accumulate the part's gradient in the policy's model, and return its share of the loss."""
+    loss = -policy.log_probs(part).sum() / num_tokens
+    (loss * scale).backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())

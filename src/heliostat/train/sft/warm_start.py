@@ -75,6 +75,7 @@ class WarmStart:
             schedule=Schedule(section.lr, section.num_steps, "cosine", warmup, section.final_lr_ratio),
             runtime=self.context.runtime,
             tokens_per_microbatch=train.tokens_per_microbatch,
+            num_workers=recipe.gradient_workers,
         )
 
     def _demonstrations(self) -> Demonstrations | EpisodeDemonstrations:

@@ -12,11 +12,13 @@ Left out: sampling of the groups, and their metrics (``mirror_metrics``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
@@ -31,10 +33,29 @@ from heliostat.train.logprobs.packing import Row, microbatches, rows_of, token_b
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, sampler_anchor, score
 from heliostat.train.update.counts import UpdateCounts
+from heliostat.train.update.gradient_workers import GradientWorkers
 from heliostat.train.update.optimizer_passes import ExtraPass
 from heliostat.train.update.rank_sync import RankSync
 from heliostat.train.update.safe_step import SafeStep
-from heliostat.types import Batch, Group, Mean, TrainingGroup
+from heliostat.types import Batch, Group, Mean, TokenBatch, TrainingGroup
+
+
+@dataclass(frozen=True, slots=True)
+class GradientPass:
+    """Results of the forward and backward pass of one micro-batch.
+
+    Attributes:
+        rows: its rows with their anchor filled in.
+        loss: its share of the step's loss.
+        metrics: of the objective.
+        sampler_gap, mismatch: as in ``UpdateReport``, of a pass at the anchor.
+    """
+
+    rows: list[Row]
+    loss: float
+    metrics: Mapping[str, Mean]
+    sampler_gap: float | None
+    mismatch: dict[str, Mean]
 
 
 @dataclass(slots=True)
@@ -60,6 +81,15 @@ class UpdateReport:
 
     def add(self, key: str, mean: Mean) -> None:
         self.means[key] = self.means[key] + mean if key in self.means else mean
+
+    def add_pass(self, done: GradientPass, shared_prompt: bool) -> None:
+        """Add the results of one micro-batch; whether prompts were shared decides what it counts as computed."""
+        self.counts.add(done.rows, shared_prompt)
+        for key, mean in done.metrics.items():
+            self.add(key, mean)
+        if done.sampler_gap is not None:
+            self.max_sampler_gap = max(self.max_sampler_gap or 0.0, done.sampler_gap)
+            self.mismatch = merge([self.mismatch, done.mismatch])
 
     def over_ranks(self, runtime: Runtime) -> UpdateReport:
         """Combine the reports of all ranks; ``bad_steps`` and ``lr`` are the same on each."""
@@ -112,6 +142,7 @@ class Updater:
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
         entropy_bonus, variety_bonus: the bonuses of this updater's batches (``make_batch``).
         version: number of steps that have moved the weights; equal versions have equal weights.
+        num_workers: threads that differentiate micro-batches in parallel; 0 for one per thread of torch.
     """
 
     policy: Policy
@@ -129,12 +160,15 @@ class Updater:
     entropy_bonus: float = 0.0
     variety_bonus: float = 0.0
     version: int = 0
+    num_workers: int = 0
     probe: WeightProbe = field(init=False)
+    workers: GradientWorkers = field(init=False)
     _current: Objective = field(init=False)
     _rows: list[Row] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.probe = WeightProbe(self.safe_step.parameters)
+        self.workers = GradientWorkers(self.policy, self.num_workers)
         self._current = self.objective
 
     def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
@@ -236,14 +270,16 @@ class Updater:
             everyone = tuple(group for group in everyone if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(everyone)
         self.safe_step.optimizer.zero_grad(set_to_none=True)
-        parts = microbatches(rows_of(groups), self.tokens_per_microbatch, self.policy.padded_tokens)
+        parts = self.workers.split(rows_of(groups), self.tokens_per_microbatch)
         rows = rows_of(everyone)
         rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, rows, len(parts))
-        anchored = [self._backward(part, normalizer, rank_sync.scale, at_anchor, report) for part in parts]
+        passes = self.workers.run(parts, partial(self._backward, normalizer, rank_sync.scale, at_anchor))
+        for each in passes:
+            report.add_pass(each, self.policy.shared_prompt)
         rank_sync.run_dummy_passes(self.policy)
         rank_sync.synchronise()
-        total = self.runtime.sum({"loss": float(sum(loss for _, loss in anchored))})["loss"]
-        filled = [part for part, _ in anchored]
+        total = self.runtime.sum({"loss": float(sum(each.loss for each in passes))})["loss"]
+        filled = [each.rows for each in passes]
         extra = ExtraPass(self.policy, self._current, normalizer, rows, filled, rank_sync, report.counts.add)
         with span("optimizer"):
             norm = self.safe_step.apply(total, lambda: extra.step(self.safe_step.optimizer, seed))
@@ -256,24 +292,26 @@ class Updater:
         return norm > 0
 
     def _backward(
-        self, part: Sequence[Row], normalizer: float, scale: int, at_anchor: bool, report: UpdateReport
-    ) -> tuple[list[Row], float]:
-        """Accumulate the part's gradient; return its rows with their anchor filled in, and its share of the loss."""
+        self, normalizer: float, scale: int, at_anchor: bool, policy: Policy, part: Sequence[Row]
+    ) -> GradientPass:
+        """Accumulate the part's gradient in the policy's model. Several threads run this, each with its own policy."""
         with span("forward"):
-            logp_new = self.policy.log_probs(part)
-        report.counts.add(part, self.policy.shared_prompt)
+            logp_new = policy.log_probs(part)
         tokens = token_batch(part, logp_new)
-        if at_anchor:
-            gap = float((tokens.logp_gen - logp_new.detach()).abs().max())
-            report.max_sampler_gap = max(report.max_sampler_gap or 0.0, gap)
-            compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
-            compared |= sampler_gaps([(row.prompt, row.completion) for row in part], logp_new.detach(), tokens.logp_gen)
-            report.mismatch = merge([report.mismatch, compared])
         output = self._current.loss(logp_new, tokens, normalizer)
         with span("backward"):
             (output.loss * scale).backward()  # type: ignore[no-untyped-call]
-        for key, mean in output.metrics.items():
-            report.add(key, mean)
         anchors = torch.split(tokens.logp_old, [row.num_tokens for row in part])
-        anchored = [dataclasses.replace(row, logp_old=anchor) for row, anchor in zip(part, anchors, strict=True)]
-        return anchored, float(output.loss.detach())
+        return GradientPass(
+            rows=[dataclasses.replace(row, logp_old=anchor) for row, anchor in zip(part, anchors, strict=True)],
+            loss=float(output.loss.detach()),
+            metrics=output.metrics,
+            sampler_gap=float((tokens.logp_gen - logp_new.detach()).abs().max()) if at_anchor else None,
+            mismatch=_mismatch(part, logp_new.detach(), tokens) if at_anchor else {},
+        )
+
+
+def _mismatch(part: Sequence[Row], logp_new: Tensor, tokens: TokenBatch) -> dict[str, Mean]:
+    """Measure sampler against trainer on the tokens of a micro-batch at the anchor."""
+    compared = Mismatch().measure(logp_new, tokens.logp_gen, tokens.sequence, tokens.num_sequences)
+    return compared | sampler_gaps([(row.prompt, row.completion) for row in part], logp_new, tokens.logp_gen)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from heliostat.rollout import DecodeLimits, NonFiniteLogits, SampleRequest, SamplingSettings, TorchEngine
-from heliostat.rollout.in_process.threads import run_in_threads
 from heliostat.spans import span, timed_spans
+from heliostat.threads import run_in_threads
 from tests.support.nano import make_nano, make_prompts
 
 

@@ -3,7 +3,7 @@
 torch releases the GIL while it computes. Threads with a batch each therefore keep several cores busy where one batch,
 split inside every product, does not. They use the same weights in place.
 
-Left out: processes, and the work itself (``in_process.decode_worker``).
+Left out: processes, and the work itself (``decode_worker``, ``gradient_workers``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run_in_threads(jobs: Sequence[Job]) -> None:
         with shared_spans(len(jobs)):
             job(stopped.is_set)
 
-    with ThreadPoolExecutor(len(jobs), thread_name_prefix="rollout") as pool:
+    with ThreadPoolExecutor(len(jobs), thread_name_prefix="worker") as pool:
         try:
             futures = [pool.submit(contextvars.copy_context().run, run, job) for job in jobs]
             for future in futures:
