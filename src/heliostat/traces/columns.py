@@ -99,7 +99,7 @@ def _text(name: str, value: Any) -> str:
 
 def _whole(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise _wrong(name, "a whole number of at least 0", value)
+        raise _wrong(name, "a whole number from 0 to 2^63 - 1", value)
     return value
 
 

@@ -104,6 +104,6 @@ def _text(value: Any, name: str) -> str:
 
 
 def _step(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"column 'step' must be a whole number of at least 0, got {value!r:.60}")
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"column 'step' must be a whole number from 0 to 2^63 - 1, got {value!r:.60}")
     return value

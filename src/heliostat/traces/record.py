@@ -15,6 +15,8 @@ import numpy as np
 
 from heliostat.types import FloatArray, StopReason, Turn
 
+_TOO_LARGE = 2**63  # for SQLite's integers
+
 
 @dataclass(frozen=True, slots=True)
 class TraceSource:
@@ -41,11 +43,12 @@ class TraceSource:
     environment: str = ""
 
     def __post_init__(self) -> None:
-        if self.step < 0 or self.max_new_tokens < 0 or not (self.temperature >= 0 or math.isnan(self.temperature)):
+        if not (0 <= self.step < _TOO_LARGE and 0 <= self.max_new_tokens < _TOO_LARGE):
             raise ValueError(
-                f"a source needs step, max_new_tokens and temperature of at least 0, got {self.step}, "
-                f"{self.max_new_tokens} and {self.temperature}"
+                f"a source needs step and max_new_tokens from 0 to 2^63 - 1, got {self.step} and {self.max_new_tokens}"
             )
+        if self.temperature < 0:
+            raise ValueError(f"a source needs a temperature of at least 0, got {self.temperature}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ class Trace:
             raise ValueError("a trace needs at least one prompt token and one completion token")
         if min(self.prompt_ids) < 0 or min(self.completion_ids) < 0 or min(self.prefix_ids, default=0) < 0:
             raise ValueError("token ids cannot be negative")
+        if not 0 <= self.seed < _TOO_LARGE:
+            raise ValueError(f"a trace needs a seed from 0 to 2^63 - 1, got {self.seed}")
         if not math.isfinite(self.reward):
             raise ValueError(f"the reward must be a finite number, got {self.reward}")
         if not 0 <= self.flops < math.inf:

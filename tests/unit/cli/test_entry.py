@@ -124,13 +124,14 @@ def test_a_keyboard_interrupt_exits_130(room, capsys):
 
 
 SLEEPER = """
-import sys, time, types
+import signal, sys, time, types
 from heliostat.cli import main
 
 def show_task(name):
     print("ready", flush=True)
     time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs come with it ignored
 sys.modules["heliostat.tasks"] = types.ModuleType("heliostat.tasks")
 sys.modules["heliostat.tasks"].show_task = show_task
 sys.exit(main(["tasks", "show", "x"]))

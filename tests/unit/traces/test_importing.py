@@ -113,6 +113,21 @@ def test_whatever_a_row_holds_it_is_stored_or_named(data, tmp_path, problems):
     assert all(problem.startswith("rows.jsonl, row 1") for problem in report.issues.messages)
 
 
+@pytest.mark.parametrize("row", [{"prompt": "1 + 2 =", "completion": "3", "step": 2**63}, {"seed": 2**63}])
+def test_whole_numbers_that_no_database_holds_are_named(row, tmp_path, problems):
+    """They would end the import in the middle of a batch."""
+    report = ImportReport()
+    given = row if "prompt" in row else {**own_row(problems), **row}
+    with Bank.open(tmp_path / "any.bank") as bank:
+        import_rows(bank, [TraceRow("rows.jsonl, row 1", given)], report, problems)
+    (message,) = report.issues.messages
+    assert "2^63 - 1" in message
+    with pytest.raises(ValueError, match="seed from 0 to 2"):
+        replace(Trace("a", "t", (1,), (2,), 0.0, False, TraceSource("x")), seed=2**63)
+    with pytest.raises(ValueError, match="step and max_new_tokens from 0 to 2"):
+        TraceSource("x", max_new_tokens=2**63)
+
+
 def own_row(problems, **changes):
     source = TraceSource(problems.tokenizer, policy="w", run="r", step=2, verifier="claimed")
     trace = Trace("sums/a", "sums", (1, 2), (3, 4), 0.0, False, source, text="so 3", seed=5)

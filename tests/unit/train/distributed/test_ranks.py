@@ -157,7 +157,9 @@ def same_as_one_process(found, key, bound, name, **settings):
         assert weights.keys() == expected.keys()
         wrong = sum(float((weights[k] - expected[k]).square().sum()) for k in expected) ** 0.5
         assert wrong / moved < bound, one
-        assert loss == pytest.approx(report.means["loss/objective"].value, rel=max(1e-5, bound / 10), abs=1e-6), one
+        # Processors with bfloat16 units add products of two ranks' rows in another order: 0.9% of the loss was seen.
+        allowed = 2**-6 if bound > 0.01 else max(1e-5, bound / 10)
+        assert loss == pytest.approx(report.means["loss/objective"].value, rel=allowed, abs=1e-6), one
 
 
 @pytest.mark.parametrize(
