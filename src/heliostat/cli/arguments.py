@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import chat, commands, control, scale, theory, traces
+from heliostat.cli import chat, commands, control, init, scale, theory, traces
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
 _MODEL = "run folder, model folder, hub id, or the name of a bundled model"
@@ -48,6 +48,20 @@ class Command:
     sections: tuple[str, ...] = ()
     explains_settings: bool = False
     subcommands: tuple[tuple[str, Command], ...] = ()
+
+
+def _init(parser: ArgumentParser) -> None:
+    help_ = "data file (.jsonl, .json, .csv, .tsv, .parquet), folder of such files, or Hugging Face data set"
+    parser.add_argument("source", metavar="SOURCE", help=f"problems, or chats with messages: {help_}")
+    help_ = f"recipe to write (default: {init.DEFAULT_RECIPE})"
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, default=init.DEFAULT_RECIPE, help=help_)
+    parser.add_argument("--model", metavar="MODEL", default="tiny", help=f"{_MODEL} (default: tiny)")
+    parser.add_argument("--prompt-column", metavar="COLUMN", help="column of the prompts (default: guessed)")
+    parser.add_argument("--answer-column", metavar="COLUMN", help="column of the right answers (default: guessed)")
+    help_ = "verifier, or my_module:my_function (default: the one that judges the answers best)"
+    parser.add_argument("--verifier", metavar="NAME", help=help_)
+    parser.add_argument("--force", action="store_true", help="write over an existing recipe")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _train(parser: ArgumentParser) -> None:
@@ -302,6 +316,14 @@ _TRACE_COMMANDS = (
 )
 
 COMMANDS: dict[str, Command] = {
+    "init": Command(
+        "write a commented recipe for your own problems: guess the columns and the verifier, split, audit",
+        init.init,
+        _init,
+        usage=f"SOURCE [-o FILE] [--model MODEL] [--prompt-column COLUMN] [--answer-column COLUMN]\n"
+        f"                      [--verifier NAME] [--force] [--json] {_TASK_SETTINGS}",
+        sections=("task",),
+    ),
     "train": Command(
         "post-train a model with a recipe; the same command resumes an unfinished run",
         commands.train,

@@ -11,7 +11,15 @@ from heliostat.config.errors import ConfigError, describe, nearest
 from heliostat.config.keys import Key, build_checked, describe_keys, describe_sections, suggest
 from heliostat.config.layers import split_overrides
 from heliostat.config.places import is_same_place
-from heliostat.config.recipes import build_recipe, dump_recipe, is_recipe, load_recipe, recipe_names, recipe_text
+from heliostat.config.recipes import (
+    build_recipe,
+    dump_recipe,
+    is_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    recipe_text,
+)
 from heliostat.config.sections import (
     AuditSection,
     DistributedSection,
@@ -70,6 +78,7 @@ __all__ = [
     "is_same_place",
     "load_recipe",
     "nearest",
+    "parse_recipe",
     "recipe_names",
     "recipe_text",
     "split_overrides",

@@ -83,6 +83,15 @@ def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
     return _validate(functools.reduce(merge, [*_layers(name_or_path), _override_layer(overrides)], _empty()))
 
 
+def parse_recipe(text: str, folder: Path) -> Recipe:
+    """Build the recipe of a TOML text as if it stood in a file of ``folder``.
+
+    Raises:
+        ConfigError: one line that names the key and the nearest valid one.
+    """
+    return _validate(merge(_empty(), located(layer_from(tomllib.loads(text)), folder)))
+
+
 def build_recipe(settings: Mapping[str, Any] | None = None, overrides: Overrides = ()) -> Recipe:
     """Build a recipe from tables or dotted names, over the defaults.
 

@@ -90,7 +90,7 @@ def assemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
         model=model,
         tokenizer=tokenizer,
         name=name,
-        context_length=_context_length(config, tokenizer, name),
+        context_length=context_length_of(config, tokenizer, name),
         eos_id=eos_id,
         turn_end_id=turn_end_id,
         eos_ids=eos_ids,
@@ -172,7 +172,8 @@ def _as_ids(value: int | list[int] | None) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+def context_length_of(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """Return the number of tokens that fit a model's context, from its text configuration and its tokenizer."""
     limit: int = min(tokenizer.model_max_length, UNLIMITED_CONTEXT)
     for attribute in ("max_position_embeddings", "max_sequence_length", "max_seq_len"):
         if declared := getattr(config, attribute, None):

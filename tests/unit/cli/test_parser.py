@@ -21,7 +21,7 @@ def test_settings_may_stand_anywhere():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("trian demo", "unknown command 'trian' (did you mean 'train'?); there are: train, sft, "),
+        ("trian demo", "unknown command 'trian' (did you mean 'train'?); there are: init, train, "),
         ("tasks aduit x", "unknown command 'tasks aduit' (did you mean 'audit'?); there are: list, show, audit"),
         ("train", "the following arguments are required: RECIPE (see heliostat train --help)"),
         ("train demo more", "heliostat train does not take 'more' (see heliostat train --help)"),

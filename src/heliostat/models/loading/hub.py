@@ -18,7 +18,13 @@ import torch
 from torch import nn
 
 from heliostat.config import ConfigError, ModelSection, nearest
-from heliostat.models.loaded_model import BUILT_IN_NAMES, LoadedModel, assemble, without_progress_bars
+from heliostat.models.loaded_model import (
+    BUILT_IN_NAMES,
+    LoadedModel,
+    assemble,
+    context_length_of,
+    without_progress_bars,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,6 +83,28 @@ def load_pretrained(path: str, dtype: str, device: torch.device, name: str = "")
     model = _read_weights(location, is_local, name, options | {"dtype": resolve_dtype(dtype, device)})
     cast(nn.Module, model).to(device)
     return assemble(model, tokenizer, name)
+
+
+def read_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, int] | None:
+    """Read a model's tokenizer and context length from a folder or the hub's local cache, without its weights.
+
+    Returns:
+        ``None`` if the model is on the hub and not in the cache; no request is sent.
+
+    Raises:
+        ConfigError: a folder holds no causal language model with a tokenizer.
+    """
+    location, is_local = _locate(path)
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config = _read_config(location, is_local, path, options)
+    except ConfigError:
+        if is_local:
+            raise
+        return None
+    _check_architecture(config, path)
+    tokenizer = _read_tokenizer(location, is_local, path, options)
+    return tokenizer, context_length_of(config.get_text_config(), tokenizer, path)
 
 
 def _locate(path: str) -> tuple[str, bool]:

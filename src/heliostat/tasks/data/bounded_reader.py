@@ -59,8 +59,7 @@ def _object(line: bytes, place: str, start: bytes) -> dict[str, Any]:
     columns = parse_json(decode_text(line, place, start), place)
     if isinstance(columns, list) and line.strip().startswith(b"["):
         raise ValueError(
-            f"{place}: expected a JSON object with columns, got list; name a file that is one JSON array .json, and "
-            "give its folder"
+            f"{place}: expected a JSON object with columns, got list; name a file that is one JSON array .json"
         )
     if not isinstance(columns, dict):
         raise ValueError(f"{place}: expected a JSON object with columns, got {type(columns).__name__}")

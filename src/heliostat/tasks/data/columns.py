@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from heliostat.config import nearest
 from heliostat.tasks.data.bounded_reader import DataRow
@@ -161,14 +161,17 @@ def turns(row: DataRow, column: str) -> tuple[Message, ...]:
     return _to_last_answer(messages(row, column), row, column)
 
 
-def conversation(row: DataRow, column: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """Split a whole conversation before its first assistant turn.
+def conversation(
+    row: DataRow, column: str, before: Literal["first", "last"] = "first"
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """Split a whole conversation before its first or its last assistant turn; what follows the last one is dropped.
 
     Raises:
         ValueError: nobody asks, or nobody answers.
     """
     said = _to_last_answer(messages(row, column), row, column)
-    start = next(number for number, message in enumerate(said) if message["role"] == "assistant")
+    answers = [number for number, message in enumerate(said) if message["role"] == "assistant"]
+    start = answers[0] if before == "first" else answers[-1]
     if not any(message["role"] == "user" for message in said[:start]):
         raise ValueError(f"{row.place}: '{column}' begins with an assistant's turn, before anything is asked")
     return said[:start], said[start:]

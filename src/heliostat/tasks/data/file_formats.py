@@ -1,4 +1,4 @@
-"""Read folders of data files: JSONL, JSON arrays, CSV and TSV, each also compressed, and Parquet.
+"""Read data files and folders of them: JSONL, JSON arrays, CSV and TSV, each also compressed, and Parquet.
 
 A CSV file's cells are text as it stands, so that ``007`` stays ``007``; empty ones are missing. Files are read in the
 order of their names, and belong to the split that their name says (``train-00000.jsonl``, ``test.csv``).
@@ -32,8 +32,13 @@ def data_files(folder: Path) -> list[Path]:
     """Return the data files of a folder sorted by name; empty if it holds anything else."""
     files = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
     described = any(path.suffix == ".md" and "configs:" in path.read_text(errors="replace") for path in files)
-    known = [path for path in files if path.is_file() and _kind(path) is not None]
+    known = [path for path in files if path.is_file() and reader_of(path) is not None]
     return [] if described or any(path.is_dir() for path in files) else known
+
+
+def reader_of(file: Path) -> Callable[[Path], Iterator[DataRow]] | None:
+    """Return the function that reads rows of a file with this name; ``None``: no data file has such a name."""
+    return READERS.get(Path(file.name.removesuffix(".gz")).suffix.lower())
 
 
 def files_rows(files: Sequence[Path], split: str, place: str) -> Iterator[DataRow]:
@@ -56,18 +61,14 @@ def files_rows(files: Sequence[Path], split: str, place: str) -> Iterator[DataRo
     if wanted not in by_split:
         raise ConfigError(f"task.split: '{place}' has no split '{split}'; it has: {', '.join(by_split)}")
     for file in by_split[wanted]:
-        kind = _kind(file)
-        assert kind is not None
-        yield from kind(file)
+        read = reader_of(file)
+        assert read is not None
+        yield from read(file)
 
 
 def _split_of(file: Path) -> str:
     words = set(re.split(r"[^a-z]+", file.name.lower()))
     return next((split for split, known in _SPLITS.items() if words & known), "")
-
-
-def _kind(file: Path) -> Callable[[Path], Iterator[DataRow]] | None:
-    return _KINDS.get(Path(file.name.removesuffix(".gz")).suffix.lower())
 
 
 def _open(file: Path) -> BinaryIO:
@@ -139,7 +140,7 @@ def _table(separator: str) -> Callable[[Path], Iterator[DataRow]]:
     return rows
 
 
-_KINDS: dict[str, Callable[[Path], Iterator[DataRow]]] = {
+READERS: dict[str, Callable[[Path], Iterator[DataRow]]] = {
     ".jsonl": _lines,
     ".ndjson": _lines,
     ".json": _json,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError
-from heliostat.tasks.data.bounded_reader import DataRow, check_values, jsonl_rows, parquet_rows
+from heliostat.tasks.data.bounded_reader import DataRow, check_values
 from heliostat.tasks.data.columns import plain_row
-from heliostat.tasks.data.file_formats import data_files, files_rows
+from heliostat.tasks.data.file_formats import READERS, data_files, files_rows, reader_of
 from heliostat.tasks.data.in_memory import PREFIX, find_rows, without_format
 
 __all__ = ["DataRow", "read_rows"]
@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def read_rows(path: str, split: str, subset: str) -> Iterator[DataRow]:
-    """Read rows of a ``.jsonl`` or ``.parquet`` file, a folder of files, a saved data set, or one on the hub, in order.
+    """Read rows of a data file, a folder of files, a saved data set, or one on the hub, in order.
 
     Values are plain Python, and NaN is ``None``.
 
@@ -55,21 +55,17 @@ def _raw_rows(path: str, split: str, subset: str) -> Iterator[DataRow]:
         raise ConfigError(
             f"task.path: '{path}' is a pattern ({len(files)} files match); put the files into a folder and give that"
         )
-    if file.suffix in READERS:
+    if (read := reader_of(file)) is not None:
         if not file.is_file():
             raise ConfigError(f"task.path: there is no file '{path}' (looked in {Path.cwd()})")
-        return READERS[file.suffix](file)
+        return read(file)
     if file.is_file():
         raise ConfigError(
-            f"task.path: '{path}' is neither {' nor '.join(READERS)} nor a data-set folder; CSV, JSON and packed files "
-            "are read in a folder of their own: give the folder"
+            f"task.path: '{path}' is no data file; its name must end in {', '.join(READERS)} (each also with .gz)"
         )
     if not path or not _HUB_ID.fullmatch(path):
         raise ConfigError(f"task.path: there is no file or folder '{path}'")
     return _dataset_rows(path, lambda: _load_hub(path, subset, split))
-
-
-READERS: dict[str, Callable[[Path], Iterator[DataRow]]] = {".jsonl": jsonl_rows, ".parquet": parquet_rows}
 
 
 def _dataset_rows(path: str, load: Callable[[], Any]) -> Iterator[DataRow]:

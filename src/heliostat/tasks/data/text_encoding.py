@@ -15,7 +15,7 @@ _MARKS = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PAR1": "Parquet",
 }
-_CONVERTERS = {"gzip": "gunzip it, or end its name in .gz and give its folder", "Parquet": "end its name in .parquet"}
+_CONVERTERS = {"gzip": "gunzip it, or end its name in .gz", "Parquet": "end its name in .parquet"}
 
 
 def recognise(start: bytes, line: bytes) -> tuple[str, str]:

@@ -45,7 +45,8 @@ class FileSettings(TaskSettings):
     Columns may be named inside columns: ``reward_model.ground_truth``.
 
     Attributes:
-        path: a ``.jsonl`` or ``.parquet`` file, a folder of data files, a saved data set, or a hub id.
+        path: a ``.jsonl``, ``.json``, ``.parquet``, ``.csv`` or ``.tsv`` file, a folder of those, a saved data set,
+            or a hub id.
         heldout_path: held-out problems from elsewhere; empty: split off from ``path`` by seed.
         split: of a data set that has several.
         heldout_split: held-out problems from another split of ``path`` (or of ``heldout_path``); empty: ``split``.
@@ -53,6 +54,8 @@ class FileSettings(TaskSettings):
         prompt_column: the question's column.
         answer_column: the oracle answer's column; empty: none.
         solution_column: a worked solution's column (text, or chat messages); empty: the bare answer.
+        answer_turn: the assistant's turn that answers, in a column of whole conversations that is named as prompt and
+            as solution; the turns before it are the prompt.
         group_column: rows that are equal here are never split between training and held-out; empty: the question.
         on_missing: a row without prompt, answer or solution: ``stop`` with its place, or ``drop`` and count it.
     """
@@ -65,6 +68,7 @@ class FileSettings(TaskSettings):
     prompt_column: str = "prompt"
     answer_column: str = ""
     solution_column: str = ""
+    answer_turn: Literal["first", "last"] = "first"
     group_column: str = ""
     on_missing: Literal["stop", "drop"] = "stop"
 
@@ -124,7 +128,8 @@ def show_file_task(name: str) -> str:
         for field in dataclasses.fields(FileSettings)
         if field.default_factory is dataclasses.MISSING
     ]
-    return "\n".join(["file", "Problems from a .jsonl or .parquet file, or a data set.", "", "settings:", *defaults])
+    about = "Problems from a .jsonl, .json, .parquet, .csv or .tsv file, a folder of such files, or a data set."
+    return "\n".join(["file", about, "", "settings:", *defaults])
 
 
 def _read(path: str, split: str, settings: FileSettings, task: str) -> tuple[list[Asked], list[str]]:
@@ -155,14 +160,14 @@ def _asked(row: DataRow, settings: FileSettings, task: str, whole: bool) -> Aske
     problem = _problem(row, settings, task, whole)
     if settings.group_column:
         return Asked(problem, columns.text(row, settings.group_column))
-    prompt = row_prompt(row, settings.prompt_column, settings.solution_column)[0]
+    prompt = row_prompt(row, settings)[0]
     if "question" not in fields_of(settings.template):  # the question is in the other columns
         prompt = problem.prompt
     return Asked(problem, question_of(prompt))
 
 
 def _problem(row: DataRow, settings: FileSettings, task: str, whole: bool) -> Problem:
-    prompt, turns = row_prompt(row, settings.prompt_column, settings.solution_column)
+    prompt, turns = row_prompt(row, settings)
     last = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
     text, markup = render(settings.template, last, row.columns)
     asked = text if isinstance(prompt, str) else (*prompt[:-1], {**prompt[-1], "content": text})
@@ -180,15 +185,14 @@ def _problem(row: DataRow, settings: FileSettings, task: str, whole: bool) -> Pr
     )
 
 
-def row_prompt(
-    row: DataRow, prompt_column: str, solution_column: str
-) -> tuple[str | tuple[Message, ...], tuple[Message, ...]]:
+def row_prompt(row: DataRow, settings: FileSettings) -> tuple[str | tuple[Message, ...], tuple[Message, ...]]:
     """Return the prompt of a row, and the worked conversation that follows it, if any."""
+    prompt_column, solution_column = settings.prompt_column, settings.solution_column
     prompt = columns.question(row, prompt_column)
     if isinstance(prompt, str):
         return prompt, columns.turns(row, solution_column) if solution_column else ()
     if solution_column == prompt_column:
-        return columns.conversation(row, prompt_column)
+        return columns.conversation(row, prompt_column, settings.answer_turn)
     if prompt[-1]["role"] == "assistant":
         raise ValueError(
             f"{row.place}: '{prompt_column}' ends with an assistant's turn, so there is nothing to answer; to imitate "

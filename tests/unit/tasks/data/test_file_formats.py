@@ -45,6 +45,7 @@ def test_every_kind_of_file_gives_the_same_rows_as_text(name: str, tmp_path: Pat
     (tmp_path / name).write_bytes(KINDS[name])
     (tmp_path / "README.md").write_text("About these.")
     assert read(tmp_path) == ROWS
+    assert read(tmp_path / name) == ROWS
 
 
 def test_files_are_joined_in_order_and_split_by_their_names(tmp_path: Path) -> None:
@@ -80,9 +81,10 @@ def test_a_damaged_file_in_a_folder_is_one_sentence(name: str, tmp_path: Path) -
         read(tmp_path)
 
 
-def test_a_pattern_and_a_file_outside_a_folder_say_what_to_give(tmp_path: Path) -> None:
+def test_a_pattern_and_a_file_of_another_kind_say_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(KINDS["a.csv"])
     with pytest.raises(ConfigError, match=r"is a pattern \(1 files match\); put the files into a folder"):
         read_rows(str(tmp_path / "*.csv"), "train", "")
-    with pytest.raises(ConfigError, match="packed files are read in a folder of their own"):
-        read_rows(str(tmp_path / "a.csv"), "train", "")
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"a.zip' is no data file; its name must end in .jsonl, .ndjson"):
+        read_rows(str(tmp_path / "a.zip"), "train", "")

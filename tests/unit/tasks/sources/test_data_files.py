@@ -167,8 +167,11 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"empty.jsonl' holds no problems"):
         load(tmp_path / "empty.jsonl")
     (tmp_path / "rows.csv").write_text("prompt,answer\n")
-    with pytest.raises(ConfigError, match=r"is neither .jsonl nor .parquet nor a data-set folder"):
+    with pytest.raises(ValueError, match=r"rows.csv' holds no problems"):
         load(tmp_path / "rows.csv")
+    (tmp_path / "rows.txt").write_text("1 + 1 = 2\n")
+    with pytest.raises(ConfigError, match=r"rows.txt' is no data file; its name must end in .jsonl, "):
+        load(tmp_path / "rows.txt")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(ValueError, match=r"broken.parquet is not a readable Parquet file"):
         load(tmp_path / "broken.parquet")
@@ -194,3 +197,18 @@ def test_file_tasks_must_say_how_answers_are_judged(jsonl: Path) -> None:
         load(jsonl, answer_column="")
     with pytest.raises(ConfigError, match="needs 'path'; the data has: answer, level"):
         load(jsonl, verifiers=[{"name": f"{REWARDS}:log_call"}])
+
+
+@pytest.mark.parametrize(("turn", "num_asked", "answer"), [("first", 1, "5"), ("last", 3, "6")])
+def test_a_conversation_is_asked_up_to_the_turn_that_answers(
+    tmp_path: Path, turn: str, num_asked: int, answer: str
+) -> None:
+    said = [("user", "2 + 3 ="), ("assistant", "5"), ("user", "and one more"), ("assistant", "6"), ("user", "thanks")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    other = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
+    path = write(tmp_path / "chats.jsonl", [{"messages": messages}, {"messages": other}])
+    columns = dict.fromkeys(("prompt_column", "answer_column", "solution_column"), "messages")
+    task = load(path, num_train=1, num_heldout=1, answer_turn=turn, **columns)
+    (problem,) = (one for one in task.train + task.heldout if one.prompt[0]["content"] == "2 + 3 =")
+    assert (len(problem.prompt), problem.answer) == (num_asked, answer)
+    assert [message["content"] for message in problem.turns] == [m["content"] for m in messages[num_asked:4]]
