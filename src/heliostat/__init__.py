@@ -3,6 +3,7 @@
 The names below load on first use, so that ``import heliostat`` costs nothing:
 
     post_train, sft, evaluate, sample    what the command line does
+    audit                                tricks tried on a reward, before training on it
     write_report                         run folders to one page
     diagnose                             what went wrong with a run
     load_recipe, Recipe                  settings
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heliostat.api import evaluate, post_train, sample, sft
+    from heliostat.api import audit, evaluate, post_train, sample, sft
     from heliostat.config import ConfigError, Recipe, load_recipe
     from heliostat.report import write_report
     from heliostat.report.diagnosis import diagnose
@@ -30,6 +31,7 @@ __all__ = [
     "RunFailed",
     "Step",
     "__version__",
+    "audit",
     "diagnose",
     "evaluate",
     "load_recipe",
@@ -45,6 +47,7 @@ _HOME = {
     "Recipe": "config",
     "RunFailed": "train.results",
     "Step": "tasks.environments.contract",
+    "audit": "api",
     "diagnose": "report.diagnosis",
     "evaluate": "api",
     "load_recipe": "config",

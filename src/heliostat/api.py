@@ -20,6 +20,8 @@ from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
 from heliostat.run_models import recipe_of
+from heliostat.tasks import AuditReport
+from heliostat.tasks import audit as audit_task
 from heliostat.tasks.data.in_memory import Registry, named, registering, with_registered
 from heliostat.tasks.sources.data_files import fitting_sizes
 from heliostat.traces import BankSummary
@@ -34,6 +36,7 @@ from heliostat.train import (
     run_sample,
     run_sft,
 )
+from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.run import EXPECTED_FAILURES
 from heliostat.types import Group
 
@@ -153,6 +156,37 @@ def evaluate(
         return run_eval(
             several, checked, num_problems=num_problems, num_samples=num_samples, greedy=greedy, settings=settings
         )
+
+
+def audit(
+    recipe: RecipeLike | None = None,
+    overrides: Overrides = (),
+    *,
+    data: object = None,
+    heldout: object = None,
+    rewards: Rewards = (),
+    num_problems: int = 20,
+) -> list[AuditReport]:
+    """Try right answers and dozens of tricks on the reward of each task, without a model.
+
+    Args:
+        recipe: as in ``post_train``, like ``overrides``, ``data``, ``heldout`` and ``rewards``.
+        num_problems: training problems to try each trick on.
+
+    Returns:
+        One report for each task of the recipe; ``print`` it.
+
+    Raises:
+        ConfigError: the recipe is invalid, or has an environment (``heliostat.tasks.audit_environment`` plays one).
+        RunFailed: no verifier process can be started.
+    """
+    with registering() as given, _failures_raised():
+        checked, _ = _given_recipe(given, recipe, overrides, (data, heldout), rewards)
+        if checked.environment.enabled:
+            raise ConfigError(
+                "the recipe has an environment, whose audit plays episodes: heliostat.tasks.audit_environment"
+            )
+        return [audit_task(task, num_problems, heldout=True) for task in load_tasks(checked)]
 
 
 def sample(

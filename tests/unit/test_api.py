@@ -172,6 +172,18 @@ def test_what_fails_without_a_run_raises_the_same(calls, monkeypatch, tmp_path, 
     assert (caught.value.folder, caught.value.result) == (None, None)
 
 
+def test_a_function_of_the_program_is_audited_before_any_run():
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(3) for b in range(7)]
+
+    def contains(completions, answer, **columns):
+        return [float(right in text) for text, right in zip(completions, answer, strict=True)]
+
+    [careless] = api.audit(data=rows, rewards=[contains])
+    [sound] = api.audit(data=rows, rewards=["numeric"])
+    assert (careless.hackable, sound.hackable) == (True, False)
+    assert careless.num_oracles == len(rows)
+
+
 def test_sft_takes_rows_of_a_file(calls, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.touch()
@@ -208,6 +220,7 @@ def test_sampling_a_prompt_needs_no_recipe(calls):
         (lambda: api.sft("demo", "absent.jsonl"), FileNotFoundError, "there is no data file absent.jsonl"),
         (lambda: api.evaluate([], "demo"), ValueError, "takes one model, or two to compare, not 0"),
         (lambda: api.evaluate(["a", "b", "c"], "demo"), ValueError, "not 3"),
+        (lambda: api.audit("agent"), ConfigError, "audit_environment"),
         (lambda: api.sample("tiny"), ValueError, "needs a prompt, or a recipe"),
         (lambda: api.sample("tiny", "dmo"), ConfigError, "did you mean 'demo'"),
     ],
