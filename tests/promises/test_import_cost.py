@@ -55,6 +55,8 @@ def test_the_list_names_real_modules():
         "heliostat.tracking",
         "heliostat.cli",
         "heliostat.control",
+        "heliostat.report.page",
+        "heliostat.report.diagnosis",
         "heliostat.scaling",
     ],
 )

@@ -19,24 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.monitors.signal import Moments, Signal
+from heliostat.monitors.turn_numbers import NUMBERS, number_of
 from heliostat.types import Batch, Completion, Mean, Prompt, StopReason, mean_values
 
-NUMBERS = ("1", "2", "3", "4+")
-"""Numbers of turns in keys; the last one stands for all later turns."""
 SAMPLER_GAP = "agent/sampler_gap"
 OUT_OF_TOKENS = frozenset({StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL})
 
 Member = tuple[Prompt, Completion]
 Action = Callable[[Sequence[int]], str]
 """The text of a turn, as its environment reads it."""
-
-
-def number_of(turn: int) -> str:
-    """Return the number of a turn (from 0) in keys.
-
-    **Limits** One of ``NUMBERS`` for every turn, so that a long episode adds no keys.
-    """
-    return NUMBERS[min(turn, len(NUMBERS) - 1)]
 
 
 def pieces(member: Member, values: Float[np.ndarray, " token"]) -> Iterator[tuple[str, Float[np.ndarray, " _"]]]:

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from heliostat.monitors.signal import merge
+from heliostat.monitors.turn_numbers import NUMBERS, number_of
 from heliostat.monitors.turns import (
-    NUMBERS,
     SAMPLER_GAP,
     Trajectories,
     log_ratios,
     num_repeated,
-    number_of,
     pieces,
     sampler_gap_metrics,
     sampler_gaps,

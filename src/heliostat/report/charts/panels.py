@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heliostat.monitors.turns import NUMBERS
+from heliostat.monitors.turn_numbers import NUMBERS
 from heliostat.report.runs.read import Run, number
 from heliostat.tracking import METRICS, Metric
 
