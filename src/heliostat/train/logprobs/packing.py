@@ -64,12 +64,14 @@ def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
             group=index,
             prompt=group.group.prompt,
             completion=completion,
-            advantage=float(group.advantages[member]),
+            advantage=advantage,
             logp_old=None if group.logp_old is None else group.logp_old[member],
             logp_ref=None if group.logp_ref is None else group.logp_ref[member],
         )
         for index, group in enumerate(groups)
-        for member, completion in enumerate(group.group.completions)
+        for member, (completion, advantage) in enumerate(
+            zip(group.group.completions, group.advantages.tolist(), strict=True)
+        )
     ]
 
 
