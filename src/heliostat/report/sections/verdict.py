@@ -128,5 +128,6 @@ def _ending(run: Run) -> str:
         "finished": f"Finished after {steps}{because}.",
         "interrupted": f"Interrupted after {steps}{because}.{resume}",
         "failed": f"Failed after {steps}{because}.",
+        "running": f"Running: {steps} are in the log.",
     }
     return endings.get(run.status, f"Still running, or killed: {steps} are in the log. The same command continues it.")
