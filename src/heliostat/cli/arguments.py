@@ -65,6 +65,7 @@ def _post_train(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--profile", action="store_true", help="after a few steps, print their time and memory by phase"
     )
+    parser.add_argument("--watch", action="store_true", help="serve the report on this machine while the run goes on")
 
 
 def _sft(parser: ArgumentParser) -> None:
@@ -326,7 +327,7 @@ COMMANDS: dict[str, Command] = {
         "post-train a model with a recipe; the same command resumes an unfinished run",
         commands.train,
         _post_train,
-        usage=f"RECIPE [--run DIR] [--no-audit] [--profile] {_SETTINGS}",
+        usage=f"RECIPE [--run DIR] [--no-audit] [--profile] [--watch] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
         explains_settings=True,
     ),

@@ -8,10 +8,11 @@
     sections/    the parts of the page, in words, tables and charts
     html/        escaping, templates, style and script, and the frame of every page
     diagnosis/   what went wrong with a run, as text
+    live/        the page of a run that goes on, served on this machine
 
 Everything is drawn here, as HTML and inline SVG, so the page reads without JavaScript; the script only adds hover
-values, the theme switch and showing or hiding single runs. Left out: live updates, and any number that cannot be
-computed from the files of a run folder.
+values, the theme switch and showing or hiding single runs. ``live`` serves the same page while a run goes on. Left out:
+any number that cannot be computed from the files of a run folder.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -37,9 +37,6 @@ function exchange(page) {
   const main = document.querySelector("main");
   const old = named(main.children);
   const fresh = named([...page.querySelector("main").children]);
-  const seen = [...old].find(([name, node]) => fresh.has(name) && node.getBoundingClientRect().bottom > 0);
-  const top = seen && seen[1].getBoundingClientRect().top;
-  const isDown = scrollY > 0;
   const data = page.getElementById("figures").textContent;
   document.getElementById("figures").textContent = data;
   figures = JSON.parse(data);
@@ -68,8 +65,17 @@ function exchange(page) {
   for (const [name, node] of old) if (!fresh.has(name)) node.remove();
   document.querySelector(".top nav").replaceChildren(...page.querySelectorAll(".top nav > *"));
   sources = written;
-  const stays = seen && named(main.children).get(seen[0]);
-  if (isDown && stays) scrollBy({ top: stays.getBoundingClientRect().top - top, behavior: "instant" });
+}
+
+function keepPlace(change) {
+  const tops = [...named(document.querySelector("main").children)].map(([name, node]) => [name, node.getBoundingClientRect()]);
+  const isDown = scrollY > 0;
+  const edge = Math.max(0, live.getBoundingClientRect().bottom);
+  change();
+  if (!isDown) return;
+  const now = named(document.querySelector("main").children);
+  const seen = tops.find(([name, box]) => box.bottom > edge && now.has(name));
+  if (seen) scrollBy({ top: now.get(seen[0]).getBoundingClientRect().top - seen[1].top, behavior: "instant" });
 }
 
 function isRead() {
@@ -91,12 +97,13 @@ async function look() {
   const answer = await fetch("status.json", { cache: "no-cache" });
   if (!answer.ok) throw new Error(`status ${answer.status}`);
   const status = await answer.json();
-  showStrip(status.strip);
+  keepPlace(() => showStrip(status.strip));
   document.title = status.title;
   if (status.page === version || isRead()) return;
   const reply = await fetch("/", { cache: "no-cache" });
   if (!reply.ok) throw new Error(`status ${reply.status}`);
-  exchange(new DOMParser().parseFromString(await reply.text(), "text/html"));
+  const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+  keepPlace(() => exchange(page));
   version = reply.headers.get("ETag").replaceAll('"', "");
 }
 

@@ -32,7 +32,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-LINGER_S = 5.0
+LINGER_S = 3.0
 """Seconds that a server outlives its run, for the last look of an open page."""
 OPEN_S = 10.0
 """Seconds since its last request after which a page counts as closed."""

@@ -23,7 +23,7 @@ from heliostat.report.runs.read import AUDIT, CONSEQUENCES, Run, finite, read_ru
 MIN_SECONDS = 2.0
 """Seconds between two pages, at least."""
 MAX_SHARE = 0.1
-"""Share of a processor that pages may take: one that takes a second to write is written every ten seconds."""
+"""Share of a processor for pages: one that takes a second to write is written every ten seconds."""
 WATCHED = (*CONSEQUENCES, "events.jsonl", AUDIT)
 
 
@@ -42,11 +42,13 @@ class LiveView:
     Args:
         folder: a run folder, which need not exist yet.
         min_seconds: seconds between two pages, at least.
+        max_share: share of a processor that pages may take.
     """
 
-    def __init__(self, folder: Path, min_seconds: float = MIN_SECONDS) -> None:
+    def __init__(self, folder: Path, min_seconds: float = MIN_SECONDS, max_share: float = MAX_SHARE) -> None:
         self.folder = folder
         self.min_seconds = min_seconds
+        self.max_share = max_share
         self.num_drawn = 0
         self._lock = threading.Lock()
         self._drawn: _Drawn | None = None
@@ -125,7 +127,7 @@ class LiveView:
         started = time.monotonic()
         content = self._waiting() if run is None else self._draw(run)
         ended = time.monotonic()
-        pause = max(self.min_seconds, (ended - started) / MAX_SHARE)
+        pause = max(self.min_seconds, (ended - started) / self.max_share)
         self._drawn = _Drawn(version, content, ended + pause)
         return self._drawn
 
