@@ -10,7 +10,7 @@ Left out: the parts of these functions (import them from their own packages), an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +57,7 @@ def post_train(
     environment: object = None,
     tools: Sequence[Any] = (),
     profile: bool = False,
+    opened: Callable[[Path], None] | None = None,
 ) -> RunResult:
     """Warm start, post-train, evaluate, save the model and write the report page.
 
@@ -81,6 +82,7 @@ def post_train(
             ``data``, the problems are its own.
         tools: typed, docstringed functions that the model may call.
         profile: whether to print time and memory by phase after a few steps.
+        opened: called with the run folder once the run is about to work, for example to show its files meanwhile.
 
     Returns:
         The result: ``status``, held-out results ``before`` and ``after``, and the run ``folder``.
@@ -93,7 +95,7 @@ def post_train(
         checked, name = _given_recipe(
             given, recipe, overrides, (data, heldout), rewards, model, environment=environment, tools=tools
         )
-        return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
+        return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile, opened=opened))
 
 
 def sft(

@@ -10,7 +10,7 @@ Left out: argument syntax (``cli``) and the loop (``train.trainer``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,12 @@ def run_recipe(
     recipe_name: str = "run",
     display: Display | None = None,
     profile: bool = False,
+    opened: Callable[[Path], None] | None = None,
 ) -> RunResult:
     """Train as the recipe says, or continue an unfinished run of the same recipe in ``run_dir``.
+
+    Args:
+        opened: called on the main process with the folder of a run that is about to work.
 
     Raises:
         ConfigError: the recipe cannot be carried out.
@@ -99,6 +103,8 @@ def run_recipe(
             results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
             return RunResult(path, "finished", "", *results, is_main_process=runtime.is_main, findings=found)
+        if opened is not None and runtime.is_main:
+            opened(path)
         with runtime.raise_on_all_ranks():  # report missing packages of a tracker before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
