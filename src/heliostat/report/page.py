@@ -5,11 +5,12 @@ Left out: the sections themselves (``sections``), and the frame around them (``h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heliostat.arguments import PathArg, as_path, paths
 from heliostat.report.charts.axes import AXES
 from heliostat.report.charts.figures import Figures
 from heliostat.report.html.frame import framed, write_page
@@ -29,9 +30,7 @@ from heliostat.report.sections.summary import cards, heading, verdict_section
 from heliostat.report.sections.verdict import judge
 
 
-def write_report(
-    run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None, by: str = "step"
-) -> Path:
+def write_report(run_dirs: PathArg | Iterable[PathArg], output: PathArg | None = None, by: str = "step") -> Path:
     """Write one self-contained HTML page about one or several runs.
 
     Args:
@@ -45,10 +44,9 @@ def write_report(
     Raises:
         ValueError: no folder was given, or one of them is not a run folder, or holds no FLOPs to draw by.
     """
-    several = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
-    folders = [Path(folder).expanduser() for folder in several]
+    folders = [as_path(folder) for folder in paths(run_dirs)]
     runs = read_runs(folders)
-    target = folders[0] if output is None else Path(output).expanduser()
+    target = folders[0] if output is None else as_path(output)
     if target.is_dir():
         target = target / "report.html"
     return write_page(target, render(runs, by))
