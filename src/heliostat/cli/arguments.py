@@ -349,7 +349,7 @@ COMMANDS: dict[str, Command] = {
         "post-train a model with a recipe; the same command resumes an unfinished run",
         commands.train,
         _post_train,
-        usage=f"RECIPE [--run DIR] [--no-audit] [--profile] [--watch] {_SETTINGS}",
+        usage=f"RECIPE [--run DIR] [--watch] [--profile] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
         explains_settings=True,
     ),
