@@ -18,7 +18,7 @@ import tomli_w
 if TYPE_CHECKING:
     from heliostat.tasks.guessing.proposal import Proposal
 
-TINY = "tiny"
+TINY, SMOLLM2 = "tiny", "smollm2-135m"
 _OWN_FUNCTION = "my_reward:score"
 _MAX_LABELS = 8  # labels that a prompt lists
 _MAX_CONTEXT = 2048  # of the tiny model; longer prompts make its steps slow
@@ -101,7 +101,9 @@ def context_of(lengths: Lengths) -> int | None:
 
 def _model(model: str, lengths: Lengths) -> list[Line]:
     if model != TINY:
-        return [Line("path", model, "another: a Hugging Face folder or hub id, smollm2-135m, or tiny")]
+        dtype = Line("dtype", "float32", "shares prompts exactly on a CPU; auto: bfloat16 where it is native")
+        path = Line("path", model, "another: a Hugging Face folder or hub id, smollm2-135m, or tiny")
+        return [path, dtype] if model == SMOLLM2 else [path]
     lines = [
         Line("path", TINY, "random weights, trained in minutes; a pretrained one: smollm2-135m, a folder, a hub id")
     ]
