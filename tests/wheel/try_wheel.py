@@ -1,11 +1,13 @@
-"""Build the wheel, install it without extras in a fresh environment, and run the first command in an empty folder.
+"""Build the wheel, install it without extras in a fresh environment, and run the first commands in an empty folder.
 
     python tests/wheel/try_wheel.py        (make wheel; about two minutes, most of them installing)
 
 The check fails unless the run leaves its report and its model, and unless the module that ran is the installed one.
 """
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +37,7 @@ def main() -> None:
         empty = folder / "empty"
         empty.mkdir()
         train(python, empty)
+        start_own_task(python, empty)
         print(f"the wheel trains from an empty folder: {check(python, empty)}")
 
 
@@ -66,6 +69,20 @@ def train(python: Path, folder: Path) -> None:
     """Run a short ``heliostat train demo`` in ``folder``."""
     settings = [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
     run(str(python.parent / "heliostat"), "train", "demo", *settings, folder=folder)
+
+
+def start_own_task(python: Path, folder: Path) -> None:
+    """Run ``heliostat init`` on problems, and the command that it prints, shortened."""
+    rows = [{"question": f"after {number} comes", "result": number + 1} for number in range(100)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heliostat = python.parent / "heliostat"
+    printed = run(str(heliostat), "init", "problems.jsonl", "--json", folder=folder, stdout=subprocess.PIPE).stdout
+    (command,) = json.loads(printed)["next"]
+    short = {name: value for name, value in SHORT.items() if not name.startswith("task.")}
+    settings = [word for name, value in short.items() for word in (f"--{name}", str(value))]
+    run(str(heliostat), *shlex.split(command)[1:], *settings, folder=folder)
+    if not (folder / "runs" / "mine" / "model" / "model.safetensors").exists():
+        sys.exit(f"'{command}' has left no model")
 
 
 def check(python: Path, folder: Path) -> str:

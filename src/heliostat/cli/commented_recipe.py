@@ -8,6 +8,7 @@ Left out: guessing (``tasks.guessing``), and the results of a run.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import tomli_w
 if TYPE_CHECKING:
     from heliostat.tasks.guessing.proposal import Proposal
 
-TINY = "tiny"
+TINY, SMOLLM2 = "tiny", "smollm2-135m"
 _OWN_FUNCTION = "my_reward:score"
 _MAX_LABELS = 8  # labels that a prompt lists
 _MAX_CONTEXT = 2048  # of the tiny model; longer prompts make its steps slow
@@ -100,7 +101,9 @@ def context_of(lengths: Lengths) -> int | None:
 
 def _model(model: str, lengths: Lengths) -> list[Line]:
     if model != TINY:
-        return [Line("path", model, "another: a Hugging Face folder or hub id, smollm2-135m, or tiny")]
+        dtype = Line("dtype", "float32", "shares prompts exactly on a CPU; auto: bfloat16 where it is native")
+        path = Line("path", model, "another: a Hugging Face folder or hub id, smollm2-135m, or tiny")
+        return [path, dtype] if model == SMOLLM2 else [path]
     lines = [
         Line("path", TINY, "random weights, trained in minutes; a pretrained one: smollm2-135m, a folder, a hub id")
     ]
@@ -165,11 +168,16 @@ def _escaped(text: str) -> str:
 def _tiny_training(proposal: Proposal, lengths: Lengths) -> dict[str, list[Line]]:
     num_train = len(proposal.task.train)
     has_answers = bool(proposal.columns.answer)
+    num_steps = max(30, 10 * (12 * 16 // max(16, lengths.budget)))  # long answers take longer
     return {
+        "run": [Line("num_threads", 1, "a model this small is slower with more; 0: all CPUs")],
         "warm_start": [
             Line("num_steps", 300, "learns from the answers first; where nothing is solved, nothing can be reinforced"),
             Line("batch_size", min(32, num_train)),
-            Line("stop_at", 0.5, "ends early once this share of the held-out problems is solved"),
+            Line("eval_every", 25, "steps between looks at the held-out problems"),
+            Line(
+                "stop_at", _half_way(proposal), "ends early at this share of solved ones, so that some is left to learn"
+            ),
         ]
         if has_answers
         else [],
@@ -178,9 +186,16 @@ def _tiny_training(proposal: Proposal, lengths: Lengths) -> dict[str, list[Line]
             Line("group_size", 8, "answers to each of them, compared with each other"),
             _budget(lengths),
         ],
-        "train": [Line("num_steps", 40, "more steps: the same command with --train.num_steps 80")],
-        "optimizer": [Line("lr", 3e-4, "a small model takes longer steps; the default is 1e-4")],
-        "eval": [Line("every", 10, "steps between looks at the held-out problems"), *_num_problems(proposal, 100)],
+        "objective": [Line("tau", 0.5, "weight of staying near the model before a step; the default is 0.2")],
+        "optimizer": [Line("lr", 2e-4, "a small model takes longer steps; the default is 1e-4")],
+        "train": [
+            Line("num_steps", num_steps, "some minutes on a laptop"),
+            Line("updates_per_step", min(2, num_train), "each batch of answers is used twice"),
+        ],
+        "eval": [
+            Line("every", num_steps // 5, "steps between looks at the held-out problems"),
+            *_num_problems(proposal, 100),
+        ],
     }
 
 
@@ -200,7 +215,7 @@ def _pretrained_training(proposal: Proposal, lengths: Lengths) -> dict[str, list
         ],
         "optimizer": [Line("lr", 2e-5), Line("warmup_steps", 2)],
         "train": [
-            Line("num_steps", 20, "more steps: the same command with --train.num_steps 60"),
+            Line("num_steps", 20, "more for better results"),
             Line("tokens_per_microbatch", 2048, "less memory; the default is 8192"),
         ],
         "eval": [
@@ -209,6 +224,12 @@ def _pretrained_training(proposal: Proposal, lengths: Lengths) -> dict[str, list
             Line("final_samples", 2, "answers to each held-out problem before and after training"),
         ],
     }
+
+
+def _half_way(proposal: Proposal) -> float:
+    """Return the success halfway between always giving the commonest answer and always being right."""
+    answers = Counter(problem.answer for problem in proposal.problems)
+    return round(0.5 + answers.most_common(1)[0][1] / len(proposal.problems) / 2, 2)
 
 
 def _budget(lengths: Lengths) -> Line:

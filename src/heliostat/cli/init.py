@@ -65,6 +65,7 @@ def init(args: Namespace) -> int:
     text = recipe_text(proposal, args.source, _path_in(folder, args.source), args.model, lengths)
     recipe = parse_recipe(text, folder)
     report, stop = _audited(recipe, proposal)
+    stop = stop or _too_long(lengths, len(proposal.problems))
     folder.mkdir(parents=True, exist_ok=True)
     publish_file(args.output.expanduser(), text)
     outcome = Outcome(args.output, args.model, proposal, lengths, report, stop, _commands(args.output, proposal))
@@ -162,6 +163,15 @@ def _text(problem: Any) -> str:
 
 def _last_words(problem: Any) -> str:
     return "\n".join(str(turn["content"]) for turn in problem.turns) or str(problem.answer or "")
+
+
+def _too_long(lengths: Lengths, num: int) -> str:
+    if not lengths.num_long:
+        return ""
+    return (
+        f"{lengths.num_long} of {num} prompts are too long for the model (first: {lengths.first_long}), and a run "
+        "refuses them; remove or shorten them, or name a model with a longer context"
+    )
 
 
 def _audited(recipe: Any, proposal: Proposal) -> tuple[AuditReport | None, str]:
@@ -276,11 +286,6 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(f"{_quoted(commonest)} is right for {count / num:.0%} of the problems: hold results against that")
     if len(proposal.task.heldout) < _FEW:
         notes.append(f"only {len(proposal.task.heldout)} held out, so results will be rough; more rows make them finer")
-    if lengths.num_long:
-        notes.append(
-            f"{lengths.num_long} prompts are too long for the model (first: {lengths.first_long}), and a run refuses "
-            "them: remove or shorten them, or name a model with a longer context"
-        )
     if lengths.prompt is None:
         notes.append(f"the model '{outcome.model}' is not on this machine, so prompts are not counted in tokens")
     if proposal.missing:

@@ -79,6 +79,19 @@ def test_a_recipe_is_written_over_only_by_force(here: Path, capsys: pytest.Captu
     assert (section.num_train, section.num_heldout, section.settings["verifiers"]) == (51, 9, [{"name": "exact"}])
 
 
+def test_prompts_that_no_run_takes_are_counted_and_no_command_is_given(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {3: 400, 7: 6000}  # the tiny model's context grows with the first, and not with the second
+    rows = [{"prompt": "word " * words.get(n, 1) + str(n), "answer": n} for n in range(40)]
+    assert main(["init", str(write(here / "long.jsonl", rows))]) == 1
+    printed = capsys.readouterr().out
+    assert "not ready to train: 1 of 40 prompts are too long for the model (first: long.jsonl, line 8)" in printed
+    assert "heliostat train" not in printed
+    assert main(["init", str(write(here / "long.jsonl", rows[:7])), "--force"]) == 0
+    assert load_recipe("mine.toml").model.settings == {"context_length": 1280}
+
+
 def test_free_text_asks_for_a_function_and_gives_one_to_begin_with(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
