@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from heliostat.cards import Card, brief
+
 
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
@@ -361,7 +363,7 @@ class TrackingSection(Section):
     trackio: str = Field("", description="trackio project; empty: off (extra: trackio)")
 
 
-class Recipe(Section):
+class Recipe(Card, Section):
     """Every setting of one run."""
 
     run: RunSection = RunSection()
@@ -382,6 +384,22 @@ class Recipe(Section):
     guard: GuardSection = GuardSection()
     tracking: TrackingSection = TrackingSection()
     distributed: DistributedSection = DistributedSection()
+
+    def card_line(self) -> str:
+        tasks = ", ".join(task.name for task in self.task)
+        ways = f"objective {self.objective.name}, optimizer {self.optimizer.name}, {self.train.num_steps} steps"
+        return f"model {self.model.path}, task {tasks}, {ways}"
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        """Return the settings of each section that differ from the defaults."""
+        rows = []
+        defaults = Recipe().model_dump(mode="json")
+        for section, content in self.model_dump(mode="json").items():
+            usual = defaults[section][0] if section == "task" else defaults[section]
+            for table in content if section == "task" else [content]:
+                other = [f"{key} = {brief(value)}" for key, value in table.items() if value != usual.get(key)]
+                rows += [(section, ", ".join(other))] if other else []
+        return rows
 
     @field_validator("task", mode="before")
     @classmethod

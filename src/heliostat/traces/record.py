@@ -13,11 +13,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from heliostat.cards import Card
 from heliostat.types import FloatArray, StopReason, Turn
 
 
-@dataclass(frozen=True, slots=True)
-class TraceSource:
+@dataclass(frozen=True, slots=True, repr=False)
+class TraceSource(Card):
     """The source of a trace: policy, tokenizer, sampling settings and environment.
 
     Attributes:
@@ -48,8 +49,8 @@ class TraceSource:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(Card):
     """One completion of one prompt, judged; in an environment, a whole trajectory.
 
     Attributes:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from heliostat.cards import Card
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
 from heliostat.monitors.turns import sampler_gaps
@@ -37,8 +38,8 @@ from heliostat.train.update.safe_step import SafeStep
 from heliostat.types import Batch, Group, Mean, TrainingGroup
 
 
-@dataclass(slots=True)
-class UpdateReport:
+@dataclass(slots=True, repr=False)
+class UpdateReport(Card):
     """Results of one update phase.
 
     Attributes:
