@@ -92,6 +92,7 @@ def post_train(
 
     Raises:
         ConfigError: the recipe is invalid; nothing was started.
+        FileNotFoundError: the data file does not exist.
         RunFailed: the run failed; the exception has the reason and the run folder.
     """
     with registering() as given:
@@ -120,8 +121,8 @@ def sft(
     """
     checked, name = _recipe(recipe, overrides)
     with registering() as given:
-        if isinstance(data, str | os.PathLike) and not as_path(data).exists():
-            raise FileNotFoundError(f"there is no data file {as_text(data)}")
+        if isinstance(data, str | os.PathLike):
+            _check_exists(data)
         source = data if data is None or isinstance(data, str | os.PathLike) else given.rows(data)
         return _concluded(run_sft(checked, source, run_dir, name))
 
@@ -330,7 +331,13 @@ def _rows_of(data: object) -> object:
     """Read the rows of a data file or folder; anything else is returned as it is."""
     if not isinstance(data, str | os.PathLike):
         return data
+    _check_exists(data)
     return [row.columns for row in read_rows(as_text(data), "train", "")]
+
+
+def _check_exists(data: PathArg) -> None:
+    if not as_path(data).exists():
+        raise FileNotFoundError(f"there is no data file {as_text(data)}")
 
 
 def _fitted(tables: dict[str, Any], overrides: Overrides) -> Recipe:

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.arguments import PathArg, as_path
+from heliostat.cards import Card
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
 from heliostat.rollout import SampleRequest, SamplingSettings
@@ -51,8 +52,8 @@ from heliostat.types import Batch, Group, Problem, Prompt, TrainingGroup, mean_v
 __all__ = ["Experiment", "Step", "TrainingDiverged", "open_experiment"]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+@dataclass(frozen=True, slots=True, repr=False)
+class Step(Card):
     """One update phase of an experiment.
 
     Attributes:
@@ -75,8 +76,8 @@ class Step:
         return mean_values(rollout_means([group.group for group in self.batch.groups]))
 
 
-@dataclass(kw_only=True, slots=True)
-class Experiment:
+@dataclass(kw_only=True, slots=True, repr=False)
+class Experiment(Card):
     """A model in memory with its tasks, verifiers, objective and optimizer.
 
     Attributes:

@@ -26,14 +26,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from heliostat.cards import Card
+
 NUM_RESAMPLES = 2000
 Z = 1.959963984540054
 """97.5% quantile of the normal distribution."""
 _PRIOR = 0.5  # of a problem that varies like a coin, added to the sample; half a problem keeps the coverage at 95%
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+@dataclass(frozen=True, slots=True, repr=False)
+class Estimate(Card):
     """An estimate with the ends of its 95% interval."""
 
     value: float

@@ -29,8 +29,13 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heliostat.cards import Card, brief, clipped
+
 FloatArray = NDArray[np.float32]
 Message = Mapping[str, Any]  # "role", a text "content", and other keys that templates read, like "tool_calls"
+
+SHOWN = 8
+"""Completions in the card of a group."""
 
 
 class StopReason(StrEnum):
@@ -56,8 +61,8 @@ class StopReason(StrEnum):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+@dataclass(frozen=True, slots=True, repr=False)
+class Problem(Card):
     """A problem to solve, independent of any model.
 
     Attributes:
@@ -158,8 +163,8 @@ class Turn:
         return self.end - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+@dataclass(frozen=True, slots=True, repr=False)
+class Prompt(Card):
     """A problem as one model's token ids, optionally continued by an unfinished assistant turn.
 
     Attributes:
@@ -188,8 +193,8 @@ class Prompt:
         return (self.problem.problem_id, str(self.cut or ""))
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+@dataclass(frozen=True, slots=True, repr=False)
+class Completion(Card):
     """A completion sampled by one policy after one prompt; in an environment, a whole trajectory.
 
     Attributes:
@@ -240,8 +245,8 @@ class Completion:
         return tuple(token for start, end in self.spans for token in self.token_ids[start:end])
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+@dataclass(frozen=True, slots=True, repr=False)
+class Verdict(Card):
     """The verifiers' judgement of one completion.
 
     Attributes:
@@ -257,8 +262,8 @@ class Verdict:
     failure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+@dataclass(frozen=True, slots=True, repr=False)
+class Group(Card):
     """All completions of one prompt, sampled by one policy, with their verdicts after verification.
 
     Attributes:
@@ -269,6 +274,14 @@ class Group:
     completions: tuple[Completion, ...]
     verdicts: tuple[Verdict, ...] = ()
     policy_step: int = 0
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        marks = [f"reward {verdict.reward:.4g}" for verdict in self.verdicts] or ["not judged"] * len(self.completions)
+        asked = self.prompt.problem.prompt
+        prompt = asked if isinstance(asked, str) else brief(asked)
+        shown = list(zip(marks, (clipped(one.text, 500) for one in self.completions), strict=True))
+        more = [("", f"{len(shown) - SHOWN} more")] if len(shown) > SHOWN else []
+        return [("prompt", clipped(prompt, 500)), *shown[:SHOWN], *more]
 
     @property
     def is_empty(self) -> bool:
@@ -286,8 +299,8 @@ class Group:
         return sum(completion.num_sampled for completion in self.completions)
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingGroup:
+@dataclass(frozen=True, slots=True, repr=False)
+class TrainingGroup(Card):
     """A verified group with its advantages, and the anchor's log-probabilities once computed.
 
     Attributes:
@@ -308,8 +321,8 @@ class TrainingGroup:
         return bool((self.advantages != 0).any())
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+@dataclass(frozen=True, slots=True, repr=False)
+class Batch(Card):
     """The verified groups of one step; ``minibatches`` divides it by prompt, so that no group is split."""
 
     groups: tuple[TrainingGroup, ...]
@@ -326,8 +339,8 @@ class Batch:
         return [Batch(tuple(self.groups[int(index)] for index in chunk)) for chunk in chunks]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
+@dataclass(frozen=True, slots=True, repr=False)
+class TokenBatch(Card):
     """The input of an objective: ragged sequences laid end to end, without padding, completion tokens only.
 
     Attributes:
@@ -379,8 +392,8 @@ def mean_values(means: Mapping[str, Mean]) -> dict[str, float]:
     return {key: mean.value for key, mean in means.items() if mean.count}
 
 
-@dataclass(frozen=True, slots=True)
-class LossOutput:
+@dataclass(frozen=True, slots=True, repr=False)
+class LossOutput(Card):
     """The loss of one micro-batch.
 
     Attributes:

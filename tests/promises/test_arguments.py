@@ -1,11 +1,8 @@
 """The promise: public functions take text, ``Path`` and any other path alike, and refuse one string for several."""
 
-import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +23,9 @@ from heliostat.theory import pmd_mean
 from heliostat.traces import Bank, RowIssues, export_bank, read_rows
 from heliostat.tracking import JsonlTracker, read_metrics, rewind
 from heliostat.types import Problem
+from tests.support.public_names import public
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "smollm2-arithmetic"
-PACKAGES = (
-    "heliostat",
-    *(
-        f"heliostat.{name}"
-        for name in (
-            *("adapters", "api", "config", "control", "curvature", "linalg", "models", "monitors", "objectives"),
-            *("optim", "report", "report.control_page", "report.diagnosis", "research", "rollout", "run_models"),
-            *("scaling", "tasks", "theory", "tracking", "traces", "train", "types"),
-        )
-    ),
-)
-"""Everything that the documentation shows; ``storage`` is internal, and works on ``Path`` alone."""
 PLACES = re.compile(r"(?:.*_)?(?:path|folder|dir|dirs|file|bank|target|model|models)")
 """Names of parameters that hold a path."""
 NOT_PLACES = {("Server.get", "path"), ("Server.post", "path")}
@@ -57,36 +43,6 @@ class Place:
 
 
 FORMS = {"str": str, "Path": Path, "PathLike": Place}
-
-
-def public() -> Iterator[tuple[str, object]]:
-    """List public functions, and the constructors and methods of public classes, each once."""
-    seen = set()
-    for package in PACKAGES:
-        module = import_module(package)
-        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == package]
-        for name in getattr(module, "__all__", own):
-            value = getattr(module, name)
-            if (
-                name.startswith("_")
-                or id(value) in seen
-                or getattr(value, "__module__", "").partition(".")[0] != ("heliostat")
-            ):
-                continue
-            seen.add(id(value))
-            if inspect.isfunction(value):
-                yield name, value
-            elif inspect.isclass(value) and not issubclass(value, BaseException):
-                yield from _methods(name, value)
-
-
-def _methods(name: str, cls: type) -> Iterator[tuple[str, object]]:
-    """Results hold a ``Path``, so a constructor that a dataclass generates is left out."""
-    for attribute, value in vars(cls).items():
-        function = getattr(value, "__func__", value)
-        is_own = attribute == "__init__" and not dataclasses.is_dataclass(cls)
-        if inspect.isfunction(function) and (is_own or not attribute.startswith("_")):
-            yield f"{name}.{attribute}", function
 
 
 def narrow(function) -> list[str]:

@@ -14,6 +14,7 @@ EXCEPTIONS = {
     ("tests/unit/adapters/test_trl.py", "_logs"): "of TRL's trainers",
     ("tests/unit/test_api.py", "_HOME"): "the table of the package's names, itself no name of the package",
     ("tests/unit/train/test_results.py", "_repr_html_"): "a notebook's own hook, called as a notebook calls it",
+    ("tests/promises/test_cards.py", "_repr_html_"): "a notebook's own hook, called as a notebook calls it",
     ("tests/unit/train/rollouts/test_scheduler.py", "_begin"): "rollouts requested before a step asks for them",
     ("tests/unit/train/rollouts/test_scheduler.py", "_known"): "the futures of steps that nobody asked for yet",
 }

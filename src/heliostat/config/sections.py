@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from heliostat.cards import Card, brief
+
 
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
@@ -367,7 +369,7 @@ class TrackingSection(Section):
     trackio: str = Field("", description="trackio project; empty: off (extra: trackio)")
 
 
-class Recipe(Section):
+class Recipe(Card, Section):
     """Every setting of one run."""
 
     run: RunSection = RunSection()
@@ -396,6 +398,22 @@ class Recipe(Section):
         Workers change torch's number of threads while they run, which sampling in parallel would see.
         """
         return self.run.num_workers or int(self.rollout.max_staleness > 0)
+
+    def card_line(self) -> str:
+        tasks = ", ".join(task.name for task in self.task)
+        ways = f"objective {self.objective.name}, optimizer {self.optimizer.name}, {self.train.num_steps} steps"
+        return f"model {self.model.path}, task {tasks}, {ways}"
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        """Return the settings of each section that differ from the defaults."""
+        rows = []
+        defaults = Recipe().model_dump(mode="json")
+        for section, content in self.model_dump(mode="json").items():
+            usual = defaults[section][0] if section == "task" else defaults[section]
+            for table in content if section == "task" else [content]:
+                other = [f"{key} = {brief(value)}" for key, value in table.items() if value != usual.get(key)]
+                rows += [(section, ", ".join(other))] if other else []
+        return rows
 
     @field_validator("task", mode="before")
     @classmethod

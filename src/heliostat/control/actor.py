@@ -22,14 +22,15 @@ from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from heliostat.cards import Card
 from heliostat.curvature import per_sample_scores
 
 Observations = Any
 """A tensor of rows, or a dictionary of such tensors where the observation space is a ``Dict``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transitions:
+@dataclass(frozen=True, slots=True, repr=False)
+class Transitions(Card):
     """Some time steps of a rollout.
 
     Attributes:

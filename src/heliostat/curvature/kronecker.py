@@ -15,6 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from heliostat.cards import Card
 from heliostat.curvature.recorder import num_columns
 from heliostat.linalg.gram import gram
 
@@ -22,8 +23,8 @@ BUCKET = 1 << 20
 """Most numbers in one exchange between ranks, unless one tensor has more."""
 
 
-@dataclass(frozen=True, slots=True)
-class KroneckerFactors:
+@dataclass(frozen=True, slots=True, repr=False)
+class KroneckerFactors(Card):
     """Second moments of one layer's rows.
 
     Attributes:
@@ -35,8 +36,8 @@ class KroneckerFactors:
     outputs: Float[Tensor, "out out"]
 
 
-@dataclass(frozen=True, slots=True)
-class LayerMeans:
+@dataclass(frozen=True, slots=True, repr=False)
+class LayerMeans(Card):
     """Means of one layer's rows.
 
     Attributes:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from heliostat.cards import Card
 from heliostat.config import ConfigError
 from heliostat.models.architecture_probes import CacheKind, cache_kind, check_causal, num_embedded_ids
 from heliostat.models.head import Head, completion_head
@@ -30,8 +31,8 @@ BUILT_IN_NAMES = (TINY, SMOLLM2)
 UNLIMITED_CONTEXT = 2**20
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+@dataclass(frozen=True, repr=False)
+class LoadedModel(Card):
     """A causal language model ready for sampling and training.
 
     Attributes:

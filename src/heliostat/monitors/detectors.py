@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from heliostat.cards import Card
 from heliostat.monitors.reference import Reference
 
 Side = Literal["high", "low", "both"]
@@ -29,8 +30,8 @@ MAX_Z = 20.0
 """One extreme value raises one alarm; it must not fill a cumulative sum for the rest of the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+@dataclass(frozen=True, slots=True, repr=False)
+class Reading(Card):
     """A detector's judgement of one value.
 
     Attributes:

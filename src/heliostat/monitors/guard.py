@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from heliostat.cards import Card
 from heliostat.monitors.detectors import Detector, Reading
 from heliostat.monitors.rules import Level, Rule, default_rules
 
@@ -30,8 +31,8 @@ SCALED = frozenset({"optim/update_ratio"})
 """Signals that scale with the learning rate: while the guard holds it down, they are judged and not learned from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+@dataclass(frozen=True, slots=True, repr=False)
+class Finding(Card):
     """One alarm with the statistic that caused it.
 
     Attributes:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from heliostat.cards import Card
 from heliostat.models import LoadedModel
 from heliostat.rollout.request import SampleRequest
 from heliostat.types import Group
 
 
-@dataclass(slots=True)
-class RolloutCounts:
+@dataclass(slots=True, repr=False)
+class RolloutCounts(Card):
     """Exact counts of the forward passes that sampling ran; tests and the FLOP ledger rely on them.
 
     Attributes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from heliostat.cards import Card
 from heliostat.config import Recipe
 from heliostat.scaling.hardware import Hardware
 from heliostat.scaling.job import GpuLayout, Job
@@ -17,8 +18,8 @@ from heliostat.scaling.shapes import ModelShape
 from heliostat.scaling.traffic import Traffic, step_traffic
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+@dataclass(frozen=True, slots=True, repr=False)
+class Estimate(Card):
     """The estimated memory, traffic and seconds of one way of training one model."""
 
     shape: ModelShape

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from heliostat.cards import Card
 from heliostat.scaling.hardware import Hardware
 from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.shapes import ModelShape
@@ -29,8 +30,8 @@ STORED = {"bfloat16": 2, "float32": 4}
 """Bytes of a stored weight by dtype."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingMemory:
+@dataclass(frozen=True, slots=True, repr=False)
+class TrainingMemory(Card):
     """One trainer's bytes.
 
     Attributes:
@@ -128,8 +129,8 @@ def token_bytes(shape: ModelShape, layer: int, size: int) -> float:
     return norms + attention + 4 * shape.num_heads + inner
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingMemory:
+@dataclass(frozen=True, slots=True, repr=False)
+class SamplingMemory(Card):
     """One sampling GPU's bytes.
 
     Attributes:

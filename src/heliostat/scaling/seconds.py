@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from heliostat.cards import Card
 from heliostat.scaling.hardware import Hardware
 from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import STORED, sampling_memory
@@ -21,8 +22,8 @@ from heliostat.scaling.traffic import diagnosed_tokens, step_traffic
 BACKWARD = 2  # of one forward: a product for the inputs' gradient, and one for the weights'
 
 
-@dataclass(frozen=True, slots=True)
-class StepSeconds:
+@dataclass(frozen=True, slots=True, repr=False)
+class StepSeconds(Card):
     """One synchronous step.
 
     Attributes:

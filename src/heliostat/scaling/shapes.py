@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.arguments import PathArg, as_text
+from heliostat.cards import Card
 from heliostat.config import ConfigError, nearest
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2")
@@ -54,8 +55,8 @@ class Latent:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelShape(Card):
     """A decoder's sizes.
 
     Attributes:

@@ -23,10 +23,11 @@ from math import exp
 from random import Random
 
 from heliostat.arguments import listed
+from heliostat.cards import Card
 
 
-@dataclass(frozen=True, slots=True)
-class Throughput:
+@dataclass(frozen=True, slots=True, repr=False)
+class Throughput(Card):
     """The throughput of a simulated run.
 
     Attributes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from heliostat.cards import Card
 from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import STORED
 from heliostat.scaling.shapes import ModelShape
@@ -22,8 +23,8 @@ TOKEN_BYTES, ROW_BYTES = 14.0, 150.0
 """Of a completion between ranks, pickled: per token (id, log-probability, entropy, text) and besides. Measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
+@dataclass(frozen=True, slots=True, repr=False)
+class Traffic(Card):
     """One step's collectives: bytes of whole tensors, per rank.
 
     Attributes:

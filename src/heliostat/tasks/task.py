@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from heliostat.cards import Card
 from heliostat.tasks.verifiers.builtin import Verifier
 from heliostat.types import Completion, Problem, Turn, Verdict
 
@@ -66,8 +67,8 @@ class Slips:
         return self.share if progress >= self.after else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+@dataclass(frozen=True, slots=True, repr=False)
+class Task(Card):
     """Problems and the verifiers that score their answers.
 
     Attributes:

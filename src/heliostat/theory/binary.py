@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.cards import Card
 from heliostat.linalg.arrays import as_tensor
 from heliostat.linalg.lambert import lambertw_exp
 from heliostat.theory.certificate import MirrorStep
@@ -25,8 +26,8 @@ from heliostat.theory.instance import ArrayLike
 from heliostat.theory.step import pmd_mean, pmd_part
 
 
-@dataclass(frozen=True, slots=True)
-class BinaryStep:
+@dataclass(frozen=True, slots=True, repr=False)
+class BinaryStep(Card):
     """One step with 0/1 rewards.
 
     Attributes:

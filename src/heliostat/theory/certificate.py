@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.cards import Card
 from heliostat.theory.instance import Instance
 from heliostat.theory.multiplier import log_partition_of_centred, log_phi
 
@@ -38,8 +39,8 @@ class Fit:
     log_size: Float[Tensor, "*batch"]
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+@dataclass(frozen=True, slots=True, repr=False)
+class Certificate(Card):
     """Residuals of the identities at the optimum; each is relative to ``max(1, largest |target|)``, per batch entry.
 
     Attributes:
@@ -69,8 +70,8 @@ class Certificate:
         return torch.stack([getattr(self, spec.name) for spec in fields(self)]).amax(0)
 
 
-@dataclass(frozen=True, slots=True)
-class MirrorStep:
+@dataclass(frozen=True, slots=True, repr=False)
+class MirrorStep(Card):
     """One exact step from an old to a new policy.
 
     Attributes:

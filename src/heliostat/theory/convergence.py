@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.cards import Card
 from heliostat.linalg.arrays import as_tensor
 from heliostat.theory.certificate import MirrorStep
 from heliostat.theory.instance import ArrayLike, make_instance
@@ -34,8 +35,8 @@ class Method(Protocol):
     ) -> MirrorStep: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Trajectory:
+@dataclass(frozen=True, slots=True, repr=False)
+class Trajectory(Card):
     """Repeated exact steps; entry 0 is the starting policy.
 
     Attributes:
@@ -95,8 +96,8 @@ def steps_to(method: Method, success: float, tau: float, goal: float = 0.99) -> 
     raise ArithmeticError(f"success did not reach {goal} within {MAX_STEPS} steps")
 
 
-@dataclass(frozen=True, slots=True)
-class Telescoping:
+@dataclass(frozen=True, slots=True, repr=False)
+class Telescoping(Card):
     """The terms of the identity for one step, in reward units.
 
     Attributes:

@@ -21,13 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.cards import Card
 from heliostat.linalg.arrays import as_tensor
 from heliostat.theory.instance import ArrayLike
 from heliostat.theory.step import fit_targets
 
 
-@dataclass(frozen=True, slots=True)
-class FiniteSample:
+@dataclass(frozen=True, slots=True, repr=False)
+class FiniteSample(Card):
     """The distribution of one step over the draw of n rollouts; the last axis is the number of correct ones.
 
     Attributes:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from heliostat.arguments import PathArg, as_path, texts
+from heliostat.cards import Card
 from heliostat.traces.blobs import digest, pack_floats, pack_ids, pack_turns, unpack_floats, unpack_ids, unpack_turns
 from heliostat.traces.database import BUSY_S, BankError, Database
 from heliostat.traces.record import Trace, TraceSource
@@ -29,8 +30,8 @@ from heliostat.traces.schema import ADD_CHECKSUM, SELECT_TRACES
 from heliostat.types import StopReason
 
 
-@dataclass(frozen=True, slots=True)
-class Attempts:
+@dataclass(frozen=True, slots=True, repr=False)
+class Attempts(Card):
     """One round of rejection sampling on one problem: the numbers of attempts and successes.
 
     Attributes:
@@ -45,8 +46,8 @@ class Attempts:
     flops: float
 
 
-@dataclass(slots=True)
-class Appended:
+@dataclass(slots=True, repr=False)
+class Appended(Card):
     """The result of one ``append``: the numbers of stored traces and of skipped duplicates."""
 
     num_new: int = 0

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from heliostat.cards import Card
 from heliostat.models import LoadedModel, encode_solution
 from heliostat.traces.bank import Appended, Bank
 from heliostat.traces.columns import from_columns
@@ -35,8 +36,8 @@ _AT_ONCE = 500
 Judge = Callable[[Sequence[Group]], list[Group]]
 
 
-@dataclass(slots=True)
-class ImportReport:
+@dataclass(slots=True, repr=False)
+class ImportReport(Card):
     """The result of an import.
 
     Attributes:

@@ -13,13 +13,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from heliostat.cards import Card
 from heliostat.types import FloatArray, StopReason, Turn
 
 _TOO_LARGE = 2**63  # for SQLite's integers
 
 
-@dataclass(frozen=True, slots=True)
-class TraceSource:
+@dataclass(frozen=True, slots=True, repr=False)
+class TraceSource(Card):
     """The source of a trace: policy, tokenizer, sampling settings and environment.
 
     Attributes:
@@ -51,8 +52,8 @@ class TraceSource:
             raise ValueError(f"a source needs a temperature of at least 0, got {self.temperature}")
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(Card):
     """One completion of one prompt, judged; in an environment, a whole trajectory.
 
     Attributes:

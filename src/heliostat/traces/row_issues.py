@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from heliostat.cards import Card
+
 _SHOWN = 20
 
 
-@dataclass(slots=True)
-class RowIssues:
+@dataclass(slots=True, repr=False)
+class RowIssues(Card):
     """Counts of rows read, and messages about rows that could not be.
 
     Attributes:

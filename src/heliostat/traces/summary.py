@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heliostat.cards import Card
 from heliostat.traces.bank import Bank
 from heliostat.traces.checking import whole_traces
 from heliostat.traces.row_issues import RowIssues
@@ -24,8 +25,8 @@ class Bin:
     num_problems: int
 
 
-@dataclass(frozen=True, slots=True)
-class BankSummary:
+@dataclass(frozen=True, slots=True, repr=False)
+class BankSummary(Card):
     """The counts over a whole bank.
 
     Attributes:
@@ -45,6 +46,24 @@ class BankSummary:
     num_unsolved: int
     num_attempts: int
     flops: float
+
+    def card_line(self) -> str:
+        counts = f"{self.num_traces:,} traces of {self.num_problems:,} problems, {self.num_successes:,} successes"
+        return (
+            f"{counts}; {self.num_attempts:,} attempts on {self.num_tried:,} problems, {self.num_unsolved:,} unsolved"
+        )
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        return [
+            ("traces", f"{self.num_traces:,} of {self.num_problems:,} problems, {self.num_successes:,} successes"),
+            *(
+                (f"task {task}", f"{problems:,} problems, {traces:,} traces, {won:,} successes")
+                for task, problems, traces, won in self.tasks
+            ),
+            ("attempts", f"{self.num_attempts:,} on {self.num_tried:,} problems, {self.num_unsolved:,} unsolved"),
+            *((f"solved within {one.most:,} attempts", f"{one.num_problems:,} problems") for one in self.attempts),
+            ("FLOPs of sampling", f"{self.flops:.3g}"),
+        ]
 
 
 def summarise(bank: Bank, issues: RowIssues | None = None) -> BankSummary:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.train.evaluation.cards import table
+from heliostat.cards import Card, table
 from heliostat.train.evaluation.evaluate import Evaluation
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RunResult:
+class RunResult(Card):
     """The outcome of a run.
 
     Attributes:
@@ -30,10 +30,10 @@ class RunResult:
     is_main_process: bool = True
     findings: tuple[str, ...] = ()
 
-    def __repr__(self) -> str:
+    def card_line(self) -> str:
         sides = [one.described if one else "unknown" for one in (self.before, self.after)]
         reason = f": {self.reason}" if self.reason else ""
-        return f"RunResult({self.status}{reason}; held-out pass@1 {' -> '.join(sides)}; folder {self.folder})"
+        return f"{self.status}{reason}; held-out pass@1 {' -> '.join(sides)}; folder {self.folder}"
 
     def _repr_html_(self) -> str:
         rows = [

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.cards import Card
 from heliostat.linalg.gram import gram
 from heliostat.linalg.logdet.newton import LogDet, minimize, solve_hessian
 from heliostat.linalg.logdet.result import ConvergenceError
@@ -26,8 +27,8 @@ COARSENING, COARSEST = 4, 128**2  # how much smaller a problem gives a start, an
 START_MISMATCH = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class KroneckerSumEigenvalues:
+@dataclass(frozen=True, slots=True, repr=False)
+class KroneckerSumEigenvalues(Card):
     """``left`` and ``right`` with 1/(left_i + right_j) summing to the marginals; all positive, min left = min right.
 
     Attributes:

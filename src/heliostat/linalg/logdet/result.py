@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from heliostat.cards import Card
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Certificate(Card):
     """Evidence that A = B⁻¹ + C; for a batch, every field is that of its worst member.
 
     Attributes:
@@ -32,8 +34,8 @@ class Certificate:
     method: str
 
 
-@dataclass(frozen=True, slots=True)
-class InverseDecomposition:
+@dataclass(frozen=True, slots=True, repr=False)
+class InverseDecomposition(Card):
     """A = B⁻¹ + C with B ≻ 0 in S⊥ and C in S.
 
     Attributes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heliostat.arguments import PathArg, as_path
+from heliostat.cards import Card
 from heliostat.monitors.foreign import METRIC_OF
 from heliostat.monitors.guard import ABSOLUTE_STATISTIC, Finding
 from heliostat.report.diagnosis.replay import replay, replay_run, training_rows, translated
@@ -23,8 +24,8 @@ from heliostat.report.runs.read import Run, finite, read_run
 from heliostat.storage import read_rows
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+@dataclass(frozen=True, slots=True, repr=False)
+class Diagnosis(Card):
     """The findings about a run, in order of onset.
 
     Attributes:
@@ -42,6 +43,20 @@ class Diagnosis:
     texts: TextReport | None = None
     notes: tuple[str, ...] = field(default=())
     failure: str = ""
+
+    def card_line(self) -> str:
+        return f"{self.source}: {self.headline}"
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        complaints = self.texts.complaints if self.texts else ()
+        return [
+            (self.source, self.headline),
+            *((f"step {finding.step}", _told(finding)) for finding in self.findings),
+            *(("what could be done", one) for one in dict.fromkeys(finding.advice for finding in self.findings)),
+            *(("what its guard did", act) for act in self._acts if act),
+            *(("in the texts", complaint) for complaint in complaints),
+            *(("the run as a whole", fact) for fact in self.facts),
+        ]
 
     @property
     def healthy(self) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heliostat.cards import Card
 from heliostat.monitors.repetition import compressed_share, distinct_share, loop_period, repeated_share
 
 TEXT_KEYS = ("completion", "response", "output", "answer_text", "text", "generated_text")
@@ -25,8 +26,8 @@ MAX_SAME = 0.5
 MIN_TEXTS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class TextReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class TextReport(Card):
     """The faults and the measurements of texts, a sentence each."""
 
     complaints: tuple[str, ...]

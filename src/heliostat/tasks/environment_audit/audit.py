@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from heliostat.cards import Card
 from heliostat.tasks.environment_audit.comparisons import choose, compare
 from heliostat.tasks.environment_audit.episodes import Played, Start, play
 from heliostat.tasks.environment_audit.findings import (
@@ -57,8 +58,8 @@ IN_A_RUN = Effort(num_repeated=2, num_seeds=2)
 """The size of the audit at the start of a run."""
 
 
-@dataclass(frozen=True, slots=True)
-class EnvironmentReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class EnvironmentReport(Card):
     """The result of an audit; ``print`` it.
 
     Attributes:
@@ -77,6 +78,16 @@ class EnvironmentReport:
     findings: tuple[EnvironmentFinding, ...]
     slowest_ms: float
     num_cut: int = 0
+
+    def card_line(self) -> str:
+        return f"{self.environment}: {self.verdict}; {self.num_problems} problems, {len(self.policies)} policies"
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        return [
+            (self.environment, self.verdict),
+            *((str(finding.kind), finding.sentence) for finding in self.findings),
+            *((one.name, f"{one.num_successes} of {one.num_episodes} episodes succeeded") for one in self.policies),
+        ]
 
     @property
     def oracle(self) -> PolicyResult | None:

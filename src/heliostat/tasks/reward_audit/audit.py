@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from heliostat.cards import Card
 from heliostat.tasks.reward_audit.budget import JudgingBudget
 from heliostat.tasks.reward_audit.oracles import Refusal, Say, as_written, judge_oracles, oracle_sample, refusals
 from heliostat.tasks.reward_audit.probes import Probe, containment_probes, copy_probes, fixed_probes
@@ -78,8 +79,8 @@ class ProbeResult:
         return round(self.success * self.num_problems)
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class AuditReport(Card):
     """The result of an audit; ``print`` it.
 
     Attributes:
@@ -97,6 +98,17 @@ class AuditReport:
     refused: tuple[Refusal, ...] = ()
     num_bare: int = 0
     num_left: int = 0
+
+    def card_line(self) -> str:
+        return f"{self.task}: {self.verdict}; {self.num_oracles} right answers, {len(self.probes) - 1} tricks"
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        earned = [probe for probe in self.probes if probe.success or probe.reward]
+        return [
+            (self.task, self.verdict),
+            *((str(finding.kind), finding.sentence) for finding in self.findings),
+            *((probe.name, f"success {probe.success:.0%}, reward {probe.reward:.3f}") for probe in earned),
+        ]
 
     @property
     def hackable(self) -> bool:

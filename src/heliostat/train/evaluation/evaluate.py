@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from heliostat.cards import Card, table
 from heliostat.rollout import Engine, SampleRequest, SamplingSettings
 from heliostat.statistics import pass_at_k, success_change, success_rate
 from heliostat.tasks import VerifierPool
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.evaluation.cards import table
 from heliostat.types import Group, Prompt
 
 
-@dataclass(frozen=True, slots=True)
-class ProblemResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ProblemResult(Card):
     """The outcome of one problem: successes of its sampled completions and of the greedy one.
 
     Attributes:
@@ -49,15 +49,15 @@ class ProblemResult:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Evaluation:
+class Evaluation(Card):
     """The results on a set of problems."""
 
     results: tuple[ProblemResult, ...]
 
-    def __repr__(self) -> str:
+    def card_line(self) -> str:
         if not self.results:
-            return "Evaluation(no problems)"
-        return f"Evaluation(pass@1 {self.described}, {len(self.results)} problems)"
+            return "no problems"
+        return f"pass@1 {self.described}, {len(self.results)} problems"
 
     def _repr_html_(self) -> str:
         rows = [(task, part.described, str(len(part.results))) for task, part in self.by_task().items()]
@@ -133,8 +133,8 @@ class Evaluation:
         return values if self.greedy is None else values | {"eval/greedy": self.greedy}
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Card):
     """The difference of two models on the same problems, second minus first.
 
     Attributes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from heliostat.arguments import PathArg, as_text, paths
+from heliostat.cards import Card, table
 from heliostat.config import Recipe
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
@@ -18,14 +19,13 @@ from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.episodes import with_episodes
-from heliostat.train.evaluation.cards import table
 from heliostat.train.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
 from heliostat.train.model_bundle import set_up_sampler, with_model
 from heliostat.types import Problem
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class EvalReport:
+class EvalReport(Card):
     """The held-out results of one model, or of two on the same problems.
 
     Attributes:
@@ -37,9 +37,9 @@ class EvalReport:
     comparison: Comparison | None
     dtypes: tuple[str, ...]
 
-    def __repr__(self) -> str:
+    def card_line(self) -> str:
         several = zip(self.models, self.evaluations, strict=True)
-        return f"EvalReport({'; '.join(f'{model}: pass@1 {result.described}' for model, result in several)})"
+        return "; ".join(f"{model}: pass@1 {result.described}" for model, result in several)
 
     def _repr_html_(self) -> str:
         rows = [

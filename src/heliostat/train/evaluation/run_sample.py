@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from heliostat.arguments import PathArg, as_text
+from heliostat.cards import Card
 from heliostat.config import Recipe
 from heliostat.models import LoadedModel, decode, observation_text
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
@@ -33,8 +34,8 @@ def run_sample(
     return _sampled(model, recipe, prompt, num_samples, settings)[0]
 
 
-@dataclass(frozen=True, slots=True)
-class SampledConversations:
+@dataclass(frozen=True, slots=True, repr=False)
+class SampledConversations(Card):
     """The trajectories of one prompt, as text.
 
     Attributes:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heliostat.cards import Card
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
 from heliostat.monitors.turns import sampler_gaps
@@ -58,8 +59,8 @@ class GradientPass:
     mismatch: dict[str, Mean]
 
 
-@dataclass(slots=True)
-class UpdateReport:
+@dataclass(slots=True, repr=False)
+class UpdateReport(Card):
     """Results of one update phase.
 
     Attributes:

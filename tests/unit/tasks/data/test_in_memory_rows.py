@@ -1,5 +1,7 @@
 """Rows as programs have them: every kind of table gives the same task, whole and without a file."""
 
+import json
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -100,10 +102,19 @@ def test_held_out_rows_may_be_given_or_come_as_a_split() -> None:
         task_of({"a": train, "b": test, "c": test})
 
 
-@pytest.mark.parametrize("data", [3, "rows.jsonl", b"x", {"prompt": ["1?"], "answer": ["1"]}, [1, 2]])
+@pytest.mark.parametrize("data", [3, b"x", {"prompt": ["1?"], "answer": ["1"]}, [1, 2]])
 def test_what_is_no_table_is_refused_by_its_kind(data: object) -> None:
     with pytest.raises(TypeError, match=r"data must be rows|expected a dict"):
         task_of(data)
+
+
+def test_rows_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for data in (file, str(file)):
+        assert task_of(data).train == task_of(ROWS).train
+    with pytest.raises(FileNotFoundError, match=r"there is no data file absent\.jsonl"):
+        task_of("absent.jsonl")
 
 
 def test_rows_that_no_file_could_hold_are_refused_by_number() -> None:
