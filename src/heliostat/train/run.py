@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from heliostat.arguments import PathArg, as_path, as_text
 from heliostat.config import ConfigError, Recipe
 from heliostat.models.prompts.chat_template import day_of
@@ -40,6 +38,7 @@ from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import check_ranks, check_recipe, load_tasks
 from heliostat.train.checks.reward_audit import RewardRefused, audit_rewards
 from heliostat.train.console.interrupt import Interrupted, InterruptHandler
+from heliostat.train.console.notebook import open_display
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import TraceLog
 from heliostat.train.distributed.ranks import RankLost, Runtime, readable_dist_errors, running
@@ -91,7 +90,7 @@ def run_recipe(
         runtime = stack.enter_context(running(recipe.run, recipe.distributed))
         check_ranks(recipe, runtime)
         path = as_path(run_dir or runtime.run_on_main(lambda: reserve_run_dir(recipe.run, recipe_name)))
-        shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
+        shown = stack.enter_context(display or open_display(quiet=not runtime.is_main))
         with runtime.raise_on_all_ranks():
             reserved = run_dir is None and not recipe.run.name
             folder = RunFolder.open(path, recipe, reserved=reserved) if runtime.is_main else RunFolder(path)

@@ -22,6 +22,7 @@ from heliostat.traces import Attempts, Bank, BankSummary, policy_fingerprint, su
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
+from heliostat.train.console.notebook import open_display
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import sources_of, traces_of
 from heliostat.train.distributed.ranks import start_runtime
@@ -165,7 +166,7 @@ def run_collect(
     bundle = set_up_sampler(recipe, start_runtime(recipe.run))
     check_encodable(recipe, [replace(task, train=(), heldout=task.train) for task in tasks], bundle)
     environment = environment_of(recipe.environment)
-    with VerifierPool(tasks, environment) as pool, Bank.open(bank) as opened, display or Display() as shown:
+    with VerifierPool(tasks, environment) as pool, Bank.open(bank) as opened, display or open_display() as shown:
         bundle = with_episodes(bundle, pool.environments, shown.note)
         Collector(recipe, bundle, tasks, pool, opened, quota, shown).collect(problems)
         return summarise(opened)
