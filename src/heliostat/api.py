@@ -10,12 +10,14 @@ Left out: the parts of these functions (import them from their own packages), an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from heliostat.arguments import PathArg, as_path, as_text, paths
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
@@ -23,6 +25,7 @@ from heliostat.run_models import recipe_of
 from heliostat.tasks import AuditReport
 from heliostat.tasks import audit as audit_task
 from heliostat.tasks.data.in_memory import Registry, named, registering, with_registered
+from heliostat.tasks.data.rows import read_rows
 from heliostat.tasks.sources.data_files import fitting_sizes
 from heliostat.traces import BankSummary
 from heliostat.train import (
@@ -42,21 +45,22 @@ from heliostat.types import Group
 
 Overrides = Mapping[str, Any] | Sequence[str]
 Rewards = Sequence[Any]
-RecipeLike = str | Path | Recipe
+RecipeLike = PathArg | Recipe
 
 
 def post_train(
     recipe: RecipeLike | None = None,
     overrides: Overrides = (),
-    run_dir: Path | str | None = None,
+    run_dir: PathArg | None = None,
     *,
-    model: str | Path | None = None,
+    model: PathArg | None = None,
     data: object = None,
     heldout: object = None,
     rewards: Rewards = (),
     environment: object = None,
     tools: Sequence[Any] = (),
     profile: bool = False,
+    opened: Callable[[Path], None] | None = None,
 ) -> RunResult:
     """Warm start, post-train, evaluate, save the model and write the report page.
 
@@ -69,8 +73,8 @@ def post_train(
         run_dir: the run folder; an unfinished run of the same recipe there is continued. Default: a new folder.
         model: replaces the recipe's ``model.path``.
         data: rows with a ``prompt`` each: a list of dicts, a pandas or polars frame, a ``datasets.Dataset`` or a
-            ``DatasetDict``. They replace the recipe's task. ``task.prompt_column`` names a column other than
-            ``prompt``. By default a tenth of the rows is held out, 200 at most.
+            ``DatasetDict``, or the path of a file of rows. They replace the recipe's task. ``task.prompt_column`` names
+            a column other than ``prompt``. By default a tenth of the rows is held out, 200 at most.
         heldout: rows to evaluate on, of the same kinds. Default: the ``test`` or ``validation`` split of ``data`` if it
             has one, else some of its rows. Rows of ``data`` with the same questions are not trained on.
         rewards: functions with TRL's signature, ``f(prompts, completions, **columns) -> list[float]``, which replace
@@ -81,6 +85,7 @@ def post_train(
             ``data``, the problems are its own.
         tools: typed, docstringed functions that the model may call.
         profile: whether to print time and memory by phase after a few steps.
+        opened: called with the run folder once the run is about to work, for example to show its files meanwhile.
 
     Returns:
         The result: ``status``, held-out results ``before`` and ``after``, and the run ``folder``.
@@ -93,14 +98,14 @@ def post_train(
         checked, name = _given_recipe(
             given, recipe, overrides, (data, heldout), rewards, model, environment=environment, tools=tools
         )
-        return _concluded(run_recipe(checked, _path(run_dir), name, profile=profile))
+        return _concluded(run_recipe(checked, run_dir, name, profile=profile, opened=opened))
 
 
 def sft(
     recipe: RecipeLike,
     data: object = None,
     overrides: Overrides = (),
-    run_dir: Path | str | None = None,
+    run_dir: PathArg | None = None,
 ) -> RunResult:
     """Run only the recipe's supervised warm start, on its own task or on other worked solutions.
 
@@ -115,14 +120,14 @@ def sft(
     """
     checked, name = _recipe(recipe, overrides)
     with registering() as given:
-        if isinstance(data, str | Path) and not Path(data).exists():
-            raise FileNotFoundError(f"there is no data file {data}")
-        path = _path(data) if data is None or isinstance(data, str | Path) else given.rows(data)
-        return _concluded(run_sft(checked, path, _path(run_dir), name))
+        if isinstance(data, str | os.PathLike) and not as_path(data).exists():
+            raise FileNotFoundError(f"there is no data file {as_text(data)}")
+        source = data if data is None or isinstance(data, str | os.PathLike) else given.rows(data)
+        return _concluded(run_sft(checked, source, run_dir, name))
 
 
 def evaluate(
-    models: str | Path | Sequence[str | Path],
+    models: PathArg | Iterable[PathArg],
     recipe: RecipeLike | None = None,
     overrides: Overrides = (),
     *,
@@ -147,7 +152,7 @@ def evaluate(
         ValueError: no model, or more than two.
         RunFailed: a verifier or the rollout server failed, or the model's logits are not finite.
     """
-    several = [str(models)] if isinstance(models, str | Path) else [str(model) for model in models]
+    several = [as_text(model) for model in paths(models)]
     if len(several) not in (1, 2):
         raise ValueError(f"an evaluation takes one model, or two to compare, not {len(several)}")
     with registering() as given, _failures_raised():
@@ -190,7 +195,7 @@ def audit(
 
 
 def sample(
-    model: str | Path,
+    model: PathArg,
     recipe: RecipeLike | None = None,
     overrides: Overrides = (),
     *,
@@ -211,11 +216,11 @@ def sample(
         raise ValueError("sample needs a prompt, or a recipe to take problems from")
     checked = build_recipe({}, overrides) if recipe is None else _recipe(recipe, overrides)[0]
     with _failures_raised():
-        return run_sample(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+        return run_sample(model, checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
 def sample_conversations(
-    model: str | Path,
+    model: PathArg,
     recipe: RecipeLike,
     overrides: Overrides = (),
     *,
@@ -226,13 +231,13 @@ def sample_conversations(
     """Sample as ``sample`` does with a recipe that has an environment, and decode every turn and every answer."""
     checked, _ = _recipe(recipe, overrides)
     with _failures_raised():
-        return run_conversations(str(model), checked, prompt=prompt, num_samples=num_samples, settings=settings)
+        return run_conversations(model, checked, prompt=prompt, num_samples=num_samples, settings=settings)
 
 
 def collect(
-    model: str | Path,
+    model: PathArg,
     recipe: RecipeLike,
-    bank: Path | str,
+    bank: PathArg,
     overrides: Overrides = (),
     *,
     num_successes: int = 1,
@@ -254,7 +259,7 @@ def collect(
 
     checked, _ = _recipe(recipe, overrides)
     with _failures_raised():
-        return run_collect(str(model), checked, Path(bank), Quota(num_successes, max_attempts), num_problems)
+        return run_collect(as_text(model), checked, as_path(bank), Quota(num_successes, max_attempts), num_problems)
 
 
 @contextmanager
@@ -293,7 +298,7 @@ def _given_recipe(
     overrides: Overrides,
     data: tuple[object, object],
     rewards: Rewards,
-    model: str | Path | None = None,
+    model: PathArg | None = None,
     environment: object = None,
     tools: Sequence[Any] = (),
 ) -> tuple[Recipe, str]:
@@ -307,15 +312,25 @@ def _given_recipe(
     """
     base, name = (build_recipe({}), "run") if recipe is None else _recipe(recipe, ())
     if model is not None:
-        base = build_recipe(base.model_dump(mode="json"), {"model.path": str(model)})
+        base = build_recipe(base.model_dump(mode="json"), {"model.path": as_text(model)})
     if isinstance(overrides, Mapping):
         overrides = named(given, overrides)
+    if callable(tools) or isinstance(tools, str):
+        raise TypeError(f"tools is a list, even of one: tools=[{getattr(tools, '__name__', repr(tools))}]")
     if callable(rewards) or isinstance(rewards, str | Mapping):
-        raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', '...')}]")
-    tables = with_registered(base, given, data[0], rewards, data[1], environment, tools)
-    if environment is not None and data[0] is None and recipe is None:
+        raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', repr(rewards))}]")
+    rows, heldout = (_rows_of(one) for one in data)
+    tables = with_registered(base, given, rows, rewards, heldout, environment, tools)
+    if environment is not None and rows is None and recipe is None:
         tables["task"] = [{"name": "environment"}]
-    return _fitted(tables, overrides) if data[0] is not None else build_recipe(tables, overrides), name
+    return _fitted(tables, overrides) if rows is not None else build_recipe(tables, overrides), name
+
+
+def _rows_of(data: object) -> object:
+    """Read the rows of a data file or folder; anything else is returned as it is."""
+    if not isinstance(data, str | os.PathLike):
+        return data
+    return [row.columns for row in read_rows(as_text(data), "train", "")]
 
 
 def _fitted(tables: dict[str, Any], overrides: Overrides) -> Recipe:
@@ -332,8 +347,4 @@ def _fitted(tables: dict[str, Any], overrides: Overrides) -> Recipe:
 def _recipe(recipe: RecipeLike, overrides: Overrides) -> tuple[Recipe, str]:
     if isinstance(recipe, Recipe):
         return build_recipe(recipe.model_dump(mode="json"), overrides), "recipe"
-    return load_recipe(str(recipe), overrides), Path(recipe).stem
-
-
-def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path).expanduser()
+    return load_recipe(recipe, overrides), Path(recipe).stem

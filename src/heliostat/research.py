@@ -17,13 +17,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 from heliostat.models import LoadedModel
 from heliostat.rollout import SampleRequest, SamplingSettings
@@ -261,13 +261,13 @@ class Experiment:
         )
         return result
 
-    def frozen(self, path: str | Path) -> Policy:
+    def frozen(self, path: PathArg) -> Policy:
         """Load another model as a policy without gradient: a reference for the objective, or a model to score with.
 
         Args:
             path: as ``model.path`` in a recipe.
         """
-        return load_reference(self.recipe, Path(path), self.runtime, self.loaded.model.dtype)
+        return load_reference(self.recipe, as_path(path), self.runtime, self.loaded.model.dtype)
 
     # -- starting again -----------------------------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Experiment:
 
 @contextmanager
 def open_experiment(
-    recipe: str | Path | Recipe, overrides: Mapping[str, Any] | Sequence[str] = ()
+    recipe: PathArg | Recipe, overrides: Mapping[str, Any] | Sequence[str] = ()
 ) -> Iterator[Experiment]:
     """Load the tasks and the model of a recipe, start its verifiers, and yield an ``Experiment``.
 
@@ -313,8 +313,10 @@ def open_experiment(
     Raises:
         ConfigError: the recipe is wrong.
     """
-    base = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else None
-    checked = load_recipe(str(recipe), overrides) if base is None else build_recipe(base, overrides)
+    if isinstance(recipe, Recipe):
+        checked = build_recipe(recipe.model_dump(mode="json"), overrides)
+    else:
+        checked = load_recipe(recipe, overrides)
     objective = check_recipe(checked)
     runtime = start_runtime(checked.run)
     tasks = load_tasks(checked)

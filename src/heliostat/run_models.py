@@ -5,32 +5,33 @@ Left out: loading either (``models``, ``config``), and everything else in a run 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
+from heliostat.arguments import PathArg, as_path, as_text
 from heliostat.config import ConfigError, Recipe, load_recipe
 
 RECIPE, MODEL = "recipe.toml", "model"
 
 
-def run_folder_of(path: str | Path) -> Path | None:
+def run_folder_of(path: PathArg) -> Path | None:
     """Return the run folder that ``path`` is, or whose saved model ``path`` is; ``None`` for any other model."""
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     for each in (folder, folder.parent) if folder.name == MODEL else (folder,):
         if (each / RECIPE).is_file() and not (each / "config.json").is_file():
             return each
     return None
 
 
-def model_of(path: str) -> str:
+def model_of(path: PathArg) -> str:
     """Return the folder of the model that a run saved, if ``path`` is a run folder; else ``path``.
 
     Raises:
         ConfigError: the run has saved no model yet.
     """
     run = run_folder_of(path)
-    if run is None or run != Path(path).expanduser():
-        return path
+    if run is None or run != as_path(path):
+        return as_text(path)
     if not (run / MODEL).is_dir():
         raise ConfigError(
             f"run folder '{path}' has no model yet: a run saves it at its end; the command that began it continues it "
@@ -39,7 +40,7 @@ def model_of(path: str) -> str:
     return str(run / MODEL)
 
 
-def recipe_of(models: Sequence[str | Path]) -> str | None:
+def recipe_of(models: Iterable[PathArg]) -> str | None:
     """Return the recipe file of the runs that models come from; ``None`` if none of them comes from a run.
 
     Raises:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.config import nearest
 from heliostat.storage import append_rows, keep_rows, read_rows
 
@@ -202,9 +202,9 @@ class Tracker(Protocol):
 class JsonlTracker:
     """A tracker that writes JSON lines, ``{"step": 3, "reward/mean": 0.41}``; non-finite values become ``null``."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        append_rows(path, ())
+    def __init__(self, path: PathArg) -> None:
+        self.path = as_path(path)
+        append_rows(self.path, ())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line and flush it to the operating system."""
@@ -223,11 +223,11 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(path: PathArg) -> Iterator[dict[str, Any]]:
     """Read a file of JSON lines; unreadable rows (of a killed run, for example) are skipped."""
-    yield from read_rows(path).rows
+    yield from read_rows(as_path(path)).rows
 
 
-def rewind(path: Path, last_step: int) -> None:
+def rewind(path: PathArg, last_step: int) -> None:
     """Remove rows after ``last_step`` or without a step, atomically, so that a resumed run writes them again."""
-    keep_rows(path, lambda row: isinstance(row.get("step"), int) and row["step"] <= last_step)
+    keep_rows(as_path(path), lambda row: isinstance(row.get("step"), int) and row["step"] <= last_step)

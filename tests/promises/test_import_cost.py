@@ -78,6 +78,7 @@ def test_importing_the_package_loads_next_to_nothing():
         ["recipes"],
         ["recipes", "demo"],
         ["metrics"],
+        ["runs", "docs/examples"],
         ["scale", "qwen2.5-0.5b"],
     ],
     ids=" ".join,

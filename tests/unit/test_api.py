@@ -125,7 +125,7 @@ def test_the_run_folder_may_be_text_or_a_path(calls):
     for folder in ("runs/x", Path("runs/x")):
         api.post_train("demo", run_dir=folder)
         api.sft("demo", run_dir=folder)
-    assert [call.args[-2] for call in calls if call.name != "write_report"] == [Path("runs/x")] * 4
+    assert [Path(call.args[-2]) for call in calls if call.name != "write_report"] == [Path("runs/x")] * 4
 
 
 # -- the verbs ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import chat, commands, control, init, scale, theory, traces
+from heliostat.cli import chat, check, commands, control, init, runs, scale, theory, traces, watch
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
 _MODEL = "run folder, model folder, hub id, or the name of a bundled model"
@@ -79,6 +79,7 @@ def _post_train(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--profile", action="store_true", help="after a few steps, print their time and memory by phase"
     )
+    parser.add_argument("--watch", action="store_true", help="serve the report on this machine while the run goes on")
 
 
 def _sft(parser: ArgumentParser) -> None:
@@ -173,6 +174,25 @@ def _report(parser: ArgumentParser) -> None:
     )
 
 
+def _check(parser: ArgumentParser) -> None:
+    help_ = "my_module:MyObjective, a name that an installed package registers, or a shipped objective"
+    parser.add_argument("name", metavar="NAME", help=help_)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _runs(parser: ArgumentParser) -> None:
+    help_ = "run folder, or folder of run folders (default: runs)"
+    parser.add_argument("folders", metavar="FOLDER", nargs="*", type=Path, help=help_)
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+
+
+def _watch(parser: ArgumentParser) -> None:
+    help_ = "run folder, which need not exist yet (default: the newest in runs)"
+    parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help=help_)
+    parser.add_argument("--port", metavar="P", type=_port, help="port (default: 8475, or a free one)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+
+
 def _diagnose(parser: ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", type=Path, help="run folder, or a JSONL file of metrics or transcripts")
 
@@ -240,6 +260,13 @@ def _count(text: str) -> int:
     value = int(text) if text.lstrip("+-").isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if not 0 <= value < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: a whole number from 0 (a free one) to 65535")
     return value
 
 
@@ -328,7 +355,7 @@ COMMANDS: dict[str, Command] = {
         "post-train a model with a recipe; the same command resumes an unfinished run",
         commands.train,
         _post_train,
-        usage=f"RECIPE [--run DIR] [--no-audit] [--profile] {_SETTINGS}",
+        usage=f"RECIPE [--run DIR] [--watch] [--profile] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
         explains_settings=True,
     ),
@@ -363,6 +390,8 @@ COMMANDS: dict[str, Command] = {
         usage=f"MODEL [MODEL] [--alone] [--tokens N] [--greedy | --temperature T] [--recipe RECIPE] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
+    "runs": Command("list runs with their status, result and size", runs.runs, _runs),
+    "watch": Command("serve the report of a run on this machine while it goes on", watch.watch, _watch),
     "report": Command("write an HTML report of one or more runs", commands.report, _report),
     "control": Command("train on a gymnasium environment: SMAC, A2C, PPO, TRPO", control.control, _control),
     "traces": Command("import, export, show, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
@@ -374,6 +403,13 @@ COMMANDS: dict[str, Command] = {
         _scale,
         usage=f"MODEL [--gpus N] [--samplers N] [--ways N] [--price DOLLARS] [--json] [--recipe RECIPE] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
+    ),
+    "check": Command(
+        "check that an objective, of your own too, keeps what every objective promises",
+        check.check,
+        _check,
+        usage="NAME [--json] [--objective.key VALUE ...]",
+        sections=("objective",),
     ),
     "theory": Command("draw the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),

@@ -29,7 +29,14 @@ def train(args: Namespace) -> int:
     load_recipe(args.recipe, overrides)  # refuse a bad recipe before torch is imported
     from heliostat.api import post_train
 
-    return _conclude(lambda: post_train(args.recipe, overrides, args.run_dir, profile=args.profile))
+    if not args.watch:
+        return _conclude(lambda: post_train(args.recipe, overrides, args.run_dir, profile=args.profile))
+    from heliostat.report.live.process import WatchedRun
+
+    with WatchedRun(say) as watched:
+        return _conclude(
+            lambda: post_train(args.recipe, overrides, args.run_dir, profile=args.profile, opened=watched.start)
+        )
 
 
 def sft(args: Namespace) -> int:

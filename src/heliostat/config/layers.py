@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from heliostat.arguments import listed
 from heliostat.config.errors import ConfigError
 from heliostat.config.keys import field_of, sections, unknown_key
 from heliostat.config.renamed import with_new_names
@@ -115,11 +116,14 @@ def merge(base: Layer, over: Layer) -> Layer:
 
 
 def plain(value: Any, dotted: str) -> Any:
-    """Convert a value to the form that TOML gives: lists for tuples, text for paths.
+    """Convert a value to the form that TOML gives: lists for tuples and arrays, text for paths.
 
     Raises:
         ConfigError: TOML cannot hold the value.
     """
+    if hasattr(value, "tolist"):  # a number or an array of numpy, pandas or torch
+        value = value.tolist()
+    value = listed(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item, f"{dotted}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):

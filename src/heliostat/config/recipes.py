@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.config.errors import ConfigError, describe, nearest
 from heliostat.config.layers import Layer, layer_from, merge, parse_value, split_overrides
 from heliostat.config.places import located
@@ -34,12 +35,13 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".toml"))
 
 
-def recipe_text(name_or_path: str) -> str:
+def recipe_text(name_or_path: PathArg) -> str:
     """Read the TOML text of a shipped recipe or of a file.
 
     Raises:
         ConfigError: there is no such recipe; names the nearest shipped one.
     """
+    name_or_path = as_text(name_or_path)
     if name_or_path in recipe_names():
         return (_SHIPPED / f"{name_or_path}.toml").read_text(encoding="utf-8")
     path = Path(_recipe_file(name_or_path))
@@ -56,8 +58,9 @@ def recipe_text(name_or_path: str) -> str:
         raise ConfigError(f"cannot read recipe file {path}: {error}") from None
 
 
-def is_recipe(name: str) -> bool:
+def is_recipe(name: PathArg) -> bool:
     """Whether a name means a recipe: a shipped one, a TOML file or a run folder."""
+    name = as_text(name)
     return name in recipe_names() or _recipe_file(name).endswith(".toml")
 
 
@@ -67,7 +70,7 @@ def _recipe_file(name_or_path: str) -> str:
     return str(file) if file.is_file() else name_or_path
 
 
-def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
+def load_recipe(name_or_path: PathArg, overrides: Overrides = ()) -> Recipe:
     """Read a recipe, apply overrides and check the result. Files are searched for in its folder (``places``).
 
     Args:
@@ -80,7 +83,7 @@ def load_recipe(name_or_path: str, overrides: Overrides = ()) -> Recipe:
     **Limits.** ``load_recipe(name)`` equals ``build_recipe`` of the file's tables, in the file's folder; overriding a
     key with the value it has changes nothing; ``load_recipe`` of a file written by ``dump_recipe`` gives an equal one.
     """
-    return _validate(functools.reduce(merge, [*_layers(name_or_path), _override_layer(overrides)], _empty()))
+    return _validate(functools.reduce(merge, [*_layers(as_text(name_or_path)), _override_layer(overrides)], _empty()))
 
 
 def parse_recipe(text: str, folder: Path) -> Recipe:
@@ -126,7 +129,7 @@ def _override_layer(overrides: Overrides) -> Layer:
         return layer_from(overrides)
     if isinstance(overrides, str):
         raise ConfigError(f"overrides must be a list of arguments or a table, not the string {overrides!r}")
-    found, others = split_overrides(overrides)
+    found, others = split_overrides([as_text(one) for one in overrides])
     if others:
         raise ConfigError(f"'{others[0]}' is not an override; they look like --section.key value")
     return layer_from({dotted: parse_value(text, dotted) for dotted, text in found.items()})

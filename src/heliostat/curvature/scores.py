@@ -8,13 +8,15 @@ Left out: the choice of samples, and the use of their scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+
+from heliostat.arguments import texts
 
 LogProb = Callable[[Shaped[Tensor, "..."], Shaped[Tensor, "..."]], Float[Tensor, ""]]
 
@@ -29,7 +31,7 @@ def per_sample_scores(
     inputs: Shaped[Tensor, "sample ..."],
     labels: Shaped[Tensor, "sample ..."],
     log_prob: LogProb = categorical_log_prob,
-    only: Collection[str] | None = None,
+    only: Iterable[str] | None = None,
 ) -> dict[str, Float[Tensor, "sample ..."]]:
     """Compute the score ``u_n = grad log p(y_n | x_n)`` of every sample, by parameter name, in one vectorised pass.
 
@@ -42,7 +44,8 @@ def per_sample_scores(
     Limits:
         Their mean is the gradient of the mean log-probability.
     """
-    wanted = {name for name, p in model.named_parameters() if p.requires_grad and (only is None or name in only)}
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    wanted = trainable if only is None else trainable & set(texts(only, "only"))
     parameters = {name: p.detach() for name, p in model.named_parameters() if name in wanted}
     fixed = {name: p.detach() for name, p in model.named_parameters() if name not in wanted}
     fixed |= {name: buffer.detach() for name, buffer in model.named_buffers()}

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.models.loaded_model import LoadedModel, without_progress_bars
 from heliostat.models.lora import is_adapted, merged, plain_name
 from heliostat.models.prompts.chat_template import without_day
@@ -38,7 +39,7 @@ Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
 
 
 def save_model(
-    loaded: LoadedModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None, check: Check | None = None
+    loaded: LoadedModel, folder: PathArg, weights: Mapping[str, torch.Tensor] | None = None, check: Check | None = None
 ) -> None:
     """Save weights (in their dtype), configuration and tokenizer; an earlier save in ``folder`` is replaced.
 
@@ -55,6 +56,7 @@ def save_model(
         ValueError: ``folder`` exists and holds something other than a saved model.
         OSError: the disk is full or not writable; an earlier save is untouched.
     """
+    folder = as_path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise ValueError(f"will not replace '{folder}': it exists and holds no model")
     with replacing(folder) as partial:

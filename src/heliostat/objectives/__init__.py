@@ -10,6 +10,20 @@ re-sampling of zero-signal prompts belong to tasks and to the loop.
 """
 
 from heliostat.objectives.contract import Objective, Terms
-from heliostat.objectives.registry import OBJECTIVES, build_objective, find_objective, objective_names
+from heliostat.objectives.registry import (
+    OBJECTIVES,
+    build_objective,
+    find_objective,
+    named_objective,
+    objective_names,
+)
 
-__all__ = ["OBJECTIVES", "Objective", "Terms", "build_objective", "find_objective", "objective_names"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "Terms",
+    "build_objective",
+    "find_objective",
+    "named_objective",
+    "objective_names",
+]

@@ -61,23 +61,23 @@ def random_batch(
     return logp_new, tokens
 
 
-def picked(logp_new: Tensor, tokens: TokenBatch, chosen: Sequence[int]) -> tuple[Tensor, TokenBatch]:
-    """Take some sequences out of a batch, in the order of ``chosen``."""
-    places = torch.cat([torch.nonzero(tokens.sequence == index).flatten() for index in chosen])
-    num_tokens = tokens.num_tokens[list(chosen)]
+def take(logp_new: Tensor, tokens: TokenBatch, sequences: Sequence[int]) -> tuple[Tensor, TokenBatch, Tensor]:
+    """Make a batch of some sequences in the given order; return it, and the places that its tokens had."""
+    places = torch.cat([torch.zeros(0), *(torch.nonzero(tokens.sequence == index).flatten() for index in sequences)])
+    where, chosen = places.long(), torch.tensor(list(sequences), dtype=torch.int64)
     part = TokenBatch(
-        sequence=torch.repeat_interleave(torch.arange(len(chosen)), num_tokens),
-        num_tokens=num_tokens,
-        advantage=tokens.advantage[list(chosen)],
-        logp_old=tokens.logp_old[places],
-        logp_gen=tokens.logp_gen[places],
-        logp_ref=None if tokens.logp_ref is None else tokens.logp_ref[places],
+        sequence=torch.repeat_interleave(torch.arange(len(sequences)), tokens.num_tokens[chosen]),
+        num_tokens=tokens.num_tokens[chosen],
+        advantage=tokens.advantage[chosen],
+        logp_old=tokens.logp_old[where],
+        logp_gen=tokens.logp_gen[where],
+        logp_ref=None if tokens.logp_ref is None else tokens.logp_ref[where],
     )
-    return logp_new.detach()[places].requires_grad_(), part
+    return logp_new.detach()[where].requires_grad_(), part, where
 
 
 def advantages_belong_to_completions(objective: Objective) -> None:
-    """One finite advantage per completion, whatever their order; all 0 where all rewards are equal."""
+    """Check that each completion has a finite advantage, whatever their order, and that equal rewards teach nothing."""
     rewards = torch.tensor(REWARDS, dtype=torch.float64)
     found = objective.advantages(rewards)
     if found.shape != rewards.shape or not found.isfinite().all():
@@ -90,7 +90,7 @@ def advantages_belong_to_completions(objective: Objective) -> None:
 
 
 def loss_is_finite_and_has_a_gradient(objective: Objective) -> None:
-    """A number, with a finite gradient for every sampled token."""
+    """Check that the loss is a finite number with a finite gradient."""
     logp_new, tokens = random_batch(0)
     loss = _loss(objective, logp_new, tokens)
     if loss.shape != () or not loss.isfinite():
@@ -103,33 +103,33 @@ def loss_is_finite_and_has_a_gradient(objective: Objective) -> None:
 
 
 def micro_batches_add_up(objective: Objective) -> None:
-    """The loss of a step is the sum of its micro-batches' losses, however it is split."""
+    """Check that the losses of micro-batches add up to that of the step, however it is split."""
     logp_new, tokens = random_batch(1)
     normalizer = objective.normalizer(tokens.num_tokens)
-    whole = _loss(objective, logp_new, tokens, normalizer)
-    parts = [picked(logp_new, tokens, chosen) for chosen in ([0, 3, 4], [1], [2, 5, 6, 7])]
-    added = sum(float(_loss(objective, *part, normalizer)) for part in parts)
-    if abs(float(whole) - added) > TOLERANCE * max(1.0, abs(added)):
+    whole = float(_loss(objective, logp_new, tokens, normalizer).detach())
+    parts = [take(logp_new, tokens, chosen)[:2] for chosen in ([0, 3, 4], [1], [2, 5, 6, 7])]
+    added = sum(float(_loss(objective, *part, normalizer).detach()) for part in parts)
+    if abs(whole - added) > TOLERANCE * max(1.0, abs(added)):
         raise Nonconforming(
-            f"the loss of a step is {float(whole):.6g}, but its micro-batches add up to {added:.6g}; divide by "
-            "normalizer only, and use no mean or deviation of the micro-batch"
+            f"the loss of a step is {whole:.6g}, but its micro-batches add up to {added:.6g}; divide by normalizer "
+            "only, and use no mean or deviation of the micro-batch"
         )
 
 
 def order_does_not_matter(objective: Objective) -> None:
-    """Completions in another order have the same loss and the same gradients."""
+    """Check that completions in another order have the same loss and the same gradients."""
     logp_new, tokens = random_batch(2)
     order = [5, 2, 7, 0, 1, 6, 4, 3]
-    turned, batch = picked(logp_new, tokens, order)
+    turned, batch, where = take(logp_new, tokens, order)
     first, second = _loss(objective, logp_new, tokens), _loss(objective, turned, batch)
     gradient, other = _gradient(first, logp_new), _gradient(second, turned)
-    back = picked(gradient, tokens, order)[0]
-    if abs(float(first) - float(second)) > TOLERANCE or not torch.allclose(back, other, atol=TOLERANCE):
+    moved = not torch.allclose(gradient[where], other, atol=TOLERANCE)
+    if moved or abs(float((first - second).detach())) > TOLERANCE:
         raise Nonconforming("the loss or its gradient depends on the order of the completions, which is arbitrary")
 
 
 def dropped_groups_have_no_gradient(objective: Objective) -> None:
-    """Where groups without signal may be dropped, dropping them changes nothing."""
+    """Check that dropping groups without signal changes nothing, where the objective allows it."""
     for at_anchor in (True, False):
         if not objective.can_drop_zero_advantage_groups(at_anchor):
             continue
@@ -144,7 +144,7 @@ def dropped_groups_have_no_gradient(objective: Objective) -> None:
 
 
 def broken_numbers_are_not_hidden(objective: Objective) -> None:
-    """A log-probability that is not finite makes a loss that is not, so that the step is skipped and counted."""
+    """Check that a log-probability that is NaN shows in the loss, so that the step is skipped and counted."""
     logp_new, tokens = random_batch(4)
     with torch.no_grad():
         logp_new[2] = float("nan")
@@ -153,22 +153,22 @@ def broken_numbers_are_not_hidden(objective: Objective) -> None:
 
 
 def nothing_to_learn_from_is_no_error(objective: Objective) -> None:
-    """A micro-batch without sequences, as a rank may have: loss 0, gradient 0."""
-    logp_new, tokens = picked(*random_batch(5), [5])
+    """Check that a micro-batch without tokens or completions, as a rank may have, has a finite loss."""
     normalizer = objective.normalizer(random_batch(5)[1].num_tokens)
-    loss = _loss(objective, logp_new, tokens, normalizer)
-    if not loss.isfinite():
-        raise Nonconforming(f"a completion without tokens has the loss {float(loss)}; its log-ratio is 0")
+    for chosen, what in (([5], "a completion without tokens"), ([], "a micro-batch without completions")):
+        loss = _loss(objective, *take(*random_batch(5), chosen)[:2], normalizer).detach()
+        if not loss.isfinite():
+            raise Nonconforming(f"the loss of {what} is {float(loss)}; its log-ratio is 0")
 
 
 def inputs_stay_unchanged(objective: Objective) -> None:
-    """The batch is used again in the next update: the loss must not write to it, and repeats itself."""
+    """Check that the loss changes nothing in place, and repeats itself."""
     logp_new, tokens = random_batch(6)
     before = [value.clone() for value in _tensors(tokens)]
-    first = float(_loss(objective, logp_new, tokens))
+    first = float(_loss(objective, logp_new, tokens).detach())
     if any(not torch.equal(one, other) for one, other in zip(before, _tensors(tokens), strict=True)):
         raise Nonconforming("the loss writes to its inputs; make new tensors instead of changing them in place")
-    if float(_loss(objective, logp_new, tokens)) != first:
+    if float(_loss(objective, logp_new, tokens).detach()) != first:
         raise Nonconforming("the loss of the same batch differs the second time; keep no state in the objective")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from heliostat.config import ConfigError, ObjectiveSection, build_checked, nearest
 from heliostat.named_imports import registered, resolve
 from heliostat.objectives.clipped import Dapo, DrGrpo, Grpo, Gspo
+from heliostat.objectives.conformance import failures
 from heliostat.objectives.contract import Objective
 from heliostat.objectives.mirror import KimiK2, Opmd, PmdBaseline, PmdMean, PmdPart
 from heliostat.objectives.penalized import KimiK25, KlChi2, LogRatioDecay
@@ -35,6 +36,20 @@ def objective_names() -> list[str]:
 
 
 def build_objective(section: ObjectiveSection) -> Objective:
+    """Build the objective that a recipe names, and check its settings; one that is not shipped, its promises too.
+
+    Raises:
+        ConfigError: the name or a key is unknown, a value has the wrong type, the values contradict each other, or an
+            objective of your own breaks a promise (``objectives.conformance``).
+    """
+    objective = named_objective(section)
+    broken = {} if section.name in OBJECTIVES else failures(objective)
+    for sentence in filter(None, broken.values()):
+        raise ConfigError(f"objective '{section.name}': {sentence} (heliostat check {section.name} tries all promises)")
+    return objective
+
+
+def named_objective(section: ObjectiveSection) -> Objective:
     """Build the objective that a recipe names, and check its settings.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.control.runs import PAGE, ControlRun, read_control
 from heliostat.report.charts.chart import Chart, Series
 from heliostat.report.charts.scales import format_value
@@ -22,13 +23,13 @@ READING = (
 )
 
 
-def write_control_page(folder: Path) -> Path:
+def write_control_page(folder: PathArg) -> Path:
     """Write ``control.html`` into a run folder of ``heliostat control``.
 
     Raises:
         ValueError: the folder is no such run, or holds no evaluation yet.
     """
-    run = read_control(Path(folder))
+    run = read_control(as_path(folder))
     if not run.evaluations:
         raise ValueError(f"{folder} holds no evaluation yet")
     return write_page(run.folder / PAGE, render(run))

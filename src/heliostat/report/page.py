@@ -5,13 +5,16 @@ Left out: the sections themselves (``sections``), and the frame around them (``h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from heliostat.arguments import PathArg, as_path, paths
 from heliostat.report.charts.axes import AXES
 from heliostat.report.charts.figures import Figures
 from heliostat.report.html.frame import framed, write_page
-from heliostat.report.html.markup import fill
+from heliostat.report.html.markup import Html, fill
 from heliostat.report.runs.read import Run, read_runs
 from heliostat.report.sections.page_sections import (
     audit_section,
@@ -27,9 +30,7 @@ from heliostat.report.sections.summary import cards, heading, verdict_section
 from heliostat.report.sections.verdict import judge
 
 
-def write_report(
-    run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None, by: str = "step"
-) -> Path:
+def write_report(run_dirs: PathArg | Iterable[PathArg], output: PathArg | None = None, by: str = "step") -> Path:
     """Write one self-contained HTML page about one or several runs.
 
     Args:
@@ -43,17 +44,37 @@ def write_report(
     Raises:
         ValueError: no folder was given, or one of them is not a run folder, or holds no FLOPs to draw by.
     """
-    several = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
-    folders = [Path(folder).expanduser() for folder in several]
+    folders = [as_path(folder) for folder in paths(run_dirs)]
     runs = read_runs(folders)
-    target = folders[0] if output is None else Path(output).expanduser()
+    target = folders[0] if output is None else as_path(output)
     if target.is_dir():
         target = target / "report.html"
     return write_page(target, render(runs, by))
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A page without its frame.
+
+    Attributes:
+        anchors: sections that the navigation links to.
+        hover: by chart, the data of its hover values.
+    """
+
+    title: str
+    main: Html
+    anchors: Sequence[str]
+    hover: Mapping[str, Any]
+
+
 def render(runs: Sequence[Run], by: str = "step") -> str:
     """Return the page's HTML."""
+    content = content_of(runs, by)
+    return framed(content.title, content.main, content.anchors, content.hover)
+
+
+def content_of(runs: Sequence[Run], by: str = "step") -> Content:
+    """Write all sections of the page."""
     verdicts = [judge(run) for run in runs]
     figures = Figures(runs, AXES[by](runs))
     sections = [
@@ -75,4 +96,4 @@ def render(runs: Sequence[Run], by: str = "step") -> str:
     ]
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs"
     main = fill("main.html", parts=parts)
-    return framed(title, main, [part.anchor for part in present if part.anchor], figures.hover)
+    return Content(title, main, [part.anchor for part in present if part.anchor], figures.hover)

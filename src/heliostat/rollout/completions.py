@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Float
 
+from heliostat.arguments import texts
 from heliostat.models import LoadedModel, decode, decode_to_stop
 from heliostat.rollout.request import Dialogue, Reply, SampleRequest
 from heliostat.rollout.sampling import Draw, completion_seed, uniforms
@@ -101,6 +102,9 @@ class DecodeLimits:
     max_rows: int = 512
     stop: tuple[str, ...] = ()
     min_freed: float = 0.25
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", tuple(texts(self.stop, "stop")))
 
 
 class SamplingStopped(Exception):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.config import ConfigError, nearest
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2")
@@ -189,12 +190,13 @@ class ModelShape:
         return self.num_parameters - self.num_expert_parameters * (1 - share)
 
 
-def read_shape(name_or_path: str, catalog: Mapping[str, ModelShape]) -> ModelShape:
+def read_shape(name_or_path: PathArg, catalog: Mapping[str, ModelShape]) -> ModelShape:
     """Read a shape from ``catalog`` by name, from a model folder or from a ``config.json``.
 
     Raises:
         ConfigError: there is none, or its family is not one of ``FAMILIES``.
     """
+    name_or_path = as_text(name_or_path)
     if name_or_path in catalog:
         return catalog[name_or_path]
     path = Path(name_or_path)

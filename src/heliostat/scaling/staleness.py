@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from math import exp
 from random import Random
 
+from heliostat.arguments import listed
+
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
@@ -52,6 +54,7 @@ def simulate(
     **Limits**: ``bound = 0``, every batch's sampling time plus ``train_s``, added up. Never slower for a larger
     ``bound``, for the same durations. ``bound`` of at least the number of updates, as if there were none.
     """
+    durations_s = listed(durations_s)
     num_updates = len(durations_s) // batch_size
     if not 0 <= skipped < num_updates:
         raise ValueError(f"skipped = {skipped} leaves nothing of {num_updates} updates")
@@ -85,12 +88,13 @@ def simulate(
 
 def synchronous_s(durations_s: Sequence[float], batch_size: int, num_slots: int, train_s: float) -> float:
     """Compute the seconds per update without any staleness: the mean time of a batch on empty slots, plus training."""
-    batches = list(_batches(durations_s, batch_size))
+    batches = list(_batches(listed(durations_s), batch_size))
     return sum(_batch_s(batch, num_slots) for batch in batches) / len(batches) + train_s
 
 
 def asynchronous_s(durations_s: Sequence[float], batch_size: int, num_slots: int, train_s: float) -> float:
     """Compute the seconds per update without any bound: the slower of slots that are never empty and of the trainer."""
+    durations_s = listed(durations_s)
     return max(sum(durations_s) / len(durations_s) * batch_size / num_slots, train_s)
 
 

@@ -67,6 +67,25 @@ def read_rows(path: Path) -> JsonRows:
     return found
 
 
+def read_last_rows(path: Path, num: int) -> list[Row]:
+    """Read the last ``num`` readable rows, oldest first, from the end of the file; a missing file has none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return []
+    try:
+        tail, start = b"", os.fstat(descriptor).st_size
+        while start and tail.count(b"\n") <= num + 1:  # one more for a torn row, one for the rest of a line
+            size = min(start, 1 << 16)
+            start -= size
+            tail = os.pread(descriptor, size, start) + tail
+    finally:
+        os.close(descriptor)
+    lines = tail.split(b"\n")[1 if start else 0 :]
+    rows = [row for line in lines if (row := _row(line)) is not None]
+    return rows[-num:]
+
+
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]], *, sync: bool = True) -> None:
     """Append rows, all of them or none; a killed process's partial row is removed first.
 

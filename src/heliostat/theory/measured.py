@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.theory.binary import binary_pmd_mean
 from heliostat.theory.plots import INK, TAU_COLOURS, save
 
@@ -40,7 +41,7 @@ class MeasuredStep:
     log_ratio_incorrect: float
 
 
-def draw_measured(steps: Sequence[MeasuredStep], folder: str | Path) -> Path:
+def draw_measured(steps: Sequence[MeasuredStep], folder: PathArg) -> Path:
     """Draw ``measured.svg``: lambda and both classes' log-ratios against p, exact as lines, measured as points.
 
     Args:
@@ -69,7 +70,7 @@ def draw_measured(steps: Sequence[MeasuredStep], folder: str | Path) -> Path:
             axis.set(xlabel="p, success before the step", ylabel=name, xlim=(0, 1))
         axes[2].legend(loc="lower left")
 
-    return save("measured", draw, 3, Path(folder))
+    return save("measured", draw, 3, as_path(folder))
 
 
 _KEYS = ("lam", "log_ratio_correct", "log_ratio_incorrect")

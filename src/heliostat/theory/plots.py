@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.outputs import check_replaceable
 from heliostat.storage import publish_file
 from heliostat.theory.binary import binary_pmd_mean, binary_pmd_part
@@ -50,7 +51,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_all(folder: str | Path) -> list[Path]:
+def draw_all(folder: PathArg) -> list[Path]:
     """Draw every figure of the theory page as SVG.
 
     Args:
@@ -62,7 +63,7 @@ def draw_all(folder: str | Path) -> list[Path]:
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra ``plots``).
     """
-    return [save(name, draw, num_panels, Path(folder)) for name, (draw, num_panels) in FIGURES.items()]
+    return [save(name, draw, num_panels, as_path(folder)) for name, (draw, num_panels) in FIGURES.items()]
 
 
 def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) -> Path:

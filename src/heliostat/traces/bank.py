@@ -17,10 +17,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from heliostat.arguments import PathArg, as_path, texts
 from heliostat.traces.blobs import digest, pack_floats, pack_ids, pack_turns, unpack_floats, unpack_ids, unpack_turns
 from heliostat.traces.database import BUSY_S, BankError, Database
 from heliostat.traces.record import Trace, TraceSource
@@ -66,8 +66,8 @@ class Bank:
         FileNotFoundError: there is no such file, and ``create`` is off.
     """
 
-    def __init__(self, path: Path | str, create: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(self, path: PathArg, create: bool = True) -> None:
+        self.path = as_path(path)
         if not create and not self.path.is_file():
             raise FileNotFoundError(2, "there is no trace bank", str(self.path))
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ class Bank:
         self._sources: dict[TraceSource, int] = {}
 
     @classmethod
-    def open(cls, path: Path | str, create: bool = True) -> Bank:
+    def open(cls, path: PathArg, create: bool = True) -> Bank:
         """Open the bank at ``path``."""
         return cls(path, create)
 
@@ -194,7 +194,7 @@ class Bank:
         )
         sources = self.sources()
         found: dict[str, list[Trace]] = {}
-        for problem_id in dict.fromkeys(problem_ids):
+        for problem_id in dict.fromkeys(texts(problem_ids, "problem_ids")):
             whole = self._whole(self.rows(where, (problem_id, tokenizer)), sources, issues)
             own = (
                 trace for trace in whole if trace.problem_id == problem_id and trace.source.environment == environment

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.traces.row_issues import RowIssues
 
 
@@ -22,7 +23,7 @@ class TraceRow(NamedTuple):
     columns: dict[str, Any]
 
 
-def read_rows(path: str, issues: RowIssues) -> Iterator[TraceRow]:
+def read_rows(path: PathArg, issues: RowIssues) -> Iterator[TraceRow]:
     """Read rows of every readable file under ``path``, in order of file names.
 
     Raises:
@@ -31,6 +32,7 @@ def read_rows(path: str, issues: RowIssues) -> Iterator[TraceRow]:
     """
     import fsspec
 
+    path = as_text(path)
     system, root = fsspec.core.url_to_fs(path)
     if not system.exists(root):
         if "://" not in path and _looks_like_hub_id(path):

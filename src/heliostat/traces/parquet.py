@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.storage import publish_file
 from heliostat.traces.bank import Bank
 from heliostat.traces.checking import whole_traces
@@ -27,7 +28,7 @@ from heliostat.traces.row_issues import RowIssues
 ROWS_PER_FILE = 50_000
 
 
-def export_bank(bank: Bank, target: str, issues: RowIssues, rows_per_file: int = ROWS_PER_FILE) -> list[str]:
+def export_bank(bank: Bank, target: PathArg, issues: RowIssues, rows_per_file: int = ROWS_PER_FILE) -> list[str]:
     """Write every readable trace; damaged rows are omitted and reported in ``issues``.
 
     Args:
@@ -39,7 +40,7 @@ def export_bank(bank: Bank, target: str, issues: RowIssues, rows_per_file: int =
     """
     import fsspec
 
-    system, root = fsspec.core.url_to_fs(target)
+    system, root = fsspec.core.url_to_fs(as_text(target))
     numbered = enumerate(whole_traces(bank, issues), start=1)
     written = []
     for (run, step), part in groupby(numbered, key=lambda item: (item[1].source.run, item[1].source.step)):

@@ -10,13 +10,14 @@ Left out: argument syntax (``cli``) and the loop (``train.trainer``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from heliostat.arguments import PathArg, as_path, as_text
 from heliostat.config import ConfigError, Recipe
 from heliostat.models.prompts.chat_template import day_of
 from heliostat.monitors import standing
@@ -68,12 +69,16 @@ EXPECTED_FAILURES = (
 
 def run_recipe(
     recipe: Recipe,
-    run_dir: Path | None = None,
+    run_dir: PathArg | None = None,
     recipe_name: str = "run",
     display: Display | None = None,
     profile: bool = False,
+    opened: Callable[[Path], None] | None = None,
 ) -> RunResult:
     """Train as the recipe says, or continue an unfinished run of the same recipe in ``run_dir``.
+
+    Args:
+        opened: called on the main process with the folder of a run that is about to work.
 
     Raises:
         ConfigError: the recipe cannot be carried out.
@@ -85,7 +90,7 @@ def run_recipe(
     with ExitStack() as stack:
         runtime = stack.enter_context(running(recipe.run, recipe.distributed))
         check_ranks(recipe, runtime)
-        path = run_dir or runtime.run_on_main(lambda: reserve_run_dir(recipe.run, recipe_name))
+        path = as_path(run_dir or runtime.run_on_main(lambda: reserve_run_dir(recipe.run, recipe_name)))
         shown = stack.enter_context(display or Display(Console(highlight=False, quiet=not runtime.is_main)))
         with runtime.raise_on_all_ranks():
             reserved = run_dir is None and not recipe.run.name
@@ -99,6 +104,8 @@ def run_recipe(
             results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
             return RunResult(path, "finished", "", *results, is_main_process=runtime.is_main, findings=found)
+        if opened is not None and runtime.is_main:
+            opened(path)
         with runtime.raise_on_all_ranks():  # report missing packages of a tracker before the model loads
             settings = recipe.model_dump(mode="json")
             services = open_services(recipe.tracking, folder.path, settings, shown.note) if runtime.is_main else []
@@ -230,7 +237,7 @@ def _summarise(
 
 
 def run_sft(
-    recipe: Recipe, data: Path | str | None = None, run_dir: Path | None = None, recipe_name: str = "sft"
+    recipe: Recipe, data: PathArg | None = None, run_dir: PathArg | None = None, recipe_name: str = "sft"
 ) -> RunResult:
     """Run supervised training alone: the recipe's warm start, on its task or on worked solutions and conversations.
 
@@ -242,5 +249,5 @@ def run_sft(
     changes: dict[str, Any] = recipe.model_dump()
     changes["train"]["num_steps"] = 0
     if data is not None:
-        changes["task"] = [demonstrations_of(recipe.task[0], str(data))]
+        changes["task"] = [demonstrations_of(recipe.task[0], as_text(data))]
     return run_recipe(Recipe.model_validate(changes), run_dir, recipe_name)

@@ -6,6 +6,7 @@ The commands that load models are tested together with ``heliostat.api``, up to 
 
 import inspect
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,34 @@ def test_train_resolves_the_recipe_and_says_where_things_are(behind_api, tmp_pat
     printed = capsys.readouterr().out
     assert f"run folder              {tmp_path}\n" in printed
     assert f"report                  {tmp_path / 'report.html'}\n" in printed
+
+
+def test_train_watch_serves_the_page_of_the_folder_that_the_run_opens(behind_api, tmp_path, capsys):
+    folder = tmp_path / "a run"
+
+    def run_recipe(*args, opened, **options):
+        folder.mkdir()
+        opened(folder)
+        return finished(folder)
+
+    behind_api(run_recipe=run_recipe)
+    assert main(["train", "demo", "--watch"]) == 0
+    first, rest = capsys.readouterr().out.split("\n", 1)
+    assert re.fullmatch(r"watch: http://127\.0\.0\.1:\d+/", first)
+    assert "watch:" not in rest
+
+
+def test_watch_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a").touch()
+    for argv, reason in (
+        ([], "there are no runs in runs/; name the folder to watch, which need not exist yet"),
+        (["notes"], "notes is not a run folder; heliostat runs notes lists the runs in it"),
+        (["notes/a"], "notes/a is not a folder"),
+    ):
+        assert main(["watch", *argv]) == 2
+        assert capsys.readouterr().err == f"heliostat: {reason}\n"
 
 
 def test_train_with_a_file_names_the_run_after_it(behind_api, tmp_path):

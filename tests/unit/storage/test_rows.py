@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliostat.storage import Damaged, StorageError, append_rows, extent_of, keep_rows, read_rows, truncate_rows
+from heliostat.storage import (
+    Damaged,
+    StorageError,
+    append_rows,
+    extent_of,
+    keep_rows,
+    read_last_rows,
+    read_rows,
+    truncate_rows,
+)
 from tests.support.kills import count_events, killed_at
 
 ROWS = [{"step": 1, "text": "a\u2028b\u2029c\x85d\x0be\r\x1c"}, {"step": 2, "text": "等于几？"}, {"step": 3}]
@@ -25,6 +34,17 @@ def test_any_text_comes_back(tmp_path_factory, rows):
 def test_half_a_surrogate_pair_is_kept(tmp_path):
     append_rows(tmp_path / "a", [{"text": "x\ud83d"}])
     assert read_rows(tmp_path / "a").rows == [{"text": "x\ud83d"}]
+
+
+@pytest.mark.parametrize("text", ["x", "y" * 70_000], ids=["short", "longer than a block"])
+def test_the_last_rows_are_those_at_the_end(tmp_path, text):
+    path = tmp_path / "a.jsonl"
+    assert read_last_rows(path, 2) == []
+    rows = [{"step": step, "text": text} for step in range(9)]
+    append_rows(path, rows)
+    assert [read_last_rows(path, num) for num in (1, 3, 9, 20)] == [rows[-1:], rows[-3:], rows, rows]
+    path.write_bytes(path.read_bytes()[:-5])  # torn
+    assert read_last_rows(path, 3) == rows[-4:-1]
 
 
 def test_torn_at_every_byte_it_is_read_and_appended_to(tmp_path):

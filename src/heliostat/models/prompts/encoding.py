@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from heliostat.arguments import texts
 from heliostat.config import ConfigError
 from heliostat.models.loaded_model import LoadedModel
 from heliostat.models.prompts.chat_rendering import encode_chat
@@ -89,7 +90,7 @@ def decode_to_stop(
     """
     given = decode(loaded, given_ids) if given_ids else ""
     text = decode(loaded, [*given_ids, *token_ids])
-    places = (text.find(one, len(given)) for one in stop)
+    places = (text.find(one, len(given)) for one in texts(stop, "stop"))
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
 

@@ -79,7 +79,7 @@ class RKalman(ScoreOptimizer):
     ``1/p <- 1/p + rho |g|^2``; afterwards process noise is added and the past is forgotten.
 
     Args:
-        params: parameters, or groups.
+        params: a module, its parameters, or groups.
         lr: scales the step; 1 is the filter's own.
         settings: hyperparameters; the defaults of ``RKalmanSettings`` where not given.
         noise: initial measurement noise R of outputs and losses.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from heliostat.optim.base.optimizer import BaseOptimizer
 from heliostat.optim.base.own_precision import ExtraPass
@@ -34,7 +34,7 @@ class ScoreOptimizer(BaseOptimizer):
         check_settings(defaults)
         self.num_scores, self.process_group = num_scores, process_group
         self._scores = ScoreBuffer()
-        super().__init__(params, defaults)
+        super().__init__(params.parameters() if isinstance(params, nn.Module) else params, defaults)
 
     def score(self) -> AbstractContextManager[None]:
         """Turn the backward pass inside into one score; gradients are as before when the context ends.

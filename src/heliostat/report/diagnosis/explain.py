@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.monitors.foreign import METRIC_OF
 from heliostat.monitors.guard import ABSOLUTE_STATISTIC, Finding
 from heliostat.report.diagnosis.replay import replay, replay_run, training_rows, translated
@@ -89,13 +89,13 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(path: Path | str) -> Diagnosis:
+def diagnose(path: PathArg) -> Diagnosis:
     """Explain a run folder, or a JSONL file of metrics or transcripts.
 
     Raises:
         ValueError: there is no such folder or file, or nothing in it can be read.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         return diagnose_run(read_run(path))
     if not path.is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from heliostat.arguments import listed
 from heliostat.monitors import (
     ABSOLUTE_RULES,
     AbsoluteMonitor,
@@ -37,6 +38,7 @@ def replay(rows: Sequence[Row], start: int = 20, size: int = 40, settings: Setti
         settings: numbers of the recipe that sentences name.
         before: the evaluation before training, problem by problem.
     """
+    rows = listed(rows)
     if len(rows) < start + size + 10:
         start, size = len(rows) // 10, max(2, len(rows) // 5)
     guard, absolute = Guard(default_rules(start, size)), AbsoluteMonitor(ABSOLUTE_RULES, settings or {})

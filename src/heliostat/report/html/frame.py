@@ -24,25 +24,28 @@ MARK = " · Heliostat</title>"
 """In the head of every page, within reach of ``check_replaceable``; a file without it is not written over."""
 
 
-def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, Any]) -> str:
+def framed(title: str, main: Html, anchors: Sequence[str], hover: Mapping[str, Any], strip: Html | None = None) -> str:
     """Write a whole page.
 
     Args:
         main: the page's ``main`` element.
         anchors: sections that the navigation links to.
         hover: by chart, the data of its hover values.
+        strip: the state of a run, for a page that asks the server that it came from for newer ones.
     """
-    folder = files("heliostat.report.html")
-    style, script = (Html(folder.joinpath(name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
+    style, script = _text("style.css"), _text("page.js")
+    if strip is not None:
+        style, script = style + _text("live.css"), script + _text("live.js")
     page = fill(
         "frame.html",
         title=title,
-        policy=_policy(script),
+        policy=policy(script, asks=strip is not None),
         style=style,
         anchors=anchors,
         main=main,
         version=heliostat.__version__,
         figures=data_script("figures", hover),
+        strip=strip,
         script=script,
     )
     return f"<!doctype html>\n{page}\n"
@@ -60,6 +63,16 @@ def write_page(target: Path, page: str) -> Path:
     return target
 
 
-def _policy(script: str) -> str:
+def policy(script: str, asks: bool = False) -> str:
+    """Write the content policy of a page with one script.
+
+    Args:
+        asks: whether the page may ask the server that it came from.
+    """
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    own = "; connect-src 'self'" if asks else ""
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:{own}"
+
+
+def _text(name: str) -> Html:
+    return Html(files("heliostat.report.html").joinpath(name).read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 // All text goes in through textContent, never as markup.
 "use strict";
 
-const figures = JSON.parse(document.getElementById("figures").textContent);
+let figures = JSON.parse(document.getElementById("figures").textContent);
 const hidden = new Set();
 
 function written(value, unit) {

@@ -46,7 +46,7 @@ def judge(run: Run) -> RunVerdict:
     """
     result = outcome(run)
     kind = _kind(result)
-    sentence = " ".join(filter(None, (_sentence(result), _gap(run, result))))
+    sentence = " ".join(filter(None, (_sentence(result, run.status), _gap(run, result))))
     return RunVerdict(kind, HEADLINES[kind], sentence, _ending(run), result)
 
 
@@ -75,7 +75,7 @@ def _kind(result: Outcome) -> Kind:
     return "worse" if change.high < 0 else "unclear"
 
 
-def _sentence(result: Outcome) -> str:
+def _sentence(result: Outcome, status: str) -> str:
     if result.change is None or result.before is None or result.after is None:
         known = result.before or result.after
         if known is None:
@@ -87,7 +87,8 @@ def _sentence(result: Outcome) -> str:
     is_same = _rounded(result.before) == _rounded(result.after)
     verb = "rose" if change.value > 0 else "fell"
     went = f"stayed at {after}" if is_same else f"{verb} from {percent(result.before)} to {after}"
-    when = "" if result.final else f" at step {result.last_step}, the last evaluation before the run stopped"
+    latest = "the last evaluation so far" if status == "running" else "the last evaluation before the run stopped"
+    when = "" if result.final else f" at step {result.last_step}, {latest}"
     paired = f", paired over {result.num_problems} problems" if result.num_problems else ""
     meanings: dict[Kind, str] = {
         "better": "zero lies outside, so this is more than sampling noise",
@@ -128,5 +129,6 @@ def _ending(run: Run) -> str:
         "finished": f"Finished after {steps}{because}.",
         "interrupted": f"Interrupted after {steps}{because}.{resume}",
         "failed": f"Failed after {steps}{because}.",
+        "running": f"Running: {steps} are in the log.",
     }
     return endings.get(run.status, f"Still running, or killed: {steps} are in the log. The same command continues it.")

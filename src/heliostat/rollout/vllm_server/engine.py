@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
+from heliostat.arguments import PathArg, as_path
 from heliostat.models import LoadedModel
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector, PartialCompletion
 from heliostat.rollout.engine import RolloutCounts
@@ -46,7 +46,7 @@ class VllmEngine:
         loaded: LoadedModel,
         limits: DecodeLimits,
         server: Server,
-        sync_dir: Path,
+        sync_dir: PathArg,
         num_requests: int,
         max_gap: float,
         served: ServedWeights | None = None,
@@ -55,7 +55,7 @@ class VllmEngine:
         self.loaded = loaded
         self.builder = CompletionBuilder(loaded, limits)
         self.client = CompletionClient(server, loaded, limits, self.builder)
-        self.weights = WeightSync(self.client, sync_dir, max_gap, served or ServedWeights(), run_on_main)
+        self.weights = WeightSync(self.client, as_path(sync_dir), max_gap, served or ServedWeights(), run_on_main)
         self.num_requests = num_requests
         self.counts = RolloutCounts()
         self.way = f"the rollout server at {server.url}"

@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Self
 
+from heliostat.arguments import texts as several
 from heliostat.config import ConfigError
 from heliostat.nested_runs import refuse_nested
 from heliostat.tasks.environments.contract import EnvironmentSpec
@@ -98,7 +99,7 @@ class VerifierPool:
         Raises (through the future):
             VerifierError: a verifier failed and the task's ``on_failure`` is ``stop``, or no worker can be started.
         """
-        return self._put(problem, texts, tuple, stops)
+        return self._put(problem, several(texts, "texts"), tuple, stops)
 
     def submit(self, group: Group) -> Future[Group]:
         """Start judging a group; the future's result is the same group with its verdicts.

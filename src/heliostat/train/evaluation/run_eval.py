@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from heliostat.arguments import PathArg, as_text, paths
 from heliostat.config import Recipe
 from heliostat.nested_runs import refuse_nested
 from heliostat.rollout import SamplingSettings, completion_seed
@@ -78,7 +79,7 @@ def _by_task(result: Evaluation) -> dict[str, Any]:
 
 
 def run_eval(
-    models: Sequence[str],
+    models: PathArg | Iterable[PathArg],
     recipe: Recipe,
     *,
     num_problems: int | None = None,
@@ -92,8 +93,9 @@ def run_eval(
     tasks = load_tasks(recipe)
     heldout = [problem for task in tasks for problem in task.heldout][:num_problems]
     evaluations, dtypes = [], []
+    names = [as_text(model) for model in paths(models)]
     with VerifierPool(tasks, environment_of(recipe.environment)) as pool:
-        for path in models:
+        for path in names:
             bundle = set_up_sampler(with_model(recipe, path), runtime)
             bundle = with_episodes(bundle, pool.environments, warnings.warn)
             check_encodable(recipe, [_only(task, heldout) for task in tasks], bundle)
@@ -110,7 +112,7 @@ def run_eval(
             evaluations.append(evaluation)
             dtypes.append(str(bundle.loaded.model.dtype).removeprefix("torch."))
     comparison = compare(*evaluations) if len(evaluations) == 2 else None
-    return EvalReport(tuple(models), tuple(evaluations), comparison, tuple(dtypes))
+    return EvalReport(tuple(names), tuple(evaluations), comparison, tuple(dtypes))
 
 
 def _only(task: Task, heldout: Sequence[Problem]) -> Task:

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.config import Recipe
 from heliostat.models import LoadedModel, decode, observation_text
 from heliostat.nested_runs import refuse_nested
@@ -21,7 +22,7 @@ from heliostat.types import Group, Problem
 
 
 def run_sample(
-    model: str,
+    model: PathArg,
     recipe: Recipe,
     *,
     prompt: str | None = None,
@@ -47,7 +48,7 @@ class SampledConversations:
 
 
 def run_conversations(
-    model: str,
+    model: PathArg,
     recipe: Recipe,
     *,
     prompt: str | None = None,
@@ -68,11 +69,11 @@ def run_conversations(
 
 
 def _sampled(
-    model: str, recipe: Recipe, prompt: str | None, num_samples: int, settings: SamplingSettings | None
+    model: PathArg, recipe: Recipe, prompt: str | None, num_samples: int, settings: SamplingSettings | None
 ) -> tuple[list[Group], LoadedModel]:
     refuse_nested("a model")
     runtime = start_runtime(recipe.run)
-    bundle = set_up_sampler(with_model(recipe, model), runtime)
+    bundle = set_up_sampler(with_model(recipe, as_text(model)), runtime)
     if prompt is not None:
         problems = [Problem("prompt", "prompt", prompt, markup=((0, len(prompt)),))]
     else:

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heliostat.arguments import listed
 from heliostat.linalg.logdet.bases import Basis, CoordinateBasis
 from heliostat.linalg.logdet.subspaces import chordal
 from heliostat.linalg.logdet.subspaces.base import Subspace
@@ -48,7 +49,7 @@ class SparsityPattern(Subspace):
         if n < 1:
             raise ValueError(f"a pattern needs at least one row, got n={n}")
         self.n = int(n)
-        pairs = np.asarray(edges)
+        pairs = np.asarray(listed(edges))
         if pairs.size and not np.issubdtype(pairs.dtype, np.integer):
             raise ValueError(f"edges are pairs of row numbers, got an array of dtype {pairs.dtype}")
         pairs = pairs.reshape(-1, 2).astype(np.int64) if pairs.size else np.zeros((0, 2), np.int64)
@@ -81,6 +82,7 @@ class SparsityPattern(Subspace):
     @classmethod
     def block_diagonal(cls, sizes: Sequence[int]) -> SparsityPattern:
         """Make B block-diagonal with dense blocks of the given sizes: B_bb = A_bb⁻¹."""
+        sizes = listed(sizes)
         if not len(sizes) or min(sizes) < 1:
             raise ValueError(f"block sizes must be positive, got {list(sizes)}")
         starts = np.cumsum([0, *sizes])
@@ -147,7 +149,7 @@ class SparsityPattern(Subspace):
         groups = self.clique_groups
         if groups is None:
             return None
-        out = torch.zeros_like(covariance)
+        out = torch.zeros_like(covariance, memory_format=torch.contiguous_format)
         for group in groups:
             _add_cliques(out, covariance, group)
         return out
@@ -216,7 +218,7 @@ class TreePattern(SparsityPattern):
     """
 
     def __init__(self, parents: Sequence[int] | IntArray) -> None:
-        self.parents = np.asarray(parents, dtype=np.int64)
+        self.parents = np.asarray(listed(parents), dtype=np.int64)
         if self.parents.ndim != 1 or not len(self.parents):
             raise ValueError(f"parents is one list of row numbers, got shape {self.parents.shape}")
         children = np.flatnonzero(self.parents >= 0)
