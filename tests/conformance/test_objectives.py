@@ -14,9 +14,15 @@ from peer_cases import ADVANTAGES, LOSSES, draw
 from ragged import CASES, build, case_name, coefficients, random_batch, run
 
 from heliostat.objectives.baselines import ADVANTAGES as BASELINES
+from heliostat.objectives.conformance import failures
 from heliostat.types import TokenBatch
 
 FIXTURE = json.loads(record_peers.FIXTURE.read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+def test_every_objective_keeps_the_promises_that_own_ones_are_held_to(case):
+    assert set(failures(build(case[0], **case[1])).values()) == {""}
 
 
 def has_a_true_slope(case):

@@ -5,18 +5,16 @@ Left out: anything that computes a loss; expectations are written out where they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.config import ObjectiveSection
 from heliostat.objectives import OBJECTIVES, Objective, build_objective
+from heliostat.objectives.conformance import REWARDS, random_batch, take
 from heliostat.types import LossOutput, TokenBatch
 
-LENGTHS = (3, 1, 5, 2, 4, 0, 6, 2)
-REWARDS = (1.0, 0.0, 0.5, 1.0)
+__all__ = ["CASES", "OPTIONS", "REWARDS", "build", "case_name", "coefficients", "random_batch", "run", "take"]
 
 OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
     ("pmd-mean", {"leave_one_out": True, "length_normalization": "sequence"}),
@@ -49,30 +47,6 @@ def build(name: str, **settings: object) -> Objective:
     return build_objective(ObjectiveSection(name=name, **settings))
 
 
-def random_batch(
-    seed: int, lengths: Sequence[int] = LENGTHS, drift: float = 0.3, advantage: Sequence[float] | None = None
-) -> tuple[Float[Tensor, " token"], TokenBatch]:
-    """A leaf ``logp_new`` and its batch in float64; log-ratios are normal with standard deviation ``drift`` nats."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    num_tokens = torch.tensor(lengths, dtype=torch.int64)
-    total = int(num_tokens.sum())
-    logp_old = -0.05 - 2.0 * torch.rand(total, generator=generator, dtype=torch.float64)
-    logp_new = (logp_old + drift * normal(total)).clamp(max=-1e-3).requires_grad_()
-    tokens = TokenBatch(
-        sequence=torch.repeat_interleave(torch.arange(len(lengths)), num_tokens),
-        num_tokens=num_tokens,
-        advantage=normal(len(lengths)) if advantage is None else torch.tensor(advantage, dtype=torch.float64),
-        logp_old=logp_old,
-        logp_gen=logp_old + 0.2 * normal(total),
-        logp_ref=logp_old + 0.2 * normal(total),
-    )
-    return logp_new, tokens
-
-
 def run(
     objective: Objective, logp_new: Tensor, tokens: TokenBatch, normalizer: float | None = None
 ) -> tuple[LossOutput, Float[Tensor, " token"]]:
@@ -86,18 +60,3 @@ def coefficients(objective: Objective, logp_new: Tensor, tokens: TokenBatch) -> 
     """The factor of each token's ``grad logp_new`` before the denominator, by autograd."""
     normalizer = objective.normalizer(tokens.num_tokens)
     return -normalizer * run(objective, logp_new, tokens, normalizer)[1]
-
-
-def take(logp_new: Tensor, tokens: TokenBatch, sequences: Sequence[int]) -> tuple[Tensor, TokenBatch, Tensor]:
-    """The batch made of some sequences in the given order, and where its tokens were."""
-    where = torch.cat([torch.nonzero(tokens.sequence == index).flatten() for index in sequences] or [torch.empty(0)])
-    where, chosen = where.long(), torch.tensor(list(sequences), dtype=torch.int64)
-    part = TokenBatch(
-        sequence=torch.repeat_interleave(torch.arange(len(sequences)), tokens.num_tokens[chosen]),
-        num_tokens=tokens.num_tokens[chosen],
-        advantage=tokens.advantage[chosen],
-        logp_old=tokens.logp_old[where],
-        logp_gen=tokens.logp_gen[where],
-        logp_ref=None if tokens.logp_ref is None else tokens.logp_ref[where],
-    )
-    return logp_new.detach()[where].requires_grad_(), part, where

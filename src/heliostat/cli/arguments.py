@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import chat, commands, control, init, runs, scale, theory, traces, watch
+from heliostat.cli import chat, check, commands, control, init, runs, scale, theory, traces, watch
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
 _MODEL = "run folder, model folder, hub id, or the name of a bundled model"
@@ -172,6 +172,12 @@ def _report(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--by", choices=("step", "flops"), default="step", help="horizontal axis of the charts (default: step)"
     )
+
+
+def _check(parser: ArgumentParser) -> None:
+    help_ = "my_module:MyObjective, a name that an installed package registers, or a shipped objective"
+    parser.add_argument("name", metavar="NAME", help=help_)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _runs(parser: ArgumentParser) -> None:
@@ -397,6 +403,13 @@ COMMANDS: dict[str, Command] = {
         _scale,
         usage=f"MODEL [--gpus N] [--samplers N] [--ways N] [--price DOLLARS] [--json] [--recipe RECIPE] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
+    ),
+    "check": Command(
+        "check that an objective, of your own too, keeps what every objective promises",
+        check.check,
+        _check,
+        usage="NAME [--json] [--objective.key VALUE ...]",
+        sections=("objective",),
     ),
     "theory": Command("draw the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),

@@ -9,7 +9,7 @@ Left out: the contents of the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,13 +23,15 @@ def located(layer: Layer, folder: Path) -> Layer:
     folder = folder.resolve()
     placed = {section: dict(content) if isinstance(content, dict) else content for section, content in layer.items()}
     model, traces, tasks = placed.get("model"), placed.get("traces"), placed.get("task")
-    environment = placed.get("environment")
+    environment, objective = placed.get("environment"), placed.get("objective")
     if isinstance(model, dict):
         _place(model, "path", folder)
     if isinstance(traces, dict):
         _place(traces, "bank", folder, to_make=True)
     if isinstance(environment, dict):
         _place_imports(environment, _environment_functions(environment), folder)
+    if isinstance(objective, dict):
+        _place_imports(objective, _names([objective.get("name")]), folder)
     if isinstance(tasks, list):
         placed["task"] = [_placed_task(table, folder) for table in tasks]
     elif isinstance(tasks, dict):
@@ -77,14 +79,17 @@ def _functions(task: Mapping[str, Any]) -> Iterator[str]:
     verifiers = task.get("verifiers")
     tables = verifiers if isinstance(verifiers, list) else []
     named = [table.get("name") for table in tables if isinstance(table, Mapping)]
-    yield from (name for name in (*named, task.get("solution")) if isinstance(name, str) and ":" in name)
+    return _names([*named, task.get("solution")])
 
 
 def _environment_functions(environment: Mapping[str, Any]) -> Iterator[str]:
     """List names like ``module:Name`` in the environment's table."""
     tools = environment.get("tools")
-    named = [environment.get("name"), *(tools if isinstance(tools, list) else [])]
-    yield from (name for name in named if isinstance(name, str) and ":" in name)
+    return _names([environment.get("name"), *(tools if isinstance(tools, list) else [])])
+
+
+def _names(values: Iterable[object]) -> Iterator[str]:
+    return (value for value in values if isinstance(value, str) and ":" in value)
 
 
 def _is_module(name: str, folder: Path) -> bool:

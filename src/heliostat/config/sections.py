@@ -261,7 +261,12 @@ class ObjectiveSection(NamedSection):
     The further keys are checked by ``heliostat.objectives``.
     """
 
-    name: str = Field("pmd-mean", description="'pmd-mean', or another objective of heliostat.objectives")
+    name: str = Field(
+        "pmd-mean", description="'pmd-mean', another objective of heliostat.objectives, or 'my_module:MyObjective'"
+    )
+    import_from: str = Field(
+        "", description="folder that modules are imported from, besides the working directory; a recipe names its own"
+    )
 
 
 class OptimizerSection(NamedSection):

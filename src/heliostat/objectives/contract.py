@@ -48,7 +48,7 @@ class Objective(ABC):
     """The objective of an update: hyper-parameters, and pure functions of rewards and log-probabilities.
 
     Attributes:
-        name: its name in recipes.
+        name: its name in recipes; that of the class where a class sets none.
         length_normalization: how lengths enter (see ``objectives.lengths``).
         length_constant: the fixed length in tokens of ``length_normalization = "constant"``; the completion budget
             ``rollout.max_new_tokens`` is the usual choice.
@@ -57,6 +57,10 @@ class Objective(ABC):
     name: ClassVar[str]
     length_normalization: LengthNormalization = "none"
     length_constant: float = 1.0
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = vars(cls).get("name", cls.__name__)
 
     def __post_init__(self) -> None:
         require_positive("length_constant", self.length_constant)

@@ -11,10 +11,10 @@ from typing import Any
 from heliostat.arguments import PathArg, as_text, paths
 from heliostat.cards import Card, table
 from heliostat.config import Recipe
+from heliostat.nested_runs import refuse_nested
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tasks.environment_settings import environment_of
-from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime

@@ -363,8 +363,9 @@ def _at(row: Mapping[str, Any], key: str) -> float:
 INDIFFERENT = {
     "run": ("name", "root", "num_threads", "num_workers"),
     "rollout": ("num_workers", "server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests"),
-    "task": ("num_workers", "timeout_s"),
-    "environment": ("num_workers", "timeout_s"),
+    "task": ("import_from", "num_workers", "timeout_s"),
+    "environment": ("import_from", "num_workers", "timeout_s"),
+    "objective": ("import_from",),
     "train": ("try_export",),
 }
 """Keys that may change when a run is continued: they say where, and by how many threads and processes, it computes."""
