@@ -50,6 +50,9 @@ def narrow(function) -> list[str]:
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         annotation = str(parameter.annotation)
+        annotation = re.sub(
+            r"\bCallable\[\[.*?\], \w+\]", "", annotation
+        )  # a function of the user's, which is given one
         only_path = re.search(r"\bPath\b", annotation) and not re.search(r"\b(?:str|PathArg)\b", annotation)
         only_text = PLACES.fullmatch(name) and re.search(r"\bstr\b", annotation) and "Path" not in annotation
         if only_path or only_text:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from heliostat.arguments import PathArg, as_text
+from heliostat.arguments import PathArg, as_path, as_text
 from heliostat.config.errors import ConfigError, describe, nearest
 from heliostat.config.layers import Layer, layer_from, merge, parse_value, split_overrides
 from heliostat.config.places import located
@@ -86,13 +86,13 @@ def load_recipe(name_or_path: PathArg, overrides: Overrides = ()) -> Recipe:
     return _validate(functools.reduce(merge, [*_layers(as_text(name_or_path)), _override_layer(overrides)], _empty()))
 
 
-def parse_recipe(text: str, folder: Path) -> Recipe:
+def parse_recipe(text: str, folder: PathArg) -> Recipe:
     """Build the recipe of a TOML text as if it stood in a file of ``folder``.
 
     Raises:
         ConfigError: one line that names the key and the nearest valid one.
     """
-    return _validate(merge(_empty(), located(layer_from(tomllib.loads(text)), folder)))
+    return _validate(merge(_empty(), located(layer_from(tomllib.loads(text)), as_path(folder))))
 
 
 def build_recipe(settings: Mapping[str, Any] | None = None, overrides: Overrides = ()) -> Recipe:

@@ -7,6 +7,7 @@ my-objective                a name in the entry-point group ``heliostat.objectiv
 
 from __future__ import annotations
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.config import ConfigError, ObjectiveSection, build_checked, nearest
 from heliostat.named_imports import registered, resolve
 from heliostat.objectives.clipped import Dapo, DrGrpo, Grpo, Gspo
@@ -59,23 +60,23 @@ def named_objective(section: ObjectiveSection) -> Objective:
     return build_checked(kind, section.settings, "objective")
 
 
-def find_objective(path: str, folder: str = "") -> type[Objective]:
+def find_objective(name: str, folder: PathArg = "") -> type[Objective]:
     """Import the objective class ``module:Name``; ``folder`` and the working directory are searched too.
 
     Raises:
         ConfigError: it cannot be imported, or is no objective.
     """
     try:
-        found = resolve(path, folder)
+        found = resolve(name, as_text(folder))
     except ValueError as error:
         raise ConfigError(f"objective.name: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise ConfigError(
-            f"objective.name: '{path}' is no class derived from heliostat.objectives.Objective; write class "
-            f"{path.rpartition(':')[2]}(Objective) with advantages, terms and can_drop_zero_advantage_groups"
+            f"objective.name: '{name}' is no class derived from heliostat.objectives.Objective; write class "
+            f"{name.rpartition(':')[2]}(Objective) with advantages, terms and can_drop_zero_advantage_groups"
         )
     if found.__abstractmethods__:
-        raise ConfigError(f"objective.name: '{path}' has no {' and no '.join(sorted(found.__abstractmethods__))}")
+        raise ConfigError(f"objective.name: '{name}' has no {' and no '.join(sorted(found.__abstractmethods__))}")
     return found
 
 
