@@ -9,6 +9,7 @@ Left out: the definitions of metrics (``tracking``).
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import importlib
 import importlib.util
@@ -124,7 +125,8 @@ class Tolerant:
         except (Exception, SystemExit) as error:  # a service's client may try to end the process
             self._failed(error)
         self._calls: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, daemon=True, name=f"tracker-{name}")
+        opened_in = contextvars.copy_context()  # trackio keeps its run in a context variable
+        self._thread = threading.Thread(target=opened_in.run, args=(self._work,), daemon=True, name=f"tracker-{name}")
         if self._tracker is not None:
             self._thread.start()
 

@@ -42,14 +42,18 @@ def test_a_run_with_adapters(tmp_path):
     whole = (tmp_path / "run" / "model" / "model.safetensors").stat().st_size
     kept = (tmp_path / "run" / "checkpoints" / "step_000004" / "model.safetensors").stat().st_size
     assert kept < whole / 2, "a checkpoint keeps what is trained"
+    for folder in ("model", "adapter"):
+        card = (tmp_path / "run" / folder / "README.md").read_text()
+        assert result.after.described in card
+        assert str(tmp_path) not in card
 
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_000004")
     shutil.rmtree(tmp_path / "again" / "model")
     (tmp_path / "again" / "summary.json").unlink()
     assert run_recipe(recipe, tmp_path / "again", "small").status == "finished"
-    models = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "again")]
-    assert models[0] == models[1]
+    for name in ("model/model.safetensors", "model/README.md", "adapter/README.md"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert small.metrics(tmp_path / "again") == small.metrics(tmp_path / "run")
 
 

@@ -1,5 +1,6 @@
 """Trackers beside metrics.jsonl: every row arrives, a resumed run goes on where it was, and no failure ends a run."""
 
+import contextvars
 import json
 import sys
 import threading
@@ -80,6 +81,27 @@ def test_every_row_is_sent_with_its_step_as_a_value_and_an_axis(opened, tmp_path
     (init,) = service.named("init")
     assert (init["project"], init["name"], init["config"]) == ("project", tmp_path.name, {"train": 1})
     assert service.calls[-1] == ("finish", {})
+
+
+def test_a_service_that_keeps_its_run_in_a_context_variable_gets_every_row(opened):
+    current = contextvars.ContextVar("run", default=None)
+
+    class InContext(Service):
+        """Like trackio 0.43, which refuses rows where its ``init`` was not called."""
+
+        def _called(self, name, options):
+            if name == "init":
+                current.set("run")
+            if name == "log" and current.get() is None:
+                raise RuntimeError("call init first")
+            super()._called(name, options)
+
+    service, notes = InContext(), []
+    (tracker,) = opened(service, "trackio", notes=notes)
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.close()
+    assert notes == []
+    assert service.named("log") == [{"reward/mean": 0.5, "step": 1}]
 
 
 def test_a_resumed_run_continues_its_own_run_of_the_service(opened, tmp_path):

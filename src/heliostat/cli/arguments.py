@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import chat, check, commands, control, init, runs, scale, theory, traces, watch
+from heliostat.cli import chat, check, commands, control, init, push, runs, scale, theory, traces, watch
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
 _MODEL = "run folder, model folder, hub id, or the name of a bundled model"
@@ -164,6 +164,16 @@ def _scale(parser: ArgumentParser) -> None:
     help_ = "dollars for an hour of one GPU; adds the cost (default: no cost)"
     parser.add_argument("--price", metavar="DOLLARS", type=_positive, help=help_)
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
+
+
+def _push(parser: ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="folder of a finished run")
+    parser.add_argument("repo", metavar="OWNER/NAME", help="repository on the hub; created if it is missing")
+    parser.add_argument("--adapter", action="store_true", help="upload the adapter instead of the merged model")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
+    parser.add_argument("--dry-run", action="store_true", help="print files, sizes and card, and upload nothing")
+    parser.add_argument("--yes", action="store_true", help="upload without a question")
 
 
 def _report(parser: ArgumentParser) -> None:
@@ -393,6 +403,7 @@ COMMANDS: dict[str, Command] = {
     "runs": Command("list runs with their status, result and size", runs.runs, _runs),
     "watch": Command("serve the report of a run on this machine while it goes on", watch.watch, _watch),
     "report": Command("write an HTML report of one or more runs", commands.report, _report),
+    "push": Command("upload a finished run's model with its card to the Hugging Face hub", push.push, _push),
     "control": Command("train on a gymnasium environment: SMAC, A2C, PPO, TRPO", control.control, _control),
     "traces": Command("import, export, show, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
     "diagnose": Command("explain from its folder why a run went wrong", commands.diagnose, _diagnose),

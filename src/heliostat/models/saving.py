@@ -32,6 +32,12 @@ _SAVED = (
     *("adapter_config.json", "adapter_model.safetensors"),
 )
 """Names of the files of a saved model or adapter."""
+CARD = "README.md"
+"""Name of the file that the hub shows as a model's card."""
+CARD_MARK = "<!-- Written by Heliostat when it saved the model; another save replaces it. -->"
+"""Line in every card of this package."""
+CARD_HERE = 'name = "."  # this folder, or its id on the hub'
+"""Line of a card's snippet that names the model; a published card names the repository."""
 
 
 Check = Callable[[Path, Mapping[str, torch.Tensor]], None]
@@ -101,7 +107,14 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _may_be_saved(entry: Path) -> bool:
-    """Return whether any version of transformers writes a file of this name."""
+    """Return whether a save may have written this file: a part of a model, or a card of this package."""
+    if entry.name == CARD and entry.is_file():
+        return CARD_MARK in entry.read_text(encoding="utf-8", errors="replace")
+    return is_model_file(entry)
+
+
+def is_model_file(entry: Path) -> bool:
+    """Return whether any version of transformers or PEFT writes a file of this name for a model or adapter."""
     return entry.is_file() and any(entry.match(pattern) for pattern in _SAVED)
 
 

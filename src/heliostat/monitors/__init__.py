@@ -6,7 +6,7 @@ Left out: the loop that the guard monitors (``train``), pages (``report``). Noth
 detectors, controllers and text statistics work on a laptop that has only the log of a run.
 """
 
-from heliostat.monitors.absolute_monitor import AbsoluteMonitor, recipe_numbers, standing
+from heliostat.monitors.absolute_monitor import AbsoluteMonitor, recipe_numbers, standing, standing_by_rule
 from heliostat.monitors.absolute_rules import ABSOLUTE_RULES
 from heliostat.monitors.controllers import CONTROLLERS, BangBang, Controller, DualAscent, ProportionalIntegral
 from heliostat.monitors.detectors import Cusum, Detector, Ewma, Limit, Multiple, Offset, Reading, RobustZ
@@ -39,4 +39,5 @@ __all__ = [
     "evaluation_signals",
     "recipe_numbers",
     "standing",
+    "standing_by_rule",
 ]

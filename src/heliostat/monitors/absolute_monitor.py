@@ -293,6 +293,11 @@ def _numbers(recipe: Mapping[str, Any], names: Iterable[str]) -> dict[str, float
 
 def standing(events: Iterable[Mapping[str, Any]]) -> list[str]:
     """List the findings of absolute rules in a run's events, one per rule, without withdrawn ones."""
+    return list(standing_by_rule(events).values())
+
+
+def standing_by_rule(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the same findings by the names of their rules."""
     texts: dict[str, str] = {}
     for event in events:
         rule, text = str(event.get("rule")), event.get("text")
@@ -300,7 +305,7 @@ def standing(events: Iterable[Mapping[str, Any]]) -> list[str]:
             texts.pop(rule, None)
         elif event.get("statistic_name") == ABSOLUTE_STATISTIC and isinstance(text, str):
             texts.setdefault(rule, text)
-    return list(texts.values())
+    return texts
 
 
 def level_of(view: View) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heliostat.config import Recipe
+from heliostat.models.prompts.encoding import chat_messages
 from heliostat.objectives import Objective
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tracking import Tracker
@@ -55,6 +56,14 @@ class RunContext:
     def export_prompts(self) -> list[Prompt]:
         """Build the prompts on which a saved model is compared with the one in memory."""
         return [self.bundle.prompt(problem) for problem in self.heldout_problems[:NUM_PROMPTS]]
+
+    def uses_chat(self) -> bool:
+        """Return whether the first held-out problem goes through the tokenizer's chat template."""
+        section = self.recipe.model
+        return any(
+            chat_messages(self.bundle.loaded, problem, section.chat, section.system) is not None
+            for problem in self.heldout_problems[:1]
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step to all trackers and to the terminal; steps of the warm start are 0 or less."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from heliostat.monitors import evaluation_signals
+from heliostat.monitors import evaluation_signals, standing_by_rule
 from heliostat.rollout import ParityError
+from heliostat.tracking import read_metrics
 from heliostat.train.accounting.run_counters import RunCounters
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.heldout import HeldOut
 from heliostat.train.frozen_reference import frozen_reference
 from heliostat.train.guard.run_guard import NUMERIC_FAILURES, RunGuard
+from heliostat.train.model_card.card import build_cards
+from heliostat.train.model_card.facts import CardFacts
 from heliostat.train.rollouts.batch import Rollouts
 from heliostat.train.rollouts.planner import RolloutPlanner
 from heliostat.train.rollouts.scheduler import RolloutScheduler
@@ -74,9 +77,22 @@ class Trainer:
             self.train()
         self.context.display.end_phase()
         after = self.heldout.measure_after(self.counters.step)
-        folder, prompts = self.context.folder, self.context.export_prompts()
-        export(self.context.bundle.loaded, self.context.runtime, folder.model, prompts, folder.adapter)
+        self.save_model(before, after)
         return before, after
+
+    def save_model(self, before: Evaluation | None, after: Evaluation) -> None:
+        """Export the trained model together with its card."""
+        context, folder = self.context, self.context.folder
+        facts = CardFacts(
+            recipe=context.recipe,
+            before=before,
+            after=after,
+            findings=tuple(standing_by_rule(read_metrics(folder.events))) if context.runtime.is_main else (),
+            is_chat=context.uses_chat(),
+            dtype=str(context.bundle.loaded.model.dtype).removeprefix("torch."),
+        )
+        prompts, cards = context.export_prompts(), build_cards(facts)
+        export(context.bundle.loaded, context.runtime, folder.model, prompts, folder.adapter, cards)
 
     def train(self) -> None:
         """Post-train until the last step, and roll back if the guard asks for it."""

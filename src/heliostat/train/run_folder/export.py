@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -22,7 +23,7 @@ from heliostat.models import LoadedModel, save_model
 from heliostat.models.checks.saved_model import SavedDiffers, check_adapter, check_saved, trainer_logits
 from heliostat.models.checks.weight_perturbation import perturbed_weights
 from heliostat.models.lora import held, is_adapted, perturbed_adapters, save_adapter
-from heliostat.models.saving import replacing
+from heliostat.models.saving import CARD, replacing
 from heliostat.storage.errors import is_full
 from heliostat.train.distributed.fsdp import full_state_dict, unsharded
 from heliostat.train.distributed.ranks import RankLost, Runtime
@@ -35,8 +36,21 @@ class ExportError(RuntimeError):
     """The trained model could not be saved, or the saved model differs from it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """The model cards of one export, as Markdown; empty: none."""
+
+    model: str = ""
+    adapter: str = ""
+
+
 def export(
-    loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], adapter: Path | None = None
+    loaded: LoadedModel,
+    runtime: Runtime,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    adapter: Path | None = None,
+    cards: Cards | None = None,
 ) -> None:
     """Save the model, adapters merged, and read it back; shards are gathered from all ranks, and the main rank writes.
 
@@ -45,12 +59,13 @@ def export(
     Args:
         prompts: prompts of the run's task; the first few are compared.
         adapter: a folder for the adapters alone, if there are any.
+        cards: published together with the weights; read on the main rank.
 
     Raises:
         ExportError: the model could not be written, or the model read back differs.
     """
     try:
-        _export(loaded, runtime, folder, prompts, adapter)
+        _export(loaded, runtime, folder, prompts, adapter, cards or Cards())
     except RankLost:
         raise
     except Exception as error:  # of any library: after hours of training, end with one sentence and an intact folder
@@ -78,7 +93,7 @@ def try_export(
     trained = [held(each) for each in loaded.model.parameters() if each.requires_grad]
     try:
         with perturbed_adapters(loaded.model, seed), perturbed_weights(trained, seed):
-            _export(loaded, runtime, trial / "model", prompts, trial / "adapter")
+            _export(loaded, runtime, trial / "model", prompts, trial / "adapter", Cards())
     except RankLost:
         raise
     except Exception as error:  # as above
@@ -98,7 +113,12 @@ def try_export(
 
 
 def _export(
-    loaded: LoadedModel, runtime: Runtime, folder: Path, prompts: Sequence[Prompt], adapter: Path | None
+    loaded: LoadedModel,
+    runtime: Runtime,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    adapter: Path | None,
+    cards: Cards,
 ) -> None:
     ids = [prompt.context_ids for prompt in prompts[:NUM_PROMPTS]]
     with unsharded(loaded.model):
@@ -118,8 +138,15 @@ def _export(
                 model = check_saved(loaded, partial, written, ids, logits)
                 if partial_adapter is not None:
                     check_adapter(model, partial_adapter, weights, ids, logits)
+                    _write_card(partial_adapter, cards.adapter)
+                _write_card(partial, cards.model)
 
             save_model(loaded, folder, weights, check)
+
+
+def _write_card(folder: Path, card: str) -> None:
+    if card:
+        (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _brief(error: Exception) -> str:
