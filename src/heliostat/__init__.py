@@ -59,7 +59,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'heliostat' has no attribute '{name}'")
     if _HOME[name] == "api":
-        from heliostat.tasks.sandbox.nested_runs import in_verifier_process, refuse_nested
+        from heliostat.nested_runs import in_verifier_process, refuse_nested
 
         if in_verifier_process():  # a verifier process: refuse a run without loading torch
             return lambda *args, **options: refuse_nested("a run")

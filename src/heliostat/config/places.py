@@ -30,6 +30,9 @@ def located(layer: Layer, folder: Path) -> Layer:
         _place(traces, "bank", folder, to_make=True)
     if isinstance(environment, dict):
         _place_imports(environment, _environment_functions(environment), folder)
+    for kind in ("objective", "optimizer"):
+        if isinstance(own := placed.get(kind), dict) and isinstance(own.get("name"), str):
+            _place_imports(own, iter([own["name"]] if ":" in own["name"] else []), folder)
     if isinstance(tasks, list):
         placed["task"] = [_placed_task(table, folder) for table in tasks]
     elif isinstance(tasks, dict):

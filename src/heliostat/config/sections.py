@@ -253,7 +253,12 @@ class ObjectiveSection(NamedSection):
     The further keys are checked by ``heliostat.objectives``.
     """
 
-    name: str = Field("pmd-mean", description="'pmd-mean', or another objective of heliostat.objectives")
+    name: str = Field(
+        "pmd-mean", description="'pmd-mean', another objective of heliostat.objectives, or your own 'my_module:MyClass'"
+    )
+    import_from: str = Field(
+        "", description="folder of your own objective's module, besides the working directory; a recipe names its own"
+    )
 
 
 class OptimizerSection(NamedSection):
@@ -262,7 +267,12 @@ class OptimizerSection(NamedSection):
     The further keys are checked by ``heliostat.optim``.
     """
 
-    name: str = Field("adamw", description="'adamw', or another optimizer of heliostat.optim")
+    name: str = Field(
+        "adamw", description="'adamw', another optimizer of heliostat.optim, or your own 'my_module:MyClass'"
+    )
+    import_from: str = Field(
+        "", description="folder of your own optimizer's module, besides the working directory; a recipe names its own"
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="shape of the learning rate after warm-up"

@@ -9,7 +9,7 @@ population solutions (``theory``), and everything that changes the data: reward 
 re-sampling of zero-signal prompts belong to tasks and to the loop.
 """
 
-from heliostat.objectives.contract import Objective
-from heliostat.objectives.registry import OBJECTIVES, build_objective, objective_names
+from heliostat.objectives.contract import Objective, Terms
+from heliostat.objectives.registry import OBJECTIVES, build_objective, objective_class, objective_names
 
-__all__ = ["OBJECTIVES", "Objective", "build_objective", "objective_names"]
+__all__ = ["OBJECTIVES", "Objective", "Terms", "build_objective", "objective_class", "objective_names"]

@@ -58,6 +58,12 @@ class Objective(ABC):
     length_normalization: LengthNormalization = "none"
     length_constant: float = 1.0
 
+    def __init_subclass__(cls) -> None:
+        """Name a class that names itself nowhere in its body after itself."""
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
     def __post_init__(self) -> None:
         require_positive("length_constant", self.length_constant)
         if self.length_constant != 1.0 and self.length_normalization != "constant":

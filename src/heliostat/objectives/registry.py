@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from heliostat.config import ConfigError, ObjectiveSection, build_checked, nearest
+from heliostat.config import ConfigError, ObjectiveSection, build_checked
+from heliostat.named_imports import find
 from heliostat.objectives.clipped import Dapo, DrGrpo, Grpo, Gspo
 from heliostat.objectives.contract import Objective
 from heliostat.objectives.mirror import KimiK2, Opmd, PmdBaseline, PmdMean, PmdPart
@@ -31,9 +32,19 @@ def build_objective(section: ObjectiveSection) -> Objective:
     Raises:
         ConfigError: the name or a key is unknown, a value has the wrong type, or the values contradict each other.
     """
-    if section.name not in OBJECTIVES:
-        raise ConfigError(
-            f"unknown objective '{section.name}'{nearest(section.name, OBJECTIVES)}; known: "
-            f"{', '.join(objective_names())}"
-        )
-    return build_checked(OBJECTIVES[section.name], section.settings, "objective")
+    cls = objective_class(section.name, section.import_from)
+    return build_checked(cls, section.settings, "objective")
+
+
+def objective_class(name: str, import_from: str = "") -> type[Objective]:
+    """Find the class of a built-in name, of ``module:Name``, or of an entry point in ``heliostat.objectives``.
+
+    Raises:
+        ConfigError: there is none of this name, it cannot be imported, or it is no complete objective.
+    """
+    cls = find("objective", name, OBJECTIVES, import_from)
+    if not (isinstance(cls, type) and issubclass(cls, Objective)):
+        raise ConfigError(f"objective.name = '{name}' is no subclass of heliostat.objectives.Objective")
+    if missing := sorted(cls.__abstractmethods__):
+        raise ConfigError(f"objective.name = '{name}' does not define {', '.join(missing)}")
+    return cls

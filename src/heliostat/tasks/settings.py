@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from heliostat.config import ConfigError, build_checked, nearest
+from heliostat.named_imports import resolve, running_script
 from heliostat.tasks.data.in_memory import PREFIX, find_function
 from heliostat.tasks.sandbox.pickling import dump_function
 from heliostat.tasks.task import Task, WeightedVerifier
-from heliostat.tasks.verifiers.builtin import VERIFIERS, Function, Verifier, named, resolve, running_script
+from heliostat.tasks.verifiers.builtin import VERIFIERS, Function, Verifier, named
 from heliostat.tasks.verifiers.reward_functions import COMPLETION_IDS
 from heliostat.types import Problem
 

@@ -21,13 +21,13 @@ from heliostat.config import ConfigError, Recipe
 from heliostat.models.prompts.chat_template import day_of
 from heliostat.monitors import standing
 from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
+from heliostat.nested_runs import refuse_nested
 from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
 from heliostat.tasks import Task, VerifierError, VerifierPool
 from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.environments.contract import EnvironmentFailed
 from heliostat.tasks.environments.pool import EnvironmentNotLoaded
-from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.tasks.sources.demonstrations import demonstrations_of
 from heliostat.traces import BankError
 from heliostat.trackers import open_services

@@ -23,13 +23,14 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
+from heliostat.named_imports import resolve, running_script
 from heliostat.tasks.environments.adapters import skyrl_gym_class
 from heliostat.tasks.environments.adapters.recognition import Shape, recognise
 from heliostat.tasks.environments.contract import Environment, EnvironmentSpec
 from heliostat.tasks.environments.sources import Source, UnknownName, find_object, find_source
 from heliostat.tasks.environments.tools import ToolBox, ToolEnvironment
 from heliostat.tasks.sandbox.pickling import dump_function
-from heliostat.tasks.verifiers.builtin import named, parameters, resolve, running_script
+from heliostat.tasks.verifiers.builtin import named, parameters
 
 CALLS = "calls"
 """Setting with the form of tool calls, where the environment has no parameter of this name itself."""

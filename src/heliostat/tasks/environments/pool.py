@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Self
 
+from heliostat.nested_runs import refuse_nested
 from heliostat.tasks.environments.contract import EnvironmentSpec, Observation, Step
 from heliostat.tasks.environments.keeper import Call, History, Keeper, NoOracle, PoolClosed, PoolCounts
 from heliostat.tasks.environments.messages import (
@@ -30,7 +31,6 @@ from heliostat.tasks.environments.messages import (
     read_step,
 )
 from heliostat.tasks.environments.process import EnvironmentNotLoaded
-from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.tasks.sandbox.reported import excerpt
 
 __all__ = ["EnvironmentNotLoaded", "EnvironmentPool", "Episode", "NoOracle", "PoolClosed", "PoolCounts"]

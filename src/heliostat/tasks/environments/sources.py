@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from heliostat.named_imports import resolve, search_in
 from heliostat.tasks.environments.adapters import gymnasium_text, openenv_server, skyrl_gym_class, textarena_game
 from heliostat.tasks.environments.adapters.recognition import SKYRL_GYM_WITH_ROW, Shape, recognise
 from heliostat.tasks.environments.adapters.registered import NotRegistered
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.tasks.environments.shipped import SHIPPED
-from heliostat.tasks.verifiers.builtin import resolve, search_in
 
 _PACKAGES = {module.PREFIX: module for module in (gymnasium_text, skyrl_gym_class, textarena_game)}
 _MAKE_SETTINGS = {gymnasium_text.PREFIX: frozenset({"max_episode_steps"})}

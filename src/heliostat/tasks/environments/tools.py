@@ -16,10 +16,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from heliostat.nested_runs import NestedRun
 from heliostat.tasks.environments.contract import Environment, Observation, Step
 from heliostat.tasks.environments.tool_calls import FORMS, ToolCall, parse_calls
 from heliostat.tasks.environments.tool_schemas import find_mismatch, schema_of
-from heliostat.tasks.sandbox.nested_runs import NestedRun
 
 MAX_MESSAGE = 200
 """Characters of an exception that the model reads."""

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from heliostat.nested_runs import NestedRun
 from heliostat.tasks.environments.building import build
 from heliostat.tasks.environments.contract import Environment
 from heliostat.tasks.environments.messages import (
@@ -31,7 +32,6 @@ from heliostat.tasks.environments.messages import (
 )
 from heliostat.tasks.environments.random_state import RandomState
 from heliostat.tasks.sandbox.memory_limit import MemoryLimit
-from heliostat.tasks.sandbox.nested_runs import NestedRun
 
 _ORPHAN_S = 5.0  # a process that hangs without a parent to kill it ends itself this long after its limit
 _USED_UP = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)

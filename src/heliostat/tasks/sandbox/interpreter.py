@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from heliostat.nested_runs import INSIDE
 from heliostat.tasks.sandbox.child_output import forward_output
-from heliostat.tasks.sandbox.nested_runs import INSIDE
 from heliostat.tasks.sandbox.process_tree import SUPERVISED, kill_descendants
 
 _BOOT = (

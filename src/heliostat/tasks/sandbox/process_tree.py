@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from heliostat.tasks.sandbox.nested_runs import INSIDE
+from heliostat.nested_runs import INSIDE
 
 SUPERVISED = sys.platform.startswith("linux")
 """Whether helper processes have a supervisor."""

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from heliostat.config import ConfigError, nearest
-from heliostat.tasks.verifiers.builtin import resolve
+from heliostat.named_imports import resolve
 
 Write = Callable[[str, str, Mapping[str, Any]], str]
 Term = tuple[bool, int]

@@ -19,9 +19,9 @@ from dataclasses import replace
 from typing import Any, Self
 
 from heliostat.config import ConfigError
+from heliostat.nested_runs import refuse_nested
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.tasks.environments.pool import EnvironmentPool
-from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.tasks.task import Task
 from heliostat.tasks.verifier_pool.batches import Batch, Job, VerifierError
 from heliostat.tasks.verifier_pool.worker import TaskSpec

@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from heliostat.nested_runs import NestedRun
 from heliostat.tasks.answers import find_answer
 from heliostat.tasks.sandbox.memory_limit import MemoryLimit
-from heliostat.tasks.sandbox.nested_runs import NestedRun
 from heliostat.tasks.sandbox.reported import excerpt, finite_float
 from heliostat.tasks.sandbox.safe_eval import install_audit_hook, patch_eval, restricted_execution
 from heliostat.tasks.verifiers.builtin import Check, Sample, Verifier

@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from heliostat.tasks.sandbox.nested_runs import NestedRun
+from heliostat.nested_runs import NestedRun
 
 
 def import_ahead(function: Callable[..., Any]) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from heliostat.config import EnvironmentSection, LoraSection, Recipe
+from heliostat.nested_runs import refuse_nested
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.run_models import run_folder_of
-from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.model_bundle import ModelBundle, set_up_sampler, with_model
 from heliostat.train.run_folder.stored_dtype import as_saved

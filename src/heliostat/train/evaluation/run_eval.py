@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from heliostat.config import Recipe
+from heliostat.nested_runs import refuse_nested
 from heliostat.rollout import SamplingSettings, completion_seed
 from heliostat.tasks import Task, VerifierPool
 from heliostat.tasks.environment_settings import environment_of
-from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.encoding import check_encodable
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime

@@ -8,10 +8,10 @@ from functools import partial
 
 from heliostat.config import Recipe
 from heliostat.models import LoadedModel, decode, observation_text
+from heliostat.nested_runs import refuse_nested
 from heliostat.rollout import SampleRequest, SamplingSettings, completion_seed
 from heliostat.tasks import VerifierPool
 from heliostat.tasks.environment_settings import environment_of
-from heliostat.tasks.sandbox.nested_runs import refuse_nested
 from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.episodes import with_episodes

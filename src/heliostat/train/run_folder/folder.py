@@ -360,7 +360,7 @@ def _at(row: Mapping[str, Any], key: str) -> float:
     return value if isinstance(value, int) else math.inf
 
 
-INDIFFERENT = ("run.name", "run.root", "train.try_export")
+INDIFFERENT = ("run.name", "run.root", "train.try_export", "objective.import_from", "optimizer.import_from")
 """Keys that may change when a run is continued, since they do not affect its results."""
 
 

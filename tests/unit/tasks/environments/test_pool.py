@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from heliostat.nested_runs import INSIDE, NestedRun
 from heliostat.tasks.environments.building import describe
 from heliostat.tasks.environments.contract import Environment, EnvironmentFailed, EnvironmentSpec, Step
 from heliostat.tasks.environments.pool import EnvironmentNotLoaded, EnvironmentPool, NoOracle, PoolClosed
-from heliostat.tasks.sandbox.nested_runs import INSIDE, NestedRun
 from tests.support.environments import FAULTS, spec_of
 
 ROW = {"prompt": "add", "answer": "7"}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from heliostat.nested_runs import NestedRun
 from heliostat.tasks.environments.tools import MAX_MESSAGE, ToolBox, ToolEnvironment, WithTools
-from heliostat.tasks.sandbox.nested_runs import NestedRun
 from tests.support.environment_classes import Counter, add, fail, weigh
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from heliostat.config import ConfigError, build_recipe
+from heliostat.named_imports import resolve
+from heliostat.nested_runs import INSIDE, NestedRun, importing, refuse_nested
 from heliostat.tasks import VerifierError, VerifierPool, load_task
 from heliostat.tasks.data.in_memory import registering, with_registered
 from heliostat.tasks.sandbox import pickling as carrying_module
-from heliostat.tasks.sandbox.nested_runs import INSIDE, NestedRun, importing, refuse_nested
 from heliostat.tasks.sandbox.pickling import dump_function, is_importable
-from heliostat.tasks.verifiers.builtin import resolve
 
 ROWS = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(4) for b in range(4)]
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from heliostat.tasks.verifiers.builtin import Exact, Function, Math, Numeric, Sample, parameters, resolve
+from heliostat.named_imports import resolve
+from heliostat.tasks.verifiers.builtin import Exact, Function, Math, Numeric, Sample, parameters
 from tests.support.tasks import REWARDS
 
 

@@ -8,8 +8,8 @@ import types
 import pytest
 
 from heliostat.config import ConfigError, build_recipe
+from heliostat.nested_runs import NestedRun
 from heliostat.tasks.data.in_memory import registering, with_registered
-from heliostat.tasks.sandbox.nested_runs import NestedRun
 from heliostat.tasks.settings import build_verifiers, check_needs, make_task
 from heliostat.tasks.verifiers.builtin import Sample
 from heliostat.tasks.verifiers.import_ahead import import_ahead
@@ -110,9 +110,7 @@ def test_a_module_that_cannot_be_imported_is_left_to_the_call(tmp_path, monkeypa
 
 
 def test_a_module_that_trains_is_not_left_to_the_call(tmp_path, monkeypatch):
-    (tmp_path / "slow_training.py").write_text(
-        "from heliostat.tasks.sandbox.nested_runs import *\nrefuse_nested('a run')\n"
-    )
+    (tmp_path / "slow_training.py").write_text("from heliostat.nested_runs import *\nrefuse_nested('a run')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("HELIOSTAT_VERIFIER_PROCESS", "1")
 
