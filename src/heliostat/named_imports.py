@@ -1,11 +1,12 @@
-"""Find classes and functions by name: ``module:Name``, and those that installed packages register as entry points.
+"""Import classes and functions by name: ``module:Name``, or a name that an installed package declares.
 
-    my_rewards:exact             a module beside the recipe, in the working directory, or installed
-    my-objective                 a name that a package registers in the entry-point group ``heliostat.objectives``
+    find("objective", "my_module:MyObjective", OBJECTIVES, folder)     from a file, or from an installed package
+    find("objective", "sharp", OBJECTIVES)                             from the entry-point group heliostat.objectives
 
-This file imports the standard library only; packages' metadata is read when a name is looked up that is not built in.
+Built-in names come first, and an entry point cannot replace one. The metadata of installed packages is read only for a
+name that is neither built in nor a ``module:Name``. Imports the standard library only.
 
-Left out: what a name must be, which its caller checks.
+Left out: what the imported object must be able to do (``conformance``), and its settings (the registries).
 """
 
 from __future__ import annotations
@@ -13,32 +14,77 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from heliostat.nested_runs import NestedRun, importing
 
+GROUPS: dict[str, str] = {
+    "objective": "heliostat.objectives",
+    "optimizer": "heliostat.optimizers",
+}
+"""Entry-point group of each kind of part that a recipe can name."""
 
-def registered(group: str) -> dict[str, str]:
-    """List the names that installed packages register in an entry-point group, each with its ``module:Name``.
+
+def find(kind: str, name: str, builtin: Mapping[str, Any], folder: str = "") -> Any:
+    """Find the part of a kind that a recipe names.
 
     Args:
-        group: like ``heliostat.objectives``.
-    """
-    from importlib.metadata import entry_points  # reads the metadata of every installed package
+        kind: a key of ``GROUPS``.
+        name: a built-in name, ``module:Name``, or the name of an entry point of the kind's group.
+        builtin: the built-in parts by name.
+        folder: folder that modules are imported from first; the working directory is searched too.
 
-    return {entry.name: entry.value for entry in sorted(entry_points(group=group))}
+    Raises:
+        ConfigError: there is none of this name, or it cannot be imported; one sentence that names the way out.
+        NestedRun: the module starts a run when it is imported.
+    """
+    if name in builtin:
+        return builtin[name]
+    from heliostat.config import ConfigError, nearest
+
+    if ":" in name:
+        try:
+            return resolve(name, folder)
+        except NestedRun:
+            raise
+        except ValueError as error:
+            found_in = f"; {kind}.import_from (now '{folder or '.'}') is the folder of the module"
+            raise ConfigError(f"{kind}.name: {error}{found_in}") from error
+    offered = [point for point in entry_points(group=GROUPS[kind]) if point.name not in builtin]
+    matching = [point for point in offered if point.name == name]
+    if not matching:
+        names = [*builtin, *dict.fromkeys(point.name for point in offered)]
+        raise ConfigError(
+            f"unknown {kind} '{name}'{nearest(name, names)}; known: {', '.join(names)}; "
+            f"your own: {kind}.name = 'my_module:MyClass'"
+        )
+    if len({point.value for point in matching}) > 1:
+        packages = " and ".join(_package_of(point) for point in matching)
+        raise ConfigError(f"{kind}.name = '{name}' is declared by {packages}; uninstall one, or name module:Name")
+    try:
+        return resolve(f"{matching[0].module}:{matching[0].attr}")
+    except NestedRun:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{kind}.name = '{name}' of the package {_package_of(matching[0])}: {error}") from error
+
+
+def _package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module
 
 
 def resolve(path: str, folder: str = "") -> Callable[..., Any]:
-    """Import the class or function ``module:Name``; ``folder`` and the working directory are searched too.
+    """Import the function or class ``module:name``; ``folder`` and the working directory are searched too.
 
     The running script's own name resolves to the running module, not to a second copy.
 
     Raises:
-        ValueError: there is no such module or name, in one sentence.
+        ValueError: there is no such module or function, in one sentence.
         NestedRun: the module starts a run when it is imported.
     """
     module_name, _, attribute = path.partition(":")
@@ -51,13 +97,37 @@ def resolve(path: str, folder: str = "") -> Callable[..., Any]:
     except NestedRun:
         raise
     except Exception as error:
-        raise ValueError(f"cannot import '{module_name}' for '{path}': {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"cannot import '{module_name}' for '{path}': {type(error).__name__}: {error}{_line_of(error)}"
+        ) from error
     _check_home(module, folder)
     if not callable(function):
         running = "" if script is None else " (yet: it is the script that is running; define it before the run)"
-        raise ValueError(f"'{path}': module '{module_name}' has no function '{attribute}'{running}")
+        raise ValueError(
+            f"'{path}': module '{module_name}' has no function '{attribute}'{running or _close_to(attribute, module)}"
+        )
     resolved: Callable[..., Any] = function
     return resolved
+
+
+def _line_of(error: BaseException) -> str:
+    """Name the file and line at which a module failed; empty where no file was run."""
+    if isinstance(error, SyntaxError):  # its message holds the file already
+        return ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_import_system(frame.filename)]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+
+
+def _is_import_system(file: str) -> bool:
+    return file.startswith("<frozen importlib") or file == importlib.__file__
+
+
+def _close_to(attribute: str, module: ModuleType) -> str:
+    import difflib
+
+    public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    matches = difflib.get_close_matches(attribute, public, n=1, cutoff=0.5)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
 def search_in(folder: str) -> None:
@@ -91,3 +161,14 @@ def running_script(module_name: str) -> ModuleType | None:
         return None
     is_same = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == Path(file).resolve()
     return main if is_same else None
+
+
+def name_of(cls: type) -> str:
+    """Return the ``module:Name`` of a class, for a recipe.
+
+    Raises:
+        ValueError: the class is inside a function or another class, where no name reaches it.
+    """
+    if "." in cls.__qualname__:
+        raise ValueError(f"{cls.__qualname__} is not at the top level of its module: move it there, so a name finds it")
+    return f"{cls.__module__}:{cls.__name__}"

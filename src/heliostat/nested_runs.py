@@ -3,7 +3,7 @@
 Without this, a script that trains on import and holds its own reward function would start itself again in every
 verifier process, without end. Imports the standard library only.
 
-Left out: sending functions to the processes (``pickling``).
+Left out: sending functions to the processes (``tasks.sandbox.pickling``).
 """
 
 from __future__ import annotations

@@ -23,15 +23,16 @@ def located(layer: Layer, folder: Path) -> Layer:
     folder = folder.resolve()
     placed = {section: dict(content) if isinstance(content, dict) else content for section, content in layer.items()}
     model, traces, tasks = placed.get("model"), placed.get("traces"), placed.get("task")
-    environment, objective = placed.get("environment"), placed.get("objective")
+    environment = placed.get("environment")
     if isinstance(model, dict):
         _place(model, "path", folder)
     if isinstance(traces, dict):
         _place(traces, "bank", folder, to_make=True)
     if isinstance(environment, dict):
         _place_imports(environment, _environment_functions(environment), folder)
-    if isinstance(objective, dict):
-        _place_imports(objective, _names([objective.get("name")]), folder)
+    for own in (placed.get("objective"), placed.get("optimizer")):
+        if isinstance(own, dict):
+            _place_imports(own, _names([own.get("name")]), folder)
     if isinstance(tasks, list):
         placed["task"] = [_placed_task(table, folder) for table in tasks]
     elif isinstance(tasks, dict):

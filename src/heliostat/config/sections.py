@@ -262,10 +262,10 @@ class ObjectiveSection(NamedSection):
     """
 
     name: str = Field(
-        "pmd-mean", description="'pmd-mean', another objective of heliostat.objectives, or 'my_module:MyObjective'"
+        "pmd-mean", description="'pmd-mean', another objective of heliostat.objectives, or your own 'my_module:MyClass'"
     )
     import_from: str = Field(
-        "", description="folder that modules are imported from, besides the working directory; a recipe names its own"
+        "", description="folder of your own objective's module, besides the working directory; a recipe names its own"
     )
 
 
@@ -275,7 +275,12 @@ class OptimizerSection(NamedSection):
     The further keys are checked by ``heliostat.optim``.
     """
 
-    name: str = Field("adamw", description="'adamw', or another optimizer of heliostat.optim")
+    name: str = Field(
+        "adamw", description="'adamw', another optimizer of heliostat.optim, or your own 'my_module:MyClass'"
+    )
+    import_from: str = Field(
+        "", description="folder of your own optimizer's module, besides the working directory; a recipe names its own"
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="shape of the learning rate after warm-up"

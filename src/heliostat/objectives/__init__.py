@@ -13,8 +13,8 @@ from heliostat.objectives.contract import Objective, Terms
 from heliostat.objectives.registry import (
     OBJECTIVES,
     build_objective,
-    find_objective,
     named_objective,
+    objective_class,
     objective_names,
 )
 
@@ -23,7 +23,7 @@ __all__ = [
     "Objective",
     "Terms",
     "build_objective",
-    "find_objective",
     "named_objective",
+    "objective_class",
     "objective_names",
 ]

@@ -59,8 +59,10 @@ class Objective(ABC):
     length_constant: float = 1.0
 
     def __init_subclass__(cls) -> None:
+        """Name a class that names itself nowhere in its body after itself."""
         super().__init_subclass__()
-        cls.name = vars(cls).get("name", cls.__name__)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
 
     def __post_init__(self) -> None:
         require_positive("length_constant", self.length_constant)

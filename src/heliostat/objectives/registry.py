@@ -8,8 +8,8 @@ my-objective                a name in the entry-point group ``heliostat.objectiv
 from __future__ import annotations
 
 from heliostat.arguments import PathArg, as_text
-from heliostat.config import ConfigError, ObjectiveSection, build_checked, nearest
-from heliostat.named_imports import registered, resolve
+from heliostat.config import ConfigError, ObjectiveSection, build_checked
+from heliostat.named_imports import find
 from heliostat.objectives.clipped import Dapo, DrGrpo, Grpo, Gspo
 from heliostat.objectives.conformance import failures
 from heliostat.objectives.contract import Objective
@@ -26,9 +26,6 @@ _SHIPPED: tuple[type[Objective], ...] = (
 
 OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _SHIPPED}
 """Every shipped objective by name."""
-
-GROUP = "heliostat.objectives"
-"""The entry-point group in which packages register objectives of their own; shipped names come first."""
 
 
 def objective_names() -> list[str]:
@@ -56,37 +53,22 @@ def named_objective(section: ObjectiveSection) -> Objective:
     Raises:
         ConfigError: the name or a key is unknown, a value has the wrong type, or the values contradict each other.
     """
-    kind = OBJECTIVES.get(section.name) or _find(section.name, section.import_from)
-    return build_checked(kind, section.settings, "objective")
+    cls = objective_class(section.name, section.import_from)
+    return build_checked(cls, section.settings, "objective")
 
 
-def find_objective(name: str, folder: PathArg = "") -> type[Objective]:
-    """Import the objective class ``module:Name``; ``folder`` and the working directory are searched too.
+def objective_class(name: str, import_from: PathArg = "") -> type[Objective]:
+    """Find the class of a built-in name, of ``module:Name``, or of an entry point in ``heliostat.objectives``.
 
     Raises:
-        ConfigError: it cannot be imported, or is no objective.
+        ConfigError: there is none of this name, it cannot be imported, or it is no complete objective.
     """
-    try:
-        found = resolve(name, as_text(folder))
-    except ValueError as error:
-        raise ConfigError(f"objective.name: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Objective)):
+    cls = find("objective", name, OBJECTIVES, as_text(import_from))
+    if not (isinstance(cls, type) and issubclass(cls, Objective)):
         raise ConfigError(
-            f"objective.name: '{name}' is no class derived from heliostat.objectives.Objective; write class "
-            f"{name.rpartition(':')[2]}(Objective) with advantages, terms and can_drop_zero_advantage_groups"
+            f"objective.name = '{name}' is no subclass of heliostat.objectives.Objective; write class "
+            "MyObjective(Objective) with advantages, terms and can_drop_zero_advantage_groups"
         )
-    if found.__abstractmethods__:
-        raise ConfigError(f"objective.name: '{name}' has no {' and no '.join(sorted(found.__abstractmethods__))}")
-    return found
-
-
-def _find(name: str, folder: str) -> type[Objective]:
-    if ":" in name:
-        return find_objective(name, folder)
-    elsewhere = registered(GROUP)
-    if name in elsewhere:
-        return find_objective(elsewhere[name])
-    known = [*objective_names(), *elsewhere]
-    raise ConfigError(
-        f"unknown objective '{name}'{nearest(name, known)}; known: {', '.join(known)}, or 'my_module:MyObjective'"
-    )
+    if missing := sorted(cls.__abstractmethods__):
+        raise ConfigError(f"objective.name = '{name}' does not define {', '.join(missing)}")
+    return cls

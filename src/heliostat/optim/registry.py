@@ -5,13 +5,15 @@ Left out: learning rate and schedule (``optim.schedule``), gradient clipping (th
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from heliostat.config import ConfigError, OptimizerSection, build_checked, nearest
+from heliostat.config import ConfigError, OptimizerSection, build_checked
+from heliostat.named_imports import find
 from heliostat.optim.base.param_groups import ParamGroups, decay_groups
 from heliostat.optim.master_weights import with_master_weights
 from heliostat.optim.recipe_settings import (
@@ -112,12 +114,25 @@ def optimizer_settings(section: OptimizerSection) -> OverGroups | OverModel:
     Raises:
         ConfigError: unknown name or setting.
     """
-    if section.name not in REGISTRY:
+    return build_checked(optimizer_class(section.name, section.import_from), section.settings, "optimizer")
+
+
+def optimizer_class(name: str, import_from: str = "") -> type[OverGroups] | type[OverModel]:
+    """Find the settings of a built-in name, of ``module:Name``, or of an entry point in ``heliostat.optimizers``.
+
+    Raises:
+        ConfigError: there are none of this name, they cannot be imported, or they build no optimizer.
+    """
+    cls: type[OverGroups] | type[OverModel] = find("optimizer", name, REGISTRY, import_from)
+    builds = hasattr(cls, "build") or hasattr(cls, "build_over")
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and builds):
         raise ConfigError(
-            f"unknown optimizer '{section.name}'{nearest(section.name, REGISTRY)}; "
-            f"known: {', '.join(optimizer_names())}"
+            f"optimizer.name = '{name}' is no dataclass of settings with build(groups, lr) or build_over(model, lr), "
+            "which return a torch.optim.Optimizer"
         )
-    return build_checked(REGISTRY[section.name], section.settings, "optimizer")
+    if not (hasattr(cls, "name") and hasattr(cls, "weight_decay")):
+        raise ConfigError(f"optimizer.name = '{name}' needs name: ClassVar[str] and a field weight_decay: float = 0.0")
+    return cls
 
 
 def build_optimizer(section: OptimizerSection, model: nn.Module) -> torch.optim.Optimizer:

@@ -83,8 +83,8 @@ def test_a_class_of_a_module_is_built_with_its_own_settings(module):
     ("name", "message"),
     [
         ("Missing", "module 'own_objectives' has no function 'Missing'"),
-        ("function", "is no class derived from heliostat.objectives.Objective"),
-        ("Unfinished", "has no can_drop_zero_advantage_groups and no terms"),
+        ("function", "is no subclass of heliostat.objectives.Objective"),
+        ("Unfinished", "does not define can_drop_zero_advantage_groups, terms"),
         ("MeanOfPart", r"micro-batches add up to .*\(heliostat check own_objectives:MeanOfPart"),
     ],
 )
@@ -101,7 +101,7 @@ def test_packages_register_objectives_by_entry_points(module, monkeypatch):
         asked.append(group)
         return EntryPoints([EntryPoint("weighted", "own_objectives:Weighted", group)])
 
-    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
+    monkeypatch.setattr("heliostat.named_imports.entry_points", entry_points)
     monkeypatch.syspath_prepend(str(module))
     assert build_objective(ObjectiveSection(name="pmd-mean")).name == "pmd-mean"
     assert asked == [], "shipped names need no metadata of packages"

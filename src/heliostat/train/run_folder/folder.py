@@ -366,6 +366,7 @@ INDIFFERENT = {
     "task": ("import_from", "num_workers", "timeout_s"),
     "environment": ("import_from", "num_workers", "timeout_s"),
     "objective": ("import_from",),
+    "optimizer": ("import_from",),
     "train": ("try_export",),
 }
 """Keys that may change when a run is continued: they say where, and by how many threads and processes, it computes."""
