@@ -152,7 +152,9 @@ def _control(parser: ArgumentParser) -> None:
 
 
 def _scale(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="model folder, its config.json, or a name like qwen2.5-7b")
+    parser.add_argument(
+        "model", metavar="MODEL", help="model folder, its config.json, a hub id, or a name like qwen2.5-7b"
+    )
     parser.add_argument("--recipe", metavar="RECIPE", help=f"recipe (default: default settings): {_RECIPE}")
     parser.add_argument("--gpus", metavar="N", type=_count, default=1, help="GPUs that train (default: 1)")
     parser.add_argument("--samplers", metavar="N", type=_count, default=0, help="GPUs that only sample (default: none)")

@@ -17,6 +17,7 @@ from typing import Any
 from heliostat.arguments import PathArg, as_text
 from heliostat.cards import Card
 from heliostat.config import ConfigError, nearest
+from heliostat.scaling.hub_config import download_config, is_hub_id
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v3", "kimi_k2")
 """Values of ``model_type`` whose weights are counted as transformers makes them."""
@@ -192,7 +193,9 @@ class ModelShape(Card):
 
 
 def read_shape(name_or_path: PathArg, catalog: Mapping[str, ModelShape]) -> ModelShape:
-    """Read a shape from ``catalog`` by name, from a model folder or from a ``config.json``.
+    """Read a shape from ``catalog`` by name, from a model folder, from a ``config.json`` or by its hub id.
+
+    A name that exists as a path is never looked up on the hub.
 
     Raises:
         ConfigError: there is none, or its family is not one of ``FAMILIES``.
@@ -201,15 +204,20 @@ def read_shape(name_or_path: PathArg, catalog: Mapping[str, ModelShape]) -> Mode
     if name_or_path in catalog:
         return catalog[name_or_path]
     path = Path(name_or_path)
-    path = path / "config.json" if path.is_dir() else path
+    if path.is_dir():
+        path = path / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"the folder '{name_or_path}' holds no config.json; give one in Hugging Face format")
+    elif not path.exists() and is_hub_id(name_or_path):
+        path = download_config(name_or_path)
     if not path.is_file():
         raise ConfigError(
-            f"unknown model '{name_or_path}'{nearest(name_or_path, catalog)}; give a model folder, its config.json, or "
-            f"one of: {', '.join(catalog)}"
+            f"unknown model '{name_or_path}'{nearest(name_or_path, catalog)}; give a model folder, its config.json, a "
+            f"hub id like Qwen/Qwen2.5-7B, or one of: {', '.join(catalog)}"
         )
     try:
         return shape_of(json.loads(path.read_text(encoding="utf-8")), name_or_path)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} is not the configuration of a language model ({error!r})") from error

@@ -74,6 +74,46 @@ def test_a_folder_has_the_figures_of_the_same_shape_by_name(tmp_path, capsys):
     assert figures(capsys, str(tmp_path), *options) == figures(capsys, "qwen2.5-0.5b", *options)
 
 
+def test_a_hub_id_has_the_figures_of_its_cached_config(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["scale", "someone/half-b"]) == 2
+    printed = capsys.readouterr().err
+    assert "HF_HUB_OFFLINE is set and its config.json is not in the local cache" in printed
+    assert printed.count("\n") == 1
+    stored = tmp_path / "models--someone--half-b"
+    for path, text in (("refs/main", "0" * 40), (f"snapshots/{'0' * 40}/config.json", CONFIGS["qwen2.5-0.5b"])):
+        (stored / path).parent.mkdir(parents=True)
+        (stored / path).write_text(text if isinstance(text, str) else json.dumps(text))
+    assert figures(capsys, "someone/half-b") == figures(capsys, "qwen2.5-0.5b")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("GatedRepoError", "it is gated"),
+        ("RepositoryNotFoundError", "check the spelling"),
+        ("RemoteEntryNotFoundError", "it has no config.json"),
+        ("HfHubHTTPError", "HfHubHTTPError, the hub's own words"),
+    ],
+)
+def test_a_refusal_of_the_hub_is_one_line(error, says, capsys, monkeypatch):
+    import httpx2
+    from huggingface_hub import errors
+
+    def refuse(repo_id: str, filename: str) -> str:
+        assert (repo_id, filename) == ("someone/some-model", "config.json")
+        response = httpx2.Response(404, request=httpx2.Request("HEAD", "https://hub"))
+        raise getattr(errors, error)("the hub's own words.", response=response)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    assert main(["scale", "someone/some-model"]) == 2
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert printed.count("\n") == 1
+
+
 def test_json_has_the_printed_figures(capsys):
     words = ("qwen2.5-0.5b", "--gpus", "2", "--price", "2")
     found = figures(capsys, *words)
