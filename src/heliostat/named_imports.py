@@ -96,7 +96,7 @@ def resolve(path: str, folder: str = "") -> Callable[..., Any]:
             function = getattr(module, attribute, None)
     except NestedRun:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard may end the program
         raise ValueError(
             f"cannot import '{module_name}' for '{path}': {type(error).__name__}: {error}{_line_of(error)}"
         ) from error
@@ -161,14 +161,3 @@ def running_script(module_name: str) -> ModuleType | None:
         return None
     is_same = spec is not None and spec.origin is not None and Path(spec.origin).resolve() == Path(file).resolve()
     return main if is_same else None
-
-
-def name_of(cls: type) -> str:
-    """Return the ``module:Name`` of a class, for a recipe.
-
-    Raises:
-        ValueError: the class is inside a function or another class, where no name reaches it.
-    """
-    if "." in cls.__qualname__:
-        raise ValueError(f"{cls.__qualname__} is not at the top level of its module: move it there, so a name finds it")
-    return f"{cls.__module__}:{cls.__name__}"

@@ -6,6 +6,7 @@ Parsers of frameworks are their own where they are installed. vLLM's options are
 
 import importlib.util
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -64,8 +65,15 @@ def test_torchrun_joins_the_trainers_of_a_server():
 def test_the_model_fits_the_trainers_gpus():
     recipe = load_recipe(str(EXAMPLES / "server.toml"))
     shape = MODELS[Path(recipe.model.path).name.removesuffix("-Instruct").lower()]
-    layout = GpuLayout(16, recipe.distributed.placement == "sharded", num_samplers=4, sampler_ways=4)
+    layout = GpuLayout(16, recipe.distributed.placement == "sharded", num_samplers=8, sampler_ways=8)
     assert estimate(shape, job_of(recipe, prompt_tokens=512), layout, H100).obstacles == ()
+
+
+def test_the_server_uses_the_gpus_of_its_node():
+    words = arguments("server.sbatch", "vllm serve")
+    ways = [int(words[words.index(f"--{kind}-parallel-size") + 1]) for kind in ("tensor", "pipeline")]
+    asked = re.search(r"--gpus-per-node=(\d+)", (EXAMPLES / "server.sbatch").read_text())
+    assert math.prod(ways) == int(asked[1])
 
 
 def test_vllm_knows_the_options():

@@ -94,6 +94,12 @@ def test_what_cannot_train_is_refused_in_a_sentence(module, name, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_module_that_ends_the_program_is_refused(module):
+    (module / "ends_objectives.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"cannot import 'ends_objectives'.*SystemExit.*line 2"):
+        build_objective(ObjectiveSection(name="ends_objectives:Mine", import_from=str(module)))
+
+
 def test_packages_register_objectives_by_entry_points(module, monkeypatch):
     asked = []
 
