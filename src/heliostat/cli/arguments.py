@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import chat, check, commands, control, init, push, runs, scale, theory, traces, watch
+from heliostat.cli import chat, check, commands, control, doctor, init, push, runs, scale, theory, traces, watch
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
 _MODEL = "run folder, model folder, hub id, or the name of a bundled model"
@@ -207,6 +207,10 @@ def _watch(parser: ArgumentParser) -> None:
 
 def _diagnose(parser: ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", type=Path, help="run folder, or a JSONL file of metrics or transcripts")
+
+
+def _doctor(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _task(parser: ArgumentParser) -> None:
@@ -409,6 +413,7 @@ COMMANDS: dict[str, Command] = {
     "control": Command("train on a gymnasium environment: SMAC, A2C, PPO, TRPO", control.control, _control),
     "traces": Command("import, export, show, count and verify stored traces", None, subcommands=_TRACE_COMMANDS),
     "diagnose": Command("explain from its folder why a run went wrong", commands.diagnose, _diagnose),
+    "doctor": Command("say what this installation and machine lack, and the way out", doctor.doctor, _doctor),
     "tasks": Command("list, show and audit tasks", None, subcommands=_TASK_COMMANDS),
     "scale": Command(
         "estimate memory, traffic and seconds of a step on H100 nodes",
