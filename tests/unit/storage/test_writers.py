@@ -25,6 +25,7 @@ LISTED = {
     ("models/lora.py", "save_file"): "into the folder of `replacing`",
     ("models/saving.py", "save_pretrained"): "into the folder of `publishing`",
     ("models/loading/smollm2.py", "save_pretrained"): "into a FolderDraft",
+    ("train/run_folder/export.py", "write_text"): "the model card, into the folder of `publishing`",
     ("train/run_folder/checkpoint_files.py", "save_file"): "into a FolderDraft",
     ("train/run_folder/checkpoint_files.py", "torch.save"): "into a FolderDraft",
     ("train/run_folder/checkpoint_files.py", "write_text"): "into a FolderDraft",
