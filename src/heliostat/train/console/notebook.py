@@ -18,7 +18,7 @@ from typing import Protocol
 from rich.console import Console
 
 from heliostat.printed import visible
-from heliostat.train.console.progress import Display, brief, clock
+from heliostat.train.console.progress import Display, clock, shown_metrics
 
 Bundle = dict[str, str]
 """The card as HTML, and as one line for programs that show no HTML, by media type."""
@@ -100,7 +100,8 @@ class NotebookDisplay(Display):
             if math.isfinite(values.get(key, math.nan)):
                 self._curves.setdefault(key, []).append(values[key])
         left = (self._total - index) * (time.monotonic() - self._began) / max(1, index - self._done)
-        self._line = f"{self._phase} {index}/{self._total}  ETA {clock(left)}  {brief({**self._held_out, **values})}"
+        metrics = "  ".join(shown_metrics({**self._held_out, **values}))
+        self._line = f"{self._phase} {index}/{self._total}  ETA {clock(left)}  {metrics}"
         self._part = index / max(1, self._total)
         if index == self._total or time.monotonic() - self._printed >= self.line_every_s:
             self._printed = time.monotonic()

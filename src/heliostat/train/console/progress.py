@@ -6,13 +6,17 @@ Left out: machine-readable output (``tracking``, ``summary.json``).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 from heliostat.printed import visible
 from heliostat.terminal import SafeConsole
@@ -29,10 +33,13 @@ SHOWN = {
 """Metrics on the progress line, in order, and their formats."""
 
 
-def brief(values: Mapping[str, float]) -> str:
-    """Join the shown metrics that are present into one short text."""
+GAP = "  "
+
+
+def shown_metrics(values: Mapping[str, float]) -> list[str]:
+    """Format the shown metrics that are present."""
     shown = (form.format(values[key]) for key, form in SHOWN.items() if key in values)
-    return "  ".join(text.replace("-0.0000", "+0.0000") for text in shown)
+    return [text.replace("-0.0000", "+0.0000") for text in shown]
 
 
 def clock(seconds: float) -> str:
@@ -40,6 +47,33 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeadingParts:
+    """As many of the first parts as fit on one line: a number is shown in full or not at all."""
+
+    parts: Sequence[str]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, min(options.max_width, cell_len(GAP.join(self.parts))))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        num = len(self.parts)
+        while cell_len(GAP.join(self.parts[:num])) > options.max_width:
+            num -= 1
+        yield Text(GAP.join(self.parts[:num]), no_wrap=True)
+
+
+class RestColumn(ProgressColumn):
+    """Elapsed time, time left and metrics: the column that gives way first on a narrow terminal, then the bar."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=False))  # rich takes room from what may wrap; this shortens instead
+
+    def render(self, task: Task) -> LeadingParts:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        return LeadingParts([clock(elapsed or 0), *task.fields["numbers"]])
 
 
 class Display:
@@ -83,11 +117,10 @@ class Display:
                 TextColumn("{task.fields[phase]}"),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[eta]}  {task.fields[numbers]}"),
+                RestColumn(),
                 console=self.console,
             )
-            self._task = self._live.add_task(name, total=total, completed=done, phase=name, eta="", numbers="")
+            self._task = self._live.add_task(name, total=total, completed=done, phase=name, numbers=[])
             self._live.start()
 
     def step(self, index: int, values: Mapping[str, float]) -> None:
@@ -95,13 +128,13 @@ class Display:
         self._held_out |= {key: value for key, value in values.items() if key == "eval/pass@1"}
         elapsed = time.monotonic() - self._began
         left = (self._total - index) * elapsed / max(1, index - self._done)
-        numbers = brief({**self._held_out, **values})
+        numbers = [f"ETA {clock(left)}", *shown_metrics({**self._held_out, **values})]
         if self._live and self._task is not None:
-            self._live.update(self._task, completed=index, eta=f"ETA {clock(left)}", numbers=numbers)
+            self._live.update(self._task, completed=index, numbers=numbers)
             return
         if index == self._total or time.monotonic() - self._printed >= self.line_every_s:
             self._printed = time.monotonic()
-            self.note(f"{self._phase} {index}/{self._total}  ETA {clock(left)}  {numbers}")
+            self.note(GAP.join([f"{self._phase} {index}/{self._total}", *numbers]))
 
     def end_phase(self) -> None:
         """Freeze the live line."""
