@@ -72,12 +72,14 @@ def differentiate(policy: Policy, part: Sequence[Row]) -> float:
     return time.thread_time() - began
 
 
-def timed(workers: GradientWorkers, parts: Sequence[Sequence[Row]], num_threads: int) -> tuple[float, list[float]]:
+def timed(
+    workers: GradientWorkers, policy: Policy, parts: Sequence[Sequence[Row]], num_threads: int
+) -> tuple[float, list[float]]:
     """Return wall seconds, and the CPU seconds of each part in its thread."""
     torch.set_num_threads(num_threads)
-    workers.policy.loaded.model.zero_grad()
+    policy.loaded.model.zero_grad()
     began = time.perf_counter()
-    seconds = workers.run(parts, differentiate)
+    seconds = workers.run(policy, parts, differentiate)
     return time.perf_counter() - began, seconds
 
 
@@ -116,12 +118,12 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
     loaded = load_model(ModelSection(path="tiny", dtype="float32", settings=shape), 0)
     loaded.model.eval()
     policy = Policy(loaded, 1.0, shared_prompt=True)
-    one, many = GradientWorkers(policy, 1), GradientWorkers(policy, args.cores)
-    parts = one.split(rows_for(loaded, workload), 8192)
+    one, many = GradientWorkers(1), GradientWorkers(args.cores)
+    parts = one.split(policy, rows_for(loaded, workload), 8192)
     ways: dict[str, Callable[[], tuple[float, list[float]]]] = {
-        "one thread": lambda: timed(one, parts, 1),
-        "torch's threads": lambda: timed(one, parts, args.cores),
-        "workers": lambda: timed(many, parts, args.cores),
+        "one thread": lambda: timed(one, policy, parts, 1),
+        "torch's threads": lambda: timed(one, policy, parts, args.cores),
+        "workers": lambda: timed(many, policy, parts, args.cores),
     }
     rounds: list[dict[str, float]] = []
     gradients: dict[str, list[torch.Tensor]] = {}

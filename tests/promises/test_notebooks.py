@@ -21,7 +21,7 @@ def code_cells(cells):
 
 
 def kinds(cell):
-    """What a cell puts out, apart from the words and numbers."""
+    """Return the kinds of a cell's outputs, without words and numbers."""
     return [(one["output_type"], one.get("name"), sorted(one.get("data", ()))) for one in cell["outputs"]]
 
 

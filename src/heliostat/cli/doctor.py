@@ -11,14 +11,12 @@ import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from heliostat.cli.health_line import HealthLine
+from heliostat.cli.runs import ROOT
 from heliostat.printed import say
 
-RUNS = Path("runs")
-
-Observations = Mapping[str, Sequence[HealthLine]]
+Sections = Mapping[str, Sequence[HealthLine]]
 
 
 def doctor(args: Namespace) -> int:
@@ -33,11 +31,11 @@ def doctor(args: Namespace) -> int:
     return 1 if broken else 0
 
 
-def look() -> Observations:
+def look() -> Sections:
     """Collect the lines by section."""
     from heliostat.cli import machine
 
-    here = [machine.cores(), machine.memory(), machine.bfloat16(), machine.disk(RUNS), machine.port()]
+    here = [machine.cores(), machine.memory(), machine.bfloat16(), machine.disk(ROOT), machine.port()]
     return _packages() | {"machine": [*here, *machine.torch_and_gpus(), *machine.hub()]}
 
 
@@ -56,7 +54,7 @@ def _packages() -> dict[str, Sequence[HealthLine]]:
     }
 
 
-def _show(found: Observations, broken: Sequence[str]) -> None:
+def _show(found: Sections, broken: Sequence[str]) -> None:
     for section, lines in found.items():
         say(section)
         for line in lines:

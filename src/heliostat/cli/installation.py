@@ -64,7 +64,7 @@ def python() -> HealthLine:
 
 
 def own() -> HealthLine:
-    """Report the version of this package, and whether its metadata, which the other findings need, are of the same."""
+    """Report the version of this package, and whether its metadata, which the other lines need, are of the same."""
     installed = _installed(OWN)
     values = {"version": __version__, "installed": installed}
     if installed == __version__:
@@ -75,10 +75,10 @@ def own() -> HealthLine:
 
 def core() -> list[HealthLine]:
     """Check every package that heliostat always needs: missing, outside its range, or without its files."""
-    return [_core_finding(_package(requirement)) for requirement in _requirements(OWN)]
+    return [_core_line(_package(requirement)) for requirement in _requirements(OWN)]
 
 
-def _core_finding(package: Package) -> HealthLine:
+def _core_line(package: Package) -> HealthLine:
     values = {"version": package.found, "wanted": str(package.wanted)}
     install = f"pip install '{package.name}{package.wanted}'"
     if package.found is None:
@@ -124,10 +124,10 @@ def _conflict(owner: str, package: Package) -> HealthLine:
 
 def extras() -> list[HealthLine]:
     """Check every optional extra: complete, or the packages that it lacks and the command that installs them."""
-    return [_extra_finding(extra) for extra in _fields(OWN, "Provides-Extra")]
+    return [_extra_line(extra) for extra in _fields(OWN, "Provides-Extra")]
 
 
-def _extra_finding(extra: str) -> HealthLine:
+def _extra_line(extra: str) -> HealthLine:
     packages = {str(part): _package(part) for part in _with_parts(_requirements(OWN, extra))}
     undeclared = UNDECLARED.get(extra)
     if undeclared:

@@ -124,7 +124,7 @@ def bfloat16(root: Path = Path("/")) -> HealthLine:
 
 
 def torch_and_gpus() -> list[HealthLine]:
-    """Import torch in a process of its own, so that one that crashes is a finding too, and list its devices."""
+    """Import torch in a process of its own, so that one that crashes is a line too, and list its devices."""
     command = [sys.executable, "-c", PROBE, json.dumps(sys.path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False)
@@ -189,7 +189,7 @@ def port() -> HealthLine:
 
 
 def hub() -> list[HealthLine]:
-    """Report the cache of the Hugging Face hub, and whether there is a token, which is never read into a finding."""
+    """Report the cache of the Hugging Face hub, and whether there is a token, which is never shown."""
     try:
         from huggingface_hub import constants, get_token
     except ImportError as error:

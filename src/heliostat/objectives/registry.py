@@ -1,8 +1,10 @@
 """Objectives by name, and the one way to build one from a recipe.
 
-pmd-mean                    shipped
-my_module:MyObjective       a class derived from ``Objective``, beside the recipe or installed
-my-objective                a name in the entry-point group ``heliostat.objectives`` of an installed package
+    pmd-mean                    shipped
+    my_module:MyObjective       a class derived from ``Objective``, beside the recipe or installed
+    my-objective                a name in the entry-point group ``heliostat.objectives`` of an installed package
+
+Left out: the promises that an objective keeps (``conformance``), and importing it (``heliostat.named_imports``).
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def build_objective(section: ObjectiveSection) -> Objective:
     """
     objective = named_objective(section)
     broken = {} if section.name in OBJECTIVES else failures(objective)
-    for sentence in filter(None, broken.values()):
+    if sentence := next(filter(None, broken.values()), ""):
         raise ConfigError(f"objective '{section.name}': {sentence} (heliostat check {section.name} tries all promises)")
     return objective
 

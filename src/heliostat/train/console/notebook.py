@@ -27,7 +27,7 @@ EVERY_S = 0.5
 CURVES = ("reward/mean", "loss/sft")
 """Metrics that are drawn; the first of them that a phase logs."""
 WARNING, MAX_WARNINGS = "guard: ", 5
-"""How a note begins that is not folded away, and the number of those that are shown."""
+"""The beginning of a note that stays visible, and the number of such notes that are shown."""
 WIDTH, HEIGHT, MAX_POINTS = 400, 60, 400
 STYLE = "font-family:system-ui,sans-serif;max-width:44em;line-height:1.5;color:var(--jp-ui-font-color1,inherit)"
 

@@ -39,7 +39,7 @@ class SupervisedUpdater:
     workers: GradientWorkers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.workers = GradientWorkers(self.policy, self.num_workers)
+        self.workers = GradientWorkers(self.num_workers)
 
     def take_counts(self) -> UpdateCounts:
         """Return the token counts since the last call, and reset them."""
@@ -53,9 +53,9 @@ class SupervisedUpdater:
         num_tokens = sum(row.num_tokens for row in rows)
         numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
         mine = self.runtime.shard_balanced(numbered, [row.num_tokens for row in numbered])
-        parts = self.workers.split(mine, self.tokens_per_microbatch)
+        parts = self.workers.split(self.policy, mine, self.tokens_per_microbatch)
         rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, numbered, len(parts))
-        losses = self.workers.run(parts, partial(_backward, num_tokens, rank_sync.scale))
+        losses = self.workers.run(self.policy, parts, partial(_backward, num_tokens, rank_sync.scale))
         for part in parts:
             self.counts.add(part, shared_prompt=False)
         rank_sync.run_dummy_passes(self.policy)

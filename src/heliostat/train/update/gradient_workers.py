@@ -39,7 +39,6 @@ class GradientWorkers:
     """Threads that add up the gradient of micro-batches, each with a copy of the policy's model.
 
     Args:
-        policy: the policy that is trained.
         num_workers: threads; 0 for one per thread of torch.
 
     Limits:
@@ -47,70 +46,70 @@ class GradientWorkers:
         One worker, or one micro-batch: the backward passes of a plain loop, with all of torch's threads in each.
     """
 
-    def __init__(self, policy: Policy, num_workers: int = 0) -> None:
-        self.policy = policy
+    def __init__(self, num_workers: int = 0) -> None:
         self._num_workers = num_workers
+        self._loaded: LoadedModel | None = None
         self._copies: list[LoadedModel] = []
 
-    @property
-    def num_workers(self) -> int:
-        """Threads that run; 1 where a copy of the model would not do the same."""
-        if not self._shares_weights or _is_watched(self.policy.loaded):
+    def count(self, policy: Policy) -> int:
+        """Return the threads that run; 1 where a copy of the model would not do the same."""
+        if not _shares_weights(policy) or _is_watched(policy.loaded):
             return 1
         return self._num_workers or torch.get_num_threads()
 
-    @property
-    def _shares_weights(self) -> bool:
-        return self.policy.device.type == "cpu" and not is_sharded(self.policy.loaded.model)
-
-    def split(self, rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+    def split(self, policy: Policy, rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
         """Split rows into micro-batches of at most ``max_tokens``: on a CPU into enough for many workers.
 
         The split does not depend on the number of workers, and so neither does the gradient.
         """
-        cost: Cost = self.policy.padded_tokens
-        if self._shares_weights:
+        cost: Cost = policy.padded_tokens
+        if _shares_weights(policy):
             max_tokens = balanced_budget(rows, max_tokens, cost)
         return microbatches(rows, max_tokens, cost)
 
-    def run(self, parts: Sequence[Part], work: Callable[[Policy, Part], Result]) -> list[Result]:
-        """Run ``work`` on every micro-batch, and add the gradients that it leaves in its policy's model.
+    def run(self, policy: Policy, parts: Sequence[Part], work: Callable[[Policy, Part], Result]) -> list[Result]:
+        """Run ``work`` on every micro-batch, and add its gradients up in the policy's model.
 
         Args:
-            work: computes a loss with the given policy and calls its ``backward``; it runs in several threads.
+            work: computes a loss with the policy that it is given and calls ``backward``; it runs in several threads.
 
         Returns:
             The results of ``work`` by micro-batch.
         """
-        num_workers = min(self.num_workers, len(parts))
+        num_workers = min(self.count(policy), len(parts))
         if num_workers < 2:
-            return [work(self.policy, part) for part in parts]
-        policies = self._policies(num_workers)
+            return [work(policy, part) for part in parts]
         waiting: SimpleQueue[int] = SimpleQueue()
         for index in range(len(parts)):
             waiting.put(index)
         results: dict[int, Result] = {}
-        total = _OrderedSum(list(self.policy.loaded.model.parameters()))
+        total = _OrderedSum(list(policy.loaded.model.parameters()))
 
-        def job(policy: Policy, is_stopped: Callable[[], bool]) -> None:
+        def job(own: Policy, is_stopped: Callable[[], bool]) -> None:
             while not is_stopped():
                 try:
                     index = waiting.get_nowait()
                 except Empty:
                     return
-                results[index] = work(policy, parts[index])
-                total.add(index, _taken(policy.loaded))
+                results[index] = work(own, parts[index])
+                total.add(index, _taken(own.loaded))
 
-        run_in_threads([partial(job, policy) for policy in policies])
+        run_in_threads([partial(job, own) for own in self._policies(policy, num_workers)])
         return [results[index] for index in range(len(parts))]
 
-    def _policies(self, num_workers: int) -> list[Policy]:
-        """Return policies of as many copies of the model, which compute with its current weights."""
+    def _policies(self, policy: Policy, num_workers: int) -> list[Policy]:
+        """Return as many policies like this one, with copies of its model that compute with its current weights."""
+        if policy.loaded is not self._loaded:
+            self._loaded, self._copies = policy.loaded, []
         for _ in range(num_workers - len(self._copies)):
-            self._copies.append(gradient_copy_of(self.policy.loaded))
+            self._copies.append(gradient_copy_of(policy.loaded))
         for copied in self._copies[:num_workers]:
-            share_weights(copied, self.policy.loaded)
-        return [self.policy.with_model(copied) for copied in self._copies[:num_workers]]
+            share_weights(copied, policy.loaded)
+        return [policy.with_model(copied) for copied in self._copies[:num_workers]]
+
+
+def _shares_weights(policy: Policy) -> bool:
+    return policy.device.type == "cpu" and not is_sharded(policy.loaded.model)
 
 
 @dataclass(slots=True)

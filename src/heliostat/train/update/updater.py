@@ -169,7 +169,7 @@ class Updater:
 
     def __post_init__(self) -> None:
         self.probe = WeightProbe(self.safe_step.parameters)
-        self.workers = GradientWorkers(self.policy, self.num_workers)
+        self.workers = GradientWorkers(self.num_workers)
         self._current = self.objective
 
     def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
@@ -271,10 +271,10 @@ class Updater:
             everyone = tuple(group for group in everyone if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(everyone)
         self.safe_step.optimizer.zero_grad(set_to_none=True)
-        parts = self.workers.split(rows_of(groups), self.tokens_per_microbatch)
+        parts = self.workers.split(self.policy, rows_of(groups), self.tokens_per_microbatch)
         rows = rows_of(everyone)
         rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, rows, len(parts))
-        passes = self.workers.run(parts, partial(self._backward, normalizer, rank_sync.scale, at_anchor))
+        passes = self.workers.run(self.policy, parts, partial(self._backward, normalizer, rank_sync.scale, at_anchor))
         for each in passes:
             report.add_pass(each, self.policy.shared_prompt)
         rank_sync.run_dummy_passes(self.policy)

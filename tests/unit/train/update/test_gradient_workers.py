@@ -46,7 +46,7 @@ def rows_for(loaded, num_prompts=6):
 
 def gradients(policy, num_workers, parts):
     policy.loaded.model.zero_grad()
-    results = GradientWorkers(policy, num_workers).run(parts, differentiate)
+    results = GradientWorkers(num_workers).run(policy, parts, differentiate)
     return results, [parameter.grad for parameter in policy.loaded.model.parameters()]
 
 
@@ -76,15 +76,15 @@ def test_any_number_of_workers_adds_up_the_same_gradient(dtype, checkpointing):
 def test_frozen_weights_stay_without_gradient_and_new_ones_get_one(nano):
     policy = Policy(nano, 1.0, shared_prompt=True)
     parts = [[row] for row in rows_for(nano)[:4]]
-    workers = GradientWorkers(policy, 2)
+    workers = GradientWorkers(2)
     frozen = next(iter(nano.model.parameters()))
     frozen.requires_grad_(False)
-    workers.run(parts, differentiate)
+    workers.run(policy, parts, differentiate)
     assert frozen.grad is None
     frozen.requires_grad_(True)
     frozen.data = frozen.data * 2  # replaced, not changed in place
     nano.model.zero_grad()
-    workers.run(parts, differentiate)
+    workers.run(policy, parts, differentiate)
     found = [parameter.grad for parameter in nano.model.parameters()]
     nano.model.zero_grad()
     for part in parts:
@@ -95,16 +95,27 @@ def test_frozen_weights_stay_without_gradient_and_new_ones_get_one(nano):
 def test_a_copy_follows_the_policys_settings(nano):
     policy = Policy(nano, 1.0, shared_prompt=True)
     parts = [[row] for row in rows_for(nano)[:3]]
-    workers = GradientWorkers(policy, 2)
-    workers.run(parts, differentiate)
+    workers = GradientWorkers(2)
+    workers.run(policy, parts, differentiate)
     policy.temperature = 0.5  # as feedback on the temperature does
-    assert workers.run(parts, differentiate) == [differentiate(policy, part) for part in parts]
+    assert workers.run(policy, parts, differentiate) == [differentiate(policy, part) for part in parts]
+
+
+def test_an_updater_differentiates_the_policy_that_it_has_now(nano):
+    """Research code replaces ``updater.policy`` between steps; copies of the earlier one's model are of no use then."""
+    workers = GradientWorkers(2)
+    parts = [[row] for row in rows_for(nano)[:3]]
+    workers.run(Policy(nano, 1.0, shared_prompt=True), parts, differentiate)
+    other = Policy(make_nano(seed=1, eos_bias=0), 0.5, shared_prompt=True)
+    results = workers.run(other, parts, differentiate)
+    found = results, [parameter.grad for parameter in other.loaded.model.parameters()]
+    assert_equal(found, gradients(other, 1, parts))
 
 
 def test_the_error_of_a_micro_batch_is_raised_and_the_next_run_is_whole(nano):
     policy = Policy(nano, 1.0, shared_prompt=True)
     parts = [[row] for row in rows_for(nano)]
-    workers = GradientWorkers(policy, 3)
+    workers = GradientWorkers(3)
 
     def broken(policy, part):
         if part is parts[0]:
@@ -112,9 +123,9 @@ def test_the_error_of_a_micro_batch_is_raised_and_the_next_run_is_whole(nano):
         return differentiate(policy, part)
 
     with pytest.raises(ArithmeticError, match="the first"):
-        workers.run(parts, broken)
+        workers.run(policy, parts, broken)
     nano.model.zero_grad()
-    results = workers.run(parts, differentiate)
+    results = workers.run(policy, parts, differentiate)
     found = results, [parameter.grad for parameter in nano.model.parameters()]
     assert_equal(found, gradients(policy, 1, parts))
 
@@ -123,17 +134,17 @@ def test_hooks_on_the_model_see_every_pass(nano):
     """A recorder of layers, or a hook of a user: a copy's passes would not reach it."""
     policy = Policy(nano, 1.0, shared_prompt=True)
     parts = [[row] for row in rows_for(nano)[:4]]
-    workers = GradientWorkers(policy, 2)
-    assert workers.num_workers == 2
+    workers = GradientWorkers(2)
+    assert workers.count(policy) == 2
     seen = []
     handle = nano.model.get_input_embeddings().register_forward_hook(lambda *_: seen.append(1))
-    assert workers.num_workers == 1
-    workers.run(parts, differentiate)
+    assert workers.count(policy) == 1
+    workers.run(policy, parts, differentiate)
     handle.remove()
     assert len(seen) >= len(parts)
     weight = next(iter(nano.model.parameters()))
     handle = weight.register_hook(lambda gradient: seen.append(2))
-    workers.run(parts, differentiate)
+    workers.run(policy, parts, differentiate)
     handle.remove()
     assert seen.count(2) == len(parts)
 
@@ -147,9 +158,9 @@ def test_workers_are_threads_of_torchs_number_by_default(nano):
         meeting.wait()  # passes only if both parts are in progress at once
         return differentiate(policy, part), torch.get_num_threads()
 
-    assert GradientWorkers(policy).num_workers == 1
+    assert GradientWorkers().count(policy) == 1
     torch.set_num_threads(2)
-    results = GradientWorkers(policy).run(parts, meet)
+    results = GradientWorkers().run(policy, parts, meet)
     assert [threads for _, threads in results] == [1, 1]
     assert torch.get_num_threads() == 2
 
@@ -160,7 +171,7 @@ def test_the_budget_makes_many_micro_batches_and_splits_no_group_for_it(nano):
     budget = balanced_budget(rows, 10**6, policy.padded_tokens)
     largest = max(policy.padded_tokens([GroupShape.of(group)]) for group in by_group(rows))
     assert budget >= largest
-    parts = GradientWorkers(policy).split(rows, 10**6)
+    parts = GradientWorkers().split(policy, rows, 10**6)
     assert parts == microbatches(rows, budget, policy.padded_tokens)
     assert len(parts) > 1
     assert balanced_budget(rows, largest + 1, policy.padded_tokens) == largest + 1, "the user's limit holds"
