@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        _, job = job_of("trl tuned", ENTRY, Path(folder), args.steps, seed=0, num_threads=args.threads)
+        _, job = job_of("trl float32", ENTRY, Path(folder), args.steps, seed=0, num_threads=args.threads)
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job))
         done = run_python(args.trl_python, Path(__file__), "record", str(path), folder, job=job)

@@ -1,6 +1,7 @@
 """Do both sides of the race learn the same? Reward step by step, several seeds each, and what was agreed to call equal.
 
     python benchmarks/race_trl/learning.py --trl-python PYTHON --minutes 30       # the same command goes on
+    python benchmarks/race_trl/learning.py --sides "heliostat float32" heliostat --store results/precision.jsonl
     python benchmarks/race_trl/learning.py --table
 
 The 5M model on short prompts, the same number of steps on both sides. A seed's result is its mean reward over all
@@ -23,7 +24,7 @@ from race import RESULTS, Lap, arguments, fresh, keep, read, run_side
 
 CURVES = RESULTS / "learning.jsonl"
 ENTRY = Entry("5M", "short")
-SIDES = ("heliostat", "trl tuned")
+SIDES = ("heliostat float32", "trl float32")
 MARGIN = 0.05
 """Of reward, which is between 0 and 1."""
 NUM_SHOWN = 6
@@ -63,12 +64,12 @@ def verdict(low: float, high: float) -> str:
     return "equal within noise" if max(-low, high) <= MARGIN else "not decided: more seeds are needed"
 
 
-def table(laps: Sequence[Lap]) -> str:
+def table(laps: Sequence[Lap], sides: Sequence[str]) -> str:
     """Mean reward of both sides in stretches of steps, then the difference and the verdict."""
-    curves = [curve(laps, side) for side in SIDES]
+    curves = [curve(laps, side) for side in sides]
     if min(map(len, curves)) < 2:
         return "fewer than two seeds of a side are stored"
-    lines = [f"| steps | {' | '.join(SIDES)} |", "|---|--:|--:|"]
+    lines = [f"| steps | {' | '.join(sides)} |", "|---|--:|--:|"]
     for steps in np.array_split(np.arange(curves[0].shape[1]), NUM_SHOWN):
         cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in (interval(c[:, steps].mean(1)) for c in curves)]
         lines.append(f"| {steps[0] + 1} to {steps[-1] + 1} | {' | '.join(cells)} |")
@@ -84,10 +85,11 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--contenders", nargs="*", default=list(SIDES), help="only these")
+    parser.add_argument("--sides", nargs=2, default=SIDES, help="contenders of the race to compare")
+    parser.add_argument("--store", type=Path, default=CURVES, help="where curves are kept")
     args = parser.parse_args()
-    done = set() if args.table else {(lap["contender"], lap["seed"]) for lap in fresh(CURVES)}
-    runs = [(seed, side) for seed in range(args.seeds) for side in args.contenders if (side, seed) not in done]
+    done = set() if args.table else {(lap["contender"], lap["seed"]) for lap in fresh(args.store)}
+    runs = [(seed, side) for seed in range(args.seeds) for side in args.sides if (side, seed) not in done]
     deadline = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         for seed, side in [] if args.table else runs:
@@ -95,9 +97,11 @@ def main() -> None:
                 print("time is up; the same command goes on")
                 break
             laps = run_side(side, ENTRY, Path(folder), args.steps, seed, args)
-            keep(CURVES, ({"contender": side, "seed": seed, "step": x["step"], "reward": x["reward"]} for x in laps))
+            keep(
+                args.store, ({"contender": side, "seed": seed, "step": x["step"], "reward": x["reward"]} for x in laps)
+            )
             print(f"{side}, seed {seed}: mean reward {np.mean([lap['reward'] for lap in laps]):.3f}", flush=True)
-    print(table(read(CURVES)))
+    print(table(read(args.store), args.sides))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python sides.py heliostat ENTRY.json     or     python sides.py trl ENTRY.json
 
 Both sides: GRPO with group-normalised advantages, one update per batch of rollouts, AdamW without weight decay,
-temperature 1, float32 weights. TRL as it comes takes its own precision, checkpointing and micro-batch instead.
+temperature 1, float32 weights or float32 copies of bfloat16 ones, which TRL's autocasting comes to. TRL as it comes
+takes its own precision, checkpointing and micro-batch instead.
 
 Left out: what the numbers mean (``race``).
 """
@@ -57,7 +58,7 @@ def heliostat_recipe(job: Mapping[str, Any]) -> Recipe:
         {
             "run.num_threads": job["num_threads"],
             "model.path": job["model"],
-            "model.dtype": "float32",
+            "model.dtype": job.get("dtype", "float32"),
             "model.chat": False,
             "task.name": "file",
             "task.path": job["prompts"],
@@ -103,7 +104,7 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
 
 
 def trl_side(job: Mapping[str, Any]) -> None:
-    """TRL's GRPOTrainer, tuned or as it comes."""
+    """TRL's GRPOTrainer with the settings of a contender."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -129,7 +130,6 @@ def trl_side(job: Mapping[str, Any]) -> None:
 
     rows = [json.loads(line) for line in Path(job["prompts"]).read_text().splitlines()][:400]
     micro_batch = job.get("micro_batch", 8)
-    tuned = {"bf16": False, "gradient_checkpointing": False} if job["tuned"] else {}
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
@@ -150,7 +150,7 @@ def trl_side(job: Mapping[str, Any]) -> None:
             disable_tqdm=True,
             seed=job["seed"],
             dataloader_pin_memory=False,
-            **tuned,
+            **job["tuned"],
         )
         GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),

@@ -269,10 +269,11 @@ def test_supervised_training_alone_learns_and_saves(weights, tmp_path):
 
 
 def test_training_improves(weights, tmp_path):
+    """After 20 steps, adapters' rewards lie between 0.06 and 0.9 from seed to seed; after 40 all are above 0.6."""
     recipe = shaped(
         tmp_path,
         warm_start__num_steps=0,
-        train__num_steps=20,
+        train__num_steps=40 if weights.lora_rank else 20,
         eval__every=0,
         optimizer__lr=1e-2,
         optimizer__schedule="constant",

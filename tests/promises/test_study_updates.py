@@ -164,7 +164,7 @@ def test_race_with_trl(script, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(entries.SHAPES, "5M", entries.Shape(32, 64, 2, 2))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks/race_trl"))
     entry = entries.Entry("5M", "short", num_prompts=2, group_size=4)
-    _, job = race.job_of("heliostat", entry, tmp_path, num_steps=1, seed=0, num_threads=1)
+    _, job = race.job_of("heliostat float32", entry, tmp_path, num_steps=1, seed=0, num_threads=1)
     sides.heliostat_side(job)
     laps = [json.loads(line[4:]) for line in capsys.readouterr().out.splitlines() if line.startswith("LAP ")]
     assert [lap["step"] for lap in laps] == [1]

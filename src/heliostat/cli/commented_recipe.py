@@ -101,7 +101,7 @@ def context_of(lengths: Lengths) -> int | None:
 
 def _model(model: str, lengths: Lengths) -> list[Line]:
     if model != TINY:
-        dtype = Line("dtype", "float32", "shares prompts exactly on a CPU; auto: bfloat16 where it is native")
+        dtype = Line("dtype", "float32", "auto: bfloat16 where the machine multiplies it faster, about twice")
         path = Line("path", model, "another: a Hugging Face folder or hub id, smollm2-135m, or tiny")
         return [path, dtype] if model == SMOLLM2 else [path]
     lines = [

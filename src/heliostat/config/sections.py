@@ -79,7 +79,7 @@ class ModelSection(Section):
 
     path: str = Field("tiny", description="'tiny', 'smollm2-135m', a local folder, or a hub id")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="dtype of the weights; auto: bfloat16 where the hardware supports it natively"
+        "auto", description="dtype of the weights; auto: bfloat16 where it is faster than float32"
     )
     chat: bool | Literal["auto"] = Field("auto", description="render prompts with the tokenizer's chat template")
     system: str = Field("", description="system message at the start of every chat prompt")

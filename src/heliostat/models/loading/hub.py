@@ -25,6 +25,7 @@ from heliostat.models.loaded_model import (
     context_length_of,
     without_progress_bars,
 )
+from heliostat.models.loading.bfloat16_trial import native_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,16 +47,8 @@ def refuse_settings(section: ModelSection) -> None:
         )
 
 
-def native_bfloat16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware; otherwise they are 10 to 80 times slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.11
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Resolve a dtype name; ``auto`` is bfloat16 if that is native, else float32."""
+    """Resolve a dtype name; ``auto`` is bfloat16 where that is faster, else float32."""
     if dtype == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]

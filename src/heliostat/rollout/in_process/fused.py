@@ -66,7 +66,8 @@ class FusedLinear:
 
     def onto(self, residual: Float[Tensor, "row output"], x: Float[Tensor, "row input"]) -> Tensor:
         """Return ``residual + self(x)``."""
-        if not self._copied or self._bias is not None:  # addmm adds one tensor, here the residual or the bias
+        # addmm adds one tensor, here the residual or the bias. A narrow product is rounded first, as in the model.
+        if not self._copied or self._bias is not None or x.dtype != torch.float32:
             return residual + self(x)
         return torch.addmm(residual, x, self._weight)
 
@@ -144,11 +145,11 @@ class FusedLayers:
             # [row, query heads then key heads then value heads, feature]; queries and keys are rotated together.
             states = layer.qkv(layer.norms[0](x)).view(num_rows, -1, self._width)
             rotated = states[:, :num_rotated]
-            rotated = (rotated * cos).addcmul_(rotated.roll(half, dims=-1), sin)
+            rotated = _sum_of_products(rotated, cos, rotated.roll(half, dims=-1), sin).float()
             # Grouped queries: the query heads that share a key head become one dimension, as SharedRows expects.
             query = (rotated[:, : self._num_heads] * self._scaling).view(num_rows, self._num_shared, -1, self._width)
             key, value = rotated[:, self._num_heads :, None], states[:, num_rotated:, None]
-            x = layer.o.onto(x, rows.attend(index, query, key, value).view(num_rows, -1))
+            x = layer.o.onto(x, rows.attend(index, query, key, value).view(num_rows, -1).to(x.dtype))
             # SwiGLU: down(silu(gate(x)) * up(x)), with gate and up as halves of one product.
             gate, up = layer.gate_up(layer.norms[1](x)).chunk(2, dim=-1)
             x = layer.down.onto(x, self._activation(gate).mul_(up))
@@ -164,6 +165,11 @@ def fused_layers(loaded: LoadedModel) -> FusedLayers | None:
     layers = FusedLayers(backbone)
     layers.refresh()
     return layers if agrees(loaded, layers.hidden) else None
+
+
+def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Return ``a b + c d``, rounded as often as the model does: after each step if the dtype is narrow."""
+    return (a * b).addcmul_(c, d) if a.dtype == torch.float32 else a * b + c * d
 
 
 def _has_shape(layer: Any) -> bool:

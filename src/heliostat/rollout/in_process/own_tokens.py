@@ -68,7 +68,7 @@ class Ends:
             # Zeros, not uninitialised memory: a hidden NaN would still poison the weighted sum over values.
             fresh.zero_()
             rows, new = self._new
-            buffer[rows, :, self.before[rows, new]] = states[rows, :, new]
+            buffer[rows, :, self.before[rows, new]] = states[rows, :, new].to(buffer.dtype)
 
     def hidden(self) -> Bool[Tensor, "row new column"]:
         """Return which columns each token of the current pass does not see: those behind itself."""

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 ATTENTION = "heliostat_shared_prompt"
 """The name of this attention in transformers' registry."""
 
+DTYPES = (torch.float32, torch.bfloat16)
+"""Of weights. Keys, values and attention are in float32 in any case."""
+
 
 class SharedRows:
     """All live rows: the common beginning once, their prompts once per group, and their own tokens.
@@ -72,7 +75,8 @@ class SharedRows:
         room: int,
         num_common: int = 0,
     ) -> None:
-        states = [key_values(layer) for layer in prefilled.layers]
+        # In float32 whatever the weights are: small products are as fast in it, and scores need its digits.
+        states = [(keys.float(), values.float()) for keys, values in map(key_values, prefilled.layers)]
         group = torch.arange(len(start), device=start.device).repeat_interleave(group_size)
         self._num_common = num_common
         self._common = None
@@ -136,7 +140,7 @@ class SharedRows:
     def attend(
         self, layer: int, query: Float[Tensor, "row head share feature"], key: Tensor, value: Tensor
     ) -> Float[Tensor, "row head share feature"]:
-        """Write one more token ``[row, head, 1, feature]`` and attend to all; queries must be scaled."""
+        """Write one more token ``[row, head, 1, feature]`` and attend to all; see ``attended``."""
         self._layers[layer].update(key, value)
         return self.attended(layer, query)
 
@@ -144,7 +148,8 @@ class SharedRows:
         """Return attention over the common beginning, each row's prompt, and its own columns so far.
 
         Args:
-            query: for every key head, its ``share`` query heads; of a chunk, each with one query per token.
+            query: in float32 and scaled; for every key head, its ``share`` query heads; of a chunk, each with one query
+                per token.
         """
         num_rows, num_heads, num_queries, width = query.shape
         # Own tokens: one small product per row and head, all in one batched call on views.
@@ -211,7 +216,7 @@ class SharedRows:
 def shares_prompts(loaded: LoadedModel) -> bool:
     """Return whether this model on this device can decode against shared prompts: declared by its class, then tried."""
     model = loaded.model
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not has_usual_attention(model):
+    if model.device.type != "cpu" or model.dtype not in DTYPES or not has_usual_attention(model):
         return False
     return agrees(loaded, lambda rows, token: rows.hidden(loaded, token))
 
@@ -244,7 +249,7 @@ def _gives_the_same(loaded: LoadedModel, hidden: Callable[[SharedRows, Tensor], 
             token = ids[:, [column]].expand(2, 1)
             gap = head.logits(hidden(rows, token)[:, -1]) - expected[:, column]
             worst = max(worst, float(gap.abs().max()))
-    return bool(worst <= torch.finfo(torch.float32).eps ** 0.5 * float(expected.abs().max()))
+    return bool(worst <= torch.finfo(model.dtype).eps ** 0.5 * float(expected.abs().max()))
 
 
 def _attention(
@@ -265,9 +270,9 @@ def _attention(
         return usual_attention(module, query, key, value, attention_mask, **usual)
     num_rows, num_heads, num_new, width = query.shape
     # The query heads that share a key head lie next to each other; of a chunk, so do the tokens of one head.
-    scaled = (query * usual["scaling"]).reshape(num_rows, key.shape[1], -1, width)
+    scaled = (query.float() * usual["scaling"]).reshape(num_rows, key.shape[1], -1, width)
     found = shared_rows.attended(module.layer_idx, scaled).reshape(num_rows, num_heads, num_new, -1)
-    return found.transpose(1, 2), None
+    return found.transpose(1, 2).to(query.dtype), None
 
 
 register_attention(ATTENTION, _attention)

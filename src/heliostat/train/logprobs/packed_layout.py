@@ -130,15 +130,17 @@ def _attention(
         return usual_attention(module, query, key, value, attention_mask, **usual)
     if usual.get("sliding_window") is not None:
         raise NotImplementedError("its layers attend within a window")
+    # In float32 whatever the weights are: a processor's backward pass of short attention takes half as long in it.
+    dtype = query.dtype
     # One split of each: the gradient of a slice would be as long as the whole row.
     lengths = [piece.length for piece in packed_pieces]
-    queries, keys, values = (torch.split(states, lengths, dim=2) for states in (query, key, value))
+    queries, keys, values = (torch.split(states.float(), lengths, dim=2) for states in (query, key, value))
     found = []
     for number, piece in enumerate(packed_pieces):
         seen = [number] if piece.prompt is None else [piece.prompt, number]
         past = (torch.cat([states[each] for each in seen], dim=2) for states in (keys, values))
         found.append(usual_attention(module, queries[number], *past, piece.mask, **usual)[0])
-    return torch.cat(found, dim=1), None
+    return torch.cat(found, dim=1).to(dtype), None
 
 
 register_attention(ATTENTION, _attention)

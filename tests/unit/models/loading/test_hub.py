@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from heliostat.config import ConfigError, LoraSection, ModelSection
 from heliostat.models import load_model
-from heliostat.models.loading.hub import native_bfloat16, resolve_dtype
+from heliostat.models.loading import bfloat16_trial
+from heliostat.models.loading.bfloat16_trial import native_bfloat16
+from heliostat.models.loading.hub import resolve_dtype
 from heliostat.models.lora import add_adapters, save_adapter
 from tests.support.checkpoints import chat_tokenizer, load_float32, write_checkpoint
 
@@ -190,12 +192,16 @@ def test_padding_falls_back_to_the_end_of_sequence(tmp_path: Path):
 
 
 def test_dtype_follows_capability(monkeypatch: pytest.MonkeyPatch, folder: Path):
-    for capabilities, native in [({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+    """A product is timed: on a processor with units float32 takes about twice as long, on one without a tenth."""
+    for narrow, native in [(2.0, False), (0.9, False), (0.5, True)]:
+        seconds = {torch.float32: 1.0, torch.bfloat16: narrow}
+        monkeypatch.setattr(bfloat16_trial, "seconds_of_product", lambda device, dtype, seconds=seconds: seconds[dtype])
+        native_bfloat16.cache_clear()
         assert native_bfloat16(CPU) == native
         expected = torch.bfloat16 if native else torch.float32
         assert resolve_dtype("auto", CPU) == expected
         assert load_model(ModelSection(path=str(folder)), 0, CPU).model.dtype == expected
+    native_bfloat16.cache_clear()
     assert resolve_dtype("float32", CPU) == torch.float32
     assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
 

@@ -39,6 +39,18 @@ def test_same_tokens_and_numbers_also_after_the_weights_have_moved(shape, limits
                 parameter.data.mul_(1.05)  # in place, as an optimizer does
 
 
+def test_bfloat16_is_rounded_as_often_as_by_the_model():
+    """Bit for bit: the model's own layers with the same shared prompts, which round after every step."""
+    loaded = make_nano(num_heads=4, num_kv_heads=2)
+    loaded.model.bfloat16()
+    prompts = make_prompts(loaded, 5)
+    together, apart = (TorchEngine(loaded, DecodeLimits(12), fused_layers=switch) for switch in (True, False))
+    assert together.fused is not None
+    for one, two in zip(completions(together, prompts), completions(apart, prompts), strict=True):
+        assert one.token_ids == two.token_ids
+        assert one.logp_gen.tolist() == two.logp_gen.tolist()
+
+
 def test_layers_that_were_replaced_since_are_not_sampled_without():
     loaded = make_nano()
     engine = TorchEngine(loaded, DecodeLimits(4))

@@ -119,11 +119,7 @@ def test_a_wrong_mask_or_position_is_found_even_in_a_random_model(mistake, dtype
     loaded = make_nano(scale=scale)
     loaded.model.to(dtype)
     before = build(loaded)
-    if dtype == torch.bfloat16 and mistake in SHARED_ONLY:
-        pytest.skip("prompts are not shared in bfloat16")
-    assert before.way == (
-        "shared prompts and fused layers" if dtype == torch.float32 else "a copy of the prompt for each row"
-    )
+    assert before.way == "shared prompts and fused layers"
     for break_it in MISTAKES[mistake]:
         break_it(monkeypatch)
     monkeypatch.setattr("heliostat.rollout.in_process.ways.PaddedRows", Rows)  # its mask is another
