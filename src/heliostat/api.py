@@ -19,6 +19,7 @@ from typing import Any
 
 from heliostat.arguments import PathArg, as_path, as_text, paths
 from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
+from heliostat.extensions import with_parts
 from heliostat.report import write_report
 from heliostat.rollout import SamplingSettings
 from heliostat.run_models import recipe_of
@@ -59,6 +60,10 @@ def post_train(
     rewards: Rewards = (),
     environment: object = None,
     tools: Sequence[Any] = (),
+    objective: object = None,
+    optimizer: object = None,
+    engine: object = None,
+    tracker: object = None,
     profile: bool = False,
     opened: Callable[[Path], None] | None = None,
 ) -> RunResult:
@@ -84,6 +89,11 @@ def post_train(
             ours, TRL's ``environment_factory``, skyrl-gym's, gymnasium's or textarena's form, unchanged. Without
             ``data``, the problems are its own.
         tools: typed, docstringed functions that the model may call.
+        objective: a name, or a class of a module's top level, which replaces the recipe's objective. Its settings are
+            overrides like ``{"objective.margin": 3.0}``.
+        optimizer: the same for the optimizer; the recipe's learning rate and schedule stay.
+        engine: the same for the sampling engine.
+        tracker: the same for a tracker, which is added to those of the recipe.
         profile: whether to print time and memory by phase after a few steps.
         opened: called with the run folder once the run is about to work, for example to show its files meanwhile.
 
@@ -95,9 +105,10 @@ def post_train(
         FileNotFoundError: the data file does not exist.
         RunFailed: the run failed; the exception has the reason and the run folder.
     """
+    parts = {"objective": objective, "optimizer": optimizer, "engine": engine, "tracker": tracker}
     with registering() as given:
         checked, name = _given_recipe(
-            given, recipe, overrides, (data, heldout), rewards, model, environment=environment, tools=tools
+            given, recipe, overrides, (data, heldout), rewards, model, environment, tools, parts
         )
         return _concluded(run_recipe(checked, run_dir, name, profile=profile, opened=opened))
 
@@ -302,11 +313,13 @@ def _given_recipe(
     model: PathArg | None = None,
     environment: object = None,
     tools: Sequence[Any] = (),
+    parts: Mapping[str, object] | None = None,
 ) -> tuple[Recipe, str]:
     """Build the recipe with the given objects in place of its own settings, and overrides in place of both.
 
     Args:
         data: rows to train on, and rows to hold out.
+        parts: see ``extensions.with_parts``.
 
     Returns:
         The recipe and its name.
@@ -321,7 +334,7 @@ def _given_recipe(
     if callable(rewards) or isinstance(rewards, str | Mapping):
         raise TypeError(f"rewards is a list, even of one: rewards=[{getattr(rewards, '__name__', repr(rewards))}]")
     rows, heldout = (_rows_of(one) for one in data)
-    tables = with_registered(base, given, rows, rewards, heldout, environment, tools)
+    tables = with_parts(with_registered(base, given, rows, rewards, heldout, environment, tools), parts or {})
     if environment is not None and rows is None and recipe is None:
         tables["task"] = [{"name": "environment"}]
     return _fitted(tables, overrides) if rows is not None else build_recipe(tables, overrides), name

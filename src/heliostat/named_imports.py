@@ -2,11 +2,13 @@
 
     find("objective", "my_module:MyObjective", OBJECTIVES, folder)     from a file, or from an installed package
     find("objective", "sharp", OBJECTIVES)                             from the entry-point group heliostat.objectives
+    path_of("verifier", "rubric", VERIFIERS)                           the module:Name to import in another process
 
-Built-in names come first, and an entry point cannot replace one. The metadata of installed packages is read only for a
-name that is neither built in nor a ``module:Name``. Imports the standard library only.
+A name that is both shipped and declared by an installed package is refused, so that nobody trains with another part
+than the one that was meant. Imports the standard library only.
 
-Left out: what the imported object must be able to do (``conformance``), and its settings (the registries).
+Left out: what the imported object must be able to do (``conformance``), its settings (the registries), and the versions
+that a run records (``extensions``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -23,18 +26,43 @@ from typing import Any
 
 from heliostat.nested_runs import NestedRun, importing
 
-GROUPS: dict[str, str] = {
-    "objective": "heliostat.objectives",
-    "optimizer": "heliostat.optimizers",
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of part that a recipe names.
+
+    Attributes:
+        setting: the recipe's key that holds the name.
+        group: the entry-point group of installed packages.
+        example: a name of a user's own.
+    """
+
+    setting: str
+    group: str
+    example: str = "my_module:MyClass"
+
+    @property
+    def folder_setting(self) -> str:
+        """The recipe's key that holds the folder of a user's own module."""
+        return f"{self.setting.partition('.')[0]}.import_from"
+
+
+KINDS: dict[str, Kind] = {
+    "objective": Kind("objective.name", "heliostat.objectives"),
+    "optimizer": Kind("optimizer.name", "heliostat.optimizers"),
+    "engine": Kind("rollout.engine", "heliostat.engines"),
+    "verifier": Kind("task.verifiers", "heliostat.verifiers", "module:function"),
+    "environment": Kind("environment.name", "heliostat.environments", "module:Name"),
+    "tracker": Kind("tracking.trackers", "heliostat.trackers"),
 }
-"""Entry-point group of each kind of part that a recipe can name."""
+"""Every kind of part that can be named without being shipped."""
 
 
 def find(kind: str, name: str, builtin: Mapping[str, Any], folder: str = "") -> Any:
     """Find the part of a kind that a recipe names.
 
     Args:
-        kind: a key of ``GROUPS``.
+        kind: a key of ``KINDS``.
         name: a built-in name, ``module:Name``, or the name of an entry point of the kind's group.
         builtin: the built-in parts by name.
         folder: folder that modules are imported from first; the working directory is searched too.
@@ -43,39 +71,70 @@ def find(kind: str, name: str, builtin: Mapping[str, Any], folder: str = "") -> 
         ConfigError: there is none of this name, or it cannot be imported; one sentence that names the way out.
         NestedRun: the module starts a run when it is imported.
     """
-    if name in builtin:
+    path = path_of(kind, name, builtin)
+    if not path:
         return builtin[name]
-    from heliostat.config import ConfigError, nearest
-
-    if ":" in name:
-        try:
-            return resolve(name, folder)
-        except NestedRun:
-            raise
-        except ValueError as error:
-            found_in = f"; {kind}.import_from (now '{folder or '.'}') is the folder of the module"
-            raise ConfigError(f"{kind}.name: {error}{found_in}") from error
-    offered = [point for point in entry_points(group=GROUPS[kind]) if point.name not in builtin]
-    matching = [point for point in offered if point.name == name]
-    if not matching:
-        names = [*builtin, *dict.fromkeys(point.name for point in offered)]
-        raise ConfigError(
-            f"unknown {kind} '{name}'{nearest(name, names)}; known: {', '.join(names)}; "
-            f"your own: {kind}.name = 'my_module:MyClass'"
-        )
-    if len({point.value for point in matching}) > 1:
-        packages = " and ".join(_package_of(point) for point in matching)
-        raise ConfigError(f"{kind}.name = '{name}' is declared by {packages}; uninstall one, or name module:Name")
     try:
-        return resolve(f"{matching[0].module}:{matching[0].attr}")
+        return resolve(path, folder)
     except NestedRun:
         raise
     except ValueError as error:
-        raise ConfigError(f"{kind}.name = '{name}' of the package {_package_of(matching[0])}: {error}") from error
+        from heliostat.config import ConfigError
+
+        if path != name:
+            declared = _declared_by(kind, name)
+            raise ConfigError(f"{KINDS[kind].setting} = '{name}' of {declared}: {error}") from error
+        found_in = f"; {KINDS[kind].folder_setting} (now '{folder or '.'}') is the folder of the module"
+        raise ConfigError(f"{KINDS[kind].setting}: {error}{found_in}") from error
 
 
-def _package_of(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module
+def path_of(kind: str, name: str, builtin: Collection[str]) -> str:
+    """Return the ``module:Name`` that a name stands for, without importing it; empty: a built-in part.
+
+    Raises:
+        ConfigError: nothing has this name, two packages declare it, or one does and it is built in.
+    """
+    if ":" in name:
+        return name
+    matching = declared(kind, name)
+    if name in builtin and not matching:
+        return ""
+    from heliostat.config import ConfigError, nearest
+
+    if not matching:
+        names = list(dict.fromkeys([*builtin, *(point.name for point in _offered(kind))]))
+        own = f"{KINDS[kind].setting} = '{KINDS[kind].example}'"
+        raise ConfigError(
+            f"unknown {kind} '{name}'{nearest(name, names)}; known: {', '.join(names)}; install the package that "
+            f"declares it, or name your own: {own}"
+        )
+    path = f"{matching[0].module}:{matching[0].attr}"
+    if name in builtin:
+        raise ConfigError(
+            f"{KINDS[kind].setting} = '{name}' is a shipped name, and {_declared_by(kind, name)} declares it "
+            f"too; uninstall that, or name its {kind} as '{path}'"
+        )
+    if len({point.value for point in matching}) > 1:
+        raise ConfigError(
+            f"{KINDS[kind].setting} = '{name}' is declared by {_declared_by(kind, name)}; uninstall one, or name "
+            "module:Name"
+        )
+    return path
+
+
+def declared(kind: str, name: str) -> list[EntryPoint]:
+    """Return the entry points of this name that installed packages declare; several packages may."""
+    return [point for point in _offered(kind) if point.name == name]
+
+
+def _offered(kind: str) -> list[EntryPoint]:
+    return list(entry_points(group=KINDS[kind].group))
+
+
+def _declared_by(kind: str, name: str) -> str:
+    """Name the packages that declare an entry point."""
+    packages = [point.dist.name if point.dist is not None else point.module for point in declared(kind, name)]
+    return " and ".join(f"the package {package}" for package in dict.fromkeys(packages))
 
 
 def resolve(path: str, folder: str = "") -> Callable[..., Any]:

@@ -1,4 +1,8 @@
-"""Optional trackers in addition to ``metrics.jsonl``: TensorBoard, W&B and trackio.
+"""Optional trackers in addition to ``metrics.jsonl``: TensorBoard, W&B, trackio, and a user's own.
+
+    class MyTracker:                                              tracking.trackers = ["my_module:MyTracker"]
+        def __init__(self, folder, recipe, **settings): ...       the run folder, and the recipe's settings
+        def log(self, step, values): ...                          the rest is ``tracking.Tracker``
 
 None of them can end a run, delay it, or change its results. The first failure of a tracker is reported once; after
 several failures in a row the tracker is not called any more. ``metrics.jsonl`` has every metric. A missing package or
@@ -19,11 +23,11 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, TrackingSection
+from heliostat.named_imports import find
 from heliostat.printed import visible_line
 from heliostat.storage import publish_file
 from heliostat.tracking import Tracker
@@ -172,10 +176,72 @@ class Tolerant:
             self._note(f"{self.name} failed ({_line(error)}); the run continues, and metrics.jsonl has every metric")
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    package: str
-    open_it: Callable[[], Tracker]
+OpenTracker = Callable[..., Tracker]
+"""Opens a tracker, called with the run folder, the recipe's settings, and the tracker's own settings."""
+
+
+def _tensorboard(folder: Path, recipe: Mapping[str, Any]) -> Tracker:
+    return TensorBoardTracker(folder)
+
+
+def _hosted(module: str, folder: Path, recipe: Mapping[str, Any], project: str) -> Tracker:
+    return HostedTracker(module, project, folder.name, recipe, folder / "trackers.json")
+
+
+_HOSTED = ("wandb", "trackio")
+
+TRACKERS: dict[str, OpenTracker] = {
+    "tensorboard": _tensorboard,
+    **{name: functools.partial(_hosted, name) for name in _HOSTED},
+}
+"""Every shipped tracker by the name of its package."""
+
+
+def wanted_trackers(section: TrackingSection) -> list[tuple[str, OpenTracker, dict[str, Any]]]:
+    """Find the trackers that a recipe asks for, without opening them.
+
+    Returns:
+        The name of each, the function that opens it, and its settings.
+
+    Raises:
+        ConfigError: there is none of a name, it cannot be imported, it is no tracker, a setting is wrong, a name occurs
+            twice or only with settings, or a shipped tracker's package is not installed.
+    """
+    shipped: dict[str, dict[str, Any]] = {"tensorboard": {}} if section.tensorboard else {}
+    shipped |= {name: {"project": project} for name in _HOSTED if (project := getattr(section, name))}
+    names = [*shipped, *section.trackers]
+    settings = shipped | section.tracker_settings
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ConfigError(f"[tracking] names the tracker '{twice}' twice; use it once")
+    if unused := next((name for name in settings if name not in names), ""):
+        raise ConfigError(f"tracking.tracker_settings has a table for '{unused}', which no tracker is named")
+    found: list[tuple[str, OpenTracker, dict[str, Any]]] = []
+    for name in names:
+        opener: OpenTracker = find("tracker", name, TRACKERS, section.import_from)
+        _check_tracker(name, opener, settings.get(name, {}))
+        found.append((name, opener, settings.get(name, {})))
+    return found
+
+
+def _check_tracker(name: str, opener: OpenTracker, settings: Mapping[str, Any]) -> None:
+    if name in TRACKERS and importlib.util.find_spec(name) is None:
+        raise ConfigError(f"tracking.{name} needs the package '{name}': pip install 'heliostat[{name}]'")
+    missing = [method for method in METHODS if not callable(getattr(opener, method, None))]
+    if isinstance(opener, type) and missing:
+        raise ConfigError(f"tracker '{name}' is no tracker: it lacks {', '.join(missing)} (heliostat.tracking.Tracker)")
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"tracking.tracker_settings: that of '{name}' is a table of settings, got {settings!r:.60}")
+    try:
+        inspect.signature(opener).bind(Path(), {}, **settings)
+    except TypeError as error:
+        raise ConfigError(
+            f"tracker '{name}' is opened as {name.rpartition(':')[2]}(folder, recipe, **settings), with its table of "
+            f"tracking.tracker_settings, and does not take that: {error}"
+        ) from error
+
+
+METHODS = ("log", "rewind", "close")
+"""Methods that every tracker has."""
 
 
 def open_services(
@@ -184,23 +250,12 @@ def open_services(
     """Build the trackers that the recipe asks for.
 
     Raises:
-        ConfigError: a tracker's package is not installed, or its key is missing.
+        ConfigError: see ``wanted_trackers``, or a tracker's key is missing.
     """
-    wanted = [_Wanted("tensorboard", lambda: TensorBoardTracker(folder))] if section.tensorboard else []
-    memory = folder / "trackers.json"
-    for module, project in (("wandb", section.wandb), ("trackio", section.trackio)):
-        if project:
-            wanted.append(_Wanted(module, _hosted(module, project, folder.name, recipe, memory)))
-    for one in wanted:
-        if importlib.util.find_spec(one.package) is None:
-            raise ConfigError(
-                f"tracking.{one.package} needs the package '{one.package}': pip install 'heliostat[{one.package}]'"
-            )
-    return [Tolerant(one.package, one.open_it, note) for one in wanted]
-
-
-def _hosted(module: str, project: str, name: str, recipe: Mapping[str, Any], memory: Path) -> Callable[[], Tracker]:
-    return lambda: HostedTracker(module, project, name, recipe, memory)
+    return [
+        Tolerant(name, functools.partial(opener, folder, recipe, **settings), note)
+        for name, opener, settings in wanted_trackers(section)
+    ]
 
 
 def _known_runs(memory: Path) -> dict[str, str]:

@@ -116,7 +116,9 @@ def test_an_installed_package_offers_its_objective_and_cannot_replace_a_built_in
     (folder / "offered.py").write_text(OBJECTIVE.format(name="Sharp"))
     package(folder, "sharper", {"sharp": "offered:Sharp", "grpo": "offered:Sharp"})
     monkeypatch.syspath_prepend(str(folder))
-    assert find("objective", "grpo", OBJECTIVES) is OBJECTIVES["grpo"]
+    with pytest.raises(ConfigError, match=r"'grpo' is a shipped name, and the package sharper declares it.*offered:Sh"):
+        find("objective", "grpo", OBJECTIVES)
+    assert find("objective", "dapo", OBJECTIVES) is OBJECTIVES["dapo"]
     with pytest.raises(ConfigError, match=r"unknown objective 'sharpp' \(did you mean 'sharp'\?\)"):
         build_objective(ObjectiveSection(name="sharpp"))
     assert "offered" not in sys.modules, "a name that was not asked for is not imported"
@@ -126,13 +128,12 @@ def test_an_installed_package_offers_its_objective_and_cannot_replace_a_built_in
         build_objective(ObjectiveSection(name="sharp"))
 
 
-def test_metadata_of_packages_is_not_read_for_a_built_in_name_or_a_module(folder, monkeypatch):
+def test_metadata_of_packages_is_not_read_for_a_module(folder, monkeypatch):
     def read(**_):
         raise AssertionError("read")
 
     monkeypatch.setattr("heliostat.named_imports.entry_points", read)
     (folder / "quick.py").write_text(OBJECTIVE.format(name="Pull"))
-    assert objective("grpo", "").name == "grpo"
     assert objective("quick:Pull", folder).name == "Pull"
     with pytest.raises(AssertionError, match="read"):
         objective("another", "")

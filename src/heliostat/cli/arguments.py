@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heliostat.cli import chat, check, commands, control, doctor, init, push, runs, scale, theory, traces, watch
+from heliostat.cli.suites import SUITES
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
 _MODEL = "run folder, model folder, hub id, or the name of a bundled model"
@@ -187,8 +188,10 @@ def _report(parser: ArgumentParser) -> None:
 
 
 def _check(parser: ArgumentParser) -> None:
-    help_ = "my_module:MyObjective, a name that an installed package registers, or a shipped objective"
+    help_ = "my_module:MyClass, a name that an installed package declares, or a shipped name"
     parser.add_argument("name", metavar="NAME", help=help_)
+    help_ = "kind of the part (default: seen from the part itself)"
+    parser.add_argument("--kind", choices=tuple(SUITES), help=help_)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -423,11 +426,11 @@ COMMANDS: dict[str, Command] = {
         sections=(ALL_SECTIONS,),
     ),
     "check": Command(
-        "check that an objective, of your own too, keeps what every objective promises",
+        "check that a part of a run, of your own too, keeps the promises that training relies on",
         check.check,
         _check,
-        usage="NAME [--json] [--objective.key VALUE ...]",
-        sections=("objective",),
+        usage="NAME [--kind KIND] [--json] [--objective.key VALUE ...]",
+        sections=tuple(suite.section for suite in SUITES.values()),
     ),
     "theory": Command("draw the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),

@@ -1,6 +1,6 @@
-"""``heliostat check``: the promises that every objective keeps, tried on one of your own.
+"""``heliostat check``: the promises that training relies on, tried on a part of your own.
 
-Left out: the checks (``heliostat.objectives.conformance``).
+Left out: the promises and the kinds of parts (``suites``).
 """
 
 from __future__ import annotations
@@ -8,26 +8,28 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
+from heliostat.cli.suites import SUITES, find_kind
 from heliostat.printed import say
 
 FAILED = 1
 
 
 def check(args: Namespace) -> int:
-    """Run ``heliostat check``; the exit code is 1 if a check fails."""
-    from heliostat.config import build_recipe
-    from heliostat.objectives import named_objective
-    from heliostat.objectives.conformance import CHECKS, failures
+    """Run ``heliostat check``; the exit code is 1 if a promise is broken."""
+    from heliostat.config import ConfigError
 
-    found = failures(named_objective(build_recipe({"objective.name": args.name}, args.overrides).objective))
-    failed = {name: sentence for name, sentence in found.items() if sentence}
+    kind = args.kind or find_kind(args.name)
+    suite, named = SUITES[kind], f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    if other := next((word for word in args.overrides if not word.startswith(f"--{suite.section}.")), ""):
+        raise ConfigError(f"'{args.name}' is {named}, which takes --{suite.section}.key settings, not {other}")
+    found = suite.run(args.name, args.overrides)
+    failed = {name: sentence for name, (_, sentence) in found.items() if sentence}
     if args.json:
-        print(json.dumps({"name": args.name, "kind": "objective", "failed": failed, "checks": list(found)}, indent=1))
+        print(json.dumps({"name": args.name, "kind": kind, "failed": failed, "checks": list(found)}, indent=1))
         return FAILED if failed else 0
-    for each in CHECKS:
-        said = (each.__doc__ or "").strip().removeprefix("Check that ").rstrip(".")
-        say(f"{'FAILED' if found[each.__name__] else 'passed'}  {said}")
-        if sentence := found[each.__name__]:
+    for text, sentence in found.values():
+        say(f"{'FAILED' if sentence else 'passed'}  {text}")
+        if sentence:
             say(f"        {sentence}")
-    say(f"{args.name} keeps {len(found) - len(failed)} of {len(found)} promises of an objective")
+    say(f"{args.name} keeps {len(found) - len(failed)} of {len(found)} promises of {named}")
     return FAILED if failed else 0

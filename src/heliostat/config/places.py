@@ -16,6 +16,8 @@ from typing import Any
 Layer = dict[str, Any]
 
 _TASK_PATHS = ("path", "heldout_path")
+_OWN_PARTS = (("objective", "name"), ("optimizer", "name"), ("rollout", "engine"), ("tracking", "trackers"))
+"""Keys whose value may name a module of the user's, or several."""
 
 
 def located(layer: Layer, folder: Path) -> Layer:
@@ -30,9 +32,10 @@ def located(layer: Layer, folder: Path) -> Layer:
         _place(traces, "bank", folder, to_make=True)
     if isinstance(environment, dict):
         _place_imports(environment, _environment_functions(environment), folder)
-    for own in (placed.get("objective"), placed.get("optimizer")):
+    for section, key in _OWN_PARTS:
+        own = placed.get(section)
         if isinstance(own, dict):
-            _place_imports(own, _names([own.get("name")]), folder)
+            _place_imports(own, _names(_named(own.get(key))), folder)
     if isinstance(tasks, list):
         placed["task"] = [_placed_task(table, folder) for table in tasks]
     elif isinstance(tasks, dict):
@@ -77,16 +80,19 @@ def _place(table: Layer, key: str, folder: Path, to_make: bool = False) -> None:
 
 def _functions(task: Mapping[str, Any]) -> Iterator[str]:
     """List names like ``module:function`` in a task's table."""
-    verifiers = task.get("verifiers")
-    tables = verifiers if isinstance(verifiers, list) else []
-    named = [table.get("name") for table in tables if isinstance(table, Mapping)]
-    return _names([*named, task.get("solution")])
+    return _names([*_named(task.get("verifiers")), task.get("solution")])
 
 
 def _environment_functions(environment: Mapping[str, Any]) -> Iterator[str]:
     """List names like ``module:Name`` in the environment's table."""
     tools = environment.get("tools")
     return _names([environment.get("name"), *(tools if isinstance(tools, list) else [])])
+
+
+def _named(value: object) -> Iterator[object]:
+    """List the names in a value: itself, or those of a list of names and tables."""
+    for one in value if isinstance(value, list) else [value]:
+        yield one.get("name") if isinstance(one, Mapping) else one
 
 
 def _names(values: Iterable[object]) -> Iterator[str]:

@@ -216,8 +216,14 @@ class RolloutSection(Section):
         True, description="with shared prompts, decode through fused layers if the model's shape allows"
     )
     num_workers: int = Field(1, ge=1, description="decoding threads in this process; each takes a share of the prompts")
-    engine: Literal["torch", "vllm"] = Field(
-        "torch", description="torch: sample in this process; vllm: on a vLLM server (extra: server)"
+    engine: str = Field(
+        "torch",
+        description="torch: sample in this process; vllm: on a vLLM server (extra: server); or your own "
+        "'my_module:MyEngine'",
+    )
+    engine_settings: dict[str, Any] = Field(default_factory=dict, description="settings of your own engine")
+    import_from: str = Field(
+        "", description="folder of your own engine's module, besides the working directory; a recipe names its own"
     )
     server_url: str = Field(
         "", description="address of the vLLM server, like http://host:8000; the environment's VLLM_API_KEY is its key"
@@ -236,6 +242,8 @@ class RolloutSection(Section):
     @model_validator(mode="after")
     def _server(self) -> Self:
         server_keys = ("server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests")
+        if self.num_workers > 1 and self.engine != "torch":
+            raise ValueError(f"rollout.num_workers is only used with rollout.engine = 'torch' (now '{self.engine}')")
         if self.engine != "vllm":
             ignored = [key for key in server_keys if getattr(self, key) != type(self).model_fields[key].default]
             if ignored:
@@ -243,8 +251,6 @@ class RolloutSection(Section):
                     f"rollout.{ignored[0]} is only used with rollout.engine = 'vllm' (now '{self.engine}')"
                 )
             return self
-        if self.num_workers > 1:
-            raise ValueError("rollout.num_workers is only used with rollout.engine = 'torch' (now 'vllm')")
         parts = urlsplit(self.server_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("rollout.engine = 'vllm' needs rollout.server_url, like http://host:8000")
@@ -377,6 +383,15 @@ class TrackingSection(Section):
     tensorboard: bool = Field(False, description="also write TensorBoard events (extra: tensorboard)")
     wandb: str = Field("", description="W&B project; empty: off (extra: wandb)")
     trackio: str = Field("", description="trackio project; empty: off (extra: trackio)")
+    trackers: tuple[str, ...] = Field(
+        (), strict=False, description="further trackers, each 'my_module:MyTracker' or a name that a package declares"
+    )
+    tracker_settings: dict[str, Any] = Field(
+        default_factory=dict, description="settings of further trackers, a table by the tracker's name"
+    )
+    import_from: str = Field(
+        "", description="folder of your own trackers' modules, besides the working directory; a recipe names its own"
+    )
 
 
 class Recipe(Card, Section):

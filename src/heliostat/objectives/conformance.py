@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.conformance import Nonconforming, run_checks
 from heliostat.objectives.contract import Objective
 from heliostat.types import TokenBatch
 
@@ -23,10 +24,6 @@ LENGTHS = (3, 1, 5, 2, 4, 0, 6, 2)
 REWARDS = (1.0, 0.0, 0.5, 1.0)
 TOLERANCE = 1e-9
 """Of float64 sums in another order."""
-
-
-class Nonconforming(Exception):
-    """An objective breaks a promise; the message says which, and what to change."""
 
 
 Check = Callable[[Objective], None]
@@ -187,17 +184,7 @@ CHECKS: tuple[Check, ...] = (
 
 def failures(objective: Objective) -> dict[str, str]:
     """Run every check; return a sentence by check, empty where it passed."""
-    found = {}
-    for check in CHECKS:
-        try:
-            check(objective)
-        except Nonconforming as error:
-            found[check.__name__] = str(error)
-        except Exception as error:  # the objective's own code
-            found[check.__name__] = f"it raises {type(error).__name__}: {error}"
-        else:
-            found[check.__name__] = ""
-    return found
+    return run_checks(CHECKS, objective)
 
 
 def _loss(objective: Objective, logp_new: Tensor, tokens: TokenBatch, normalizer: float | None = None) -> Tensor:

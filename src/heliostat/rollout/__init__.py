@@ -1,6 +1,7 @@
 """Rollouts: prompts in, ragged token ids with the sampler's own log-probabilities out.
 
 request.py       the request that every engine takes
+own_engine.py    an engine of a user's module or of an installed package
 engine.py        the interface of an engine, and the counts of its work
 sampling.py      from logits to one token, its log-probability and its entropy
 completions.py   completions while they are being decoded, and what ends them
@@ -11,15 +12,18 @@ vllm_server/     the engine that samples from a vLLM server
 import os
 import warnings
 from pathlib import Path
+from typing import Protocol
 
-from heliostat.config import RolloutSection
+from heliostat.config import ConfigError, RolloutSection
 from heliostat.models import LoadedModel
+from heliostat.named_imports import find
 from heliostat.rollout.completions import DecodeLimits, SamplingStopped
 from heliostat.rollout.engine import Engine, RolloutCounts
 from heliostat.rollout.in_process.engine import TorchEngine
 from heliostat.rollout.in_process.plain import PlainEngine
 from heliostat.rollout.in_process.rows import key_values
 from heliostat.rollout.in_process.ways import fastest_right_way
+from heliostat.rollout.own_engine import own_engine
 from heliostat.rollout.request import OnGroup, SampleRequest
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
 from heliostat.rollout.vllm_server.client import Server, ServerError
@@ -28,7 +32,9 @@ from heliostat.rollout.vllm_server.parity import PARITY_BOUNDS, ParityError
 from heliostat.rollout.vllm_server.weight_sync import RunOnMain, run_here
 
 __all__ = [
+    "ENGINES",
     "PARITY_BOUNDS",
+    "BuildEngine",
     "DecodeLimits",
     "Engine",
     "NonFiniteLogits",
@@ -45,8 +51,22 @@ __all__ = [
     "VllmEngine",
     "build_engine",
     "completion_seed",
+    "engine_builder",
     "key_values",
 ]
+
+
+class BuildEngine(Protocol):
+    """A function that builds an engine on a loaded model; see ``build_engine`` for its arguments."""
+
+    def __call__(
+        self,
+        loaded: LoadedModel,
+        limits: DecodeLimits,
+        section: RolloutSection,
+        run_on_main: RunOnMain = run_here,
+        several_turns: bool = False,
+    ) -> Engine: ...
 
 
 def build_engine(
@@ -63,14 +83,37 @@ def build_engine(
         run_on_main: runs the sync of weights to a server in one of the processes that share the model.
 
     Raises:
-        ConfigError: no way of decoding the model is correct, or the client of the server is not installed.
+        ConfigError: there is no such engine, no way of decoding the model is correct, or the client of the server is
+            not installed.
     """
-    if section.engine == "vllm":
-        return _on_server(loaded, limits, section, run_on_main)
-    return _in_process(loaded, limits, section, several_turns)
+    return engine_builder(section)(loaded, limits, section, run_on_main, several_turns)
 
 
-def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, several_turns: bool) -> Engine:
+def engine_builder(section: RolloutSection) -> BuildEngine:
+    """Find the engine that a recipe names, and check its settings; needs no model.
+
+    Raises:
+        ConfigError: there is none of this name, it cannot be imported, it is no engine, or a setting is wrong.
+    """
+    found = find("engine", section.engine, ENGINES, section.import_from)
+    if section.engine not in ENGINES:
+        return own_engine(section, found)
+    if section.engine_settings:
+        raise ConfigError(
+            f"rollout.engine_settings is only used with an engine of your own (now '{section.engine}'); the settings "
+            "of a shipped one are keys of [rollout]"
+        )
+    build: BuildEngine = found
+    return build
+
+
+def _in_process(
+    loaded: LoadedModel,
+    limits: DecodeLimits,
+    section: RolloutSection,
+    run_on_main: RunOnMain = run_here,
+    several_turns: bool = False,
+) -> Engine:
     """Build the fastest engine that gives the model's own numbers."""
     engine = fastest_right_way(loaded, limits, section, several_turns)
     if isinstance(engine, PlainEngine) and section.num_workers > 1:
@@ -82,7 +125,13 @@ def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSecti
     return engine
 
 
-def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain) -> Engine:
+def _on_server(
+    loaded: LoadedModel,
+    limits: DecodeLimits,
+    section: RolloutSection,
+    run_on_main: RunOnMain = run_here,
+    several_turns: bool = False,
+) -> Engine:
     server = Server(
         section.server_url.rstrip("/"), section.server_timeout_s, section.server_retries, os.environ.get(API_KEY, "")
     )
@@ -97,6 +146,9 @@ def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSectio
         run_on_main=run_on_main,
     )
 
+
+ENGINES: dict[str, BuildEngine] = {"torch": _in_process, "vllm": _on_server}
+"""Every shipped engine by name."""
 
 API_KEY = "VLLM_API_KEY"
 """The environment variable that holds the server's key; keys have no place in a recipe."""

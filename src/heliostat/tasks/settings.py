@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from heliostat.config import ConfigError, build_checked, nearest
-from heliostat.named_imports import resolve, running_script
+from heliostat.named_imports import path_of, resolve, running_script
 from heliostat.tasks.data.in_memory import PREFIX, find_function
 from heliostat.tasks.sandbox.pickling import dump_function
 from heliostat.tasks.task import Task, WeightedVerifier
@@ -99,12 +99,8 @@ def _build_verifier(table: Mapping[str, Any], folder: str) -> WeightedVerifier:
 
 
 def _make(name: str, settings: dict[str, Any], folder: str) -> Verifier:
-    if ":" in name:
-        return _function(name, settings, folder)
-    if name not in VERIFIERS:
-        raise ConfigError(
-            f"unknown verifier '{name}'{nearest(name, VERIFIERS)}; there are: {', '.join(VERIFIERS)}, module:function"
-        )
+    if path := path_of("verifier", name, VERIFIERS):
+        return _function(path, settings, folder)
     return build_checked(VERIFIERS[name], settings, f"task.verifiers.{name}")
 
 

@@ -12,7 +12,7 @@ from heliostat.config import ConfigError, LoraSection, Recipe
 from heliostat.models import LoadedModel, encode_problem, load_model, sampler_copy_of
 from heliostat.models.lora import add_adapters
 from heliostat.models.prompts.chat_template import day_of, with_day
-from heliostat.rollout import DecodeLimits, Engine, build_engine
+from heliostat.rollout import DecodeLimits, Engine, engine_builder
 from heliostat.train.distributed.fsdp import shard
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.distributed.unsharded_engine import UnshardedEngine
@@ -56,6 +56,7 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
     Args:
         keep_day: maps today's date to the date that the chat template shows in this run.
     """
+    build_engine = engine_builder(recipe.rollout)  # a missing module is reported before the model loads
     loaded = load_model(recipe.model, recipe.run.seed)
     if keep_day is not None and (today := day_of(loaded)) is not None:
         loaded = with_day(loaded, keep_day(today))

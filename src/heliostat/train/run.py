@@ -103,6 +103,8 @@ def run_recipe(
             results = (recorded_evaluation(folder.evals, "before"), recorded_evaluation(folder.evals, "after"))
             found = tuple(standing(read_metrics(folder.events)))
             return RunResult(path, "finished", "", *results, is_main_process=runtime.is_main, findings=found)
+        for change in folder.changed_parts(recipe):
+            shown.note(change)
         if opened is not None and runtime.is_main:
             opened(path)
         with runtime.raise_on_all_ranks():  # report missing packages of a tracker before the model loads

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from heliostat.named_imports import resolve, search_in
+from heliostat.named_imports import declared, path_of, resolve, search_in
 from heliostat.tasks.environments.adapters import gymnasium_text, openenv_server, skyrl_gym_class, textarena_game
 from heliostat.tasks.environments.adapters.recognition import SKYRL_GYM_WITH_ROW, Shape, recognise
 from heliostat.tasks.environments.adapters.registered import NotRegistered
@@ -67,16 +67,17 @@ def find_source(spec: EnvironmentSpec) -> Source | None:
         url = name.removeprefix(openenv_server.PREFIX)
         make = functools.partial(openenv_server.OpenEnvServer, url)
         return Source(make, make, recognise(openenv_server.OpenEnvServer), is_cheap=True)
-    if name in SHIPPED:
-        cls = resolve(SHIPPED[name])
-        return Source(cls, cls, recognise(cls), is_cheap=True)
     for prefix in _PACKAGES:
         if name.startswith(prefix):
             return _find_registered(prefix, name.removeprefix(prefix), spec)
-    if ":" not in name:
+    if name not in SHIPPED and ":" not in name and not declared("environment", name):
         kinds = [*SHIPPED, "module:Name", *(f"{prefix}ID" for prefix in _PACKAGES), f"{openenv_server.PREFIX}URL"]
         raise UnknownName(f"unknown environment '{name}'; there are: {', '.join(kinds)}", SHIPPED)
-    target = find_object(spec, name)
+    path = path_of("environment", name, SHIPPED)
+    if not path:
+        cls = resolve(SHIPPED[name])
+        return Source(cls, cls, recognise(cls), is_cheap=True)
+    target = find_object(spec, path)
     if isinstance(target, type):
         shape = recognise(target)
         is_skyrl_gym = shape.matches is skyrl_gym_class.matches

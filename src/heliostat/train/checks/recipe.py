@@ -10,6 +10,8 @@ import torch
 from heliostat.config import ConfigError, Recipe
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import optimizer_settings
+from heliostat.optim.conformance import refuse_nonconforming
+from heliostat.rollout import engine_builder
 from heliostat.tasks import Task, load_task
 from heliostat.train.distributed.ranks import Runtime
 
@@ -18,11 +20,14 @@ def check_recipe(recipe: Recipe) -> Objective:
     """Refuse recipes that cannot work with any data or weights, and build the objective.
 
     Raises:
-        ConfigError: unknown objective, optimizer or setting, or a group size without a learning signal.
+        ConfigError: unknown objective, optimizer, engine or setting, an own one that breaks a promise, or a group size
+            without a learning signal.
     """
     if recipe.lora.modules_to_save and not recipe.lora.rank:
         raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
+    engine_builder(recipe.rollout)
     optimizer_settings(recipe.optimizer)
+    refuse_nonconforming(recipe.optimizer)
     objective = build_objective(recipe.objective)
     if recipe.train.num_steps > 0:
         _check_group_size(recipe, objective)

@@ -45,6 +45,7 @@ from heliostat.storage import (
 )
 from heliostat.storage.errors import naming
 from heliostat.train.run_folder.lock import take_lock
+from heliostat.train.run_folder.own_parts import own_parts
 from heliostat.train.run_folder.preparation import check_places, keep_apart, sweep
 
 _STARTING = (
@@ -183,7 +184,7 @@ class RunFolder:
     def _check_recipe(self, recipe: Recipe) -> None:
         path = self.path / "recipe.toml"
         if not (self.path / "versions.json").exists():  # written first, so that it exists whenever the recipe does
-            publish_file(self.path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+            publish_file(self.path / "versions.json", json.dumps(versions() | own_parts(recipe), indent=1) + "\n")
         if path.exists():
             difference = _first_difference(load_recipe(str(path)).model_dump(), recipe.model_dump())
             if difference:
@@ -193,6 +194,23 @@ class RunFolder:
                 )
             return
         publish_file(path, dump_recipe(recipe))
+
+    def changed_parts(self, recipe: Recipe) -> list[str]:
+        """Say in a sentence each which of the recipe's parts that are not shipped differ from the run's first session.
+
+        A part that the run has not recorded is left out.
+        """
+        if not self.writes:
+            return []
+        try:
+            recorded = json.loads((self.path / "versions.json").read_bytes())
+        except ValueError:
+            return []
+        return [
+            f"{part} has changed since this run began: it was {recorded[part]}, and is {now}"
+            for part, now in own_parts(recipe).items()
+            if isinstance(recorded, dict) and recorded.get(part, now) != now
+        ]
 
     def keep_day(self, today: str) -> str:
         """Return the date that the chat template shows throughout the run: the day of its first session.
@@ -362,7 +380,10 @@ def _at(row: Mapping[str, Any], key: str) -> float:
 
 INDIFFERENT = {
     "run": ("name", "root", "num_threads", "num_workers"),
-    "rollout": ("num_workers", "server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests"),
+    "rollout": (
+        *("import_from", "num_workers"),
+        *("server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests"),
+    ),
     "task": ("import_from", "num_workers", "timeout_s"),
     "environment": ("import_from", "num_workers", "timeout_s"),
     "objective": ("import_from",),
