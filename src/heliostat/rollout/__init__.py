@@ -5,7 +5,7 @@ engine.py        the interface of an engine, and the counts of its work
 sampling.py      from logits to one token, its log-probability and its entropy
 completions.py   completions while they are being decoded, and what ends them
 in_process/      engines that decode with the trainer's own weights
-vllm_server/     the engine that samples from a vLLM server
+server/          the engine that samples from a sampling server
 """
 
 import os
@@ -22,10 +22,10 @@ from heliostat.rollout.in_process.rows import key_values
 from heliostat.rollout.in_process.ways import fastest_right_way
 from heliostat.rollout.request import OnGroup, SampleRequest
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
-from heliostat.rollout.vllm_server.client import Server, ServerError
-from heliostat.rollout.vllm_server.engine import VllmEngine
-from heliostat.rollout.vllm_server.parity import PARITY_BOUNDS, ParityError
-from heliostat.rollout.vllm_server.weight_sync import RunOnMain, run_here
+from heliostat.rollout.server.client import Server, ServerError
+from heliostat.rollout.server.engine import ServerEngine
+from heliostat.rollout.server.parity import PARITY_BOUNDS, ParityError
+from heliostat.rollout.server.weight_sync import RunOnMain, run_here
 
 __all__ = [
     "PARITY_BOUNDS",
@@ -40,9 +40,9 @@ __all__ = [
     "SamplingSettings",
     "SamplingStopped",
     "Server",
+    "ServerEngine",
     "ServerError",
     "TorchEngine",
-    "VllmEngine",
     "build_engine",
     "completion_seed",
     "key_values",
@@ -87,7 +87,7 @@ def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSectio
         section.server_url.rstrip("/"), section.server_timeout_s, section.server_retries, os.environ.get(API_KEY, "")
     )
     max_gap = section.max_parity_gap or PARITY_BOUNDS[loaded.model.dtype]
-    return VllmEngine(
+    return ServerEngine(
         loaded,
         limits,
         server,

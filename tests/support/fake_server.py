@@ -18,7 +18,7 @@ from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Tor
 from heliostat.types import Problem, Prompt, StopReason
 
 
-class FakeVllm:
+class FakeServer:
     """The state behind the routes.
 
     Attributes:
@@ -164,7 +164,7 @@ def serving(state):
 @contextmanager
 def serving_tiny(settings, dtype="auto"):
     """A server of the built-in tiny model, fresh: its state and its URL."""
-    state = FakeVllm(load_model(ModelSection(path="tiny", settings=settings, dtype=dtype), 0))
+    state = FakeServer(load_model(ModelSection(path="tiny", settings=settings, dtype=dtype), 0))
     state.loaded.model.eval()
     with serving(state) as url:
         yield state, url

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from heliostat.models import LoadedModel
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, PartialCompletion
 from heliostat.rollout.sampling import SamplingSettings
-from heliostat.rollout.vllm_server.answers import Answer, Choice, Completions, Models
-from heliostat.rollout.vllm_server.client import Server, ServerError, shortened
+from heliostat.rollout.server.answers import Answer, Choice, Completions, Models
+from heliostat.rollout.server.client import Server, ServerError, shortened
 from heliostat.types import Prompt, StopReason
 
 MAX_LOGP = 1e-3

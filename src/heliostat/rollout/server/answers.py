@@ -1,6 +1,6 @@
 """The answers of a vLLM server's routes, as far as they are read; every part that is read must have its type.
 
-Left out: the routes (``vllm_server.engine``), and numbers that cannot be right.
+Left out: the routes (``server.engine``), and numbers that cannot be right.
 """
 
 from __future__ import annotations

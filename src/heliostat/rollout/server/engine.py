@@ -22,13 +22,13 @@ from heliostat.models import LoadedModel
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector, PartialCompletion
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.request import SampleRequest
-from heliostat.rollout.vllm_server.client import Server
-from heliostat.rollout.vllm_server.completions import CompletionClient
-from heliostat.rollout.vllm_server.weight_sync import NUM_PROBES, RunOnMain, ServedWeights, WeightSync, run_here
+from heliostat.rollout.server.client import Server
+from heliostat.rollout.server.completions import CompletionClient
+from heliostat.rollout.server.weight_sync import NUM_PROBES, RunOnMain, ServedWeights, WeightSync, run_here
 from heliostat.types import Group, Prompt
 
 
-class VllmEngine:
+class ServerEngine:
     """An engine that samples from one vLLM server, which serves the model being trained.
 
     Args:
@@ -96,10 +96,10 @@ class VllmEngine:
         counts, self.counts = self.counts, RolloutCounts()
         return counts
 
-    def clone_for(self, loaded: LoadedModel) -> VllmEngine:
+    def clone_for(self, loaded: LoadedModel) -> ServerEngine:
         """See ``Engine.clone_for``; the server is the same."""
         sync = self.weights
-        return VllmEngine(
+        return ServerEngine(
             loaded,
             self.client.limits,
             replace(self.client.server),  # connections of its own

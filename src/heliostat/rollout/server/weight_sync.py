@@ -25,10 +25,10 @@ from heliostat.models import save_model
 from heliostat.rollout.completions import CompletionBuilder
 from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings
-from heliostat.rollout.vllm_server.client import Server, ServerError
-from heliostat.rollout.vllm_server.completions import CompletionClient
-from heliostat.rollout.vllm_server.parity import ParityError, parity_gap
-from heliostat.rollout.vllm_server.weights_fingerprint import weights_fingerprint
+from heliostat.rollout.server.client import Server, ServerError
+from heliostat.rollout.server.completions import CompletionClient
+from heliostat.rollout.server.parity import ParityError, parity_gap
+from heliostat.rollout.server.weights_fingerprint import weights_fingerprint
 from heliostat.types import Prompt
 
 NUM_PROBES = 2
