@@ -17,11 +17,23 @@ from heliostat.models import load_model
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.types import Problem, Prompt, StopReason
 
+INSPECTION = """LlamaForCausalLM()(
+  (model): LlamaModel()(
+    (embed_tokens): VocabParallelEmbedding(num_embeddings={vocab}, num_embeddings_per_partition={vocab}, \
+embedding_dim={width}, org_vocab_size={vocab}, num_embeddings_padded={vocab}, tp_size=1)
+    (layers): ModuleList()(
+      (0-{last}): {layers} x LlamaDecoderLayer()(
+      )
+    )
+  )
+)"""
+
 
 class FakeServer:
     """The state behind the routes.
 
     Attributes:
+        max_length, dtype: that it reports in place of the model's own.
         faults: path -> functions of the handler and the answer, one taken per request; each may send what it likes and
             return None, or return another answer.
         stale_head: keep the output projection of before when weights are reloaded.
@@ -35,6 +47,11 @@ class FakeServer:
         self.stale_head = False
         self.ignores_reload = False
         self.keeps_cache = False
+        self.max_length = 512
+        self.dtype = None
+        self.logprobs_mode = "processed_logprobs"
+        self.version = "default"
+        self.num_reloads = 0
         self.calls = Counter()
         self.headers = []
         self.bodies = []
@@ -42,14 +59,48 @@ class FakeServer:
 
     def answer(self, path, body):
         routes = {
-            "/v1/models": lambda: {"object": "list", "data": [{"id": "served", "object": "model"}]},
+            "/v1/models": self.models,
+            "/server_info": self.settings,
+            "/weight_info": lambda: {"weight_version": self.version},
+            "/update_weight_version": lambda: self.mark(body),
             "/v1/completions": lambda: self.completions(body),
-            "/collective_rpc": lambda: self.reload(body),
+            "/collective_rpc": lambda: self.remote_call(body),
             "/reset_prefix_cache": lambda: {"success": not self.keeps_cache},
             "/pause": lambda: {"status": "paused"},
             "/resume": lambda: {"status": "resumed"},
         }
         return routes[path.partition("?")[0]]()
+
+    def models(self):
+        card = {
+            "id": "served",
+            "object": "model",
+            "root": "served",
+            "max_model_len": self.max_length,
+        }
+        return {"object": "list", "data": [card]}
+
+    def settings(self):
+        dtype = self.dtype or str(self.loaded.model.dtype)
+        model = {"model": "served", "dtype": dtype, "logprobs_mode": self.logprobs_mode}
+        return {"vllm_config": {"model_config": model}, "vllm_env": {}, "system_env": {}}
+
+    def mark(self, body):
+        self.version = body["new_version"]
+        return {"success": True, "new_version": self.version}
+
+    def remote_call(self, body):
+        called = {"reload_weights": self.reload, "get_model_inspection": self.inspection}
+        return {"results": [called[body["method"]](body)]}
+
+    def inspection(self, body):
+        config = self.loaded.model.config
+        return INSPECTION.format(
+            last=config.num_hidden_layers - 1,
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            vocab=config.vocab_size,
+        )
 
     def completions(self, body):
         assert body["model"] == "served"
@@ -80,7 +131,7 @@ class FakeServer:
         }
 
     def reload(self, body):
-        assert body["method"] == "reload_weights"
+        self.num_reloads += 1
         if self.ignores_reload:
             return
         from transformers import AutoModelForCausalLM
@@ -91,7 +142,6 @@ class FakeServer:
         model.load_state_dict(fresh.state_dict(), strict=False)
         if self.stale_head:
             model.lm_head.weight = torch.nn.Parameter(old_head)
-        return
 
 
 class Handler(BaseHTTPRequestHandler):

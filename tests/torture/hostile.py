@@ -12,7 +12,7 @@ from heliostat.config import ConfigError, build_recipe
 from heliostat.linalg import ConvergenceError, KroneckerSum, SparsityPattern, inverse_decomposition
 from heliostat.printed import visible
 from heliostat.report.html.markup import CONTROL_PICTURES, escape
-from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerEngine, ServerError
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerEngine, ServerError, Vllm
 from heliostat.tasks import VerifierPool, load_task
 from tests.support import hostile_rewards as acts
 from tests.support.fake_server import FakeServer, serving
@@ -111,7 +111,7 @@ def servers() -> Counts:
     """Rollout servers that answer with anything at all: one visible sentence each."""
     state, survived = FakeServer(make_nano()), 0
     with serving(state) as url, tempfile.TemporaryDirectory() as folder:
-        engine = ServerEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), Path(folder), 1, 1e-3)
+        engine = ServerEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), Vllm(), Path(folder), 1, 1e-3)
 
         def sample() -> None:
             settings = SamplingSettings(temperature=1.0)

@@ -25,6 +25,7 @@ from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, comple
 from heliostat.rollout.server.client import Server, ServerError
 from heliostat.rollout.server.engine import ServerEngine
 from heliostat.rollout.server.parity import PARITY_BOUNDS, ParityError
+from heliostat.rollout.server.vllm import Vllm
 from heliostat.rollout.server.weight_sync import RunOnMain, run_here
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ServerEngine",
     "ServerError",
     "TorchEngine",
+    "Vllm",
     "build_engine",
     "completion_seed",
     "key_values",
@@ -84,13 +86,17 @@ def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSecti
 
 def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain) -> Engine:
     server = Server(
-        section.server_url.rstrip("/"), section.server_timeout_s, section.server_retries, os.environ.get(API_KEY, "")
+        section.server_url.rstrip("/").removesuffix("/v1"),
+        section.server_timeout_s,
+        section.server_retries,
+        os.environ.get(API_KEY, ""),
     )
     max_gap = section.max_parity_gap or PARITY_BOUNDS[loaded.model.dtype]
     return ServerEngine(
         loaded,
         limits,
         server,
+        Vllm(),
         Path(section.sync_dir),
         section.server_requests,
         max_gap,

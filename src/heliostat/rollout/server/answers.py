@@ -1,17 +1,24 @@
-"""The answers of a vLLM server's routes, as far as they are read; every part that is read must have its type.
+"""The answers of a server's routes, as far as they are read; every part that is read must have its type.
 
-Left out: the routes (``server.engine``), and numbers that cannot be right.
+Left out: the routes (``vllm``), and numbers that cannot be right (``completions``).
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from heliostat.rollout.server.client import Server, ServerError, shortened
 
 
 class Answer(BaseModel):
     """A part of an answer; keys that are not declared are not read."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+
+A = TypeVar("A", bound=Answer)
 
 
 class LogProbs(Answer):
@@ -35,13 +42,64 @@ class Completions(Answer):
     choices: list[Choice]
 
 
-class ServedModel(Answer):
-    """A model, by the name that requests give it."""
+class Card(Answer):
+    """A model, by the name that requests give it, and its limit on prompt and completion together."""
 
     id: str
+    max_model_len: int | None = None
 
 
 class Models(Answer):
     """The answer of ``/v1/models``."""
 
-    data: list[ServedModel] = Field(min_length=1)
+    data: list[Card] = Field(min_length=1)
+
+
+class VllmModel(Answer):
+    """vLLM's settings of the model."""
+
+    dtype: str
+    logprobs_mode: str
+
+
+class VllmConfig(Answer):
+    """vLLM's settings."""
+
+    model_config_: VllmModel = Field(alias="model_config")
+
+
+class ModelSettings(Answer):
+    """The answer of vLLM's ``/server_info``."""
+
+    vllm_config: VllmConfig
+
+
+class Inspection(Answer):
+    """The answer of vLLM's ``/collective_rpc`` to ``get_model_inspection``: printed modules, one text a worker."""
+
+    results: list[str]
+
+
+class WeightInfo(Answer):
+    """The name of the weights that a server holds."""
+
+    weight_version: str
+
+
+def parsed(server: Server, title: str, kind: type[A], answer: Any) -> A:
+    """Read an answer as its type.
+
+    Raises:
+        ServerError: a part is missing or has another type.
+    """
+    try:
+        return kind.model_validate(answer)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its whole"
+        raise wrong_answer(server, title, f"{shortened(first['msg'])} at '{where}'") from None
+
+
+def wrong_answer(server: Server, title: str, what: str) -> ServerError:
+    """Return the error of an answer that cannot be right."""
+    return ServerError(f"rollout server {server.url} answered with {what}; is it {title} or newer, serving this model?")

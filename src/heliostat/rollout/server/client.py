@@ -42,7 +42,15 @@ MAX_PAUSE_S = 10.0
 
 
 class ServerError(RuntimeError):
-    """The rollout server cannot be used as it is."""
+    """The rollout server cannot be used as it is.
+
+    Attributes:
+        status: of the HTTP answer that says so; 0: there is none.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _Transient(Exception):
@@ -105,24 +113,27 @@ class Server:
 
     def get(self, path: str) -> Any:
         """Return the JSON answer to a GET; see ``post``."""
-        return self._ask("GET", path, None)
+        return self._ask("GET", path, None, frozenset())
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def post(self, path: str, body: Mapping[str, Any] | None = None, final: frozenset[int] = frozenset()) -> Any:
         """Return the JSON answer to a POST, ``None`` where it is empty.
+
+        Args:
+            final: statuses that are not tried again here, although they may be elsewhere.
 
         Raises:
             ServerError: no usable answer after all attempts, or one that says the request is wrong.
             SamplingStopped: the requests were cancelled by ``abort``.
         """
-        return self._ask("POST", path, body)
+        return self._ask("POST", path, body, final)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, final: frozenset[int]) -> Any:
         # Not the library's own retries: an answer that is not JSON is tried again too, and abort() ends the pauses.
         payload = None if body is None else json.dumps(body).encode()
         reason = ""
         for attempt in range(self.num_retries + 1):
             try:
-                return self._content(path, self._wait_for(self._attempt(method, path, payload)))
+                return self._content(path, self._wait_for(self._attempt(method, path, payload)), final)
             except _Transient as error:
                 reason = self._hidden(shortened(str(error)))
             if attempt < self.num_retries:
@@ -179,12 +190,12 @@ class Server:
             raise _Transient(f"the answer broke off: {_reason(error)}") from error
         return bytes(content)
 
-    def _content(self, path: str, answer: _Answer) -> Any:
+    def _content(self, path: str, answer: _Answer, final: frozenset[int]) -> Any:
         """Parse an answer, or say why it is none."""
-        if answer.status in RETRIED:
+        if answer.status in RETRIED - final:
             raise _Transient(f"status {answer.status}: {shortened(answer.text)}")
         if answer.status != http.HTTPStatus.OK:
-            raise ServerError(self._refusal(path, answer))
+            raise ServerError(self._refusal(path, answer), answer.status)
         if not answer.text:
             return None
         try:

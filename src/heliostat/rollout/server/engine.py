@@ -24,7 +24,8 @@ from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.server.client import Server
 from heliostat.rollout.server.completions import CompletionClient
-from heliostat.rollout.server.weight_sync import NUM_PROBES, RunOnMain, ServedWeights, WeightSync, run_here
+from heliostat.rollout.server.dialect import Dialect
+from heliostat.rollout.server.weight_sync import RunOnMain, ServedWeights, WeightSync, run_here
 from heliostat.types import Group, Prompt
 
 
@@ -32,6 +33,7 @@ class ServerEngine:
     """An engine that samples from one vLLM server, which serves the model being trained.
 
     Args:
+        dialect: the server's routes.
         sync_dir: folder that trainer and server see under the same path.
         num_requests: prompts in flight at once.
         max_gap: largest gap in nats that the probe accepts.
@@ -46,6 +48,7 @@ class ServerEngine:
         loaded: LoadedModel,
         limits: DecodeLimits,
         server: Server,
+        dialect: Dialect,
         sync_dir: PathArg,
         num_requests: int,
         max_gap: float,
@@ -54,7 +57,7 @@ class ServerEngine:
     ) -> None:
         self.loaded = loaded
         self.builder = CompletionBuilder(loaded, limits)
-        self.client = CompletionClient(server, loaded, limits, self.builder)
+        self.client = CompletionClient(server, dialect, loaded, limits, self.builder)
         self.weights = WeightSync(self.client, as_path(sync_dir), max_gap, served or ServedWeights(), run_on_main)
         self.num_requests = num_requests
         self.counts = RolloutCounts()
@@ -80,13 +83,14 @@ class ServerEngine:
                     complete(prompt, [partial])
 
         with served.turn:
-            self.weights.sync_weights(request.prompts[:NUM_PROBES], request.settings)
+            self.weights.sync_weights(request.prompts, request.settings)
             with ThreadPoolExecutor(self.num_requests) as pool:
                 for _ in pool.map(complete, request.prompts, partials):
                     collector.collect()
                 rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
                 for _ in pool.map(further_turns, *zip(*rows, strict=True)):
                     collector.collect()
+            self.weights.confirm_weights()
         for prompt, group in zip(request.prompts, partials, strict=True):
             self._count(prompt, group)
         return collector.groups()
@@ -103,6 +107,7 @@ class ServerEngine:
             loaded,
             self.client.limits,
             replace(self.client.server),  # connections of its own
+            self.client.dialect,
             sync.sync_dir,
             self.num_requests,
             sync.max_gap,

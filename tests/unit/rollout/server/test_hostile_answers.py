@@ -3,7 +3,7 @@
 import pytest
 
 from heliostat.printed import visible
-from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerEngine, ServerError
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerEngine, ServerError, Vllm
 from heliostat.rollout.server import client
 from tests.support.fake_server import FakeServer, serving
 from tests.support.hostile_answers import ANSWERS, CONNECTIONS
@@ -18,7 +18,7 @@ def served(tmp_path_factory):
     state = FakeServer(make_nano())
     with serving(state) as url:
         one = Server(url, timeout_s=20.0, num_retries=0, first_pause_s=0.01)
-        engine = ServerEngine(make_nano(), DecodeLimits(6), one, tmp_path_factory.mktemp("sync"), 1, 1e-3)
+        engine = ServerEngine(make_nano(), DecodeLimits(6), one, Vllm(), tmp_path_factory.mktemp("sync"), 1, 1e-3)
         sample(engine)
         yield state, engine
 
@@ -72,6 +72,6 @@ def test_a_list_of_models_of_another_shape_is_refused(answer, tmp_path):
     state = FakeServer(make_nano())
     state.always["/v1/models"] = lambda handler, right: answer if answer is not None else handler.send(200, b"null")
     with serving(state) as url:
-        engine = ServerEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), tmp_path, 1, 1e-3)
+        engine = ServerEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), Vllm(), tmp_path, 1, 1e-3)
         with pytest.raises(ServerError, match="answered with"):
             sample(engine)
