@@ -1,6 +1,7 @@
-"""A vLLM server's routes over real HTTP, with a real small model behind them, and faults to order.
+"""A sampling server's routes over real HTTP, with a real small model behind them, and faults to order.
 
-Routes, parameters and answers are those of vLLM 0.32 (its entrypoints' sources). Left out: what is not used.
+Routes, parameters and answers are those of vLLM 0.32 (a test holds them to answers of a real one) and of SGLang 0.5.23
+(its sources). Left out: what is not used.
 """
 
 import json
@@ -58,7 +59,10 @@ class FakeServer:
         self.released = threading.Event()
 
     def answer(self, path, body):
-        routes = {
+        return self.routes(body)[path.partition("?")[0]]()
+
+    def routes(self, body):
+        return {
             "/v1/models": self.models,
             "/server_info": self.settings,
             "/weight_info": lambda: {"weight_version": self.version},
@@ -69,7 +73,6 @@ class FakeServer:
             "/pause": lambda: {"status": "paused"},
             "/resume": lambda: {"status": "resumed"},
         }
-        return routes[path.partition("?")[0]]()
 
     def models(self):
         card = {
@@ -91,9 +94,9 @@ class FakeServer:
 
     def remote_call(self, body):
         called = {"reload_weights": self.reload, "get_model_inspection": self.inspection}
-        return {"results": [called[body["method"]](body)]}
+        return {"results": [called[body["method"]](body.get("kwargs", {}).get("weights_path"))]}
 
-    def inspection(self, body):
+    def inspection(self, folder):
         config = self.loaded.model.config
         return INSPECTION.format(
             last=config.num_hidden_layers - 1,
@@ -130,7 +133,7 @@ class FakeServer:
             "usage": {"prompt_tokens": len(body["prompt"])},
         }
 
-    def reload(self, body):
+    def reload(self, folder):
         self.num_reloads += 1
         if self.ignores_reload:
             return
@@ -138,10 +141,52 @@ class FakeServer:
 
         model = self.loaded.model
         old_head = model.lm_head.weight.detach().clone()
-        fresh = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"])
+        fresh = AutoModelForCausalLM.from_pretrained(folder)
         model.load_state_dict(fresh.state_dict(), strict=False)
         if self.stale_head:
             model.lm_head.weight = torch.nn.Parameter(old_head)
+
+
+class FakeSGLang(FakeServer):
+    """The same with SGLang's routes.
+
+    Attributes:
+        deterministic: whether it was started with ``--enable-deterministic-inference``.
+        folder: of the weights.
+    """
+
+    def __init__(self, loaded):
+        super().__init__(loaded)
+        self.deterministic = False
+        self.folder = "served"
+
+    def routes(self, body):
+        return {
+            "/v1/models": self.models,
+            "/server_info": self.settings,
+            "/model_info": lambda: {"model_path": self.folder, "weight_version": self.version},
+            "/v1/completions": lambda: self.completions(body),
+            "/update_weights_from_disk": lambda: self.update(body),
+        }
+
+    def settings(self):
+        dtype = (self.dtype or str(self.loaded.model.dtype)).removeprefix("torch.")
+        longest = self.max_length - 6
+        return {"dtype": dtype, "max_req_input_len": longest, "enable_deterministic_inference": self.deterministic}
+
+    def update(self, body):
+        assert body["flush_cache"] is True
+        self.reload(body["model_path"])
+        self.version, self.folder = body["weight_version"], body["model_path"]
+        return {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
+
+    def completions(self, body):
+        assert body["top_k"] != 0, "top_k must be -1 (disable) or at least 1"
+        body = body | {"top_k": max(0, body["top_k"])}
+        if not self.deterministic:
+            return super().completions(body)
+        (choice,) = super().completions(body | {"n": 1})["choices"]
+        return {"choices": [choice | {"index": index} for index in range(body["n"])]}
 
 
 class Handler(BaseHTTPRequestHandler):

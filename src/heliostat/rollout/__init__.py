@@ -10,6 +10,7 @@ server/          the engine that samples from a sampling server
 
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from heliostat.config import RolloutSection
@@ -23,8 +24,10 @@ from heliostat.rollout.in_process.ways import fastest_right_way
 from heliostat.rollout.request import OnGroup, SampleRequest
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
 from heliostat.rollout.server.client import Server, ServerError
+from heliostat.rollout.server.dialect import Dialect
 from heliostat.rollout.server.engine import ServerEngine
 from heliostat.rollout.server.parity import PARITY_BOUNDS, ParityError
+from heliostat.rollout.server.sglang import SGLang
 from heliostat.rollout.server.vllm import Vllm
 from heliostat.rollout.server.weight_sync import RunOnMain, run_here
 
@@ -37,6 +40,7 @@ __all__ = [
     "ParityError",
     "PlainEngine",
     "RolloutCounts",
+    "SGLang",
     "SampleRequest",
     "SamplingSettings",
     "SamplingStopped",
@@ -67,7 +71,7 @@ def build_engine(
     Raises:
         ConfigError: no way of decoding the model is correct, or the client of the server is not installed.
     """
-    if section.engine == "vllm":
+    if section.on_server:
         return _on_server(loaded, limits, section, run_on_main)
     return _in_process(loaded, limits, section, several_turns)
 
@@ -84,25 +88,27 @@ def _in_process(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSecti
     return engine
 
 
+DIALECTS: Mapping[str, Callable[[], Dialect]] = {"vllm": Vllm, "sglang": SGLang}
+"""The kinds of sampling servers by their names in ``rollout.engine``."""
+
+
 def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSection, run_on_main: RunOnMain) -> Engine:
+    dialect = DIALECTS[section.engine]()
     server = Server(
         section.server_url.rstrip("/").removesuffix("/v1"),
         section.server_timeout_s,
         section.server_retries,
-        os.environ.get(API_KEY, ""),
+        os.environ.get(dialect.key_name, ""),
+        key_name=dialect.key_name,
     )
     max_gap = section.max_parity_gap or PARITY_BOUNDS[loaded.model.dtype]
     return ServerEngine(
         loaded,
         limits,
         server,
-        Vllm(),
+        dialect,
         Path(section.sync_dir),
         section.server_requests,
         max_gap,
         run_on_main=run_on_main,
     )
-
-
-API_KEY = "VLLM_API_KEY"
-"""The environment variable that holds the server's key; keys have no place in a recipe."""

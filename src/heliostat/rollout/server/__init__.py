@@ -1,1 +1,1 @@
-"""The engine that samples from a running vLLM server: its HTTP client, the sync of weights, and the parity probe."""
+"""The engine that samples from a running server: HTTP, completions, sync of weights, and a dialect for each kind."""

@@ -1,6 +1,6 @@
 """The answers of a server's routes, as far as they are read; every part that is read must have its type.
 
-Left out: the routes (``vllm``), and numbers that cannot be right (``completions``).
+Left out: the routes (``vllm``, ``sglang``), and numbers that cannot be right (``completions``).
 """
 
 from __future__ import annotations
@@ -74,6 +74,14 @@ class ModelSettings(Answer):
     vllm_config: VllmConfig
 
 
+class SGLangSettings(Answer):
+    """The answer of SGLang's ``/server_info``."""
+
+    dtype: str
+    max_req_input_len: int
+    enable_deterministic_inference: bool
+
+
 class Inspection(Answer):
     """The answer of vLLM's ``/collective_rpc`` to ``get_model_inspection``: printed modules, one text a worker."""
 
@@ -84,6 +92,12 @@ class WeightInfo(Answer):
     """The name of the weights that a server holds."""
 
     weight_version: str
+
+
+class SGLangModel(WeightInfo):
+    """The answer of SGLang's ``/model_info``."""
+
+    model_path: str
 
 
 def parsed(server: Server, title: str, kind: type[A], answer: Any) -> A:

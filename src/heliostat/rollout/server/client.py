@@ -75,7 +75,7 @@ def _new_client() -> httpx2.AsyncClient:
     try:
         import httpx2
     except ModuleNotFoundError as error:
-        raise ConfigError("rollout.engine = 'vllm' needs httpx2: pip install 'heliostat[server]'") from error
+        raise ConfigError("sampling from a server needs httpx2: pip install 'heliostat[server]'") from error
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     context = ssl.create_default_context()
     return httpx2.AsyncClient(verify=context, timeout=None, limits=limits, trust_env=False, follow_redirects=False)
@@ -90,6 +90,7 @@ class Server:
         timeout_s: wall seconds for one attempt, from connecting to the last byte.
         num_retries: further attempts after a failure that may pass.
         api_key: sent as a bearer token; empty: none.
+        key_name: the environment variable of the key, named where the server refuses it.
         first_pause_s: pause before the first retry; it doubles each time, up to ``MAX_PAUSE_S``.
 
     Raises:
@@ -101,6 +102,7 @@ class Server:
     num_retries: int = 3
     api_key: str = field(default="", repr=False)
     first_pause_s: float = 0.5
+    key_name: str = "VLLM_API_KEY"
     _client: httpx2.AsyncClient = field(default_factory=_new_client, init=False, repr=False, compare=False)
     _aborted: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
     _pending: set[Future[_Answer]] = field(default_factory=set, init=False, repr=False, compare=False)
@@ -210,7 +212,7 @@ class Server:
             where = visible_line(answer.location)
             advice = f"it points to {where}, which the recipe does not name; set rollout.server_url to the final URL"
         elif answer.status in (401, 403):
-            advice = "the environment variable VLLM_API_KEY holds no key that it accepts"
+            advice = f"the environment variable {self.key_name} holds no key that it accepts"
         else:
             advice = self._hidden(shortened(answer.text))
         return f"rollout server {self.url}{path} answered status {answer.status}: {advice}"

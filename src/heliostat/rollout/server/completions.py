@@ -1,4 +1,4 @@
-"""Completions from a vLLM server: one request per prompt asks for its whole group, and every answer is checked.
+"""Completions from a sampling server: one request asks for a prompt's whole group, and every answer is checked.
 
     prompt ids --/v1/completions, n = group size--> token ids, log-probs, why each ended
 
@@ -48,7 +48,6 @@ class CompletionClient:
             ServerError: the server cannot be used, or its answer cannot be right.
         """
         body = {
-            "model": model,
             "prompt": [*prompt.context_ids, *partials[0].token_ids],
             "n": len(partials),
             "seed": partials[0].seed + len(partials[0].turns),  # of several turns, each has its own
@@ -64,9 +63,8 @@ class CompletionClient:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        choices = parsed(
-            self.server, self.dialect.title, Completions, self.server.post("/v1/completions", body)
-        ).choices
+        answer = self.server.post("/v1/completions", self.dialect.completion_request(model, body))
+        choices = parsed(self.server, self.dialect.title, Completions, answer).choices
         if sorted(choice.index for choice in choices) != list(range(len(partials))):
             raise self._wrong(f"{len(choices)} completions where {len(partials)} were asked for")
         for choice in choices:

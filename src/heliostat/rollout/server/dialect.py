@@ -3,7 +3,7 @@
 Everything else is the same for every server: HTTP (``client``), completions, the check of weights. A dialect holds no
 state.
 
-Left out: the dialects themselves (``vllm``), and what is concluded from a server's answers (``fit``, ``holder``).
+Left out: the dialects (``vllm``, ``sglang``), and what is concluded from a server's answers (``fit``, ``holder``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from heliostat.rollout.server.client import Server
 
@@ -27,6 +27,7 @@ class ServedModel:
         raw_logp_advice: the way to get log-probabilities at the sampling temperature, if the server returns others;
             empty: it returns these, or does not tell.
         sizes: sizes of the model by their names in a transformers configuration, such as ``{"hidden_size": 128}``.
+        seeds_whole_requests: whether all completions of one request get the same random numbers.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ServedModel:
     dtype: str = ""
     raw_logp_advice: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    seeds_whole_requests: bool = False
 
 
 class Dialect(Protocol):
@@ -42,6 +44,11 @@ class Dialect(Protocol):
     @property
     def title(self) -> str:
         """The name of the kind and the first version that the routes were seen in."""
+        ...
+
+    @property
+    def key_name(self) -> str:
+        """The environment variable that holds the server's key; keys have no place in a recipe."""
         ...
 
     def describe(self, server: Server) -> ServedModel:
@@ -64,5 +71,13 @@ class Dialect(Protocol):
 
         Raises:
             ServerError: the weights may not have been loaded.
+        """
+        ...
+
+    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body of a request to ``/v1/completions`` for one model.
+
+        Args:
+            body: with ``top_k = 0`` for all tokens, and otherwise in words that every server knows.
         """
         ...

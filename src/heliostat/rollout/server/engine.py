@@ -1,14 +1,10 @@
-"""The rollout engine on a running vLLM server: token ids in and out, with the server's log-probabilities.
+"""The rollout engine on a running server: token ids in and out, with the server's log-probabilities.
 
 Completions always come from the engine's own model: before a request whose weights differ from those sent last, they
 are synced (``weight_sync``). Engines on copies of the model (``clone_for``) take turns: one holds the server from its
-sync to its last completion.
+sync to its last completion. The kinds of servers differ in their dialects alone (``vllm``, ``sglang``).
 
-The server is started with VLLM_SERVER_DEV_MODE=1 and ``--logprobs-mode processed_logprobs``, so that log-probabilities
-are those at the sampling temperature; prefix caching is on by default. Written for vLLM 0.32, whose routes were read
-from its sources.
-
-Left out: exact entropies, which the server does not return (``completions`` estimates them).
+Left out: exact entropies, which servers do not return (``completions`` estimates them).
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ from heliostat.types import Group, Prompt
 
 
 class ServerEngine:
-    """An engine that samples from one vLLM server, which serves the model being trained.
+    """An engine that samples from one server, which serves the model being trained.
 
     Args:
         dialect: the server's routes.
@@ -84,10 +80,13 @@ class ServerEngine:
 
         with served.turn:
             self.weights.sync_weights(request.prompts, request.settings)
+            rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
+            asked = list(zip(request.prompts, partials, strict=True))
+            if served.model is not None and served.model.seeds_whole_requests:
+                asked = [(prompt, [one]) for prompt, one in rows]
             with ThreadPoolExecutor(self.num_requests) as pool:
-                for _ in pool.map(complete, request.prompts, partials):
+                for _ in pool.map(complete, *zip(*asked, strict=True)):
                     collector.collect()
-                rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
                 for _ in pool.map(further_turns, *zip(*rows, strict=True)):
                     collector.collect()
             self.weights.confirm_weights()
@@ -116,7 +115,7 @@ class ServerEngine:
         )
 
     def stop(self) -> None:
-        """See ``Engine.stop``; requests are cancelled, and vLLM ends a request whose connection closes."""
+        """See ``Engine.stop``; requests are cancelled, and a server ends a request whose connection closes."""
         self.builder.stopped.set()
         self.client.server.abort()
 

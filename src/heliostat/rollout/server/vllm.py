@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import http
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class Vllm:
     """vLLM's dialect; see ``Dialect``."""
 
     title: str = "vLLM 0.32"
+    key_name: str = "VLLM_API_KEY"
 
     def describe(self, server: Server) -> ServedModel:
         """See ``Dialect.describe``."""
@@ -65,6 +66,10 @@ class Vllm:
                 _post(server, "/resume")
             raise
         _post(server, "/resume")
+
+    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Dialect.completion_request``."""
+        return {**body, "model": model}
 
     def _reload(self, server: Server, folder: Path) -> None:
         asked = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
