@@ -20,8 +20,8 @@ from heliostat.train.rollouts.planner import RolloutPlanner
 from heliostat.train.step_metrics import StepMetrics
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.updater import Updater
-from tests.support import fake_vllm, small
-from tests.support.fake_vllm import FakeVllm, served_from, serving_tiny
+from tests.support import fake_server, small
+from tests.support.fake_server import FakeServer, served_from, serving_tiny
 
 QUICK = {"warm_start__num_steps": 40, "eval__every": 3, "train__num_steps": 7}
 
@@ -160,7 +160,7 @@ def test_a_server_samples_while_the_trainer_trains_on_the_exact_anchor(server, t
     run, seen = Updater.run, []
     asked = threading.Condition()
     prompts: list[set] = []
-    completions = FakeVllm.completions
+    completions = FakeServer.completions
 
     def watched(self, body):
         with asked:
@@ -184,7 +184,7 @@ def test_a_server_samples_while_the_trainer_trains_on_the_exact_anchor(server, t
         return order(self, step)
 
     prompts.append(set())
-    monkeypatch.setattr(FakeVllm, "completions", watched)
+    monkeypatch.setattr(FakeServer, "completions", watched)
     monkeypatch.setattr(Updater, "run", training)
     monkeypatch.setattr(RolloutPlanner, "request", ordering)
     result = run_recipe(recipe(rollout__max_staleness=1), tmp_path / "run")
@@ -209,7 +209,7 @@ def test_a_server_that_dies_meanwhile_ends_the_run_in_one_sentence_and_it_contin
     state.loaded = load_model(ModelSection(path="tiny", settings=recipe().model.settings), 0)
     state.loaded.model.eval()
     num_before = 20 + 20 + 4 + 3 * (8 + 2)  # evaluation, greedy as well, probes, and three batches
-    state.faults["/v1/completions"] = [*[lambda handler, answer: answer()] * num_before, fake_vllm.dies]
+    state.faults["/v1/completions"] = [*[lambda handler, answer: answer()] * num_before, fake_server.dies]
     failed = run_recipe(recipe(rollout__max_staleness=1), tmp_path / "run")
     assert failed.status == "failed"
     assert "/v1/completions" in failed.reason
@@ -226,7 +226,7 @@ def test_a_stopped_engine_breaks_off_its_requests(server, tmp_path, monkeypatch)
 
     def hangs_late(handler, answer):
         calls.append(1)
-        return fake_vllm.hangs(handler, answer) if len(calls) > 20 + 20 + 4 + 8 + 3 else answer()
+        return fake_server.hangs(handler, answer) if len(calls) > 20 + 20 + 4 + 8 + 3 else answer()
 
     state.always["/v1/completions"] = hangs_late
 

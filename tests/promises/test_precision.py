@@ -321,7 +321,7 @@ import sys
 from pathlib import Path
 
 from heliostat.config import dump_recipe, load_recipe
-from heliostat.rollout.vllm_server.weights_fingerprint import weights_fingerprint
+from heliostat.rollout.server.weights_fingerprint import weights_fingerprint
 from heliostat.train import run_recipe
 from heliostat.train.run_context import RunContext
 

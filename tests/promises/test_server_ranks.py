@@ -4,7 +4,7 @@ import pytest
 
 from tests.promises.test_ranks import run, said, same_curves, write_recipe
 from tests.support import small
-from tests.support.fake_vllm import serving_tiny, unavailable
+from tests.support.fake_server import serving_tiny, unavailable
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from heliostat.config import load_recipe
 from heliostat.train import run_recipe
-from tests.support import fake_vllm, small
-from tests.support.fake_vllm import served_from, serving_tiny
+from tests.support import fake_server, small
+from tests.support.fake_server import served_from, serving_tiny
 
 KEY = "sk-never-written"
 
@@ -39,7 +39,7 @@ def test_a_run_whose_server_dies_is_continued_and_the_key_is_nowhere(weights, se
     state, recipe = server
     folder = tmp_path / "run"
     rehearsal_and_start = [lambda handler, answer: answer()] * 2
-    state.faults["/pause"] = [*rehearsal_and_start, fake_vllm.dies]  # at the first weights that moved
+    state.faults["/pause"] = [*rehearsal_and_start, fake_server.dies]  # at the first weights that moved
     failed = run_recipe(recipe, folder)
     assert failed.status == "failed"
     assert "/pause" in failed.reason

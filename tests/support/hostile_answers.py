@@ -2,7 +2,7 @@
 
 import json
 
-from tests.support.fake_vllm import dies, drips, hangs, truncated
+from tests.support.fake_server import dies, drips, hangs, truncated
 
 SAYS = "\x1b[2J\u202e" + "x" * 100_000
 

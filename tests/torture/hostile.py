@@ -12,10 +12,10 @@ from heliostat.config import ConfigError, build_recipe
 from heliostat.linalg import ConvergenceError, KroneckerSum, SparsityPattern, inverse_decomposition
 from heliostat.printed import visible
 from heliostat.report.html.markup import CONTROL_PICTURES, escape
-from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerError, VllmEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerEngine, ServerError, Vllm
 from heliostat.tasks import VerifierPool, load_task
 from tests.support import hostile_rewards as acts
-from tests.support.fake_vllm import FakeVllm, serving
+from tests.support.fake_server import FakeServer, serving
 from tests.support.hostile_answers import ANSWERS, CONNECTIONS
 from tests.support.logdet_exactly import distance
 from tests.support.logdet_problems import covariance, cycle, traceless_span
@@ -109,9 +109,9 @@ def verifiers() -> Counts:
 
 def servers() -> Counts:
     """Rollout servers that answer with anything at all: one visible sentence each."""
-    state, survived = FakeVllm(make_nano()), 0
+    state, survived = FakeServer(make_nano()), 0
     with serving(state) as url, tempfile.TemporaryDirectory() as folder:
-        engine = VllmEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), Path(folder), 1, 1e-3)
+        engine = ServerEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), Vllm(), Path(folder), 1, 1e-3)
 
         def sample() -> None:
             settings = SamplingSettings(temperature=1.0)

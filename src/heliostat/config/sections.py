@@ -198,6 +198,10 @@ class FeedbackSection(Section):
         return self.statistic != "none" and self.actuator == "mix"
 
 
+SERVERS = ("vllm", "sglang")
+"""Engines that sample on a server."""
+
+
 class RolloutSection(Section):
     """How completions are sampled."""
 
@@ -218,15 +222,17 @@ class RolloutSection(Section):
     num_workers: int = Field(1, ge=1, description="decoding threads in this process; each takes a share of the prompts")
     engine: str = Field(
         "torch",
-        description="torch: sample in this process; vllm: on a vLLM server (extra: server); or your own "
-        "'my_module:MyEngine'",
+        description="torch: sample in this process; vllm, sglang: on a server of this kind (extra: server); or your "
+        "own 'my_module:MyEngine'",
     )
     engine_settings: dict[str, Any] = Field(default_factory=dict, description="settings of your own engine")
     import_from: str = Field(
         "", description="folder of your own engine's module, besides the working directory; a recipe names its own"
     )
     server_url: str = Field(
-        "", description="address of the vLLM server, like http://host:8000; the environment's VLLM_API_KEY is its key"
+        "",
+        description="address of the server, like http://host:8000; its key is the environment's VLLM_API_KEY or "
+        "SGLANG_API_KEY",
     )
     sync_dir: str = Field("", description="folder, visible to trainer and server, through which weights are synced")
     server_timeout_s: float = Field(600.0, gt=0, description="time limit of one server request in seconds")
@@ -239,25 +245,33 @@ class RolloutSection(Section):
         0.0, ge=0, description="largest accepted |logp_gen - logp_new| in nats; 0: chosen from the precision"
     )
 
+    @property
+    def on_server(self) -> bool:
+        """Whether completions come from a server."""
+        return self.engine in SERVERS
+
     @model_validator(mode="after")
     def _server(self) -> Self:
         server_keys = ("server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests")
         if self.num_workers > 1 and self.engine != "torch":
             raise ValueError(f"rollout.num_workers is only used with rollout.engine = 'torch' (now '{self.engine}')")
-        if self.engine != "vllm":
+        if not self.on_server:
             ignored = [key for key in server_keys if getattr(self, key) != type(self).model_fields[key].default]
             if ignored:
                 raise ValueError(
-                    f"rollout.{ignored[0]} is only used with rollout.engine = 'vllm' (now '{self.engine}')"
+                    f"rollout.{ignored[0]} is only used with rollout.engine = 'vllm' or 'sglang' (now '{self.engine}')"
                 )
             return self
         parts = urlsplit(self.server_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("rollout.engine = 'vllm' needs rollout.server_url, like http://host:8000")
+            raise ValueError(f"rollout.engine = '{self.engine}' needs rollout.server_url, like http://host:8000")
         if parts.username is not None or parts.password is not None:
-            raise ValueError("rollout.server_url holds a password; put the key into the environment as VLLM_API_KEY")
+            key_name = f"{self.engine.upper()}_API_KEY"
+            raise ValueError(f"rollout.server_url holds a password; put the key into the environment as {key_name}")
         if not self.sync_dir:
-            raise ValueError("rollout.engine = 'vllm' needs rollout.sync_dir, a folder that the server sees too")
+            raise ValueError(
+                f"rollout.engine = '{self.engine}' needs rollout.sync_dir, a folder that the server sees too"
+            )
         return self
 
 

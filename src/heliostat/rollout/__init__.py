@@ -6,11 +6,12 @@ engine.py        the interface of an engine, and the counts of its work
 sampling.py      from logits to one token, its log-probability and its entropy
 completions.py   completions while they are being decoded, and what ends them
 in_process/      engines that decode with the trainer's own weights
-vllm_server/     the engine that samples from a vLLM server
+server/          the engine that samples from a sampling server
 """
 
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -26,10 +27,13 @@ from heliostat.rollout.in_process.ways import fastest_right_way
 from heliostat.rollout.own_engine import own_engine
 from heliostat.rollout.request import OnGroup, SampleRequest
 from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed
-from heliostat.rollout.vllm_server.client import Server, ServerError
-from heliostat.rollout.vllm_server.engine import VllmEngine
-from heliostat.rollout.vllm_server.parity import PARITY_BOUNDS, ParityError
-from heliostat.rollout.vllm_server.weight_sync import RunOnMain, run_here
+from heliostat.rollout.server.client import Server, ServerError
+from heliostat.rollout.server.dialect import Dialect
+from heliostat.rollout.server.engine import ServerEngine
+from heliostat.rollout.server.parity import PARITY_BOUNDS, ParityError
+from heliostat.rollout.server.sglang import SGLang
+from heliostat.rollout.server.vllm import Vllm
+from heliostat.rollout.server.weight_sync import RunOnMain, run_here
 
 __all__ = [
     "ENGINES",
@@ -42,13 +46,15 @@ __all__ = [
     "ParityError",
     "PlainEngine",
     "RolloutCounts",
+    "SGLang",
     "SampleRequest",
     "SamplingSettings",
     "SamplingStopped",
     "Server",
+    "ServerEngine",
     "ServerError",
     "TorchEngine",
-    "VllmEngine",
+    "Vllm",
     "build_engine",
     "completion_seed",
     "engine_builder",
@@ -125,6 +131,10 @@ def _in_process(
     return engine
 
 
+DIALECTS: Mapping[str, Callable[[], Dialect]] = {"vllm": Vllm, "sglang": SGLang}
+"""The kinds of sampling servers by their names in ``rollout.engine``."""
+
+
 def _on_server(
     loaded: LoadedModel,
     limits: DecodeLimits,
@@ -132,14 +142,20 @@ def _on_server(
     run_on_main: RunOnMain = run_here,
     several_turns: bool = False,
 ) -> Engine:
+    dialect = DIALECTS[section.engine]()
     server = Server(
-        section.server_url.rstrip("/"), section.server_timeout_s, section.server_retries, os.environ.get(API_KEY, "")
+        section.server_url.rstrip("/").removesuffix("/v1"),
+        section.server_timeout_s,
+        section.server_retries,
+        os.environ.get(dialect.key_name, ""),
+        key_name=dialect.key_name,
     )
     max_gap = section.max_parity_gap or PARITY_BOUNDS[loaded.model.dtype]
-    return VllmEngine(
+    return ServerEngine(
         loaded,
         limits,
         server,
+        dialect,
         Path(section.sync_dir),
         section.server_requests,
         max_gap,
@@ -147,8 +163,5 @@ def _on_server(
     )
 
 
-ENGINES: dict[str, BuildEngine] = {"torch": _in_process, "vllm": _on_server}
+ENGINES: dict[str, BuildEngine] = {"torch": _in_process, **dict.fromkeys(DIALECTS, _on_server)}
 """Every shipped engine by name."""
-
-API_KEY = "VLLM_API_KEY"
-"""The environment variable that holds the server's key; keys have no place in a recipe."""

@@ -283,7 +283,7 @@ _EXTRA_KEYS = [f"{section}.{key}" for section in ("objective", "optimizer", "tas
 _SERVER_KEYS = {f"rollout.{key}" for key in ("engine", "server_url", "sync_dir")} | {
     f"rollout.server_{key}" for key in ("timeout_s", "retries", "requests")
 }
-"""Valid together only; ``tests/unit/rollout/vllm_server/test_engine.py`` tries their combinations."""
+"""Valid together only; ``tests/unit/rollout/server/test_engine.py`` tries their combinations."""
 _OVERRIDES = st.lists(
     st.sampled_from(sorted(set(_KEYS) - _SERVER_KEYS)).flatmap(lambda key: st.tuples(st.just(key), _KEYS[key]))
     | st.tuples(st.sampled_from(_EXTRA_KEYS), _FREE),

@@ -7,7 +7,7 @@ A trial samples a few prompts of mixed lengths, several tokens each, rows ending
 recorded log-probabilities with the model's own forward of each text alone (``models.checks.reference_forward``). The
 last way is that forward, so a causal model that gives the same numbers twice always has one.
 
-Left out: servers, which are compared after every sync of weights (``vllm_server.parity``).
+Left out: servers, which are compared after every sync of weights (``server.parity``).
 """
 
 from __future__ import annotations

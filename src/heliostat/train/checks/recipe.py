@@ -56,7 +56,7 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
     """
     if runtime.world_size == 1:
         return
-    if recipe.rollout.engine == "vllm" and recipe.rollout.max_staleness:
+    if recipe.rollout.on_server and recipe.rollout.max_staleness:
         raise ConfigError(
             "rollout.max_staleness above 0 on a rollout server works for one trainer process: ranks sync their weights "
             "together, and not from a thread each; start it without torchrun, or set rollout.max_staleness = 0"

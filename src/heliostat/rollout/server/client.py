@@ -42,7 +42,15 @@ MAX_PAUSE_S = 10.0
 
 
 class ServerError(RuntimeError):
-    """The rollout server cannot be used as it is."""
+    """The rollout server cannot be used as it is.
+
+    Attributes:
+        status: of the HTTP answer that says so; 0: there is none.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _Transient(Exception):
@@ -67,7 +75,7 @@ def _new_client() -> httpx2.AsyncClient:
     try:
         import httpx2
     except ModuleNotFoundError as error:
-        raise ConfigError("rollout.engine = 'vllm' needs httpx2: pip install 'heliostat[server]'") from error
+        raise ConfigError("sampling from a server needs httpx2: pip install 'heliostat[server]'") from error
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     context = ssl.create_default_context()
     return httpx2.AsyncClient(verify=context, timeout=None, limits=limits, trust_env=False, follow_redirects=False)
@@ -82,6 +90,7 @@ class Server:
         timeout_s: wall seconds for one attempt, from connecting to the last byte.
         num_retries: further attempts after a failure that may pass.
         api_key: sent as a bearer token; empty: none.
+        key_name: the environment variable of the key, named where the server refuses it.
         first_pause_s: pause before the first retry; it doubles each time, up to ``MAX_PAUSE_S``.
 
     Raises:
@@ -93,6 +102,7 @@ class Server:
     num_retries: int = 3
     api_key: str = field(default="", repr=False)
     first_pause_s: float = 0.5
+    key_name: str = "VLLM_API_KEY"
     _client: httpx2.AsyncClient = field(default_factory=_new_client, init=False, repr=False, compare=False)
     _aborted: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
     _pending: set[Future[_Answer]] = field(default_factory=set, init=False, repr=False, compare=False)
@@ -105,24 +115,27 @@ class Server:
 
     def get(self, path: str) -> Any:
         """Return the JSON answer to a GET; see ``post``."""
-        return self._ask("GET", path, None)
+        return self._ask("GET", path, None, frozenset())
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def post(self, path: str, body: Mapping[str, Any] | None = None, final: frozenset[int] = frozenset()) -> Any:
         """Return the JSON answer to a POST, ``None`` where it is empty.
+
+        Args:
+            final: statuses that are not tried again here, although they may be elsewhere.
 
         Raises:
             ServerError: no usable answer after all attempts, or one that says the request is wrong.
             SamplingStopped: the requests were cancelled by ``abort``.
         """
-        return self._ask("POST", path, body)
+        return self._ask("POST", path, body, final)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, final: frozenset[int]) -> Any:
         # Not the library's own retries: an answer that is not JSON is tried again too, and abort() ends the pauses.
         payload = None if body is None else json.dumps(body).encode()
         reason = ""
         for attempt in range(self.num_retries + 1):
             try:
-                return self._content(path, self._wait_for(self._attempt(method, path, payload)))
+                return self._content(path, self._wait_for(self._attempt(method, path, payload)), final)
             except _Transient as error:
                 reason = self._hidden(shortened(str(error)))
             if attempt < self.num_retries:
@@ -179,12 +192,12 @@ class Server:
             raise _Transient(f"the answer broke off: {_reason(error)}") from error
         return bytes(content)
 
-    def _content(self, path: str, answer: _Answer) -> Any:
+    def _content(self, path: str, answer: _Answer, final: frozenset[int]) -> Any:
         """Parse an answer, or say why it is none."""
-        if answer.status in RETRIED:
+        if answer.status in RETRIED - final:
             raise _Transient(f"status {answer.status}: {shortened(answer.text)}")
         if answer.status != http.HTTPStatus.OK:
-            raise ServerError(self._refusal(path, answer))
+            raise ServerError(self._refusal(path, answer), answer.status)
         if not answer.text:
             return None
         try:
@@ -199,7 +212,7 @@ class Server:
             where = visible_line(answer.location)
             advice = f"it points to {where}, which the recipe does not name; set rollout.server_url to the final URL"
         elif answer.status in (401, 403):
-            advice = "the environment variable VLLM_API_KEY holds no key that it accepts"
+            advice = f"the environment variable {self.key_name} holds no key that it accepts"
         else:
             advice = self._hidden(shortened(answer.text))
         return f"rollout server {self.url}{path} answered status {answer.status}: {advice}"

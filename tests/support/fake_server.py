@@ -1,6 +1,7 @@
-"""A vLLM server's routes over real HTTP, with a real small model behind them, and faults to order.
+"""A sampling server's routes over real HTTP, with a real small model behind them, and faults to order.
 
-Routes, parameters and answers are those of vLLM 0.32 (its entrypoints' sources). Left out: what is not used.
+Routes, parameters and answers are those of vLLM 0.32 (a test holds them to answers of a real one) and of SGLang 0.5.23
+(its sources). Left out: what is not used.
 """
 
 import json
@@ -17,11 +18,23 @@ from heliostat.models import load_model
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.types import Problem, Prompt, StopReason
 
+INSPECTION = """LlamaForCausalLM()(
+  (model): LlamaModel()(
+    (embed_tokens): VocabParallelEmbedding(num_embeddings={vocab}, num_embeddings_per_partition={vocab}, \
+embedding_dim={width}, org_vocab_size={vocab}, num_embeddings_padded={vocab}, tp_size=1)
+    (layers): ModuleList()(
+      (0-{last}): {layers} x LlamaDecoderLayer()(
+      )
+    )
+  )
+)"""
 
-class FakeVllm:
+
+class FakeServer:
     """The state behind the routes.
 
     Attributes:
+        max_length, dtype: that it reports in place of the model's own.
         faults: path -> functions of the handler and the answer, one taken per request; each may send what it likes and
             return None, or return another answer.
         stale_head: keep the output projection of before when weights are reloaded.
@@ -35,21 +48,62 @@ class FakeVllm:
         self.stale_head = False
         self.ignores_reload = False
         self.keeps_cache = False
+        self.max_length = 512
+        self.dtype = None
+        self.logprobs_mode = "processed_logprobs"
+        self.version = "default"
+        self.num_reloads = 0
         self.calls = Counter()
         self.headers = []
         self.bodies = []
         self.released = threading.Event()
 
     def answer(self, path, body):
-        routes = {
-            "/v1/models": lambda: {"object": "list", "data": [{"id": "served", "object": "model"}]},
+        return self.routes(body)[path.partition("?")[0]]()
+
+    def routes(self, body):
+        return {
+            "/v1/models": self.models,
+            "/server_info": self.settings,
+            "/weight_info": lambda: {"weight_version": self.version},
+            "/update_weight_version": lambda: self.mark(body),
             "/v1/completions": lambda: self.completions(body),
-            "/collective_rpc": lambda: self.reload(body),
+            "/collective_rpc": lambda: self.remote_call(body),
             "/reset_prefix_cache": lambda: {"success": not self.keeps_cache},
             "/pause": lambda: {"status": "paused"},
             "/resume": lambda: {"status": "resumed"},
         }
-        return routes[path.partition("?")[0]]()
+
+    def models(self):
+        card = {
+            "id": "served",
+            "object": "model",
+            "root": "served",
+            "max_model_len": self.max_length,
+        }
+        return {"object": "list", "data": [card]}
+
+    def settings(self):
+        dtype = self.dtype or str(self.loaded.model.dtype)
+        model = {"model": "served", "dtype": dtype, "logprobs_mode": self.logprobs_mode}
+        return {"vllm_config": {"model_config": model}, "vllm_env": {}, "system_env": {}}
+
+    def mark(self, body):
+        self.version = body["new_version"]
+        return {"success": True, "new_version": self.version}
+
+    def remote_call(self, body):
+        called = {"reload_weights": self.reload, "get_model_inspection": self.inspection}
+        return {"results": [called[body["method"]](body.get("kwargs", {}).get("weights_path"))]}
+
+    def inspection(self, folder):
+        config = self.loaded.model.config
+        return INSPECTION.format(
+            last=config.num_hidden_layers - 1,
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            vocab=config.vocab_size,
+        )
 
     def completions(self, body):
         assert body["model"] == "served"
@@ -79,19 +133,60 @@ class FakeVllm:
             "usage": {"prompt_tokens": len(body["prompt"])},
         }
 
-    def reload(self, body):
-        assert body["method"] == "reload_weights"
+    def reload(self, folder):
+        self.num_reloads += 1
         if self.ignores_reload:
             return
         from transformers import AutoModelForCausalLM
 
         model = self.loaded.model
         old_head = model.lm_head.weight.detach().clone()
-        fresh = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"])
+        fresh = AutoModelForCausalLM.from_pretrained(folder)
         model.load_state_dict(fresh.state_dict(), strict=False)
         if self.stale_head:
             model.lm_head.weight = torch.nn.Parameter(old_head)
-        return
+
+
+class FakeSGLang(FakeServer):
+    """The same with SGLang's routes.
+
+    Attributes:
+        deterministic: whether it was started with ``--enable-deterministic-inference``.
+        folder: of the weights.
+    """
+
+    def __init__(self, loaded):
+        super().__init__(loaded)
+        self.deterministic = False
+        self.folder = "served"
+
+    def routes(self, body):
+        return {
+            "/v1/models": self.models,
+            "/server_info": self.settings,
+            "/model_info": lambda: {"model_path": self.folder, "weight_version": self.version},
+            "/v1/completions": lambda: self.completions(body),
+            "/update_weights_from_disk": lambda: self.update(body),
+        }
+
+    def settings(self):
+        dtype = (self.dtype or str(self.loaded.model.dtype)).removeprefix("torch.")
+        longest = self.max_length - 6
+        return {"dtype": dtype, "max_req_input_len": longest, "enable_deterministic_inference": self.deterministic}
+
+    def update(self, body):
+        assert body["flush_cache"] is True
+        self.reload(body["model_path"])
+        self.version, self.folder = body["weight_version"], body["model_path"]
+        return {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
+
+    def completions(self, body):
+        assert body["top_k"] != 0, "top_k must be -1 (disable) or at least 1"
+        body = body | {"top_k": max(0, body["top_k"])}
+        if not self.deterministic:
+            return super().completions(body)
+        (choice,) = super().completions(body | {"n": 1})["choices"]
+        return {"choices": [choice | {"index": index} for index in range(body["n"])]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -164,7 +259,7 @@ def serving(state):
 @contextmanager
 def serving_tiny(settings, dtype="auto"):
     """A server of the built-in tiny model, fresh: its state and its URL."""
-    state = FakeVllm(load_model(ModelSection(path="tiny", settings=settings, dtype=dtype), 0))
+    state = FakeServer(load_model(ModelSection(path="tiny", settings=settings, dtype=dtype), 0))
     state.loaded.model.eval()
     with serving(state) as url:
         yield state, url

@@ -1,14 +1,10 @@
-"""The rollout engine on a running vLLM server: token ids in and out, with the server's log-probabilities.
+"""The rollout engine on a running server: token ids in and out, with the server's log-probabilities.
 
 Completions always come from the engine's own model: before a request whose weights differ from those sent last, they
 are synced (``weight_sync``). Engines on copies of the model (``clone_for``) take turns: one holds the server from its
-sync to its last completion.
+sync to its last completion. The kinds of servers differ in their dialects alone (``vllm``, ``sglang``).
 
-The server is started with VLLM_SERVER_DEV_MODE=1 and ``--logprobs-mode processed_logprobs``, so that log-probabilities
-are those at the sampling temperature; prefix caching is on by default. Written for vLLM 0.32, whose routes were read
-from its sources.
-
-Left out: exact entropies, which the server does not return (``completions`` estimates them).
+Left out: exact entropies, which servers do not return (``completions`` estimates them).
 """
 
 from __future__ import annotations
@@ -22,16 +18,18 @@ from heliostat.models import LoadedModel
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector, PartialCompletion
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.request import SampleRequest
-from heliostat.rollout.vllm_server.client import Server
-from heliostat.rollout.vllm_server.completions import CompletionClient
-from heliostat.rollout.vllm_server.weight_sync import NUM_PROBES, RunOnMain, ServedWeights, WeightSync, run_here
+from heliostat.rollout.server.client import Server
+from heliostat.rollout.server.completions import CompletionClient
+from heliostat.rollout.server.dialect import Dialect
+from heliostat.rollout.server.weight_sync import RunOnMain, ServedWeights, WeightSync, run_here
 from heliostat.types import Group, Prompt
 
 
-class VllmEngine:
-    """An engine that samples from one vLLM server, which serves the model being trained.
+class ServerEngine:
+    """An engine that samples from one server, which serves the model being trained.
 
     Args:
+        dialect: the server's routes.
         sync_dir: folder that trainer and server see under the same path.
         num_requests: prompts in flight at once.
         max_gap: largest gap in nats that the probe accepts.
@@ -46,6 +44,7 @@ class VllmEngine:
         loaded: LoadedModel,
         limits: DecodeLimits,
         server: Server,
+        dialect: Dialect,
         sync_dir: PathArg,
         num_requests: int,
         max_gap: float,
@@ -54,7 +53,7 @@ class VllmEngine:
     ) -> None:
         self.loaded = loaded
         self.builder = CompletionBuilder(loaded, limits)
-        self.client = CompletionClient(server, loaded, limits, self.builder)
+        self.client = CompletionClient(server, dialect, loaded, limits, self.builder)
         self.weights = WeightSync(self.client, as_path(sync_dir), max_gap, served or ServedWeights(), run_on_main)
         self.num_requests = num_requests
         self.counts = RolloutCounts()
@@ -80,13 +79,17 @@ class VllmEngine:
                     complete(prompt, [partial])
 
         with served.turn:
-            self.weights.sync_weights(request.prompts[:NUM_PROBES], request.settings)
+            self.weights.sync_weights(request.prompts, request.settings)
+            rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
+            asked = list(zip(request.prompts, partials, strict=True))
+            if served.model is not None and served.model.seeds_whole_requests:
+                asked = [(prompt, [one]) for prompt, one in rows]
             with ThreadPoolExecutor(self.num_requests) as pool:
-                for _ in pool.map(complete, request.prompts, partials):
+                for _ in pool.map(complete, *zip(*asked, strict=True)):
                     collector.collect()
-                rows = [(prompt, one) for prompt, group in zip(request.prompts, partials, strict=True) for one in group]
                 for _ in pool.map(further_turns, *zip(*rows, strict=True)):
                     collector.collect()
+            self.weights.confirm_weights()
         for prompt, group in zip(request.prompts, partials, strict=True):
             self._count(prompt, group)
         return collector.groups()
@@ -96,13 +99,14 @@ class VllmEngine:
         counts, self.counts = self.counts, RolloutCounts()
         return counts
 
-    def clone_for(self, loaded: LoadedModel) -> VllmEngine:
+    def clone_for(self, loaded: LoadedModel) -> ServerEngine:
         """See ``Engine.clone_for``; the server is the same."""
         sync = self.weights
-        return VllmEngine(
+        return ServerEngine(
             loaded,
             self.client.limits,
             replace(self.client.server),  # connections of its own
+            self.client.dialect,
             sync.sync_dir,
             self.num_requests,
             sync.max_gap,
@@ -111,7 +115,7 @@ class VllmEngine:
         )
 
     def stop(self) -> None:
-        """See ``Engine.stop``; requests are cancelled, and vLLM ends a request whose connection closes."""
+        """See ``Engine.stop``; requests are cancelled, and a server ends a request whose connection closes."""
         self.builder.stopped.set()
         self.client.server.abort()
 

@@ -3,9 +3,9 @@
 import pytest
 
 from heliostat.printed import visible
-from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerError, VllmEngine
-from heliostat.rollout.vllm_server import client
-from tests.support.fake_vllm import FakeVllm, serving
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerEngine, ServerError, Vllm
+from heliostat.rollout.server import client
+from tests.support.fake_server import FakeServer, serving
 from tests.support.hostile_answers import ANSWERS, CONNECTIONS
 from tests.support.nano import make_nano, make_prompts
 
@@ -15,10 +15,10 @@ COMPLETIONS = "/v1/completions"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A server that has answered well once, and its engine."""
-    state = FakeVllm(make_nano())
+    state = FakeServer(make_nano())
     with serving(state) as url:
         one = Server(url, timeout_s=20.0, num_retries=0, first_pause_s=0.01)
-        engine = VllmEngine(make_nano(), DecodeLimits(6), one, tmp_path_factory.mktemp("sync"), 1, 1e-3)
+        engine = ServerEngine(make_nano(), DecodeLimits(6), one, Vllm(), tmp_path_factory.mktemp("sync"), 1, 1e-3)
         sample(engine)
         yield state, engine
 
@@ -69,9 +69,9 @@ def test_a_body_without_end_is_refused(served, monkeypatch):
     "answer", [[], {}, {"data": []}, {"data": ["x"]}, {"data": [{"id": 3}]}, {"data": {"0": 1}}, None]
 )
 def test_a_list_of_models_of_another_shape_is_refused(answer, tmp_path):
-    state = FakeVllm(make_nano())
+    state = FakeServer(make_nano())
     state.always["/v1/models"] = lambda handler, right: answer if answer is not None else handler.send(200, b"null")
     with serving(state) as url:
-        engine = VllmEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), tmp_path, 1, 1e-3)
+        engine = ServerEngine(make_nano(), DecodeLimits(6), Server(url, num_retries=0), Vllm(), tmp_path, 1, 1e-3)
         with pytest.raises(ServerError, match="answered with"):
             sample(engine)

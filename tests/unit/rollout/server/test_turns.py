@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 
 from heliostat.models.checks.reference_forward import reference_log_probs
-from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, VllmEngine
+from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, Server, ServerEngine, Vllm
 from heliostat.rollout.in_process.scripted import Scripted, script
 from heliostat.types import StopReason
-from tests.support.fake_vllm import FakeVllm, serving
+from tests.support.fake_server import FakeServer, serving
 from tests.support.nano import make_nano, make_prompts
 
 
 @pytest.mark.slow
 def test_every_turn_goes_on_from_all_ids_so_far(nano, tmp_path):
-    state = FakeVllm(make_nano())
+    state = FakeServer(make_nano())
     prompts, size = make_prompts(nano, 3), 2
     dialogues = [[Scripted(script(range(30, 60), 2, 1 + member), 7) for member in range(size)] for _ in prompts]
     with serving(state) as url:
         server = Server(url, timeout_s=20.0, num_retries=1, first_pause_s=0.01)
-        engine = VllmEngine(nano, DecodeLimits(60), server, tmp_path / "sync", num_requests=2, max_gap=1e-3)
+        engine = ServerEngine(nano, DecodeLimits(60), server, Vllm(), tmp_path / "sync", num_requests=2, max_gap=1e-3)
         request = SampleRequest(prompts, size, SamplingSettings(), seed=3, policy_step=0, dialogues=dialogues)
         groups = engine.sample(request)
     sent = [body for body in state.bodies if isinstance(body, dict) and "max_tokens" in body]

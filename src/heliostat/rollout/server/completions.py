@@ -1,4 +1,4 @@
-"""Completions from a vLLM server: one request per prompt asks for its whole group, and every answer is checked.
+"""Completions from a sampling server: one request asks for a prompt's whole group, and every answer is checked.
 
     prompt ids --/v1/completions, n = group size--> token ids, log-probs, why each ended
 
@@ -10,21 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from heliostat.models import LoadedModel
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, PartialCompletion
 from heliostat.rollout.sampling import SamplingSettings
-from heliostat.rollout.vllm_server.answers import Answer, Choice, Completions, Models
-from heliostat.rollout.vllm_server.client import Server, ServerError, shortened
+from heliostat.rollout.server.answers import Choice, Completions, parsed, wrong_answer
+from heliostat.rollout.server.client import Server, ServerError, shortened
+from heliostat.rollout.server.dialect import Dialect
 from heliostat.types import Prompt, StopReason
 
 MAX_LOGP = 1e-3
 """Log-probabilities may be above 0 by rounding, and by no more."""
-
-A = TypeVar("A", bound=Answer)
 
 
 @dataclass(slots=True)
@@ -32,13 +28,10 @@ class CompletionClient:
     """A client of the server's completions, for one model under one set of limits."""
 
     server: Server
+    dialect: Dialect
     loaded: LoadedModel
     limits: DecodeLimits
     builder: CompletionBuilder
-
-    def served_name(self) -> str:
-        """Return the name that requests have to give the served model."""
-        return self._parsed(Models, self.server.get("/v1/models")).data[0].id
 
     def complete(
         self, model: str, prompt: Prompt, partials: Sequence[PartialCompletion], settings: SamplingSettings
@@ -55,7 +48,6 @@ class CompletionClient:
             ServerError: the server cannot be used, or its answer cannot be right.
         """
         body = {
-            "model": model,
             "prompt": [*prompt.context_ids, *partials[0].token_ids],
             "n": len(partials),
             "seed": partials[0].seed + len(partials[0].turns),  # of several turns, each has its own
@@ -71,7 +63,8 @@ class CompletionClient:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        choices = self._parsed(Completions, self.server.post("/v1/completions", body)).choices
+        answer = self.server.post("/v1/completions", self.dialect.completion_request(model, body))
+        choices = parsed(self.server, self.dialect.title, Completions, answer).choices
         if sorted(choice.index for choice in choices) != list(range(len(partials))):
             raise self._wrong(f"{len(choices)} completions where {len(partials)} were asked for")
         for choice in choices:
@@ -106,15 +99,5 @@ class CompletionClient:
             "gave"
         )
 
-    def _parsed(self, kind: type[A], answer: Any) -> A:
-        try:
-            return kind.model_validate(answer)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "its whole"
-            raise self._wrong(f"{shortened(first['msg'])} at '{where}'") from None
-
     def _wrong(self, what: str) -> ServerError:
-        return ServerError(
-            f"rollout server {self.server.url} answered with {what}; is it vLLM 0.32 or newer, serving this model?"
-        )
+        return wrong_answer(self.server, self.dialect.title, what)

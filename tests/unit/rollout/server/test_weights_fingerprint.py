@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from heliostat.rollout.vllm_server import weights_fingerprint as module
-from heliostat.rollout.vllm_server.weights_fingerprint import weights_fingerprint
+from heliostat.rollout.server import weights_fingerprint as module
+from heliostat.rollout.server.weights_fingerprint import weights_fingerprint
 
 DTYPES = [torch.float32, torch.bfloat16]
 

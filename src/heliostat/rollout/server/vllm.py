@@ -1,0 +1,120 @@
+"""vLLM's routes, as 0.32 has them; a development mode opens those that change weights.
+
+    pause --> collective_rpc(reload_weights) --> reset_prefix_cache --> update_weight_version --> resume
+
+Its checksums of weights (``/weight_checker``) are not used: a CPU build packs weights and then reports the checksum of
+nothing, whereas versions of weights are exact everywhere.
+
+Left out: the transfer of weights between GPUs (``/update_weights``), which needs a server started for it.
+"""
+
+from __future__ import annotations
+
+import http
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heliostat.rollout.server.answers import Inspection, Models, ModelSettings, WeightInfo, parsed
+from heliostat.rollout.server.client import Server, ServerError
+from heliostat.rollout.server.dialect import ServedModel
+
+PROCESSED = "processed_logprobs"
+"""The mode that returns log-probabilities at the sampling temperature."""
+
+_LAYERS = re.compile(r"^ *\((\d+)(?:-(\d+))?\): (?:\d+ x )?\w*DecoderLayer\(", re.MULTILINE)
+_VOCABULARY = re.compile(r"VocabParallelEmbedding\(.*?embedding_dim=(\d+), org_vocab_size=(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """vLLM's dialect; see ``Dialect``."""
+
+    title: str = "vLLM 0.32"
+    key_name: str = "VLLM_API_KEY"
+
+    def describe(self, server: Server) -> ServedModel:
+        """See ``Dialect.describe``."""
+        card = parsed(server, self.title, Models, server.get("/v1/models")).data[0]
+        settings = parsed(server, self.title, ModelSettings, _get(server, "/server_info?config_format=json"))
+        model = settings.vllm_config.model_config_
+        asked = {"method": "get_model_inspection"}
+        inspected = parsed(server, self.title, Inspection, _post(server, "/collective_rpc", asked))
+        advice = "" if model.logprobs_mode == PROCESSED else f"start it with --logprobs-mode {PROCESSED}"
+        return ServedModel(
+            card.id, card.max_model_len, model.dtype.removeprefix("torch."), advice, sizes_of(inspected.results)
+        )
+
+    def weight_version(self, server: Server) -> str:
+        """See ``Dialect.weight_version``."""
+        return parsed(server, self.title, WeightInfo, _get(server, "/weight_info")).weight_version
+
+    def load_weights(self, server: Server, folder: Path, version: str) -> None:
+        """See ``Dialect.load_weights``; a server that failed to load is not tried again, since it is then broken."""
+        _post(server, "/pause?mode=wait")
+        try:
+            self._reload(server, folder)
+            done = _post(server, "/reset_prefix_cache")
+            if isinstance(done, dict) and not done.get("success", True):
+                raise ServerError(f"rollout server {server.url} kept its prefix cache: others are using it")
+            _post(server, "/update_weight_version", {"new_version": version})
+        except ServerError:
+            with suppress(ServerError):  # the first failure is the one to report
+                _post(server, "/resume")
+            raise
+        _post(server, "/resume")
+
+    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Dialect.completion_request``."""
+        return {**body, "model": model}
+
+    def _reload(self, server: Server, folder: Path) -> None:
+        asked = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        try:
+            server.post("/collective_rpc", asked, final=frozenset({http.HTTPStatus.INTERNAL_SERVER_ERROR}))
+        except ServerError as error:
+            if error.status != http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            raise ServerError(
+                f"{error}; it could not load the weights in {folder} and is broken from now on: see that it serves the "
+                "recipe's model and sees this folder, restart the server, then continue the run"
+            ) from None
+
+
+def sizes_of(inspections: Sequence[str]) -> dict[str, int]:
+    """Return the sizes that vLLM's printed modules show, one text a worker; each worker may hold some of the layers."""
+    layers = {
+        place
+        for text in inspections
+        for first, last in _LAYERS.findall(text)
+        for place in range(int(first), int(last or first) + 1)
+    }
+    sizes = {"num_hidden_layers": len(layers)} if layers else {}
+    for width, vocabulary in (match.groups() for match in map(_VOCABULARY.search, inspections) if match):
+        sizes |= {"hidden_size": int(width), "vocab_size": int(vocabulary)}
+    return sizes
+
+
+def _get(server: Server, path: str) -> Any:
+    try:
+        return server.get(path)
+    except ServerError as error:
+        raise _advised(error) from None
+
+
+def _post(server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
+    try:
+        return server.post(path, body)
+    except ServerError as error:
+        raise _advised(error) from None
+
+
+def _advised(error: ServerError) -> ServerError:
+    if error.status != http.HTTPStatus.NOT_FOUND:
+        return error
+    return ServerError(
+        f"{error}; start it with VLLM_SERVER_DEV_MODE=1 to let weights be updated (vLLM 0.32 or newer)", error.status
+    )

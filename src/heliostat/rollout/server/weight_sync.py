@@ -1,0 +1,241 @@
+"""The sync of weights to a server through files, and the proof that the server uses them.
+
+    weights changed? --save--> folder --reload--> server --probe--> trainer
+
+Before the first sync the server is compared with the model (``fit``). Then the model is saved in a folder that both
+sides see, the server loads it and forgets its prefix cache, and a few sampled tokens are compared with the trainer's
+own forward. The very first sync is tested with a changed output projection: a server that keeps a stale head (seen with
+tied embeddings) cannot be told from a good one before the weights have moved far. Every sync leaves a mark
+(``holder``), which is read before and after sampling. Where several processes train one model, one of them syncs and
+the others wait.
+
+Left out: weights over NCCL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from heliostat.models import save_model
+from heliostat.rollout.completions import CompletionBuilder
+from heliostat.rollout.request import SampleRequest
+from heliostat.rollout.sampling import SamplingSettings
+from heliostat.rollout.server.client import Server
+from heliostat.rollout.server.completions import CompletionClient
+from heliostat.rollout.server.dialect import Dialect, ServedModel
+from heliostat.rollout.server.fit import check_model, check_request
+from heliostat.rollout.server.holder import Marks, is_marked, lost_server, refuse_other_run
+from heliostat.rollout.server.parity import ParityError, Probe
+from heliostat.rollout.server.weights_fingerprint import weights_fingerprint
+from heliostat.types import Prompt
+
+NUM_PROBES = 2
+PROBE_TOKENS = 32
+
+RunOnMain = Callable[[Callable[[], str]], str]
+"""Runs a function in one of the processes that share a model, and returns its result in all of them."""
+
+
+def run_here(make: Callable[[], str]) -> str:
+    """Run a function in this process, which shares its model with no other."""
+    return make()
+
+
+@dataclass(slots=True)
+class ServedWeights:
+    """The state of one server, shared by the engines that use it.
+
+    Attributes:
+        turn: held by one engine from its sync to its last completion.
+        model: the server's account of its model; ``None`` before the first sync.
+        marks: that the syncs leave.
+        fingerprint: of the server's weights (``weights_fingerprint``); ``None`` where they are not known for certain.
+    """
+
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    model: ServedModel | None = None
+    marks: Marks = field(default_factory=Marks)
+    fingerprint: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that requests have to give the served model."""
+        assert self.model is not None, "the first sync asks for the model"
+        return self.model.name
+
+
+@dataclass(slots=True)
+class WeightSync:
+    """Brings a server to the weights of one model before it samples.
+
+    Attributes:
+        sync_dir: folder that trainer and server see under the same path.
+        max_gap: largest gap in nats that the probe accepts.
+        run_on_main: runs the sync in one of the processes that sample together.
+    """
+
+    client: CompletionClient
+    sync_dir: Path
+    max_gap: float
+    served: ServedWeights
+    run_on_main: RunOnMain = run_here
+
+    @property
+    def server(self) -> Server:
+        """The server whose weights are kept in sync."""
+        return self.client.server
+
+    @property
+    def dialect(self) -> Dialect:
+        """The server's dialect."""
+        return self.client.dialect
+
+    def sync_weights(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Send the model's weights to the server, unless it has them already, and compare a few tokens.
+
+        Args:
+            prompts: to sample; the first of them are continued by the probe, and a process without prompts leaves the
+                sync to the others.
+
+        Raises:
+            ServerError: the server cannot be used for this model and these prompts, or another run uses it.
+            ParityError: its log-probabilities are not those of the trainer's weights.
+        """
+        current = weights_fingerprint(self.client.loaded.model)
+        is_new = current != self.served.fingerprint
+        if is_new or self.run_on_main(lambda: "kept" if self._has_mark() else "lost") == "lost":
+            self.served.fingerprint = None  # unknown until the sync is complete, since it may fail anywhere
+            told = json.loads(self.run_on_main(lambda: self._sync(prompts, settings)))
+            if told:
+                self.served.marks.current, self.served.model = told["mark"], ServedModel(**told["model"])
+                self.served.fingerprint = current
+        self._check_request(prompts, settings)
+
+    def confirm_weights(self) -> None:
+        """Refuse the completions that have just come if another run may have changed the weights meanwhile.
+
+        Raises:
+            ServerError: the server's weights are not those of the last sync.
+        """
+        version = self.dialect.weight_version(self.server)
+        if version != self.served.marks.current:
+            self.served.fingerprint = None
+            raise lost_server(self.server, version)
+
+    def _has_mark(self) -> bool:
+        """Return whether the server still has the weights of the last sync; one that was started anew has not.
+
+        Raises:
+            ServerError: it has those of another run.
+        """
+        version = self.dialect.weight_version(self.server)
+        if not self.served.marks.is_own(version):
+            if is_marked(version):
+                raise lost_server(self.server, version)
+            self.served.model = None  # started anew, so everything is asked and tried again
+        return version == self.served.marks.current
+
+    def _sync(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> str:
+        """Send and compare; return mark and model as JSON, or nothing where there is no prompt to compare with."""
+        if not prompts:
+            return "{}"
+        if self.served.model is not None:
+            self._has_mark()
+        if self.served.model is None:
+            self.served.model = self.dialect.describe(self.server)
+            check_model(self.server, self.served.model, self.client.loaded, self.max_gap)
+            self._check_request(prompts, settings)
+            refuse_other_run(self.server, self.dialect.weight_version(self.server))
+            self._self_test_sync(prompts[:NUM_PROBES], settings)
+        self._send()
+        self._refuse_gap(self._probe(prompts[:NUM_PROBES], settings), "after its weights were updated")
+        return json.dumps({"mark": self.served.marks.current, "model": dataclasses.asdict(self.served.model)})
+
+    def _check_request(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        if self.served.model is not None:
+            limit = self.client.limits.max_new_tokens
+            check_request(self.server, self.served.model, self.client.loaded, prompts, limit, settings.temperature)
+
+    def _self_test_sync(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
+        """Sync once with every second row of the output projection doubled, which a stale head cannot follow."""
+        weight = self.client.loaded.head.projection.weight
+        assert isinstance(weight, torch.Tensor)
+        kept = weight.data
+        weight.data = kept.clone()  # changed in a copy: other models may share a frozen projection
+        weight.data[::2] *= 2.0
+        try:
+            self._send()
+            probe = self._probe(prompts, settings)
+            gap = probe.gap(self.client.loaded)
+            if gap <= self.max_gap:
+                return
+            reason = probe.reason(self.client.loaded, self.max_gap)
+            stale = self._gap_of_stale_head(probe, kept)
+        finally:
+            weight.data = kept
+        stale = min(stale, probe.gap(self.client.loaded))
+        if stale <= self.max_gap:
+            reason = (
+                f"with the unchanged one it is {stale:.2g} nats away, so it kept the old one although it reported "
+                "success (a tied output projection is the usual one); use another build of the server, or a model "
+                "without tied embeddings"
+            )
+        when = "after a rehearsal with a changed output projection"
+        raise ParityError(f"{self._gap_text(gap, when)}: {reason}")
+
+    def _gap_of_stale_head(self, probe: Probe, kept: torch.Tensor) -> float:
+        """Return the gap to a model whose embedding has changed and whose tied output projection has not."""
+        projection = self.client.loaded.head.projection
+        weight = projection._parameters.get("weight")
+        if weight is None:  # an adapter's layer, which stands for another one
+            return math.inf
+        projection.weight = torch.nn.Parameter(kept, requires_grad=False)
+        try:
+            return probe.gap(self.client.loaded)
+        finally:
+            projection.weight = weight
+
+    def _send(self) -> None:
+        folder = (self.sync_dir / "weights").resolve()
+        save_model(self.client.loaded, folder, tensors_of(self.client.loaded.model))
+        self.dialect.load_weights(self.server, folder, self.served.marks.renew())
+
+    def _probe(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Probe:
+        temperature = settings.temperature or 1.0
+        limits = self.client.limits
+        limits = replace(limits, max_new_tokens=min(PROBE_TOKENS, limits.max_new_tokens))
+        builder = CompletionBuilder(self.client.loaded, limits)
+        partials = [group[0] for group in builder.begin(SampleRequest(prompts, 1, settings, seed=0, policy_step=0))]
+        for prompt, partial in zip(prompts, partials, strict=True):
+            self.client.complete(self.served.name, prompt, [partial], SamplingSettings(temperature=temperature))
+        assert self.served.model is not None
+        return Probe(prompts, [builder.finish(partial) for partial in partials], temperature, self.served.model.dtype)
+
+    def _refuse_gap(self, probe: Probe, when: str) -> None:
+        gap = probe.gap(self.client.loaded)
+        if gap > self.max_gap:
+            raise ParityError(f"{self._gap_text(gap, when)}: {probe.reason(self.client.loaded, self.max_gap)}")
+
+    def _gap_text(self, gap: float, when: str) -> str:
+        return (
+            f"rollout server {self.server.url} is {gap:.2g} nats from the trainer on a token {when}, more than the "
+            f"bound of {self.max_gap:g} (rollout.max_parity_gap)"
+        )
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of ``model.state_dict()`` without its hooks, which would shard sharded weights again."""
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                tensors[f"{prefix}.{name}" if prefix else name] = buffer
+    return tensors
