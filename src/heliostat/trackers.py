@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
 import queue
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, TrackingSection
+from heliostat.extras import require
 from heliostat.printed import visible_line
 from heliostat.storage import publish_file
 from heliostat.tracking import Tracker
@@ -192,10 +192,7 @@ def open_services(
         if project:
             wanted.append(_Wanted(module, _hosted(module, project, folder.name, recipe, memory)))
     for one in wanted:
-        if importlib.util.find_spec(one.package) is None:
-            raise ConfigError(
-                f"tracking.{one.package} needs the package '{one.package}': pip install 'heliostat[{one.package}]'"
-            )
+        require(f"tracking.{one.package}", one.package, one.package)
     return [Tolerant(one.package, one.open_it, note) for one in wanted]
 
 

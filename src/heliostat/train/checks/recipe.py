@@ -12,6 +12,7 @@ from heliostat.objectives import Objective, build_objective
 from heliostat.optim import optimizer_settings
 from heliostat.tasks import Task, load_task
 from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.model_bundle import require_packages
 
 
 def check_recipe(recipe: Recipe) -> Objective:
@@ -22,6 +23,7 @@ def check_recipe(recipe: Recipe) -> Objective:
     """
     if recipe.lora.modules_to_save and not recipe.lora.rank:
         raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
+    require_packages(recipe)
     optimizer_settings(recipe.optimizer)
     objective = build_objective(recipe.objective)
     if recipe.train.num_steps > 0:
