@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import importlib
-import importlib.util
 import inspect
 import json
 import queue
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError, TrackingSection
+from heliostat.extras import require
 from heliostat.named_imports import find
 from heliostat.printed import visible_line
 from heliostat.storage import publish_file
@@ -224,8 +224,8 @@ def wanted_trackers(section: TrackingSection) -> list[tuple[str, OpenTracker, di
 
 
 def _check_tracker(name: str, opener: OpenTracker, settings: Mapping[str, Any]) -> None:
-    if name in TRACKERS and importlib.util.find_spec(name) is None:
-        raise ConfigError(f"tracking.{name} needs the package '{name}': pip install 'heliostat[{name}]'")
+    if name in TRACKERS:
+        require(f"tracking.{name}", name, name)
     missing = [method for method in METHODS if not callable(getattr(opener, method, None))]
     if isinstance(opener, type) and missing:
         raise ConfigError(f"tracker '{name}' is no tracker: it lacks {', '.join(missing)} (heliostat.tracking.Tracker)")

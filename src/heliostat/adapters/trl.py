@@ -25,7 +25,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
 
 from heliostat.adapters.padded import group_advantages, padded_loss
 from heliostat.adapters.trl_settings import (
@@ -41,10 +40,14 @@ from heliostat.adapters.trl_settings import (
     section_of,
 )
 from heliostat.config import ConfigError, ObjectiveSection, OptimizerSection
+from heliostat.extras import named
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import BaseOptimizer, accumulate_in_float32, build_optimizer
 from heliostat.optim.distributed.replicas import ALONE
 from heliostat.types import mean_values
+
+with named("heliostat.adapters.trl"):
+    from trl import GRPOConfig, GRPOTrainer
 
 OURS = (
     *("objective", "objective_settings", "optimizer", "optimizer_settings", "beta"),

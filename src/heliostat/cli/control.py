@@ -18,11 +18,12 @@ def control(args: Namespace) -> int:
     """Run ``heliostat control``: train on a gymnasium environment, several algorithms and seeds in parallel."""
     settings = read_settings(args.settings)
     from heliostat.cli.tables import Page, print_control
-    from heliostat.control.race import race
+    from heliostat.control.race import check_race, race
     from heliostat.control.runs import read_control
     from heliostat.report.control_page import write_control_page
     from heliostat.storage import new_folder
 
+    check_race(args.env, args.algo, settings)
     stem = f"{args.env.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = args.run_dir or new_folder(Path("runs") / stem)
     with Bars(args.steps) as bars:

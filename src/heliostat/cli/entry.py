@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from heliostat.cli.python_prints import python_prints_visibly
+from heliostat.extras import extra_of, lacking
 from heliostat.printed import visible_line
 
 EXIT_REFUSED = 2
@@ -25,23 +26,6 @@ EXIT_BROKEN_PIPE = 141
 _SPOKEN = (ValueError, RuntimeError, OSError, ImportError)
 _NOT_SPOKEN = (NotImplementedError, RecursionError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
-EXTRAS = {
-    "math_verify": "tasks",
-    "datasets": "data",
-    "pyarrow": "data",
-    "fsspec": "data",
-    "httpx2": "server",
-    "scipy": "linalg",
-    "matplotlib": "plots",
-    "gguf": "smollm2",
-    "tensorboard": "tensorboard",
-    "gymnasium": "control",
-    "stable_baselines3": "control",
-    "sb3_contrib": "control",
-    "peft": "lora",
-    "wandb": "wandb",
-    "trackio": "trackio",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,22 +64,18 @@ def is_refusal(error: BaseException) -> bool:
     """Whether an error is meant for the user and not for a programmer; see the top of this file."""
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         return True
-    if isinstance(error, ModuleNotFoundError) and _missing_extra(error):
+    if isinstance(error, ModuleNotFoundError) and extra_of(error):
         return True
     return isinstance(error, _SPOKEN) and not isinstance(error, _NOT_SPOKEN) and _raised_by_us(error)
 
 
 def one_line(error: BaseException) -> str:
     """Format an error as one line; where a package is missing, name the extra that installs it."""
-    if isinstance(error, ModuleNotFoundError) and (extra := _missing_extra(error)):
-        return f"this needs the package {error.name}: pip install 'heliostat[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and not _raised_by_us(error) and (extra := extra_of(error)):
+        return lacking("this", str(error.name), extra)
     if isinstance(error, OSError) and error.filename is not None:
         return visible_line(f"{error.filename}: {(error.strerror or type(error).__name__).lower()}")
     return visible_line(str(error)) or type(error).__name__
-
-
-def _missing_extra(error: ModuleNotFoundError) -> str:
-    return EXTRAS.get((error.name or "").partition(".")[0], "")
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -94,6 +94,11 @@ def suggest(dotted: str) -> str:
 def unknown_key(dotted: str) -> ConfigError:
     """Build the error for a key that no section declares."""
     section = dotted.partition(".")[0]
+    if dotted.rpartition(".")[2] == "device":
+        return ConfigError(
+            f"unknown key {dotted}: a recipe names no device; runs use the CUDA GPU if there is one, else the CPU, and "
+            "never Apple's MPS, on which Heliostat has not been run"
+        )
     if hint := suggest(dotted):
         return ConfigError(f"unknown key {dotted}{hint}")
     if section in sections():

@@ -16,6 +16,8 @@ Names load on first use: Stable-Baselines3 and gymnasium come with the extra ``c
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from heliostat.extras import named
+
 if TYPE_CHECKING:
     from heliostat.control.directions import AdamGradient, EvaLayers, Gradient, Rank1, SampleSpace
     from heliostat.control.smac import SMAC, PolicyDiverged
@@ -27,4 +29,5 @@ IN_SMAC = ("SMAC", "PolicyDiverged")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'heliostat.control' has no attribute '{name}'")
-    return getattr(import_module(f"heliostat.control.{'smac' if name in IN_SMAC else 'directions'}"), name)
+    with named(f"heliostat.control.{name}"):
+        return getattr(import_module(f"heliostat.control.{'smac' if name in IN_SMAC else 'directions'}"), name)

@@ -21,6 +21,7 @@ from heliostat.config import ConfigError, nearest
 from heliostat.control.algorithms import arguments_of, described, setup_of
 from heliostat.control.runs import EVALUATIONS, MODELS, SETTINGS
 from heliostat.control.training_run import Row, TrainingRun, run_training
+from heliostat.extras import require
 from heliostat.outputs import claim_folder
 from heliostat.storage import append_rows, publish_file
 
@@ -53,7 +54,9 @@ def race(
         ConfigError: an environment or setting that does not exist, or a folder that is taken; nothing was started.
     """
     settings = settings or {}
-    _check(env, algos, settings, folder)
+    check_race(env, algos, settings)
+    if (folder / EVALUATIONS).exists():
+        raise ConfigError(f"{folder} holds a run already; choose another folder with --run")
     runs = [TrainingRun(env, algo, seed, num_steps, settings) for seed in range(num_seeds) for algo in algos]
     claim_folder(folder, "heliostat control")
     (folder / MODELS).mkdir(exist_ok=True)
@@ -95,15 +98,20 @@ def _in_process(run: TrainingRun, rows: Any, model: Path) -> None:
     run_training(replace(run, model=model), lambda row: rows.put((run.algo, run.seed, row)))
 
 
-def _check(env: str, algos: Sequence[str], settings: Settings, folder: Path) -> None:
+def check_race(env: str, algos: Sequence[str], settings: Settings) -> None:
+    """Refuse a race that cannot be run; nothing is written.
+
+    Raises:
+        ConfigError: an environment, algorithm or setting that does not exist, or a package that is not installed.
+    """
     import gymnasium
 
     if env not in gymnasium.registry:
         raise ConfigError(f"gymnasium has no environment '{env}'{nearest(env, gymnasium.registry)}")
+    if str(gymnasium.registry[env].entry_point).startswith("gymnasium.envs.mujoco"):
+        require(f"the environment {env}", "mujoco", "mujoco")
     for algo in algos:
         try:
             arguments_of(algo, {**setup_of(algo, env).settings, **settings})
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from None
-    if (folder / EVALUATIONS).exists():
-        raise ConfigError(f"{folder} holds a run already; choose another folder with --run")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from heliostat.arguments import PathArg, as_path
+from heliostat.extras import named
 from heliostat.outputs import check_replaceable
 from heliostat.storage import publish_file
 from heliostat.theory.binary import binary_pmd_mean, binary_pmd_part
@@ -72,11 +73,9 @@ def save(name: str, draw: Callable[[Any], None], num_panels: int, folder: Path) 
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra ``plots``).
     """
-    try:
+    with named("a figure"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("drawing needs matplotlib: pip install 'heliostat[plots]'") from error
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.9 * num_panels if num_panels > 1 else 5.6, 3.5), layout="constrained")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from heliostat.config import ConfigError, LoraSection, Recipe
+from heliostat.extras import require
 from heliostat.models import LoadedModel, encode_problem, load_model, sampler_copy_of
 from heliostat.models.lora import add_adapters
 from heliostat.models.prompts.chat_template import day_of, with_day
@@ -50,12 +51,25 @@ def completion_budget(recipe: Recipe) -> tuple[str, int]:
     return "rollout.max_new_tokens", recipe.rollout.max_new_tokens
 
 
+def require_packages(recipe: Recipe) -> None:
+    """Refuse a recipe whose model or engine needs a package that is not installed; nothing is loaded yet.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if recipe.lora.rank:
+        require(f"lora.rank = {recipe.lora.rank}", "lora", "peft")
+    if recipe.rollout.on_server:
+        require(f"rollout.engine = '{recipe.rollout.engine}'", "server", "httpx2")
+
+
 def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
     """Load the model onto the run's device and put an engine on it. Dropout stays off throughout.
 
     Args:
         keep_day: maps today's date to the date that the chat template shows in this run.
     """
+    require_packages(recipe)
     build_engine = engine_builder(recipe.rollout)  # a missing module is reported before the model loads
     loaded = load_model(recipe.model, recipe.run.seed)
     if keep_day is not None and (today := day_of(loaded)) is not None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_working_installation_passes_and_hides_its_token(monkeypatch, tmp_path
     found = capsys.readouterr().out
     assert not any(TOKEN[start : start + 8] in printed + found for start in range(3, len(TOKEN) - 8))
     names = {one["name"]: one["values"] for section in ("packages", "machine") for one in json.loads(found)[section]}
-    assert names["torch"]["version"] == __import__("torch").__version__
+    assert names["torch"]["version"] == metadata.version("torch")
     assert names["cores"]["usable"] == len(os.sched_getaffinity(0))
     assert names["disk"]["folder"] == str(tmp_path / "runs")
     assert not list(tmp_path.iterdir())

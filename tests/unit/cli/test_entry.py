@@ -1,7 +1,6 @@
 """How a command ends: refusals on one line with exit code 2, bugs with their traceback, signals with theirs."""
 
 import errno
-import importlib.util
 import os
 import signal
 import subprocess
@@ -81,20 +80,6 @@ def test_a_missing_extra_is_named_with_its_cure():
     assert is_refusal(error)
     assert one_line(error) == "this needs the package math_verify.parser: pip install 'heliostat[tasks]'"
     assert not is_refusal(missing_module("heliostat.typo"))
-
-
-def test_extras_are_those_of_the_package():
-    import tomllib
-    from pathlib import Path
-
-    from heliostat.cli.entry import EXTRAS
-
-    pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
-    extras = pyproject["project"]["optional-dependencies"]
-    for module, extra in EXTRAS.items():
-        assert any(module.replace("_", "-") in requirement for requirement in extras[extra]), (module, extra)
-        if spec := importlib.util.find_spec(module):
-            assert spec.name == module
 
 
 def test_refusals_print_one_line_and_exit_2(room, capsys):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from heliostat.config import ModelSection
+from heliostat.config import ConfigError, ModelSection
 from heliostat.models.loaded_model import SMOLLM2, TINY, LoadedModel
 from heliostat.models.loading.hub import load_pretrained, refuse_settings
 from heliostat.models.loading.smollm2 import load_smollm2
@@ -33,15 +33,28 @@ def load_model(section: ModelSection, seed: int, device: torch.device | None = N
     Args:
         section: the recipe's model section.
         seed: of the tiny model's random weights; others do not use it.
-        device: default: the current CUDA device if there is one, else the CPU.
+        device: a CPU or CUDA device; default: the current CUDA device if there is one, else the CPU.
 
     Raises:
         ConfigError: it cannot be loaded; the message says why and how to proceed.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _refuse_untried(device)
     loaded = BUILT_IN.get(section.path, _load_pretrained)(section, seed, device)
     loaded = with_arguments(loaded, section.chat_template_kwargs)
     return with_day(loaded, clock(loaded.tokenizer)) if uses_day(loaded.tokenizer.chat_template) else loaded
+
+
+def _refuse_untried(device: torch.device) -> None:
+    """Refuse a kind of device on which nothing was ever run, since results there could be wrong unnoticed.
+
+    Raises:
+        ConfigError: it is neither a CPU nor a CUDA device.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"Heliostat has not been run on device '{device}'; leave the device out, and the model is loaded on the CPU"
+        )
 
 
 def _load_pretrained(section: ModelSection, seed: int, device: torch.device) -> LoadedModel:

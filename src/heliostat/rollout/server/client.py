@@ -25,7 +25,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from heliostat.config import ConfigError
+from heliostat.extras import require
 from heliostat.printed import visible_line
 from heliostat.rollout.completions import SamplingStopped
 
@@ -72,10 +72,9 @@ def _new_client() -> httpx2.AsyncClient:
     Raises:
         ConfigError: httpx2 is not installed.
     """
-    try:
-        import httpx2
-    except ModuleNotFoundError as error:
-        raise ConfigError("sampling from a server needs httpx2: pip install 'heliostat[server]'") from error
+    require("sampling from a server", "server", "httpx2")
+    import httpx2
+
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     context = ssl.create_default_context()
     return httpx2.AsyncClient(verify=context, timeout=None, limits=limits, trust_env=False, follow_redirects=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from heliostat.config import ConfigError
+from heliostat.extras import require
 from heliostat.tasks.data.text_encoding import recognise
 
 MAX_ROW = 1 << 24  # bytes of one row: longer than the longest context by far
@@ -113,10 +113,9 @@ def parquet_rows(file: Path) -> Iterator[DataRow]:
         ConfigError: pyarrow is missing.
         ValueError: it is damaged, or grows beyond all bounds when it is decompressed.
     """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("Parquet files need pyarrow: pip install 'heliostat[data]'") from error
+    require("a Parquet file", "data", "pyarrow")
+    import pyarrow.parquet
+
     number = size = 0
     try:
         with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as table:

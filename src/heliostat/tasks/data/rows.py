@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from heliostat.config import ConfigError
+from heliostat.extras import require
 from heliostat.tasks.data.bounded_reader import DataRow, check_values
 from heliostat.tasks.data.columns import plain_row
 from heliostat.tasks.data.file_formats import READERS, data_files, files_rows, reader_of
@@ -102,8 +103,7 @@ def _load(path: str, subset: str | None, split: str) -> Any:
 
 
 def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError("data sets need the datasets package: pip install 'heliostat[data]'") from error
+    require("a data set", "data", "datasets")
+    import datasets
+
     return datasets

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+from heliostat.extras import require
 from heliostat.named_imports import resolve
 from heliostat.tasks.verifiers.final_answer import is_prose as _is_prose  # noqa: F401 (scripts that compare verdicts ask for it here)
 from heliostat.tasks.verifiers.import_ahead import import_ahead
@@ -121,6 +122,9 @@ class Math:
     needs_answer: ClassVar[bool] = True
     restricted: ClassVar[bool] = True
     lenient: bool = False
+
+    def __post_init__(self) -> None:
+        require("the verifier 'math'", "tasks", "math_verify")
 
     def prepare(self) -> Check:
         from heliostat.tasks.verifiers.math_equivalence import same  # 0.6 CPU-seconds, with sympy

@@ -14,6 +14,7 @@ from heliostat.optim.conformance import refuse_nonconforming
 from heliostat.rollout import engine_builder
 from heliostat.tasks import Task, load_task
 from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.model_bundle import require_packages
 
 
 def check_recipe(recipe: Recipe) -> Objective:
@@ -25,6 +26,7 @@ def check_recipe(recipe: Recipe) -> Objective:
     """
     if recipe.lora.modules_to_save and not recipe.lora.rank:
         raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
+    require_packages(recipe)
     engine_builder(recipe.rollout)
     optimizer_settings(recipe.optimizer)
     refuse_nonconforming(recipe.optimizer)

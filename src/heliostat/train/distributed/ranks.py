@@ -240,8 +240,7 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
     if world_size > 1 and distributed is None:
         raise ConfigError("only heliostat train and sft can run in several processes; start this without torchrun")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = run.num_threads or (len(os.sched_getaffinity(0)) // here if hasattr(os, "sched_getaffinity") else 0)
-    torch.set_num_threads(max(1, threads))
+    torch.set_num_threads(run.num_threads or max(1, _usable_cores() // here))
     torch.manual_seed(run.seed)
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -256,6 +255,11 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=distributed.timeout_s))
     return Runtime(device, rank, world_size, sharded=distributed.placement == "sharded")
+
+
+def _usable_cores() -> int:
+    """Count the cores that this process may use; macOS has no affinity, and so all of them there."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from heliostat.extras import named
 from heliostat.linalg.logdet.inputs import unmasked
 from heliostat.linalg.logdet.units import TOO_LARGE
 
@@ -25,11 +26,9 @@ DENSE_ROWS = 20_000  # ``to_dense`` refuses beyond: 3 GB
 
 def require_scipy() -> ModuleType:
     """Import scipy with the two submodules used here; ``ImportError`` says how to get it."""
-    try:
+    with named("a sparse or banded matrix"):
         import scipy.linalg
         import scipy.sparse.linalg
-    except ImportError as error:
-        raise ImportError("sparse and banded matrices need scipy: pip install 'heliostat[linalg]'") from error
     module: ModuleType = scipy
     return module
 

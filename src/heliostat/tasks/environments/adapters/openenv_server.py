@@ -21,6 +21,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from heliostat.extras import require
 from heliostat.tasks.environments.contract import Environment, Step
 from heliostat.tasks.environments.tool_calls import ToolCall, parse_calls
 from heliostat.tasks.environments.tools import final_answer
@@ -60,6 +61,7 @@ class OpenEnvServer(Environment):
         calls: str = "auto",
         answer_timeout_s: float = 60.0,
     ) -> None:
+        require(f"the environment '{PREFIX}{url}'", "environments", "httpx2", "wsproto")
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url = '{url}': must begin with http:// or https://")
         self._url = url.rstrip("/")
