@@ -5,11 +5,11 @@ Left out: loading either (``models``, ``config``), and everything else in a run 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from heliostat.arguments import PathArg, as_path, as_text
-from heliostat.config import ConfigError, Recipe, load_recipe
+from heliostat.config import ConfigError, Recipe, build_recipe, load_recipe
 
 RECIPE, MODEL = "recipe.toml", "model"
 
@@ -56,6 +56,21 @@ def recipe_of(models: Iterable[PathArg]) -> str | None:
             "whose problems both are to solve with --recipe"
         )
     return str(runs[-1] / RECIPE)
+
+
+def recipe_for(models: Iterable[PathArg], asked: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Load the recipe that was asked for, else that of the runs that models come from, else the default settings.
+
+    Args:
+        models: run folders, or any other models; a run folder brings its recipe along.
+        asked: a shipped recipe's name, the path of a TOML file, or a run folder.
+        overrides: settings of the command line, which come last.
+
+    Raises:
+        ConfigError: the recipe or a setting is wrong, or two runs had other problems.
+    """
+    name = asked or recipe_of(models)
+    return load_recipe(name, overrides) if name else build_recipe({}, overrides)
 
 
 def _problems(recipe: Recipe) -> tuple[object, ...]:

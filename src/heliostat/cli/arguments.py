@@ -11,7 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from heliostat.cli import chat, check, commands, control, doctor, init, push, runs, scale, theory, traces, watch
+from heliostat.cli import (
+    chat,
+    check,
+    commands,
+    completion,
+    control,
+    doctor,
+    init,
+    push,
+    runs,
+    scale,
+    theory,
+    traces,
+    watch,
+)
 from heliostat.cli.suites import SUITES
 
 _RECIPE = "name of a shipped recipe (heliostat recipes), path of a TOML file, or a run folder"
@@ -217,11 +231,11 @@ def _doctor(parser: ArgumentParser) -> None:
 
 
 def _task(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe or run folder, to show its tasks")
+    parser.add_argument("name", metavar="TASK", help=f"{_TASK}; or a recipe or run folder, to show its tasks")
 
 
 def _audit(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help=f"{_TASK}; or a recipe or run folder, to audit all its tasks")
+    parser.add_argument("name", metavar="TASK", help=f"{_TASK}; or a recipe or run folder, to audit all its tasks")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the audited problems (default: 0)")
 
 
@@ -272,7 +286,11 @@ def _stats(parser: ArgumentParser) -> None:
 
 
 def _recipes(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="recipe to print (default: list all)")
+    parser.add_argument("name", metavar="RECIPE", nargs="?", help="recipe to print (default: list all)")
+
+
+def _completion(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", choices=completion.SHELLS, help="shell that reads the script")
 
 
 def _count(text: str) -> int:
@@ -318,7 +336,7 @@ _TASK_COMMANDS = (
             "test verifiers or an environment with right answers and junk; exit code 1 if either is graded wrongly",
             commands.audit_task,
             _audit,
-            usage=f"NAME [--seed N] {_TASK_SETTINGS}",
+            usage=f"TASK [--seed N] {_TASK_SETTINGS}",
             sections=("task", "environment"),
         ),
     ),
@@ -435,4 +453,7 @@ COMMANDS: dict[str, Command] = {
     "theory": Command("draw the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),
     "metrics": Command("explain every metric in metrics.jsonl", commands.metrics),
+    "completion": Command(
+        "print a script that completes this command line in a shell", completion.completion, _completion
+    ),
 }

@@ -22,16 +22,15 @@ NEW, QUIT = "/new", "/quit"
 def chat(args: Namespace) -> int:
     """Run ``heliostat chat``."""
     from heliostat.cli.tables import Page, Text
-    from heliostat.config import ConfigError, build_recipe, load_recipe
+    from heliostat.config import ConfigError
     from heliostat.rollout import SamplingSettings
-    from heliostat.run_models import recipe_of
+    from heliostat.run_models import recipe_for
     from heliostat.train.evaluation.chat import open_chat
 
     if len(args.models) > 2:
         raise ConfigError(f"a chat is with one model, or with two to compare, not {len(args.models)}")
-    name = args.recipe or recipe_of(args.models)
     overrides = [*args.overrides, *([f"--rollout.max_new_tokens={args.tokens}"] if args.tokens else [])]
-    recipe = load_recipe(name, overrides) if name else build_recipe({}, overrides)
+    recipe = recipe_for(args.models, args.recipe, overrides)
     temperature = recipe.rollout.temperature if args.temperature is None else args.temperature
     opened = open_chat(args.models, recipe, SamplingSettings(0.0 if args.greedy else temperature), args.alone)
     page = Page()

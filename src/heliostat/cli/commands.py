@@ -124,23 +124,23 @@ def _sampling(recipe: Recipe, temperature: float | None, top_p: float | None = N
 
 def sample(args: Namespace) -> int:
     """Run ``heliostat sample``: print completions."""
-    from heliostat.config import build_recipe, load_recipe
-    from heliostat.run_models import recipe_of
+    from heliostat.config import ConfigError
+    from heliostat.run_models import recipe_for, recipe_of
 
     if args.bank is not None:
         return _collect(args)
-    name = args.recipe or recipe_of([args.model])
-    recipe = load_recipe(name, args.overrides) if name else build_recipe({}, args.overrides)
+    if args.prompt is None and args.recipe is None and recipe_of([args.model]) is None:
+        raise ConfigError("sample needs a prompt, or a recipe to take problems from")
+    recipe = recipe_for([args.model], args.recipe, args.overrides)
     from heliostat.api import sample, sample_conversations
     from heliostat.cli.tables import print_completions, print_conversations
 
-    source = recipe if name or args.prompt else None
     settings = _sampling(recipe, args.temperature)
-    if source is not None and recipe.environment.enabled:
+    if recipe.environment.enabled:
         sampled = sample_conversations(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings)
         print_conversations(sampled)
         return 0
-    print_completions(sample(args.model, source, prompt=args.prompt, num_samples=args.num, settings=settings))
+    print_completions(sample(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings))
     return 0
 
 

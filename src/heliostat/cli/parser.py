@@ -6,12 +6,14 @@ Left out: the commands (``arguments``), and the values of settings (``heliostat.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from heliostat import __version__
 from heliostat.cli.arguments import ALL_SECTIONS, COMMANDS, Command
 
+_WORDS = re.compile(r"[a-z0-9-]+(\|[a-z0-9-]+)+")  # the type of a setting that lists its values
 _SETTINGS_ELSEWHERE = "heliostat train --help lists the settings that --section.key VALUE can change."
 
 
@@ -23,12 +25,16 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of ending the process, and accepts no abbreviated options.
 
     Args:
-        explains_settings: the help also lists every recipe setting; the list is built when help is printed.
+        explains_settings: the help also lists the recipe settings; the list is built when help is printed.
+        sections: recipe sections whose settings the command takes.
     """
 
-    def __init__(self, *args: Any, explains_settings: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, explains_settings: bool = False, sections: Sequence[str] = (), **options: Any
+    ) -> None:
         super().__init__(*args, **{"formatter_class": _Formatter, "allow_abbrev": False, **options})
         self._must_list_settings = explains_settings
+        self._sections = sections
         # read from the raw arguments by ``entry.main``, so that it works for errors of this very parser too
         self.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -42,17 +48,24 @@ class Parser(argparse.ArgumentParser):
         """Return the help text, with settings grouped by section."""
         if self._must_list_settings:
             self._must_list_settings = False
-            self._list_settings()
+            self.list_settings()
         return super().format_help()
 
-    def _list_settings(self) -> None:
+    def list_settings(self) -> None:
+        """Add the settings of the command's recipe sections to its options, which ``parse`` does without."""
+        if not self._sections:
+            return
         from heliostat.config import describe_keys, describe_sections
 
         groups = {name: self.add_argument_group(f"[{name}]", summary) for name, summary in describe_sections().items()}
         for key in describe_keys():
-            text = f"{key.description} [{key.type}; default: {_default_text(key.default)}]".replace("%", "%%")
-            group = groups[key.name.partition(".")[0]]
-            group.add_argument(f"--{key.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
+            section = key.name.partition(".")[0]
+            if ALL_SECTIONS in self._sections or section in self._sections:
+                text = f"{key.description} [{key.type}; default: {_default_text(key.default)}]".replace("%", "%%")
+                choices = key.type.split("|") if _WORDS.fullmatch(key.type) else None
+                groups[section].add_argument(
+                    f"--{key.name}", metavar="VALUE", choices=choices, default=argparse.SUPPRESS, help=text
+                )
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -111,6 +124,7 @@ def _add_commands(parser: Parser, prefix: str, commands: Mapping[str, Command]) 
             usage=f"heliostat {path} {command.usage}" if command.usage else None,
             epilog=None if command.explains_settings or not command.sections else _SETTINGS_ELSEWHERE,
             explains_settings=command.explains_settings,
+            sections=command.sections,
         )
         child.set_defaults(spoken_by=child, definition=command)
         command.add_arguments(child)

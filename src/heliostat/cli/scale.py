@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def scale(args: Namespace) -> int:
     """Run ``heliostat scale``: print one table or one JSON object; exit code 1 if something does not fit."""
-    from heliostat.config import build_recipe, load_recipe
+    from heliostat.run_models import recipe_for
     from heliostat.scaling import H100, MODELS, GpuLayout, estimate, job_of, read_shape
 
-    recipe = load_recipe(args.recipe, args.overrides) if args.recipe else build_recipe({}, args.overrides)
+    recipe = recipe_for([], args.recipe, args.overrides)
     shape = read_shape(args.model, MODELS)
     compute = recipe.distributed.compute_dtype
     found = estimate(
