@@ -43,6 +43,7 @@ from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, score, score_rows
 from heliostat.train.model_bundle import ModelBundle, load_reference, set_up_model
+from heliostat.train.teacher import open_teacher
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.safe_step import TrainingDiverged
@@ -227,7 +228,8 @@ class Experiment(Card):
         with self.ledger.phase("update"):
             report = self.updater.run(batch, num_updates, self.num_updates, seed, shuffle=shuffle)
         self.num_updates += num_updates
-        self.ledger.charge_phase(self.loaded, report)
+        teacher = self.updater.teacher
+        self.ledger.charge_phase(self.loaded, report, None if teacher is None else teacher.policy.loaded)
         return Step(batch, report)
 
     def mirror_metrics(self, step: Step, num_groups: int | None = None) -> dict[str, float]:
@@ -296,7 +298,8 @@ class Experiment(Card):
         self.loaded.model.load_state_dict(weights)
         self.bundle = dataclasses.replace(self.bundle, recipe=recipe)
         self.recipe, self.ledger, self.num_updates = recipe, Ledger(), 0
-        self.updater = make_updater(recipe, self.bundle, check_recipe(recipe), self.runtime)
+        teacher = open_teacher(recipe, self.bundle, self.runtime, self.train)
+        self.updater = make_updater(recipe, self.bundle, check_recipe(recipe), self.runtime, teacher)
         self.bundle.engine.take_counts()
 
 
@@ -322,7 +325,8 @@ def open_experiment(
     runtime = start_runtime(checked.run)
     tasks = load_tasks(checked)
     bundle = set_up_model(checked, runtime)
-    updater = make_updater(checked, bundle, objective, runtime)
+    teacher = open_teacher(checked, bundle, runtime, [problem for task in tasks for problem in task.train])
+    updater = make_updater(checked, bundle, objective, runtime, teacher)
     with VerifierPool(tasks, environment_of(checked.environment)) as pool:
         bundle = with_episodes(bundle, pool.environments, warnings.warn)
         yield Experiment(

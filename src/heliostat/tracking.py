@@ -68,6 +68,12 @@ METRICS: dict[str, Metric] = {
     "policy/staleness_steps": Metric(
         "steps", "age in steps of the weights that sampled this step's rollouts; at most rollout.max_staleness"
     ),
+    "teacher/kl": Metric(
+        "nats/token", "mean of logp_new - logp_teacher over sampled tokens, over the step's updates: KL to the teacher"
+    ),
+    "teacher/distance": Metric(
+        "nats/token", "mean of the distance that teacher.kind names, over the step's updates; sampled: as teacher/kl"
+    ),
     "mismatch/k1": Metric("nats/token", "mean of logp_gen - logp_train: KL of sampler to trainer, unbiased"),
     "mismatch/k3": Metric(
         "nats/token", "mean of e^d - d - 1 with d = logp_train - logp_gen: the same KL, never negative"
@@ -166,6 +172,7 @@ METRICS: dict[str, Metric] = {
     "speed/step_tokens": Metric("tokens/second", "sampled tokens per second of the whole step"),
     "compute/rollout_flops": Metric("FLOP", "floating-point operations of sampling so far"),
     "compute/update_flops": Metric("FLOP", "floating-point operations of training so far"),
+    "compute/teacher_flops": Metric("FLOP", "floating-point operations of the teacher so far"),
     "compute/collection_flops": Metric("FLOP", "floating-point operations of collecting the traces"),
     "compute/total_flops": Metric("FLOP", "the sum of these and of the warm start so far, without evaluations"),
     "compute/unshared_flops": Metric("FLOP", "the same total if every completion had computed its own prompt"),

@@ -308,12 +308,14 @@ class TrainingGroup(Card):
         logp_old: per completion, token log-probabilities under the policy at the start of the update phase, in the
             trainer's numerics; ``None`` until the trainer fills them in.
         logp_ref: the same under the frozen reference, for objectives that need it.
+        taught: per completion, one row per token from a teacher: its log-probability, or the state that its head reads.
     """
 
     group: Group
     advantages: Float[Tensor, " completion"]
     logp_old: tuple[Float[Tensor, " _"], ...] | None = None
     logp_ref: tuple[Float[Tensor, " _"], ...] | None = None
+    taught: tuple[Tensor, ...] | None = None
 
     @property
     def has_signal(self) -> bool:

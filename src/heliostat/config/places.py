@@ -24,10 +24,11 @@ def located(layer: Layer, folder: Path) -> Layer:
     """Resolve the files that a recipe's layer names against the recipe's ``folder``."""
     folder = folder.resolve()
     placed = {section: dict(content) if isinstance(content, dict) else content for section, content in layer.items()}
-    model, traces, tasks = placed.get("model"), placed.get("traces"), placed.get("task")
+    traces, tasks = placed.get("traces"), placed.get("task")
     environment = placed.get("environment")
-    if isinstance(model, dict):
-        _place(model, "path", folder)
+    for model in (placed.get("model"), placed.get("teacher")):
+        if isinstance(model, dict):
+            _place(model, "path", folder)
     if isinstance(traces, dict):
         _place(traces, "bank", folder, to_make=True)
     if isinstance(environment, dict):

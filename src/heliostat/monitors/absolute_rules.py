@@ -35,6 +35,9 @@ ENORMOUS_GRADIENT, TINY_GRADIENT = 5e3, 1e-4
 """Norms of a gradient that no scale of rewards and penalties near 1 gives."""
 
 NO_SIGNAL = frozenset({"hardly-solved", "same-reward", "groups-agree", "groups-too-small", "no-signal", "no-gradient"})
+ABOUT_SIGNAL = (NO_SIGNAL - {"no-gradient"}) | {"nothing-solved", "everything-solved", "reward-scale"}
+"""Rules about rewards that teach too little, which mean nothing where a teacher alone trains."""
+
 FALLS = frozenset({"reward-falls-at-once", "reward-vanishes", "reward-falls", "hardly-solved", "no-signal"})
 
 

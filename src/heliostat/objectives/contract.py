@@ -133,12 +133,16 @@ class Objective(ABC):
         """
         self._check(logp_new, tokens, normalizer)
         terms = self.terms(logp_new, tokens)
-        weight = sequence_weight(self.length_normalization, tokens.num_tokens, logp_new.dtype)
         # 0 * logp keeps the graph alive where a clip removed every token, and lets a NaN or -inf through to the loss.
-        loss = (weight * terms.loss).sum() / normalizer + 0.0 * logp_new.sum()
+        loss = self.average(terms.loss, tokens, normalizer) + 0.0 * logp_new.sum()
         clipped = terms.clipped
         metrics = {} if clipped is None else {"loss/clipped": Mean(float(clipped.sum()), float(clipped.numel()))}
         return LossOutput(loss, metrics)
+
+    def average(self, loss: Float[Tensor, " sequence"], tokens: TokenBatch, normalizer: float) -> Float[Tensor, ""]:
+        """Compute ``sum_i w_i loss_i / normalizer`` of losses summed over tokens, for terms beside this objective."""
+        weight = sequence_weight(self.length_normalization, tokens.num_tokens, loss.dtype)
+        return (weight * loss).sum() / normalizer
 
     def _check(self, logp_new: Tensor, tokens: TokenBatch, normalizer: float) -> None:
         if not (math.isfinite(normalizer) and normalizer > 0):

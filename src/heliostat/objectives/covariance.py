@@ -61,6 +61,9 @@ class CovarianceClip(Objective):
     def normalizer(self, num_tokens: Int[Tensor, " sequence"]) -> float:
         return self.inner.normalizer(num_tokens)
 
+    def average(self, loss: Float[Tensor, " sequence"], tokens: TokenBatch, normalizer: float) -> Float[Tensor, ""]:
+        return self.inner.average(loss, tokens, normalizer)
+
     def can_drop_zero_advantage_groups(self, first_update: bool) -> bool:
         return self.inner.can_drop_zero_advantage_groups(first_update)
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from heliostat.config import Recipe
+from heliostat.config import ConfigError, Recipe
+from heliostat.monitors.absolute_monitor import AbsoluteMonitor
+from heliostat.monitors.absolute_rules import ABOUT_SIGNAL, ABSOLUTE_RULES
 from heliostat.objectives import Objective
 from heliostat.optim import BaseOptimizer, Schedule, accumulate_in_float32, build_optimizer
 from heliostat.optim.distributed.replicas import ALONE
@@ -20,6 +22,7 @@ from heliostat.train.guard.first_minute import first_minute_settings
 from heliostat.train.guard.panel import panel_of
 from heliostat.train.guard.run_guard import RunGuard
 from heliostat.train.logprobs.policy import Policy
+from heliostat.train.logprobs.teacher import Teacher
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.rollouts.planner import RolloutPlanner
 from heliostat.train.rollouts.scheduler import RolloutScheduler
@@ -43,7 +46,7 @@ def build_trainer(context: RunContext) -> Trainer:
     """
     recipe, bundle, runtime = context.recipe, context.bundle, context.runtime
     counters = RunCounters()
-    updater = make_updater(recipe, bundle, context.objective, runtime)
+    updater = make_updater(recipe, bundle, context.objective, runtime, context.teacher)
     curriculum = Curriculum(context.train_problems, recipe.run.seed, recipe.train.focus)
     prefixes = _open_prefixes(context)
     feedback = make_feedback(recipe, bundle, context.tasks[-1].train)
@@ -101,6 +104,8 @@ def _build_guard(context: RunContext, updater: Updater, curriculum: Curriculum) 
     actuator = build_actuator(section.actuator, updater, curriculum)
     panel = panel_of(context, updater)
     guard = RunGuard(section, context.folder, context.display.note, context.runtime.is_main, actuator, panel)
+    if not updater.uses_rewards:
+        guard.absolute = AbsoluteMonitor([rule for rule in ABSOLUTE_RULES if rule.name not in ABOUT_SIGNAL])
     guard.absolute.settings = first_minute_settings(context.bundle, context.tasks)
     return guard
 
@@ -152,13 +157,21 @@ def make_feedback(recipe: Recipe, bundle: ModelBundle, extra: Sequence[Problem])
     return Feedback(recipe.feedback, bundle.engine, policy, bundle.prompt, recipe.run.seed, extra)
 
 
-def make_updater(recipe: Recipe, bundle: ModelBundle, objective: Objective, runtime: Runtime) -> Updater:
+def make_updater(
+    recipe: Recipe, bundle: ModelBundle, objective: Objective, runtime: Runtime, teacher: Teacher | None = None
+) -> Updater:
     """Build the updater of post-training: policy, objective, optimizer and learning-rate schedule."""
     num_updates = recipe.train.num_steps * recipe.train.updates_per_step
     optimizer = build_optimizer(recipe.optimizer, bundle.loaded.model)
     accumulate_in_float32(bundle.loaded.model.parameters())
     if isinstance(optimizer, BaseOptimizer) and optimizer.extra_pass == "scores":
         optimizer.process_group = ALONE  # every rank takes all scores, of the same completions
+    moves_head = recipe.teacher.is_self and recipe.teacher.kind != "sampled"
+    if moves_head and getattr(optimizer, "extra_pass", "none") == "reevaluation":
+        raise ConfigError(
+            f"optimizer '{recipe.optimizer.name}' evaluates the loss at other weights within an update, where a "
+            "teacher that is the policy itself would move along; set teacher.kind = 'sampled'"
+        )
     return Updater(
         policy=Policy(
             bundle.loaded,
@@ -175,5 +188,6 @@ def make_updater(recipe: Recipe, bundle: ModelBundle, objective: Objective, runt
         # In float32 the in-process sampler equals the trainer to 1e-5 (checked against the parity bound).
         anchor_from_sampler=recipe.rollout.engine == "torch" and bundle.numerics == torch.float32,
         reset_every=recipe.optimizer.reset_every,
+        teacher=teacher,
         num_workers=recipe.gradient_workers,
     )

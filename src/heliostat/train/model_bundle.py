@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from heliostat.config import ConfigError, LoraSection, Recipe
+from heliostat.config import ConfigError, LoraSection, ModelSection, Recipe
 from heliostat.extras import require
 from heliostat.models import LoadedModel, encode_problem, load_model, sampler_copy_of
 from heliostat.models.lora import add_adapters
@@ -127,6 +127,11 @@ def load_reference(recipe: Recipe, folder: Path, runtime: Runtime, dtype: torch.
         dtype: the trained policy's dtype; ``auto`` may resolve differently for a folder and for the initial model.
     """
     section = recipe.model.model_copy(update={"path": str(folder), "settings": {}, "dtype": NAMES[dtype]})
+    return load_frozen(recipe, section, runtime)
+
+
+def load_frozen(recipe: Recipe, section: ModelSection, runtime: Runtime) -> Policy:
+    """Load a model that is scored and never trained onto the run's device."""
     loaded = load_model(section, recipe.run.seed)
     loaded.model.to(device=runtime.device).eval().requires_grad_(False)  # type: ignore[call-arg]  # wrapped untyped
     _try_layouts(loaded, runtime)

@@ -55,6 +55,7 @@ from heliostat.train.run_folder.checkpoints import Checkpoints, ResumePoint
 from heliostat.train.run_folder.export import NUM_PROMPTS, ExportError, try_export
 from heliostat.train.run_folder.folder import RunFolder, reserve_run_dir
 from heliostat.train.run_folder.stored_dtype import begun_in
+from heliostat.train.teacher import describe_teacher, open_teacher
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import TrainingDiverged
 
@@ -122,8 +123,13 @@ def run_recipe(
         for note in _data_notes(tasks, bundle):
             shown.note(note)
         runtime.run_on_main(lambda: check_encodable(recipe, tasks, bundle, shown.note))
+        with runtime.raise_on_all_ranks():
+            teacher = open_teacher(recipe, bundle, runtime, [problem for task in tasks for problem in task.train])
+        if teacher is not None:
+            shown.note(describe_teacher(recipe.teacher, teacher))
         refused = ""
-        if recipe.audit.enabled and recipe.train.num_steps > 0 and point.step is None:
+        rewards_train = teacher is None or not teacher.alone
+        if recipe.audit.enabled and rewards_train and recipe.train.num_steps > 0 and point.step is None:
             refused = runtime.run_on_main(lambda: audit_rewards(recipe, tasks, pool, bundle, folder, shown.note))
         if recipe.train.try_export and not refused and point.step != recipe.train.num_steps:  # else the export is next
             problems = [problem for task in tasks for problem in task.heldout][:NUM_PROMPTS]
@@ -147,6 +153,7 @@ def run_recipe(
             tasks=tasks,
             bundle=bundle,
             objective=objective,
+            teacher=teacher,
             pool=pool,
             trackers=trackers,
             display=shown,

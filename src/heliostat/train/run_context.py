@@ -18,6 +18,7 @@ from heliostat.train.console.interrupt import InterruptHandler
 from heliostat.train.console.progress import Display
 from heliostat.train.data.trace_log import TraceLog
 from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.logprobs.teacher import Teacher
 from heliostat.train.model_bundle import ModelBundle
 from heliostat.train.run_folder.checkpoints import Checkpoints
 from heliostat.train.run_folder.export import NUM_PROMPTS
@@ -36,6 +37,7 @@ class RunContext:
     tasks: Sequence[Task]
     bundle: ModelBundle
     objective: Objective
+    teacher: Teacher | None
     pool: VerifierPool
     trackers: Sequence[Tracker]
     display: Display

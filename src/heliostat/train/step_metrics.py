@@ -60,7 +60,10 @@ class StepMetrics:
     def charge_update(self, groups: Sequence[Group], report: UpdateReport) -> None:
         """Charge the FLOPs of an update to the ledger, and count its tokens."""
         self.counters.num_tokens += sum(group.num_tokens for group in groups)
-        self.context.ledger.charge_phase(self.context.bundle.loaded, report)
+        teacher = self.updater.teacher
+        self.context.ledger.charge_phase(
+            self.context.bundle.loaded, report, None if teacher is None else teacher.policy.loaded
+        )
 
     def signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
         """Measure a finished update.
@@ -118,20 +121,25 @@ class StepMetrics:
                 "time/ahead": rollouts.seconds,
                 "policy/staleness_steps": float(counters.step - rollouts.policy_step),
             }
-        return ahead | {
-            "time/rollout": last["rollout"],
-            "time/verify": last["verify"],
-            "time/update": last["update"],
-            "time/total": counters.elapsed_s,
-            "speed/rollout_tokens": tokens / max(rollouts.seconds or last["rollout"], 1e-9),
-            "speed/step_tokens": tokens / max(seconds, 1e-9),
-            "compute/rollout_flops": ledger.flops["rollout"],
-            "compute/update_flops": ledger.flops["update"],
-            "compute/collection_flops": ledger.flops["collection"],
-            "compute/total_flops": ledger.spent,
-            "compute/unshared_flops": ledger.spent_unshared,
-            "compute/tokens": float(counters.num_tokens),
-        }
+        taught = {} if self.updater.teacher is None else {"compute/teacher_flops": ledger.flops["teacher"]}
+        return (
+            ahead
+            | taught
+            | {
+                "time/rollout": last["rollout"],
+                "time/verify": last["verify"],
+                "time/update": last["update"],
+                "time/total": counters.elapsed_s,
+                "speed/rollout_tokens": tokens / max(rollouts.seconds or last["rollout"], 1e-9),
+                "speed/step_tokens": tokens / max(seconds, 1e-9),
+                "compute/rollout_flops": ledger.flops["rollout"],
+                "compute/update_flops": ledger.flops["update"],
+                "compute/collection_flops": ledger.flops["collection"],
+                "compute/total_flops": ledger.spent,
+                "compute/unshared_flops": ledger.spent_unshared,
+                "compute/tokens": float(counters.num_tokens),
+            }
+        )
 
     @property
     def parity_bound(self) -> float:

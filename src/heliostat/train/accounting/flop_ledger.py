@@ -20,8 +20,9 @@ from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.updater import UpdateReport
 
-COMPUTE_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
-PHASES = (*COMPUTE_PHASES, "verify")
+TIMED_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
+COMPUTE_PHASES = (*TIMED_PHASES, "teacher")  # whose time is part of the update's
+PHASES = (*TIMED_PHASES, "verify")
 
 
 @dataclass(slots=True)
@@ -81,10 +82,12 @@ class Ledger:
             forward = forward_flops(loaded, tokens, attended / max(1, tokens), num_logits)
             book[phase] += (1 + BACKWARD_COST * with_gradient) * forward
 
-    def charge_phase(self, loaded: LoadedModel, report: UpdateReport) -> None:
-        """Charge an update phase: its passes with gradients, and those that only scored."""
+    def charge_phase(self, loaded: LoadedModel, report: UpdateReport, teacher: LoadedModel | None = None) -> None:
+        """Charge an update phase: its passes with gradients, those that only scored, and those of a teacher."""
         self.charge_update("update", loaded, report.counts)
         self.charge_update("update", loaded, report.scored, with_gradient=False)
+        if teacher is not None:
+            self.charge_update("teacher", teacher, report.taught, with_gradient=False)
 
     @property
     def times_spans(self) -> bool:
@@ -120,6 +123,7 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         """Continue counting from a checkpoint."""
-        self.flops = dict(state["flops"])
-        self.unshared = dict(state["unshared"])
+        none = dict.fromkeys(COMPUTE_PHASES, 0.0)  # a checkpoint of an earlier version may lack a phase
+        self.flops = none | state["flops"]
+        self.unshared = none | state["unshared"]
         self.seconds = dict(state["seconds"])

@@ -31,9 +31,23 @@ def check_recipe(recipe: Recipe) -> Objective:
     optimizer_settings(recipe.optimizer)
     refuse_nonconforming(recipe.optimizer)
     objective = build_objective(recipe.objective)
-    if recipe.train.num_steps > 0:
+    _check_teacher(recipe)
+    if recipe.train.num_steps > 0 and not (recipe.teacher.enabled and recipe.teacher.alone):
         _check_group_size(recipe, objective)
     return objective
+
+
+ACTS_ON_REWARDS = ("entropy-bonus", "variety-bonus", "clip-high", "covariance", "tau", "kl-ref")
+"""Actuators of the guard that change the objective, or the rewards that it sees."""
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    """Refuse settings that have no effect where a teacher alone trains."""
+    if recipe.teacher.enabled and recipe.teacher.alone and recipe.guard.actuator in ACTS_ON_REWARDS:
+        raise ConfigError(
+            f"guard.actuator = '{recipe.guard.actuator}' acts through the objective of rewards, which teacher.alone "
+            "leaves out; set teacher.alone = false, or guard.actuator = 'none'"
+        )
 
 
 def _check_group_size(recipe: Recipe, objective: Objective) -> None:

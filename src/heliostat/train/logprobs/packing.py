@@ -28,6 +28,7 @@ class Row:
         group: index of its group; rows of one group share one prompt.
         logp_old: anchor log-probabilities; ``None`` if the anchor is the current policy itself.
         logp_ref: the reference's log-probabilities; ``None`` without a reference.
+        taught: the teacher's log-probabilities or states (``TrainingGroup``); ``None`` without a teacher.
     """
 
     group: int
@@ -36,6 +37,7 @@ class Row:
     advantage: float
     logp_old: Float[Tensor, " token"] | None = None
     logp_ref: Float[Tensor, " token"] | None = None
+    taught: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -67,6 +69,7 @@ def rows_of(groups: Sequence[TrainingGroup]) -> list[Row]:
             advantage=advantage,
             logp_old=None if group.logp_old is None else group.logp_old[member],
             logp_ref=None if group.logp_ref is None else group.logp_ref[member],
+            taught=None if group.taught is None else group.taught[member],
         )
         for index, group in enumerate(groups)
         for member, (completion, advantage) in enumerate(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from heliostat.spans import span
@@ -25,26 +24,33 @@ def score(
     groups: Sequence[TrainingGroup],
     tokens_per_microbatch: int,
     count: Callable[[Sequence[Row], bool], None],
+    read: Callable[[Sequence[Row]], Tensor] | None = None,
 ) -> list[Anchor]:
     """Compute token log-probabilities of every completion under the current ``policy``, by group.
 
     Args:
         count: called for every forward, for the ledger.
+        read: computes something else of a micro-batch, one row per token.
     """
-    pieces = iter(score_rows(policy, rows_of(groups), tokens_per_microbatch, count))
+    pieces = iter(score_rows(policy, rows_of(groups), tokens_per_microbatch, count, read))
     return [tuple(next(pieces) for _ in group.group.completions) for group in groups]
 
 
 @torch.no_grad()
 def score_rows(
-    policy: Policy, rows: Sequence[Row], tokens_per_microbatch: int, count: Callable[[Sequence[Row], bool], None]
-) -> list[Float[Tensor, " token"]]:
-    """Compute token log-probabilities of every row under the current ``policy``; see ``score``."""
+    policy: Policy,
+    rows: Sequence[Row],
+    tokens_per_microbatch: int,
+    count: Callable[[Sequence[Row], bool], None],
+    read: Callable[[Sequence[Row]], Tensor] | None = None,
+) -> list[Tensor]:
+    """Compute token log-probabilities (or ``read``) of every row under the current ``policy``; see ``score``."""
+    read = read or policy.log_probs
     by_row: dict[int, Tensor] = {}
     parts = microbatches(rows, tokens_per_microbatch, policy.padded_tokens)
     for part in parts:
         with span("score"):
-            logp = policy.log_probs(part).cpu()
+            logp = read(part).cpu()
         count(part, policy.shared_prompt)
         for row, piece in zip(part, torch.split(logp, [row.num_tokens for row in part]), strict=True):
             by_row[id(row)] = piece

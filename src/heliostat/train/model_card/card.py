@@ -60,7 +60,7 @@ def _front_matter(facts: CardFacts, base: BaseModel, is_adapter: bool) -> str:
     hub_id = base.hub_id if is_adapter else base.hub_id or base.origin
     relation: dict[str, Any] = {"base_model_relation": "adapter" if is_adapter else "finetune"} if hub_id else {}
     sets = dict.fromkeys(found for section in facts.recipe.task if (found := hub_data(section)) is not None)
-    kinds = ("reinforcement-learning", facts.recipe.objective.name) if facts.is_post_trained else ("sft",)
+    kinds = _kinds(facts)
     data = ModelCardData(
         base_model=hub_id,
         datasets=list(sets) or None,
@@ -70,6 +70,15 @@ def _front_matter(facts: CardFacts, base: BaseModel, is_adapter: bool) -> str:
         **relation,
     )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def _kinds(facts: CardFacts) -> tuple[str, ...]:
+    """Return the card's tags for the way of training."""
+    teacher = facts.recipe.teacher
+    if not facts.is_post_trained:
+        return ("sft",)
+    by_rewards = ("reinforcement-learning", facts.recipe.objective.name)
+    return (*(() if teacher.enabled and teacher.alone else by_rewards), *(("distillation",) * teacher.enabled))
 
 
 def _summary(facts: CardFacts, base: BaseModel, is_adapter: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from heliostat.config import Recipe, TaskSection
+from heliostat.config import Recipe, TaskSection, TeacherSection
 from heliostat.train.model_card.facts import CardFacts, is_on_hub
 from heliostat.train.model_card.names import id_in_code, is_choice, is_hub_id, name_in_code, plain_name, table
 
@@ -69,7 +69,10 @@ def _supervised(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _post_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
     rollout, optimizer, train = recipe.rollout, recipe.optimizer, recipe.train
     budget = recipe.environment.max_tokens if recipe.environment.enabled else rollout.max_new_tokens
-    yield "objective", _named(recipe.objective.name, recipe.objective.settings)
+    if not (recipe.teacher.enabled and recipe.teacher.alone):
+        yield "objective", _named(recipe.objective.name, recipe.objective.settings)
+    if recipe.teacher.enabled:
+        yield "teacher", _teacher(recipe.teacher)
     yield "optimizer", _named(optimizer.name, {"lr": optimizer.lr, **optimizer.settings})
     yield "learning rate", f"{optimizer.schedule} after {optimizer.warmup_steps} steps of warm-up"
     yield "steps", f"{train.num_steps}, updates in each: {train.updates_per_step}"
@@ -84,6 +87,15 @@ def _post_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "prefixes of stored solutions", _named(recipe.prefix.name, {"share": recipe.prefix.share})
     if recipe.guard.mode == "act":
         yield "guard", _named("act", {"actuator": recipe.guard.actuator})
+
+
+def _teacher(section: TeacherSection) -> str:
+    """Format the teacher; a local folder is not named."""
+    shown = "the policy itself" if section.is_self else "a local model"
+    if is_hub_id(section.path) and is_on_hub(section.path):
+        shown = id_in_code(section.path)
+    hint = {} if section.hint == "none" else {"hint": section.hint}
+    return shown + _in_brackets({"kind": section.kind, "weight": section.weight, **hint})
 
 
 def _source(section: TaskSection) -> str:

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heliostat.objectives import Objective
-from heliostat.train.logprobs.packing import Row, token_batch
+from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.update.rank_sync import RankSync
+from heliostat.train.update.step_loss import StepLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class ExtraPass:
     """One update's rows, ready to be run again.
 
     Attributes:
+        loss: of the update.
         rows: every completion of the update on all ranks; scores are drawn from them, and every rank computes each.
         parts: this rank's micro-batches, with the anchor's log-probabilities filled in.
         rank_sync: keeps ranks in step.
@@ -38,8 +39,7 @@ class ExtraPass:
     """
 
     policy: Policy
-    objective: Objective
-    normalizer: float
+    loss: StepLoss
     rows: Sequence[Row]
     parts: Sequence[Sequence[Row]]
     rank_sync: RankSync
@@ -83,9 +83,8 @@ class ExtraPass:
 
     def _losses(self) -> Iterator[Tensor]:
         for part in self.parts:
-            logp_new = self._log_probs(part)
-            loss = self.objective.loss(logp_new, token_batch(part, logp_new), self.normalizer).loss
-            yield loss * self.rank_sync.scale
+            self.count(part, self.policy.shared_prompt)
+            yield self.loss.of(self.policy, part).output.loss * self.rank_sync.scale
         self.rank_sync.run_dummy_passes(self.policy)
         self.rank_sync.synchronise()  # the optimizer has called backward on every loss by now
 

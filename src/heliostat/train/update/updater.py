@@ -12,7 +12,7 @@ Left out: sampling of the groups, and their metrics (``mirror_metrics``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,14 +30,16 @@ from heliostat.objectives.covariance import CovarianceClip
 from heliostat.optim import Schedule, forget_moments
 from heliostat.spans import span
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.logprobs.packing import Row, microbatches, rows_of, token_batch
+from heliostat.train.logprobs.packing import Row, microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, sampler_anchor, score
+from heliostat.train.logprobs.teacher import Teacher
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.gradient_workers import GradientWorkers
 from heliostat.train.update.optimizer_passes import ExtraPass
 from heliostat.train.update.rank_sync import RankSync
 from heliostat.train.update.safe_step import SafeStep
+from heliostat.train.update.step_loss import StepLoss
 from heliostat.types import Batch, Group, Mean, TokenBatch, TrainingGroup
 
 
@@ -66,6 +68,7 @@ class UpdateReport(Card):
     Attributes:
         max_sampler_gap: largest ``|logp_gen - logp_new|`` on a token at the anchor; ``None`` if no token was compared.
         counts, scored: counts of the passes with gradients, and of the passes that only score (an anchor, a reference).
+        taught: counts of the passes of a teacher.
         mismatch: moments of sampler against trainer on the tokens of the first update (``monitors.mismatch``), and of
             trajectories by turn (``monitors.turns``).
         moved: moments of the change of the weights (``monitors.weights``).
@@ -74,6 +77,7 @@ class UpdateReport(Card):
     means: dict[str, Mean] = field(default_factory=dict)
     counts: UpdateCounts = field(default_factory=UpdateCounts)
     scored: UpdateCounts = field(default_factory=UpdateCounts)
+    taught: UpdateCounts = field(default_factory=UpdateCounts)
     bad_steps: int = 0
     max_sampler_gap: float | None = None
     mismatch: dict[str, Mean] = field(default_factory=Mismatch().empty)
@@ -100,6 +104,7 @@ class UpdateReport(Card):
             means=runtime.merge(self.means),
             counts=self.counts.over_ranks(runtime),
             scored=self.scored.over_ranks(runtime),
+            taught=self.taught.over_ranks(runtime),
             max_sampler_gap=max(gaps, default=None),
             mismatch=runtime.merge(self.mismatch),
             moved=runtime.merge(self.moved),
@@ -107,7 +112,11 @@ class UpdateReport(Card):
 
 
 def make_batch(
-    objective: Objective, groups: Sequence[Group], entropy_bonus: float = 0.0, variety_bonus: float = 0.0
+    objective: Objective,
+    groups: Sequence[Group],
+    entropy_bonus: float = 0.0,
+    variety_bonus: float = 0.0,
+    uses_rewards: bool = True,
 ) -> Batch:
     """Turn each group's rewards into the objective's advantages.
 
@@ -116,6 +125,7 @@ def make_batch(
             do not include it.
         variety_bonus: adds ``-variety_bonus log pi_gen(y)`` likewise, but only to successful completions. Rare
             correct answers gain reward, and new wrong answers do not.
+        uses_rewards: ``False`` sets all advantages to 0.
 
     **Limits** At the anchor, for advantages that are the reward minus a mean, the bonus adds ``entropy_bonus`` times
     the gradient of the entropy of whole completions, in expectation.
@@ -123,6 +133,8 @@ def make_batch(
 
     def targets(group: Group) -> torch.Tensor:
         rewards = torch.tensor(group.rewards, dtype=torch.float32)
+        if not uses_rewards:
+            return torch.zeros_like(rewards)
         if entropy_bonus or variety_bonus:
             surprise = [-float(completion.logp_gen.sum(dtype=np.float64)) for completion in group.completions]
             weight = [entropy_bonus + variety_bonus * verdict.success for verdict in group.verdicts]
@@ -139,6 +151,7 @@ class Updater:
     Attributes:
         reset_every: number of phases after which the optimizer's moments are reset; 0 for never.
         reference: the frozen policy of objectives that need one.
+        teacher: a policy whose distributions are matched, beside the objective or in its place.
         lr_scale: factor on the schedule; the guard lowers it when it rolls back.
         covariance_share: share of a batch's tokens whose gradient is dropped (``objectives.covariance``).
         entropy_bonus, variety_bonus: the bonuses of this updater's batches (``make_batch``).
@@ -156,6 +169,7 @@ class Updater:
     anchor_from_sampler: bool
     reset_every: int = 0
     reference: Policy | None = None
+    teacher: Teacher | None = None
     lr_scale: float = 1.0
     covariance_share: float = 0.0
     entropy_bonus: float = 0.0
@@ -172,13 +186,18 @@ class Updater:
         self.workers = GradientWorkers(self.num_workers)
         self._current = self.objective
 
+    @property
+    def uses_rewards(self) -> bool:
+        """Whether rewards decide on updates, and are not only measured."""
+        return self.teacher is None or not self.teacher.alone
+
     def make_batch(self, groups: Sequence[Group], anchors: Sequence[Anchor] | None = None) -> Batch:
         """Build a batch of verified groups with the targets of this updater's objective and its bonuses.
 
         Args:
             anchors: by group, ``logp_old`` of the policy that sampled it, if the weights have moved since.
         """
-        batch = make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus)
+        batch = make_batch(self.objective, groups, self.entropy_bonus, self.variety_bonus, self.uses_rewards)
         if anchors is None:
             return batch
         return Batch(tuple(dataclasses.replace(g, logp_old=a) for g, a in zip(batch.groups, anchors, strict=True)))
@@ -215,6 +234,8 @@ class Updater:
         for index, (minibatch, mine) in enumerate(zip(minibatches, shares, strict=True)):
             if self.reference is not None:
                 mine = self._with_reference(mine, self.reference, report)
+            if self.teacher is not None:
+                mine = self._with_teacher(mine, self.teacher, report)
             report.lr = self.schedule.set_lr(self.safe_step.optimizer, first_update + index, self.lr_scale)
             moved = self._step(minibatch, mine, at_anchor, report, (seed, index))
             self.version += moved
@@ -232,20 +253,33 @@ class Updater:
         if self.anchor_from_sampler:
             olds = [sampler_anchor(group.group) for group in batch.groups]
         else:
-            olds = self._scored(batch, self.policy, report)
+            olds = self._scored(batch.groups, self.policy, report.scored)
         return Batch(tuple(dataclasses.replace(g, logp_old=o) for g, o in zip(batch.groups, olds, strict=True)))
 
     def _with_reference(self, batch: Batch, reference: Policy, report: UpdateReport) -> Batch:
         """Fill in ``logp_ref``."""
-        scored = self._scored(batch, reference, report)
+        scored = self._scored(batch.groups, reference, report.scored)
         return Batch(tuple(dataclasses.replace(g, logp_ref=r) for g, r in zip(batch.groups, scored, strict=True)))
 
+    def _with_teacher(self, batch: Batch, teacher: Teacher, report: UpdateReport) -> Batch:
+        """Fill in what the teacher reads, at the policy's temperature."""
+        teacher.policy.temperature = self.policy.temperature
+        seen = [teacher.sees(group) for group in batch.groups]
+        taught = self._scored(seen, teacher.policy, report.taught, teacher.read)
+        return Batch(tuple(dataclasses.replace(g, taught=t) for g, t in zip(batch.groups, taught, strict=True)))
+
     @torch.no_grad()
-    def _scored(self, batch: Batch, policy: Policy, report: UpdateReport) -> list[Anchor]:
-        """Compute token log-probabilities of every completion under the current ``policy``, by group."""
-        parts = microbatches(rows_of(batch.groups), self.tokens_per_microbatch, policy.padded_tokens)
+    def _scored(
+        self,
+        groups: Sequence[TrainingGroup],
+        policy: Policy,
+        counts: UpdateCounts,
+        read: Callable[[Sequence[Row]], Tensor] | None = None,
+    ) -> list[Anchor]:
+        """Compute token log-probabilities (or ``read``) of every completion under the current ``policy``, by group."""
+        parts = microbatches(rows_of(groups), self.tokens_per_microbatch, policy.padded_tokens)
         rank_sync = RankSync.for_update(self.runtime, [], self._rows, len(parts))  # ranks agree before the first pass
-        scored = score(policy, batch.groups, self.tokens_per_microbatch, report.scored.add)
+        scored = score(policy, groups, self.tokens_per_microbatch, counts.add, read)
         rank_sync.run_dummy_passes(policy)
         return scored
 
@@ -260,13 +294,14 @@ class Updater:
         anchors would otherwise give a batch without signal a gradient of 1e-7, which Adam scales up to a full step.
         """
         lengths = [c.num_sampled for group in batch.groups for c in group.group.completions]
-        normalizer = self._current.normalizer(torch.tensor(lengths))
+        loss = StepLoss(self._current, self._current.normalizer(torch.tensor(lengths)), self.teacher)
         everyone, groups = batch.groups, mine.groups
         if at_anchor:
             groups = tuple(dataclasses.replace(group, logp_old=None) for group in groups)
         # A second evaluation is not at the anchor; there, groups without signal do have a gradient.
         reevaluated = getattr(self.safe_step.optimizer, "extra_pass", "none") == "reevaluation"
-        if self.drop_zero_signal and self._current.can_drop_zero_advantage_groups(at_anchor and not reevaluated):
+        can_drop = self._current.can_drop_zero_advantage_groups(at_anchor and not reevaluated)
+        if self.drop_zero_signal and can_drop and self.teacher is None:
             groups = tuple(group for group in groups if group.has_signal)
             everyone = tuple(group for group in everyone if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(everyone)
@@ -274,14 +309,14 @@ class Updater:
         parts = self.workers.split(self.policy, rows_of(groups), self.tokens_per_microbatch)
         rows = rows_of(everyone)
         rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, rows, len(parts))
-        passes = self.workers.run(self.policy, parts, partial(self._backward, normalizer, rank_sync.scale, at_anchor))
+        passes = self.workers.run(self.policy, parts, partial(self._backward, loss, rank_sync.scale, at_anchor))
         for each in passes:
             report.add_pass(each, self.policy.shared_prompt)
         rank_sync.run_dummy_passes(self.policy)
         rank_sync.synchronise()
         total = self.runtime.sum({"loss": float(sum(each.loss for each in passes))})["loss"]
         filled = [each.rows for each in passes]
-        extra = ExtraPass(self.policy, self._current, normalizer, rows, filled, rank_sync, report.counts.add)
+        extra = ExtraPass(self.policy, loss, rows, filled, rank_sync, report.counts.add)
         with span("optimizer"):
             norm = self.safe_step.apply(total, lambda: extra.step(self.safe_step.optimizer, seed))
         if norm is None:
@@ -293,13 +328,10 @@ class Updater:
         return norm > 0
 
     def _backward(
-        self, normalizer: float, scale: int, at_anchor: bool, policy: Policy, part: Sequence[Row]
+        self, loss: StepLoss, scale: int, at_anchor: bool, policy: Policy, part: Sequence[Row]
     ) -> GradientPass:
         """Accumulate the part's gradient in the policy's model. Several threads run this, each with its own policy."""
-        with span("forward"):
-            logp_new = policy.log_probs(part)
-        tokens = token_batch(part, logp_new)
-        output = self._current.loss(logp_new, tokens, normalizer)
+        logp_new, tokens, output = loss.of(policy, part)
         with span("backward"):
             (output.loss * scale).backward()  # type: ignore[no-untyped-call]
         anchors = torch.split(tokens.logp_old, [row.num_tokens for row in part])

@@ -1,0 +1,131 @@
+"""Load a recipe's teacher and compare it with the policy, before anything is sampled.
+
+    a folder or hub id   a second model in this process, frozen, in a dtype of its own
+    self                 the policy at its weights of the moment, with a hint that only the teacher sees
+
+The teacher reads the policy's own token ids, so both need one tokenizer. It sees the policy's prompts, rendered once
+with the policy's chat template.
+
+Left out: teachers on a server, and its use in an update (``logprobs.teacher``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from heliostat.config import ConfigError, ModelSection, Recipe, TeacherSection
+from heliostat.models import LoadedModel
+from heliostat.models.prompts.token_counts import prompt_sizes
+from heliostat.objectives.distillation import Distillation
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.logprobs.policy import Policy
+from heliostat.train.logprobs.teacher import Teacher
+from heliostat.train.model_bundle import ModelBundle, completion_budget, load_frozen
+from heliostat.types import Message, Problem, Prompt
+
+PROBE = "Tokenizers differ in 1234 small ways:  spaces, Ünïcode, punctuation-marks!\n\tx = y**2"
+
+
+def open_teacher(recipe: Recipe, bundle: ModelBundle, runtime: Runtime, problems: Sequence[Problem]) -> Teacher | None:
+    """Load the recipe's teacher; ``None`` if it has none.
+
+    Args:
+        problems: those of training, which have to fit the teacher's context with its hints.
+
+    Raises:
+        ConfigError: the model cannot be loaded, has another tokenizer or too short a context, or a problem has no hint.
+        ValueError: a prompt with its hint does not fit the policy's context.
+    """
+    section = recipe.teacher
+    if not section.enabled:
+        return None
+    distillation = Distillation(kind=section.kind, weight=section.weight, beta=section.beta)
+    if runtime.sharded and distillation.needs_logits:
+        raise ConfigError(
+            f"teacher.kind = '{section.kind}' needs the whole head of both models on every rank, which sharding "
+            "avoids; set teacher.kind = 'sampled', or distributed.placement = 'replicated'"
+        )
+    if section.is_self:
+        policy = Policy(bundle.loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
+    else:
+        policy = load_frozen(recipe, ModelSection(path=section.path, dtype=section.dtype), runtime)
+        _compare_tokenizers(policy.loaded, bundle.loaded)
+    _check_room(recipe, policy.loaded, bundle.loaded, [_with_hint(problem, section) for problem in problems])
+    return Teacher(policy, distillation, section.alone, _hinted(bundle, section))
+
+
+def describe_teacher(section: TeacherSection, teacher: Teacher) -> str:
+    """Describe in a line the teacher, and whether rewards train too."""
+    what = "the policy itself" if section.is_self else f"'{teacher.policy.loaded.name}'"
+    sees = "" if section.hint == "none" else f", which sees each problem's {section.hint}"
+    size = f"{teacher.policy.loaded.num_parameters / 1e6:.3g}M parameters"
+    rewards = "rewards are only measured (teacher.alone)" if section.alone else "its distance is added to the objective"
+    return f"teacher: {what} ({size}){sees}; {section.kind}; {rewards}"
+
+
+def _hinted(bundle: ModelBundle, section: TeacherSection) -> Callable[[Prompt], Prompt]:
+    """Return the map from the policy's prompts to the teacher's; a given prefix stays."""
+    known: dict[str, tuple[int, ...]] = {}
+
+    def of(prompt: Prompt) -> Prompt:
+        if section.hint == "none":
+            return prompt
+        problem = _with_hint(prompt.problem, section)
+        key = f"{problem.task}/{problem.problem_id}"
+        if key not in known:
+            known[key] = bundle.prompt(problem).token_ids
+        return replace(prompt, token_ids=known[key])
+
+    return of
+
+
+def _with_hint(problem: Problem, section: TeacherSection) -> Problem:
+    """Return the problem as the teacher sees it.
+
+    Raises:
+        ConfigError: it has nothing to hint at.
+    """
+    if section.hint == "none":
+        return problem
+    hint = {"answer": problem.answer, "solution": problem.solution}[section.hint]
+    if hint is None:
+        raise ConfigError(f"{problem.described} has no {section.hint}, which teacher.hint = '{section.hint}' needs")
+    text = section.hint_text.replace("{hint}", hint)
+    prompt: str | tuple[Message, ...]
+    if isinstance(problem.prompt, str):
+        prompt = problem.prompt + text
+    else:
+        last = problem.prompt[-1]
+        prompt = (*problem.prompt[:-1], {**last, "content": last["content"] + text})
+    return replace(problem, prompt=prompt, place=f"{problem.place} with its hint".strip())
+
+
+def _compare_tokenizers(teacher: LoadedModel, policy: LoadedModel) -> None:
+    """Refuse a teacher that would read other tokens than the policy wrote."""
+    theirs, ours = teacher.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    if theirs != ours:
+        token = min(set(theirs.items()) ^ set(ours.items()), key=lambda pair: (pair[1], pair[0]))[0]
+        described = f"token {token!r} has id {theirs.get(token)} there and {ours.get(token)} here"
+    elif teacher.tokenizer.encode(PROBE) != policy.tokenizer.encode(PROBE):
+        described = "equal vocabularies, but they cut a text into other tokens"
+    else:
+        return
+    raise ConfigError(
+        f"teacher '{teacher.name}' has another tokenizer than model '{policy.name}' ({described}), so it cannot read "
+        "the policy's token ids; choose a teacher of the same family"
+    )
+
+
+def _check_room(recipe: Recipe, teacher: LoadedModel, policy: LoadedModel, problems: Sequence[Problem]) -> None:
+    """Refuse problems that do not fit the teacher's context together with a completion."""
+    limit, budget = completion_budget(recipe)
+    room = teacher.context_length - budget
+    sizes = prompt_sizes(policy, problems, recipe.model.chat, recipe.model.system, room)
+    worst = max(range(len(sizes)), key=sizes.__getitem__)
+    if sizes[worst] > room:
+        raise ConfigError(
+            f"{problems[worst].described}: the teacher's prompt has {sizes[worst]} tokens, and with {limit} = {budget} "
+            f"more it does not fit the context of teacher '{teacher.name}', which holds {teacher.context_length}; "
+            "shorten the problem or its hint"
+        )
