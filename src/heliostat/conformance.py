@@ -1,6 +1,7 @@
 """The common part of the conformance suites: promises that a part of a run keeps, tried one by one.
 
-    objectives.conformance  optim.conformance  tasks.verifier_conformance  rollout.conformance  tracker_conformance
+    objectives.conformance  optim.conformance  rollout.conformance  tracker_conformance
+    tasks.verifier_conformance  tasks.environment_audit.conformance
 
 Left out: the promises themselves, and finding the suite for an object (``cli.suites``).
 """

@@ -75,6 +75,11 @@ def test_the_policy_itself_teaches_with_the_answer_in_its_prompt(tmp_path):
     assert "pmd-mean" not in (tmp_path / "run" / "model" / "README.md").read_text(), "no reward trained it"
 
 
+def test_a_teacher_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"^teacher\.path: .*no such folder"):
+        run_recipe(small.recipe(tmp_path, **SHORT, teacher__path="./nowhere"), tmp_path / "run")
+
+
 def test_a_teacher_with_another_tokenizer_is_refused_before_anything_is_sampled(teacher, tmp_path):
     other = tmp_path / "another tokenizer"
     shutil.copytree(teacher / "model", other)

@@ -13,3 +13,16 @@ class Echo:
 
     def step(self, action):
         return Step("no" if "yes" not in action else "", float("yes" in action), "yes" in action)
+
+
+class Fails(Echo):
+    def step(self, action):
+        raise KeyError(action)
+
+
+class GivesAway(Echo):
+    def problem(self, seed):
+        return {"prompt": f"Problem {seed}."}
+
+    def step(self, action):
+        return Step("", 1.0, True)

@@ -8,6 +8,7 @@ Left out: printing (``check``), and the promises (``heliostat.optim.conformance`
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,8 +105,80 @@ def _try_optimizer(name: str, overrides: Sequence[str]) -> Found:
     return tried(CHECKS, failures(recipe.optimizer))
 
 
+def _engines() -> Collection[str]:
+    from heliostat.rollout import ENGINES
+
+    return ENGINES
+
+
+def _has(*methods: str) -> Callable[[Any], bool]:
+    return lambda part: isinstance(part, type) and all(callable(getattr(part, each, None)) for each in methods)
+
+
+def _try_engine(name: str, overrides: Sequence[str]) -> Found:
+    from heliostat.config import ConfigError, build_recipe
+    from heliostat.rollout.conformance import CHECKS, failures
+
+    section = build_recipe({KINDS["engine"].setting: name}, overrides).rollout
+    if section.server_url:
+        raise ConfigError(f"'{name}' samples on a server, which serves another model than the one of these checks")
+    return tried(CHECKS, failures(section))
+
+
+def _verifiers() -> Collection[str]:
+    from heliostat.tasks.verifiers.builtin import VERIFIERS
+
+    return VERIFIERS
+
+
+def _is_verifier(part: Any) -> bool:
+    return not isinstance(part, type) and callable(part) and "completions" in inspect.signature(part).parameters
+
+
+def _try_verifier(name: str, overrides: Sequence[str]) -> Found:
+    from heliostat.config import ConfigError
+    from heliostat.tasks.settings import build_verifiers
+    from heliostat.tasks.verifier_conformance import CHECKS, failures
+
+    if overrides:
+        raise ConfigError(f"the checks of a verifier take no settings, not {overrides[0]}")
+    (weighted,) = build_verifiers([{"name": name}])
+    return tried(CHECKS, failures(weighted.verifier))
+
+
+def _environments() -> Collection[str]:
+    from heliostat.tasks.environments.shipped import SHIPPED
+
+    return SHIPPED
+
+
+def _try_environment(name: str, overrides: Sequence[str]) -> Found:
+    from heliostat.config import build_recipe
+    from heliostat.tasks.environment_audit.conformance import failures
+
+    recipe = build_recipe({KINDS["environment"].setting: name}, overrides)
+    return {text: (text, sentence) for text, sentence in failures(recipe.environment).items()}
+
+
+def _trackers() -> Collection[str]:
+    from heliostat.trackers import TRACKERS
+
+    return TRACKERS
+
+
+def _try_tracker(name: str, overrides: Sequence[str]) -> Found:
+    from heliostat.config import build_recipe
+    from heliostat.tracker_conformance import CHECKS, failures
+
+    return tried(CHECKS, failures(build_recipe({KINDS["tracker"].setting: [name]}, overrides).tracking))
+
+
 SUITES: dict[str, Suite] = {
     "objective": Suite("objective", _objectives, _is_objective, _try_objective),
     "optimizer": Suite("optimizer", _optimizers, _is_optimizer, _try_optimizer),
+    "engine": Suite("rollout", _engines, _has("sample", "take_counts"), _try_engine),
+    "verifier": Suite("task", _verifiers, _is_verifier, _try_verifier),
+    "environment": Suite("environment", _environments, _has("reset", "step"), _try_environment),
+    "tracker": Suite("tracking", _trackers, _has("log", "close"), _try_tracker),
 }
 """The suite of every kind."""

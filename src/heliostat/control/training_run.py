@@ -20,6 +20,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from heliostat.control.algorithms import algorithm_class, arguments_of, setup_of
@@ -133,6 +134,7 @@ def run_training(run: TrainingRun, on_row: OnRow = lambda row: None) -> list[Row
     policy = "MultiInputPolicy" if hasattr(env.observation_space, "spaces") else "MlpPolicy"
     model = algorithm_class(run.algo)(policy=policy, env=env, seed=run.seed, device="cpu", **arguments)
     watch = _Stopwatch(run, eval_env, on_row)
+    model.set_logger(Logger(folder=None, output_formats=[]))  # by default, a folder in the system's temporary one
     model.learn(run.num_steps, callback=watch, log_interval=None)  # type: ignore[arg-type]
     if run.model is not None:
         save_model(model, env, run.model)

@@ -49,7 +49,10 @@ def open_teacher(recipe: Recipe, bundle: ModelBundle, runtime: Runtime, problems
     if section.is_self:
         policy = Policy(bundle.loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
     else:
-        policy = load_frozen(recipe, ModelSection(path=section.path, dtype=section.dtype), runtime)
+        try:
+            policy = load_frozen(recipe, ModelSection(path=section.path, dtype=section.dtype), runtime)
+        except ConfigError as error:
+            raise ConfigError(f"teacher.path: {error}") from error
         _compare_tokenizers(policy.loaded, bundle.loaded)
     _check_room(recipe, policy.loaded, bundle.loaded, [_with_hint(problem, section) for problem in problems])
     return Teacher(policy, distillation, section.alone, _hinted(bundle, section))

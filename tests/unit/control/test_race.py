@@ -43,13 +43,16 @@ def test_words_are_read_as_toml():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("control") / "run"
     words = ["--algo", "smac", "a2c", "--steps", "600", "--seeds", "2", "--run", str(path), "--set", "gamma=0.9"]
-    assert main(["control", "CartPole-v1", *words]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(path / "logs"))
+        assert main(["control", "CartPole-v1", *words]) == 0
     return path
 
 
 @pytest.mark.slow
 def test_a_run_folder_holds_every_algorithm_and_seed(folder):
     run = read_control(folder)
+    assert not (folder / "logs").exists(), "the peer's loggers write nothing, here or in the temporary folder"
     assert run.algos == ["smac", "a2c"]
     assert set(run.evaluations) == {(algo, seed) for algo in run.algos for seed in (0, 1)}
     for rows in run.evaluations.values():

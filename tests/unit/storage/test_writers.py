@@ -35,7 +35,10 @@ LISTED = {
     ("traces/parquet.py", "write_table"): "into a buffer",
     ("theory/plots.py", "savefig"): "into a buffer",
     ("control/training_run.py", "model.save"): "into a buffer",
+    ("optim/conformance.py", "torch.save"): "into a buffer, and nowhere",
     # nothing that is kept
+    ("tracker_conformance.py", "TemporaryDirectory"): "a stand-in for a run folder, gone after each check",
+    ("tracker_conformance.py", "write_text"): "into it",
     ("traces/parquet.py", "pipe_file"): "an object store, whose single write is whole or absent",
     ("train/run_folder/export.py", "mkdtemp"): "a trial of the export; the next session removes what a kill left",
     ("train/run_folder/export.py", "rmtree"): "the same",

@@ -249,6 +249,12 @@ HEALTH = PanelGroup(
             may_log=True,
         ),
         ChartPanel(
+            "Distance to the teacher",
+            ("teacher/kl", "teacher/distance"),
+            "It should fall while success rises. If it falls alone, the teacher's style is learned, not its answers.",
+            names=("KL, sampled", "what is minimised"),
+        ),
+        ChartPanel(
             "Objective",
             ("loss/objective",),
             "Rewards are regressed on a moving anchor, so this need not fall; look for explosions, not for progress.",
@@ -410,7 +416,7 @@ SHOWN_ELSEWHERE = frozenset(
     {"reward/success", "eval/pass@1", "eval/pass@1_low", "eval/pass@1_high", "eval/pass@k", "time/total"}
     | {f"time/{phase}" for phase in ("rollout", "verify", "update", "eval")}
     | {"panel/pass@1", "panel/pass@k", "panel/greedy", "guard/entropy_target"}  # entropy band, reward and coverage
-    | {"compute/rollout_flops", "compute/update_flops", "compute/tokens", "compute/total_flops"}
+    | {f"compute/{name}" for name in ("rollout_flops", "update_flops", "teacher_flops", "total_flops", "tokens")}
 )
 
 

@@ -14,6 +14,7 @@ PHASES = {
     "rollout": "Rollout",
     "verify": "Verify",
     "update": "Update",
+    "teacher": "Teacher",
     "eval": "Evaluate",
     "other": "Everything else",
 }
@@ -35,7 +36,7 @@ def flops(run: Run) -> Mapping[str, float]:
     """Return FLOPs by phase."""
     stated = _stated(run, "flops")
     if not stated:
-        logged = {phase: _last(run, f"compute/{phase}_flops") for phase in ("rollout", "update")}
+        logged = {phase: _last(run, f"compute/{phase}_flops") for phase in ("rollout", "update", "teacher")}
         stated = {phase: amount for phase, amount in logged.items() if amount}
     stated.pop("total", None)
     return _by_phase([*stated.items()])
