@@ -111,4 +111,5 @@ def _on_server(loaded: LoadedModel, limits: DecodeLimits, section: RolloutSectio
         section.server_requests,
         max_gap,
         run_on_main=run_on_main,
+        parts=section.sync,
     )

@@ -74,10 +74,27 @@ class Dialect(Protocol):
         """
         ...
 
-    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the body of a request to ``/v1/completions`` for one model.
+    def mark_weights(self, server: Server, version: str) -> None:
+        """Give the server's weights the name that ``weight_version`` returns, without touching them."""
+        ...
+
+    def load_adapter(self, server: Server, name: str, folder: Path) -> None:
+        """Load the adapter in ``folder`` next to the model.
+
+        Raises:
+            ServerError: the server was not started for that, or cannot load this one.
+        """
+        ...
+
+    def unload_adapter(self, server: Server, name: str) -> None:
+        """Remove an adapter from the server."""
+        ...
+
+    def completion_request(self, model: str, adapter: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body of a request to ``/v1/completions``.
 
         Args:
+            adapter: applied to the model; empty: none.
             body: with ``top_k = 0`` for all tokens, and otherwise in words that every server knows.
         """
         ...

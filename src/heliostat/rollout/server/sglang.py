@@ -69,9 +69,30 @@ class SGLang:
                 "the recipe's model and sees this folder, restart the server, then continue the run"
             ) from None
 
-    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def mark_weights(self, server: Server, version: str) -> None:
+        """See ``Dialect.mark_weights``."""
+        server.post("/update_weight_version", {"new_version": version, "abort_all_requests": False})
+
+    def load_adapter(self, server: Server, name: str, folder: Path) -> None:
+        """See ``Dialect.load_adapter``."""
+        try:
+            server.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, final=_FAILED)
+        except ServerError as error:
+            if not error.status:  # it did not answer
+                raise
+            raise ServerError(
+                f"{error}; to load adapters, start it with --enable-lora, --max-lora-rank of at least lora.rank and "
+                "--lora-target-modules all",
+                error.status,
+            ) from None
+
+    def unload_adapter(self, server: Server, name: str) -> None:
+        """See ``Dialect.unload_adapter``."""
+        server.post("/unload_lora_adapter", {"lora_name": name})
+
+    def completion_request(self, model: str, adapter: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """See ``Dialect.completion_request``."""
-        return {**body, "model": model, "top_k": body["top_k"] or -1}
+        return {**body, "model": model, "top_k": body["top_k"] or -1} | ({"lora_path": adapter} if adapter else {})
 
 
 def _sizes_in(path: Path) -> dict[str, int]:

@@ -25,6 +25,7 @@ from heliostat.rollout.server.dialect import ServedModel
 PROCESSED = "processed_logprobs"
 """The mode that returns log-probabilities at the sampling temperature."""
 
+_FAILED = frozenset({http.HTTPStatus.INTERNAL_SERVER_ERROR})
 _LAYERS = re.compile(r"^ *\((\d+)(?:-(\d+))?\): (?:\d+ x )?\w*DecoderLayer\(", re.MULTILINE)
 _VOCABULARY = re.compile(r"VocabParallelEmbedding\(.*?embedding_dim=(\d+), org_vocab_size=(\d+)")
 
@@ -60,21 +61,43 @@ class Vllm:
             done = _post(server, "/reset_prefix_cache")
             if isinstance(done, dict) and not done.get("success", True):
                 raise ServerError(f"rollout server {server.url} kept its prefix cache: others are using it")
-            _post(server, "/update_weight_version", {"new_version": version})
+            self.mark_weights(server, version)
         except ServerError:
             with suppress(ServerError):  # the first failure is the one to report
                 _post(server, "/resume")
             raise
         _post(server, "/resume")
 
-    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """See ``Dialect.completion_request``."""
-        return {**body, "model": model}
+    def mark_weights(self, server: Server, version: str) -> None:
+        """See ``Dialect.mark_weights``."""
+        _post(server, "/update_weight_version", {"new_version": version})
+
+    def load_adapter(self, server: Server, name: str, folder: Path) -> None:
+        """See ``Dialect.load_adapter``."""
+        asked = {"lora_name": name, "lora_path": str(folder)}
+        try:
+            server.post("/v1/load_lora_adapter", asked, final=_FAILED, is_json=False)
+        except ServerError as error:
+            if not error.status:  # it did not answer
+                raise
+            raise ServerError(
+                f"{error}; to load adapters, start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and "
+                "--max-lora-rank of at least lora.rank",
+                error.status,
+            ) from None
+
+    def unload_adapter(self, server: Server, name: str) -> None:
+        """See ``Dialect.unload_adapter``."""
+        server.post("/v1/unload_lora_adapter", {"lora_name": name}, is_json=False)
+
+    def completion_request(self, model: str, adapter: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Dialect.completion_request``; an adapter is named like a model."""
+        return {**body, "model": adapter or model}
 
     def _reload(self, server: Server, folder: Path) -> None:
         asked = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         try:
-            server.post("/collective_rpc", asked, final=frozenset({http.HTTPStatus.INTERNAL_SERVER_ERROR}))
+            server.post("/collective_rpc", asked, final=_FAILED)
         except ServerError as error:
             if error.status != http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise

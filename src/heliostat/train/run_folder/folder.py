@@ -362,7 +362,15 @@ def _at(row: Mapping[str, Any], key: str) -> float:
 
 INDIFFERENT = {
     "run": ("name", "root", "num_threads", "num_workers"),
-    "rollout": ("num_workers", "server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests"),
+    "rollout": (
+        "num_workers",
+        "server_url",
+        "sync_dir",
+        "sync",
+        "server_timeout_s",
+        "server_retries",
+        "server_requests",
+    ),
     "task": ("import_from", "num_workers", "timeout_s"),
     "environment": ("import_from", "num_workers", "timeout_s"),
     "objective": ("import_from",),
