@@ -28,8 +28,11 @@ from tests.support.public_names import public
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "smollm2-arithmetic"
 PLACES = re.compile(r"(?:.*_)?(?:path|folder|dir|dirs|file|bank|target|model|models)")
 """Names of parameters that hold a path."""
-NOT_PLACES = {("Server.get", "path"), ("Server.post", "path")}
-"""Paths of a server's addresses."""
+NOT_PLACES = {
+    *(("Server.get", "path"), ("Server.post", "path")),
+    *((f"{dialect}.completion_request", "model") for dialect in ("Vllm", "SGLang")),
+}
+"""Paths of a server's addresses, and the name under which it serves a model."""
 
 
 class Place:

@@ -4,17 +4,20 @@ Routes, parameters and answers are those of vLLM 0.32 (a test holds them to answ
 (its sources). Left out: what is not used.
 """
 
+import copy
 import json
 import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
 from heliostat.config import ModelSection
 from heliostat.models import load_model
+from heliostat.models.head import completion_head
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
 from heliostat.types import Problem, Prompt, StopReason
 
@@ -30,6 +33,10 @@ embedding_dim={width}, org_vocab_size={vocab}, num_embeddings_padded={vocab}, tp
 )"""
 
 
+class Refused(Exception):
+    """A status other than 200, and the answer with it."""
+
+
 class FakeServer:
     """The state behind the routes.
 
@@ -39,6 +46,8 @@ class FakeServer:
             return None, or return another answer.
         stale_head: keep the output projection of before when weights are reloaded.
     """
+
+    no_lora = (404, b'{"detail":"Not Found"}')
 
     def __init__(self, loaded):
         self.loaded = loaded
@@ -53,6 +62,10 @@ class FakeServer:
         self.logprobs_mode = "processed_logprobs"
         self.version = "default"
         self.num_reloads = 0
+        self.adapters = {}
+        self.loaded_adapters = []
+        self.has_lora = True
+        self.ignores_adapters = False
         self.calls = Counter()
         self.headers = []
         self.bodies = []
@@ -72,6 +85,8 @@ class FakeServer:
             "/reset_prefix_cache": lambda: {"success": not self.keeps_cache},
             "/pause": lambda: {"status": "paused"},
             "/resume": lambda: {"status": "resumed"},
+            "/v1/load_lora_adapter": lambda: self.load_adapter(body),
+            "/v1/unload_lora_adapter": lambda: self.unload_adapter(body),
         }
 
     def models(self):
@@ -105,15 +120,34 @@ class FakeServer:
             vocab=config.vocab_size,
         )
 
+    def load_adapter(self, body):
+        name, folder = body["lora_name"], body["lora_path"]
+        assert name not in self.adapters
+        if not self.has_lora:
+            raise Refused(*self.no_lora)
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(copy.deepcopy(self.loaded.model), folder).merge_and_unload().eval()
+        self.adapters[name] = replace(self.loaded, model=model, head=completion_head(model))
+        self.loaded_adapters.append(name)
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload_adapter(self, body):
+        del self.adapters[body["lora_name"]]
+        return f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
+
+    def adapted(self, name):
+        """The served model, or an adapter merged into a copy of it."""
+        return self.loaded if name == "served" or self.ignores_adapters else self.adapters[name]
+
     def completions(self, body):
-        assert body["model"] == "served"
         assert body["return_token_ids"] is True
         assert body["logprobs"] == 0
         limits = DecodeLimits(body["max_tokens"], stop=tuple(body["stop"]))
         prompt = Prompt(Problem(str(body["prompt"]), "served", ""), tuple(body["prompt"]))
         settings = SamplingSettings(body["temperature"], body["top_p"], body["top_k"])
         with self.lock:
-            engine = TorchEngine(self.loaded, limits)
+            engine = TorchEngine(self.adapted(body["model"]), limits)
             (group,) = engine.sample(SampleRequest([prompt], body["n"], settings, seed=body["seed"], policy_step=0))
         return {
             "id": "cmpl-1",
@@ -155,6 +189,8 @@ class FakeSGLang(FakeServer):
         folder: of the weights.
     """
 
+    no_lora = (400, b'{"success":false,"error_message":"LoRA is not enabled."}')
+
     def __init__(self, loaded):
         super().__init__(loaded)
         self.deterministic = False
@@ -167,6 +203,9 @@ class FakeSGLang(FakeServer):
             "/model_info": lambda: {"model_path": self.folder, "weight_version": self.version},
             "/v1/completions": lambda: self.completions(body),
             "/update_weights_from_disk": lambda: self.update(body),
+            "/update_weight_version": lambda: self.mark(body),
+            "/load_lora_adapter": lambda: self.load_adapter(body) and {"success": True},
+            "/unload_lora_adapter": lambda: self.unload_adapter(body) and {"success": True},
         }
 
     def settings(self):
@@ -182,7 +221,7 @@ class FakeSGLang(FakeServer):
 
     def completions(self, body):
         assert body["top_k"] != 0, "top_k must be -1 (disable) or at least 1"
-        body = body | {"top_k": max(0, body["top_k"])}
+        body = body | {"top_k": max(0, body["top_k"]), "model": body.get("lora_path", body["model"])}
         if not self.deterministic:
             return super().completions(body)
         (choice,) = super().completions(body | {"n": 1})["choices"]
@@ -213,8 +252,13 @@ class Handler(BaseHTTPRequestHandler):
             if answer is None:
                 return
         else:
-            answer = state.answer(self.path, body)
-        self.send(200, b"" if answer is None else json.dumps(answer).encode())
+            try:
+                answer = state.answer(self.path, body)
+            except Refused as refused:
+                self.send(*refused.args)
+                return
+        content = b"" if answer is None else answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        self.send(200, content)
 
     def send(self, status, content, claimed=None, **headers):
         self.send_response(status)

@@ -235,6 +235,11 @@ class RolloutSection(Section):
         "SGLANG_API_KEY",
     )
     sync_dir: str = Field("", description="folder, visible to trainer and server, through which weights are synced")
+    sync: Literal["auto", "weights", "adapter"] = Field(
+        "auto",
+        description="what a sync sends: weights: the whole model; adapter: the adapter alone; auto: the adapter where "
+        "there is one and the server can load it",
+    )
     server_timeout_s: float = Field(600.0, gt=0, description="time limit of one server request in seconds")
     server_retries: int = Field(3, ge=0, description="retries of a failed server request")
     server_requests: int = Field(64, ge=1, description="concurrent server requests, one prompt each")
@@ -252,7 +257,7 @@ class RolloutSection(Section):
 
     @model_validator(mode="after")
     def _server(self) -> Self:
-        server_keys = ("server_url", "sync_dir", "server_timeout_s", "server_retries", "server_requests")
+        server_keys = ("server_url", "sync_dir", "sync", "server_timeout_s", "server_retries", "server_requests")
         if self.num_workers > 1 and self.engine != "torch":
             raise ValueError(f"rollout.num_workers is only used with rollout.engine = 'torch' (now '{self.engine}')")
         if not self.on_server:

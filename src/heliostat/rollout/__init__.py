@@ -160,6 +160,7 @@ def _on_server(
         section.server_requests,
         max_gap,
         run_on_main=run_on_main,
+        parts=section.sync,
     )
 
 

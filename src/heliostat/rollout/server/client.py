@@ -114,27 +114,35 @@ class Server:
 
     def get(self, path: str) -> Any:
         """Return the JSON answer to a GET; see ``post``."""
-        return self._ask("GET", path, None, frozenset())
+        return self._ask("GET", path, None, frozenset(), True)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, final: frozenset[int] = frozenset()) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        final: frozenset[int] = frozenset(),
+        is_json: bool = True,
+    ) -> Any:
         """Return the JSON answer to a POST, ``None`` where it is empty.
 
         Args:
             final: statuses that are not tried again here, although they may be elsewhere.
+            is_json: whether the answer is JSON; of another one the text is returned.
 
         Raises:
             ServerError: no usable answer after all attempts, or one that says the request is wrong.
             SamplingStopped: the requests were cancelled by ``abort``.
         """
-        return self._ask("POST", path, body, final)
+        return self._ask("POST", path, body, final, is_json)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, final: frozenset[int]) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, final: frozenset[int], is_json: bool) -> Any:
         # Not the library's own retries: an answer that is not JSON is tried again too, and abort() ends the pauses.
         payload = None if body is None else json.dumps(body).encode()
         reason = ""
         for attempt in range(self.num_retries + 1):
             try:
-                return self._content(path, self._wait_for(self._attempt(method, path, payload)), final)
+                return self._content(path, self._wait_for(self._attempt(method, path, payload)), final, is_json)
             except _Transient as error:
                 reason = self._hidden(shortened(str(error)))
             if attempt < self.num_retries:
@@ -191,7 +199,7 @@ class Server:
             raise _Transient(f"the answer broke off: {_reason(error)}") from error
         return bytes(content)
 
-    def _content(self, path: str, answer: _Answer, final: frozenset[int]) -> Any:
+    def _content(self, path: str, answer: _Answer, final: frozenset[int], is_json: bool) -> Any:
         """Parse an answer, or say why it is none."""
         if answer.status in RETRIED - final:
             raise _Transient(f"status {answer.status}: {shortened(answer.text)}")
@@ -199,6 +207,8 @@ class Server:
             raise ServerError(self._refusal(path, answer), answer.status)
         if not answer.text:
             return None
+        if not is_json:
+            return answer.text
         try:
             return json.loads(answer.text)
         except RecursionError:

@@ -34,7 +34,7 @@ class CompletionClient:
     builder: CompletionBuilder
 
     def complete(
-        self, model: str, prompt: Prompt, partials: Sequence[PartialCompletion], settings: SamplingSettings
+        self, names: tuple[str, str], prompt: Prompt, partials: Sequence[PartialCompletion], settings: SamplingSettings
     ) -> None:
         """Decode one turn of one prompt's group on the server and append it to its completions.
 
@@ -42,7 +42,7 @@ class CompletionClient:
         with all ids as the prompt.
 
         Args:
-            model: the name of the served model.
+            names: of the served model and of the adapter on it, which may be empty.
 
         Raises:
             ServerError: the server cannot be used, or its answer cannot be right.
@@ -63,7 +63,7 @@ class CompletionClient:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        answer = self.server.post("/v1/completions", self.dialect.completion_request(model, body))
+        answer = self.server.post("/v1/completions", self.dialect.completion_request(*names, body))
         choices = parsed(self.server, self.dialect.title, Completions, answer).choices
         if sorted(choice.index for choice in choices) != list(range(len(partials))):
             raise self._wrong(f"{len(choices)} completions where {len(partials)} were asked for")

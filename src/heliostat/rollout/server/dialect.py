@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
+from heliostat.arguments import PathArg
+from heliostat.cards import Card
 from heliostat.rollout.server.client import Server
 
 
-@dataclass(frozen=True, slots=True)
-class ServedModel:
+@dataclass(frozen=True, slots=True, repr=False)
+class ServedModel(Card):
     """A server's account of the model that it serves; whatever it does not tell is left out, and never compared.
 
     Attributes:
@@ -63,7 +64,7 @@ class Dialect(Protocol):
         """Ask the server for the name that the last sync gave its weights; some other text before the first one."""
         ...
 
-    def load_weights(self, server: Server, folder: Path, version: str) -> None:
+    def load_weights(self, server: Server, folder: PathArg, version: str) -> None:
         """Make the server finish its requests, load the model in ``folder``, forget its caches, and go on.
 
         Args:
@@ -74,10 +75,27 @@ class Dialect(Protocol):
         """
         ...
 
-    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the body of a request to ``/v1/completions`` for one model.
+    def mark_weights(self, server: Server, version: str) -> None:
+        """Give the server's weights the name that ``weight_version`` returns, without touching them."""
+        ...
+
+    def load_adapter(self, server: Server, name: str, folder: PathArg) -> None:
+        """Load the adapter in ``folder`` next to the model.
+
+        Raises:
+            ServerError: the server was not started for that, or cannot load this one.
+        """
+        ...
+
+    def unload_adapter(self, server: Server, name: str) -> None:
+        """Remove an adapter from the server."""
+        ...
+
+    def completion_request(self, model: str, adapter: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body of a request to ``/v1/completions``.
 
         Args:
+            adapter: applied to the model; empty: none.
             body: with ``top_k = 0`` for all tokens, and otherwise in words that every server knows.
         """
         ...

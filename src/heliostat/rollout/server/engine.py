@@ -21,7 +21,7 @@ from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.server.client import Server
 from heliostat.rollout.server.completions import CompletionClient
 from heliostat.rollout.server.dialect import Dialect
-from heliostat.rollout.server.weight_sync import RunOnMain, ServedWeights, WeightSync, run_here
+from heliostat.rollout.server.weight_sync import RunOnMain, ServedWeights, SyncedParts, WeightSync, run_here
 from heliostat.types import Group, Prompt
 
 
@@ -34,6 +34,7 @@ class ServerEngine:
         num_requests: prompts in flight at once.
         max_gap: largest gap in nats that the probe accepts.
         served: the server's state, where other engines use it too.
+        parts: that a sync sends (``WeightSync.parts``).
         run_on_main: runs the sync of weights in one of the processes that sample together, each its own prompts.
 
     **Limits**: the tokens' log-probabilities are the trainer's within ``max_gap``, or sampling raises ``ParityError``.
@@ -50,11 +51,14 @@ class ServerEngine:
         max_gap: float,
         served: ServedWeights | None = None,
         run_on_main: RunOnMain = run_here,
+        parts: SyncedParts = "auto",
     ) -> None:
         self.loaded = loaded
         self.builder = CompletionBuilder(loaded, limits)
         self.client = CompletionClient(server, dialect, loaded, limits, self.builder)
-        self.weights = WeightSync(self.client, as_path(sync_dir), max_gap, served or ServedWeights(), run_on_main)
+        self.weights = WeightSync(
+            self.client, as_path(sync_dir), max_gap, served or ServedWeights(), run_on_main, parts
+        )
         self.num_requests = num_requests
         self.counts = RolloutCounts()
         self.way = f"the rollout server at {server.url}"
@@ -71,7 +75,7 @@ class ServerEngine:
         served = self.weights.served
 
         def complete(prompt: Prompt, group: Sequence[PartialCompletion]) -> None:
-            self.client.complete(served.name, prompt, group, request.settings)
+            self.client.complete(served.names, prompt, group, request.settings)
 
         def further_turns(prompt: Prompt, partial: PartialCompletion) -> None:
             while partial.pending is not None:
@@ -112,6 +116,7 @@ class ServerEngine:
             sync.max_gap,
             served=sync.served,
             run_on_main=sync.run_on_main,
+            parts=sync.parts,
         )
 
     def stop(self) -> None:

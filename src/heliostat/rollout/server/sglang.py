@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.rollout.server.answers import Models, SGLangModel, SGLangSettings, parsed
 from heliostat.rollout.server.client import Server, ServerError
 from heliostat.rollout.server.dialect import ServedModel
@@ -56,9 +57,9 @@ class SGLang:
         """See ``Dialect.weight_version``."""
         return parsed(server, self.title, SGLangModel, server.get("/model_info")).weight_version
 
-    def load_weights(self, server: Server, folder: Path, version: str) -> None:
+    def load_weights(self, server: Server, folder: PathArg, version: str) -> None:
         """See ``Dialect.load_weights``; one request does it all, and a failed one is not tried again."""
-        asked = {"model_path": str(folder), "flush_cache": True, "weight_version": version}
+        asked = {"model_path": as_text(folder), "flush_cache": True, "weight_version": version}
         try:
             server.post("/update_weights_from_disk", asked, final=_FAILED)
         except ServerError as error:
@@ -69,9 +70,30 @@ class SGLang:
                 "the recipe's model and sees this folder, restart the server, then continue the run"
             ) from None
 
-    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def mark_weights(self, server: Server, version: str) -> None:
+        """See ``Dialect.mark_weights``."""
+        server.post("/update_weight_version", {"new_version": version, "abort_all_requests": False})
+
+    def load_adapter(self, server: Server, name: str, folder: PathArg) -> None:
+        """See ``Dialect.load_adapter``."""
+        try:
+            server.post("/load_lora_adapter", {"lora_name": name, "lora_path": as_text(folder)}, final=_FAILED)
+        except ServerError as error:
+            if not error.status:  # it did not answer
+                raise
+            raise ServerError(
+                f"{error}; to load adapters, start it with --enable-lora, --max-lora-rank of at least lora.rank and "
+                "--lora-target-modules all",
+                error.status,
+            ) from None
+
+    def unload_adapter(self, server: Server, name: str) -> None:
+        """See ``Dialect.unload_adapter``."""
+        server.post("/unload_lora_adapter", {"lora_name": name})
+
+    def completion_request(self, model: str, adapter: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """See ``Dialect.completion_request``."""
-        return {**body, "model": model, "top_k": body["top_k"] or -1}
+        return {**body, "model": model, "top_k": body["top_k"] or -1} | ({"lora_path": adapter} if adapter else {})
 
 
 def _sizes_in(path: Path) -> dict[str, int]:

@@ -15,9 +15,9 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from heliostat.arguments import PathArg, as_text
 from heliostat.rollout.server.answers import Inspection, Models, ModelSettings, WeightInfo, parsed
 from heliostat.rollout.server.client import Server, ServerError
 from heliostat.rollout.server.dialect import ServedModel
@@ -25,6 +25,7 @@ from heliostat.rollout.server.dialect import ServedModel
 PROCESSED = "processed_logprobs"
 """The mode that returns log-probabilities at the sampling temperature."""
 
+_FAILED = frozenset({http.HTTPStatus.INTERNAL_SERVER_ERROR})
 _LAYERS = re.compile(r"^ *\((\d+)(?:-(\d+))?\): (?:\d+ x )?\w*DecoderLayer\(", re.MULTILINE)
 _VOCABULARY = re.compile(r"VocabParallelEmbedding\(.*?embedding_dim=(\d+), org_vocab_size=(\d+)")
 
@@ -52,7 +53,7 @@ class Vllm:
         """See ``Dialect.weight_version``."""
         return parsed(server, self.title, WeightInfo, _get(server, "/weight_info")).weight_version
 
-    def load_weights(self, server: Server, folder: Path, version: str) -> None:
+    def load_weights(self, server: Server, folder: PathArg, version: str) -> None:
         """See ``Dialect.load_weights``; a server that failed to load is not tried again, since it is then broken."""
         _post(server, "/pause?mode=wait")
         try:
@@ -60,21 +61,43 @@ class Vllm:
             done = _post(server, "/reset_prefix_cache")
             if isinstance(done, dict) and not done.get("success", True):
                 raise ServerError(f"rollout server {server.url} kept its prefix cache: others are using it")
-            _post(server, "/update_weight_version", {"new_version": version})
+            self.mark_weights(server, version)
         except ServerError:
             with suppress(ServerError):  # the first failure is the one to report
                 _post(server, "/resume")
             raise
         _post(server, "/resume")
 
-    def completion_request(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """See ``Dialect.completion_request``."""
-        return {**body, "model": model}
+    def mark_weights(self, server: Server, version: str) -> None:
+        """See ``Dialect.mark_weights``."""
+        _post(server, "/update_weight_version", {"new_version": version})
 
-    def _reload(self, server: Server, folder: Path) -> None:
-        asked = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+    def load_adapter(self, server: Server, name: str, folder: PathArg) -> None:
+        """See ``Dialect.load_adapter``."""
+        asked = {"lora_name": name, "lora_path": as_text(folder)}
         try:
-            server.post("/collective_rpc", asked, final=frozenset({http.HTTPStatus.INTERNAL_SERVER_ERROR}))
+            server.post("/v1/load_lora_adapter", asked, final=_FAILED, is_json=False)
+        except ServerError as error:
+            if not error.status:  # it did not answer
+                raise
+            raise ServerError(
+                f"{error}; to load adapters, start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, --enable-lora and "
+                "--max-lora-rank of at least lora.rank",
+                error.status,
+            ) from None
+
+    def unload_adapter(self, server: Server, name: str) -> None:
+        """See ``Dialect.unload_adapter``."""
+        server.post("/v1/unload_lora_adapter", {"lora_name": name}, is_json=False)
+
+    def completion_request(self, model: str, adapter: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Dialect.completion_request``; an adapter is named like a model."""
+        return {**body, "model": adapter or model}
+
+    def _reload(self, server: Server, folder: PathArg) -> None:
+        asked = {"method": "reload_weights", "kwargs": {"weights_path": as_text(folder)}}
+        try:
+            server.post("/collective_rpc", asked, final=_FAILED)
         except ServerError as error:
             if error.status != http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise

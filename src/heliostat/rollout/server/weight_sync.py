@@ -5,7 +5,8 @@
 Before the first sync the server is compared with the model (``fit``). Then the model is saved in a folder that both
 sides see, the server loads it and forgets its prefix cache, and a few sampled tokens are compared with the trainer's
 own forward. The very first sync is tested with a changed output projection: a server that keeps a stale head (seen with
-tied embeddings) cannot be told from a good one before the weights have moved far. Every sync leaves a mark
+tied embeddings) cannot be told from a good one before the weights have moved far. Where the model has adapters and the
+server can load them, the adapter alone is sent (``adapter_sync``). Every sync leaves a mark
 (``holder``), which is read before and after sampling. Where several processes train one model, one of them syncs and
 the others wait.
 
@@ -18,27 +19,35 @@ import dataclasses
 import json
 import math
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from heliostat.models import save_model
+from heliostat.models.lora import is_adapted, perturbed_adapters
 from heliostat.rollout.completions import CompletionBuilder
 from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings
-from heliostat.rollout.server.client import Server
+from heliostat.rollout.server.adapter_sync import AdapterSlot, send_adapter, withdraw_adapter
+from heliostat.rollout.server.client import Server, ServerError
 from heliostat.rollout.server.completions import CompletionClient
 from heliostat.rollout.server.dialect import Dialect, ServedModel
 from heliostat.rollout.server.fit import check_model, check_request
 from heliostat.rollout.server.holder import Marks, is_marked, lost_server, refuse_other_run
+from heliostat.rollout.server.model_tensors import tensors_of
 from heliostat.rollout.server.parity import ParityError, Probe
 from heliostat.rollout.server.weights_fingerprint import weights_fingerprint
 from heliostat.types import Prompt
 
 NUM_PROBES = 2
 PROBE_TOKENS = 32
+
+SyncedParts = Literal["auto", "weights", "adapter"]
+"""The parts of a model that a sync sends."""
 
 RunOnMain = Callable[[Callable[[], str]], str]
 """Runs a function in one of the processes that share a model, and returns its result in all of them."""
@@ -57,19 +66,23 @@ class ServedWeights:
         turn: held by one engine from its sync to its last completion.
         model: the server's account of its model; ``None`` before the first sync.
         marks: that the syncs leave.
+        adapter: the adapter on the server.
+        adapter_only: whether syncs send the adapter alone, as the set-up decided.
         fingerprint: of the server's weights (``weights_fingerprint``); ``None`` where they are not known for certain.
     """
 
     turn: threading.Lock = field(default_factory=threading.Lock)
     model: ServedModel | None = None
     marks: Marks = field(default_factory=Marks)
+    adapter: AdapterSlot = field(default_factory=AdapterSlot)
+    adapter_only: bool = False
     fingerprint: tuple[int, ...] | None = None
 
     @property
-    def name(self) -> str:
-        """The name that requests have to give the served model."""
+    def names(self) -> tuple[str, str]:
+        """The names of the served model and of the adapter on it, which may be empty."""
         assert self.model is not None, "the first sync asks for the model"
-        return self.model.name
+        return self.model.name, self.adapter.name
 
 
 @dataclass(slots=True)
@@ -79,6 +92,8 @@ class WeightSync:
     Attributes:
         sync_dir: folder that trainer and server see under the same path.
         max_gap: largest gap in nats that the probe accepts.
+        parts: ``"weights"``: the whole model; ``"adapter"``: the adapter alone; ``"auto"``: the adapter where the model
+            has one and the server can load it.
         run_on_main: runs the sync in one of the processes that sample together.
     """
 
@@ -87,6 +102,7 @@ class WeightSync:
     max_gap: float
     served: ServedWeights
     run_on_main: RunOnMain = run_here
+    parts: SyncedParts = "auto"
 
     @property
     def server(self) -> Server:
@@ -116,6 +132,7 @@ class WeightSync:
             told = json.loads(self.run_on_main(lambda: self._sync(prompts, settings)))
             if told:
                 self.served.marks.current, self.served.model = told["mark"], ServedModel(**told["model"])
+                self.served.adapter.name = told["adapter"]
                 self.served.fingerprint = current
         self._check_request(prompts, settings)
 
@@ -154,15 +171,40 @@ class WeightSync:
             check_model(self.server, self.served.model, self.client.loaded, self.max_gap)
             self._check_request(prompts, settings)
             refuse_other_run(self.server, self.dialect.weight_version(self.server))
-            self._self_test_sync(prompts[:NUM_PROBES], settings)
+            self.served.adapter, self.served.adapter_only = AdapterSlot(), False
+            if not self._can_send_adapter(prompts[:NUM_PROBES], settings):
+                self._self_test_sync(prompts[:NUM_PROBES], settings)
         self._send()
         self._refuse_gap(self._probe(prompts[:NUM_PROBES], settings), "after its weights were updated")
-        return json.dumps({"mark": self.served.marks.current, "model": dataclasses.asdict(self.served.model)})
+        told = {"mark": self.served.marks.current, "adapter": self.served.adapter.name}
+        return json.dumps(told | {"model": dataclasses.asdict(self.served.model)})
 
     def _check_request(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         if self.served.model is not None:
             limit = self.client.limits.max_new_tokens
             check_request(self.server, self.served.model, self.client.loaded, prompts, limit, settings.temperature)
+
+    def _can_send_adapter(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> bool:
+        """Rehearse the sync of an adapter that changes every layer, and decide whether syncs are of adapters alone.
+
+        Raises:
+            ServerError, ParityError: it failed although the recipe asks for it.
+        """
+        if self.parts == "weights" or not is_adapted(self.client.loaded.model):
+            return False
+        self.served.adapter_only = True
+        try:
+            with perturbed_adapters(self.client.loaded.model, seed=0):
+                self._send()
+                self._refuse_gap(self._probe(prompts, settings), "after a rehearsal with a changed adapter")
+        except (ServerError, ParityError) as error:
+            self.served.adapter_only = False
+            withdraw_adapter(self.served.adapter, self.server, self.dialect)
+            if self.parts == "adapter":
+                raise
+            text = f"every sync sends the whole model, since its adapter alone did not work: {error}"
+            warnings.warn(f"{text} (rollout.sync = 'weights' says so from the start)", stacklevel=2)
+        return self.served.adapter_only
 
     def _self_test_sync(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> None:
         """Sync once with every second row of the output projection doubled, which a stale head cannot follow."""
@@ -204,9 +246,13 @@ class WeightSync:
             projection.weight = weight
 
     def _send(self) -> None:
+        loaded, marks = self.client.loaded, self.served.marks
+        if self.served.adapter_only:
+            send_adapter(self.served.adapter, loaded, self.server, self.dialect, self.sync_dir, marks)
+            return
         folder = (self.sync_dir / "weights").resolve()
-        save_model(self.client.loaded, folder, tensors_of(self.client.loaded.model))
-        self.dialect.load_weights(self.server, folder, self.served.marks.renew())
+        save_model(loaded, folder, tensors_of(loaded.model))
+        self.dialect.load_weights(self.server, folder, marks.renew())
 
     def _probe(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> Probe:
         temperature = settings.temperature or 1.0
@@ -215,7 +261,7 @@ class WeightSync:
         builder = CompletionBuilder(self.client.loaded, limits)
         partials = [group[0] for group in builder.begin(SampleRequest(prompts, 1, settings, seed=0, policy_step=0))]
         for prompt, partial in zip(prompts, partials, strict=True):
-            self.client.complete(self.served.name, prompt, [partial], SamplingSettings(temperature=temperature))
+            self.client.complete(self.served.names, prompt, [partial], SamplingSettings(temperature=temperature))
         assert self.served.model is not None
         return Probe(prompts, [builder.finish(partial) for partial in partials], temperature, self.served.model.dtype)
 
@@ -229,13 +275,3 @@ class WeightSync:
             f"rollout server {self.server.url} is {gap:.2g} nats from the trainer on a token {when}, more than the "
             f"bound of {self.max_gap:g} (rollout.max_parity_gap)"
         )
-
-
-def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors of ``model.state_dict()`` without its hooks, which would shard sharded weights again."""
-    tensors = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                tensors[f"{prefix}.{name}" if prefix else name] = buffer
-    return tensors

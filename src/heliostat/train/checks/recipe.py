@@ -26,6 +26,8 @@ def check_recipe(recipe: Recipe) -> Objective:
     """
     if recipe.lora.modules_to_save and not recipe.lora.rank:
         raise ConfigError("lora.modules_to_save is only used with lora.rank above 0 (now 0)")
+    if recipe.rollout.sync == "adapter" and not recipe.lora.rank:
+        raise ConfigError("rollout.sync = 'adapter' is only used with lora.rank above 0 (now 0)")
     require_packages(recipe)
     engine_builder(recipe.rollout)
     optimizer_settings(recipe.optimizer)

@@ -21,7 +21,7 @@ from heliostat.rollout import (
     Vllm,
     build_engine,
 )
-from heliostat.rollout.server.weight_sync import tensors_of
+from heliostat.rollout.server.model_tensors import tensors_of
 from heliostat.types import StopReason
 from tests.support import fake_server
 from tests.support.fake_server import FakeServer, edits, serving

@@ -69,6 +69,7 @@ def test_a_shorter_limit_is_refused(make, state):
     assert state.num_reloads == 0
 
 
+@pytest.mark.slow
 def test_log_probabilities_at_temperature_1_are_refused_at_others(make, state):
     state.logprobs_mode = "raw_logprobs"
     engine = make()
@@ -138,6 +139,7 @@ def test_a_server_that_is_taken_while_it_samples_is_noticed(make, state, monkeyp
         sample(engine)
 
 
+@pytest.mark.slow
 def test_a_server_that_was_started_anew_gets_the_weights_again(make, state):
     engine = make()
     before = sample(engine)

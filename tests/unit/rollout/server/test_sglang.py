@@ -47,11 +47,13 @@ def test_it_samples_from_the_trainers_weights(make, state, nano):
     assert [len(group.completions) for group in groups] == [4, 4, 4]
     assert state.calls["/update_weights_from_disk"] == 2, "the rehearsal and the weights"
     assert state.calls["/v1/completions"] == 2 + 2 + 3, "two probes a sync, and a request a prompt"
-    assert set(state.calls) == set(state.routes(None))
+    assert state.calls["/model_info"] > 0
+    assert set(state.calls) < set(state.routes(None))
     theirs, ours = state.loaded.model.state_dict(), nano.model.state_dict()
     assert all(theirs[name].equal(ours[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_under_deterministic_inference_every_completion_has_a_seed_of_its_own(make, state):
     state.deterministic = True
     groups = sample(make())
