@@ -5,9 +5,9 @@ Left out: the checks (``heliostat.objectives.conformance``).
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
+from heliostat.cli.json_output import print_json
 from heliostat.printed import say
 
 FAILED = 1
@@ -22,7 +22,7 @@ def check(args: Namespace) -> int:
     found = failures(named_objective(build_recipe({"objective.name": args.name}, args.overrides).objective))
     failed = {name: sentence for name, sentence in found.items() if sentence}
     if args.json:
-        print(json.dumps({"name": args.name, "kind": "objective", "failed": failed, "checks": list(found)}, indent=1))
+        print_json(args, {"name": args.name, "kind": "objective", "failed": failed, "checks": list(found)})
         return FAILED if failed else 0
     for each in CHECKS:
         said = (each.__doc__ or "").strip().removeprefix("Check that ").rstrip(".")
