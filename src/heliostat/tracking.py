@@ -134,7 +134,9 @@ METRICS: dict[str, Metric] = {
     "eval/reward": Metric("reward", "held-out mean reward"),
     "eval/greedy": Metric("fraction", "held-out success rate of greedy decoding"),
     "panel/calibration": Metric(
-        "nats/token", "entropy minus cross-entropy on held-out worked solutions; below 0 the policy is overconfident"
+        "nats/token",
+        "entropy minus cross-entropy on held-out worked solutions; below 0 the policy is overconfident; left "
+        "out in an environment",
     ),
     "panel/calibration_own": Metric(
         "nats/token", "entropy along the policy's own completions minus cross-entropy on held-out worked solutions"

@@ -143,10 +143,15 @@ def test_killed_during_an_episode_it_continues_bit_for_bit(tmp_path, rollout):
     ["", "\n[lora]\nrank = 4\nalpha = 32\n", '\n[objective]\nname = "grpo"\n', '\n[objective]\nname = "gspo"\n'],
     ids=["whole", "lora", "grpo", "gspo"],
 )
-def test_a_run_on_episodes_ends_well(tmp_path, more):
-    result = run_recipe(small.load_recipe(str(write_recipe(tmp_path, more=more)), {}), tmp_path / "run")
+def test_a_run_on_episodes_ends_well(tmp_path, more, capsys):
+    panel = {"guard.panel_every": 3, "guard.panel_problems": 8, "guard.panel_samples": 2}
+    result = run_recipe(small.load_recipe(str(write_recipe(tmp_path, more=more)), panel), tmp_path / "run")
     assert result.status == "finished", result.reason
     steps = [row for row in small.metrics(tmp_path / "run") if row["step"] > 0]
+    measured = [{key for key in row if key.startswith("panel/")} for row in steps if row["step"] % 3 == 0]
+    rates = {f"panel/{name}" for name in ("pass@1", "pass@k", "reward", "greedy", "gap")}
+    assert measured == [rates | {"panel/information"}] * 2  # of whole episodes; a bare answer is none
+    assert "plays whole episodes and leaves calibration out" in capsys.readouterr().out
     gaps = [row["policy/sampler_gap"] for row in steps if "policy/sampler_gap" in row]
     assert gaps, "some step has a signal"
     assert max(gaps) < 1e-3

@@ -155,6 +155,32 @@ def test_acting_goes_back_skips_the_data_and_halves_the_step(unguarded, tmp_path
     assert lines[to + 1]["optim/lr"] == pytest.approx(0.5e-3)
 
 
+def test_a_run_that_the_guard_ends_is_evaluated_with_the_weights_that_it_ended_at(tmp_path, alarming):
+    result = train(tmp_path, guard__mode="act", guard__max_rollbacks=0)
+    assert result.status == "failed"
+    assert "the guard stopped the run" in result.reason
+    after = [row for row in rows(result.folder / "evals.jsonl") if row["phase"] == "after"]
+    assert {row["step"] for row in after} == {6}
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["after"] == result.after.summary()
+    assert summary["model"] is None
+    assert not (result.folder / "model").exists()
+
+
+def test_broken_weights_that_the_guard_ends_a_run_at_are_said_to_have_no_evaluation(tmp_path, alarming, monkeypatch):
+    def stop(self, step, kept):
+        poison(broken[0])
+        return target(self, step, kept)
+
+    broken, target = [], RunGuard.rollback_target
+    at(monkeypatch, {1}, broken.append)
+    monkeypatch.setattr(RunGuard, "rollback_target", stop)
+    result = train(tmp_path, guard__mode="act", guard__max_rollbacks=0)
+    assert result.status == "failed"
+    assert "the weights of step 6 cannot be evaluated" in result.reason
+    assert result.after is None
+
+
 @pytest.mark.parametrize(
     ("weights", "killed_at", "staleness"),
     [

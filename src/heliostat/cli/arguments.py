@@ -22,6 +22,7 @@ from heliostat.cli import (
     push,
     runs,
     scale,
+    tasks,
     theory,
     traces,
     watch,
@@ -65,6 +66,10 @@ class Command:
     subcommands: tuple[tuple[str, Command], ...] = ()
 
 
+def _json(parser: ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
 def _init(parser: ArgumentParser) -> None:
     help_ = "data file (.jsonl, .json, .csv, .tsv, .parquet), folder of such files, or Hugging Face data set"
     parser.add_argument("source", metavar="SOURCE", help=f"problems, or chats with messages: {help_}")
@@ -76,7 +81,7 @@ def _init(parser: ArgumentParser) -> None:
     help_ = "verifier, or my_module:my_function (default: the one that judges the answers best)"
     parser.add_argument("--verifier", metavar="NAME", help=help_)
     parser.add_argument("--force", action="store_true", help="write over an existing recipe")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    _json(parser, "the findings")
 
 
 def _train(parser: ArgumentParser) -> None:
@@ -116,7 +121,8 @@ def _eval(parser: ArgumentParser) -> None:
         "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
     )
     parser.add_argument("--top-p", metavar="P", type=_share, help="nucleus sampling: probability mass to sample from")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the results to a JSON file")
+    help_ = "print the results as JSON; with FILE, print a table and write them there"
+    parser.add_argument("--json", metavar="FILE", nargs="?", const=True, type=Path, help=help_)
 
 
 def _sample(parser: ArgumentParser) -> None:
@@ -129,6 +135,7 @@ def _sample(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", metavar="T", type=_positive, help="sampling temperature (default: the recipe's)"
     )
+    _json(parser, "the completions, or the counts of the bank")
     group = parser.add_argument_group("fill a trace bank instead of printing")
     group.add_argument("--bank", metavar="FILE", type=Path, help="bank for verified solutions of the training problems")
     help_ = "solutions to find for each problem (default: 1)"
@@ -180,7 +187,7 @@ def _scale(parser: ArgumentParser) -> None:
     parser.add_argument("--mean-tokens", metavar="N", type=_positive, help=help_)
     help_ = "dollars for an hour of one GPU; adds the cost (default: no cost)"
     parser.add_argument("--price", metavar="DOLLARS", type=_positive, help=help_)
-    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
+    _json(parser, "the estimate")
 
 
 def _push(parser: ArgumentParser) -> None:
@@ -206,13 +213,13 @@ def _check(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help=help_)
     help_ = "kind of the part (default: seen from the part itself)"
     parser.add_argument("--kind", choices=tuple(SUITES), help=help_)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    _json(parser, "the result")
 
 
 def _runs(parser: ArgumentParser) -> None:
     help_ = "run folder, or folder of run folders (default: runs)"
     parser.add_argument("folders", metavar="FOLDER", nargs="*", type=Path, help=help_)
-    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    _json(parser, "the list")
 
 
 def _watch(parser: ArgumentParser) -> None:
@@ -224,10 +231,11 @@ def _watch(parser: ArgumentParser) -> None:
 
 def _diagnose(parser: ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", type=Path, help="run folder, or a JSONL file of metrics or transcripts")
+    _json(parser, "the findings")
 
 
 def _doctor(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    _json(parser, "the findings")
 
 
 def _task(parser: ArgumentParser) -> None:
@@ -237,6 +245,7 @@ def _task(parser: ArgumentParser) -> None:
 def _audit(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="TASK", help=f"{_TASK}; or a recipe or run folder, to audit all its tasks")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the audited problems (default: 0)")
+    _json(parser, "the findings")
 
 
 def _plots(parser: ArgumentParser) -> None:
@@ -264,11 +273,13 @@ def _import(parser: ArgumentParser) -> None:
     _judged_bank(parser)
     help_ = "JSONL or Parquet file, folder or fsspec URL of such files, or Hugging Face data set"
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=help_)
+    _json(parser, "the counts")
 
 
 def _export(parser: ArgumentParser) -> None:
     _bank(parser)
     parser.add_argument("target", metavar="TARGET", help="folder, or fsspec URL like s3://bucket/traces")
+    _json(parser, "the written files")
 
 
 def _show(parser: ArgumentParser) -> None:
@@ -278,15 +289,30 @@ def _show(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", metavar="RECIPE", help=f"recipe whose model's tokenizer shows every turn as text: {_RECIPE}"
     )
+    _json(parser, "the traces")
 
 
 def _stats(parser: ArgumentParser) -> None:
     _bank(parser)
-    parser.add_argument("--json", action="store_true", help="print the statistics as JSON")
+    _json(parser, "the statistics")
 
 
 def _recipes(parser: ArgumentParser) -> None:
     parser.add_argument("name", metavar="RECIPE", nargs="?", help="recipe to print (default: list all)")
+    _json(parser, "the list, or the recipe's tables,")
+
+
+def _metrics(parser: ArgumentParser) -> None:
+    _json(parser, "the glossary")
+
+
+def _list(parser: ArgumentParser) -> None:
+    _json(parser, "the list")
+
+
+def _verify(parser: ArgumentParser) -> None:
+    _judged_bank(parser)
+    _json(parser, "the counts")
 
 
 def _completion(parser: ArgumentParser) -> None:
@@ -328,15 +354,15 @@ def _number_in(text: str, most: float) -> float:
 
 
 _TASK_COMMANDS = (
-    ("list", Command("list every task that a recipe can name", commands.list_tasks)),
-    ("show", Command("show a task's settings and some of its problems", commands.show_task, _task)),
+    ("list", Command("list every task that a recipe can name", tasks.list_tasks, _list)),
+    ("show", Command("show a task's settings and some of its problems", tasks.show_task, _task)),
     (
         "audit",
         Command(
             "test verifiers or an environment with right answers and junk; exit code 1 if either is graded wrongly",
-            commands.audit_task,
+            tasks.audit_task,
             _audit,
-            usage=f"TASK [--seed N] {_TASK_SETTINGS}",
+            usage=f"TASK [--seed N] [--json] {_TASK_SETTINGS}",
             sections=("task", "environment"),
         ),
     ),
@@ -351,7 +377,7 @@ _TRACE_COMMANDS = (
             "import traces from files into a bank; with a recipe, grade each of them again",
             traces.import_traces,
             _import,
-            usage=f"BANK SOURCE [SOURCE ...] [--recipe RECIPE] {_SETTINGS}",
+            usage=f"BANK SOURCE [SOURCE ...] [--json] [--recipe RECIPE] {_SETTINGS}",
             sections=(ALL_SECTIONS,),
         ),
     ),
@@ -362,7 +388,7 @@ _TRACE_COMMANDS = (
             "print traces of a bank turn by turn",
             traces.show_traces,
             _show,
-            usage=f"BANK [--problem ID] [--num N] [--recipe RECIPE] {_SETTINGS}",
+            usage=f"BANK [--problem ID] [--num N] [--json] [--recipe RECIPE] {_SETTINGS}",
             sections=(ALL_SECTIONS,),
         ),
     ),
@@ -372,8 +398,8 @@ _TRACE_COMMANDS = (
         Command(
             "check every row of a bank; with a recipe, also check its rewards",
             traces.verify_traces,
-            _judged_bank,
-            usage=f"BANK [--recipe RECIPE] {_SETTINGS}",
+            _verify,
+            usage=f"BANK [--json] [--recipe RECIPE] {_SETTINGS}",
             sections=(ALL_SECTIONS,),
         ),
     ),
@@ -409,14 +435,14 @@ COMMANDS: dict[str, Command] = {
         commands.evaluate,
         _eval,
         usage="MODEL [MODEL] [--recipe RECIPE] [--samples N] [--problems N] [--greedy]\n"
-        f"                      [--temperature T] [--top-p P] [--json FILE] {_SETTINGS}",
+        f"                      [--temperature T] [--top-p P] [--json [FILE]] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
     "sample": Command(
         "print a few completions, or fill a trace bank by rejection sampling",
         commands.sample,
         _sample,
-        usage=f"MODEL [--recipe RECIPE] [--prompt TEXT] [-n N] [--temperature T] {_SETTINGS}\n"
+        usage=f"MODEL [--recipe RECIPE] [--prompt TEXT] [-n N] [--temperature T] [--json] {_SETTINGS}\n"
         f"       heliostat sample MODEL [--recipe RECIPE] --bank FILE [--successes K] [--attempts N] {_SETTINGS}",
         sections=(ALL_SECTIONS,),
     ),
@@ -452,7 +478,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "theory": Command("draw the exact theory of mirror-descent steps", None, subcommands=_THEORY_COMMANDS),
     "recipes": Command("list the shipped recipes, or print one", commands.recipes, _recipes),
-    "metrics": Command("explain every metric in metrics.jsonl", commands.metrics),
+    "metrics": Command("explain every metric in metrics.jsonl", commands.metrics, _metrics),
     "completion": Command(
         "print a script that completes this command line in a shell", completion.completion, _completion
     ),

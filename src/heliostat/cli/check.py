@@ -5,9 +5,9 @@ Left out: the promises and the kinds of parts (``suites``).
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
+from heliostat.cli.json_output import print_json
 from heliostat.cli.suites import SUITES, find_kind
 from heliostat.printed import say
 
@@ -25,7 +25,7 @@ def check(args: Namespace) -> int:
     found = suite.run(args.name, args.overrides)
     failed = {name: sentence for name, (_, sentence) in found.items() if sentence}
     if args.json:
-        print(json.dumps({"name": args.name, "kind": kind, "failed": failed, "checks": list(found)}, indent=1))
+        print_json(args, {"name": args.name, "kind": kind, "failed": failed, "checks": list(found)})
         return FAILED if failed else 0
     for text, sentence in found.values():
         say(f"{'FAILED' if sentence else 'passed'}  {text}")

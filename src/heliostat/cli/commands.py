@@ -5,11 +5,16 @@ Left out: reading arguments (``parser``), printing results (``tables``), and err
 
 from __future__ import annotations
 
+import json
 import sys
+import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heliostat.cli.json_output import print_json
 from heliostat.printed import say, visible_line
 
 if TYPE_CHECKING:
@@ -18,7 +23,6 @@ if TYPE_CHECKING:
     from heliostat.train import RunResult
 
 NUM_SHOWN_TRANSCRIPTS = 3
-NUM_AUDITED_PROBLEMS = 20
 
 
 def train(args: Namespace) -> int:
@@ -74,11 +78,12 @@ def evaluate(args: Namespace) -> int:
     from heliostat.config import load_recipe
 
     recipe = load_recipe(_recipe_name(args.recipe, args.models), args.overrides)
-    if args.json is not None:  # before hours of sampling, not after
+    file = args.json if isinstance(args.json, Path) else None
+    if file is not None:  # before hours of sampling, not after
         from heliostat.outputs import check_replaceable
 
-        check_replaceable(args.json, '"comparison":', "an evaluation")
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+        check_replaceable(file, '"comparison":', "an evaluation")
+        file.parent.mkdir(parents=True, exist_ok=True)
     from heliostat.api import evaluate
     from heliostat.cli.tables import print_evaluations
 
@@ -90,11 +95,14 @@ def evaluate(args: Namespace) -> int:
         greedy=args.greedy,
         settings=_sampling(recipe, args.temperature, args.top_p),
     )
+    if args.json is True:
+        print_json(args, json.loads(report.to_json()))
+        return 0
     print_evaluations(report)
-    if args.json is not None:
+    if file is not None:
         from heliostat.storage import publish_file
 
-        publish_file(args.json, report.to_json() + "\n")
+        publish_file(file, report.to_json() + "\n")
     return 0
 
 
@@ -133,14 +141,22 @@ def sample(args: Namespace) -> int:
         raise ConfigError("sample needs a prompt, or a recipe to take problems from")
     recipe = recipe_for([args.model], args.recipe, args.overrides)
     from heliostat.api import sample, sample_conversations
+    from heliostat.cli.sampled_texts import completions_json, conversations_json
     from heliostat.cli.tables import print_completions, print_conversations
 
     settings = _sampling(recipe, args.temperature)
     if recipe.environment.enabled:
         sampled = sample_conversations(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings)
-        print_conversations(sampled)
+        if args.json:
+            print_json(args, conversations_json(args.model, sampled))
+        else:
+            print_conversations(sampled)
         return 0
-    print_completions(sample(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings))
+    groups = sample(args.model, recipe, prompt=args.prompt, num_samples=args.num, settings=settings)
+    if args.json:
+        print_json(args, completions_json(args.model, groups))
+    else:
+        print_completions(groups)
     return 0
 
 
@@ -165,7 +181,10 @@ def _collect(args: Namespace) -> int:
         max_attempts=args.attempts,
         num_problems=args.problems,
     )
-    print_bank(summary)
+    if args.json:
+        print_json(args, asdict(summary))
+    else:
+        print_bank(summary)
     return 0
 
 
@@ -184,79 +203,12 @@ def diagnose(args: Namespace) -> int:
     """Run ``heliostat diagnose``: explain why a run went wrong."""
     from heliostat.report.diagnosis import diagnose
 
-    say(diagnose(args.path).format())
-    return 0
-
-
-def list_tasks(args: Namespace) -> int:
-    """Run ``heliostat tasks list``."""
-    from heliostat.cli.tables import print_lines
-    from heliostat.tasks import list_tasks
-
-    own = {
-        "file": "problems of your own: --task.path, --task.verifiers",
-        "environment": "problems that the recipe's environment makes: --environment.name",
-    }
-    print_lines("task", list_tasks() | own)
-    return 0
-
-
-def show_task(args: Namespace) -> int:
-    """Run ``heliostat tasks show``."""
-    from heliostat.config import is_recipe, load_recipe
-
-    if is_recipe(args.name):
-        from heliostat.tasks import show_tasks_of
-
-        say(show_tasks_of(load_recipe(args.name)))
+    found = diagnose(args.path)
+    if args.json:
+        print_json(args, asdict(found))
     else:
-        from heliostat.tasks import show_task
-
-        say(show_task(args.name))
-    return 0
-
-
-def audit_task(args: Namespace) -> int:
-    """Run ``heliostat tasks audit``: exit code 1 if junk earns a reward, or a right answer earns none.
-
-    A recipe with an environment has that audited too: exit code 1 if anything speaks against training in it.
-    """
-    from heliostat.config import build_recipe, is_recipe, load_recipe
-
-    if is_recipe(args.name):
-        recipe = load_recipe(args.name, args.overrides)
-    else:
-        few = {"task.num_train": NUM_AUDITED_PROBLEMS, "task.num_heldout": 1}  # some take a second each to build
-        recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
-    from heliostat.tasks import audit, load_task
-
-    if recipe.environment.enabled:
-        return _audit_environment(recipe, args.seed)
-    tasks = [load_task(section, args.seed) for section in recipe.task]
-    reports = [audit(task, heldout=True) for task in tasks]
-    for report in reports:
-        say(report.format())
-    return 1 if any(report.hackable or report.refused for report in reports) else 0
-
-
-def _audit_environment(recipe: Recipe, seed: int) -> int:
-    """Audit a recipe's environment on the problems of each task, and the verifiers where it gives no reward."""
-    from heliostat.tasks import audit, audit_environment, load_task
-    from heliostat.tasks.environment_settings import environment_of
-
-    spec, max_turns = environment_of(recipe.environment), recipe.environment.max_turns
-    assert spec is not None  # the recipe has an environment
-    is_clean = True
-    for section in recipe.task:
-        task = load_task(section, seed, recipe.environment)
-        found = audit_environment(spec, task.train, max_turns=max_turns)
         say(found.format())
-        is_clean = is_clean and found.passed
-        if task.verifiers and not found.is_scored:
-            report = audit(task, heldout=True)
-            say(report.format())
-            is_clean = is_clean and not (report.hackable or report.refused)
-    return 0 if is_clean else 1
+    return 0
 
 
 def recipes(args: Namespace) -> int:
@@ -264,11 +216,18 @@ def recipes(args: Namespace) -> int:
     from heliostat.cli.tables import print_lines
     from heliostat.config import recipe_names, recipe_text
 
-    if args.name is None:
-        summaries = {name: recipe_text(name).partition("\n")[0].removeprefix("#").strip() for name in recipe_names()}
-        print_lines("recipe", summaries)
+    if args.name is not None:
+        text = recipe_text(args.name)
+        if args.json:
+            print_json(args, {"recipe": args.name, "settings": tomllib.loads(text)})
+        else:
+            print(text, end="")
     else:
-        print(recipe_text(args.name), end="")
+        summaries = {name: recipe_text(name).partition("\n")[0].removeprefix("#").strip() for name in recipe_names()}
+        if args.json:
+            print_json(args, {"recipes": summaries})
+        else:
+            print_lines("recipe", summaries)
     return 0
 
 
@@ -277,5 +236,8 @@ def metrics(args: Namespace) -> int:
     from heliostat.cli.tables import print_metrics
     from heliostat.tracking import METRICS
 
-    print_metrics(METRICS)
+    if args.json:
+        print_json(args, {"metrics": {key: asdict(metric) for key, metric in METRICS.items()}})
+    else:
+        print_metrics(METRICS)
     return 0

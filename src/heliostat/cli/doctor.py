@@ -7,12 +7,12 @@ Left out: looking (``installation``, ``machine``).
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from heliostat.cli.health_line import HealthLine
+from heliostat.cli.json_output import print_json
 from heliostat.cli.runs import ROOT
 from heliostat.printed import say
 
@@ -25,7 +25,7 @@ def doctor(args: Namespace) -> int:
     broken = [line.name for lines in found.values() for line in lines if line.state == "broken"]
     if args.json:
         sections = {name: [asdict(line) for line in lines] for name, lines in found.items()}
-        say(json.dumps({"healthy": not broken, "broken": broken, **sections}, indent=1))
+        print_json(args, {"healthy": not broken, "broken": broken, **sections})
     else:
         _show(found, broken)
     return 1 if broken else 0

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from heliostat.cli.json_output import json_alone
 from heliostat.cli.python_prints import python_prints_visibly
 from heliostat.extras import extra_of, lacking
 from heliostat.printed import visible_line
@@ -43,7 +44,8 @@ def _run(arguments: list[str]) -> int:
 
     try:
         args = parse(arguments)
-        code: int = args.definition.run(args)
+        with json_alone(getattr(args, "json", None) is True) as args.show_json:
+            code: int = args.definition.run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

@@ -7,7 +7,6 @@ Left out: guessing (``tasks.guessing``) and the text of the recipe (``commented_
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heliostat.cli.json_output import print_json
 from heliostat.printed import say, visible_line
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ def init(args: Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     publish_file(args.output.expanduser(), text)
     outcome = Outcome(args.output, args.model, proposal, lengths, report, stop, _commands(args.output, proposal))
-    (_print_json if args.json else _show)(args.source, outcome)
+    if args.json:
+        print_json(args, _to_json(args.source, outcome))
+    else:
+        _show(args.source, outcome)
     return 1 if stop else 0
 
 
@@ -196,9 +199,9 @@ def _commands(output: Path, proposal: Proposal) -> tuple[str, ...]:
     return (train,) if proposal.verifier is not None else (audit, train)
 
 
-def _print_json(source: str, outcome: Outcome) -> None:
+def _to_json(source: str, outcome: Outcome) -> dict[str, Any]:
     proposal, columns = outcome.proposal, outcome.proposal.columns
-    found: dict[str, Any] = {
+    return {
         "source": source,
         "recipe": str(outcome.recipe),
         "model": outcome.model,
@@ -214,7 +217,6 @@ def _print_json(source: str, outcome: Outcome) -> None:
         "stop": outcome.stop,
         "next": list(outcome.commands),
     }
-    print(json.dumps(found, indent=2))
 
 
 def _show(source: str, outcome: Outcome) -> None:

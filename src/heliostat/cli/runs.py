@@ -5,12 +5,12 @@ Left out: looking at the folders (``heliostat.report.listing``).
 
 from __future__ import annotations
 
-import json
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heliostat.cli.json_output import print_json
 from heliostat.printed import say, visible_line
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def runs(args: Namespace) -> int:
     folders = args.folders or [path for path in [ROOT] if path.is_dir()]
     listed = list_runs(folders)
     if args.json:
-        print(json.dumps([one.to_json() for one in listed], indent=1))
+        print_json(args, {"runs": [one.to_json() for one in listed]})
     elif listed:
         _print_table(listed)
     else:

@@ -5,10 +5,11 @@ Left out: the formulas (``heliostat.scaling``).
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from heliostat.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from heliostat.scaling import Estimate, GpuLayout
@@ -36,7 +37,7 @@ def scale(args: Namespace) -> int:
         computed=None if compute == "stored" else compute,
     )
     if args.json:
-        _print_json(found, recipe.train.num_steps, args.price)
+        print_json(args, _to_json(found, recipe.train.num_steps, args.price))
     else:
         _show(found, recipe.train.num_steps, args.price)
     return 1 if found.obstacles else 0
@@ -49,10 +50,10 @@ def _division(layout: GpuLayout) -> str:
     return f"data parallel, weights and optimizer {memory}; completions divided evenly over {samplers}"
 
 
-def _print_json(found: Estimate, num_steps: int, price: float | None) -> None:
-    """Print the figures of the table as one object, in bytes, seconds, hours and dollars."""
+def _to_json(found: Estimate, num_steps: int, price: float | None) -> dict[str, Any]:
+    """Return the figures of the table as one object, in bytes, seconds, hours and dollars."""
     trainer, sampler, seconds, hours = found.trainer, found.sampler, found.seconds, found.gpu_hours
-    figures: dict[str, Any] = {
+    return {
         "model": {"weights": found.shape.num_parameters, "weights_of_a_token": found.shape.num_active},
         "gpus": {"train": found.layout.num_trainers, "sample": found.layout.num_samplers, "type": found.hardware.name},
         "division": _division(found.layout),
@@ -73,7 +74,6 @@ def _print_json(found: Estimate, num_steps: int, price: float | None) -> None:
         "dollars": None if price is None else _of_step_and_run(price * hours, num_steps),
         "obstacles": list(found.obstacles),
     }
-    print(json.dumps(figures, indent=2))
 
 
 def _show(found: Estimate, num_steps: int, price: float | None) -> None:

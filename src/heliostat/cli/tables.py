@@ -127,7 +127,7 @@ def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], r
         "held-out pass@1 after": result.after and _with_interval(result.after),
         "run folder": str(result.folder),
         "report": str(report),
-        "model": str(result.folder / "model") if result.after else None,
+        "model": str(result.folder / "model") if result.status == "finished" else None,
     }
     page.print()
     for what, value in lines.items():

@@ -6,19 +6,19 @@ Left out: filling a bank by sampling (``heliostat sample --bank``) and by traini
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from heliostat.cli.json_output import print_json
 from heliostat.printed import say
 
 if TYPE_CHECKING:
-    from heliostat.traces import Problems, RowIssues
+    from heliostat.traces import Problems, RowIssues, Trace
 
 
 def import_traces(args: Namespace) -> int:
@@ -29,10 +29,13 @@ def import_traces(args: Namespace) -> int:
     with _problems(args) as problems, Bank.open(args.bank) as bank:
         for source in args.sources:
             import_rows(bank, read_rows(source, report.issues), report, problems)
-        say(
-            f"{report.appended.num_new} new traces in {args.bank}, {report.appended.num_known} already there, "
-            f"{report.issues.num_issues} rows or files skipped"
-        )
+    if args.json:
+        print_json(args, {"bank": str(args.bank), "is_judged": problems is not None, **asdict(report)})
+        return _complain(report.issues)
+    say(
+        f"{report.appended.num_new} new traces in {args.bank}, {report.appended.num_known} already there, "
+        f"{report.issues.num_issues} rows or files skipped"
+    )
     if problems is None:
         say("rewards were taken from the files; with --recipe, verifiers grade the traces again")
     else:
@@ -47,7 +50,10 @@ def export_traces(args: Namespace) -> int:
     issues = RowIssues()
     with Bank.open(args.bank, create=False) as bank:
         files = export_bank(bank, args.target, issues)
-    say(f"{issues.num_read} traces in {len(files)} files under {args.target}")
+    if args.json:
+        print_json(args, {"num_traces": issues.num_read, "target": args.target, "files": [str(file) for file in files]})
+    else:
+        say(f"{issues.num_read} traces in {len(files)} files under {args.target}")
     return _complain(issues)
 
 
@@ -62,10 +68,13 @@ def show_traces(args: Namespace) -> int:
 
     issues = RowIssues()
     with _problems(args) as problems, Bank.open(args.bank, create=False) as bank:
-        chosen = (trace for trace in whole_traces(bank, issues) if args.problem in (None, trace.problem_id))
-        for trace in islice(chosen, args.num):
+        whole = (trace for trace in whole_traces(bank, issues) if args.problem in (None, trace.problem_id))
+        chosen = list(islice(whole, args.num))
+        for trace in () if args.json else chosen:
             readable = problems is not None and problems.tokenizer == trace.source.tokenizer
             print_trace(trace, partial(decode, problems.loaded) if problems is not None and readable else None)
+    if args.json:
+        print_json(args, {"traces": [_to_json(trace) for trace in chosen]})
     return _complain(issues)
 
 
@@ -81,7 +90,7 @@ def trace_stats(args: Namespace) -> int:
     with Bank.open(args.bank, create=False) as bank:
         summary = summarise(bank, issues)
     if args.json:
-        say(json.dumps(asdict(summary), indent=1))
+        print_json(args, asdict(summary))
     else:
         print_bank(summary)
     return _complain(issues)
@@ -93,15 +102,33 @@ def verify_traces(args: Namespace) -> int:
 
     with _problems(args) as problems, Bank.open(args.bank, create=False) as bank:
         issues = check_bank(bank)
-        say(f"{issues.num_read} traces are intact, {issues.num_issues} issues")
-        if problems is not None:
-            damaged = issues.num_issues
-            judged = reverify(whole_traces(bank, type(issues)()), problems, issues)
-            say(
-                f"{judged['judged']} rewards recomputed, {issues.num_issues - damaged} differ, "
-                f"{judged['unknown']} traces belong to other problems"
-            )
+        damaged, num_intact = issues.num_issues, issues.num_read
+        judged = reverify(whole_traces(bank, type(issues)()), problems, issues) if problems is not None else None
+    num_wrong = issues.num_issues - damaged
+    if args.json:
+        rewards = None if judged is None else {**judged, "differ": num_wrong}
+        print_json(args, {"num_intact": num_intact, "num_damaged": damaged, "rewards": rewards})
+        return _complain(issues)
+    say(f"{num_intact} traces are intact, {damaged} issues")
+    if judged is not None:
+        say(
+            f"{judged['judged']} rewards recomputed, {num_wrong} differ, "
+            f"{judged['unknown']} traces belong to other problems"
+        )
     return _complain(issues)
+
+
+def _to_json(trace: Trace) -> dict[str, Any]:
+    """Return a trace as JSON values; ids and log-probabilities are for ``heliostat traces export``."""
+    facts = {name: getattr(trace, name) for name in ("problem_id", "task", "reward", "success", "cut", "text")}
+    turns = [asdict(turn) for turn in trace.turns]
+    return {
+        **facts,
+        "num_sampled": trace.num_sampled,
+        "stop_reason": str(trace.stop_reason),
+        "turns": turns,
+        "source": asdict(trace.source),
+    }
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ class RunResult(Card):
 
     Attributes:
         status: ``finished``, ``interrupted`` or ``failed``; ``reason`` gives the cause if not finished.
-        before, after: held-out results, if the run got that far.
+        before, after: held-out results, if the run got that far; ``after`` also of weights at which the guard ended it.
         findings: the guard's absolute findings that stand at the end, a sentence each.
         is_main_process: whether this process is the one of its run that prints.
     """

@@ -201,7 +201,9 @@ def _carry_out(trainer: Trainer, recipe_name: str, refused: str) -> RunResult:
         status, reason = "failed", str(error)
         if isinstance(error, RankLost):
             trainer.context.display.note(reason)  # print at once: torchrun is about to end this process as well
-    before = before or recorded_evaluation(trainer.context.folder.evals, "before")
+    evals = trainer.context.folder.evals
+    before = before or recorded_evaluation(evals, "before")
+    after = after or recorded_evaluation(evals, "after", trainer.counters.step)  # of a run that the guard ended
     findings = tuple(standing(read_metrics(trainer.context.folder.events)))
     try:
         _summarise(trainer, recipe_name, status, reason, before, after, findings)
@@ -238,7 +240,7 @@ def _summarise(
             "flops": trainer.context.ledger.flops,
             "tokens": trainer.counters.num_tokens,
             "bad_steps": trainer.counters.num_bad_steps,
-            "model": "model" if after else None,
+            "model": "model" if status == "finished" else None,
             "report": "report.html",
         }
     )

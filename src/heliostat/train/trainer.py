@@ -18,7 +18,7 @@ from heliostat.train.accounting.run_counters import RunCounters
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.heldout import HeldOut
 from heliostat.train.frozen_reference import frozen_reference
-from heliostat.train.guard.run_guard import NUMERIC_FAILURES, RunGuard
+from heliostat.train.guard.run_guard import NUMERIC_FAILURES, GuardStopped, RunGuard
 from heliostat.train.model_card.card import build_cards
 from heliostat.train.model_card.facts import CardFacts
 from heliostat.train.rollouts.batch import Rollouts
@@ -73,12 +73,28 @@ class Trainer:
         if self.context.objective.needs_reference:
             self.updater.reference = frozen_reference(self.context, self.counters.step)
         self.context.display.begin_phase("train", recipe.train.num_steps, done=self.counters.step)
-        with self.scheduler, self.progress.saved_on_interrupt():
-            self.train()
+        try:
+            with self.scheduler, self.progress.saved_on_interrupt():
+                self.train()
+        except GuardStopped as stopped:
+            self.evaluate_stopped(stopped)
+            raise
         self.context.display.end_phase()
         after = self.heldout.measure_after(self.counters.step)
         self.save_model(before, after)
         return before, after
+
+    def evaluate_stopped(self, stopped: GuardStopped) -> None:
+        """Evaluate the weights at which the guard ended the run; they are not exported.
+
+        Raises:
+            GuardStopped: the weights are broken; the reason says that there is no evaluation.
+        """
+        step = self.counters.step
+        try:
+            self.heldout.measure_after(step)
+        except NUMERIC_FAILURES as error:
+            raise GuardStopped(f"{stopped}; the weights of step {step} cannot be evaluated: {error}") from error
 
     def save_model(self, before: Evaluation | None, after: Evaluation) -> None:
         """Export the trained model together with its card."""

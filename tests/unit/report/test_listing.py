@@ -66,7 +66,7 @@ def test_the_newest_run_is_the_one_whose_logs_changed_last(root: Path, tmp_path:
 
 def test_the_table_and_the_json_say_the_same(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(root), "--json"]) == 0
-    rows = {Path(row["folder"]).name: row for row in json.loads(capsys.readouterr().out)}
+    rows = {Path(row["folder"]).name: row for row in json.loads(capsys.readouterr().out)["runs"]}
     assert (rows["done"]["step"], rows["done"]["num_steps"]) == (200, 200)
     assert rows["killed"]["after"] is None
     assert rows["control"]["bytes"] == 512 * (root / "control" / "heliostat-run.json").stat().st_blocks

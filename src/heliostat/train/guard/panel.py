@@ -1,7 +1,7 @@
 """The guard's panel: the same held-out problems with the same random streams, sampled and scored periodically.
 
     sampled and greedy answers -> pass@1, pass@k, greedy
-    worked solutions, scored   -> calibration
+    worked solutions, scored   -> calibration; not in an environment, where a solution has several turns
     8 answers x 8 prompts      -> information of an answer about its prompt
 
 Sampling is charged to the compute ledger as evaluation; scoring passes are not charged.
@@ -40,6 +40,7 @@ class Panel:
 
     Attributes:
         temperature: of the samples; greedy answers are sampled as well.
+        scores_solutions: whether calibration on the problems' worked solutions is measured.
     """
 
     prompts: Sequence[Prompt]
@@ -47,6 +48,7 @@ class Panel:
     temperature: float
     seed: int
     tokens_per_microbatch: int
+    scores_solutions: bool = True
 
     def measure(self, engine: Engine, pool: VerifierPool, policy: Policy, runtime: Runtime) -> dict[str, float]:
         """Measure the panel's metrics with the current weights."""
@@ -62,7 +64,7 @@ class Panel:
         }
         if len(groups) >= NUM_CROSSED:
             metrics["panel/information"] = prompt_information(self.crossed(policy, groups[:NUM_CROSSED]))
-        return metrics | self._calibration(policy, groups)
+        return metrics | (self._calibration(policy, groups) if self.scores_solutions else {})
 
     @torch.no_grad()
     def _calibration(self, policy: Policy, groups: Sequence[Group]) -> dict[str, float]:
@@ -103,7 +105,13 @@ def panel_of(context: RunContext, updater: Updater) -> Callable[[], dict[str, fl
         recipe.rollout.temperature,
         completion_seed(recipe.run.seed, "panel"),
         recipe.train.tokens_per_microbatch,
+        scores_solutions=not recipe.environment.enabled,
     )
+    if recipe.guard.mode != "off" and recipe.guard.panel_every and not panel.scores_solutions:
+        context.display.note(
+            "the guard's panel plays whole episodes and leaves calibration out: "
+            "a worked solution in one turn is no answer in an environment"
+        )
 
     def measure() -> dict[str, float]:
         with ledger.phase("eval"):
