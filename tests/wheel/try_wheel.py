@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
-PARTS_OF_THE_WHEEL = ("pyproject.toml", "README.md", "LICENSE", "src")
+PARTS_OF_THE_WHEEL = ("pyproject.toml", "DESCRIPTION.md", "LICENSE", "src")
 PIP = ("-m", "pip", "--disable-pip-version-check")
 SHORT = {
     "warm_start.num_steps": 2,
