@@ -41,6 +41,7 @@ EXTRAS = {
     "peft": "lora",
     "wandb": "wandb",
     "trackio": "trackio",
+    "lm_eval": "lm-eval",
 }
 
 
