@@ -34,6 +34,7 @@ EXTRAS: dict[str, str] = {
     "trl": "peers",
     "wandb": "wandb",
     "trackio": "trackio",
+    "lm_eval": "lm-eval",
 }
 """The extra that installs each importable package."""
 

@@ -41,12 +41,16 @@ _KEY_WORDS = ("api_key", "api key", "login", "not logged in")
 
 
 class TensorBoardTracker:
-    """A tracker that writes scalars for TensorBoard to the run folder's ``tensorboard/`` (extra: tensorboard)."""
+    """A tracker that writes scalars for TensorBoard to the run folder's ``tensorboard/`` (extra: tensorboard).
+
+    The path of the run's report is the text ``report``.
+    """
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer.add_text("report", report_of(folder))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
@@ -64,7 +68,8 @@ class HostedTracker:
 
     Every call of ``log`` sends a row of its own. Steps of the warm start are negative, and steps after a rollback
     decrease; the services would refuse both as a row's position. So ``step`` is a value in each row, and the axis of
-    the charts.
+    the charts. The path of the run's report is ``report`` in the configuration. The page itself is not uploaded, since
+    it shows prompts and completions.
 
     Args:
         memory: file in the run folder with the service's id of this run, for resumed runs.
@@ -73,7 +78,7 @@ class HostedTracker:
         ConfigError: the service needs a key and has none.
     """
 
-    def __init__(self, module: str, project: str, name: str, recipe: Mapping[str, Any], memory: Path) -> None:
+    def __init__(self, module: str, project: str, name: str, config: Mapping[str, Any], memory: Path) -> None:
         self._client = importlib.import_module(module)
         known = _known_runs(memory)
         wanted: dict[str, Any] = {"resume": "allow" if module == "wandb" or module in known else "never"}
@@ -83,7 +88,7 @@ class HostedTracker:
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         continued = {key: value for key, value in wanted.items() if takes_all or key in accepted}
         try:
-            self._client.init(project=project, name=name, config=dict(recipe), **continued)
+            self._client.init(project=project, name=name, config=dict(config), **continued)
         except Exception as error:
             if type(error).__name__ in _NO_KEY or any(word in str(error).lower() for word in _KEY_WORDS):
                 raise ConfigError(
@@ -252,10 +257,16 @@ def open_services(
     Raises:
         ConfigError: see ``wanted_trackers``, or a tracker's key is missing.
     """
+    settings = {**recipe, "report": report_of(folder)}
     return [
-        Tolerant(name, functools.partial(opener, folder, recipe, **settings), note)
-        for name, opener, settings in wanted_trackers(section)
+        Tolerant(name, functools.partial(opener, folder, settings, **own), note)
+        for name, opener, own in wanted_trackers(section)
     ]
+
+
+def report_of(folder: Path) -> str:
+    """Return the absolute path of the page that a run writes at its end."""
+    return str((folder / "report.html").resolve())
 
 
 def _known_runs(memory: Path) -> dict[str, str]:

@@ -5,6 +5,8 @@ import os
 import subprocess
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from heliostat.config import ConfigError, ModelSection
 from heliostat.models import load_model
@@ -59,6 +61,33 @@ def test_a_push_sends_the_model_and_its_card_alone(run):
     assert (path, token) == ("/api/repos/create", "Bearer hf_of_the_test")
     assert json.loads(body)["name"] == "name"
     assert "private" in body.decode()
+
+
+@pytest.fixture
+def with_adapter(tmp_path):
+    pytest.importorskip("peft")
+    (tmp_path / "recipe.toml").write_text("")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "tiny"}))
+    save_file({"q_proj.lora_A.weight": torch.ones(2, 4)}, adapter / "adapter_model.safetensors")
+    (adapter / "README.md").write_text("# an adapter\n")
+    (adapter / "optimizer.pt").write_text("secret")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_an_adapter_goes_to_a_branch(with_adapter):
+    hub = FakeHub()
+    with serving(hub) as endpoint:
+        done = push(with_adapter, "--yes", "--adapter", "--revision", "trial", endpoint=endpoint)
+    assert done.returncode == 0, done.stderr
+    assert hub.files.keys() == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    paths = [path for path, _, _ in hub.calls]
+    made, sent = paths.index("/api/models/org/name/branch/trial"), paths.index("/api/models/org/name/commit/trial")
+    assert made < sent
+    assert not any(path.endswith("/commit/main") for path in paths)
 
 
 @pytest.mark.slow

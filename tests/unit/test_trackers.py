@@ -66,6 +66,8 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(3, 0.25)]
+    (report,) = events.Tensors("report/text_summary")
+    assert report.tensor_proto.string_val == [str(tmp_path / "report.html").encode()]
 
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
@@ -79,7 +81,8 @@ def test_every_row_is_sent_with_its_step_as_a_value_and_an_axis(opened, tmp_path
     assert [row["step"] for row in service.named("log")] == steps
     assert service.named("define_metric")[1] == {"*": {"step_metric": "step"}}
     (init,) = service.named("init")
-    assert (init["project"], init["name"], init["config"]) == ("project", tmp_path.name, {"train": 1})
+    config = {"train": 1, "report": str(tmp_path / "report.html")}
+    assert (init["project"], init["name"], init["config"]) == ("project", tmp_path.name, config)
     assert service.calls[-1] == ("finish", {})
 
 

@@ -123,6 +123,13 @@ def _eval(parser: ArgumentParser) -> None:
     parser.add_argument("--top-p", metavar="P", type=_share, help="nucleus sampling: probability mass to sample from")
     help_ = "print the results as JSON; with FILE, print a table and write them there"
     parser.add_argument("--json", metavar="FILE", nargs="?", const=True, type=Path, help=help_)
+    group = parser.add_argument_group("measure one model with lm-evaluation-harness instead (extra: lm-eval)")
+    help_ = "the word lm-eval, and names of the harness's tasks"
+    group.add_argument("--with", dest="harness", metavar=("lm-eval", "TASK"), nargs="+", help=help_)
+    help_ = "folder with YAML files of further tasks"
+    group.add_argument("--include-path", metavar="FOLDER", type=Path, help=help_)
+    help_ = "render prompts by the model's chat template"
+    group.add_argument("--chat-template", action="store_true", help=help_)
 
 
 def _sample(parser: ArgumentParser) -> None:
@@ -435,7 +442,9 @@ COMMANDS: dict[str, Command] = {
         commands.evaluate,
         _eval,
         usage="MODEL [MODEL] [--recipe RECIPE] [--samples N] [--problems N] [--greedy]\n"
-        f"                      [--temperature T] [--top-p P] [--json [FILE]] {_SETTINGS}",
+        f"                      [--temperature T] [--top-p P] [--json [FILE]] {_SETTINGS}\n"
+        "       heliostat eval MODEL --with lm-eval TASK [TASK ...] [--include-path FOLDER] [--problems N]\n"
+        "                      [--chat-template] [--json [FILE]]",
         sections=(ALL_SECTIONS,),
     ),
     "sample": Command(

@@ -75,6 +75,11 @@ def _conclude(run: Callable[[], RunResult]) -> int:
 
 def evaluate(args: Namespace) -> int:
     """Run ``heliostat eval``: evaluate one model, or compare two on the same problems."""
+    from heliostat.cli.harness import check_options, evaluate_with
+
+    check_options(args)
+    if args.harness is not None:
+        return evaluate_with(args)
     from heliostat.config import load_recipe
 
     recipe = load_recipe(_recipe_name(args.recipe, args.models), args.overrides)

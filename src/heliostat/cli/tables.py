@@ -18,6 +18,7 @@ from heliostat.terminal import SafeConsole
 
 if TYPE_CHECKING:
     from heliostat.control.runs import ControlRun
+    from heliostat.harness import HarnessReport
     from heliostat.traces import BankSummary, Trace
     from heliostat.tracking import Metric
     from heliostat.train import EvalReport, Evaluation, RunResult, SampledConversations
@@ -110,6 +111,18 @@ def _cells(evaluation: Evaluation, k: int) -> list[str]:
 def _with_interval(evaluation: Evaluation) -> str:
     low, high = evaluation.ci95
     return f"{evaluation.pass_at_1:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def print_harness_report(report: HarnessReport) -> None:
+    """Print one row per task and metric of lm-evaluation-harness, and the versions that gave them."""
+    table = _table("task", "filter", "metric", "value", "standard error", "problems")
+    for score in report.scores():
+        stderr = "-" if score.stderr is None else f"{score.stderr:.4f}"
+        count = "-" if score.num_samples is None else str(score.num_samples)
+        table.add_row(*map(Text, (score.task, score.filter, score.metric, f"{score.value:.4f}", stderr, count)))
+    page = Page()
+    page.print(table)
+    page.print(f"{report.model}, by lm-eval {report.version}", markup=False)
 
 
 def print_outcome(result: RunResult, transcripts: Sequence[Mapping[str, Any]], report: Path) -> None:
