@@ -8,7 +8,6 @@ Left out: Heliostat's evaluation on the held-out problems of a recipe (``train.e
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from heliostat import __version__
 from heliostat.config import ConfigError, ModelSection, nearest
+from heliostat.extras import require
 from heliostat.models.loading.load import load_model
 
 PACKAGE = "lm_eval"
@@ -88,8 +88,7 @@ def check_installed() -> None:
     Raises:
         ConfigError: the package is missing.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise ConfigError(f"--with lm-eval needs the package '{PACKAGE}': pip install 'heliostat[lm-eval]'")
+    require("--with lm-eval", "lm-eval", PACKAGE)
 
 
 def evaluate_with_harness(

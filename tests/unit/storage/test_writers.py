@@ -42,6 +42,7 @@ LISTED = {
     ("traces/parquet.py", "pipe_file"): "an object store, whose single write is whole or absent",
     ("train/run_folder/export.py", "mkdtemp"): "a trial of the export; the next session removes what a kill left",
     ("train/run_folder/export.py", "rmtree"): "the same",
+    ("rollout/server/adapter_sync.py", "rmtree"): "adapters that the server has read, or refused",
     ("tasks/verifier_pool/worker_handle.py", "TemporaryFile"): "a pipe's stand-in without a name",
     ("tasks/verifier_pool/worker_handle.py", "ftruncate"): "the same",
     ("tasks/sandbox/interpreter.py", "open"): "a pipe",
