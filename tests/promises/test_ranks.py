@@ -93,9 +93,10 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_ranks_train_what_one_trains(alone, tmp_path, kind):
     whole, recipe = alone
-    done = run(recipe, tmp_path / "run", **{"--distributed.placement": kind})
+    done = run(recipe, tmp_path / "run", **{"--watch": f"--distributed.placement={kind}"})
     assert done.returncode == 0, done.stderr + done.stdout
     same_curves(whole, tmp_path / "run")
+    assert done.stdout.count("watch: http://127.0.0.1:") == 1, done.stdout  # only rank 0 serves
     assert float((weights(tmp_path / "run") - weights(whole)).abs().max()) < 1e-4
     assert done.stdout.count("run folder:") == 1
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text()) == json.loads(

@@ -146,14 +146,15 @@ def _lengths(model: str, proposal: Proposal) -> Lengths:
     counter = token_counter(model)
     if counter is None:
         return Lengths(None, 4 + max(map(len, solutions)) // 2, None)
+    counts = counter.count([_text(problem) for problem in proposal.problems])
     found = Lengths(
-        prompt=max(counter.count(prompts := [_text(problem) for problem in proposal.problems])),
+        prompt=max(counts),
         answer=max(counter.count(solutions)),
         context=counter.context_length,
     )
     grown = (context_of(found) or counter.context_length) - counter.context_length if model == TINY else 0
     room = counter.room_for_prompt(found.budget) + grown
-    long = [problem for problem, num in zip(proposal.problems, counter.count(prompts), strict=True) if num > room]
+    long = [problem for problem, num in zip(proposal.problems, counts, strict=True) if num > room]
     return Lengths(found.prompt, found.answer, found.context, len(long), long[0].place if long else "")
 
 
@@ -181,9 +182,10 @@ def _audited(recipe: Any, proposal: Proposal) -> tuple[AuditReport | None, str]:
     """Audit the reward of a recipe; the second result is the reason for which a run would end before it trains."""
     if proposal.verifier is None:
         return None, "no built-in verifier fits these answers, so the reward is yours to write"
-    from heliostat.tasks import audit, load_task
+    from heliostat.tasks import audit
+    from heliostat.tasks.guessing.proposal import loaded_for
 
-    report = audit(load_task(recipe.task[0], recipe.run.seed), heldout=True)
+    report = audit(loaded_for(proposal, recipe.task[0], recipe.run.seed), heldout=True)
     refused = len(report.refused)
     if refused > recipe.audit.max_refused * report.num_oracles:
         return report, f"{refused} of {report.num_oracles} right answers are refused, and a run would stop for that"

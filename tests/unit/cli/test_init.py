@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from heliostat.cli import main, parse
-from heliostat.config import load_recipe
+from heliostat.config import build_recipe, load_recipe
 from heliostat.tasks import load_task
 from heliostat.tasks.data.rows import DataRow
 from heliostat.tasks.guessing.columns import find_marker, guess_columns
-from heliostat.tasks.guessing.proposal import Proposal, Wishes, propose
+from heliostat.tasks.guessing.proposal import Proposal, Wishes, loaded_for, propose
 from heliostat.tasks.guessing.verifiers import AnswerKind, kind_of
 
 NUMBERS = [{"question": f"after {n} comes", "result": n + 1, "id": n} for n in range(60)]
@@ -64,6 +64,19 @@ def test_a_file_becomes_a_recipe_that_loads_and_a_command_that_parses(
     assert found["next"] == ["heliostat train again.toml --run runs/again"]
     assert (found["verifier"], found["audit"]["verdict"], found["stop"]) == ({"name": "numeric"}, "no trick worked", "")
     assert (here / "again.toml").read_text() == (here / "mine.toml").read_text()
+
+
+@pytest.mark.parametrize("settings", [{}, {"label": "other"}, {"num_train": 20}], ids=str)
+def test_the_audited_task_is_that_of_the_recipe_and_reads_equal_rows_once(
+    settings: dict[str, Any], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposal = propose(str(write(here / "problems.jsonl", NUMBERS)), Wishes())
+    keys = {"name": "file", "path": "problems.jsonl", "verifiers": [proposal.verifier], **proposal.settings, **settings}
+    section = build_recipe({"task": [keys]}).task[0]
+    expected, reads = load_task(section, 0), []
+    monkeypatch.setattr("heliostat.tasks.guessing.proposal.load_task", lambda *args: reads.append(1) or expected)
+    assert loaded_for(proposal, section) == expected
+    assert len(reads) == bool(settings)
 
 
 def test_a_recipe_is_written_over_only_by_force(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,8 +27,8 @@ from heliostat.tasks.guessing.verifiers import (
     try_verifiers,
 )
 from heliostat.tasks.loading import load_task
-from heliostat.tasks.settings import fields_of
-from heliostat.tasks.sources.data_files import FileSettings, fitting_sizes
+from heliostat.tasks.settings import build_verifiers, fields_of
+from heliostat.tasks.sources.data_files import FileSettings, load_fitting
 from heliostat.tasks.task import Task
 from heliostat.types import Problem
 
@@ -64,6 +64,7 @@ class Proposal:
         kind: the kind of most answers; ``None``: there are no answers, or the verifier was named.
         trials: results of every verifier that was tried.
         verifier: the chosen entry of ``task.verifiers``; ``None``: no built-in verifier fits.
+        read_with: settings that the rows of ``task`` were read with.
         missing: the sentence on a better verifier that is not installed; empty: none.
     """
 
@@ -75,6 +76,7 @@ class Proposal:
     kind: AnswerKind | None
     trials: tuple[VerifierTrial, ...]
     verifier: Table | None
+    read_with: Mapping[str, Any]
     missing: str = ""
 
     @property
@@ -108,8 +110,7 @@ def propose(source: str, wishes: Wishes, seed: int = 0) -> Proposal:
             "name one with --answer-column, or judge without one by --verifier my_module:my_function"
         )
     settings = _settings(rows, found) | asked
-    settings |= _sizes(source, settings, seed)
-    task = load_task(_section(source, settings | {"verifiers": [_PLACEHOLDER]} | _needs(found)), seed)
+    settings, read_with, task = _loaded(source, settings, found, seed)
     if wishes.verifier:
         kind, tables = None, [] if ":" in wishes.verifier else [_named(wishes.verifier)]
     else:
@@ -128,6 +129,7 @@ def propose(source: str, wishes: Wishes, seed: int = 0) -> Proposal:
         kind=kind,
         trials=trials,
         verifier=chosen,
+        read_with=read_with,
         missing=_missing(kind),
     )
 
@@ -149,13 +151,35 @@ def _needs(found: Columns) -> dict[str, Any]:
     return {} if found.answer else {"answer_column": found.prompt}
 
 
-def _sizes(source: str, settings: Mapping[str, Any], seed: int) -> dict[str, int]:
-    """Return the sizes of both parts of the split as far as they are not asked for."""
+def _loaded(
+    source: str, settings: dict[str, Any], found: Columns, seed: int
+) -> tuple[dict[str, Any], dict[str, Any], Task]:
+    """Load the task with all rows, as far as the sizes of its parts are not asked for.
+
+    Returns:
+        The settings with both sizes, those that the rows were read with, and the task.
+    """
     sizes = ("num_train", "num_heldout")
     asked = {key: settings[key] for key in sizes if key in settings}
     bare = {key: value for key, value in settings.items() if key not in sizes}
     build_checked(FileSettings, {"path": source, **bare}, "task")  # refuse unknown keys before the rows are read again
-    return fitting_sizes(_section(source, bare), seed, asked.get("num_heldout")) | asked
+    read_with = bare | _needs(found)
+    fitting, task = load_fitting(_section(source, read_with | {"verifiers": [_PLACEHOLDER]}), seed, asked)
+    return settings | fitting, read_with, task
+
+
+def loaded_for(proposal: Proposal, section: TaskSection, seed: int = 0) -> Task:
+    """Return the task of a recipe that was written from a proposal.
+
+    The problems of the proposal are used again where the recipe reads the rows by the same settings; otherwise they
+    are read again.
+    """
+    settings = build_checked(FileSettings, section.settings, "task")
+    read = build_checked(FileSettings, {"path": settings.path, **proposal.read_with}, "task")
+    same = dataclasses.replace(settings, verifiers=read.verifiers, import_from=read.import_from) == read
+    if not same or (section.num_train, section.num_heldout) != (len(proposal.task.train), len(proposal.task.heldout)):
+        return load_task(section, seed)
+    return dataclasses.replace(proposal.task, verifiers=build_verifiers(settings.verifiers, settings.import_from))
 
 
 def _settings(rows: Sequence[DataRow], found: Columns) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,8 +34,8 @@ from heliostat.tasks.data.splits import (
     without,
     without_copies,
 )
-from heliostat.tasks.settings import TaskSettings, build_verifiers, fields_of, make_task, render
-from heliostat.tasks.task import Task
+from heliostat.tasks.settings import TaskSettings, build_verifiers, check_needs, fields_of, make_task, render
+from heliostat.tasks.task import Task, WeightedVerifier
 from heliostat.types import Message, Problem
 
 
@@ -78,19 +79,52 @@ def load_file(section: TaskSection, settings: FileSettings, seed: int, environme
     if not settings.verifiers and not environment.name:
         raise ConfigError('a file task needs task.verifiers, for example [{name = "numeric"}]')
     verifiers = build_verifiers(settings.verifiers, settings.import_from) if settings.verifiers else ()
-    name = settings.label or Path(settings.path).stem
+    return _split(section, settings, seed, verifiers, _read_all(settings))
+
+
+@dataclass(frozen=True, slots=True)
+class _AllRows:
+    """The problems of a task before they are split.
+
+    Attributes:
+        elsewhere: held-out problems of another file or split; ``None``: they are split off from ``found``.
+    """
+
+    found: list[Asked]
+    notes: list[str]
+    elsewhere: list[Asked] | None
+
+
+def _read_all(settings: FileSettings) -> _AllRows:
+    name = _name(settings)
     found, notes = _read(settings.path, settings.split, settings, name)
-    rest = shuffled(found, seed)
-    if settings.heldout_path or settings.heldout_split:
-        path = settings.heldout_path or settings.path
-        elsewhere, more = _read(path, settings.heldout_split or settings.split, settings, name)
-        heldout = shuffled(elsewhere, seed)[: section.num_heldout]
-        _check_enough(path, len(heldout), {"num_heldout": section.num_heldout})
+    if not (settings.heldout_path or settings.heldout_split):
+        return _AllRows(found, notes, None)
+    path = settings.heldout_path or settings.path
+    elsewhere, more = _read(path, settings.heldout_split or settings.split, settings, name)
+    return _AllRows(found, notes + [note for note in more if note not in notes], elsewhere)
+
+
+def _name(settings: FileSettings) -> str:
+    return settings.label or Path(settings.path).stem
+
+
+def _split(
+    section: TaskSection,
+    settings: FileSettings,
+    seed: int,
+    verifiers: tuple[WeightedVerifier, ...],
+    rows: _AllRows,
+) -> Task:
+    """Build the task of ``num_train`` and ``num_heldout`` problems from all rows."""
+    rest = shuffled(rows.found, seed)
+    if rows.elsewhere is not None:
+        heldout = shuffled(rows.elsewhere, seed)[: section.num_heldout]
+        _check_enough(settings.heldout_path or settings.path, len(heldout), {"num_heldout": section.num_heldout})
         wanted = {"num_train": section.num_train}
-        notes += [note for note in more if note not in notes]
     else:
         wanted = {"num_train": section.num_train, "num_heldout": section.num_heldout}
-        _check_enough(settings.path, len(found), wanted)
+        _check_enough(settings.path, len(rows.found), wanted)
         heldout = hold_out(rest, section.num_heldout)
         ids = {one.problem.problem_id for one in heldout}
         rest = [one for one in rest if one.problem.problem_id not in ids]
@@ -99,8 +133,8 @@ def load_file(section: TaskSection, settings: FileSettings, seed: int, environme
     num_found = len(train) + (len(heldout) if "num_heldout" in wanted else 0)
     _check_enough(settings.path, num_found, wanted, asks)
     splits = _first(train, section.num_train), _first(heldout, section.num_heldout)
-    task = make_task(settings, name, splits, verifiers, settings.answer_after or "")
-    return dataclasses.replace(task, notes=(*notes, *asks.notes()))
+    task = make_task(settings, _name(settings), splits, verifiers, settings.answer_after or "")
+    return dataclasses.replace(task, notes=(*rows.notes, *asks.notes()))
 
 
 def fitting_sizes(section: TaskSection, seed: int, num_heldout: int | None = None) -> dict[str, int]:
@@ -109,15 +143,34 @@ def fitting_sizes(section: TaskSection, seed: int, num_heldout: int | None = Non
     Args:
         num_heldout: how many to hold out. Default: all that come for it, or else a share of the rows.
     """
+    return _fit(_read_all(build_checked(FileSettings, section.settings, "task")), seed, num_heldout)
+
+
+def load_fitting(section: TaskSection, seed: int, asked: Mapping[str, int]) -> tuple[dict[str, int], Task]:
+    """Load a ``file`` task of all its rows, which are read once.
+
+    Args:
+        asked: ``num_train`` and ``num_heldout``, as far as they are asked for.
+
+    Returns:
+        The sizes of both parts of the split, and the task.
+    """
     settings = build_checked(FileSettings, section.settings, "task")
-    found, _ = _read(settings.path, settings.split, settings, "")
-    if settings.heldout_path or settings.heldout_split:
-        path, split = settings.heldout_path or settings.path, settings.heldout_split or settings.split
-        heldout = shuffled(_read(path, split, settings, "")[0], seed)[:num_heldout]
+    verifiers = build_verifiers(settings.verifiers, settings.import_from)
+    rows = _read_all(settings)
+    sizes = _fit(rows, seed, asked.get("num_heldout")) | dict(asked)
+    task = _split(section.model_copy(update=sizes), settings, seed, verifiers, rows)
+    check_needs(task)
+    return sizes, task
+
+
+def _fit(rows: _AllRows, seed: int, num_heldout: int | None) -> dict[str, int]:
+    if rows.elsewhere is not None:
+        heldout = shuffled(rows.elsewhere, seed)[:num_heldout]
     else:
-        num = shares(len(found))["num_heldout"] if num_heldout is None else num_heldout
-        heldout = hold_out(shuffled(found, seed), num)
-    return {"num_train": max(1, len(without(found, heldout))), "num_heldout": len(heldout)}
+        num = shares(len(rows.found))["num_heldout"] if num_heldout is None else num_heldout
+        heldout = hold_out(shuffled(rows.found, seed), num)
+    return {"num_train": max(1, len(without(rows.found, heldout))), "num_heldout": len(heldout)}
 
 
 def show_file_task(name: str) -> str:
