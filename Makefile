@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test types quick wheel torture format docs race clean
+.PHONY: setup demo test types quick wheel torture trackers format docs race clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -33,7 +33,7 @@ test: setup
 
 # Studies, benchmarks and the wheel check, a folder at a time since each is its scripts' own path. Unlike the library,
 # they may leave signatures without types.
-SCRIPTS := $(filter-out studies/wrecks/,$(sort $(dir $(wildcard studies/*/*.py benchmarks/*/*.py tests/wheel/*.py))))
+SCRIPTS := $(filter-out studies/wrecks/,$(sort $(dir $(wildcard studies/*/*.py benchmarks/*/*.py tests/wheel/*.py tests/trackers/*.py))))
 MYPY_SCRIPTS := $(BIN)/mypy --config-file studies/mypy.ini --cache-dir .mypy_cache/scripts
 types: setup
 	for folder in $(SCRIPTS); do \
@@ -51,6 +51,10 @@ wheel:
 # Kills and damage by the hundred (docs/studies/durability.md); a short form is among the tests.
 torture: setup
 	$(BIN)/python -m tests.torture
+
+# W&B (offline), trackio and TensorBoard on a real run, in an environment of their own over the one above.
+trackers: setup
+	$(BIN)/python tests/trackers/try_trackers.py
 
 format: setup
 	$(BIN)/ruff format .
