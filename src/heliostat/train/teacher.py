@@ -28,7 +28,7 @@ PROBE = "Tokenizers differ in 1234 small ways:  spaces, Ünïcode, punctuation-m
 
 
 def open_teacher(recipe: Recipe, bundle: ModelBundle, runtime: Runtime, problems: Sequence[Problem]) -> Teacher | None:
-    """Load the recipe's teacher; ``None`` if it has none.
+    """Load the recipe's teacher; ``None`` if it has none, or no steps to teach in.
 
     Args:
         problems: those of training, which have to fit the teacher's context with its hints.
@@ -38,7 +38,7 @@ def open_teacher(recipe: Recipe, bundle: ModelBundle, runtime: Runtime, problems
         ValueError: a prompt with its hint does not fit the policy's context.
     """
     section = recipe.teacher
-    if not section.enabled:
+    if not section.enabled or recipe.train.num_steps == 0:
         return None
     distillation = Distillation(kind=section.kind, weight=section.weight, beta=section.beta)
     if runtime.sharded and distillation.needs_logits:
