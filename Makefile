@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test types quick wheel torture trackers format docs race clean
+.PHONY: setup demo test types quick wheel torture trackers format docs race vllm clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -71,6 +71,10 @@ race: setup
 	$(RACE_VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[peers]'
 	$(BIN)/python benchmarks/race_trl/race.py --trl-python $(RACE_VENV)/bin/python
 	$(BIN)/python benchmarks/race_trl/learning.py --trl-python $(RACE_VENV)/bin/python
+
+# vLLM wants other versions too. Installing it takes from two to twelve minutes, the runs on it about ten.
+vllm: setup
+	$(BIN)/python tests/servers/try_vllm.py --venv .venv-vllm
 
 clean:
 	rm -rf $(VENV) site build dist

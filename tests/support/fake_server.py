@@ -100,8 +100,8 @@ class FakeServer:
 
     def settings(self):
         dtype = self.dtype or str(self.loaded.model.dtype)
-        model = {"model": "served", "dtype": dtype, "logprobs_mode": self.logprobs_mode}
-        return {"vllm_config": {"model_config": model}, "vllm_env": {}, "system_env": {}}
+        model = {"dtype": dtype, "logprobs_mode": self.logprobs_mode, "max_model_len": self.max_length}
+        return {"vllm_config": {"model_config": model}}
 
     def mark(self, body):
         self.version = body["new_version"]

