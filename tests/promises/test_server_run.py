@@ -39,10 +39,10 @@ def test_a_run_whose_server_dies_is_continued_and_the_key_is_nowhere(weights, se
     state, recipe = server
     folder = tmp_path / "run"
     rehearsal_and_start = [lambda handler, answer: answer()] * 2
-    state.faults["/pause"] = [*rehearsal_and_start, fake_server.dies]  # at the first weights that moved
+    state.faults["/update_weight_version"] = [*rehearsal_and_start, fake_server.dies]  # at the first weights that moved
     failed = run_recipe(recipe, folder)
     assert failed.status == "failed"
-    assert "/pause" in failed.reason
+    assert "/update_weight_version" in failed.reason
     assert "closed connection" in failed.reason
     assert "\n" not in failed.reason
 
