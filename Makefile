@@ -39,6 +39,7 @@ types: setup
 	for folder in $(SCRIPTS); do \
 		MYPYPATH=src:tests/reference:studies/pmd $(MYPY_SCRIPTS) $$folder || exit 1; done
 	MYPYPATH=src $(MYPY_SCRIPTS) -p studies.wrecks
+	MYPYPATH=src:tests/servers $(MYPY_SCRIPTS) --explicit-package-bases tests/servers
 
 # The unit tests that take under half a second: a minute on two cores, between two edits.
 quick: setup
