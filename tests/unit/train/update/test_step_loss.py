@@ -1,5 +1,6 @@
 """A teacher's term: the gradient of a dense computation, in every layout, beside a reward or alone."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -9,9 +10,10 @@ from heliostat.models import encode_problem
 from heliostat.objectives.distillation import Distillation, sampled_reverse_kl
 from heliostat.optim import RENG
 from heliostat.train.logprobs import teacher as teacher_module
+from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.teacher import Teacher
-from heliostat.types import Problem
+from heliostat.types import Problem, TrainingGroup
 from tests.support.nano import make_nano
 from tests.unit.train.update.test_updater import graded, gradient, updater, weights
 
@@ -87,6 +89,26 @@ def test_the_gradient_is_that_of_whole_forwards(models, kind, monkeypatch):
     vocab = policy.model.config.vocab_size
     monkeypatch.setattr(teacher_module, "MAX_LOGITS", 3 * teacher_module.NUM_COPIES * vocab)  # three tokens a chunk
     assert close(stepped(policy, groups, teacher_of(other, kind))[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_models_are_compared_in_float32(models, kind):
+    """The distance from bfloat16 logits, not one rounded to bfloat16 on the way: that is off by 0.4%."""
+    policy, other = copy.deepcopy(models[:2])
+    for each in (policy, other):
+        each.model.bfloat16()
+    teacher, ours = teacher_of(other, kind), Policy(policy, 1.0, shared_prompt=False)
+    rows = rows_of([TrainingGroup(group, torch.ones(len(group.completions))) for group in models[2][:1]])
+    read = teacher.read(rows).detach()
+    taught = torch.split(read, [row.num_tokens for row in rows])
+    lesson = teacher.lesson(ours, [dataclasses.replace(row, taught=one) for row, one in zip(rows, taught, strict=True)])
+    assert {each.dtype for each in lesson} == {torch.float32}
+    if kind != "sampled":
+        logp = [
+            head.logits(hidden).float().log_softmax(-1)
+            for head, hidden in ((policy.head, ours.hidden(rows)), (other.head, read))
+        ]
+        torch.testing.assert_close(lesson.distance, teacher.distillation.of_logits(*logp), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
