@@ -24,6 +24,8 @@ from typing import Any
 
 CHECKOUT = Path(__file__).parents[2]
 PINS = ("wandb==0.31.0", "trackio==0.43.0")
+NOT_INSTALLED = 3
+"""The exit code where the index lacks the clients."""
 INTERRUPTED_AT = 5
 NUM_WARM, NUM_STEPS = 6, 8
 OPTIONS = {
@@ -64,6 +66,7 @@ print("\\n".join(f"note: {note}" for note in notes))
 
 def main() -> None:
     """Install, run, interrupt, continue, read back, and let the clients fail."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, as its children do
     environment = Path(sys.argv[1]) if len(sys.argv) > 1 else CHECKOUT / ".venv-trackers"
     python = layer(environment)
     with tempfile.TemporaryDirectory(prefix="heliostat-trackers-") as name:
@@ -83,7 +86,9 @@ def layer(folder: Path) -> Path:
         below = sysconfig.get_path("purelib")
         (next(folder.glob("lib/python*/site-packages")) / "below.pth").write_text(below + "\n")
     install = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", *PINS]
-    subprocess.run(install, check=True)
+    if subprocess.run(install, check=False).returncode:
+        print(f"{' and '.join(PINS)} cannot be installed here, so nothing was tried")
+        raise SystemExit(NOT_INSTALLED)
     return python
 
 
