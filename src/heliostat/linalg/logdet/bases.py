@@ -14,8 +14,10 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Measured on one CPU thread: above the first row count a sparse direction beats a dense product, above the second it
@@ -80,8 +82,6 @@ class _Index(NamedTuple):
     weight: Tensor  # tr(E_k E_k): 1 on the diagonal, 2 off it
     flat: Tensor  # rows * n + cols
     mirrored: Tensor  # cols * n + rows
-    sorted_pairs: Tensor  # both triangles in row-major order, as the sparse product wants them
-    sorted_source: Tensor  # which element each of them comes from
 
 
 class CoordinateBasis(Basis):
@@ -90,19 +90,29 @@ class CoordinateBasis(Basis):
     def __init__(self, n: int, rows: Int[Tensor, " size"], cols: Int[Tensor, " size"]) -> None:
         self.n, self.size = n, int(rows.shape[0])
         weight = torch.where(rows == cols, 1.0, 2.0).to(torch.float64)
-        off = (rows != cols).nonzero()[:, 0]
-        both = torch.cat([rows * n + cols, (cols * n + rows)[off]])
-        source = torch.cat([torch.arange(self.size), off])
-        order = torch.argsort(both)
-        pairs = torch.stack([both[order] // n, both[order] % n])
-        home = _Index(rows, cols, weight, rows * n + cols, cols * n + rows, pairs, source[order])
+        home = _Index(rows, cols, weight, rows * n + cols, cols * n + rows)
         self._on_device = {rows.device: home}
+
+    @cached_property
+    def _sorted_pairs(self) -> tuple[Tensor, Tensor]:
+        """Both triangles in row-major order, as the sparse product wants them, and the element of each."""
+        index = next(iter(self._on_device.values()))
+        off = (index.rows != index.cols).nonzero()[:, 0]
+        both = torch.cat([index.flat, index.mirrored[off]])
+        source = torch.cat([torch.arange(self.size, device=off.device), off])
+        order = torch.argsort(both)
+        return torch.stack([both[order] // self.n, both[order] % self.n]), source[order]
 
     def _index(self, device: torch.device) -> _Index:
         if device not in self._on_device:
             home = next(iter(self._on_device.values()))
             self._on_device[device] = _Index(*(part.to(device) for part in home))
         return self._on_device[device]
+
+    def entries(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the row and the column of every element."""
+        index = next(iter(self._on_device.values()))
+        return index.rows.cpu().numpy(), index.cols.cpu().numpy()
 
     def combine(self, y: Tensor) -> Tensor:
         index = self._index(y.device)
@@ -131,9 +141,10 @@ class CoordinateBasis(Basis):
         if self.n <= DENSE_PRODUCT_ROWS or len(weight) > 1 or self.size > self.n * self.n // 20:
             return super().hessian_product(weight, vector)
         index, matrix = self._index(weight.device), weight[0]
+        pairs, source = (part.to(vector.device) for part in self._sorted_pairs)
         direction = torch.sparse_coo_tensor(
-            index.sorted_pairs,
-            vector[0, index.sorted_source],
+            pairs,
+            vector[0, source],
             (self.n, self.n),
             is_coalesced=True,
             check_invariants=False,

@@ -21,6 +21,7 @@ from heliostat.linalg.logdet.methods import METHODS, Options, Solution, unit_sca
 from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
 from heliostat.linalg.logdet.sparse import decompose_sparse, is_sparse
 from heliostat.linalg.logdet.subspaces.base import Subspace, symmetric_stack
+from heliostat.linalg.logdet.subspaces.pattern import SparsityPattern
 from heliostat.linalg.logdet.units import Units, check_held
 
 
@@ -37,7 +38,7 @@ def inverse_decomposition(
 
     Args:
         A: positive definite, (n, n) or a batch (..., n, n), numpy or torch, float32 or float64; or a
-            ``BandedMatrix``, a scipy.sparse matrix, or ``Partial`` of one, for patterns that never need a dense matrix.
+            ``BandedMatrix``, a scipy.sparse matrix, or ``Partial`` of one or of a numpy array, for patterns.
         subspace: S, the home of C; every ``Subspace`` object documents both sides, ``ComplementOf`` swaps them.
         method: ``auto`` or a name from ``METHODS``.
         start: a positive definite B ∈ S⊥ to start dual Newton from (a warm start); dense A only.
@@ -82,7 +83,7 @@ def inverse_decomposition(
     dense = read_dense(A, subspace.rescales)
     if dense.stack.shape[-1] != subspace.n:
         raise ValueError(f"A has {dense.stack.shape[-1]} rows but the subspace has n={subspace.n}")
-    factor = require_positive_definite(dense.stack, dense.units)
+    factor = require_positive_definite(dense.stack, dense.units, isinstance(subspace, SparsityPattern))
     solution = _solve(dense, subspace, method, start, max_steps)
     evidence = measure(dense.stack, factor, solution.B, subspace)
     result = _package(dense, factor, solution, evidence, subspace)

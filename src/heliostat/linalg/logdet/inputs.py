@@ -19,6 +19,7 @@ from heliostat.linalg.arrays import as_tensor
 from heliostat.linalg.logdet.units import TOO_LARGE, Units, unit_exponents
 
 ASYMMETRY = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest entry, in units
+SINGULAR = 1e-10  # smallest eigenvalue, relative to the largest, down to -which A is called singular, not indefinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,17 @@ def read_dense(matrix: Any, each: bool = False) -> DenseInput:
     return DenseInput((stack + stack.mT) / 2, units, restore, scalar, original)
 
 
-def require_positive_definite(stack: Float[Tensor, "batch n n"], units: Units) -> Float[Tensor, "batch n n"]:
+def require_positive_definite(
+    stack: Float[Tensor, "batch n n"], units: Units, on_pattern: bool = False
+) -> Float[Tensor, "batch n n"]:
     """Return the Cholesky factor of A in units.
 
+    Args:
+        on_pattern: whether the subspace is a sparsity pattern, for which ``Partial`` needs no positive definite A.
+
     Raises:
-        ValueError: A is not positive definite to working precision; names the smallest eigenvalue found.
+        ValueError: A is not positive definite to working precision; names the smallest eigenvalue found and, where A
+            is merely singular, the way to decompose it.
     """
     diagonal = stack.diagonal(dim1=-2, dim2=-1)
     if bool((diagonal > 0).all()):
@@ -116,7 +123,14 @@ def require_positive_definite(stack: Float[Tensor, "batch n n"], units: Units) -
     index = int(singular.nonzero()[0, 0])
     eigenvalues = torch.linalg.eigvalsh(units.write(stack)[index])
     which = f" (matrix {index} of the batch)" if len(stack) > 1 else ""
+    smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+    way_out = "add a multiple of the identity"
+    if on_pattern and smallest >= -SINGULAR * largest:
+        way_out = (
+            "with fewer samples than variables call inverse_decomposition(Partial(A), pattern), which reads a numpy A "
+            "on the pattern alone and returns B without C, or add a multiple of the identity"
+        )
     raise ValueError(
-        f"A is not positive definite to working precision{which}: its smallest eigenvalue is "
-        f"{float(eigenvalues[0]):.6g}, its largest {float(eigenvalues[-1]):.6g}; add a multiple of the identity"
+        f"A is not positive definite to working precision{which}: its smallest eigenvalue is {smallest:.6g}, its "
+        f"largest {largest:.6g}; {way_out}"
     )

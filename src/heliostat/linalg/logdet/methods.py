@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from heliostat.linalg.logdet import small
 from heliostat.linalg.logdet.existence import DegenerateSubspaceError, PrimalWatch
 from heliostat.linalg.logdet.newton import LogDetProblem, Minimum, minimize
 from heliostat.linalg.logdet.schur import reduce_and_lift
@@ -149,13 +150,18 @@ def _dual(covariance: Tensor, subspace: Subspace, options: Options, method: str)
 def _primal(covariance: Tensor, subspace: Subspace, options: Options, method: str) -> Solution:
     problem = LogDetProblem(subspace.basis, offset=covariance)
     start = covariance.new_zeros(len(covariance), subspace.dimension)
-    found = _minimize(problem, start, method, options, watched=True)
+    watch = None if isinstance(subspace, SparsityPattern) else PrimalWatch(problem)  # I ∈ S⊥: a pattern's C stays
+    found = _minimize(problem, start, method, options, watch)
     return Solution(subspace.project_complement_stack(found.point.inverse), found.num_steps, method)
 
 
-def _minimize(problem: LogDetProblem, start: Tensor, method: str, options: Options, watched: bool = False) -> Minimum:
-    direction = problem.cg_direction if method.endswith("cg") else problem.dense_direction
-    watch = PrimalWatch(problem) if watched else None
+def _minimize(
+    problem: LogDetProblem, start: Tensor, method: str, options: Options, watch: PrimalWatch | None = None
+) -> Minimum:
+    by_cg = method.endswith("cg")
+    if not by_cg and watch is None and small.applies(problem, start):
+        return small.minimize(problem, start, options.max_steps)
+    direction = problem.cg_direction if by_cg else problem.dense_direction
     return minimize(problem, start, direction, options.max_steps, watch)
 
 

@@ -78,6 +78,8 @@ class Units:
 
     def _scaled(self, matrix: Tensor, sign: int) -> Tensor:
         """Multiply every entry by two factors, of which one alone may be out of the range of float64."""
+        if not self.exponents.any():
+            return matrix
         whole = sign * (self.exponents[:, :, None] + self.exponents[:, None, :])
         halves = (np.ldexp(1.0, half) for half in (whole // 2, whole - whole // 2))
         first, second = (torch.from_numpy(half).to(matrix.device, matrix.dtype) for half in halves)

@@ -293,6 +293,17 @@ class TestKinds:
 
 
 class TestMethodChoice:
+    @pytest.mark.parametrize("method", ["dual_newton", "primal_newton"])
+    @pytest.mark.parametrize("max_steps", [1, 2, 5, 200])
+    def test_one_small_matrix_takes_the_steps_of_a_batch(self, method, max_steps):
+        """A batch runs the general iteration; a single small matrix one of its own."""
+        A = covariance(12, condition=1e4)
+        options = {"method": method, "max_steps": max_steps, "tolerance": np.inf}
+        one = inverse_decomposition(A, random_pattern(12), **options)
+        both = inverse_decomposition(np.stack([A, A]), random_pattern(12), **options)
+        np.testing.assert_allclose(one.B, both.B[0], atol=1e-9 * np.abs(one.B).max())
+        assert abs(one.certificate.iterations - both.certificate.iterations) <= (max_steps > 5)
+
     def test_smaller_side_is_chosen(self):
         A = covariance(12)
         assert inverse_decomposition(A, traceless_span(12, 3)).certificate.method == "primal_newton"

@@ -174,6 +174,37 @@ class TestRefusals:
             inverse_decomposition(star.tocsc(), pattern)
         assert inverse_decomposition(Partial(star.tocsc()), pattern).certificate.residual < 1e-14
 
+    @pytest.mark.parametrize("pattern", [SparsityPattern.banded(20, 2), cycle(20)], ids=["band", "cycle"])
+    def test_fewer_samples_than_variables_lead_to_partial(self, pattern):
+        A = np.cov(np.random.default_rng(0).normal(size=(20, 8)))
+        with pytest.raises(ValueError, match=r"inverse_decomposition\(Partial\(A\), pattern\)"):
+            inverse_decomposition(A, pattern)
+        known = np.eye(20, dtype=bool)
+        known[pattern.edges] = known[pattern.edges[::-1]] = True
+        given = np.where(known, A, np.nan) if pattern.is_chordal else A
+        result = inverse_decomposition(Partial(given), pattern)
+        assert result.C is None
+        B = result.B.toarray()
+        assert (B[~known] == 0).all()
+        assert np.linalg.eigvalsh(B)[0] > 0
+        np.testing.assert_allclose(np.linalg.inv(B)[known], A[known], atol=1e-10)
+
+    def test_an_indefinite_matrix_is_not_sent_to_partial(self):
+        with pytest.raises(ValueError, match=r"identity$") as caught:
+            inverse_decomposition(np.diag([1.0, 1.0, -1e-3]), SparsityPattern.diagonal(3))
+        assert "Partial" not in str(caught.value)
+
+    def test_an_unknown_entry_of_a_dense_array_is_named(self):
+        A = covariance(6)
+        A[0, 1] = A[1, 0] = np.nan
+        with pytest.raises(ValueError, match=r"entry \(0, 1\)"):
+            inverse_decomposition(Partial(A), SparsityPattern.banded(6, 1))
+
+    def test_too_few_samples_for_a_clique(self):
+        A = np.cov(np.random.default_rng(0).normal(size=(20, 8)))
+        with pytest.raises(ValueError, match=r"more samples than the largest clique has rows \(9\)"):
+            inverse_decomposition(Partial(A), SparsityPattern.banded(20, 8))
+
     def test_no_completion_at_all(self):
         bands = np.stack([np.ones(10), np.full(10, 0.5)])
         bands[1, 4] = 1.5
@@ -195,7 +226,8 @@ class TestRefusals:
             (band(6, 1), SpanOf([np.ones((6, 6)) - np.eye(6)]), {}, "needs a SparsityPattern"),
             (band(6, 1), SparsityPattern.banded(7, 1), {}, r"shape \(6, 6\)"),
             (band(6, 1), SparsityPattern.banded(6, 1), {"method": "dual_newton"}, "for dense A"),
-            (Partial(np.eye(6)), SparsityPattern.banded(6, 1), {}, "Partial takes"),
+            (Partial([[1.0]]), SparsityPattern.banded(6, 1), {}, "Partial takes"),
+            (Partial(np.eye(7)), SparsityPattern.banded(6, 1), {}, r"shape \(7, 7\)"),
             (scipy.sparse.eye_array(6, dtype=int), cycle(6), {}, "dtype int"),
             (scipy.sparse.csc_array(np.triu(np.ones((6, 6)))), cycle(6), {}, "not symmetric"),
             (scipy.sparse.csc_array(np.diag([1, 1, np.nan, 1, 1, 1])), cycle(6), {}, "NaN"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from heliostat.linalg.logdet.inputs import unmasked
 from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
 from heliostat.linalg.logdet.sparse import banded, chordal, embedding
 from heliostat.linalg.logdet.sparse.forms import BandedMatrix, FloatArray, Partial, Remainder, require_scipy, rescaled
@@ -33,14 +34,18 @@ def decompose_sparse(
     """Compute ``inverse_decomposition`` of a banded, scipy.sparse or partially known A."""
     partial = isinstance(A, Partial)
     matrix = A.known if isinstance(A, Partial) else A
-    if not is_sparse(matrix):
-        raise ValueError(f"Partial takes a BandedMatrix or a scipy.sparse matrix, got {type(matrix).__name__}")
+    if not is_sparse(matrix) and not isinstance(matrix, np.ndarray):
+        raise ValueError(
+            f"Partial takes a BandedMatrix, a scipy.sparse matrix or a numpy array, got {type(matrix).__name__}"
+        )
     if not isinstance(subspace, SparsityPattern):
         raise ValueError(f"a sparse A needs a SparsityPattern, got {type(subspace).__name__}; pass A dense instead")
     if method not in ("auto", "closed_form"):
         raise ValueError(f"method {method!r} is for dense A; a sparse A takes 'auto' or 'closed_form'")
     if tuple(matrix.shape) != (subspace.n, subspace.n):
         raise ValueError(f"A has shape {tuple(matrix.shape)} but the subspace has n={subspace.n}")
+    if isinstance(matrix, np.ndarray):
+        matrix = _known_entries(unmasked(matrix))
     matrix = matrix if isinstance(matrix, BandedMatrix) else _checked(matrix)
     exponents = unit_exponents(matrix.diagonal())
     matrix = rescaled(matrix, -exponents)
@@ -143,7 +148,11 @@ def _values(entries: chordal.PatternEntries, matrix: Any, partial: bool) -> Floa
     try:
         chordal.closed_form(entries, values)
     except np.linalg.LinAlgError as error:
-        raise ValueError("A is not positive definite: some clique of the pattern is not") from error
+        largest = max(group.separators.shape[1] + group.residuals.shape[1] for group in entries.groups)
+        raise ValueError(
+            "A is not positive definite: some clique of the pattern is not; a covariance needs more samples than the "
+            f"largest clique has rows ({largest}), or a multiple of the identity added to it"
+        ) from error
     return values
 
 
@@ -175,6 +184,12 @@ def _package(
     log_det_A = None if partial else _log_det(matrix)
     C = None if partial else Remainder(entries.n, _remainder(matrix, B))
     return InverseDecomposition(B, C, _divergence(trace_error, log_det_A, inverse[1]), certificate)
+
+
+def _known_entries(matrix: FloatArray) -> Any:
+    """Store the entries of a dense matrix that are not NaN, zeros included."""
+    places = np.nonzero(matrix == matrix)
+    return require_scipy().sparse.csc_array((matrix[places], places), shape=matrix.shape)
 
 
 def _checked(matrix: Any) -> Any:

@@ -104,10 +104,14 @@ class BandedMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A whose stored entries alone are known: zeros elsewhere are not implied, and never read.
+    """A whose entries on the pattern alone are known: zeros elsewhere are not implied, and never read.
+
+    A itself need not be positive definite, only its blocks on the pattern's cliques: a covariance of fewer samples than
+    variables has a B on every chordal pattern whose cliques are smaller than its rank.
 
     Args:
-        known: a ``BandedMatrix`` or a scipy.sparse matrix holding at least the entries on the pattern.
+        known: a ``BandedMatrix`` or a scipy.sparse matrix holding at least the entries on the pattern, or a numpy
+            array with NaN for unknown entries; a pattern that is not chordal needs those of a chordal embedding too.
     """
 
     known: Any
