@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test types quick wheel torture trackers format docs race vllm clean
+.PHONY: setup demo test types quick wheel torture trackers format docs race vllm gpu clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -76,6 +76,11 @@ race: setup
 # vLLM wants other versions too. Installing it takes from two to twelve minutes, the runs on it about ten.
 vllm: setup
 	$(BIN)/python tests/servers/try_vllm.py --venv .venv-vllm
+
+# Every check that needs a GPU, in under nine minutes: make gpu GPU_OPTIONS="--trl-python .venv-trl/bin/python". A
+# machine with a GPU wants a torch that was built for it: install that first, and run the script itself.
+gpu: setup
+	$(BIN)/python benchmarks/gpu/kit.py $(GPU_OPTIONS)
 
 clean:
 	rm -rf $(VENV) site build dist
