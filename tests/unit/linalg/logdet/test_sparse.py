@@ -145,12 +145,17 @@ class TestEmbedding:
         # every row of a ring is alike
         assert np.ptp(result.B.diagonal()) < 1e-10
 
-    def test_a_pattern_far_from_chordal_is_sent_to_the_dense_path(self, monkeypatch):
+    def test_a_pattern_far_from_chordal_is_solved_densely_or_refused(self, monkeypatch):
         from heliostat.linalg.logdet.sparse import embedding
 
         monkeypatch.setattr(embedding, "MOST_HESSIAN_ENTRIES", 100)
-        with pytest.raises(ValueError, match=r"too far from chordal.*pass A as a dense array"):
-            inverse_decomposition(scipy.sparse.csc_array(covariance(30)), random_pattern(30))
+        A, pattern = covariance(30), random_pattern(30)
+        result = inverse_decomposition(scipy.sparse.csc_array(A), pattern)
+        assert result.certificate.method == "dual_newton_cg"
+        assert_same(result, inverse_decomposition(A, pattern, method="dual_newton"))
+        monkeypatch.setattr(embedding, "MOST_DENSE_ROWS", 29)
+        with pytest.raises(ValueError, match=r"too far from chordal.*30 rows are too many for a dense one \(29\)"):
+            inverse_decomposition(scipy.sparse.csc_array(A), pattern)
 
     def test_one_step_is_not_enough_and_says_so(self):
         A = scipy.sparse.csc_array(covariance(20, condition=1e4))

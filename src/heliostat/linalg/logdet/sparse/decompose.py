@@ -13,8 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from heliostat.linalg.logdet.inputs import unmasked
+from heliostat.linalg.logdet.methods import Options, dual_newton_cg
 from heliostat.linalg.logdet.result import Certificate, ConvergenceError, InverseDecomposition
 from heliostat.linalg.logdet.sparse import banded, chordal, embedding
 from heliostat.linalg.logdet.sparse.forms import BandedMatrix, FloatArray, Partial, Remainder, require_scipy, rescaled
@@ -131,11 +133,23 @@ def _on_pattern(
         embedded = embedding.Embedding(pattern)
         entries, own = embedded.entries, embedded.own
         values = _values(entries, matrix, partial)
-        found, steps = embedding.solve(embedded, values, max_steps)
+        if embedded.is_dense:
+            found, steps, name = _dense_newton(entries, own, values, pattern, max_steps)
+        else:
+            found, steps = embedding.solve(embedded, values, max_steps)
+            name = "chordal_embedding"
         found[embedded.fill] = 0.0
-        name = "chordal_embedding"
     B = entries.write(found, own)
     return _package(matrix, partial, B, entries, values, found, own, Certificate(0.0, 0.0, 0.0, steps, name))
+
+
+def _dense_newton(
+    entries: chordal.PatternEntries, own: IntArray, values: FloatArray, pattern: SparsityPattern, max_steps: int
+) -> tuple[FloatArray, int, str]:
+    """Solve over B's parameters with dense matrices, which reads A on the pattern alone."""
+    known = torch.from_numpy(entries.write(values, own).toarray())[None]
+    solution = dual_newton_cg(known, pattern, Options(max_steps=max_steps))
+    return solution.B[0].numpy()[entries.rows, entries.cols], solution.iterations, solution.method
 
 
 def _values(entries: chordal.PatternEntries, matrix: Any, partial: bool) -> FloatArray:
