@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 Part = TypeVar("Part")
 
 
-class Nonconforming(Exception):
+class Nonconforming(ValueError):
     """A part breaks a promise; the message says which, and what to change."""
 
 
@@ -27,7 +27,7 @@ def run_checks(checks: Iterable[Callable[[Part], Any]], part: Part) -> dict[str,
             check(part)
         except Nonconforming as error:
             found[name] = str(error)
-        except Exception as error:  # the part's own code
+        except (Exception, SystemExit) as error:  # the part's own code, which must not end the program
             found[name] = f"it raises {type(error).__name__}: {error}"
         else:
             found[name] = ""

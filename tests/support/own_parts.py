@@ -68,7 +68,7 @@ class Plain:
         return self.inner.take_counts()
 
     def clone_for(self, loaded):
-        return Plain(loaded, self.limits)
+        return type(self)(loaded, self.limits)
 
     def stop(self):
         self.inner.stop()

@@ -80,3 +80,25 @@ def test_a_tracker_that_writes_to_the_runs_own_files_is_found(file):
     section = TrackingSection(trackers=("tests.support.own_parts:Lines",))
     section = section.model_copy(update={"tracker_settings": {"tests.support.own_parts:Lines": {"file": file}}})
     assert f"it writes to {file}" in failures(section)["changes_nothing_of_the_run"]
+
+
+class ClosesNever(Lines):
+    def close(self):
+        threading.Event().wait()
+
+
+def test_a_close_that_hangs_is_found_and_tried_once(monkeypatch):
+    monkeypatch.setattr("heliostat.tracker_conformance.CLOSE_S", 0.05)
+    first, *others = failures(TrackingSection(trackers=(f"{__name__}:ClosesNever",))).values()
+    assert "close does not return" in first
+    assert all(sentence.startswith("not tried") for sentence in others)
+
+
+class EndsTheProgram(Lines):
+    def log(self, step, values):
+        raise SystemExit(3)
+
+
+def test_a_part_that_ends_the_program_breaks_a_promise():
+    found = failures(TrackingSection(trackers=(f"{__name__}:EndsTheProgram",)))
+    assert found["takes_every_row_of_a_run"] == "it raises SystemExit: 3"

@@ -55,6 +55,10 @@ def find_kind(name: str) -> str:
         kinds = [kind for kind, suite in SUITES.items() if name in suite.shipped() or declared(kind, name)]
     if len(kinds) == 1:
         return kinds[0]
+    if not kinds and ":" not in name:
+        raise ConfigError(
+            f"nothing shipped or installed is named '{name}'; name your own part as my_module:Name, in its folder"
+        )
     looks = f"could be {' or '.join(kinds)}" if kinds else "looks like no kind of part"
     raise ConfigError(f"'{name}' {looks}; say which it is: --kind {'|'.join(kinds or SUITES)}")
 

@@ -259,7 +259,10 @@ class RolloutSection(Section):
     def _server(self) -> Self:
         server_keys = ("server_url", "sync_dir", "sync", "server_timeout_s", "server_retries", "server_requests")
         if self.num_workers > 1 and self.engine != "torch":
-            raise ValueError(f"rollout.num_workers is only used with rollout.engine = 'torch' (now '{self.engine}')")
+            raise ValueError(
+                f"rollout.num_workers = {self.num_workers} is only used with rollout.engine = 'torch' (now "
+                f"'{self.engine}'); set rollout.num_workers = 1"
+            )
         if not self.on_server:
             ignored = [key for key in server_keys if getattr(self, key) != type(self).model_fields[key].default]
             if ignored:

@@ -22,6 +22,7 @@ from heliostat.models.checks.reference_forward import reference_log_probs
 from heliostat.rollout import engine_builder
 from heliostat.rollout.completions import DecodeLimits, SamplingStopped
 from heliostat.rollout.engine import Engine, RolloutCounts
+from heliostat.rollout.own_engine import refuse_other_groups
 from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.sampling import SamplingSettings
 from heliostat.types import Completion, Group, Problem, Prompt, StopReason
@@ -74,10 +75,7 @@ def groups_are_the_requested_ones(trial: Trial) -> None:
     settings = SamplingSettings()
     request = SampleRequest(PROMPTS, 3, settings, seed=0, policy_step=7, on_group=lambda place, _: landed.append(place))
     groups = trial.engine().sample(request)
-    if [group.prompt for group in groups] != list(PROMPTS) or any(len(group.completions) != 3 for group in groups):
-        raise Nonconforming("sample must return one group for each prompt, in order, with group_size completions each")
-    if any(group.policy_step != 7 for group in groups):
-        raise Nonconforming("a group's policy_step must be that of the request, from which its age is counted")
+    refuse_other_groups(request, groups)
     for one in _completions(groups):
         if len(one.token_ids) != MAX_NEW_TOKENS or one.stop_reason is not StopReason.MAX_TOKENS:
             raise Nonconforming(

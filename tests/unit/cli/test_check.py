@@ -43,7 +43,7 @@ def test_a_broken_promise_is_explained_and_the_exit_code_is_1(capsys):
     ("argv", "message"),
     [
         (["builtins:dict"], "looks like no kind of part; say which it is: --kind objective|optimizer|engine"),
-        (["nothing"], "'nothing' looks like no kind of part"),
+        (["nothing"], "nothing shipped or installed is named 'nothing'; name your own part as my_module:Name"),
         ([f"{OWN}:Pull", "--optimizer.lr", "1"], "is an objective, which takes --objective.key settings"),
         ([f"{OWN}:Pull", "--kind", "tracker"], "is no tracker: it lacks log, rewind, close"),
         ([f"{OWN}:Pul"], "did you mean 'Pull'"),

@@ -7,7 +7,7 @@ import pytest
 
 from heliostat.config import RolloutSection
 from heliostat.rollout import DecodeLimits
-from heliostat.rollout.conformance import CHECKS, Trial, failures, trial_model
+from heliostat.rollout.conformance import CHECKS, Trial, failures, sample, trial_model
 from tests.support.own_parts import Plain
 
 
@@ -106,3 +106,27 @@ def test_each_broken_promise_is_found(check, loaded):
     found = run_checks([check], Trial(RolloutSection(engine=f"{__name__}:{name}"), loaded))
     assert found[check.__name__]
     assert "it raises" not in found[check.__name__]
+
+
+class ExchangesGroups(Plain):
+    def sample(self, request):
+        return super().sample(request)[::-1]
+
+
+class ForgetsAGroup(Plain):
+    def sample(self, request):
+        return super().sample(request)[1:]
+
+
+class ReturnsNothing(Plain):
+    def sample(self, request):
+        super().sample(request)
+
+
+@pytest.mark.parametrize("engine", [DropsAMember, ExchangesGroups, ForgetsAGroup, ReturnsNothing])
+@pytest.mark.parametrize("is_clone", [False, True])
+def test_a_run_refuses_groups_that_it_did_not_ask_for(engine, is_clone, loaded):
+    own = Trial(RolloutSection(engine=f"{__name__}:{engine.__name__}"), loaded).engine()
+    own = own.clone_for(loaded) if is_clone else own
+    with pytest.raises(ValueError, match=f"rollout.engine = '{__name__}:{engine.__name__}': sample must return"):
+        sample(own)
