@@ -111,7 +111,7 @@ class SharedRows:
         return loaded.head.hidden(
             input_ids=token,
             # Not used: padding is masked below. A mask of four dimensions keeps transformers from building its own.
-            attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool),
+            attention_mask=torch.ones(self.num_rows, 1, 1, 1, dtype=torch.bool, device=token.device),
             position_ids=positions,
             memory=self.cache,
             use_cache=True,

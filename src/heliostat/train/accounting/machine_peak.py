@@ -28,10 +28,19 @@ class MachinePeak:
     bytes_per_s: float
 
 
+PRODUCT_SIZES = {"cpu": 1024, "cuda": 4096}
+"""Widths of the measured matrices: a GPU ends a product of small ones before it is busy."""
+
+
 def measure_machine_peak(
-    device: torch.device, dtype: torch.dtype, size: int = 1024, copy_bytes: int = 2**28
+    device: torch.device, dtype: torch.dtype, size: int | None = None, copy_bytes: int = 2**28
 ) -> MachinePeak:
-    """Measure a product of ``size x size`` matrices and a copy of ``copy_bytes``, each the best of several tries."""
+    """Measure a product of ``size x size`` matrices and a copy of ``copy_bytes``, each the best of several tries.
+
+    Args:
+        size: default: the device's of ``PRODUCT_SIZES``.
+    """
+    size = size or PRODUCT_SIZES[device.type]
     left, right = torch.ones(2, size, size, device=device, dtype=dtype)
     source = torch.zeros(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

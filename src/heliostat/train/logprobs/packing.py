@@ -171,7 +171,10 @@ def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> Token
     old = [here if row.logp_old is None else row.logp_old.to(device) for row, here in zip(rows, current, strict=True)]
     ref = [row.logp_ref.to(device) for row in rows if row.logp_ref is not None]
     return TokenBatch(
-        sequence=torch.repeat_interleave(torch.arange(len(rows), device=device), num_tokens),
+        # With the size of its output known, this does not wait for a GPU.
+        sequence=torch.repeat_interleave(
+            torch.arange(len(rows), device=device), num_tokens, output_size=logp_new.shape[0]
+        ),
         num_tokens=num_tokens,
         advantage=torch.tensor([row.advantage for row in rows], dtype=logp_new.dtype, device=device),
         logp_old=torch.cat(old),
