@@ -92,7 +92,7 @@ def test_answers_and_samples_are_visible(attack: str, capsys: pytest.CaptureFixt
     group = SimpleNamespace(prompt=SimpleNamespace(problem=problem), completions=[completion], verdicts=())
     print_completions([group])  # type: ignore[list-item]
     row = {"prompt": attack, "completion": attack, "answer": attack, "success": True}
-    result = SimpleNamespace(before=None, after=None, folder=Path("run"), findings=(attack,))
+    result = SimpleNamespace(status="finished", before=None, after=None, folder=Path("run"), findings=(attack,))
     print_outcome(result, [row], Path("report.html"))  # type: ignore[arg-type]
     written = capsys.readouterr().out
     assert not obeys(written)
