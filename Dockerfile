@@ -1,5 +1,5 @@
 # Heliostat for the CPU. In the root of the repository: docker build -t heliostat .
-#     docker run --rm --init -v "$PWD:/work" --user "$(id -u):$(id -g)" heliostat train demo
+#     docker run --rm --init -v "$PWD:/data" --user "$(id -u):$(id -g)" heliostat train demo
 # The image that builds is not the slim one: pycosat, which reasoning-gym needs, is compiled from source.
 FROM python:3.12 AS build
 WORKDIR /sources
@@ -15,8 +15,8 @@ RUN /opt/heliostat/bin/pip install --no-cache-dir --constraint constraints.txt .
 FROM python:3.12-slim
 COPY --from=build /opt/heliostat /opt/heliostat
 # anyone may write there: --user may name a user that the image does not know
-RUN useradd --create-home heliostat && mkdir /work && chmod 0777 /work
+RUN useradd --create-home heliostat && mkdir /data && chmod 0777 /data
 USER heliostat
-WORKDIR /work
-ENV PATH=/opt/heliostat/bin:$PATH HF_HOME=/work/.huggingface HELIOSTAT_CACHE=/work/.heliostat
+WORKDIR /data
+ENV PATH=/opt/heliostat/bin:$PATH HF_HOME=/data/.huggingface HELIOSTAT_CACHE=/data/.heliostat
 ENTRYPOINT ["heliostat"]
