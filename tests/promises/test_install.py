@@ -30,9 +30,9 @@ def test_the_table_of_extras_is_that_of_the_package():
 
 def test_all_is_what_the_page_says():
     parts = set(re.search(r"\[(.*)\]", PROJECT["optional-dependencies"]["all"][0])[1].split(","))
-    left_out = {"wandb", "trackio", "mujoco", "peers", "linalg-peers", "dev", "all"}
+    left_out = {"wandb", "trackio", "lm-eval", "mujoco", "peers", "linalg-peers", "dev", "all"}
     assert parts == PROJECT["optional-dependencies"].keys() - left_out
-    assert "all but `wandb`, `trackio`, `mujoco`, the two of peers and `dev`" in PAGE
+    assert "all but `wandb`, `trackio`, `lm-eval`, `mujoco`, the two of peers and `dev`" in PAGE
 
 
 def test_a_package_index_shows_no_broken_link():
