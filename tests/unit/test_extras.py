@@ -89,10 +89,26 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+AGAIN = ("heliostat.control.", "heliostat.adapters.trl")
+"""Modules that import optional packages when they are imported themselves."""
+
+
+@pytest.fixture(autouse=True)
+def same_modules():
+    """Keep no module that a test has imported again: its classes would not be those of the modules before."""
+    before = {name: module for name, module in sys.modules.items() if name.startswith(AGAIN)}
+    yield
+    for name in [name for name in sys.modules if name.startswith(AGAIN) and name not in before]:
+        del sys.modules[name]
+    for name, module in before.items():
+        sys.modules[name] = module
+        parent, _, own = name.rpartition(".")
+        setattr(sys.modules[parent], own, module)
+
+
 def block(package, monkeypatch):
     """Let ``package`` be as good as not installed; modules that have imported it are imported again."""
-    again = ("heliostat.control.", "heliostat.adapters.trl", f"{package}.")
-    for name in [name for name in sys.modules if name.startswith(again)]:
+    for name in [name for name in sys.modules if name.startswith((*AGAIN, f"{package}."))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
 
