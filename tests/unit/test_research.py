@@ -27,10 +27,14 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A recipe that begins with warm-started weights, so that some completions are right and the weights move."""
+    """A recipe that begins with warm-started weights, so that some completions are right and the weights move.
+
+    In float32 on every machine: the sampler's numbers are compared with the trainer's to more digits than bfloat16 has.
+    """
     folder = tmp_path_factory.mktemp("research")
     warm = run_sft(small.recipe(folder, **{**QUICK, "warm_start.num_steps": 60}), run_dir=folder / "warm")
-    return small.recipe(folder, **QUICK, **{"model.path": str(warm.folder / "model"), "model.settings": {}})
+    start = {"model.path": str(warm.folder / "model"), "model.settings": {}, "model.dtype": "float32"}
+    return small.recipe(folder, **QUICK, **start)
 
 
 @pytest.fixture
