@@ -1,4 +1,4 @@
-"""Whether bfloat16 is faster than float32 on a device: measured, since a list of processors' flags goes out of date.
+"""The trial of bfloat16 against float32 on a device: timed, since a list of processors' flags goes out of date.
 
 Left out: what else the choice changes, which is rounding (``docs/reference/models.md``).
 """
