@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -259,5 +260,5 @@ print(watched.process.pid, flush=True); sys.stdin.read()"
 def answers(url: str) -> bool:
     try:
         return ask(url, "/favicon.ico")[0] == 404
-    except ConnectionError:
+    except (ConnectionError, HTTPException):  # gone, or gone in the middle of its answer
         return False
