@@ -110,7 +110,7 @@ def test_a_failure_of_the_harness_is_one_sentence(harness, folder, capsys, monke
 def test_without_the_harness_the_extra_is_named(capsys):
     assert main(["eval", "tiny", "--with", "lm-eval", "sums"]) == 2
     assert capsys.readouterr().err == (
-        "heliostat: --with lm-eval needs the package 'lm_eval': pip install 'heliostat[lm-eval]'\n"
+        "heliostat: --with lm-eval needs the package lm_eval: pip install 'heliostat[lm-eval]'\n"
     )
 
 
