@@ -50,21 +50,27 @@ Check = Callable[[Trial], None]
 
 def opens_and_closes(trial: Trial) -> None:
     """Check that a run that ends before its first step does no harm, and that closing ends."""
-    tracker, errors = trial.open_it(), []
-
-    def close() -> None:
-        try:
-            tracker.close()
-        except BaseException as error:
-            errors.append(error)
-
-    closing = threading.Thread(target=close, daemon=True)
-    closing.start()
+    closing, errors = _in_thread(trial.open_it().close)
     closing.join(CLOSE_S)
     if closing.is_alive():
         raise Nonconforming(f"{HANGS}, after which a run ends without it; give what it waits for a time limit")
     if errors:
         raise errors[0]
+
+
+def _in_thread(work: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
+    """Start ``work`` in a thread of its own; return the thread and the list that its error will be in."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, errors
 
 
 def takes_every_row_of_a_run(trial: Trial) -> None:
@@ -78,17 +84,13 @@ def takes_every_row_of_a_run(trial: Trial) -> None:
 
 def is_called_from_another_thread(trial: Trial) -> None:
     """Check that rows can come from another thread than the one that opened the tracker, as in a run."""
-    tracker, errors = trial.open_it(), []
+    tracker = trial.open_it()
 
     def work() -> None:
-        try:
-            tracker.log(1, ROW)
-            tracker.close()
-        except BaseException as error:
-            errors.append(error)
+        tracker.log(1, ROW)
+        tracker.close()
 
-    thread = threading.Thread(target=work)
-    thread.start()
+    thread, errors = _in_thread(work)
     thread.join()
     if errors:
         raise Nonconforming(

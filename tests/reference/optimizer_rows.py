@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from heliostat.optim import RENG, RING, Eva, KroneckerProduct, KroneckerSum, Rank1NaturalGradient, RKalman
+from heliostat.optim.conformance import Classifier as Classifier
 
 
 @dataclass(frozen=True)
@@ -100,23 +101,6 @@ ROWS = [
 
 def row_name(row: Row) -> str:
     return row.name
-
-
-class Classifier(nn.Module):
-    """An embedding, a norm and two matrices: everything that some optimizer hands to AdamW, and what none does."""
-
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.embedding = nn.Embedding(6, 5)
-            self.norm = nn.LayerNorm(5)
-            self.hidden = nn.Linear(5, 4)
-            self.head = nn.Linear(4, 3)
-        self.to(dtype)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.tanh(self.hidden(self.norm(self.embedding(inputs)))))
 
 
 def batch(num: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
