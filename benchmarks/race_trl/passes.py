@@ -38,7 +38,7 @@ def ways(loaded: LoadedModel, num_rows: int) -> dict[str, Feed]:
     """Name -> what feeds every row one token, each with a cache of its own behind the same prompts."""
     prompts = torch.randint(10, 200, (num_rows // GROUP, PROMPT), generator=torch.Generator().manual_seed(0))
     start = torch.zeros(len(prompts), dtype=torch.long)
-    layers = fused_layers(loaded)
+    layers = fused_layers(loaded, reorders=True)
     assert layers is not None
 
     def prefilled() -> DynamicCache:

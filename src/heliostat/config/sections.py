@@ -219,6 +219,9 @@ class RolloutSection(Section):
     fused_layers: bool = Field(
         True, description="with shared prompts, decode through fused layers if the model's shape allows"
     )
+    reorder_weights: bool = Field(
+        True, description="decode with a copy of the weights in an order that suits few rows (on a CPU, up to 2 GiB)"
+    )
     num_workers: int = Field(1, ge=1, description="decoding threads in this process; each takes a share of the prompts")
     engine: str = Field(
         "torch",

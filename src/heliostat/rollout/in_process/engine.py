@@ -12,14 +12,15 @@ Left out: models without a plain key/value cache (``in_process.plain``), servers
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from heliostat.models import LoadedModel
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.in_process.decode_worker import DecodeWorker
 from heliostat.rollout.in_process.fused import fused_layers as fuse
+from heliostat.rollout.in_process.fused_linear import can_reorder, linear_modules, reordered
 from heliostat.rollout.in_process.rows import Rows
 from heliostat.rollout.in_process.shared import SharedRows, attending, shares_prompts
 from heliostat.rollout.in_process.shared_prefix import SharedPrefix
@@ -38,6 +39,8 @@ class TorchEngine:
             the tokens that all prompts of a request begin with once.
         fused_layers: with shared prompts, decode through fused layers where the model's layers allow it
             (``in_process.fused``).
+        reorder_weights: decode with copies of the weights in an order that suits products of few rows, where the
+            machine can (``in_process.fused_linear``).
         num_workers: threads that decode a share of the prompts each, with a share of torch's own threads.
         copies: the class that stores rows where prompts are not shared.
 
@@ -45,9 +48,9 @@ class TorchEngine:
         way: the name of this way of decoding, as part of a sentence.
 
     Limits:
-        ``group_size=1`` equals sampling each prompt alone; any ``max_rows``, ``num_workers``, ``shared_prompt`` and
-        ``fused_layers`` give the same completions (to float accuracy of the logits), since every completion has its
-        own random stream.
+        ``group_size=1`` equals sampling each prompt alone; any ``max_rows``, ``num_workers``, ``shared_prompt``,
+        ``fused_layers`` and ``reorder_weights`` give the same completions (to float accuracy of the logits), since
+        every completion has its own random stream.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class TorchEngine:
         num_workers: int = 1,
         fused_layers: bool = True,
         copies: type[Rows] = Rows,
+        reorder_weights: bool = True,
     ) -> None:
         self.loaded = loaded
         self.limits = limits
@@ -66,7 +70,8 @@ class TorchEngine:
         self._counted: list[RolloutCounts] = []
         self.copies = copies
         self.rows_kind: type[Rows | SharedRows] = SharedRows if shared_prompt and shares_prompts(loaded) else copies
-        self.fused = fuse(loaded) if fused_layers and self.rows_kind is SharedRows else None
+        self.reorders = reorder_weights and can_reorder(loaded)
+        self.fused = fuse(loaded, self.reorders) if fused_layers and self.rows_kind is SharedRows else None
         self.way = ""
 
     def sample(self, request: SampleRequest) -> list[Group]:
@@ -95,12 +100,22 @@ class TorchEngine:
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
         num_jobs = max(1, min(self.num_workers, len(prompts)))
         limits = dataclasses.replace(self.limits, max_rows=max(1, self.limits.max_rows // num_jobs))
-        if self.fused is not None:
-            self.fused.refresh()
-        with attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
+        with self._prepared(), attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
             shared_prefix = self._shared_prefix(prompts) if self.rows_kind is SharedRows else None
             run_in_threads([job(order[first::num_jobs]) for first in range(num_jobs)])
         return [groups[index] for index in range(len(prompts))]
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Within this context, products use the weights that the model has now, reordered where that is faster."""
+        model = self.loaded.model
+        with ExitStack() as stack:
+            if self.fused is not None:
+                stack.enter_context(self.fused.prepared())
+            if self.reorders:
+                # The layers' own modules would hold a second copy, for the prefill alone.
+                stack.enter_context(reordered(linear_modules(self.loaded.head.projection if self.fused else model)))
+            yield
 
     def _shared_prefix(self, prompts: Sequence[Prompt]) -> SharedPrefix:
         """Prefill the tokens that all prompts begin with."""
@@ -123,7 +138,7 @@ class TorchEngine:
     def clone_for(self, loaded: LoadedModel) -> TorchEngine:
         """See ``Engine.clone_for``."""
         is_shared, is_fused = self.rows_kind is SharedRows, self.fused is not None
-        clone = TorchEngine(loaded, self.limits, is_shared, self.num_workers, is_fused, self.copies)
+        clone = TorchEngine(loaded, self.limits, is_shared, self.num_workers, is_fused, self.copies, self.reorders)
         clone.way = self.way
         return clone
 

@@ -4,8 +4,7 @@
 
 A decoding pass has few rows, so the cost of a layer is reading its weights and the overhead of each call. Linear maps
 of the same input are therefore one product (q, k and v; gate and up), and residuals are added inside the product
-(``addmm``). Small weights are copied, transposed to ``[input, output]``, before every batch of prompts: products of
-few rows run faster on that layout. Large weights gain little or lose (``MAX_COPIED_BYTES``) and stay where they are.
+(``fused_linear``).
 
 Left out: layers of any other shape, adapters among them, which the model runs itself. Embedding, rotary angles, norms
 and head are the model's own everywhere.
@@ -13,6 +12,8 @@ and head are the model's own everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from heliostat.models import LoadedModel
+from heliostat.rollout.in_process.fused_linear import FusedLinear
 from heliostat.rollout.in_process.shared import SharedRows, agrees
 
 # Children that a module must have, no more and no fewer: an unknown one might take part in the forward pass.
@@ -28,48 +30,6 @@ BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-
-
-MAX_COPIED_BYTES = 2**21
-"""Larger products gain little on a copy, and some lose (``docs/studies/speed.md``); smaller ones fit a core's cache."""
-
-
-class FusedLinear:
-    """Several linear maps of one input as one product, ``x [W1 W2 ..] + [b1 b2 ..]``, if their weights are small."""
-
-    def __init__(self, *linears: nn.Linear) -> None:
-        self._linears = linears
-        size = sum(linear.out_features * linear.in_features * linear.weight.element_size() for linear in linears)
-        self._copied = size <= MAX_COPIED_BYTES
-        self._weight = torch.empty(0)
-        self._bias: Tensor | None = None
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Copy the current weights."""
-        if not self._copied:
-            return
-        widths, weight = [linear.out_features for linear in self._linears], self._linears[0].weight
-        # Weights gathered from shards may have a dtype other than the first ones had.
-        if not self._weight.numel() or self._weight.dtype != weight.dtype:
-            self._weight = weight.new_empty(self._linears[0].in_features, sum(widths))
-        # Written into one buffer that stays: a new one per batch would be allocated and freed at every step.
-        for part, linear in zip(torch.split(self._weight, widths, dim=1), self._linears, strict=True):
-            part.copy_(linear.weight.T)
-        biases = [linear.bias for linear in self._linears if linear.bias is not None]
-        self._bias = torch.cat([*biases]) if biases else None
-
-    def __call__(self, x: Float[Tensor, "row input"]) -> Float[Tensor, "row output"]:
-        if not self._copied:
-            return torch.cat([linear(x) for linear in self._linears], dim=-1)
-        return x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
-
-    def onto(self, residual: Float[Tensor, "row output"], x: Float[Tensor, "row input"]) -> Tensor:
-        """Return ``residual + self(x)``."""
-        # addmm adds one tensor, here the residual or the bias. A narrow product is rounded first, as in the model.
-        if not self._copied or self._bias is not None or x.dtype != torch.float32:
-            return residual + self(x)
-        return torch.addmm(residual, x, self._weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +47,11 @@ class FusedLayer:
     norms: tuple[nn.Module, nn.Module]
     parts: tuple[nn.Module, ...]
 
+    @property
+    def products(self) -> tuple[FusedLinear, ...]:
+        """The four products."""
+        return self.qkv, self.o, self.gate_up, self.down
+
     @classmethod
     def of(cls, layer: Any) -> FusedLayer:
         """Build the fused form of a transformers layer."""
@@ -100,10 +65,14 @@ class FusedLayer:
 
 
 class FusedLayers:
-    """A model's backbone with fused layers, for rows that are fed one token each."""
+    """A model's backbone with fused layers, for rows that are fed one token each.
 
-    def __init__(self, backbone: Any) -> None:
-        self._backbone = backbone
+    Args:
+        reorders: whether products use reordered copies of the weights.
+    """
+
+    def __init__(self, backbone: Any, reorders: bool) -> None:
+        self._backbone, self._reorders = backbone, reorders
         self._layers = [FusedLayer.of(layer) for layer in backbone.layers]
         attention = backbone.layers[0].self_attn
         self._width, self._scaling = attention.head_dim, attention.scaling
@@ -111,8 +80,9 @@ class FusedLayers:
         self._num_shared = attention.k_proj.out_features // self._width
         self._activation = backbone.layers[0].mlp.act_fn
 
-    def refresh(self) -> None:
-        """Copy the model's current weights where copies are used.
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Within this context, decode with the weights that the model had at its beginning.
 
         Raises:
             RuntimeError: layers have been replaced since, by adapters for example.
@@ -122,9 +92,14 @@ class FusedLayers:
                 "the model's layers were replaced after its rollout engine was built; add adapters first, then build "
                 "the engine"
             )
-        for layer in self._layers:
-            for product in (layer.qkv, layer.o, layer.gate_up, layer.down):
-                product.refresh()
+        products = [product for layer in self._layers for product in layer.products] if self._reorders else []
+        try:
+            for product in products:
+                product.reorder()
+            yield
+        finally:
+            for product in products:
+                product.drop()
 
     def hidden(
         self, rows: SharedRows, token: Int[Tensor, "row 1"], real: Bool[Tensor, "row 1"] | None = None
@@ -157,14 +132,18 @@ class FusedLayers:
         return last.unsqueeze(1)
 
 
-def fused_layers(loaded: LoadedModel) -> FusedLayers | None:
-    """Fuse the model's layers; ``None`` where they have another shape, or a trial does not give the model's numbers."""
+def fused_layers(loaded: LoadedModel, reorders: bool) -> FusedLayers | None:
+    """Fuse the model's layers; ``None`` where they have another shape, or a trial does not give the model's numbers.
+
+    Args:
+        reorders: whether products use reordered copies of the weights (``fused_linear``).
+    """
     backbone: Any = loaded.head.backbone
     if not (loaded.head.exact_split and _children(backbone) == BACKBONE and all(map(_has_shape, backbone.layers))):
         return None
-    layers = FusedLayers(backbone)
-    layers.refresh()
-    return layers if agrees(loaded, layers.hidden) else None
+    layers = FusedLayers(backbone, reorders)
+    with layers.prepared():
+        return layers if agrees(loaded, layers.hidden) else None
 
 
 def _sum_of_products(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

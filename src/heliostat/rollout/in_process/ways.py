@@ -13,6 +13,7 @@ Left out: servers, which are compared after every sync of weights (``server.pari
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,16 +75,19 @@ class WrongWay(ValueError):
 
 def ways_of(loaded: LoadedModel, section: RolloutSection) -> Iterator[Way]:
     """Yield the ways that the model's structure allows, fastest first."""
+    torch_engine = functools.partial(
+        TorchEngine, num_workers=section.num_workers, reorder_weights=section.reorder_weights
+    )
 
     def shared(fused: bool) -> Callable[[LoadedModel, DecodeLimits], InProcess | None]:
         def build(model: LoadedModel, limits: DecodeLimits) -> InProcess | None:
-            engine = TorchEngine(model, limits, True, section.num_workers, fused)
+            engine = torch_engine(model, limits, shared_prompt=True, fused_layers=fused)
             return engine if engine.rows_kind is SharedRows and (engine.fused is not None) == fused else None
 
         return build
 
     def copied(kind: type[Rows]) -> Callable[[LoadedModel, DecodeLimits], InProcess]:
-        return lambda model, limits: TorchEngine(model, limits, False, section.num_workers, copies=kind)
+        return lambda model, limits: torch_engine(model, limits, shared_prompt=False, copies=kind)
 
     def cached(model: LoadedModel, limits: DecodeLimits) -> InProcess | None:
         engine = PlainEngine(model, limits)

@@ -9,8 +9,7 @@ import torch
 from heliostat.config import LoraSection
 from heliostat.models.lora import add_adapters
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
-from heliostat.rollout.in_process import fused
-from heliostat.rollout.in_process.fused import FusedLinear, fused_layers
+from heliostat.rollout.in_process.fused import fused_layers
 from tests.support.checkpoints import load_float32, write_checkpoint
 from tests.support.nano import make_nano, make_prompts
 
@@ -60,31 +59,6 @@ def test_layers_that_were_replaced_since_are_not_sampled_without():
         completions(engine, make_prompts(loaded, 2))
 
 
-@pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("max_bytes", [0, 2**21], ids=["in place", "copied"])
-def test_one_product_is_several_linear_maps(biases, max_bytes, monkeypatch):
-    monkeypatch.setattr(fused, "MAX_COPIED_BYTES", max_bytes)
-    torch.manual_seed(0)
-    linears = [torch.nn.Linear(5, width, bias=biases) for width in (3, 4)]
-    product = FusedLinear(*linears)
-    product.refresh()
-    x = torch.randn(6, 5)
-    expected = torch.cat([linear(x) for linear in linears], dim=1)
-    residual = torch.randn(6, 7)
-    torch.testing.assert_close(product(x), expected)
-    torch.testing.assert_close(product.onto(residual, x), residual + expected)
-
-
-def test_weights_may_come_back_in_another_type():
-    linear = torch.nn.Linear(5, 3, bias=False)
-    product = FusedLinear(linear)
-    product.refresh()
-    linear.bfloat16()  # as gathered weights of mixed precision are
-    product.refresh()
-    x = torch.randn(2, 5).bfloat16()
-    torch.testing.assert_close(product(x), linear(x))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "fits"), [("llama", True), ("qwen2", True), ("gpt2", False), ("gemma2", False)])
 def test_families(family, fits, tmp_path):
@@ -93,20 +67,25 @@ def test_families(family, fits, tmp_path):
         for name, parameter in loaded.model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_()
-    assert (fused_layers(loaded) is not None) == fits
+    assert (fused_layers(loaded, reorders=True) is not None) == fits
 
 
 def test_other_layers_and_other_numbers_are_refused(monkeypatch):
     loaded = make_nano()
-    assert fused_layers(loaded) is not None
+    assert fused_layers(loaded, reorders=True) is not None
     attention = loaded.model.model.layers[1].self_attn
     monkeypatch.setattr(attention, "scaling", 0.1)  # the shape fits, the numbers do not
-    assert fused_layers(loaded) is None
+    assert fused_layers(loaded, reorders=True) is None
     monkeypatch.undo()
 
     class Adapted(torch.nn.Linear):
         pass
 
     attention.q_proj.__class__ = Adapted
-    assert fused_layers(loaded) is None
-    assert fused_layers(dataclasses.replace(loaded, head=dataclasses.replace(loaded.head, exact_split=False))) is None
+    assert fused_layers(loaded, reorders=True) is None
+    assert (
+        fused_layers(
+            dataclasses.replace(loaded, head=dataclasses.replace(loaded.head, exact_split=False)), reorders=True
+        )
+        is None
+    )
