@@ -161,9 +161,8 @@ def table(points: list[dict[str, Any]]) -> str:
         taken, floor = point["ms"], sum(point["floor_ms"].values())
         total = sum(taken[part] for part in parts)
         cells = [*(f"{taken[part]:.2f}" for part in parts), f"{total:.2f}", f"{floor:.2f}", f"{total / floor:.1f}"]
-        lines.append(
-            f"| {point['model']} | {point['dtype']} | {point['rows']} | {' | '.join(cells)} | {taken['reordering']:.0f} |"
-        )
+        about = [str(point[key]) for key in ("model", "dtype", "rows")]
+        lines.append(f"| {' | '.join([*about, *cells])} | {taken['reordering']:.0f} |")
     return "\n".join(lines)
 
 
