@@ -17,6 +17,7 @@ batch into micro-batches (``packing``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,7 +34,7 @@ from heliostat.train.logprobs.packing import GroupShape, Row
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Cost of one forward pass, padding included.
+    """Cost of one forward pass, padding included; not the few tokens of ``ROUND_TO``.
 
     Attributes:
         num_tokens: tokens run through the model.
@@ -44,6 +45,23 @@ class Work:
     num_tokens: int
     num_pairs: int
     num_calls: int = 1
+
+
+ROUND_TO = 16
+"""Multiple of tokens that products in bfloat16 are filled up to on a CPU: oneDNN compiles one for every size, which
+takes time and memory, and a step has new sizes every time."""
+
+
+def num_filled(num_tokens: int, num_rows: int, like: Tensor) -> int:
+    """Return the tokens of each row, at least ``num_tokens``, that make all rows' a multiple of ``ROUND_TO``.
+
+    Args:
+        like: a weight or a state of the model; other dtypes and devices are not filled up.
+    """
+    if like.dtype != torch.bfloat16 or like.device.type != "cpu":
+        return num_tokens
+    step = ROUND_TO // math.gcd(num_rows, ROUND_TO)
+    return -(-num_tokens // step) * step
 
 
 class Layout(Protocol):
@@ -59,7 +77,14 @@ class Layout(Protocol):
 
 
 class Plain:
-    """One row each, padded on the right: under causal attention and recurrence no scored token sees the padding."""
+    """One row each, padded on the right: under causal attention and recurrence no scored token sees the padding.
+
+    Args:
+        fills_up: whether rows may be padded beyond the longest (``ROUND_TO``).
+    """
+
+    def __init__(self, fills_up: bool = True) -> None:
+        self._fills_up = fills_up
 
     def work(self, groups: Sequence[GroupShape]) -> Work:
         width = max(group.context + group.longest for group in groups) - 1
@@ -69,7 +94,7 @@ class Plain:
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
         # The last token predicts nothing that is scored, so it is no input.
         inputs = [(row.prompt.context_ids + row.completion.token_ids)[:-1] for row in rows]
-        hidden = loaded.head.hidden(input_ids=_padded(inputs, loaded), use_cache=False)
+        hidden = loaded.head.hidden(input_ids=_padded(inputs, loaded, self._fills_up), use_cache=False)
         # Position i predicts token i + 1, so a completion's tokens are predicted from the context's last position on.
         picked = [
             hidden[index, row.context_length - 1 + start : row.context_length - 1 + end]
@@ -87,7 +112,7 @@ class Alone:
         return Work(tokens, sum(group.num_rows * (group.context + group.longest - 1) ** 2 for group in groups))
 
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
-        return torch.cat([Plain().hidden(loaded, [row]) for row in rows])
+        return torch.cat([Plain(fills_up=False).hidden(loaded, [row]) for row in rows])
 
 
 class Tree:
@@ -100,13 +125,13 @@ class Tree:
     def hidden(self, loaded: LoadedModel, rows: Sequence[Row]) -> Float[Tensor, "token feature"]:
         trees: dict[int, _TreeBuilder] = {}
         spans = [trees.setdefault(row.group, _TreeBuilder(row.prompt.context_ids)).add(row) for row in rows]
-        input_ids = _padded([tree.ids for tree in trees.values()], loaded)
+        input_ids = _padded([tree.ids for tree in trees.values()], loaded, fill_up=True)
         device, width = input_ids.device, input_ids.shape[1]
         hidden = loaded.head.hidden(
             input_ids=input_ids,
             # Padding counts as the end of the prompt: it may see the prompt, and no token sees it.
-            attention_mask=_tree_mask(_filled([tree.segments for tree in trees.values()], 0, device)),
-            position_ids=_filled([tree.positions for tree in trees.values()], 0, device),
+            attention_mask=_tree_mask(_filled([tree.segments for tree in trees.values()], 0, device, width)),
+            position_ids=_filled([tree.positions for tree in trees.values()], 0, device, width),
             use_cache=False,
         )
         order = {group: index for index, group in enumerate(trees)}
@@ -193,7 +218,7 @@ class Cached:
         width: int,
     ) -> Float[Tensor, "row token feature"]:
         """Compute hidden states of the completions' inputs (all but each last token) with their prompt's cache."""
-        ids = _padded([row.completion.token_ids[:-1] for row in rows], loaded)
+        ids = _padded([row.completion.token_ids[:-1] for row in rows], loaded, fill_up=True)
         for layer in cache.layers:
             keys, values = key_values(layer)
             # Indexing copies a prompt's entries for each completion, and gradients of the copies add up in them.
@@ -211,11 +236,13 @@ class Cached:
         )
 
 
-def _padded(rows: Iterable[Sequence[int]], loaded: LoadedModel) -> Int[Tensor, "row token"]:
-    return _filled(rows, loaded.pad_id, next(loaded.model.parameters()).device)
-
-
-def _filled(rows: Iterable[Sequence[int]], filler: int, device: torch.device) -> Int[Tensor, "row token"]:
-    lists = [list(row) for row in rows]
+def _padded(rows: Iterable[Sequence[int]], loaded: LoadedModel, fill_up: bool = False) -> Int[Tensor, "row token"]:
+    weight = next(loaded.model.parameters())
+    lists = list(rows)
     width = max(map(len, lists))
-    return torch.tensor([row + [filler] * (width - len(row)) for row in lists], dtype=torch.long, device=device)
+    return _filled(lists, loaded.pad_id, weight.device, num_filled(width, len(lists), weight) if fill_up else width)
+
+
+def _filled(rows: Iterable[Sequence[int]], filler: int, device: torch.device, width: int) -> Int[Tensor, "row token"]:
+    """Build a tensor of rows, each filled up on the right."""
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], dtype=torch.long, device=device)

@@ -28,7 +28,7 @@ from heliostat.models.transformers_internals import (
     usual_attention,
     with_attention,
 )
-from heliostat.train.logprobs.layouts import Work
+from heliostat.train.logprobs.layouts import Work, num_filled
 from heliostat.train.logprobs.packing import GroupShape, Row
 
 ATTENTION = "heliostat_packed"
@@ -72,6 +72,7 @@ class Packed:
         device = next(loaded.model.parameters()).device
         packed = _Row(device)
         predicted = [place for row in rows for place in packed.add(row)]
+        packed.fill(num_filled(len(packed.ids), 1, next(loaded.model.parameters())))
         with with_attention(loaded.model, ATTENTION):
             hidden = loaded.head.hidden(
                 input_ids=torch.tensor([packed.ids], device=device),
@@ -109,6 +110,12 @@ class _Row:
             self._append(inputs, context)
         # The prompt's last token predicts the first of each completion.
         return [began + place - 1 if place else self._last_of_prompt[row.group] for place in row.scored]
+
+    def fill(self, num_tokens: int) -> None:
+        """Append tokens that nothing attends to and that predict nothing, up to this number."""
+        if missing := num_tokens - len(self.ids):
+            self.pieces.append(Piece(missing))
+            self._append([self.ids[-1]] * missing, 0)
 
     def _append(self, ids: Sequence[int], position: int) -> None:
         self.ids += ids

@@ -23,7 +23,7 @@ from heliostat.models.flops import attention_layers
 from heliostat.train.distributed.fsdp import as_fsdp_forward, is_sharded
 from heliostat.train.logprobs.gradient_checkpointing import recomputing
 from heliostat.train.logprobs.layout_trial import exact_layouts
-from heliostat.train.logprobs.layouts import Cached, Layout, Work
+from heliostat.train.logprobs.layouts import Cached, Layout, Work, num_filled
 from heliostat.train.logprobs.packed_layout import Packed
 from heliostat.train.logprobs.packing import GroupShape, Row, by_group
 
@@ -48,7 +48,8 @@ def completion_log_probs(
     """
 
     def of_chunk(chunk: Tensor, target: Tensor) -> Tensor:
-        logits = head.logits(chunk).float()
+        filled = num_filled(len(chunk), 1, chunk)
+        logits = head.logits(torch.nn.functional.pad(chunk, (0, 0, 0, filled - len(chunk))))[: len(chunk)]
         logits = logits if temperature == 1 else logits / temperature  # saves two passes over the largest tensor
         return torch.log_softmax(logits, dim=-1).gather(1, target.unsqueeze(1)).squeeze(1)
 

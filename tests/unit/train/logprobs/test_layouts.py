@@ -7,7 +7,8 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
-from heliostat.train.logprobs.layouts import Cached, Plain, Tree
+from heliostat.train.logprobs import layouts
+from heliostat.train.logprobs.layouts import Alone, Cached, Plain, Tree
 from heliostat.train.logprobs.packed_layout import ATTENTION, Packed, Piece
 from heliostat.train.logprobs.packing import GroupShape, by_group, rows_of
 from heliostat.train.logprobs.policy import Policy
@@ -41,6 +42,37 @@ def test_layouts_agree_in_value_and_gradient(nano, one, two, max_new_tokens):
     first, second = (hidden_and_gradient(layout, nano, rows) for layout in (one, two))
     torch.testing.assert_close(first[0], second[0], atol=2e-5, rtol=1e-5)
     assert float((first[1] - second[1]).norm() / second[1].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: type(layout).__name__)
+@pytest.mark.parametrize("max_new_tokens", [1, 9])
+def test_sizes_in_bfloat16_are_filled_up_and_change_nothing(layout, max_new_tokens, monkeypatch):
+    """Every product is compiled once for its size, so sizes repeat; tokens that fill up take part in nothing."""
+    loaded = make_nano(num_heads=4, num_kv_heads=2)
+    rows = rows_from(loaded, max_new_tokens=max_new_tokens)
+    sizes = {round_to: set() for round_to in (1, 16)}
+    found = {}
+    for round_to in sizes:
+        monkeypatch.setattr(layouts, "ROUND_TO", round_to)
+        narrow = make_nano(num_heads=4, num_kv_heads=2)
+        narrow.model.bfloat16()
+        projection = narrow.model.model.layers[0].mlp.gate_proj
+        projection.register_forward_pre_hook(lambda _, x, at=sizes[round_to]: at.add(x[0].shape[:-1].numel()))
+        found[round_to] = hidden_and_gradient(layout, narrow, rows)
+    # The prompts of a cache are filled up on the left, to the longest alone.
+    assert isinstance(layout, Cached) or all(size % 16 == 0 for size in sizes[16])
+    assert not all(size % 16 == 0 for size in sizes[1])
+    torch.testing.assert_close(found[16][0], found[1][0], atol=0.02, rtol=0.02)
+    assert float((found[16][1] - found[1][1]).norm() / found[1][1].norm()) < 0.02
+
+
+def test_one_row_at_a_time_is_never_padded():
+    narrow = make_nano()
+    narrow.model.bfloat16()
+    rows, seen = rows_from(narrow, max_new_tokens=5), []
+    narrow.model.get_input_embeddings().register_forward_hook(lambda _, x, __: seen.append(x[0].numel()))
+    Alone().hidden(narrow, rows)
+    assert seen == [row.context_length + row.length - 1 for row in rows]
 
 
 @pytest.mark.slow
