@@ -124,6 +124,11 @@ METRICS: dict[str, Metric] = {
     "loss/covariance_clipped": Metric("fraction", "share of tokens whose gradient the guard's covariance clip removed"),
     "loss/sft": Metric("nats/token", "supervised cross-entropy of the warm start"),
     "optim/grad_norm": Metric("norm", "global gradient norm before clipping, averaged over the step's updates"),
+    "optim/head_grad_norm": Metric(
+        "norm",
+        "norm of the output head's gradient before clipping, averaged over the step's updates; left out where the head "
+        "is not trained",
+    ),
     "optim/update_ratio": Metric("ratio", "norm of the step's change of the weights over the norm of the weights"),
     "optim/lr": Metric("rate", "learning rate of the step's last update"),
     "optim/bad_steps": Metric("count", "updates skipped so far because the loss or gradient was not finite"),

@@ -3,8 +3,8 @@
 Left out: the share of a ceiling that is reached, which is an assumption (``Hardware``).
 
 References:
-    Models: ``config.json`` of Qwen/Qwen2.5-0.5B, -3B, -7B and -32B, Qwen/Qwen3-32B,
-    meta-llama/Llama-3.1-8B, meta-llama/Llama-3.1-405B and moonshotai/Kimi-K2-Instruct on the Hugging Face hub.
+    Models: ``config.json`` of Qwen/Qwen2.5-0.5B, -3B, -7B and -32B, Qwen/Qwen3-0.6B and
+    -32B, meta-llama/Llama-3.1-8B, meta-llama/Llama-3.1-405B and moonshotai/Kimi-K2-Instruct on the Hugging Face hub.
     Machines: NVIDIA H100 Tensor Core GPU data sheet (SXM column; bfloat16 without sparsity is half of the printed
     number), NVIDIA DGX H100 user guide (eight ConnectX-7 adapters of 400 Gb/s, one for each GPU).
 """
@@ -29,6 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2.5-3b": _config("qwen2", 2048, 36, (16, 2), 11008, 151936) | {"tie_word_embeddings": True},
     "qwen2.5-7b": _config("qwen2", 3584, 28, (28, 4), 18944, 152064),
     "qwen2.5-32b": _config("qwen2", 5120, 64, (40, 8), 27648, 152064),
+    "qwen3-0.6b": _config("qwen3", 1024, 28, (16, 8), 3072, 151936) | {"head_dim": 128, "tie_word_embeddings": True},
     "qwen3-32b": _config("qwen3", 5120, 64, (64, 8), 25600, 151936) | {"head_dim": 128},
     "llama-3.1-8b": _config("llama", 4096, 32, (32, 8), 14336, 128256),
     "llama-3.1-405b": _config("llama", 16384, 126, (128, 8), 53248, 128256),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from heliostat.cards import Card
+from heliostat.monitors.head_gradient import head_gradient
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.signal import merge
 from heliostat.monitors.turns import sampler_gaps
@@ -317,6 +318,7 @@ class Updater:
         total = self.runtime.sum({"loss": float(sum(each.loss for each in passes))})["loss"]
         filled = [each.rows for each in passes]
         extra = ExtraPass(self.policy, loss, rows, filled, rank_sync, report.counts.add)
+        head = head_gradient(self.policy.loaded.model)  # before it is clipped
         with span("optimizer"):
             norm = self.safe_step.apply(total, lambda: extra.step(self.safe_step.optimizer, seed))
         if norm is None:
@@ -324,7 +326,8 @@ class Updater:
             return False
         if self.runtime.is_main:  # equal on all ranks already
             report.add("loss/objective", Mean(total, 1))
-            report.add("optim/grad_norm", Mean(norm, 1))
+            for key, mean in {"optim/grad_norm": Mean(norm, 1), **head}.items():
+                report.add(key, mean)
         return norm > 0
 
     def _backward(
