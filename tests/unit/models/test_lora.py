@@ -44,6 +44,21 @@ def test_fresh_adapters_change_nothing_and_freeze_the_rest():
     assert torch.allclose(loaded.head.logits(hidden), logits(loaded.model)), "the head still is the model's"
 
 
+def test_a_learning_rate_moves_the_model_as_far_at_every_rank():
+    moved = []
+    for rank in (1, 8, 64):
+        model = nano().model
+        add_adapters(model, LoraSection(rank=rank, alpha=16), seed=0)
+        ids = torch.arange(10, 90).reshape(8, 10)
+        before = model(input_ids=ids).logits.log_softmax(-1)
+        before.gather(-1, ids.roll(-1, 1)[..., None]).mean().neg().backward()
+        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3).step()
+        with torch.no_grad():
+            moved.append(float((model(input_ids=ids).logits.log_softmax(-1) - before).abs().mean()))
+    assert min(moved) > 0
+    assert max(moved) < 2.5 * min(moved), f"a rank of 64 needs no other rate than a rank of 1: {moved}"
+
+
 def test_the_same_seed_gives_the_same_adapters_and_leaves_torchs_own_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
