@@ -83,6 +83,10 @@ METRICS: dict[str, Metric] = {
     "judge/failed": Metric("count", "questions of this step without a reply that gives a score"),
     "judge/tokens": Metric("tokens", "prompt and reply tokens of this step's questions, as the server counts them"),
     "judge/cost": Metric("currency", "cost of the judge's tokens in this run so far, by the prices of the recipe"),
+    "judge/hacking": Metric(
+        "ratio",
+        "standard errors by which the score has risen, and by which success explains less than half of that: the lower",
+    ),
     "mismatch/k1": Metric("nats/token", "mean of logp_gen - logp_train: KL of sampler to trainer, unbiased"),
     "mismatch/k3": Metric(
         "nats/token", "mean of e^d - d - 1 with d = logp_train - logp_gen: the same KL, never negative"

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from heliostat.config import ConfigError
+from heliostat.tracking import read_metrics
 from heliostat.train import run_recipe
 from tests.support import small
 from tests.support.fake_judge import judging
@@ -82,6 +83,19 @@ def test_beside_verifiers_both_rewards_add_up(liking_7, tmp_path):
         assert line["reward/mean"] == pytest.approx(line["reward/success"] + 0.1 * line["judge/score"])
 
 
+def test_a_score_that_rises_without_success_raises_the_alarm_and_the_audit_names_an_exploit(tmp_path):
+    """The judge likes texts that end in 7 or in a dot, and padding ends in a dot."""
+    judge = save_reward_model(tmp_path / "judge", liked="7.", context=512)
+    more = {"warm_start__num_steps": 40, "train__num_steps": 26, "optimizer__lr": 3e-3, "eval__every": 0}
+    lines = finished(small.recipe(tmp_path, **SHORT | more, judge__path=str(judge)), tmp_path / "run")
+    assert lines[-1]["judge/score"] > lines[0]["judge/score"] + 0.5
+    assert max(line.get("judge/hacking", 0.0) for line in lines) > 5
+    events = read_metrics(tmp_path / "run" / "events.jsonl")
+    assert any(event["rule"] == "judge-hacked" for event in events)
+    (report,) = json.loads((tmp_path / "run" / "audit.json").read_text())["judge"]
+    assert "length" in report["verdict"]
+
+
 def test_unscored_completions_leave_their_groups_also_when_sampled_ahead(tmp_path):
     """A context of eight tokens: the question takes seven, so answers of two digits do not fit."""
     judge = save_reward_model(tmp_path / "judge", context=8, liked="7")
@@ -150,7 +164,13 @@ def test_a_language_models_grades_are_the_reward_and_a_server_that_dies_stops_th
 ):
     monkeypatch.setenv("MY_KEY", "a-secret-key")
     own = {"judge__model": "m", "judge__rubric": "Short is good.", "judge__key_name": "MY_KEY", "judge__retries": 0}
-    own |= {"judge__prompt_price": 1.0, "eval__every": 0, "eval__num_problems": 4, "task__num_heldout": 4}
+    own |= {
+        "judge__prompt_price": 1.0,
+        "judge__max_unscored": 0.0,
+        "eval__every": 0,
+        "eval__num_problems": 4,
+        "task__num_heldout": 4,
+    }
     more = SHORT | own | {"train__num_steps": 3, "train__checkpoint_every": 1, "judge__high": 100.0}
 
     def grade(text):
