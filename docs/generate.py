@@ -42,6 +42,7 @@ AREAS = {
     "policy": "The policy that sampled, and how far the step moved it. `new` is the policy after the step's updates, "
     "`old` the one before them; [theory](../explanation/theory.md) gives each number's value at the exact optimum.",
     "teacher": "The distance to a teacher ([distillation](../how-to/distill.md)).",
+    "judge": "Scores of a judge ([judges](../how-to/judges.md)).",
     "mismatch": "Sampler against trainer, on the tokens of a step's first update.",
     "answers": "How different the answers of one group are.",
     "text": "How much completions repeat themselves and each other.",

@@ -74,6 +74,19 @@ METRICS: dict[str, Metric] = {
     "teacher/distance": Metric(
         "nats/token", "mean of the distance that teacher.kind names, over the step's updates; sampled: as teacher/kl"
     ),
+    "judge/score": Metric("score", "mean score of the judge over completions, before judge.weight"),
+    "judge/right": Metric("score", "mean score of completions that every verifier gave full marks"),
+    "judge/wrong": Metric("score", "mean score of the other completions, in tasks with verifiers"),
+    "judge/unscored": Metric("fraction", "share of completions without a score, which left their groups"),
+    "judge/calls": Metric("count", "questions sent to the judge's server for this step"),
+    "judge/cached": Metric("count", "questions of this step that were asked before, and not sent again"),
+    "judge/failed": Metric("count", "questions of this step without a reply that gives a score"),
+    "judge/tokens": Metric("tokens", "prompt and reply tokens of this step's questions, as the server counts them"),
+    "judge/cost": Metric("currency", "cost of the judge's tokens in this run so far, by the prices of the recipe"),
+    "judge/hacking": Metric(
+        "ratio",
+        "standard errors by which the score has risen, and by which success explains less than half of that: the lower",
+    ),
     "mismatch/k1": Metric("nats/token", "mean of logp_gen - logp_train: KL of sampler to trainer, unbiased"),
     "mismatch/k3": Metric(
         "nats/token", "mean of e^d - d - 1 with d = logp_train - logp_gen: the same KL, never negative"
@@ -179,6 +192,7 @@ METRICS: dict[str, Metric] = {
     "speed/step_tokens": Metric("tokens/second", "sampled tokens per second of the whole step"),
     "compute/rollout_flops": Metric("FLOP", "floating-point operations of sampling so far"),
     "compute/update_flops": Metric("FLOP", "floating-point operations of training so far"),
+    "compute/judge_flops": Metric("FLOP", "floating-point operations of the reward model so far"),
     "compute/teacher_flops": Metric("FLOP", "floating-point operations of the teacher so far"),
     "compute/collection_flops": Metric("FLOP", "floating-point operations of collecting the traces"),
     "compute/total_flops": Metric("FLOP", "the sum of these and of the warm start so far, without evaluations"),

@@ -19,7 +19,7 @@ Left out: model weights, optimizer state, and data of single algorithms.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -253,13 +253,15 @@ class Verdict(Card):
         reward: the weighted sum that training uses.
         success: whether every verifier gave a score of 1.0; independent of shaped reward.
         scores: each verifier's own score by name.
-        failure: one sentence on the failure of a verifier on this completion; empty without one.
+        failure: one sentence on the failure of a verifier or judge on this completion; empty without one.
+        is_scored: whether there is a reward; a completion whose judge failed has none, and leaves its group.
     """
 
     reward: float
     success: bool
     scores: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""
+    is_scored: bool = True
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -285,8 +287,19 @@ class Group(Card):
 
     @property
     def is_empty(self) -> bool:
-        """Whether no completion could be scored, because its environment failed."""
+        """Whether no completion could be scored, because its environment or judge failed."""
         return not self.completions
+
+    def scored(self) -> Group:
+        """Return the group without the completions that have no reward."""
+        if all(verdict.is_scored for verdict in self.verdicts):
+            return self
+        kept = [pair for pair in zip(self.completions, self.verdicts, strict=True) if pair[1].is_scored]
+        return replace(
+            self,
+            completions=tuple(completion for completion, _ in kept),
+            verdicts=tuple(verdict for _, verdict in kept),
+        )
 
     @property
     def rewards(self) -> list[float]:

@@ -12,8 +12,11 @@ from heliostat.cli.json_output import print_json
 from heliostat.printed import say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from heliostat.config import Recipe
-    from heliostat.tasks import AuditReport, EnvironmentReport
+    from heliostat.tasks import AuditReport, EnvironmentReport, Task
+    from heliostat.tasks.reward_audit.exploits import JudgeReport
 
 NUM_AUDITED_PROBLEMS = 20
 
@@ -63,17 +66,38 @@ def audit_task(args: Namespace) -> int:
         recipe = build_recipe({"task.name": args.name, **few}, args.overrides)
     from heliostat.tasks import audit, load_task
 
+    reports: list[AuditReport | EnvironmentReport | JudgeReport]
     if recipe.environment.enabled:
-        reports, is_clean = _audit_environment(recipe, args.seed)
+        found, is_clean = _audit_environment(recipe, args.seed)
+        reports = [*found]
     else:
-        rewards = [audit(load_task(section, args.seed), heldout=True) for section in recipe.task]
-        reports, is_clean = [*rewards], not any(report.hackable or report.refused for report in rewards)
+        judged = recipe.judge.enabled
+        tasks = [load_task(section, args.seed, is_judged=judged) for section in recipe.task]
+        rewards = [audit(task, heldout=True) for task in tasks if not judged or task.verifiers]
+        judges = _audit_judge(recipe, tasks) if judged else []
+        reports = [*rewards, *judges]
+        is_clean = not any(report.hackable for report in reports) and not any(report.refused for report in rewards)
     if args.json:
         print_json(args, {"passed": is_clean, "audits": [report.to_json() for report in reports]})
     else:
         for report in reports:
             say(report.format())
     return 0 if is_clean else 1
+
+
+def _audit_judge(recipe: Recipe, tasks: Sequence[Task]) -> list[JudgeReport]:
+    """Try known exploits on a recipe's judge; its replies are not kept."""
+    from heliostat.tasks.reward_audit.exploits import audit_judge
+    from heliostat.train.distributed.ranks import start_runtime
+    from heliostat.train.judges.opening import open_judge
+
+    judging = open_judge(recipe, tasks, start_runtime(recipe.run))
+    if judging is None:
+        return []
+    try:
+        return [audit_judge(judging, task, NUM_AUDITED_PROBLEMS) for task in tasks]
+    finally:
+        judging.judge.close()
 
 
 def _audit_environment(recipe: Recipe, seed: int) -> tuple[list[AuditReport | EnvironmentReport], bool]:

@@ -26,9 +26,11 @@ def located(layer: Layer, folder: Path) -> Layer:
     placed = {section: dict(content) if isinstance(content, dict) else content for section, content in layer.items()}
     traces, tasks = placed.get("traces"), placed.get("task")
     environment = placed.get("environment")
-    for model in (placed.get("model"), placed.get("teacher")):
+    for model in (placed.get("model"), placed.get("teacher"), placed.get("judge")):
         if isinstance(model, dict):
             _place(model, "path", folder)
+    if isinstance(placed.get("judge"), dict):
+        _place(placed["judge"], "rubric_file", folder)
     if isinstance(traces, dict):
         _place(traces, "bank", folder, to_make=True)
     if isinstance(environment, dict):

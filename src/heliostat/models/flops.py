@@ -14,11 +14,9 @@ References: Kaplan et al., 2020, arXiv:2001.08361, section 2.1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
-
-from heliostat.models.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +34,14 @@ ATTENTION_LAYERS = {
 }
 
 
-def forward_flops(loaded: LoadedModel, num_tokens: float, num_context: float, num_logits: float | None = None) -> float:
+class HasWeights(Protocol):
+    """A model of transformers, with whatever else belongs to it."""
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+
+def forward_flops(loaded: HasWeights, num_tokens: float, num_context: float, num_logits: float | None = None) -> float:
     """Count the FLOPs of one forward.
 
     Args:

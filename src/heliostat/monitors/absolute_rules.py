@@ -38,6 +38,9 @@ NO_SIGNAL = frozenset({"hardly-solved", "same-reward", "groups-agree", "groups-t
 ABOUT_SIGNAL = (NO_SIGNAL - {"no-gradient"}) | {"nothing-solved", "everything-solved", "reward-scale"}
 """Rules about rewards that teach too little, which mean nothing where a teacher alone trains."""
 
+ABOUT_SUCCESS = frozenset({"nothing-solved", "everything-solved", "hardly-solved"})
+"""Rules that take success for the reward, which it is not where a judge gives the reward and verifiers measure."""
+
 FALLS = frozenset({"reward-falls-at-once", "reward-vanishes", "reward-falls", "hardly-solved", "no-signal"})
 
 

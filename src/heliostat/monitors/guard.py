@@ -133,7 +133,8 @@ class Guard:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
         for name, detector in self._detectors.items():
-            detector.load_state_dict(state["detectors"][name])
+            if name in state["detectors"]:  # a checkpoint of an earlier version lacks newer rules
+                detector.load_state_dict(state["detectors"][name])
         self.alarmed, self.num_skipped = dict(state["alarmed"]), state["num_skipped"]
         self.read_at = {name: list(steps) for name, steps in state.get("read_at", {}).items()}
 

@@ -147,6 +147,14 @@ def default_rules(start: int = 20, size: int = 40) -> tuple[Rule, ...]:
             "read transcripts for a shortcut past the verifier; with few problems the model may have memorised them",
         ),
         Rule(
+            "judge-hacked",
+            "judge/hacking",
+            lambda: Limit(5.0),
+            "note",
+            "the judge's score has risen, and right answers do not explain half of the rise",
+            "read transcripts for what the judge likes; heliostat tasks audit tries known exploits on it",
+        ),
+        Rule(
             "no-signal",
             "reward/zero_signal",
             lambda: Limit(0.95, hold=5),

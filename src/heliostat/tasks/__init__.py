@@ -2,6 +2,7 @@
 
     load_task(section, seed)  -> Task          problems with a train / held-out split, and their verifiers
     VerifierPool(tasks)       -> verdicts      judged in worker processes, under time and memory limits
+    Judging(judge)            -> rewards       a model's scores as rewards, alone or added to those of verifiers
     audit(task)               -> AuditReport   can the reward be had without solving anything?
     audit_environment(spec, problems) -> EnvironmentReport   and in an environment? is its world the same for a group?
     list_tasks(), show_task() -> text          the tasks of reasoning-gym; show_tasks_of(recipe) those of a recipe
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliostat.tasks.environment_audit.audit import EnvironmentReport, audit_environment
+    from heliostat.tasks.judging import JudgeFailed, Judging
     from heliostat.tasks.loading import load_task, show_task, show_tasks_of
     from heliostat.tasks.reward_audit.audit import AuditReport, audit
     from heliostat.tasks.sources.reasoning_gym import list_tasks
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AuditReport",
     "EnvironmentReport",
+    "JudgeFailed",
+    "Judging",
     "Task",
     "VerifierError",
     "VerifierPool",
@@ -40,6 +44,8 @@ __all__ = [
 _HOME = {
     "AuditReport": "reward_audit.audit",
     "EnvironmentReport": "environment_audit.audit",
+    "JudgeFailed": "judging",
+    "Judging": "judging",
     "Task": "task",
     "VerifierError": "verifier_pool.pool",
     "VerifierPool": "verifier_pool.pool",

@@ -52,7 +52,11 @@ def show_tasks_of(recipe: Recipe) -> str:
     Raises:
         ConfigError, ValueError: as ``load_task``.
     """
-    return "\n\n".join(_described(load_task(one, recipe.run.seed, recipe.environment), one) for one in recipe.task)
+    return "\n\n".join(_described(_of_recipe(recipe, one), one) for one in recipe.task)
+
+
+def _of_recipe(recipe: Recipe, section: TaskSection) -> Task:
+    return load_task(section, recipe.run.seed, recipe.environment, is_judged=recipe.judge.enabled)
 
 
 def _described(task: Task, section: TaskSection) -> str:
@@ -64,7 +68,13 @@ def _described(task: Task, section: TaskSection) -> str:
     return "\n".join(lines)
 
 
-def load_task(section: TaskSection, seed: int, environment: EnvironmentSection = _NO_ENVIRONMENT) -> Task:
+def load_task(
+    section: TaskSection,
+    seed: int,
+    environment: EnvironmentSection = _NO_ENVIRONMENT,
+    *,
+    is_judged: bool = False,
+) -> Task:
     """Load a task's problems, split them by ``seed``, and build its verifiers.
 
     Args:
@@ -72,6 +82,7 @@ def load_task(section: TaskSection, seed: int, environment: EnvironmentSection =
         seed: decides which problems are drawn, and which of them are held out.
         environment: the recipe's environment. It makes the problems of an ``environment`` task; with any other task,
             verifiers may be left out where it gives the rewards.
+        is_judged: whether a judge gives the rewards, so that verifiers may be left out.
 
     Returns:
         A task with exactly ``num_train`` and ``num_heldout`` problems, no question text in both.
@@ -88,6 +99,8 @@ def load_task(section: TaskSection, seed: int, environment: EnvironmentSection =
         raise ConfigError(_unknown(section.name))
     source = SOURCES[kind]
     settings = build_checked(source.settings, section.settings, "task")
+    if isinstance(settings, FileSettings) and not (settings.verifiers or environment.name or is_judged):
+        raise ConfigError('a file task needs task.verifiers, for example [{name = "numeric"}], or a [judge]')
     task = source.load(section, settings, seed, environment)
     check_needs(task)
     return task

@@ -8,7 +8,7 @@ import torch
 
 from heliostat.config import ConfigError, Recipe
 from heliostat.monitors.absolute_monitor import AbsoluteMonitor
-from heliostat.monitors.absolute_rules import ABOUT_SIGNAL, ABSOLUTE_RULES
+from heliostat.monitors.absolute_rules import ABOUT_SIGNAL, ABOUT_SUCCESS, ABSOLUTE_RULES
 from heliostat.objectives import Objective
 from heliostat.optim import BaseOptimizer, Schedule, accumulate_in_float32, build_optimizer
 from heliostat.optim.distributed.replicas import ALONE
@@ -106,6 +106,8 @@ def _build_guard(context: RunContext, updater: Updater, curriculum: Curriculum) 
     guard = RunGuard(section, context.folder, context.display.note, context.runtime.is_main, actuator, panel)
     if not updater.uses_rewards:
         guard.absolute = AbsoluteMonitor([rule for rule in ABSOLUTE_RULES if rule.name not in ABOUT_SIGNAL])
+    elif context.recipe.judge.enabled and context.recipe.judge.alone:
+        guard.absolute = AbsoluteMonitor([rule for rule in ABSOLUTE_RULES if rule.name not in ABOUT_SUCCESS])
     guard.absolute.settings = first_minute_settings(context.bundle, context.tasks)
     return guard
 

@@ -23,7 +23,7 @@ from heliostat.monitors.absolute_rules import LONGEST_SOLUTION
 from heliostat.nested_runs import refuse_nested
 from heliostat.rollout import NonFiniteLogits, ParityError, ServerError
 from heliostat.storage import StorageError
-from heliostat.tasks import Task, VerifierError, VerifierPool
+from heliostat.tasks import JudgeFailed, Task, VerifierError, VerifierPool
 from heliostat.tasks.environment_settings import environment_of
 from heliostat.tasks.environments.contract import EnvironmentFailed
 from heliostat.tasks.environments.pool import EnvironmentNotLoaded
@@ -46,6 +46,7 @@ from heliostat.train.episodes import UnlikeWorlds, with_episodes
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.rows import recorded_evaluation
 from heliostat.train.guard.run_guard import GuardStopped
+from heliostat.train.judges.opening import describe_judge, open_judge
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.model_bundle import ModelBundle, set_up_model
 from heliostat.train.results import RunResult
@@ -62,7 +63,7 @@ from heliostat.train.update.safe_step import TrainingDiverged
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
     *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
-    *(EnvironmentFailed, EnvironmentNotLoaded, UnlikeWorlds),
+    *(EnvironmentFailed, EnvironmentNotLoaded, UnlikeWorlds, JudgeFailed),
 )
 """Failures that end a run with a clear message and an intact folder; any other is a bug and keeps its traceback."""
 
@@ -127,6 +128,12 @@ def run_recipe(
             teacher = open_teacher(recipe, bundle, runtime, [problem for task in tasks for problem in task.train])
         if teacher is not None:
             shown.note(describe_teacher(recipe.teacher, teacher))
+        with runtime.raise_on_all_ranks():
+            pool.judging = open_judge(recipe, tasks, runtime, folder.replies)
+            if pool.judging is not None:
+                stack.callback(pool.judging.judge.close)
+                folder.keep_judge(pool.judging.judge.name, pool.judging.judge.fingerprint)
+                shown.note(describe_judge(pool.judging))
         refused = ""
         rewards_train = teacher is None or not teacher.alone
         if recipe.audit.enabled and rewards_train and recipe.train.num_steps > 0 and point.step is None:

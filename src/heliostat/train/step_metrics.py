@@ -25,7 +25,7 @@ from heliostat.train.guard.signals import make_monitor
 from heliostat.train.logprobs.packing import Row
 from heliostat.train.rollouts.batch import Rollouts
 from heliostat.train.run_context import RunContext
-from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
+from heliostat.train.update.mirror_metrics import judge_means, mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.updater import Updater, UpdateReport
 from heliostat.types import Batch, Group, Mean, mean_values
 
@@ -55,6 +55,7 @@ class StepMetrics:
         ledger.charge_rollout("rollout", loaded, rollouts.counts)
         ledger.charge_update("update", loaded, rollouts.scored, with_gradient=False)
         ledger.record_async_sampling(rollouts.seconds, rollouts.spans)
+        ledger.charge("judge", rollouts.judged.flops)
         self.context.traces.add(rollouts.groups, rollouts.sources, ledger.flops["rollout"] - before)
 
     def charge_update(self, groups: Sequence[Group], report: UpdateReport) -> None:
@@ -100,6 +101,17 @@ class StepMetrics:
             "optim/bad_steps": float(self.counters.num_bad_steps),
         }
 
+    def judge(self, rollouts: Rollouts) -> dict[str, float]:
+        """Return the judge's scores of the step; empty without a judge."""
+        if self.context.pool.judging is None:
+            return {}
+        counts = rollouts.judged
+        metrics = mean_values(judge_means(rollouts.groups)) | {"judge/unscored": counts.unscored / max(1, counts.texts)}
+        if not self.context.recipe.judge.url:
+            return metrics
+        asked = {"calls": counts.calls, "cached": counts.cached, "failed": counts.failed, "tokens": counts.tokens}
+        return metrics | {f"judge/{name}": float(num) for name, num in asked.items()} | {"judge/cost": counts.cost}
+
     def episodes(self, counts: RolloutCounts) -> dict[str, float]:
         """Return the share of episodes that could not be scored, and the refused replays; empty without episodes."""
         if not counts.episodes:
@@ -122,9 +134,11 @@ class StepMetrics:
                 "policy/staleness_steps": float(counters.step - rollouts.policy_step),
             }
         taught = {} if self.updater.teacher is None else {"compute/teacher_flops": ledger.flops["teacher"]}
+        judged = {"compute/judge_flops": ledger.flops["judge"]} if ledger.flops["judge"] else {}
         return (
             ahead
             | taught
+            | judged
             | {
                 "time/rollout": last["rollout"],
                 "time/verify": last["verify"],

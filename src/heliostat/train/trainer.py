@@ -145,6 +145,7 @@ class Trainer:
             if anchors is not None:  # sampler and trainer were compared under the weights that sampled
                 report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self.metrics.signals(batch, report) | self.metrics.episodes(rollouts.counts)
+            signals |= self.metrics.judge(rollouts)
         self.metrics.charge_update(rollouts.groups, report)
         return self.context.runtime.broadcast(signals | self.metrics.speed(rollouts, time.monotonic() - started))
 

@@ -305,7 +305,7 @@ def test_tasks_list_and_show(room, capsys):
 @pytest.mark.parametrize(("hackable", "refused", "code"), [(False, (), 0), (True, (), 1), (False, ("an answer",), 1)])
 def test_audit_exits_by_its_verdict(room, capsys, hackable, refused, code):
     report = SimpleNamespace(hackable=hackable, refused=refused, format=lambda: "the audit")
-    calls = room("heliostat.tasks", load_task=lambda section, seed: (section, seed), audit=report)
+    calls = room("heliostat.tasks", load_task=lambda section, seed, is_judged: (section, seed), audit=report)
     arguments = ["--task.settings.max_terms", "3", "--seed", "7"]
     assert main(["tasks", "audit", "reasoning-gym/chain_sum", *arguments]) == code
     (section, seed) = calls[0].args

@@ -284,8 +284,8 @@ _SERVER_KEYS = {f"rollout.{key}" for key in ("engine", "server_url", "sync_dir",
     f"rollout.server_{key}" for key in ("timeout_s", "retries", "requests")
 }
 """Valid together only; ``tests/unit/rollout/server/test_engine.py`` tries their combinations."""
-_TEACHER_KEYS = {key for key in _KEYS if key.startswith("teacher.")}
-"""Likewise; ``tests/promises/test_distillation.py`` does."""
+_TEACHER_KEYS = {key for key in _KEYS if key.startswith(("teacher.", "judge."))}
+"""Likewise; ``tests/promises/test_distillation.py`` and ``test_judges.py`` do."""
 _OVERRIDES = st.lists(
     st.sampled_from(sorted(set(_KEYS) - _SERVER_KEYS - _TEACHER_KEYS)).flatmap(
         lambda key: st.tuples(st.just(key), _KEYS[key])

@@ -78,6 +78,33 @@ def load_pretrained(path: str, dtype: str, device: torch.device, name: str = "")
     return assemble(model, tokenizer, name)
 
 
+def read_classifier(
+    path: str, dtype: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
+    """Load a model for sequence classification from a folder or by its hub id.
+
+    Returns:
+        The model on the device and in evaluation mode, its tokenizer, and its context length in tokens.
+
+    Raises:
+        ConfigError: the folder or hub id cannot be read, or holds no such model with all its weights.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
+
+    location, is_local = _locate(path)
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": is_local}
+    if is_local:
+        _check_files(Path(location), path)
+    config = _read_config(location, is_local, path, options)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ConfigError(f"model '{path}' ({config.model_type}) has no form for sequence classification")
+    tokenizer = _read_tokenizer(location, is_local, path, options)
+    options |= {"dtype": resolve_dtype(dtype, device)}
+    model = _read_weights(location, is_local, path, options, AutoModelForSequenceClassification)
+    cast(nn.Module, model).to(device).eval().requires_grad_(False)
+    return model, tokenizer, context_length_of(config.get_text_config(), tokenizer, path)
+
+
 def read_tokenizer(path: str) -> tuple[PreTrainedTokenizerBase, int] | None:
     """Read a model's tokenizer and context length from a folder or the hub's local cache, without its weights.
 
@@ -193,7 +220,14 @@ def _read_tokenizer(location: str, is_local: bool, name: str, options: dict[str,
     return tokenizer
 
 
-def _read_weights(location: str, is_local: bool, name: str, options: dict[str, Any]) -> PreTrainedModel:
+def _read_weights(
+    location: str, is_local: bool, name: str, options: dict[str, Any], kind: Any = None
+) -> PreTrainedModel:
+    """Read all weights of a model.
+
+    Args:
+        kind: transformers' class to load with; ``None``: that of causal language models.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -206,7 +240,7 @@ def _read_weights(location: str, is_local: bool, name: str, options: dict[str, A
         )
     try:
         with without_progress_bars():
-            loading: Any = AutoModelForCausalLM.from_pretrained  # its annotation misses the second result
+            loading: Any = (kind or AutoModelForCausalLM).from_pretrained  # its annotation misses the second result
             model, report = loading(location, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if not is_local and isinstance(error, OSError):

@@ -11,14 +11,27 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
-
-from heliostat.models.loaded_model import LoadedModel
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARKS = [chr(code) for code in range(0xF0000, 0xF0100)]  # private use: no template looks at them
+
+
+class Tokenized(Protocol):
+    """A model by its tokenizer, of whatever kind the model is.
+
+    Attributes:
+        memo: results that are computed once per model.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def memo(self) -> dict[str, object]: ...
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -27,7 +40,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(sorted({*added, *map(str, tokenizer.all_special_tokens)} - {""}, key=len, reverse=True))
 
 
-def pattern_of(loaded: LoadedModel) -> re.Pattern[str] | None:
+def pattern_of(loaded: Tokenized) -> re.Pattern[str] | None:
     """Return a pattern that matches control tokens; ``None`` if there are none. Compiled once per model."""
     if "control tokens" not in loaded.memo:
         tokens = control_tokens(loaded.tokenizer)
@@ -49,13 +62,13 @@ def free_mark(texts: Sequence[str]) -> str:
     raise ValueError("the text holds every character of a private range that could mark its control tokens")
 
 
-def marked(loaded: LoadedModel, text: str, mark: str) -> str:
+def marked(loaded: Tokenized, text: str, mark: str) -> str:
     """Put ``mark`` around every control token in the text."""
     pattern = pattern_of(loaded)
     return text if pattern is None else pattern.sub(lambda found: f"{mark}{found.group()}{mark}", text)
 
 
-def encode_marked(loaded: LoadedModel, text: str, mark: str) -> list[int]:
+def encode_marked(loaded: Tokenized, text: str, mark: str) -> list[int]:
     """Encode a text without its marks; everything between two marks is encoded as plain text."""
     ids: list[int] = []
     for number, part in enumerate(text.split(mark)):
@@ -64,7 +77,7 @@ def encode_marked(loaded: LoadedModel, text: str, mark: str) -> list[int]:
     return ids
 
 
-def encode_typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int]] = (), place: str = "") -> list[int]:
+def encode_typed(loaded: Tokenized, text: str, markup: Sequence[tuple[int, int]] = (), place: str = "") -> list[int]:
     """Encode a text in which control tokens are special only if they begin inside ``markup``.
 
     Args:
@@ -82,12 +95,12 @@ def encode_typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int
     return ids + _plain(loaded, text[done:])
 
 
-def has_typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int]] = ()) -> bool:
+def has_typed(loaded: Tokenized, text: str, markup: Sequence[tuple[int, int]] = ()) -> bool:
     """Return whether a control token occurs outside ``markup``."""
     return any(True for _ in _typed(loaded, text, markup))
 
 
-def warn_typed(loaded: LoadedModel, token: str, place: str) -> None:
+def warn_typed(loaded: Tokenized, token: str, place: str) -> None:
     """Warn once per model that a control token in data is encoded as text."""
     if "typed" not in loaded.memo:
         loaded.memo["typed"] = token
@@ -98,18 +111,18 @@ def warn_typed(loaded: LoadedModel, token: str, place: str) -> None:
         )
 
 
-def _typed(loaded: LoadedModel, text: str, markup: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _typed(loaded: Tokenized, text: str, markup: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     pattern = pattern_of(loaded)
     for found in pattern.finditer(text) if pattern is not None else ():
         if not any(start <= found.start() < end for start, end in markup):
             yield found.span()
 
 
-def _plain(loaded: LoadedModel, text: str) -> list[int]:
+def _plain(loaded: Tokenized, text: str) -> list[int]:
     return list(loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
 
 
-def spell_all(loaded: LoadedModel) -> None:
+def spell_all(loaded: Tokenized) -> None:
     """Encode every control token's spelling once, so that threads that encode later change no state of the tokenizer.
 
     A tokenizer is switched to another mode to spell a control token, for all threads that use it.
@@ -119,7 +132,7 @@ def spell_all(loaded: LoadedModel) -> None:
     _plain(loaded, "a")  # switches back
 
 
-def _as_text(loaded: LoadedModel, token: str) -> list[int]:
+def _as_text(loaded: Tokenized, token: str) -> list[int]:
     """Encode a control token's spelling in ordinary ids; once per model."""
     key = f"spelling of {token}"
     if key not in loaded.memo:
@@ -129,7 +142,7 @@ def _as_text(loaded: LoadedModel, token: str) -> list[int]:
     return list(found)
 
 
-def _spelled(loaded: LoadedModel, token: str) -> list[int]:
+def _spelled(loaded: Tokenized, token: str) -> list[int]:
     special = {*loaded.tokenizer.all_special_ids} | {
         number for number, added in loaded.tokenizer.added_tokens_decoder.items() if added.special
     }

@@ -255,6 +255,13 @@ HEALTH = PanelGroup(
             names=("KL, sampled", "what is minimised"),
         ),
         ChartPanel(
+            "Score of the judge",
+            ("judge/right", "judge/wrong", "judge/score"),
+            "Right answers should score higher than wrong ones. If wrong answers rise and success does not, the policy "
+            "learns to please the judge.",
+            names=("right answers", "wrong answers", "all"),
+        ),
+        ChartPanel(
             "Objective",
             ("loss/objective",),
             "Rewards are regressed on a moving anchor, so this need not fall; look for explosions, not for progress.",
@@ -416,7 +423,10 @@ SHOWN_ELSEWHERE = frozenset(
     {"reward/success", "eval/pass@1", "eval/pass@1_low", "eval/pass@1_high", "eval/pass@k", "time/total"}
     | {f"time/{phase}" for phase in ("rollout", "verify", "update", "eval")}
     | {"panel/pass@1", "panel/pass@k", "panel/greedy", "guard/entropy_target"}  # entropy band, reward and coverage
-    | {f"compute/{name}" for name in ("rollout_flops", "update_flops", "teacher_flops", "total_flops", "tokens")}
+    | {
+        f"compute/{name}"
+        for name in ("rollout_flops", "update_flops", "teacher_flops", "judge_flops", "total_flops", "tokens")
+    }
 )
 
 

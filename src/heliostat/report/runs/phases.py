@@ -15,6 +15,7 @@ PHASES = {
     "verify": "Verify",
     "update": "Update",
     "teacher": "Teacher",
+    "judge": "Judge",
     "eval": "Evaluate",
     "other": "Everything else",
 }
@@ -36,7 +37,7 @@ def flops(run: Run) -> Mapping[str, float]:
     """Return FLOPs by phase."""
     stated = _stated(run, "flops")
     if not stated:
-        logged = {phase: _last(run, f"compute/{phase}_flops") for phase in ("rollout", "update", "teacher")}
+        logged = {phase: _last(run, f"compute/{phase}_flops") for phase in ("rollout", "update", "teacher", "judge")}
         stated = {phase: amount for phase, amount in logged.items() if amount}
     stated.pop("total", None)
     return _by_phase([*stated.items()])

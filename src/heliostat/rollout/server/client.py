@@ -90,6 +90,7 @@ class Server:
         num_retries: further attempts after a failure that may pass.
         api_key: sent as a bearer token; empty: none.
         key_name: the environment variable of the key, named where the server refuses it.
+        title, url_setting: the server's kind and the setting of its address, as messages name them.
         first_pause_s: pause before the first retry; it doubles each time, up to ``MAX_PAUSE_S``.
 
     Raises:
@@ -102,6 +103,8 @@ class Server:
     api_key: str = field(default="", repr=False)
     first_pause_s: float = 0.5
     key_name: str = "VLLM_API_KEY"
+    title: str = "rollout server"
+    url_setting: str = "rollout.server_url"
     _client: httpx2.AsyncClient = field(default_factory=_new_client, init=False, repr=False, compare=False)
     _aborted: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
     _pending: set[Future[_Answer]] = field(default_factory=set, init=False, repr=False, compare=False)
@@ -150,7 +153,7 @@ class Server:
         if self._aborted.is_set():
             raise SamplingStopped
         raise ServerError(
-            f"rollout server {self.url}{path} failed {self.num_retries + 1} times, last: {reason}; see whether it runs "
+            f"{self.title} {self.url}{path} failed {self.num_retries + 1} times, last: {reason}; see whether it runs "
             "and what it logs, then continue the run"
         )
 
@@ -193,7 +196,7 @@ class Server:
                 content += piece
                 if len(content) > MAX_ANSWER:
                     raise ServerError(
-                        f"rollout server {self.url}{path} sent more than {MAX_ANSWER >> 20} MiB in one answer"
+                        f"{self.title} {self.url}{path} sent more than {MAX_ANSWER >> 20} MiB in one answer"
                     )
         except httpx2.TransportError as error:
             raise _Transient(f"the answer broke off: {_reason(error)}") from error
@@ -212,19 +215,19 @@ class Server:
         try:
             return json.loads(answer.text)
         except RecursionError:
-            raise ServerError(f"rollout server {self.url}{path} sent JSON that is nested too deeply") from None
+            raise ServerError(f"{self.title} {self.url}{path} sent JSON that is nested too deeply") from None
         except ValueError:
             raise _Transient(f"the answer is not JSON: {shortened(answer.text)}") from None
 
     def _refusal(self, path: str, answer: _Answer) -> str:
         if answer.location is not None:
             where = visible_line(answer.location)
-            advice = f"it points to {where}, which the recipe does not name; set rollout.server_url to the final URL"
+            advice = f"it points to {where}, which the recipe does not name; set {self.url_setting} to the final URL"
         elif answer.status in (401, 403):
             advice = f"the environment variable {self.key_name} holds no key that it accepts"
         else:
             advice = self._hidden(shortened(answer.text))
-        return f"rollout server {self.url}{path} answered status {answer.status}: {advice}"
+        return f"{self.title} {self.url}{path} answered status {answer.status}: {advice}"
 
     def _hidden(self, text: str) -> str:
         return text.replace(self.api_key, "***") if self.api_key else text

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from heliostat.config import ConfigError, EnvironmentSection, TaskSection, build_checked
+from heliostat.config import EnvironmentSection, TaskSection, build_checked
 from heliostat.tasks.answers import find_answer
 from heliostat.tasks.data import columns
 from heliostat.tasks.data.columns import MissingValue
@@ -76,8 +76,6 @@ class FileSettings(TaskSettings):
 
 def load_file(section: TaskSection, settings: FileSettings, seed: int, environment: EnvironmentSection) -> Task:
     """Load a task from a data file; see ``load_task``."""
-    if not settings.verifiers and not environment.name:
-        raise ConfigError('a file task needs task.verifiers, for example [{name = "numeric"}]')
     verifiers = build_verifiers(settings.verifiers, settings.import_from) if settings.verifiers else ()
     return _split(section, settings, seed, verifiers, _read_all(settings))
 

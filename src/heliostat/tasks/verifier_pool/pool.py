@@ -23,6 +23,7 @@ from heliostat.config import ConfigError
 from heliostat.nested_runs import refuse_nested
 from heliostat.tasks.environments.contract import EnvironmentSpec
 from heliostat.tasks.environments.pool import EnvironmentPool
+from heliostat.tasks.judging import Judging
 from heliostat.tasks.task import Task
 from heliostat.tasks.verifier_pool.batches import Batch, Job, VerifierError
 from heliostat.tasks.verifier_pool.worker import TaskSpec
@@ -47,6 +48,7 @@ class VerifierPool:
 
     Attributes:
         environments: the pool of the environment's processes.
+        judging: the judge of groups, in this process; ``judge`` asks the verifiers alone.
 
     Raises:
         ConfigError: two tasks have the same name.
@@ -58,6 +60,7 @@ class VerifierPool:
 
     def __init__(self, tasks: Sequence[Task], environment: EnvironmentSpec | None = None) -> None:
         self.environments = None if environment is None else EnvironmentPool(environment)
+        self.judging: Judging | None = None
         self._tasks = {task.name: (number, task) for number, task in enumerate(tasks)}
         if len(self._tasks) < len(tasks):
             raise ConfigError("two tasks have the same name; give one of them a label")
@@ -104,9 +107,14 @@ class VerifierPool:
     def submit(self, group: Group) -> Future[Group]:
         """Start judging a group; the future's result is the same group with its verdicts.
 
-        Trajectories are judged by their environment's rewards, where it gave some.
+        Trajectories are judged by their environment's rewards, where it gave some. A group of a task without
+        verifiers that a judge will score has no verdicts.
         """
         _, task = self._task_of(group.prompt.problem)
+        done: Future[Group] = Future()
+        if self.judging is not None and not task.verifiers:
+            done.set_result(group)
+            return done
         given = [task.trajectory_verdict(one, group.prompt.prefix_turns) for one in group.completions]
         judged = [one for one, verdict in zip(group.completions, given, strict=True) if verdict is None]
 
@@ -115,7 +123,6 @@ class VerifierPool:
             return replace(group, verdicts=tuple(verdict or next(by_verifiers) for verdict in given))
 
         if not judged:
-            done: Future[Group] = Future()
             done.set_result(finish([]))
             return done
         texts = [completion.text for completion in judged]
@@ -127,12 +134,13 @@ class VerifierPool:
         return VerdictCollector(self)
 
     def verify(self, groups: Sequence[Group]) -> list[Group]:
-        """Return the same groups, in the same order, with their verdicts.
+        """Return the same groups, in the same order, with their verdicts and without unscored completions.
 
         Raises:
             VerifierError: see ``judge``.
+            JudgeFailed: too many completions are unscored.
         """
-        return self.begin().finish(groups)
+        return [group.scored() for group in self.begin().finish(groups)]
 
     def _task_of(self, problem: Problem) -> tuple[int, Task]:
         if problem.task not in self._tasks:
@@ -167,21 +175,30 @@ class VerdictCollector:
     def __init__(self, pool: VerifierPool) -> None:
         self._pool = pool
         self._futures: dict[int, Future[Group]] = {}
+        self._tickets: dict[int, Any] = {}
 
     def submit(self, index: int, group: Group) -> None:
         """Start judging the group with this index."""
         self._futures[index] = self._pool.submit(group)
+        if self._pool.judging is not None:
+            self._tickets[index] = self._pool.judging.begin(group)
 
     def finish(self, groups: Sequence[Group]) -> list[Group]:
         """Return all groups with their verdicts, in order; those not submitted are judged now.
 
+        Unscored completions are still there.
+
         Raises:
             VerifierError: see ``VerifierPool.judge``.
+            JudgeFailed: too many completions are unscored.
         """
         for index, group in enumerate(groups):
             if index not in self._futures:
                 self.submit(index, group)
-        return [self._futures[index].result() for index in range(len(groups))]
+        verified = [self._futures[index].result() for index in range(len(groups))]
+        if self._pool.judging is None:
+            return verified
+        return self._pool.judging.judged(verified, [self._tickets[index] for index in range(len(groups))])
 
 
 class _WorkerThread(threading.Thread):

@@ -16,12 +16,13 @@ from time import monotonic
 
 from heliostat.models import BACKWARD_COST, LoadedModel, forward_flops
 from heliostat.rollout import Engine, RolloutCounts
+from heliostat.tasks import VerifierPool
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.updater import UpdateReport
 
 TIMED_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
-COMPUTE_PHASES = (*TIMED_PHASES, "teacher")  # whose time is part of the update's
+COMPUTE_PHASES = (*TIMED_PHASES, "teacher", "judge")  # whose time is part of the update's and of verification's
 PHASES = (*TIMED_PHASES, "verify")
 
 
@@ -88,6 +89,11 @@ class Ledger:
         self.charge_update("update", loaded, report.scored, with_gradient=False)
         if teacher is not None:
             self.charge_update("teacher", teacher, report.taught, with_gradient=False)
+
+    def charge_judge(self, phase: str, pool: VerifierPool, runtime: Runtime) -> None:
+        """Charge the judging of all ranks since the last call; all ranks call this together."""
+        if pool.judging is not None:
+            self.charge(phase, pool.judging.take_counts(runtime.sum).flops)
 
     @property
     def times_spans(self) -> bool:

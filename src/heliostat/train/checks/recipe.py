@@ -96,7 +96,10 @@ def check_ranks(recipe: Recipe, runtime: Runtime) -> None:
 
 def load_tasks(recipe: Recipe) -> list[Task]:
     """Load all tasks of a recipe; their names must differ, since results are reported by name."""
-    tasks = [load_task(section, recipe.run.seed, recipe.environment) for section in recipe.task]
+    tasks = [
+        load_task(section, recipe.run.seed, recipe.environment, is_judged=recipe.judge.enabled)
+        for section in recipe.task
+    ]
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ConfigError(f"two tasks of the recipe have the same name: {', '.join(names)}")

@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 
 from heliostat.config import AuditSection, Recipe
 from heliostat.models import decode, encode_solution
-from heliostat.tasks import AuditReport, Task, VerifierPool, audit
+from heliostat.tasks import AuditReport, JudgeFailed, Task, VerifierPool, audit
 from heliostat.tasks.reward_audit.audit import IN_A_RUN, FindingKind
+from heliostat.tasks.reward_audit.exploits import audit_judge
 from heliostat.tasks.reward_audit.oracles import Say, knows_answers
 from heliostat.train.checks.environment_audit import audit_episodes, environment_sentences, reason_against
 from heliostat.train.model_bundle import ModelBundle
@@ -51,7 +52,7 @@ def audit_rewards(
     played = [] if pool.environments is None else audit_episodes(recipe, tasks, pool.environments)
     play_seconds = time.monotonic() - began
     began = time.monotonic()
-    tasks = [task for task in tasks if task.verifiers]
+    judged, tasks = tasks, [task for task in tasks if task.verifiers]
     effort = dataclasses.replace(
         IN_A_RUN, num_oracles=section.num_oracles, budget_s=section.budget_s / max(1, len(tasks)), seed=recipe.run.seed
     )
@@ -60,12 +61,18 @@ def audit_rewards(
     reasons = (reason_to_stop(task, report, section) for task, report in zip(tasks, reports, strict=True))
     against = (reason_against(report, section) for report in played)
     stop = next(filter(None, (*against, *reasons)), "")
+    try:
+        judges = [] if pool.judging is None else [audit_judge(pool.judging, task) for task in judged]
+    except JudgeFailed as error:
+        judges, stop = [], stop or str(error)
     content = {"seconds": seconds, "stop": stop, "tasks": [report.to_json() for report in reports]}
     content |= {"environments": [report.to_json() for report in played]} if played else {}
+    content |= {"judge": [report.to_json() for report in judges]} if judges else {}
     folder.write_audit(json.dumps(content, indent=1) + "\n")
     if not stop:
         told = [line for one in played for line in environment_sentences(one, play_seconds, section)]
         told += [line for report in reports for line in sentences(report, seconds, section)]
+        told += [f"{'warning: ' if report.hackable else ''}{report.card_line()}" for report in judges]
         for sentence in told:
             note(sentence)
     return stop

@@ -44,4 +44,5 @@ def evaluate_charged(
             greedy=greedy,
         )
     ledger.charge_sampling("eval", bundle.loaded, bundle.engine, runtime)
+    ledger.charge_judge("eval", pool, runtime)
     return result

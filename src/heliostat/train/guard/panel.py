@@ -117,6 +117,7 @@ def panel_of(context: RunContext, updater: Updater) -> Callable[[], dict[str, fl
         with ledger.phase("eval"):
             metrics = panel.measure(bundle.engine, context.pool, updater.policy, context.runtime)
         ledger.charge_sampling("eval", bundle.loaded, bundle.engine, context.runtime)
+        ledger.charge_judge("eval", context.pool, context.runtime)
         return metrics
 
     return measure

@@ -27,6 +27,7 @@ from heliostat.monitors.absolute_monitor import AbsoluteMonitor
 from heliostat.monitors.absolute_rules import ABSOLUTE_RULES
 from heliostat.monitors.controllers import CONTROLLERS, Controller
 from heliostat.monitors.guard import Finding, Guard, not_finite
+from heliostat.monitors.hacking import HackingTest
 from heliostat.monitors.reference import Reference
 from heliostat.monitors.rules import default_rules
 from heliostat.rollout import NonFiniteLogits
@@ -64,6 +65,7 @@ class RunGuard:
         num_quiet: steps since the last rollback, or since ``lr_scale`` last rose.
         rewards: mean rewards of the steps since the last panel; their mean is compared with the panel's.
         disabled: the error that disabled the guard; empty while it works.
+        hacking: the test of a judge against the verifiers.
         absolute: the rules that need no baseline of the run; they report in every mode, ``off`` included.
     """
 
@@ -80,6 +82,7 @@ class RunGuard:
     num_quiet: int = 0
     rewards: list[float] = field(default_factory=list)
     disabled: str = ""
+    hacking: HackingTest = field(default_factory=HackingTest)
     absolute: AbsoluteMonitor = field(default_factory=lambda: AbsoluteMonitor(ABSOLUTE_RULES))
     guard: Guard = field(init=False)
     controller: Controller = field(init=False)
@@ -161,6 +164,8 @@ class RunGuard:
             panel["panel/gap"] = fmean(self.rewards) - panel["panel/reward"]
             self.rewards.clear()
         metrics = {"guard/step_scale": scale}
+        statistic = self.hacking.update(signals)
+        metrics |= {} if statistic is None else {"judge/hacking": statistic}
         for finding in self.guard.read(step, {**signals, **panel, **metrics}):
             if finding.rule in self.absolute.hidden:
                 continue
@@ -292,6 +297,7 @@ class RunGuard:
             "early_entropy": self.early_entropy.state_dict(),
             "output": self.controller.output if self.acts else 0.0,
             "outright": self.absolute.state_dict(),
+            "hacking": self.hacking.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -307,6 +313,8 @@ class RunGuard:
         self.controller.load_state_dict(state["controller"])
         self.early_entropy.load_state_dict(state["early_entropy"])
         self.rewards = list(state["rewards"])
+        if "hacking" in state:
+            self.hacking.load_state_dict(state["hacking"])
         if "outright" in state:  # a checkpoint of an earlier version has none
             self.absolute.load_state_dict(state["outright"])
         if self.actuator is not None:

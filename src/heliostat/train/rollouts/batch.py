@@ -15,6 +15,7 @@ from torch import Tensor
 
 from heliostat.monitors.mismatch import Mismatch
 from heliostat.rollout import RolloutCounts
+from heliostat.tasks.judging import JudgeCounts
 from heliostat.traces import TraceSource
 from heliostat.train.logprobs.score import Anchor, sampler_anchor
 from heliostat.train.update.counts import UpdateCounts
@@ -30,6 +31,7 @@ class Rollouts:
         counts, scored: token counts of sampling and scoring.
         logp_old: by group, the trainer's log-probabilities under the sampling policy; empty where not computed.
         max_gap, mismatch: differences of sampler and trainer under the sampling policy; ``None`` and empty without any.
+        judged: the work of a judge.
         seconds: wall-clock seconds of sampling, in whichever thread.
         spans: seconds of its parts, where they were timed.
     """
@@ -44,6 +46,7 @@ class Rollouts:
     logp_old: list[Anchor]
     max_gap: float | None
     mismatch: dict[str, Mean] = field(default_factory=Mismatch().empty)
+    judged: JudgeCounts = field(default_factory=JudgeCounts)
     seconds: float = 0.0
     spans: Mapping[str, float] = field(default_factory=dict)
 
@@ -69,6 +72,7 @@ class Rollouts:
             "sources": {task: asdict(source) for task, source in self.sources.items()},
             "counts": asdict(self.counts),
             "scored": asdict(self.scored),
+            "judged": asdict(self.judged),
             "max_gap": self.max_gap,
             "mismatch": {key: [mean.total, mean.count] for key, mean in self.mismatch.items()},
             "groups": [_group_state(group) for group in self.groups],
@@ -104,6 +108,7 @@ class Rollouts:
             logp_old=[tuple(next(pieces) for _ in group.completions) for group in groups] if old else [],
             max_gap=state["max_gap"],
             mismatch={key: Mean(*mean) for key, mean in state["mismatch"].items()},
+            judged=JudgeCounts.of(state.get("judged", {})),
         )
 
 

@@ -18,10 +18,10 @@ Left out: the content of a request (``planner``), and the data of a step (``batc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import monotonic
 from typing import Any, Self
@@ -35,7 +35,8 @@ from heliostat.monitors.mismatch import Mismatch
 from heliostat.monitors.turns import sampler_gaps
 from heliostat.rollout import Engine, RolloutCounts, SampleRequest
 from heliostat.spans import timed_spans
-from heliostat.tasks import VerifierPool
+from heliostat.tasks import JudgeFailed, VerifierPool
+from heliostat.tasks.judging import JudgeCounts
 from heliostat.tasks.verifier_pool.pool import VerdictCollector
 from heliostat.train.accounting.flop_ledger import Ledger
 from heliostat.train.distributed.ranks import Runtime
@@ -193,11 +194,13 @@ class RolloutScheduler:
             if isinstance(entry, Rollouts):
                 return entry
             share = entry.share.result()
-            groups = entry.verdicts.finish(share.groups)
+            verified = entry.verdicts.finish(share.groups)
+        groups, old = scored_alone(verified, share.logp_old)
         request, runtime = entry.request, self.runtime
         gaps = [gap for gap in runtime.gather(share.max_gap) if gap is not None]
         everyone = runtime.gather_groups(request.prompts, groups)
-        anchors = runtime.gather_groups(request.prompts, share.logp_old) if self._is_scored(request) else []
+        anchors = runtime.gather_groups(request.prompts, old) if self._is_scored(request) else []
+        judging = self.pool.judging
         rollouts = Rollouts(
             step=request.step,
             policy_step=request.policy_step,
@@ -209,9 +212,16 @@ class RolloutScheduler:
             logp_old=[anchor for anchor in anchors if anchor],
             max_gap=max(gaps, default=None),
             mismatch=runtime.merge(share.mismatch),
+            judged=JudgeCounts() if judging is None else judging.take_counts(runtime.sum),
             seconds=share.seconds,
             spans=share.spans,
         )
+        num_updates = self.recipe.train.updates_per_step
+        if judging is not None and len(rollouts.groups) < num_updates:
+            raise JudgeFailed(
+                f"{judging.judge.name} left {len(rollouts.groups)} groups of step {step} with two scored completions, "
+                f"and train.updates_per_step = {num_updates} needs as many; mend the judge, then continue the run"
+            )
         self._known[step] = rollouts
         return rollouts
 
@@ -276,6 +286,27 @@ class RolloutScheduler:
             some, counts = groups, scored
         rows = [TrainingGroup(group, torch.zeros(len(group.completions))) for group in some]
         return score(policy, rows, train.tokens_per_microbatch, counts.add)
+
+
+def scored_alone(groups: Sequence[Group], old: Sequence[Anchor]) -> tuple[list[Group], list[Anchor]]:
+    """Leave out unscored completions, and with them their log-probabilities.
+
+    A group that loses all but one completion is emptied, because nothing is left to compare that one with.
+
+    Args:
+        old: by group, log-probabilities of its completions; empty where not computed.
+    """
+    kept, anchors = [], []
+    for index, group in enumerate(groups):
+        scored = group.scored()
+        if len(scored.completions) == 1 < len(group.completions):
+            scored = replace(group, completions=(), verdicts=())
+        kept.append(scored)
+        if index < len(old):
+            members = {id(completion) for completion in scored.completions}
+            pairs = zip(group.completions, old[index], strict=True)
+            anchors.append(tuple(logp for completion, logp in pairs if id(completion) in members))
+    return kept, anchors
 
 
 def compare_scored(groups: list[Group], old: list[Anchor]) -> tuple[float | None, dict[str, Mean]]:

@@ -2,7 +2,7 @@
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
-    one)  adapter/ (LoRA)  audit.json (findings of the audit before training)
+    one)  judge.json (of a judge)  adapter/ (LoRA)  audit.json (findings of the audit before training)
     template_day.txt (of chat templates that contain the date)
 
 Left out: the lock itself (``lock``), the contents of a checkpoint (``checkpoints``) and of the page (``report``).
@@ -51,6 +51,7 @@ from heliostat.train.run_folder.preparation import check_places, keep_apart, swe
 _STARTING = (
     "checkpoints",
     "audit.json",
+    "judge.json",
     "prefixes.json",
     "trackers.json",
     "template_day.txt",
@@ -64,7 +65,7 @@ KEPT = frozenset(
     {
         *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
         *("abandoned.jsonl", "audit.json", "prefixes.json", "summary.json", "model", "adapter", "reference"),
-        "template_day.txt",
+        *("judge.json", "template_day.txt"),
     }
 )
 """Files and folders that the manifest of a finished run lists."""
@@ -174,6 +175,11 @@ class RunFolder:
         return self.path / "prefixes.json"
 
     @property
+    def replies(self) -> Path:
+        """The folder of a judge's replies."""
+        return self.path / "judge-replies"
+
+    @property
     def reference(self) -> Path:
         return self.path / "reference"
 
@@ -229,6 +235,28 @@ class RunFolder:
             raise ConfigError(
                 f"{path} is damaged: it holds the date that the chat template shows in this run"
             ) from None
+
+    def keep_judge(self, name: str, fingerprint: str) -> None:
+        """Record the judge of the run's first session, and refuse another one.
+
+        Raises:
+            ConfigError: another judge gave the run's rewards so far, or the record is damaged.
+        """
+        path, own = self.path / "judge.json", {"judge": name, "fingerprint": fingerprint}
+        if not self.writes:
+            return
+        if not path.exists():
+            publish_file(path, json.dumps(own, indent=1) + "\n")
+        try:
+            stored = json.loads(path.read_bytes())
+            is_same = stored["fingerprint"] == fingerprint
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{path} is damaged: it says which judge gave this run's rewards") from None
+        if not is_same:
+            raise ConfigError(
+                f"{name} is not the judge that gave this run's rewards so far: it has changed since the run began, and "
+                "rewards of two judges cannot be compared; restore it, or choose another folder with --run"
+            )
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines and flush them to the disk.
@@ -386,6 +414,10 @@ INDIFFERENT = {
     ),
     "task": ("import_from", "num_workers", "timeout_s"),
     "environment": ("import_from", "num_workers", "timeout_s"),
+    "judge": (
+        *("url", "timeout_s", "retries", "num_requests", "key_name"),
+        *("prompt_price", "reply_price", "budget"),
+    ),
     "objective": ("import_from",),
     "optimizer": ("import_from",),
     "train": ("try_export",),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from heliostat.tasks.judging import JUDGE
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.packing import Row, microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
@@ -39,6 +40,17 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, Mean]:
         "policy/entropy": Mean(float(sum(c.entropy.sum(dtype=np.float64) for c in completions)), sum(lengths)),
         "length/mean": _mean(lengths),
         "length/truncated": _mean([completion.stop_reason.truncated for completion in completions]),
+    }
+
+
+def judge_means(groups: Sequence[Group]) -> dict[str, Mean]:
+    """Compute the mean score of a judge, and those of right and wrong completions where verifiers told them apart."""
+    scored = [(verdict.scores[JUDGE], verdict) for group in groups for verdict in group.verdicts]
+    told = [(score, verdict.success) for score, verdict in scored if verdict.scores.keys() != {JUDGE}]
+    return {
+        "judge/score": _mean([score for score, _ in scored]),
+        "judge/right": _mean([score for score, success in told if success]),
+        "judge/wrong": _mean([score for score, success in told if not success]),
     }
 
 

@@ -1,0 +1,225 @@
+"""A language model that judges, behind an endpoint of OpenAI's form.
+
+    question  --cache, else POST /v1/chat/completions, temperature 0-->  reply  -->  score
+
+Questions are asked while other groups are still sampled, a bounded number at a time. A request that times out, is
+refused or answered in another form leaves its completion unscored.
+
+Left out: the words of a question (``questions``), HTTP and retries (``rollout.server.client``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from heliostat.rollout import ServerError
+from heliostat.rollout.completions import SamplingStopped
+from heliostat.rollout.server.client import Server, shortened
+from heliostat.tasks.judging import JudgeCounts, JudgeFailed, Mark
+from heliostat.train.judges.questions import Messages, ScoreQuestion, Unreadable
+from heliostat.train.judges.reply_cache import Reply, ReplyCache, digest
+from heliostat.types import Problem
+
+PATH = "/v1/chat/completions"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Message(_Part):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(_Part):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(_Part):
+    prompt_tokens: int = Field(0, ge=0)
+    completion_tokens: int = Field(0, ge=0)
+
+
+class _Answer(_Part):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage = Field(default_factory=_Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices per million tokens, and the sum that must not be exceeded; 0: no limit."""
+
+    prompt: float = 0.0
+    reply: float = 0.0
+    budget: float = 0.0
+
+    def cost(self, prompt_tokens: int, reply_tokens: int) -> float:
+        """Return the cost of tokens."""
+        return (self.prompt * prompt_tokens + self.reply * reply_tokens) / 1e6
+
+
+@dataclass(slots=True)
+class LanguageModelJudge:
+    """A judge that asks a language model about each completion.
+
+    Attributes:
+        num_requests: requests at a time.
+        max_tokens: tokens of a reply.
+        prices: with this rank's share of the budget.
+        num_ranks: ranks that share the cost.
+
+    **Limits** A question that the cache knows is not asked. Equal completions of one problem are one question.
+    """
+
+    server: Server
+    model: str
+    question: ScoreQuestion
+    cache: ReplyCache
+    num_requests: int = 8
+    max_tokens: int = 512
+    prices: Prices = field(default_factory=Prices)
+    num_ranks: int = 1
+    _threads: ThreadPoolExecutor = field(init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _pending: dict[str, Future[Reply]] = field(default_factory=dict)
+    _counts: JudgeCounts = field(default_factory=JudgeCounts)
+    _tokens: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(self.num_requests, thread_name_prefix="judge")
+        prompt_tokens, reply_tokens = self.cache.tokens()  # of all ranks: each takes its share of what was spent
+        self._tokens = prompt_tokens // self.num_ranks, reply_tokens // self.num_ranks
+
+    @property
+    def name(self) -> str:
+        return f"judge '{self.model}' at {self.server.url}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of the model's name, the rubric and the form of a reply; the address is left out."""
+        return digest([self.model, repr(self.question), self.max_tokens])
+
+    def begin(self, problem: Problem, texts: Sequence[str]) -> list[Future[Reply]]:
+        """Ask about every completion."""
+        return [self.ask(self.question.messages(problem, text), self.question.score) for text in texts]
+
+    def finish(self, tickets: Sequence[Sequence[Future[Reply]]]) -> list[tuple[Mark, ...]]:
+        """Wait for all replies."""
+        replies = [[future.result() for future in ticket] for ticket in tickets]
+        marks = [tuple(Mark(reply.score, reply.failure) for reply in group) for group in replies]
+        self.count_texts([mark for group in marks for mark in group])
+        return marks
+
+    def take_counts(self) -> JudgeCounts:
+        """Return the work since the last call; the cost is that of the whole run so far, in this process."""
+        with self._lock:
+            counts, self._counts = self._counts, JudgeCounts()
+            return replace(counts, cost=self.prices.cost(*self._tokens))
+
+    def close(self) -> None:
+        """Cancel all requests."""
+        self.server.abort()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def ask(self, messages: Messages, read: Callable[[str], float]) -> Future[Reply]:
+        """Ask a question, unless the same one is known or on its way.
+
+        Args:
+            read: reads the score from a reply, or raises ``Unreadable``.
+        """
+        question = digest([self.model, messages, self.max_tokens])
+        with self._lock:
+            known = self.cache.get(question)
+            if known is not None or question in self._pending:
+                self._counts = replace(self._counts, cached=self._counts.cached + 1)
+            if known is not None:
+                done: Future[Reply] = Future()
+                done.set_result(known)
+                return done
+            if question not in self._pending:
+                self._pending[question] = self._threads.submit(self._reply, question, messages, read)
+            return self._pending[question]
+
+    def count_texts(self, marks: Sequence[Mark]) -> None:
+        """Count judged texts."""
+        unscored = sum(mark.score is None for mark in marks)
+        with self._lock:
+            before = self._counts
+            self._counts = replace(before, texts=before.texts + len(marks), unscored=before.unscored + unscored)
+
+    def _reply(self, question: str, messages: Messages, read: Callable[[str], float]) -> Reply:
+        try:
+            self._refuse_overspending()
+            body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
+            try:
+                reply = _read(self.server.post(PATH, body), read)
+            except ServerError as error:
+                reply = None
+                failure = Reply(None, str(error), 0, 0)
+            if reply is not None:
+                self.cache.add(question, reply)
+            found = reply or failure
+            self._count(found)
+            return found
+        except SamplingStopped:
+            return Reply(None, f"{self.name} was closed", 0, 0)
+        finally:
+            with self._lock:
+                self._pending.pop(question, None)
+
+    def _count(self, reply: Reply) -> None:
+        with self._lock:
+            before, tokens = self._counts, reply.prompt_tokens + reply.reply_tokens
+            self._tokens = self._tokens[0] + reply.prompt_tokens, self._tokens[1] + reply.reply_tokens
+            self._counts = replace(
+                before,
+                calls=before.calls + 1,
+                failed=before.failed + (reply.score is None),
+                tokens=before.tokens + tokens,
+            )
+
+    def _refuse_overspending(self) -> None:
+        with self._lock:
+            spent = self.prices.cost(*self._tokens)
+        if self.prices.budget and spent >= self.prices.budget:
+            raise JudgeFailed(
+                f"{self.name} has cost {spent:.4g} in this run, and its share of judge.budget is "
+                f"{self.prices.budget:.4g}; raise judge.budget and continue the run"
+            )
+
+
+def _read(content: Any, read: Callable[[str], float]) -> Reply:
+    """Read an answer of the server; one that cannot be read is a reply without a score."""
+    try:
+        answer = _Answer.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "its whole"
+        return Reply(None, f"the judge's answer has no usable '{where}'", *_tokens_of(content))
+    choice, tokens = answer.choices[0], (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    if choice.message.refusal:
+        return Reply(None, f"the judge refused: {shortened(choice.message.refusal, 80)}", *tokens)
+    if choice.finish_reason not in (None, "stop"):
+        return Reply(None, f"the judge's reply ended by '{shortened(choice.finish_reason, 40)}'", *tokens)
+    text = choice.message.content or ""
+    try:
+        return Reply(read(text), "", *tokens)
+    except Unreadable as error:
+        return Reply(None, f"{error}, and one ends with {shortened(text[-80:], 80)!r}", *tokens)
+
+
+def _tokens_of(content: object) -> tuple[int, int]:
+    """Return the tokens that an answer of another form states, since they are paid too."""
+    usage = content.get("usage") if isinstance(content, Mapping) else None
+    try:
+        stated = _Usage.model_validate(usage)
+    except ValidationError:
+        return 0, 0
+    return stated.prompt_tokens, stated.completion_tokens

@@ -1,0 +1,94 @@
+"""Open a recipe's judge, before anything is sampled.
+
+Left out: the judges (``reward_model``, ``language_model``), and the use of their scores (``heliostat.tasks.judging``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from heliostat.config import ConfigError, JudgeSection, Recipe
+from heliostat.extras import require
+from heliostat.models.loading.hub import read_classifier
+from heliostat.rollout.server.client import Server
+from heliostat.run_models import model_of
+from heliostat.tasks import Judging, Task
+from heliostat.tasks.judging import Judge
+from heliostat.train.distributed.ranks import Runtime
+from heliostat.train.judges.language_model import LanguageModelJudge, Prices
+from heliostat.train.judges.questions import ScoreQuestion
+from heliostat.train.judges.reply_cache import ReplyCache
+from heliostat.train.judges.reward_model import RewardModel, label_of
+
+
+def open_judge(recipe: Recipe, tasks: Sequence[Task], runtime: Runtime, replies: Path | None = None) -> Judging | None:
+    """Load the recipe's judge; ``None`` if it has none, or nothing to judge.
+
+    Without steps of training, only tasks without verifiers need it.
+
+    Args:
+        replies: folder of a language model's replies; ``None``: they are not kept.
+
+    Raises:
+        ConfigError: the judge cannot be opened, or a reward model's score is not one number.
+    """
+    section = recipe.judge
+    if not section.enabled or (recipe.train.num_steps == 0 and all(task.verifiers for task in tasks)):
+        return None
+    judge = _reward_model(recipe, runtime) if section.path else _language_model(section, runtime, replies)
+    return Judging(judge, section.weight, section.alone, section.success_at, section.max_unscored)
+
+
+def describe_judge(judging: Judging) -> str:
+    """Describe in a line the judge, and what becomes of its scores."""
+    use = "its score is the reward" if judging.alone else "its score is added to the verifiers' reward"
+    factor = "" if judging.weight == 1 else f", times {judging.weight:g}"
+    return f"judge: {judging.judge.name}; {use}{factor}"
+
+
+def _reward_model(recipe: Recipe, runtime: Runtime) -> Judge:
+    section = recipe.judge
+    try:
+        model, tokenizer, context_length = read_classifier(model_of(section.path), section.dtype, runtime.device)
+    except ConfigError as error:
+        raise ConfigError(f"judge.path: {error}") from error
+    label = label_of(model, section.label, section.path)
+    return RewardModel(model, tokenizer, section.path, context_length, label, recipe.train.tokens_per_microbatch)
+
+
+def _language_model(section: JudgeSection, runtime: Runtime, replies: Path | None) -> Judge:
+    require("judge.url", "server", "httpx2")
+    server = Server(
+        section.url.rstrip("/"),
+        section.timeout_s,
+        section.retries,
+        os.environ.get(section.key_name, ""),
+        key_name=section.key_name,
+        title="judge",
+        url_setting="judge.url",
+    )
+    num_ranks = runtime.world_size
+    return LanguageModelJudge(
+        server,
+        section.model,
+        ScoreQuestion(_rubric(section), section.low, section.high),
+        ReplyCache(replies, runtime.rank),
+        section.num_requests,
+        section.max_tokens,
+        Prices(section.prompt_price, section.reply_price, section.budget / num_ranks),
+        num_ranks,
+    )
+
+
+def _rubric(section: JudgeSection) -> str:
+    if section.rubric:
+        return section.rubric
+    try:
+        text = Path(section.rubric_file).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"judge.rubric_file = '{section.rubric_file}' cannot be read: {error}") from error
+    if not text:
+        raise ConfigError(f"judge.rubric_file = '{section.rubric_file}' is empty")
+    return text
