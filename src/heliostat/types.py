@@ -365,6 +365,8 @@ class TokenBatch(Card):
         logp_old: the trainer's log-probabilities at the start of this update phase; PMD's anchor.
         logp_gen: the sampler's own log-probabilities.
         logp_ref: a frozen reference's log-probabilities, for objectives that need them.
+        group: for every sequence, a number that the completions of one prompt share, for objectives that compare them
+            within the loss (``Objective.needs_whole_groups``).
     """
 
     sequence: Int[Tensor, " token"]
@@ -373,6 +375,7 @@ class TokenBatch(Card):
     logp_old: Float[Tensor, " token"]
     logp_gen: Float[Tensor, " token"]
     logp_ref: Float[Tensor, " token"] | None = None
+    group: Int[Tensor, " sequence"] | None = None
 
     @property
     def num_sequences(self) -> int:

@@ -58,14 +58,14 @@ def carry_on(work: Path, minutes: float) -> None:
             print(f"{num}: {run.arm} lr={run.lr:g} seed={run.seed} -> {final(row):.3f}", file=sys.stderr)
 
 
-def check_start(done: Done, row: dict[str, Any]) -> None:
+def check_start(done: Done, row: dict[str, Any], results: Path = RESULTS) -> None:
     """Refuse to go on from another start model than that of the stored runs: their cells could not be compared."""
     known = next((other for other in done.rows if other["start"] == row["start"]), row)
     ours, theirs = (float(one["curve"][0]["heldout"]) for one in (row, known))
     if abs(ours - theirs) > 1e-4:
         raise SystemExit(
             f"the start model '{row['start']}' of this folder solves {ours:.4f} of the held-out problems, that of the "
-            f"stored runs {theirs:.4f}; take its runs out of {RESULTS.name} to make all of them again from this one"
+            f"stored runs {theirs:.4f}; take its runs out of {results.name} to make all of them again from this one"
         )
 
 

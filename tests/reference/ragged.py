@@ -32,6 +32,11 @@ OPTIONS: tuple[tuple[str, dict[str, object]], ...] = (
     ("grpo", {"kl_ref": 0.04, "truncated_is": 2.0}),
     ("dr-grpo", {"length_constant": 6.0}),
     ("gspo", {"clip_low": 0.05, "clip_high": 0.05, "truncated_is": 2.0}),
+    ("tpo", {"eta": 0.5, "logits": "mean"}),
+    ("lpo", {"projection": "reverse", "baseline": "mean", "tau": 0.3}),
+    ("lpo", {"baseline": "mean-normalized", "length_normalization": "token"}),
+    ("drpo", {"delta": 0.02, "truncated_is": 1.1, "kl_ref": 0.3}),
+    ("maxrl", {"clip_low": 0.05, "clip_high": 0.05}),
 )
 
 CASES: tuple[tuple[str, dict[str, object]], ...] = tuple((name, {}) for name in OBJECTIVES) + OPTIONS

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from heliostat.config import ConfigError
 from heliostat.objectives import Objective
 from heliostat.types import LossOutput, TokenBatch
 
@@ -51,6 +52,19 @@ def padded_loss(
         logp_ref=None if logp_ref is None else logp_ref[mask],
     )
     return objective.loss(logp_new[mask], tokens, normalizer)
+
+
+def refuse_whole_groups(objective: Objective, framework: str) -> None:
+    """Refuse an objective that compares the completions of a prompt within its loss.
+
+    Raises:
+        ConfigError: the objective does, and ``framework`` splits its batches anywhere.
+    """
+    if objective.needs_whole_groups:
+        raise ConfigError(
+            f"objective '{objective.name}' compares the completions of a prompt within its loss, and {framework} does "
+            "not keep them in one micro-batch; use heliostat train, or another objective"
+        )
 
 
 def group_advantages(

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from heliostat.adapters.padded import only_advantage, padded_loss
+from heliostat.adapters.padded import only_advantage, padded_loss, refuse_whole_groups
 from heliostat.config import ConfigError, ObjectiveSection
 from heliostat.objectives import Objective, build_objective
 
@@ -70,6 +70,7 @@ def loss(inputs: Any, objective: str = "pmd-mean", **settings: float | str | boo
 @cache
 def _build(name: str, settings: tuple[tuple[str, Any], ...]) -> Objective:
     built = build_objective(ObjectiveSection(name=name, **dict(settings)))
+    refuse_whole_groups(built, "prime-rl")
     if getattr(built, "truncated_is", 0.0) > 0:
         raise ConfigError("truncated_is has no effect in prime-rl, whose loss sees the sampler's log-probs only")
     return built

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from heliostat.adapters.padded import group_advantages, padded_loss
+from heliostat.adapters.padded import group_advantages, padded_loss, refuse_whole_groups
 from heliostat.adapters.trl_settings import (
     NOISY,
     NOT_THE_POLICY,
@@ -101,7 +101,9 @@ class PMDConfig(GRPOConfig):  # type: ignore[misc]
             if not isinstance(getattr(self, name), Mapping | None):
                 raise ConfigError(f'{name} must be keys with values, as {{"tau": 0.2}}, got {getattr(self, name)!r}')
         check_generation(cast("dict[str, Any] | None", self.generation_kwargs), self.temperature)
-        kl_ref = getattr(self.build_objective(), "kl_ref", 0.0)
+        objective = self.build_objective()
+        refuse_whole_groups(objective, "TRL")
+        kl_ref = getattr(objective, "kl_ref", 0.0)
         if self.beta not in (0.0, kl_ref):
             raise ConfigError(
                 f"beta = {self.beta} would be ignored: the penalty to a reference is the objective's kl_ref, set it in "

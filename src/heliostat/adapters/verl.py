@@ -4,9 +4,9 @@
     export HELIOSTAT_OBJECTIVE='{"name": "pmd-mean", "tau": 0.1}'
     ... algorithm.adv_estimator=heliostat actor_rollout_ref.actor.policy_loss.loss_mode=heliostat
 
-Every objective is there under ``heliostat-<name>`` with its defaults, and under ``heliostat`` the one that
-HELIOSTAT_OBJECTIVE describes: verl's policy-loss configuration is closed, a key like tau cannot be added to it, and the
-environment reaches every worker. ``register`` does the same from a module of your own.
+Every objective whose loss is a sum over completions is there under ``heliostat-<name>`` with its defaults, and under
+``heliostat`` the one that HELIOSTAT_OBJECTIVE describes: verl's policy-loss configuration is closed, a key like tau
+cannot be added to it, and the environment reaches every worker. ``register`` does the same from a module of your own.
 
 The loss is divided by verl's global counts, so it does not depend on micro-batches or ranks. verl keeps its KL and
 entropy terms. Left out: a penalty to a reference inside the objective (verl's ``actor.use_kl_loss`` is that), and
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 
-from heliostat.adapters.padded import group_advantages, only_advantage, padded_loss
+from heliostat.adapters.padded import group_advantages, only_advantage, padded_loss, refuse_whole_groups
 from heliostat.config import ConfigError, ObjectiveSection
 from heliostat.objectives import OBJECTIVES, Objective, build_objective
 
@@ -46,8 +46,10 @@ def register(name: str, objective: Objective) -> None:
     """Make an objective available to verl as a policy loss and as an advantage estimator, both called ``name``.
 
     Raises:
-        ConfigError: the objective has a penalty to a reference, whose log-probs verl does not pass to a policy loss.
+        ConfigError: the objective has a penalty to a reference, whose log-probs verl does not pass to a policy loss,
+            or compares the completions of a prompt within its loss.
     """
+    refuse_whole_groups(objective, "verl")
     if objective.needs_reference:
         raise ConfigError(
             f"verl passes no reference to a policy loss: leave kl_ref of '{objective.name}' at 0 and use "
@@ -133,7 +135,8 @@ def _normalizer(objective: Objective, mask: Tensor, counts: Mapping[str, Any]) -
 
 def _register_all() -> None:
     for name, kind in OBJECTIVES.items():
-        register(f"heliostat-{name}", kind())
+        if not (objective := kind()).needs_whole_groups:
+            register(f"heliostat-{name}", objective)
     described = os.environ.get(ENVIRONMENT)
     if described:
         register("heliostat", objective_from_environment(described))

@@ -1,8 +1,9 @@
 """Advantages of one group of completions: the reward minus a baseline made of the same group's rewards.
 
-All of them work in float64, return the dtype of the rewards, do not change when a constant is added to every reward,
-and give exactly 0 to every member of a group whose rewards are all equal. A group may have any size; a group of one
-has advantage 0 where its own reward is the baseline, and is refused where the baseline leaves it out.
+All of them work in float64, return the dtype of the rewards, and give exactly 0 to every member of a group whose
+rewards are all equal. None but ``mean_normalized_advantage`` changes when a constant is added to every reward. A group
+may have any size; a group of one has advantage 0 where its own reward is the baseline, and is refused where the
+baseline leaves it out.
 
 Left out: learned baselines, and any statistic over more than one group.
 """
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Rewards = Float[Tensor, " completion"]
-Baseline = Literal["mean", "leave-one-out", "standardized"]
+Baseline = Literal["mean", "leave-one-out", "standardized", "mean-normalized"]
 
 
 def mean_advantage(rewards: Rewards) -> Rewards:
@@ -62,6 +63,42 @@ def standardized_advantage(rewards: Rewards, eps: float = 1e-4) -> Rewards:
     return _like((below_peak - below_peak.mean()) / (spread + eps), rewards)
 
 
+def whitened_advantage(rewards: Rewards) -> Rewards:
+    """Standardise rewards by the group's own deviation, ``A_i = (r_i - mean r) / std r``, std with n and no constant.
+
+    Raises:
+        ValueError: no rewards, or a reward that is NaN or infinite.
+
+    **Limits**: unchanged by a positive rescaling of the rewards, exactly; squares of a group with spread average to 1.
+    All rewards equal, or a group of one: exactly 0.
+    References: Kaddour 2026, arXiv 2604.06159, appendix A.
+    """
+    below_peak = _below_peak(rewards)
+    centred = below_peak - below_peak.mean()
+    spread = centred.square().mean().sqrt()
+    return _like(centred / spread if spread > 0 else torch.zeros_like(centred), rewards)
+
+
+def mean_normalized_advantage(rewards: Rewards) -> Rewards:
+    """Divide the mean advantage by the mean reward: ``A_i = (r_i - mean r) / mean r``; 0 where no reward is above 0.
+
+    Raises:
+        ValueError: no rewards, or a reward that is negative, NaN or infinite.
+
+    **Limits**: unchanged by a positive rescaling of the rewards. All rewards equal, or a group of one: exactly 0.
+    References: Tajwar et al. 2026, arXiv 2602.02710.
+    """
+    below_peak = _below_peak(rewards)
+    if num_bad := int((rewards < 0).sum()):
+        raise ValueError(
+            f"{num_bad} of {rewards.numel()} rewards in a group are negative, and a baseline of 'mean-normalized' "
+            "(maxrl) divides by their mean; add a constant to the rewards so that the worst is 0"
+        )
+    mean = rewards.detach().to(torch.float64).mean()
+    centred = below_peak - below_peak.mean()
+    return _like(centred / mean if mean > 0 else torch.zeros_like(centred), rewards)
+
+
 def partition_advantage(rewards: Rewards, tau: float, leave_one_out: bool = False, floor: float = 0.0) -> Rewards:
     """Subtract the group's log-partition estimate from each reward, ``A_i = r_i - tau log Z_i``.
 
@@ -101,6 +138,7 @@ ADVANTAGES: dict[Baseline, Callable[[Rewards], Rewards]] = {
     "mean": mean_advantage,
     "leave-one-out": leave_one_out_advantage,
     "standardized": standardized_advantage,
+    "mean-normalized": mean_normalized_advantage,
 }
 
 

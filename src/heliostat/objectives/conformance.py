@@ -32,7 +32,7 @@ Check = Callable[[Objective], None]
 def random_batch(
     seed: int, lengths: Sequence[int] = LENGTHS, drift: float = 0.3, advantage: Sequence[float] | None = None
 ) -> tuple[Float[Tensor, " token"], TokenBatch]:
-    """Draw a leaf ``logp_new`` and its batch in float64.
+    """Draw a leaf ``logp_new`` and its batch in float64; every four sequences are a group.
 
     Args:
         drift: standard deviation of log-ratios in nats; 0: the policy is the anchor.
@@ -54,6 +54,7 @@ def random_batch(
         logp_old=logp_old,
         logp_gen=logp_old + 0.2 * normal(total),
         logp_ref=logp_old + 0.2 * normal(total),
+        group=torch.arange(len(lengths)) // len(REWARDS),
     )
     return logp_new, tokens
 
@@ -69,6 +70,7 @@ def take(logp_new: Tensor, tokens: TokenBatch, sequences: Sequence[int]) -> tupl
         logp_old=tokens.logp_old[where],
         logp_gen=tokens.logp_gen[where],
         logp_ref=None if tokens.logp_ref is None else tokens.logp_ref[where],
+        group=None if tokens.group is None else tokens.group[chosen],
     )
     return logp_new.detach()[where].requires_grad_(), part, where
 
@@ -101,15 +103,18 @@ def loss_is_finite_and_has_a_gradient(objective: Objective) -> None:
 
 def micro_batches_add_up(objective: Objective) -> None:
     """Check that the losses of micro-batches add up to that of the step, however it is split."""
+    # An objective that compares the completions of a prompt is given whole groups.
+    splits = ([3, 1, 0, 2], [6, 4, 7, 5]) if objective.needs_whole_groups else ([0, 3, 4], [1], [2, 5, 6, 7])
     logp_new, tokens = random_batch(1)
     normalizer = objective.normalizer(tokens.num_tokens)
     whole = float(_loss(objective, logp_new, tokens, normalizer).detach())
-    parts = [take(logp_new, tokens, chosen)[:2] for chosen in ([0, 3, 4], [1], [2, 5, 6, 7])]
+    parts = [take(logp_new, tokens, chosen)[:2] for chosen in splits]
     added = sum(float(_loss(objective, *part, normalizer).detach()) for part in parts)
     if abs(whole - added) > TOLERANCE * max(1.0, abs(added)):
         raise Nonconforming(
             f"the loss of a step is {whole:.6g}, but its micro-batches add up to {added:.6g}; divide by normalizer "
-            "only, and use no mean or deviation of the micro-batch"
+            "only, and use no mean or deviation of the micro-batch; an objective that compares the completions of a "
+            "prompt returns True from needs_whole_groups and reads tokens.group"
         )
 
 

@@ -78,6 +78,14 @@ class Objective(ABC):
         return False
 
     @property
+    def needs_whole_groups(self) -> bool:
+        """Whether ``loss`` compares the completions of a prompt, so that one micro-batch must hold all of them.
+
+        Such a loss reads ``TokenBatch.group``, and adds up over micro-batches as long as none splits a group.
+        """
+        return False
+
+    @property
     def regression_tau(self) -> float | None:
         """``tau`` where the loss regresses each sequence's log-ratio on ``A / tau``; ``None`` for any other loss."""
         return None
@@ -165,6 +173,11 @@ class Objective(ABC):
             if tokens.logp_ref is None:
                 raise ValueError(f"objective '{self.name}' with a reference penalty needs logp_ref, got none")
             require_finite("logp_ref", tokens.logp_ref, logp_new)
+        if self.needs_whole_groups and (tokens.group is None):
+            raise ValueError(
+                f"objective '{self.name}' compares the completions of a prompt within its loss, so TokenBatch.group "
+                f"must name the group of each of the {tokens.num_sequences} sequences"
+            )
 
 
 def require_positive(name: str, value: float) -> None:

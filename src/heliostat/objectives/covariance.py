@@ -55,6 +55,10 @@ class CovarianceClip(Objective):
     def needs_reference(self) -> bool:
         return self.inner.needs_reference
 
+    @property
+    def needs_whole_groups(self) -> bool:
+        return self.inner.needs_whole_groups
+
     def advantages(self, rewards: Float[Tensor, " completion"]) -> Float[Tensor, " completion"]:
         return self.inner.advantages(rewards)
 

@@ -4,8 +4,8 @@
     u_t = min(e^{logp_old - logp_gen}, truncated_is), or 1 when off: corrects for a sampler that is not the anchor
     k3_t = e^{d_t} - d_t - 1,  d_t = logp_ref - logp_new: Schulman's estimate of KL(new || ref)
 
-Here: the members whose gain is a detached weight times ``A logp_new`` (REINFORCE, RLOO, CISPO, DPPO). Those with a
-clipped ratio are in ``clipped``.
+Here: the members without a clipped ratio (REINFORCE, RLOO, CISPO, DPPO). Those with one are in ``clipped``, and DRPO's
+penalty is in ``probability_penalty``.
 
 Left out: critics, and token-level credit; every token of a sequence has the same advantage.
 """

@@ -15,15 +15,19 @@ from heliostat.named_imports import find
 from heliostat.objectives.clipped import Dapo, DrGrpo, Grpo, Gspo
 from heliostat.objectives.conformance import failures
 from heliostat.objectives.contract import Objective
+from heliostat.objectives.likelihood import MaxRl
+from heliostat.objectives.listwise import Lpo, Tpo
 from heliostat.objectives.mirror import KimiK2, Opmd, PmdBaseline, PmdMean, PmdPart
 from heliostat.objectives.penalized import KimiK25, KlChi2, LogRatioDecay
 from heliostat.objectives.policy_gradient import Cispo, Dppo, Reinforce, Rloo
+from heliostat.objectives.probability_penalty import Drpo
 
 _SHIPPED: tuple[type[Objective], ...] = (
     *(PmdMean, PmdPart, PmdBaseline, KimiK2, Opmd),
     *(LogRatioDecay, KlChi2, KimiK25),
-    *(Reinforce, Rloo, Cispo, Dppo),
-    *(Grpo, DrGrpo, Dapo, Gspo),
+    *(Tpo, Lpo),
+    *(Reinforce, Rloo, Cispo, Dppo, Drpo),
+    *(Grpo, DrGrpo, Dapo, Gspo, MaxRl),
 )
 
 OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _SHIPPED}

@@ -20,6 +20,7 @@ EVERY = {
     "partition without one": lambda rewards: partition_advantage(rewards, 0.3, leave_one_out=True),
     "floored partition": lambda rewards: partition_advantage(rewards, 0.01, leave_one_out=True, floor=1e-8),
 }
+SHIFT_FREE = {name: advantage for name, advantage in EVERY.items() if name != "mean-normalized"}
 groups = st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=9)
 taus = st.floats(1e-4, 1e4)
 
@@ -71,7 +72,7 @@ def test_partition_limits_in_tau(values):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("advantage", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("advantage", SHIFT_FREE.values(), ids=SHIFT_FREE)
 @given(groups, st.floats(-100, 100), st.randoms())
 def test_a_constant_shift_changes_nothing_and_order_does_not_matter(advantage, values, shift, random):
     base = advantage(tensor(values))
@@ -88,7 +89,8 @@ def test_a_constant_shift_changes_nothing_and_order_does_not_matter(advantage, v
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(st.floats(-1e3, 1e3), st.integers(2, 33))
 def test_equal_rewards_give_exactly_zero(advantage, dtype, value, size):
-    result = advantage(torch.full((size,), value, dtype=dtype))
+    positive = advantage is EVERY["mean-normalized"]  # which refuses negative rewards
+    result = advantage(torch.full((size,), abs(value) if positive else value, dtype=dtype))
     assert result.dtype == dtype
     assert bool((result == 0).all())
 

@@ -1,8 +1,9 @@
 """Packing of ragged groups into micro-batches under a token budget; only this file decides on padding.
 
 Rows of similar length go together. A group's rows stay together if they fit, so that its prompt is run once; a larger
-group is split. The result does not depend on packing: losses are sums over tokens divided by a denominator of the whole
-optimizer step, so every partition of the batch gives the same gradient (to float accuracy).
+group is split, unless the objective compares its completions. The result does not depend on packing: losses are sums
+over tokens (or groups) divided by a denominator of the whole optimizer step, so every partition of the batch gives the
+same gradient (to float accuracy).
 
 Left out: the forward pass itself (``layouts``).
 """
@@ -114,9 +115,13 @@ MAX_PADDING, MIN_SHARE = 0.1, 1 / 16
 products of that many tokens run as fast as larger ones, and padding is wasted work."""
 
 
-def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost) -> list[list[Row]]:
-    """Split rows into micro-batches that cost at most ``max_tokens`` each (a single row may exceed it)."""
-    pieces = [piece for group in by_group(rows) for piece in _split(group, max_tokens, cost)]
+def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost, *, whole_groups: bool = False) -> list[list[Row]]:
+    """Split rows into micro-batches that cost at most ``max_tokens`` each.
+
+    A single row may exceed it, and with ``whole_groups`` a single group.
+    """
+    groups = by_group(rows)
+    pieces = groups if whole_groups else [piece for group in groups for piece in _split(group, max_tokens, cost)]
     shaped = sorted(((GroupShape.of(piece), piece) for piece in pieces), key=lambda pair: cost([pair[0]]))
     batches: list[list[Row]] = []
     together: dict[int, GroupShape] = {}
@@ -167,6 +172,8 @@ def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> Token
     """Build the objective's batch of these rows; without an anchor it is the current policy, and log-ratios are 0."""
     device = logp_new.device
     num_tokens = torch.tensor([row.num_tokens for row in rows], device=device)
+    labels: dict[int, int] = {}
+    group = [labels.setdefault(row.group, len(labels)) for row in rows]
     current = torch.split(logp_new.detach(), [row.num_tokens for row in rows])
     old = [here if row.logp_old is None else row.logp_old.to(device) for row, here in zip(rows, current, strict=True)]
     ref = [row.logp_ref.to(device) for row in rows if row.logp_ref is not None]
@@ -180,4 +187,5 @@ def token_batch(rows: Sequence[Row], logp_new: Float[Tensor, " token"]) -> Token
         logp_old=torch.cat(old),
         logp_gen=torch.from_numpy(np.concatenate([row.completion.logp_gen for row in rows])).to(logp_new),
         logp_ref=torch.cat(ref) if ref else None,
+        group=torch.tensor(group, dtype=torch.int64, device=device),
     )

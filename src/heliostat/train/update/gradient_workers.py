@@ -57,15 +57,18 @@ class GradientWorkers:
             return 1
         return self._num_workers or torch.get_num_threads()
 
-    def split(self, policy: Policy, rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+    def split(
+        self, policy: Policy, rows: Sequence[Row], max_tokens: int, *, whole_groups: bool = False
+    ) -> list[list[Row]]:
         """Split rows into micro-batches of at most ``max_tokens``: on a CPU into enough for many workers.
 
-        The split does not depend on the number of workers, and so neither does the gradient.
+        A group above ``max_tokens`` is split too, unless ``whole_groups``. The split does not depend on the number of
+        workers, and so neither does the gradient.
         """
         cost: Cost = policy.padded_tokens
         if _shares_weights(policy):
             max_tokens = balanced_budget(rows, max_tokens, cost)
-        return microbatches(rows, max_tokens, cost)
+        return microbatches(rows, max_tokens, cost, whole_groups=whole_groups)
 
     def run(self, policy: Policy, parts: Sequence[Part], work: Callable[[Policy, Part], Result]) -> list[Result]:
         """Run ``work`` on every micro-batch, and add its gradients up in the policy's model.

@@ -307,7 +307,8 @@ class Updater:
             everyone = tuple(group for group in everyone if group.has_signal)
             report.counts.dropped_groups += len(batch.groups) - len(everyone)
         self.safe_step.optimizer.zero_grad(set_to_none=True)
-        parts = self.workers.split(self.policy, rows_of(groups), self.tokens_per_microbatch)
+        whole = self._current.needs_whole_groups
+        parts = self.workers.split(self.policy, rows_of(groups), self.tokens_per_microbatch, whole_groups=whole)
         rows = rows_of(everyone)
         rank_sync = RankSync.for_update(self.runtime, self.safe_step.parameters, rows, len(parts))
         passes = self.workers.run(self.policy, parts, partial(self._backward, loss, rank_sync.scale, at_anchor))

@@ -36,6 +36,11 @@ def test_every_row_is_packed_once_within_budget(shapes, max_tokens, layout):
     assert sorted(id(row) for batch in batches for row in batch) == sorted(id(row) for row in rows)
     for batch in batches:
         assert len(batch) == 1 or cost([GroupShape.of(group) for group in by_group(batch)]) <= max_tokens
+    for batch in (whole := microbatches(rows, max_tokens, cost, whole_groups=True)):
+        groups = by_group(batch)
+        assert [len(group) for group in groups] == [len(shapes[group[0].group][1]) for group in groups]
+        assert len(groups) == 1 or cost([GroupShape.of(group) for group in groups]) <= max_tokens
+    assert sum(map(len, whole)) == len(rows)
 
 
 def test_groups_of_uneven_size_do_not_pad_each_other():
@@ -60,6 +65,7 @@ def test_a_token_batch_is_ragged_and_aligned():
     assert tokens.sequence.tolist() == [0, 0, 1, 2, 2, 2]
     assert tokens.num_tokens.tolist() == [2, 1, 3]
     assert tokens.advantage.tolist() == [0.0, 1.0, 0.0]
+    assert tokens.group.tolist() == [0, 0, 1]
     torch.testing.assert_close(tokens.logp_old, logp.detach())
     assert tokens.logp_gen.tolist() == [-1.0] * 6
     assert not tokens.logp_old.requires_grad

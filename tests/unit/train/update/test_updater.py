@@ -47,6 +47,9 @@ def updater(loaded, objective="pmd-mean", lr=0.0, tokens=10_000, drop=True, samp
     )
 
 
+SQUARES_AND_LISTS = ("pmd-mean", "tpo", "lpo")
+
+
 def gradient(loaded):
     return torch.cat([p.grad.flatten() for p in loaded.model.parameters() if p.grad is not None])
 
@@ -56,7 +59,7 @@ def weights(loaded):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["pmd-mean", "pmd-part", "grpo", "dapo", "gspo", "reinforce"])
+@pytest.mark.parametrize("objective", ["pmd-mean", "pmd-part", "grpo", "dapo", "gspo", "reinforce", "tpo", "lpo"])
 def test_gradient_does_not_depend_on_micro_batches_order_or_dropping(nano, objective):
     groups = graded(nano)
     results = []
@@ -72,7 +75,7 @@ def test_gradient_does_not_depend_on_micro_batches_order_or_dropping(nano, objec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["pmd-mean", "pmd-part", "grpo"])
+@pytest.mark.parametrize("objective", ["pmd-mean", "pmd-part", "grpo", "tpo", "lpo"])
 def test_groups_of_unequal_sizes_keep_their_own_baselines(nano, objective):
     """A step on groups of 4, 3, 2 and 1 is the mean over sequences of the steps on each of them."""
     groups = [
@@ -270,11 +273,11 @@ def test_the_sampler_gap_is_measured_on_the_fresh_policy(nano):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drop", [True, False])
-def test_rounding_in_the_anchor_is_not_a_gradient(nano, drop):
+@pytest.mark.parametrize(("objective", "drop"), [("pmd-mean", True), *((name, False) for name in SQUARES_AND_LISTS)])
+def test_rounding_in_the_anchor_is_not_a_gradient(nano, objective, drop):
     """Without any signal nothing moves, even under Adam, whose steps do not shrink with the gradient."""
     groups = [dataclasses.replace(g, verdicts=tuple(Verdict(0.0, False) for _ in g.completions)) for g in graded(nano)]
-    one = updater(nano, lr=0.1, drop=drop, optimizer=torch.optim.AdamW(nano.model.parameters(), lr=0.1))
+    one = updater(nano, objective, lr=0.1, drop=drop, optimizer=torch.optim.AdamW(nano.model.parameters(), lr=0.1))
     before = weights(nano)
     one.run(make_batch(one.objective, groups), num_updates=4, first_update=0, seed=0)
     torch.testing.assert_close(weights(nano), before, rtol=0, atol=0)
