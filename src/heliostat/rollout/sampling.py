@@ -85,28 +85,51 @@ def draw(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], set
     if settings.temperature == 0:
         logp = torch.log_softmax(logits, dim=-1)
         token = logp.argmax(dim=-1)
-        return Draw(token, _pick(logp, token), _entropy(logp))
-    logp = torch.log_softmax(_truncate(logits / settings.temperature, settings), dim=-1)
+        return Draw(token, _pick(logp, token), _entropy(logp, logp.exp()))
+    tempered = logits if settings.temperature == 1 else logits / settings.temperature  # saves a pass over them
+    logp = torch.log_softmax(_truncate(tempered, settings), dim=-1)
+    probs = logp.exp()
+    return Draw(token := _inverted(probs, uniform), _pick(logp, token), _entropy(logp, probs))
+
+
+BLOCK = 256
+"""Tokens whose probabilities are added up before any of them is looked at: a cumulative sum of all of a large
+vocabulary would take as long as its logits."""
+
+
+def _inverted(probs: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """Return the smallest token of each row whose cumulative probability is above its uniform number."""
+    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[1] % BLOCK)).view(len(probs), -1, BLOCK)
     # Double precision: over 50,000 tokens, float32 sums misplace boundaries by more than rare tokens weigh.
-    cdf = logp.double().exp().cumsum(dim=-1)
-    total = cdf[:, -1]
+    ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    total = ends[:, -1]
     if not bool(torch.isfinite(total).all()):
         raise NonFiniteLogits(
             "the model's logits are not finite, so nothing can be sampled from it; its weights are broken (a lower "
             "optimizer.lr usually helps)"
         )
-    # Strictly below the total, whatever rounding did: the last token with any probability is then always found.
-    target = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
-    token = torch.searchsorted(cdf, target.unsqueeze(1), right=True).squeeze(1)
-    return Draw(token, _pick(logp, token), _entropy(logp))
+    target = uniform.double() * total
+    block = _first_above(ends, target)
+    begins = torch.nn.functional.pad(ends, (1, 0)).gather(1, block)
+    inside = blocks.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1).double().cumsum(dim=-1)
+    return (block * BLOCK + _first_above(inside, target - begins.squeeze(1))).squeeze(1)
+
+
+def _first_above(cdf: Float[Tensor, "row n"], target: Float[Tensor, " row"]) -> Int[Tensor, "row 1"]:
+    """Return the first place where the cumulative sum is above the target, which rounding may put past its end."""
+    # Strictly below the total, whatever rounding did: the last place with any probability is then always found.
+    total = cdf[:, -1]
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, target.unsqueeze(1), right=True)
 
 
 def _pick(logp: Tensor, token: Tensor) -> Tensor:
     return logp.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
-def _entropy(logp: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(logp.exp()).sum(dim=-1)
+def _entropy(logp: Tensor, probs: Tensor) -> Tensor:
+    # Tokens that were cut off have probability 0 and add nothing; their log-probability is -inf.
+    entropy: Tensor = -torch.linalg.vecdot(probs, logp.clamp(min=torch.finfo(logp.dtype).min))
     return entropy
 
 
