@@ -1,17 +1,20 @@
 """A sampling server's routes over real HTTP, with a real small model behind them, and faults to order.
 
 Routes, parameters and answers are those of vLLM 0.32 (a test holds them to answers of a real one) and of SGLang 0.5.23
-(its sources). Left out: what is not used.
+(its sources). Sleep is modelled after the source of vLLM 0.32. Left out: what is not used.
 """
 
 import copy
 import json
+import math
+import queue
 import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 import torch
 
@@ -37,6 +40,84 @@ class Refused(Exception):
     """A status other than 200, and the answer with it."""
 
 
+class Transfer:
+    """The receiving side of vLLM's weight transfer, and a stand-in for the trainer's end of the group.
+
+    As in vLLM, it has to be joined, begun, received and finished in this order, and receiving waits for the trainer.
+    """
+
+    def __init__(self):
+        self.is_configured = True
+        self.members = None
+        self.is_active = False
+        self.sent = queue.Queue()
+        self.both_are_there = threading.Barrier(2)
+        self.groups = []
+
+    def require(self, condition, sentence):
+        if not condition:
+            raise Refused(500, json.dumps({"error": sentence}).encode())
+
+    def shut_down(self):
+        self.require(not self.is_active, "Cannot release a trainer connection during a weight update")
+        self.members = None
+        return {"message": "Weight transfer shut down"}
+
+    def join(self, told):
+        self.require(self.is_configured, "Weight transfer not configured.")
+        self.require(self.members is None, "joined already")
+        self.both_are_there.wait(10)
+        self.members = told
+        return {"message": "Weight transfer initialized"}
+
+    def begin(self, is_paused):
+        self.require(
+            self.members is not None and is_paused and not self.is_active, "not initialized, running or active"
+        )
+        self.is_active = True
+        return {"message": "Weight update started"}
+
+    def receive(self, model, told):
+        self.require(self.is_active, "start_weight_update must be called before update_weights.")
+        own = dict(model.named_parameters())
+        for name, dtype, shape in zip(told["names"], told["dtype_names"], told["shapes"], strict=True):
+            if list(own[name].shape) != shape:
+                self.is_active = False
+            self.require(self.is_active, f"{name} has another shape")
+            tensor = self.sent.get(timeout=10)
+            assert (str(tensor.dtype), list(tensor.shape)) == (f"torch.{dtype}", shape)
+            with torch.no_grad():
+                own[name].copy_(tensor)
+        return {"message": "Weights updated"}
+
+    def finish(self):
+        self.require(self.is_active, "finish_weight_update called without a matching start_weight_update.")
+        self.is_active = False
+        return {"message": "Weight update finished"}
+
+    def open_group(self, address, port, num_members):
+        self.both_are_there.wait(10)
+        self.groups.append(StandIn(self.sent, (address, port, num_members)))
+        return self.groups[-1]
+
+
+class StandIn:
+    """A group that copies in place of NCCL."""
+
+    def __init__(self, sent, told):
+        self.sent, self.told, self.is_open = sent, told, True
+
+    def start(self, tensors):
+        for tensor in tensors:
+            self.sent.put(tensor.detach().clone())
+
+    def wait(self):
+        assert self.sent.empty(), "this would wait for good"
+
+    def close(self):
+        self.is_open = False
+
+
 class FakeServer:
     """The state behind the routes.
 
@@ -45,6 +126,9 @@ class FakeServer:
         faults: path -> functions of the handler and the answer, one taken per request; each may send what it likes and
             return None, or return another answer.
         stale_head: keep the output projection of before when weights are reloaded.
+        can_sleep: whether it was started with ``--enable-sleep-mode``; None: it does not tell.
+        asleep: the parts of its memory that are away. As in vLLM, requests then wait, weights that level 2 dropped are
+            no numbers, and touching memory that is away ends the engine.
     """
 
     no_lora = (404, b'{"detail":"Not Found"}')
@@ -66,13 +150,19 @@ class FakeServer:
         self.loaded_adapters = []
         self.has_lora = True
         self.ignores_adapters = False
+        self.can_sleep = None
+        self.asleep = set()
+        self.is_paused = False
+        self.awake = threading.Condition()
+        self.transfer = Transfer()
         self.calls = Counter()
         self.headers = []
         self.bodies = []
         self.released = threading.Event()
 
     def answer(self, path, body):
-        return self.routes(body)[path.partition("?")[0]]()
+        route, _, query = path.partition("?")
+        return self.routes({**(body or {}), **dict(parse_qsl(query))})[route]()
 
     def routes(self, body):
         return {
@@ -83,10 +173,19 @@ class FakeServer:
             "/v1/completions": lambda: self.completions(body),
             "/collective_rpc": lambda: self.remote_call(body),
             "/reset_prefix_cache": lambda: {"success": not self.keeps_cache},
-            "/pause": lambda: {"status": "paused"},
-            "/resume": lambda: {"status": "resumed"},
+            "/pause": self.pause,
+            "/resume": self.resume,
+            "/sleep": lambda: self.sleep(int(body["level"])),
+            "/wake_up": lambda: self.wake_up(body.get("tags")),
+            "/is_sleeping": lambda: {"is_sleeping": self.is_paused or bool(self.asleep)},
             "/v1/load_lora_adapter": lambda: self.load_adapter(body),
             "/v1/unload_lora_adapter": lambda: self.unload_adapter(body),
+            "/get_world_size": lambda: {"world_size": 2},
+            "/shutdown_weight_transfer_engine": lambda: self.transfer.shut_down(),
+            "/init_weight_transfer_engine": lambda: self.transfer.join(body["init_info"]),
+            "/start_weight_update": lambda: self.transfer.begin(self.is_paused),
+            "/update_weights": lambda: self.transfer.receive(self.loaded.model, body["update_info"]),
+            "/finish_weight_update": lambda: self.transfer.finish(),
         }
 
     def models(self):
@@ -101,11 +200,44 @@ class FakeServer:
     def settings(self):
         dtype = self.dtype or str(self.loaded.model.dtype)
         model = {"dtype": dtype, "logprobs_mode": self.logprobs_mode, "max_model_len": self.max_length}
+        if self.can_sleep is not None:
+            model["enable_sleep_mode"] = self.can_sleep
         return {"vllm_config": {"model_config": model}}
 
     def mark(self, body):
         self.version = body["new_version"]
         return {"success": True, "new_version": self.version}
+
+    def pause(self):
+        self.is_paused = True
+        return {"status": "paused"}
+
+    def resume(self):
+        self.touch("kv_cache")
+        with self.awake:
+            self.is_paused = False
+            self.awake.notify_all()
+        return {"status": "resumed"}
+
+    def sleep(self, level):
+        self.is_paused = True
+        self.asleep |= {"weights", "kv_cache"}
+        if level == 2:
+            with torch.no_grad():
+                for parameter in self.loaded.model.parameters():
+                    parameter.fill_(math.nan)
+        return {"status": "sleeping", "level": level}
+
+    def wake_up(self, tag):
+        if tag is None or tag in self.asleep:
+            self.asleep -= {tag} if tag else {"weights", "kv_cache"}
+        if not self.asleep:
+            self.resume()
+        return {"status": "sleeping" if self.asleep else "awake", "tags": [tag] if tag else None}
+
+    def touch(self, part):
+        if part in self.asleep:
+            raise Refused(500, b'{"error":"EngineDeadError"}')
 
     def remote_call(self, body):
         called = {"reload_weights": self.reload, "get_model_inspection": self.inspection}
@@ -123,6 +255,7 @@ class FakeServer:
     def load_adapter(self, body):
         name, folder = body["lora_name"], body["lora_path"]
         assert name not in self.adapters
+        self.touch("weights")
         if not self.has_lora:
             raise Refused(*self.no_lora)
         from peft import PeftModel
@@ -133,6 +266,7 @@ class FakeServer:
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def unload_adapter(self, body):
+        self.touch("weights")
         del self.adapters[body["lora_name"]]
         return f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
 
@@ -144,6 +278,10 @@ class FakeServer:
         assert body["return_token_ids"] is True
         assert body["logprobs"] == 0
         limits = DecodeLimits(body["max_tokens"], stop=tuple(body["stop"]))
+        with self.awake:  # requests to a paused or sleeping server are queued
+            self.awake.wait_for(lambda: not self.is_paused or self.released.is_set(), timeout=30)
+        if self.is_paused:
+            raise Refused(503, b"the test is over")
         prompt = Prompt(Problem(str(body["prompt"]), "served", ""), tuple(body["prompt"]))
         settings = SamplingSettings(body["temperature"], body["top_p"], body["top_k"])
         with self.lock:
@@ -168,6 +306,7 @@ class FakeServer:
         }
 
     def reload(self, folder):
+        self.touch("weights")
         self.num_reloads += 1
         if self.ignores_reload:
             return
@@ -295,6 +434,8 @@ def serving(state):
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         state.released.set()
+        with state.awake:
+            state.awake.notify_all()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -1,29 +1,32 @@
-"""prime-rl's ``LossInputs`` and ``LossOutputs``, written out again from its documentation (0.8, August 2026).
+"""prime-rl's ``LossInputs`` and ``LossOutputs``, with the fields that ``tests/reference/prime_rl.json`` recorded.
 
 Its package is on no index, so this is what its adapter runs on in tests. Left out: everything else of prime-rl.
 """
 
+import dataclasses
+import json
 import sys
 import types
-from dataclasses import dataclass, field
+from pathlib import Path
 
-from torch import Tensor
-
-
-@dataclass
-class LossInputs:
-    trainer_logprobs: Tensor
-    inference_logprobs: Tensor
-    ref_logprobs: Tensor | None
-    advantages: Tensor
-    loss_mask: Tensor
-    loss_weights: Tensor | None = None
+RECORD = json.loads((Path(__file__).parents[1] / "reference" / "prime_rl.json").read_text(encoding="utf-8"))
+DEFAULTS = {"field(default=None)": None, "None": None}
 
 
-@dataclass
-class LossOutputs:
-    loss: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+def _class(name):
+    return dataclasses.make_dataclass(
+        name,
+        [
+            (field["name"], object)
+            if field["default"] is None
+            else (field["name"], object, dataclasses.field(default=DEFAULTS[field["default"]]))
+            for field in RECORD[name]
+        ],
+    )
+
+
+LossInputs = _class("LossInputs")
+LossOutputs = _class("LossOutputs")
 
 
 def install(monkeypatch):

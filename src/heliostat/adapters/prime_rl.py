@@ -14,8 +14,8 @@ step. So the sum that an objective would divide by its own N is divided by token
 does. The only old log-probabilities that arrive are the sampler's: they are the anchor.
 
 Left out: advantages, which prime-rl's orchestrator computes (its group mean is PMD-mean's), and optimizers, which its
-configuration closes. Written from prime-rl's documentation of August 2026; its package is on no index, so the
-tests use its two dataclasses written out again.
+configuration closes. Written for prime-rl 0.8.0, which is on no index: the tests use its two dataclasses, with the
+fields that ``tests/reference/record_prime_rl.py`` reads from its source.
 """
 
 from __future__ import annotations

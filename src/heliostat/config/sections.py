@@ -199,6 +199,9 @@ class FeedbackSection(Section):
 
 
 SERVERS = ("vllm", "sglang")
+
+DROPS_WEIGHTS = 2
+"""The level of sleep at which a server loses its weights."""
 """Engines that sample on a server."""
 
 
@@ -238,10 +241,17 @@ class RolloutSection(Section):
         "SGLANG_API_KEY",
     )
     sync_dir: str = Field("", description="folder, visible to trainer and server, through which weights are synced")
-    sync: Literal["auto", "weights", "adapter"] = Field(
+    sync: Literal["auto", "weights", "adapter", "nccl"] = Field(
         "auto",
         description="what a sync sends: weights: the whole model; adapter: the adapter alone; auto: the adapter where "
-        "there is one and the server can load it",
+        "there is one and the server can load it; nccl: the whole model from GPU to GPU (vllm, not run)",
+    )
+    sleep_level: int = Field(
+        0,
+        ge=0,
+        le=2,
+        description="of a vllm server on the trainer's GPU, during updates: 0: it keeps its memory; 1: its weights "
+        "move to host memory; 2: they are dropped, and sent again",
     )
     server_timeout_s: float = Field(600.0, gt=0, description="time limit of one server request in seconds")
     server_retries: int = Field(3, ge=0, description="retries of a failed server request")
@@ -260,7 +270,10 @@ class RolloutSection(Section):
 
     @model_validator(mode="after")
     def _server(self) -> Self:
-        server_keys = ("server_url", "sync_dir", "sync", "server_timeout_s", "server_retries", "server_requests")
+        server_keys = (
+            *("server_url", "sync_dir", "sync", "sleep_level"),
+            *("server_timeout_s", "server_retries", "server_requests"),
+        )
         if self.num_workers > 1 and self.engine != "torch":
             raise ValueError(
                 f"rollout.num_workers = {self.num_workers} is only used with rollout.engine = 'torch' (now "
@@ -279,11 +292,45 @@ class RolloutSection(Section):
         if parts.username is not None or parts.password is not None:
             key_name = f"{self.engine.upper()}_API_KEY"
             raise ValueError(f"rollout.server_url holds a password; put the key into the environment as {key_name}")
-        if not self.sync_dir:
+        self._refuse_nccl()
+        if not self.sync_dir and self.sync != "nccl":
             raise ValueError(
                 f"rollout.engine = '{self.engine}' needs rollout.sync_dir, a folder that the server sees too"
             )
+        self._refuse_sleep()
         return self
+
+    def _refuse_nccl(self) -> None:
+        if self.sync != "nccl":
+            return
+        if self.engine != "vllm":
+            raise ValueError("rollout.sync = 'nccl' is only written for rollout.engine = 'vllm'; set it to 'weights'")
+        if self.sync_dir:
+            raise ValueError("rollout.sync_dir has no effect with rollout.sync = 'nccl', which writes no files")
+        if self.sleep_level:
+            raise ValueError(
+                "rollout.sync = 'nccl' needs a GPU for the trainer and others for the server, and rollout.sleep_level "
+                "is for a shared one; set rollout.sync = 'weights', or rollout.sleep_level = 0"
+            )
+
+    def _refuse_sleep(self) -> None:
+        if not self.sleep_level:
+            return
+        if self.engine != "vllm":
+            raise ValueError(
+                f"rollout.sleep_level is only used with rollout.engine = 'vllm' (now '{self.engine}'): SGLang does not "
+                "tell whether its memory is released, and ends if memory is resumed that was not; set it to 0"
+            )
+        if self.max_staleness:
+            raise ValueError(
+                f"rollout.sleep_level = {self.sleep_level} and rollout.max_staleness = {self.max_staleness} exclude "
+                "each other: a sleeping server cannot sample while the trainer trains; set one of them to 0"
+            )
+        if self.sleep_level == DROPS_WEIGHTS and self.sync == "adapter":
+            raise ValueError(
+                "rollout.sleep_level = 2 drops the server's weights, on which an adapter would stand; set "
+                "rollout.sleep_level = 1, or rollout.sync = 'weights'"
+            )
 
 
 class ObjectiveSection(NamedSection):

@@ -30,9 +30,11 @@ from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, comple
 from heliostat.rollout.server.client import Server, ServerError
 from heliostat.rollout.server.dialect import Dialect
 from heliostat.rollout.server.engine import ServerEngine
+from heliostat.rollout.server.nccl_transfer import NcclTransfer
 from heliostat.rollout.server.parity import PARITY_BOUNDS, ParityError
 from heliostat.rollout.server.sglang import SGLang
 from heliostat.rollout.server.vllm import Vllm
+from heliostat.rollout.server.vllm_sleep import VllmSleep
 from heliostat.rollout.server.weight_sync import RunOnMain, run_here
 
 __all__ = [
@@ -160,7 +162,9 @@ def _on_server(
         section.server_requests,
         max_gap,
         run_on_main=run_on_main,
-        parts=section.sync,
+        parts="weights" if section.sync == "nccl" else section.sync,
+        sleep=VllmSleep(section.sleep_level) if section.sleep_level else None,
+        transfer=NcclTransfer() if section.sync == "nccl" else None,
     )
 
 

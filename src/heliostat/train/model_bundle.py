@@ -13,7 +13,8 @@ from heliostat.extras import require
 from heliostat.models import LoadedModel, encode_problem, load_model, sampler_copy_of
 from heliostat.models.lora import add_adapters
 from heliostat.models.prompts.chat_template import day_of, with_day
-from heliostat.rollout import DecodeLimits, Engine, engine_builder
+from heliostat.rollout import DecodeLimits, Engine, ServerEngine, engine_builder
+from heliostat.rollout.server.nccl_transfer import require_nccl
 from heliostat.train.distributed.fsdp import shard
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.distributed.unsharded_engine import UnshardedEngine
@@ -24,6 +25,10 @@ from heliostat.train.run_folder.stored_dtype import NAMES, as_saved
 from heliostat.types import Problem, Prompt
 
 
+def _keep_memory() -> None:
+    """Do nothing, as engines in the trainer's process do between two samplings."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelBundle:
     """A model with its engine, ready to be sampled from and scored.
@@ -31,6 +36,7 @@ class ModelBundle:
     Attributes:
         numerics: the dtype in which log-probabilities are computed.
         sampler_copy: the copy that samples ahead, if the recipe asks for it.
+        rest: frees the memory that only sampling needs, until the next sampling; all ranks call it together.
     """
 
     loaded: LoadedModel
@@ -38,6 +44,7 @@ class ModelBundle:
     recipe: Recipe
     numerics: torch.dtype
     sampler_copy: LoadedModel | None = None
+    rest: Callable[[], None] = _keep_memory
 
     def prompt(self, problem: Problem) -> Prompt:
         """Encode a problem in this model's tokens."""
@@ -61,6 +68,8 @@ def require_packages(recipe: Recipe) -> None:
         require(f"lora.rank = {recipe.lora.rank}", "lora", "peft")
     if recipe.rollout.on_server:
         require(f"rollout.engine = '{recipe.rollout.engine}'", "server", "httpx2")
+    if recipe.rollout.sync == "nccl":
+        require_nccl()
 
 
 def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
@@ -80,7 +89,8 @@ def set_up_sampler(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], s
     section = recipe.rollout
     limits = DecodeLimits(completion_budget(recipe)[1], section.max_rows, section.stop)
     engine = build_engine(loaded, limits, section, runtime.run_on_main, recipe.environment.enabled)
-    return ModelBundle(loaded, engine, recipe, loaded.model.dtype)
+    rest = engine.rest if isinstance(engine, ServerEngine) else _keep_memory
+    return ModelBundle(loaded, engine, recipe, loaded.model.dtype, rest=rest)
 
 
 def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str] | None = None) -> ModelBundle:
@@ -91,7 +101,7 @@ def set_up_model(recipe: Recipe, runtime: Runtime, keep_day: Callable[[str], str
     sampler_copy = sampler_copy_of(loaded) if recipe.rollout.max_staleness else None
     numerics = _shard(loaded, recipe, runtime)
     engine = UnshardedEngine(bundle.engine, loaded.model) if runtime.sharded else bundle.engine
-    return ModelBundle(loaded, engine, recipe, numerics, sampler_copy)
+    return ModelBundle(loaded, engine, recipe, numerics, sampler_copy, bundle.rest)
 
 
 def _try_layouts(loaded: LoadedModel, runtime: Runtime) -> None:

@@ -137,6 +137,7 @@ class Trainer:
         rollouts = self.scheduler.next(step)  # planned, sampled and verified by all ranks
         self.context.interrupt.check()  # no state has changed since the last step, so stopping here loses no work
         self.record(rollouts)
+        self.context.bundle.rest()
         anchors = rollouts.anchors(self.updater.version)
         batch = self.updater.make_batch(rollouts.groups, anchors)
         with self.context.ledger.phase("update"):

@@ -5,7 +5,7 @@ import torch
 
 from heliostat.adapters.prime_rl import loss
 from heliostat.config import ConfigError
-from tests.support.prime_rl_types import LossInputs, LossOutputs, install
+from tests.support.prime_rl_types import RECORD, LossInputs, LossOutputs, install
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,23 @@ def test_one_sequence_by_hand():
     assert float(output.metrics["log_ratio"]) == pytest.approx(0.2)
     output.loss.backward()
     assert given.trainer_logprobs.grad.tolist() == pytest.approx([0.0, -0.4, -0.4, 0.0])
+
+
+def test_it_takes_and_gives_what_the_recorded_release_does():
+    assert RECORD["calls"] == ["custom_fn(inputs, **kwargs)"], "the settings are keywords, the inputs are not"
+    assert {field["name"]: field["annotation"] for field in RECORD["LossInputs"]} == {
+        "trainer_logprobs": "Float[Tensor, ' seq']",
+        "inference_logprobs": "Float[Tensor, ' seq']",
+        "ref_logprobs": "Float[Tensor, ' seq'] | None",
+        "advantages": "Float[Tensor, ' seq']",
+        "loss_mask": "Bool[Tensor, ' seq']",
+        "loss_weights": "Float[Tensor, ' seq'] | None",
+    }
+    output = loss(inputs(), **{"objective": "pmd-mean", "tau": 0.5})
+    told = {field["name"]: field["annotation"] for field in RECORD["LossOutputs"]}
+    assert told == {"loss": "Float[Tensor, '']", "metrics": "dict[str, Tensor]"}
+    assert output.loss.shape == ()
+    assert {type(value) for value in output.metrics.values()} == {torch.Tensor}
 
 
 def test_the_weight_of_a_component_multiplies():

@@ -280,7 +280,7 @@ def _key_strategies() -> dict[str, st.SearchStrategy[Any]]:
 
 _KEYS = _key_strategies()
 _EXTRA_KEYS = [f"{section}.{key}" for section in ("objective", "optimizer", "task") for key in ("tau", "a.b", "c-d")]
-_SERVER_KEYS = {f"rollout.{key}" for key in ("engine", "server_url", "sync_dir", "sync")} | {
+_SERVER_KEYS = {f"rollout.{key}" for key in ("engine", "server_url", "sync_dir", "sync", "sleep_level")} | {
     f"rollout.server_{key}" for key in ("timeout_s", "retries", "requests")
 }
 """Valid together only; ``tests/unit/rollout/server/test_engine.py`` tries their combinations."""

@@ -60,6 +60,8 @@ class VllmModel(Answer):
 
     dtype: str
     logprobs_mode: str
+    enable_sleep_mode: bool = True
+    """Assumed where a server does not tell."""
 
 
 class VllmConfig(Answer):
@@ -92,6 +94,24 @@ class WeightInfo(Answer):
     """The name of the weights that a server holds."""
 
     weight_version: str
+
+
+class Sleeping(Answer):
+    """The answer of vLLM's ``/is_sleeping``; true of a paused server too."""
+
+    is_sleeping: bool
+
+
+class Woken(Answer):
+    """The answer of vLLM's ``/wake_up``: ``"awake"``, or ``"sleeping"`` while some memory is still away."""
+
+    status: str
+
+
+class WorldSize(Answer):
+    """The answer of vLLM's ``/get_world_size``: its workers, over all replicas."""
+
+    world_size: int = Field(ge=1)
 
 
 class SGLangModel(WeightInfo):

@@ -117,7 +117,7 @@ class Server:
 
     def get(self, path: str) -> Any:
         """Return the JSON answer to a GET; see ``post``."""
-        return self._ask("GET", path, None, frozenset(), True)
+        return self._ask("GET", path, None, frozenset(), True, self.num_retries)
 
     def post(
         self,
@@ -126,34 +126,44 @@ class Server:
         *,
         final: frozenset[int] = frozenset(),
         is_json: bool = True,
+        once: bool = False,
     ) -> Any:
         """Return the JSON answer to a POST, ``None`` where it is empty.
 
         Args:
             final: statuses that are not tried again here, although they may be elsewhere.
             is_json: whether the answer is JSON; of another one the text is returned.
+            once: whether nothing is tried again, because a second attempt would meet another state of the server.
 
         Raises:
             ServerError: no usable answer after all attempts, or one that says the request is wrong.
             SamplingStopped: the requests were cancelled by ``abort``.
         """
-        return self._ask("POST", path, body, final, is_json)
+        return self._ask("POST", path, body, final, is_json, 0 if once else self.num_retries)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, final: frozenset[int], is_json: bool) -> Any:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        final: frozenset[int],
+        is_json: bool,
+        num_retries: int,
+    ) -> Any:
         # Not the library's own retries: an answer that is not JSON is tried again too, and abort() ends the pauses.
         payload = None if body is None else json.dumps(body).encode()
         reason = ""
-        for attempt in range(self.num_retries + 1):
+        for attempt in range(num_retries + 1):
             try:
                 return self._content(path, self._wait_for(self._attempt(method, path, payload)), final, is_json)
             except _Transient as error:
                 reason = self._hidden(shortened(str(error)))
-            if attempt < self.num_retries:
+            if attempt < num_retries:
                 self._aborted.wait(min(MAX_PAUSE_S, self.first_pause_s * 2**attempt))
         if self._aborted.is_set():
             raise SamplingStopped
         raise ServerError(
-            f"{self.title} {self.url}{path} failed {self.num_retries + 1} times, last: {reason}; see whether it runs "
+            f"{self.title} {self.url}{path} failed {num_retries + 1} times, last: {reason}; see whether it runs "
             "and what it logs, then continue the run"
         )
 

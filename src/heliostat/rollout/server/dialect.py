@@ -28,6 +28,7 @@ class ServedModel(Card):
         raw_logp_advice: the way to get log-probabilities at the sampling temperature, if the server returns others;
             empty: it returns these, or does not tell.
         sizes: sizes of the model by their names in a transformers configuration, such as ``{"hidden_size": 128}``.
+        sleep_advice: the way to start it so that it can sleep; empty: it can, or does not tell.
         seeds_whole_requests: whether all completions of one request get the same random numbers.
     """
 
@@ -37,6 +38,7 @@ class ServedModel(Card):
     raw_logp_advice: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
     seeds_whole_requests: bool = False
+    sleep_advice: str = ""
 
 
 class Dialect(Protocol):

@@ -21,6 +21,8 @@ from heliostat.rollout.request import SampleRequest
 from heliostat.rollout.server.client import Server
 from heliostat.rollout.server.completions import CompletionClient
 from heliostat.rollout.server.dialect import Dialect
+from heliostat.rollout.server.nccl_transfer import NcclTransfer
+from heliostat.rollout.server.vllm_sleep import VllmSleep
 from heliostat.rollout.server.weight_sync import RunOnMain, ServedWeights, SyncedParts, WeightSync, run_here
 from heliostat.types import Group, Prompt
 
@@ -36,6 +38,8 @@ class ServerEngine:
         served: the server's state, where other engines use it too.
         parts: that a sync sends (``WeightSync.parts``).
         run_on_main: runs the sync of weights in one of the processes that sample together, each its own prompts.
+        sleep: of the server while ``rest`` lasts; ``None``: it stays awake.
+        transfer: of the whole model over NCCL; ``None``: through files in ``sync_dir``.
 
     **Limits**: the tokens' log-probabilities are the trainer's within ``max_gap``, or sampling raises ``ParityError``.
     """
@@ -52,12 +56,14 @@ class ServerEngine:
         served: ServedWeights | None = None,
         run_on_main: RunOnMain = run_here,
         parts: SyncedParts = "auto",
+        sleep: VllmSleep | None = None,
+        transfer: NcclTransfer | None = None,
     ) -> None:
         self.loaded = loaded
         self.builder = CompletionBuilder(loaded, limits)
         self.client = CompletionClient(server, dialect, loaded, limits, self.builder)
         self.weights = WeightSync(
-            self.client, as_path(sync_dir), max_gap, served or ServedWeights(), run_on_main, parts
+            self.client, as_path(sync_dir), max_gap, served or ServedWeights(), run_on_main, parts, sleep, transfer
         )
         self.num_requests = num_requests
         self.counts = RolloutCounts()
@@ -98,6 +104,15 @@ class ServerEngine:
             self._count(prompt, group)
         return collector.groups()
 
+    def rest(self) -> None:
+        """Let the server sleep until the next request, if it is to; all processes call it when all have sampled.
+
+        Raises:
+            ServerError: it cannot sleep, or another run uses it.
+        """
+        with self.weights.served.turn:
+            self.weights.rest()
+
     def take_counts(self) -> RolloutCounts:
         """See ``Engine.take_counts``; the least that the server had to compute, from token counts."""
         counts, self.counts = self.counts, RolloutCounts()
@@ -117,6 +132,8 @@ class ServerEngine:
             served=sync.served,
             run_on_main=sync.run_on_main,
             parts=sync.parts,
+            sleep=sync.sleep,
+            transfer=sync.transfer,
         )
 
     def stop(self) -> None:

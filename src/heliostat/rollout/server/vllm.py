@@ -1,6 +1,7 @@
 """vLLM's routes, as 0.32 has them; a development mode opens those that change weights.
 
     pause --> collective_rpc(reload_weights) --> reset_prefix_cache --> update_weight_version --> resume
+    asleep: wake weights --> collective_rpc(reload_weights) --> update_weight_version --> wake caches
 
 Its checksums of weights (``/weight_checker``) are not used: a CPU build packs weights and then reports the checksum of
 nothing, whereas versions of weights are exact everywhere.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import http
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from heliostat.arguments import PathArg, as_text
 from heliostat.rollout.server.answers import Inspection, Models, ModelSettings, WeightInfo, parsed
 from heliostat.rollout.server.client import Server, ServerError
 from heliostat.rollout.server.dialect import ServedModel
+from heliostat.rollout.server.vllm_requests import get_dev, post_dev
+from heliostat.rollout.server.vllm_sleep import wake_caches, wake_up, wake_weights
 
 PROCESSED = "processed_logprobs"
 """The mode that returns log-probabilities at the sampling temperature."""
@@ -40,40 +43,38 @@ class Vllm:
     def describe(self, server: Server) -> ServedModel:
         """See ``Dialect.describe``."""
         card = parsed(server, self.title, Models, server.get("/v1/models")).data[0]
-        settings = parsed(server, self.title, ModelSettings, _get(server, "/server_info?config_format=json"))
+        settings = parsed(server, self.title, ModelSettings, get_dev(server, "/server_info?config_format=json"))
         model = settings.vllm_config.model_config_
         asked = {"method": "get_model_inspection"}
-        inspected = parsed(server, self.title, Inspection, _post(server, "/collective_rpc", asked))
+        inspected = parsed(server, self.title, Inspection, post_dev(server, "/collective_rpc", asked))
         advice = "" if model.logprobs_mode == PROCESSED else f"start it with --logprobs-mode {PROCESSED}"
         return ServedModel(
-            card.id, card.max_model_len, model.dtype.removeprefix("torch."), advice, sizes_of(inspected.results)
+            card.id,
+            card.max_model_len,
+            model.dtype.removeprefix("torch."),
+            advice,
+            sizes_of(inspected.results),
+            sleep_advice="" if model.enable_sleep_mode else "start it with --enable-sleep-mode",
         )
 
     def weight_version(self, server: Server) -> str:
         """See ``Dialect.weight_version``."""
-        return parsed(server, self.title, WeightInfo, _get(server, "/weight_info")).weight_version
+        return parsed(server, self.title, WeightInfo, get_dev(server, "/weight_info")).weight_version
 
     def load_weights(self, server: Server, folder: PathArg, version: str) -> None:
-        """See ``Dialect.load_weights``; a server that failed to load is not tried again, since it is then broken."""
-        _post(server, "/pause?mode=wait")
-        try:
-            self._reload(server, folder)
-            done = _post(server, "/reset_prefix_cache")
-            if isinstance(done, dict) and not done.get("success", True):
-                raise ServerError(f"rollout server {server.url} kept its prefix cache: others are using it")
-            self.mark_weights(server, version)
-        except ServerError:
-            with suppress(ServerError):  # the first failure is the one to report
-                _post(server, "/resume")
-            raise
-        _post(server, "/resume")
+        """See ``Dialect.load_weights``; a server that failed to load is not tried again, since it is then broken.
+
+        A server that sleeps has no requests and no caches, and takes the weights before it gets its caches back.
+        """
+        update_halted(server, version, lambda: _reload(server, folder))
 
     def mark_weights(self, server: Server, version: str) -> None:
         """See ``Dialect.mark_weights``."""
-        _post(server, "/update_weight_version", {"new_version": version})
+        _mark(server, version)
 
     def load_adapter(self, server: Server, name: str, folder: PathArg) -> None:
-        """See ``Dialect.load_adapter``."""
+        """See ``Dialect.load_adapter``; a server that sleeps is woken."""
+        wake_up(server)
         asked = {"lora_name": name, "lora_path": as_text(folder)}
         try:
             server.post("/v1/load_lora_adapter", asked, final=_FAILED, is_json=False)
@@ -87,24 +88,55 @@ class Vllm:
             ) from None
 
     def unload_adapter(self, server: Server, name: str) -> None:
-        """See ``Dialect.unload_adapter``."""
+        """See ``Dialect.unload_adapter``; a server that sleeps is woken."""
+        wake_up(server)
         server.post("/v1/unload_lora_adapter", {"lora_name": name}, is_json=False)
 
     def completion_request(self, model: str, adapter: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """See ``Dialect.completion_request``; an adapter is named like a model."""
         return {**body, "model": adapter or model}
 
-    def _reload(self, server: Server, folder: PathArg) -> None:
-        asked = {"method": "reload_weights", "kwargs": {"weights_path": as_text(folder)}}
-        try:
-            server.post("/collective_rpc", asked, final=_FAILED)
-        except ServerError as error:
-            if error.status != http.HTTPStatus.INTERNAL_SERVER_ERROR:
-                raise
-            raise ServerError(
-                f"{error}; it could not load the weights in {folder} and is broken from now on: see that it serves the "
-                "recipe's model and sees this folder, restart the server, then continue the run"
-            ) from None
+
+def update_halted(server: Server, version: str, load: Callable[[], None]) -> None:
+    """Change a server's weights by ``load`` while it answers no request, and give them a name.
+
+    Raises:
+        ServerError: the weights may not have been changed.
+    """
+    if wake_weights(server):
+        load()
+        _mark(server, version)
+        wake_caches(server)
+        return
+    post_dev(server, "/pause?mode=wait")
+    try:
+        load()
+        done = post_dev(server, "/reset_prefix_cache")
+        if isinstance(done, dict) and not done.get("success", True):
+            raise ServerError(f"rollout server {server.url} kept its prefix cache: others are using it")
+        _mark(server, version)
+    except ServerError:
+        with suppress(ServerError):  # the first failure is the one to report
+            post_dev(server, "/resume")
+        raise
+    post_dev(server, "/resume")
+
+
+def _mark(server: Server, version: str) -> None:
+    post_dev(server, "/update_weight_version", {"new_version": version})
+
+
+def _reload(server: Server, folder: PathArg) -> None:
+    asked = {"method": "reload_weights", "kwargs": {"weights_path": as_text(folder)}}
+    try:
+        server.post("/collective_rpc", asked, final=_FAILED)
+    except ServerError as error:
+        if error.status != http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        raise ServerError(
+            f"{error}; it could not load the weights in {folder} and is broken from now on: see that it serves the "
+            "recipe's model and sees this folder, restart the server, then continue the run"
+        ) from None
 
 
 def sizes_of(inspections: Sequence[str]) -> dict[str, int]:
@@ -119,25 +151,3 @@ def sizes_of(inspections: Sequence[str]) -> dict[str, int]:
     for width, vocabulary in (match.groups() for match in map(_VOCABULARY.search, inspections) if match):
         sizes |= {"hidden_size": int(width), "vocab_size": int(vocabulary)}
     return sizes
-
-
-def _get(server: Server, path: str) -> Any:
-    try:
-        return server.get(path)
-    except ServerError as error:
-        raise _advised(error) from None
-
-
-def _post(server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
-    try:
-        return server.post(path, body)
-    except ServerError as error:
-        raise _advised(error) from None
-
-
-def _advised(error: ServerError) -> ServerError:
-    if error.status != http.HTTPStatus.NOT_FOUND:
-        return error
-    return ServerError(
-        f"{error}; start it with VLLM_SERVER_DEV_MODE=1 to let weights be updated (vLLM 0.32 or newer)", error.status
-    )

@@ -10,7 +10,7 @@ server can load them, the adapter alone is sent (``adapter_sync``). Every sync l
 (``holder``), which is read before and after sampling. Where several processes train one model, one of them syncs and
 the others wait.
 
-Left out: weights over NCCL.
+Left out: the ways of sending (``adapter_sync``, ``nccl_transfer``), and the sleep of a server (``vllm_sleep``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from heliostat.rollout.server.dialect import Dialect, ServedModel
 from heliostat.rollout.server.fit import check_model, check_request
 from heliostat.rollout.server.holder import Marks, is_marked, lost_server, refuse_other_run
 from heliostat.rollout.server.model_tensors import tensors_of
+from heliostat.rollout.server.nccl_transfer import NcclTransfer
 from heliostat.rollout.server.parity import ParityError, Probe
+from heliostat.rollout.server.vllm_sleep import VllmSleep
 from heliostat.rollout.server.weights_fingerprint import weights_fingerprint
 from heliostat.types import Prompt
 
@@ -69,6 +71,7 @@ class ServedWeights:
         adapter: the adapter on the server.
         adapter_only: whether syncs send the adapter alone, as the set-up decided.
         fingerprint: of the server's weights (``weights_fingerprint``); ``None`` where they are not known for certain.
+        is_asleep: whether the server was put to sleep and not woken since.
     """
 
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -77,6 +80,7 @@ class ServedWeights:
     adapter: AdapterSlot = field(default_factory=AdapterSlot)
     adapter_only: bool = False
     fingerprint: tuple[int, ...] | None = None
+    is_asleep: bool = False
 
     @property
     def names(self) -> tuple[str, str]:
@@ -95,6 +99,8 @@ class WeightSync:
         parts: ``"weights"``: the whole model; ``"adapter"``: the adapter alone; ``"auto"``: the adapter where the model
             has one and the server can load it.
         run_on_main: runs the sync in one of the processes that sample together.
+        sleep: the way to put the server to sleep; ``None``: it stays awake.
+        transfer: the way of the whole model over NCCL; ``None``: through files in ``sync_dir``.
     """
 
     client: CompletionClient
@@ -103,6 +109,8 @@ class WeightSync:
     served: ServedWeights
     run_on_main: RunOnMain = run_here
     parts: SyncedParts = "auto"
+    sleep: VllmSleep | None = None
+    transfer: NcclTransfer | None = None
 
     @property
     def server(self) -> Server:
@@ -127,7 +135,11 @@ class WeightSync:
         """
         current = weights_fingerprint(self.client.loaded.model)
         is_new = current != self.served.fingerprint
-        if is_new or self.run_on_main(lambda: "kept" if self._has_mark() else "lost") == "lost":
+        if self.served.is_asleep:
+            _free_cached_memory()
+            self.run_on_main(lambda: "freed")  # the server takes its memory back once no process holds it
+            self.served.is_asleep = False  # a woken server is asked again, and so is one that could not be woken
+        if is_new or self.run_on_main(self._keep) == "lost":
             self.served.fingerprint = None  # unknown until the sync is complete, since it may fail anywhere
             told = json.loads(self.run_on_main(lambda: self._sync(prompts, settings)))
             if told:
@@ -146,6 +158,52 @@ class WeightSync:
         if version != self.served.marks.current:
             self.served.fingerprint = None
             raise lost_server(self.server, version)
+
+    def rest(self) -> None:
+        """Let the server sleep until the next sync, where that is wanted; all processes call it together.
+
+        Raises:
+            ServerError: it cannot sleep, or another run uses it.
+        """
+        if self.sleep is None or self.served.is_asleep:
+            return
+        self.run_on_main(self._fall_asleep)
+        self.served.is_asleep = True
+        if self.sleep.drops_weights:
+            self.served.fingerprint = None
+
+    def _fall_asleep(self) -> str:
+        assert self.sleep is not None, "a server that stays awake was to sleep"
+        if self.served.model is None:
+            self._meet()
+        else:
+            self._has_mark()
+        self.sleep.fall_asleep(self.server)
+        return "asleep"
+
+    def _keep(self) -> str:
+        """Return whether the server still has the weights of the last sync, and wake it if it has."""
+        if not self._has_mark():
+            return "lost"
+        if self.sleep is not None:
+            self.sleep.wake_up(self.server)
+        return "kept"
+
+    def _meet(self) -> ServedModel:
+        """Ask for the server's model; refuse one that does not fit, or that another run uses.
+
+        Raises:
+            ServerError: as said.
+        """
+        model = self.dialect.describe(self.server)
+        check_model(self.server, model, self.client.loaded, self.max_gap)
+        if self.sleep is not None and model.sleep_advice:
+            raise ServerError(
+                f"rollout server {self.server.url} cannot sleep (rollout.sleep_level = {self.sleep.level}): "
+                f"{model.sleep_advice}"
+            )
+        refuse_other_run(self.server, self.dialect.weight_version(self.server))
+        return model
 
     def _has_mark(self) -> bool:
         """Return whether the server still has the weights of the last sync; one that was started anew has not.
@@ -167,10 +225,10 @@ class WeightSync:
         if self.served.model is not None:
             self._has_mark()
         if self.served.model is None:
-            self.served.model = self.dialect.describe(self.server)
-            check_model(self.server, self.served.model, self.client.loaded, self.max_gap)
+            self.served.model = self._meet()
+            if self.transfer is not None:
+                self.transfer.close()  # with a server that was there before
             self._check_request(prompts, settings)
-            refuse_other_run(self.server, self.dialect.weight_version(self.server))
             self.served.adapter, self.served.adapter_only = AdapterSlot(), False
             if not self._can_send_adapter(prompts[:NUM_PROBES], settings):
                 self._self_test_sync(prompts[:NUM_PROBES], settings)
@@ -190,7 +248,8 @@ class WeightSync:
         Raises:
             ServerError, ParityError: it failed although the recipe asks for it.
         """
-        if self.parts == "weights" or not is_adapted(self.client.loaded.model):
+        drops_base = self.sleep is not None and self.sleep.drops_weights
+        if self.parts == "weights" or drops_base or not is_adapted(self.client.loaded.model):
             return False
         self.served.adapter_only = True
         try:
@@ -250,6 +309,9 @@ class WeightSync:
         if self.served.adapter_only:
             send_adapter(self.served.adapter, loaded, self.server, self.dialect, self.sync_dir, marks)
             return
+        if self.transfer is not None:
+            self.transfer.send(loaded, self.server, marks.renew())
+            return
         folder = (self.sync_dir / "weights").resolve()
         save_model(loaded, folder, tensors_of(loaded.model))
         self.dialect.load_weights(self.server, folder, marks.renew())
@@ -275,3 +337,9 @@ class WeightSync:
             f"rollout server {self.server.url} is {gap:.2g} nats from the trainer on a token {when}, more than the "
             f"bound of {self.max_gap:g} (rollout.max_parity_gap)"
         )
+
+
+def _free_cached_memory() -> None:
+    """Return the GPU memory that torch keeps for later to the driver, where a GPU is used."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -410,7 +410,8 @@ INDIFFERENT = {
     "run": ("name", "root", "num_threads", "num_workers"),
     "rollout": (
         *("import_from", "num_workers"),
-        *("server_url", "sync_dir", "sync", "server_timeout_s", "server_retries", "server_requests"),
+        *("server_url", "sync_dir", "sync", "sleep_level"),
+        *("server_timeout_s", "server_retries", "server_requests"),
     ),
     "task": ("import_from", "num_workers", "timeout_s"),
     "environment": ("import_from", "num_workers", "timeout_s"),

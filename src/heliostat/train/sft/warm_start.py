@@ -101,6 +101,7 @@ class WarmStart:
                 batch = stream.next(index, section.batch_size)
                 feedback_metrics = self.feedback.measure(index, batch)
                 rows = demonstrations.rows(index, self.feedback.mixed(index, batch))
+                context.bundle.rest()
                 metrics = feedback_metrics | updater.step(index, rows, self.feedback)
             ledger.charge_update("warm_start", loaded, updater.take_counts())
             ledger.charge_rollout("warm_start", loaded, context.bundle.engine.take_counts())
