@@ -89,7 +89,8 @@ def draw(logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], set
     tempered = logits if settings.temperature == 1 else logits / settings.temperature  # saves a pass over them
     logp = torch.log_softmax(_truncate(tempered, settings), dim=-1)
     probs = logp.exp()
-    return Draw(token := _inverted(probs, uniform), _pick(logp, token), _entropy(logp, probs))
+    token = _inverted(probs, uniform)
+    return Draw(token, _pick(logp, token), _entropy(logp, probs))
 
 
 BLOCK = 256
@@ -99,9 +100,11 @@ vocabulary would take as long as its logits."""
 
 def _inverted(probs: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
     """Return the smallest token of each row whose cumulative probability is above its uniform number."""
-    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[1] % BLOCK)).view(len(probs), -1, BLOCK)
+    vocab = probs.shape[1]
+    whole = vocab - vocab % BLOCK
+    blocks = torch.unflatten(probs[:, :whole], 1, (-1, BLOCK)), probs[:, whole:].unsqueeze(1)
     # Double precision: over 50,000 tokens, float32 sums misplace boundaries by more than rare tokens weigh.
-    ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    ends = torch.cat([part.sum(dim=-1, dtype=torch.float64) for part in blocks], dim=1).cumsum(dim=-1)
     total = ends[:, -1]
     if not bool(torch.isfinite(total).all()):
         raise NonFiniteLogits(
@@ -111,7 +114,8 @@ def _inverted(probs: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"])
     target = uniform.double() * total
     block = _first_above(ends, target)
     begins = torch.nn.functional.pad(ends, (1, 0)).gather(1, block)
-    inside = blocks.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1).double().cumsum(dim=-1)
+    tokens = block * BLOCK + torch.arange(BLOCK, device=probs.device)
+    inside = probs.gather(1, tokens.clamp(max=vocab - 1)).double().masked_fill(tokens >= vocab, 0.0).cumsum(dim=-1)
     return (block * BLOCK + _first_above(inside, target - begins.squeeze(1))).squeeze(1)
 
 
@@ -128,8 +132,9 @@ def _pick(logp: Tensor, token: Tensor) -> Tensor:
 
 
 def _entropy(logp: Tensor, probs: Tensor) -> Tensor:
-    # Tokens that were cut off have probability 0 and add nothing; their log-probability is -inf.
-    entropy: Tensor = -torch.linalg.vecdot(probs, logp.clamp(min=torch.finfo(logp.dtype).min))
+    """Return the entropy of each row; overwrites ``logp``."""
+    # A token that is cut off, or that the model itself excludes, adds 0 and not 0 times -inf.
+    entropy: Tensor = -torch.linalg.vecdot(probs, logp.clamp_(min=torch.finfo(logp.dtype).min))
     return entropy
 
 

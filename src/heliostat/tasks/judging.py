@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
+from heliostat.cards import Card
 from heliostat.types import Group, Problem, Verdict
 
 JUDGE = "judge"
@@ -33,8 +34,8 @@ class Mark:
     failure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeCounts:
+@dataclass(frozen=True, slots=True, repr=False)
+class JudgeCounts(Card):
     """The work of a judge.
 
     Attributes:

@@ -65,3 +65,21 @@ def test_broken_weights_are_said_to_be_broken():
 def test_nonsense_settings_are_refused(bad):
     with pytest.raises(ValueError, match="sampling needs"):
         SamplingSettings(**bad)
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 255, 256, 257, 512, 1000])
+def test_blocks_of_tokens_give_the_token_of_one_cumulative_sum(vocab):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(500, vocab, generator=generator)
+    logits[:, 1::3] = -torch.inf  # never drawn, and no part of the entropy
+    uniform = torch.rand(500, dtype=torch.float64, generator=generator)
+    uniform[:2] = torch.tensor([0.0, 1.0 - 2**-53])
+    drawn = draw(logits, uniform, SamplingSettings())
+    probs = torch.softmax(logits.double(), dim=-1)
+    cdf = probs.cumsum(dim=-1)
+    # The smallest token whose cumulative probability is above the number, to rounding at its two ends.
+    end = cdf.gather(1, drawn.token[:, None])[:, 0]
+    mass = probs.gather(1, drawn.token[:, None])[:, 0]
+    assert bool(((uniform < end + 1e-6) & (uniform >= end - mass - 1e-6) & (mass > 0)).all())
+    torch.testing.assert_close(drawn.entropy.double(), torch.special.entr(probs).sum(dim=-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(drawn.logp.double(), mass.log(), atol=1e-5, rtol=1e-5)

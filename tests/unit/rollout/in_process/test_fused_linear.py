@@ -117,9 +117,7 @@ def test_a_wrong_a_missing_and_a_large_product_are_refused(monkeypatch):
     loaded = make_nano()
     assert can_reorder(loaded)
     with monkeypatch.context() as patched:
-        patched.setattr(
-            FusedLinear, "__call__", lambda product, x: torch.zeros(len(x), product._linears[0].out_features)
-        )
+        patched.setattr(FusedLinear, "__call__", lambda product, x: torch.zeros(1))
         assert not can_reorder(loaded)
     with monkeypatch.context() as patched:
         patched.setattr(torch.ops, "mkldnn", object())
