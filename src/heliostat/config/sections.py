@@ -412,7 +412,7 @@ class TeacherSection(Section):
 OF_REWARD_MODELS = ("dtype", "label")
 OF_LANGUAGE_MODELS = (
     *("model", "rubric", "rubric_file", "low", "high", "max_tokens", "timeout_s", "retries", "num_requests"),
-    *("key_name", "prompt_price", "reply_price", "budget"),
+    *("key_name", "prompt_price", "reply_price", "budget", "mode", "opponents"),
 )
 """Settings of one kind of judge, which the other refuses."""
 
@@ -430,6 +430,12 @@ class JudgeSection(Section):
     model: str = Field("", description="name of that model on its server")
     rubric: str = Field("", description="what makes an answer good, for that model")
     rubric_file: str = Field("", description="text file with the rubric, in place of judge.rubric")
+    mode: Literal["score", "pairwise"] = Field(
+        "score", description="score: a grade for each completion; pairwise: its share of wins over others of its group"
+    )
+    opponents: int = Field(
+        0, ge=0, description="pairwise: others that each completion is compared with, in both orders; 0: all"
+    )
     low: float = Field(0.0, description="lowest grade that the model may give; its score is 0")
     high: float = Field(10.0, description="highest grade; its score is 1")
     max_tokens: int = Field(512, ge=1, description="tokens of one reply, the model's reasoning included")
@@ -486,6 +492,10 @@ class JudgeSection(Section):
             raise ValueError("judge.url needs judge.model, the name of the model on that server")
         if bool(self.rubric) == bool(self.rubric_file):
             raise ValueError("judge.url needs either judge.rubric or judge.rubric_file")
+        ignored = ("low", "high") if self.mode == "pairwise" else ("opponents",)
+        for key in ignored:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"judge.{key} has no effect with judge.mode = '{self.mode}'")
         if not self.low < self.high:
             raise ValueError(f"judge.low = {self.low:g} must be below judge.high = {self.high:g}")
         if self.budget and not (self.prompt_price or self.reply_price):
@@ -666,6 +676,10 @@ class Recipe(Card, Section):
 
     @model_validator(mode="after")
     def _contradictions(self) -> Self:
+        if self.judge.mode == "pairwise" and self.rollout.group_size < 2:
+            raise ValueError(
+                "judge.mode = 'pairwise' compares the completions of a group, and rollout.group_size = 1; raise it"
+            )
         if self.train.updates_per_step > self.rollout.prompts_per_step:
             raise ValueError(
                 f"train.updates_per_step = {self.train.updates_per_step} needs at least as many "

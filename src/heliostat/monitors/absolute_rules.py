@@ -41,6 +41,9 @@ ABOUT_SIGNAL = (NO_SIGNAL - {"no-gradient"}) | {"nothing-solved", "everything-so
 ABOUT_SUCCESS = frozenset({"nothing-solved", "everything-solved", "hardly-solved"})
 """Rules that take success for the reward, which it is not where a judge gives the reward and verifiers measure."""
 
+OF_COMPARISONS = ABOUT_SUCCESS | {"same-reward"}
+"""Rules that take a mean of rewards for what was earned, where completions share out wins among themselves."""
+
 FALLS = frozenset({"reward-falls-at-once", "reward-vanishes", "reward-falls", "hardly-solved", "no-signal"})
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from heliostat.config import ConfigError, Recipe
+from heliostat.config import ConfigError, JudgeSection, Recipe
 from heliostat.monitors.absolute_monitor import AbsoluteMonitor
-from heliostat.monitors.absolute_rules import ABOUT_SIGNAL, ABOUT_SUCCESS, ABSOLUTE_RULES
+from heliostat.monitors.absolute_rules import ABOUT_SIGNAL, ABOUT_SUCCESS, ABSOLUTE_RULES, OF_COMPARISONS
 from heliostat.objectives import Objective
 from heliostat.optim import BaseOptimizer, Schedule, accumulate_in_float32, build_optimizer
 from heliostat.optim.distributed.replicas import ALONE
@@ -104,12 +104,19 @@ def _build_guard(context: RunContext, updater: Updater, curriculum: Curriculum) 
     actuator = build_actuator(section.actuator, updater, curriculum)
     panel = panel_of(context, updater)
     guard = RunGuard(section, context.folder, context.display.note, context.runtime.is_main, actuator, panel)
-    if not updater.uses_rewards:
-        guard.absolute = AbsoluteMonitor([rule for rule in ABSOLUTE_RULES if rule.name not in ABOUT_SIGNAL])
-    elif context.recipe.judge.enabled and context.recipe.judge.alone:
-        guard.absolute = AbsoluteMonitor([rule for rule in ABSOLUTE_RULES if rule.name not in ABOUT_SUCCESS])
+    meaningless = meaningless_rules(context.recipe.judge, updater.uses_rewards)
+    guard.absolute = AbsoluteMonitor([rule for rule in ABSOLUTE_RULES if rule.name not in meaningless])
     guard.absolute.settings = first_minute_settings(context.bundle, context.tasks)
     return guard
+
+
+def meaningless_rules(judge: JudgeSection, uses_rewards: bool) -> frozenset[str]:
+    """Return the rules whose sentences would be wrong about a run with this reward."""
+    if not uses_rewards:
+        return ABOUT_SIGNAL
+    if not (judge.enabled and judge.alone):
+        return frozenset()
+    return OF_COMPARISONS if judge.mode == "pairwise" else ABOUT_SUCCESS
 
 
 def _state_parts(

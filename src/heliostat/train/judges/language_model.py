@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,7 +22,7 @@ from heliostat.rollout import ServerError
 from heliostat.rollout.completions import SamplingStopped
 from heliostat.rollout.server.client import Server, shortened
 from heliostat.tasks.judging import JudgeCounts, JudgeFailed, Mark
-from heliostat.train.judges.questions import Messages, ScoreQuestion, Unreadable
+from heliostat.train.judges.questions import Ask, Messages, Unreadable
 from heliostat.train.judges.reply_cache import Reply, ReplyCache, digest
 from heliostat.types import Problem
 
@@ -66,9 +66,19 @@ class Prices:
         return (self.prompt * prompt_tokens + self.reply * reply_tokens) / 1e6
 
 
+class Question(Protocol):
+    """What is asked about the completions of one problem (``ScoreQuestion``, ``PairQuestion``)."""
+
+    def begin(self, ask: Ask, problem: Problem, texts: Sequence[str]) -> Any:
+        """Ask, and return a ticket."""
+
+    def marks(self, ticket: Any) -> tuple[Mark, ...]:
+        """Wait for the replies to a ticket's questions, and return the texts' marks."""
+
+
 @dataclass(slots=True)
 class LanguageModelJudge:
-    """A judge that asks a language model about each completion.
+    """A judge that asks a language model about completions, each alone or in pairs.
 
     Attributes:
         num_requests: requests at a time.
@@ -81,7 +91,7 @@ class LanguageModelJudge:
 
     server: Server
     model: str
-    question: ScoreQuestion
+    question: Question
     cache: ReplyCache
     num_requests: int = 8
     max_tokens: int = 512
@@ -107,14 +117,13 @@ class LanguageModelJudge:
         """The digest of the model's name, the rubric and the form of a reply; the address is left out."""
         return digest([self.model, repr(self.question), self.max_tokens])
 
-    def begin(self, problem: Problem, texts: Sequence[str]) -> list[Future[Reply]]:
-        """Ask about every completion."""
-        return [self.ask(self.question.messages(problem, text), self.question.score) for text in texts]
+    def begin(self, problem: Problem, texts: Sequence[str]) -> Any:
+        """Ask about the completions of a problem."""
+        return self.question.begin(self.ask, problem, texts)
 
-    def finish(self, tickets: Sequence[Sequence[Future[Reply]]]) -> list[tuple[Mark, ...]]:
+    def finish(self, tickets: Sequence[Any]) -> list[tuple[Mark, ...]]:
         """Wait for all replies."""
-        replies = [[future.result() for future in ticket] for ticket in tickets]
-        marks = [tuple(Mark(reply.score, reply.failure) for reply in group) for group in replies]
+        marks = [self.question.marks(ticket) for ticket in tickets]
         self.count_texts([mark for group in marks for mark in group])
         return marks
 

@@ -17,7 +17,8 @@ from heliostat.run_models import model_of
 from heliostat.tasks import Judging, Task
 from heliostat.tasks.judging import Judge
 from heliostat.train.distributed.ranks import Runtime
-from heliostat.train.judges.language_model import LanguageModelJudge, Prices
+from heliostat.train.judges.language_model import LanguageModelJudge, Prices, Question
+from heliostat.train.judges.pairs import PairQuestion
 from heliostat.train.judges.questions import ScoreQuestion
 from heliostat.train.judges.reply_cache import ReplyCache
 from heliostat.train.judges.reward_model import RewardModel, label_of
@@ -35,10 +36,20 @@ def open_judge(recipe: Recipe, tasks: Sequence[Task], runtime: Runtime, replies:
         ConfigError: the judge cannot be opened, or a reward model's score is not one number.
     """
     section = recipe.judge
+    _refuse_lone_success(section, tasks)
     if not section.enabled or (recipe.train.num_steps == 0 and all(task.verifiers for task in tasks)):
         return None
     judge = _reward_model(recipe, runtime) if section.path else _language_model(section, runtime, replies)
     return Judging(judge, section.weight, section.alone, section.success_at, section.max_unscored)
+
+
+def _refuse_lone_success(section: JudgeSection, tasks: Sequence[Task]) -> None:
+    alone = [task.name for task in tasks if not task.verifiers]
+    if section.mode == "pairwise" and alone:
+        raise ConfigError(
+            f"task '{alone[0]}' has no verifiers, and judge.mode = 'pairwise' says which of two completions is better, "
+            "not whether one is right; add verifiers to the task, or set judge.mode = 'score'"
+        )
 
 
 def describe_judge(judging: Judging) -> str:
@@ -73,13 +84,20 @@ def _language_model(section: JudgeSection, runtime: Runtime, replies: Path | Non
     return LanguageModelJudge(
         server,
         section.model,
-        ScoreQuestion(_rubric(section), section.low, section.high),
+        _question(section),
         ReplyCache(replies, runtime.rank),
         section.num_requests,
         section.max_tokens,
         Prices(section.prompt_price, section.reply_price, section.budget / num_ranks),
         num_ranks,
     )
+
+
+def _question(section: JudgeSection) -> Question:
+    rubric = _rubric(section)
+    if section.mode == "pairwise":
+        return PairQuestion(rubric, section.opponents)
+    return ScoreQuestion(rubric, section.low, section.high)
 
 
 def _rubric(section: JudgeSection) -> str:

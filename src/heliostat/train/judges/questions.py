@@ -5,7 +5,7 @@
 A completion is quoted between two lines with a mark that does not occur in it, so it cannot end its own quotation and
 speak as the rubric. The mark is a digest of the texts: the same question always has the same words, as a cache needs.
 
-Left out: sending it (``language_model``).
+Left out: sending it (``language_model``), and comparing two completions (``pairs``).
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
+from heliostat.tasks.judging import Mark
+from heliostat.train.judges.reply_cache import Reply
 from heliostat.types import Problem
 
 Messages = list[dict[str, str]]
+Ask = Callable[[Messages, Callable[[str], float]], "Future[Reply]"]
+"""Sends a question; its second argument reads a number from the reply, or raises ``Unreadable``."""
 
 _NUMBER = re.compile(r"SCORE:\s*([-+]?\d+(?:\.\d+)?)")
 
@@ -40,9 +45,18 @@ class ScoreQuestion:
     low: float = 0.0
     high: float = 10.0
 
+    def begin(self, ask: Ask, problem: Problem, texts: Sequence[str]) -> list[Future[Reply]]:
+        """Ask about every completion."""
+        return [ask(self.messages(problem, text), self.score) for text in texts]
+
+    def marks(self, ticket: Sequence[Future[Reply]]) -> tuple[Mark, ...]:
+        """Wait for all replies."""
+        replies = [future.result() for future in ticket]
+        return tuple(Mark(reply.score, reply.failure) for reply in replies)
+
     def messages(self, problem: Problem, text: str) -> Messages:
         """Write the messages that ask about one completion."""
-        asked = _asked(problem)
+        asked = asked_of(problem)
         mark = free_mark((asked, text, self.rubric))
         form = f"End your reply with one line 'SCORE: x', where x is a number from {self.low:g} to {self.high:g}."
         said = f"{quoted('question', asked, mark)}\n\n{quoted('answer', text, mark)}\n\n{form}"
@@ -85,7 +99,8 @@ def last_line(reply: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _asked(problem: Problem) -> str:
+def asked_of(problem: Problem) -> str:
+    """Return a problem's question as text; of a conversation, its turns."""
     if isinstance(problem.prompt, str):
         return problem.prompt
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in problem.prompt)
