@@ -65,3 +65,19 @@ def test_sampling_ahead_on_a_server_is_for_one_process(recipe, tmp_path):
     done = run(recipe, tmp_path / "two", **options)
     (sentence,) = said(done)
     assert "rollout.max_staleness" in sentence
+
+
+def test_two_ranks_send_one_adapter_at_a_time(recipe, server, tmp_path):
+    state, url = server
+    options = with_server(url, tmp_path, **{"--lora.rank": 2, "--rollout.sync": "adapter"})
+    done = run(recipe, tmp_path / "two", **options)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert state.num_reloads == 0
+    assert len(state.loaded_adapters) > 1
+    (process,) = {name.split("-")[-3] for name in state.loaded_adapters}
+    assert len(set(state.loaded_adapters)) == len(state.loaded_adapters), "a name of its own for every version"
+    assert list(state.adapters) == state.loaded_adapters[-1:], "the one before is unloaded"
+    assert [path.name for path in (tmp_path / "sync").iterdir()] == state.loaded_adapters[-1:], "one rank writes"
+    sampled = [body["model"] for body in state.bodies if body and "n" in body]
+    assert sampled
+    assert sampled == sorted(sampled, key=lambda name: int(name.split("-")[-1])), "no rank samples from an older one"
