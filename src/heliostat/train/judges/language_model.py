@@ -67,7 +67,7 @@ class Prices:
 
 
 class Question(Protocol):
-    """What is asked about the completions of one problem (``ScoreQuestion``, ``PairQuestion``)."""
+    """The questions about the completions of one problem (``ScoreQuestion``, ``PairQuestion``)."""
 
     def begin(self, ask: Ask, problem: Problem, texts: Sequence[str]) -> Any:
         """Ask, and return a ticket."""

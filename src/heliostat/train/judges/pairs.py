@@ -31,7 +31,7 @@ RULES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairAsked:
     """Two completions by their places in the group, and the replies to both orders."""
 
     one: int
@@ -45,7 +45,7 @@ class Comparisons:
     """All comparisons of a group of ``num_texts``; equal texts are not compared."""
 
     num_texts: int
-    pairs: tuple[Comparison, ...]
+    pairs: tuple[PairAsked, ...]
     equal: tuple[tuple[int, int], ...]
 
 
@@ -102,7 +102,7 @@ class PairQuestion:
         """Ask about all pairs, in both orders."""
         chosen = self.pairs(len(texts))
         compared = tuple(
-            Comparison(
+            PairAsked(
                 one,
                 two,
                 ask(self.messages(problem, texts[one], texts[two]), self.value),
