@@ -161,7 +161,7 @@ class CompletionBuilder:
         """
         if self.stopped.is_set():
             raise SamplingStopped
-        tokens, logps, entropies = drawn.token.tolist(), drawn.logp.tolist(), drawn.entropy.tolist()
+        tokens, logps, entropies = drawn.on_host()
         for partial, token, logp, entropy in zip(partials, tokens, logps, entropies, strict=True):
             if not partial.is_live:
                 continue

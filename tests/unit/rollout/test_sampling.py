@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from heliostat.rollout.sampling import NonFiniteLogits, SamplingSettings, completion_seed, draw, uniforms
+from heliostat.rollout.sampling import Draw, NonFiniteLogits, SamplingSettings, completion_seed, draw, uniforms
 
 
 def test_tokens_follow_the_distribution():
@@ -83,3 +83,9 @@ def test_blocks_of_tokens_give_the_token_of_one_cumulative_sum(vocab):
     assert bool(((uniform < end + 1e-6) & (uniform >= end - mass - 1e-6) & (mass > 0)).all())
     torch.testing.assert_close(drawn.entropy.double(), torch.special.entr(probs).sum(dim=-1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(drawn.logp.double(), mass.log(), atol=1e-5, rtol=1e-5)
+
+
+def test_numbers_on_the_host_are_exact():
+    drawn = Draw(torch.tensor([0, 151_935, 2**24 + 1]), torch.tensor([-0.1, -1e-7, -torch.inf]), torch.rand(3))
+    assert drawn.on_host() == (drawn.token.tolist(), drawn.logp.tolist(), drawn.entropy.tolist())
+    assert all(type(token) is int for token in drawn.on_host()[0])
