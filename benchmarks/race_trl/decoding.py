@@ -1,4 +1,4 @@
-"""Where the time of a decoding pass goes, part by part, and what the least would be.
+"""The parts of a decoding pass: the time that each takes, and the least that it could take.
 
     OMP_NUM_THREADS=1 python benchmarks/race_trl/decoding.py --models 5M 25M smollm2-135m --dtypes float32 bfloat16
     python benchmarks/race_trl/decoding.py --table

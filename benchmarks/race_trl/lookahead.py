@@ -1,4 +1,4 @@
-"""What exact lookahead would buy: passes saved by drafts from an earlier epoch, against what longer passes cost.
+"""Exact lookahead: passes saved by drafts from an earlier epoch, against the cost of longer passes.
 
     heliostat train demo --run runs/demo
     OMP_NUM_THREADS=1 python benchmarks/race_trl/lookahead.py runs/demo

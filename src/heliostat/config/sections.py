@@ -462,7 +462,7 @@ class JudgeSection(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether the recipe has a judge."""
+        """Return whether the recipe has a judge."""
         return bool(self.path or self.url)
 
     @model_validator(mode="after")

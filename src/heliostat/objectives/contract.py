@@ -79,7 +79,7 @@ class Objective(ABC):
 
     @property
     def needs_whole_groups(self) -> bool:
-        """Whether ``loss`` compares the completions of a prompt, so that one micro-batch must hold all of them.
+        """Return whether ``loss`` compares the completions of a prompt, so that one micro-batch must hold all of them.
 
         Such a loss reads ``TokenBatch.group``, and adds up over micro-batches as long as none splits a group.
         """
