@@ -287,7 +287,7 @@ class Group(Card):
 
     @property
     def is_empty(self) -> bool:
-        """Whether no completion could be scored, because its environment or judge failed."""
+        """Return whether no completion could be scored, because its environment or judge failed."""
         return not self.completions
 
     def scored(self) -> Group:

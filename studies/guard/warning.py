@@ -1,4 +1,4 @@
-"""How early do the output head's gradient, λ̂ and entropy show the recorded faults, at equal false alarms?
+"""The time at which the head's gradient, λ̂ and entropy show the recorded faults, at equal false alarms.
 
     OMP_NUM_THREADS=1 python studies/guard/warning.py [--minutes 10]    resumable: one row per run in warning.jsonl
     python studies/guard/warning.py --table

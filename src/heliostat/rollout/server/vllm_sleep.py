@@ -37,7 +37,7 @@ class VllmSleep:
 
     @property
     def drops_weights(self) -> bool:
-        """Whether the weights must be sent again after it."""
+        """Return whether the weights must be sent again after it."""
         return self.level == DROPS_WEIGHTS
 
     def fall_asleep(self, server: Server) -> None:
