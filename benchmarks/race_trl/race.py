@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import statistics
@@ -37,6 +38,7 @@ Lap = dict[str, Any]
 
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heliostat": ("heliostat", {"dtype": "auto"}),
+    "heliostat, two decoding workers": ("heliostat", {"dtype": "auto", "own": {"rollout.num_workers": 2}}),
     "heliostat float32": ("heliostat", {"dtype": "float32"}),
     "trl bfloat16": ("trl", {"tuned": {"bf16": True, "gradient_checkpointing": False}, "micro_batch": 32}),
     "trl float32": ("trl", {"tuned": {"bf16": False, "gradient_checkpointing": False}, "micro_batch": 32}),
@@ -44,7 +46,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> side and its settings; ``--try-micro-batches`` shows that 32 rows was TRL's best here of 8, 16, 32 and 64."""
 
-ONCE = ("trl as it comes",)
+ONCE = ("trl as it comes", "heliostat, two decoding workers")
 """Contenders of the first round alone."""
 
 NUM_STEPS = {"5M": 6, "25M": 3, "smollm2-135m": 2}
@@ -78,7 +80,7 @@ def job_of(
         "num_steps": num_steps,
         "num_threads": num_threads,
         "seed": seed,
-        "settings": {"run.seed": seed},
+        "settings": {"run.seed": seed, **settings.get("own", {})},
     }
     return side, job | {"micro_batch": min(job.get("micro_batch", 8), entry.num_rows)}
 
@@ -132,14 +134,16 @@ def keep(path: Path, laps: Iterable[Lap]) -> None:
 
 def race(chosen: Sequence[Entry], args: argparse.Namespace) -> None:
     """All runs that are missing, round by round, until the time is up."""
-    done = {(lap["model"], lap["workload"], lap["contender"], lap["round"]) for lap in fresh(args.store)}
+    done = {
+        (lap["model"], lap["workload"], lap["contender"], lap["round"], lap["threads"]) for lap in fresh(args.store)
+    }
     runs = [
         (number, entry, contender)
         for number in range(args.rounds)
         for entry in chosen
         for contender in (args.contenders if number % 2 == 0 else args.contenders[::-1])
         if number == 0 or contender not in ONCE
-        if (entry.model, entry.workload, contender, number) not in done
+        if (entry.model, entry.workload, contender, number, args.threads) not in done
     ]
     deadline = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +152,7 @@ def race(chosen: Sequence[Entry], args: argparse.Namespace) -> None:
                 print(f"time is up: {len(runs) - index} of {len(runs)} runs are left; the same command goes on")
                 return
             num_steps = (args.steps or NUM_STEPS[entry.model]) + WARM_UP_STEPS
-            about = {**dataclasses.asdict(entry), "contender": contender, "round": number}
+            about = {**dataclasses.asdict(entry), "contender": contender, "round": number, "threads": args.threads}
             laps = [{**about, **lap} for lap in run_side(contender, entry, Path(folder), num_steps, number, args)]
             keep(args.store, laps)
             median = statistics.median(lap["cpu_s"] for lap in laps if lap["step"] > WARM_UP_STEPS)
@@ -156,47 +160,50 @@ def race(chosen: Sequence[Entry], args: argparse.Namespace) -> None:
 
 
 def table(laps: Sequence[Lap]) -> str:
-    """A line for every contender on every entry, as Markdown."""
+    """A line for every contender on every entry with every number of threads, as Markdown."""
     lines = [
-        "| model | prompts | contender | CPU s/step | x Heliostat [rounds] | wall s/step | tokens/CPU s | peak MiB |",
-        "|---|---|---|--:|--:|--:|--:|--:|",
+        "| model | prompts | threads | contender | CPU s/step | x Heliostat [rounds] | wall s/step | x [rounds] "
+        "| tokens/CPU s | peak MiB |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
-    timed = [lap for lap in laps if lap["step"] > WARM_UP_STEPS]
-    for entry in ENTRIES:
-        here = [lap for lap in timed if (lap["model"], lap["workload"]) == (entry.model, entry.workload)]
+    for entry, threads in itertools.product(ENTRIES, sorted({lap["threads"] for lap in laps})):
+        all_here = [lap for lap in laps if _cell(lap) == (entry.model, entry.workload, threads)]
+        here = [lap for lap in all_here if lap["step"] > WARM_UP_STEPS]
         ours = [lap for lap in here if lap["contender"] == "heliostat"]
         for contender in dict.fromkeys(lap["contender"] for lap in here):
             mine = [lap for lap in here if lap["contender"] == contender]
-            peak = max(lap["peak_mib"] for lap in laps if lap["contender"] == contender and _same(lap, entry))
-            median = {key: statistics.median(lap[key] for lap in mine) for key in ("cpu_s", "wall_s")}
-            lines.append(
-                f"| {entry.model} | {entry.workload} | {contender} | {median['cpu_s']:.2f} | {_ratio(mine, ours)} "
-                f"| {median['wall_s']:.2f} | {1 / _per_token(mine):.0f} | {peak:.0f} |"
-            )
+            peak = max(lap["peak_mib"] for lap in all_here if lap["contender"] == contender)
+            times = [
+                cell
+                for key in ("cpu_s", "wall_s")
+                for cell in (f"{statistics.median(lap[key] for lap in mine):.2f}", _ratio(mine, ours, key))
+            ]
+            cells = [entry.model, entry.workload, threads, contender, *times]
+            lines.append(f"| {' | '.join(map(str, cells))} | {1 / _per_token(mine, 'cpu_s'):.0f} | {peak:.0f} |")
     return "\n".join(lines)
 
 
-def _same(lap: Mapping[str, Any], entry: Entry) -> bool:
-    return (lap["model"], lap["workload"]) == (entry.model, entry.workload)
+def _cell(lap: Mapping[str, Any]) -> tuple[str, str, int]:
+    return lap["model"], lap["workload"], lap["threads"]
 
 
-def _ratio(mine: Sequence[Lap], ours: Sequence[Lap]) -> str:
+def _ratio(mine: Sequence[Lap], ours: Sequence[Lap], key: str) -> str:
     """Ratio of the medians over all rounds, then the least and the greatest of one round."""
     if not ours:
         return "–"
     rounds = sorted({lap["round"] for lap in mine} & {lap["round"] for lap in ours})
     of_round = [
-        _per_token([lap for lap in mine if lap["round"] == number])
-        / _per_token([lap for lap in ours if lap["round"] == number])
+        _per_token([lap for lap in mine if lap["round"] == number], key)
+        / _per_token([lap for lap in ours if lap["round"] == number], key)
         for number in rounds
     ]
     spread = f" [{min(of_round):.2f}, {max(of_round):.2f}]" if len(of_round) > 1 else ""
-    return f"{_per_token(mine) / _per_token(ours):.2f}{spread}"
+    return f"{_per_token(mine, key) / _per_token(ours, key):.2f}{spread}"
 
 
-def _per_token(laps: Iterable[Lap]) -> float:
-    """CPU seconds per sampled token: sides draw different lengths, so steps are compared by what they produced."""
-    return statistics.median(float(lap["cpu_s"]) / max(1.0, float(lap["tokens"])) for lap in laps)
+def _per_token(laps: Iterable[Lap], key: str) -> float:
+    """Seconds per sampled token: sides draw different lengths, so steps are compared by what they produced."""
+    return statistics.median(float(lap[key]) / max(1.0, float(lap["tokens"])) for lap in laps)
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

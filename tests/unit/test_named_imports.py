@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -128,8 +129,26 @@ def test_an_installed_package_offers_its_objective_and_cannot_replace_a_built_in
         build_objective(ObjectiveSection(name="sharp"))
 
 
+def test_metadata_of_packages_is_read_once_and_again_when_something_was_installed(folder, monkeypatch):
+    reads = []
+
+    def read():
+        reads.append(1)
+        return entry_points()
+
+    monkeypatch.setattr("heliostat.named_imports.entry_points", read)
+    monkeypatch.syspath_prepend(str(folder))
+    for _ in range(3):
+        assert find("objective", "dapo", OBJECTIVES) is OBJECTIVES["dapo"]
+    assert len(reads) == 1
+    (folder / "offered.py").write_text(OBJECTIVE.format(name="Sharp"))
+    package(folder, "sharper", {"sharp": "offered:Sharp"})
+    assert build_objective(ObjectiveSection(name="sharp")).name == "Sharp"
+    assert len(reads) == 2
+
+
 def test_metadata_of_packages_is_not_read_for_a_module(folder, monkeypatch):
-    def read(**_):
+    def read():
         raise AssertionError("read")
 
     monkeypatch.setattr("heliostat.named_imports.entry_points", read)

@@ -10,7 +10,7 @@ Left out: the forward pass itself (``layouts``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,18 +137,47 @@ def microbatches(rows: Sequence[Row], max_tokens: int, cost: Cost, *, whole_grou
     return batches
 
 
-NUM_PARTS, MIN_TOKENS = 16, 256
+MAX_PARTS, MIN_TOKENS = 16, 400
 """Micro-batches that keep many workers busy, and tokens below which each costs more than it saves."""
 
 
 def balanced_budget(rows: Sequence[Row], max_tokens: int, cost: Cost) -> int:
-    """Return a budget of tokens, at most ``max_tokens``, that gives about ``NUM_PARTS`` micro-batches.
+    """Return a budget of tokens, at most ``max_tokens``, that gives micro-batches of nearly the same size.
 
-    No group is split for it, which would run its prompt twice, and none is smaller than ``MIN_TOKENS``. The budget is a
-    function of the rows alone.
+    Their number is about a power of two, so that workers end together, and at most ``MAX_PARTS``. They have about
+    ``MIN_TOKENS`` or more. No group is split for it, which would run its prompt twice. The budget is a function of the
+    rows alone.
+
+    Limits:
+        Fewer than ``2 * MIN_TOKENS`` tokens: all rows in one micro-batch.
+        Groups of one size, as many as a power of two: micro-batches of one size.
     """
-    costs = [cost([GroupShape.of(group)]) for group in by_group(rows)]
-    return min(max_tokens, max(MIN_TOKENS, -(-sum(costs) // NUM_PARTS), *costs)) if costs else max_tokens
+    costs = sorted(cost([GroupShape.of(group)]) for group in by_group(rows))
+    if not costs:
+        return max_tokens
+    num_parts = min(MAX_PARTS, max(1, sum(costs) // MIN_TOKENS))
+    return min(max_tokens, _least_budget(costs, 1 << num_parts.bit_length() - 1))
+
+
+def _least_budget(costs: Sequence[int], num_parts: int) -> int:
+    """Return the least budget that fills at most ``num_parts`` micro-batches, one after the other."""
+    low, high = max(costs), sum(costs)
+    while low < high:
+        middle = (low + high) // 2
+        if _num_filled_parts(costs, middle) <= num_parts:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _num_filled_parts(costs: Iterable[int], budget: int) -> int:
+    num_parts, left = 0, 0
+    for cost in costs:
+        if cost > left:
+            num_parts, left = num_parts + 1, budget
+        left -= cost
+    return num_parts
 
 
 def _fits(shapes: Sequence[GroupShape], max_tokens: int, cost: Cost) -> bool:

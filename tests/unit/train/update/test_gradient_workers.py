@@ -178,6 +178,21 @@ def test_the_budget_makes_many_micro_batches_and_splits_no_group_for_it(nano):
     assert balanced_budget([], 5, policy.padded_tokens) == 5
 
 
+@pytest.mark.parametrize(
+    ("num_groups", "size", "num_parts"),
+    [(4, 199, 1), (4, 200, 2), (7, 300, 4), (8, 250, 4), (64, 100, 16), (96, 1000, 16)],
+)
+def test_micro_batches_are_a_power_of_two_and_of_nearly_one_size(nano, num_groups, size, num_parts):
+    rows = [dataclasses.replace(rows_for(nano)[0], group=group) for group in range(num_groups)]
+
+    def cost(shapes):
+        return size * len(shapes)
+
+    sizes = [cost(by_group(part)) for part in microbatches(rows, balanced_budget(rows, 10**6, cost), cost)]
+    assert len(sizes) == num_parts
+    assert max(sizes) == size * -(-num_groups // num_parts), "no split into so many has a smaller largest part"
+
+
 def test_a_copy_shares_memory_and_ties(nano):
     copied = gradient_copy_of(nano).model
     pairs = list(zip(copied.parameters(), nano.model.parameters(), strict=True))
