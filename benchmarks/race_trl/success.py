@@ -44,6 +44,12 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "trl, grpo": ("trl", {}),
 }
 RATES = (1e-4, 3e-4, 1e-3)
+PRECISIONS: dict[str, Sequence[dict[str, Any]]] = {
+    "heliostat": [{"dtype": "bfloat16"}],
+    "heliostat, grpo": [],
+    "trl, grpo": [{"bf16": True}, {"micro_batch": 128}, {"micro_batch": 1024}],
+}
+"""Tried at the best rate."""
 BEST: dict[str, dict[str, Any]] = {
     "heliostat": {"lr": 3e-4, "dtype": "float32"},
     "heliostat, grpo": {"lr": 3e-4, "dtype": "float32"},
@@ -224,7 +230,8 @@ def main() -> None:
     args.work = args.work.resolve()
     store = TUNING if args.tune else STORE
     if args.tune:
-        runs = [(side, {**BEST[side], "lr": lr}, TUNING_SEED) for lr in RATES for side in args.sides]
+        changes = {side: [*({"lr": lr} for lr in RATES), *PRECISIONS[side]] for side in args.sides}
+        runs = [(side, {**BEST[side], **change}, TUNING_SEED) for side in args.sides for change in changes[side]]
     else:
         runs = [(side, BEST[side], seed) for seed in range(args.seeds) for side in args.sides]
     if not args.table:

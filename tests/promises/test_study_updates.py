@@ -175,6 +175,27 @@ def test_race_with_trl(script, monkeypatch, capsys, tmp_path):
     assert line["apart"] == pytest.approx(1, abs=0.2), "recorded weights moved at random, ours by one small step"
 
 
+def test_race_to_a_success(script, monkeypatch, capsys, tmp_path):
+    """Our side: two steps from a model, every second one kept; the time of a result is on the line between two."""
+    entries, success = script("benchmarks/race_trl/entries.py"), script("benchmarks/race_trl/success.py")
+    sides = script("benchmarks/race_trl/success_sides.py")
+    monkeypatch.setitem(entries.SHAPES, "5M", entries.Shape(32, 64, 2, 2))
+    model = entries.write_model("5M", tmp_path)
+    few = {"rollout.prompts_per_step": 4, "task.num_train": 8, "task.num_heldout": 4, "eval.num_problems": 4}
+    job = {"model": str(model), "folder": str(tmp_path / "kept"), "seed": 0, "num_threads": 1, "num_steps": 2}
+    sides.heliostat_side(job | {"lr": 1e-4, "dtype": "float32", "own": {"objective.name": "grpo", **few}})
+    laps = [json.loads(line[4:]) for line in capsys.readouterr().out.splitlines() if line.startswith("LAP ")]
+    assert [lap["step"] for lap in laps] == [1, 2]
+    assert (tmp_path / "kept" / "step_000002" / "model.safetensors").exists()
+    assert success.check_reward(tmp_path / "kept") > 0
+
+    points = [{"cpu_s": 0.0, "success": 0.4}, {"cpu_s": 10.0, "success": 0.7}, {"cpu_s": 14.0, "success": 0.9}]
+    assert success.TARGET == 0.8
+    assert success.crossing(points, "cpu_s") == pytest.approx(12)
+    assert success.crossing(points[2:], "cpu_s") == 14
+    assert success.crossing(points[:2], "cpu_s") is None
+
+
 def test_race_of_tool_loops(script, monkeypatch, capsys, tmp_path):
     """Our side: episodes of the class that both sides take, and a model taught by its oracle."""
     sides, race = script("benchmarks/agents/tool_sides.py"), script("benchmarks/agents/race_trl.py")
