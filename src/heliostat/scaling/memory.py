@@ -20,7 +20,7 @@ from heliostat.scaling.hardware import Hardware
 from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.shapes import ModelShape
 
-MAX_LOGITS = 2**24
+MAX_LOGITS = 2**25
 """Logits that training has alive at once (``train.logprobs.policy``)."""
 
 MEMORY_SHARE = 0.9

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from heliostat.scaling import H100, MODELS, GpuLayout, Job, sampling_memory, shape_of, training_memory
+from heliostat.scaling import H100, MODELS, GpuLayout, Job, memory, sampling_memory, shape_of, training_memory
 from heliostat.scaling.memory import activation_bytes, token_bytes
+from heliostat.train.logprobs import policy
 
 JOB = Job(num_prompts=64, group_size=8, prompt_tokens=200, mean_tokens=500, longest_tokens=2000)
 SEVEN = MODELS["qwen2.5-7b"]
@@ -70,6 +71,10 @@ def test_recomputing_keeps_an_input_per_layer_and_one_layer():
     tokens = JOB.microbatch_tokens
     layer = token_bytes(SEVEN, 0, 2)
     assert plain - again == tokens * ((SEVEN.num_layers - 1) * layer - 2 * SEVEN.num_layers * SEVEN.hidden)
+
+
+def test_the_head_has_as_many_logits_as_training_has():
+    assert memory.MAX_LOGITS == policy.MAX_LOGITS
 
 
 def test_samplers_take_what_fits():

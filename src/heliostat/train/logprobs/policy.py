@@ -27,11 +27,14 @@ from heliostat.train.logprobs.layouts import Cached, Layout, Work, num_filled
 from heliostat.train.logprobs.packed_layout import Packed
 from heliostat.train.logprobs.packing import GroupShape, Row, by_group
 
-MAX_LOGITS = 2**24
-"""Logits alive at once in the head (64 MiB in float32)."""
+MAX_LOGITS = 2**25
+"""Logits alive at once in the head (128 MiB in float32); more are computed again in the backward pass."""
 
 CALL_FLOPS = 5e6
 """Operations that a processor does in the time that one call of attention costs beyond its own."""
+
+NARROW_PAIRS = 1.5
+"""Cost of a pair in bfloat16 over one in float32 on a processor, whose backward pass of short attention is slower."""
 
 
 def completion_log_probs(
@@ -88,6 +91,8 @@ class Policy:
         self.device = next(loaded.model.parameters()).device
         alone = forward_flops(loaded, 1, 0, 0)
         self._pair_cost = (forward_flops(loaded, 1, 1, 0) - alone) / alone
+        is_narrow = self.device.type == "cpu" and next(loaded.model.parameters()).dtype != torch.float32
+        self._own_attention = NARROW_PAIRS if is_narrow else 1.0
         self._call_cost = CALL_FLOPS * len(attention_layers(loaded.model)) / alone
 
     def with_model(self, loaded: LoadedModel) -> Policy:
@@ -142,8 +147,9 @@ class Policy:
     def cheapest(self, groups: Sequence[GroupShape]) -> tuple[Layout, Work]:
         """Return the layout that costs least for these groups in one forward, and its work."""
         works = [(layout, layout.work(groups)) for layout in self.layouts]
-        return min(works, key=lambda pair: self._cost(pair[1]))
+        return min(works, key=lambda pair: self._cost(*pair))
 
-    def _cost(self, work: Work) -> float:
-        """Return the cost of a forward pass in tokens that attend to nothing."""
-        return work.num_tokens + self._pair_cost * work.num_pairs + self._call_cost * work.num_calls
+    def _cost(self, layout: Layout, work: Work) -> float:
+        """Return the cost of a forward pass in tokens that attend to nothing; ``Packed`` attends in float32."""
+        pairs = work.num_pairs * (1.0 if isinstance(layout, Packed) else self._own_attention)
+        return work.num_tokens + self._pair_cost * pairs + self._call_cost * work.num_calls

@@ -104,6 +104,20 @@ def test_the_claimed_tokens_are_those_the_model_sees(nano, layout, monkeypatch):
 
 
 @pytest.mark.slow
+def test_bfloat16_prefers_the_layout_that_attends_in_float32():
+    loaded = make_nano()
+    wide = Policy(loaded, 1.0, shared_prompt=True)
+    loaded.model.to(torch.bfloat16)
+    narrow = Policy(loaded, 1.0, shared_prompt=True)
+    narrow.layouts = wide.layouts = (Tree(), Packed())
+    shapes = [[GroupShape(16, 8, 8 * length, length)] for length in range(2, 2000)]
+    chosen = [[type(policy.cheapest(shape)[0]) for shape in shapes] for policy in (wide, narrow)]
+    first_packed = [kinds.index(Packed) for kinds in chosen]
+    assert first_packed[1] < first_packed[0]
+    assert all(set(kinds[first:]) == {Packed} for kinds, first in zip(chosen, first_packed, strict=True))
+
+
+@pytest.mark.slow
 def test_the_cheapest_layout_follows_the_shape_of_the_batch():
     """Many short completions grow on trees; longer ones are packed, and cached where layers are not to be replaced."""
     policy = Policy(make_nano(), 1.0, shared_prompt=True)
