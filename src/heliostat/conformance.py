@@ -8,8 +8,15 @@ Left out: the promises themselves, and finding the suite for an object (``cli.su
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+
+import numpy as np
+import torch
 
 Part = TypeVar("Part")
 
@@ -32,3 +39,22 @@ def run_checks(checks: Iterable[Callable[[Part], Any]], part: Part) -> dict[str,
         else:
             found[name] = ""
     return found
+
+
+def run_within(limit_s: float, check: Callable[[Part], Any], part: Part) -> dict[str, str] | None:
+    """Run a check as ``run_checks`` does, in a thread; ``None`` if it has not ended within ``limit_s`` seconds."""
+    found: dict[str, str] = {}
+    thread = threading.Thread(target=lambda: found.update(run_checks([check], part)), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return None if thread.is_alive() else found
+
+
+def process_state() -> dict[str, object]:
+    """Return the parts of the process's state that a run's results depend on, by name."""
+    return {
+        "random state": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),  # noqa: NPY002
+        "working directory": os.getcwd(),  # noqa: PTH109 compared as text
+        "signal handlers": (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),
+        "number of threads": torch.get_num_threads(),
+    }

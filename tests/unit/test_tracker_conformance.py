@@ -94,6 +94,20 @@ def test_a_close_that_hangs_is_found_and_tried_once(monkeypatch):
     assert all(sentence.startswith("not tried") for sentence in others)
 
 
+class LogsNever(Lines):
+    def log(self, step, values):
+        threading.Event().wait()
+
+
+def test_a_log_that_hangs_is_found_and_no_further_promise_is_tried(monkeypatch):
+    monkeypatch.setattr("heliostat.tracker_conformance.LIMIT_S", 1.0)
+    first, second, *others = failures(TrackingSection(trackers=(f"{__name__}:LogsNever",))).values()
+    assert first == ""
+    assert "a call of log or rewind does not return" in second
+    assert all(sentence.startswith("not tried, since opening it or a call") for sentence in others)
+    assert len(others) == 3
+
+
 class EndsTheProgram(Lines):
     def log(self, step, values):
         raise SystemExit(3)

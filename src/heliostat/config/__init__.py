@@ -20,28 +20,19 @@ from heliostat.config.recipes import (
     recipe_names,
     recipe_text,
 )
-from heliostat.config.sections import (
-    AuditSection,
-    DistributedSection,
-    EnvironmentSection,
+from heliostat.config.sections.base import NamedSection, Section
+from heliostat.config.sections.judge import JudgeSection
+from heliostat.config.sections.recipe import Recipe
+from heliostat.config.sections.rollout import RolloutSection
+from heliostat.config.sections.run import DistributedSection, LoraSection, ModelSection, RunSection, TrackingSection
+from heliostat.config.sections.task import AuditSection, EnvironmentSection, PrefixSection, TaskSection, TracesSection
+from heliostat.config.sections.teacher import TeacherSection
+from heliostat.config.sections.training import (
     EvalSection,
     FeedbackSection,
     GuardSection,
-    JudgeSection,
-    LoraSection,
-    ModelSection,
-    NamedSection,
     ObjectiveSection,
     OptimizerSection,
-    PrefixSection,
-    Recipe,
-    RolloutSection,
-    RunSection,
-    Section,
-    TaskSection,
-    TeacherSection,
-    TracesSection,
-    TrackingSection,
     TrainSection,
     WarmStartSection,
 )

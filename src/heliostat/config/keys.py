@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from heliostat.config.errors import ConfigError, describe, nearest
-from heliostat.config.sections import NamedSection, Recipe, Section
+from heliostat.config.sections.base import NamedSection, Section
+from heliostat.config.sections.recipe import Recipe
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from heliostat.arguments import listed
 from heliostat.config.errors import ConfigError
 from heliostat.config.keys import field_of, sections, unknown_key
 from heliostat.config.renamed import with_new_names
-from heliostat.config.sections import NamedSection
+from heliostat.config.sections.base import NamedSection
 
 Layer = dict[str, Any]
 

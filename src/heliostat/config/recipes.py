@@ -22,7 +22,7 @@ from heliostat.arguments import PathArg, as_path, as_text
 from heliostat.config.errors import ConfigError, describe, nearest
 from heliostat.config.layers import Layer, layer_from, merge, parse_value, split_overrides
 from heliostat.config.places import located
-from heliostat.config.sections import Recipe
+from heliostat.config.sections.recipe import Recipe
 
 Overrides = Sequence[str] | Mapping[str, Any]
 

@@ -84,6 +84,9 @@ class Judge(Protocol):
     def begin(self, problem: Problem, texts: Sequence[str]) -> Any:
         """Start to judge the completions of one problem; return a ticket."""
 
+    def wait(self, ticket: Any, timeout_s: float) -> bool:
+        """Wait up to ``timeout_s`` for the replies to a ticket's questions; return whether all are there."""
+
     def finish(self, tickets: Sequence[Any]) -> list[tuple[Mark, ...]]:
         """Return the marks of every ticket's texts, in order.
 

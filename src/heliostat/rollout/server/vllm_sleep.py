@@ -16,7 +16,7 @@ from __future__ import annotations
 import http
 from dataclasses import dataclass
 
-from heliostat.config.sections import DROPS_WEIGHTS
+from heliostat.config.sections.rollout import DROPS_WEIGHTS
 from heliostat.rollout.server.answers import Sleeping, Woken, parsed
 from heliostat.rollout.server.client import Server, ServerError
 from heliostat.rollout.server.vllm_requests import get_dev, post_dev

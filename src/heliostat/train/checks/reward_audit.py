@@ -20,7 +20,7 @@ from heliostat.config import AuditSection, Recipe
 from heliostat.models import decode, encode_solution
 from heliostat.tasks import AuditReport, JudgeFailed, Task, VerifierPool, audit
 from heliostat.tasks.reward_audit.audit import IN_A_RUN, FindingKind
-from heliostat.tasks.reward_audit.exploits import audit_judge
+from heliostat.tasks.reward_audit.exploits import JudgeReport, audit_judge
 from heliostat.tasks.reward_audit.oracles import Say, knows_answers
 from heliostat.train.checks.environment_audit import audit_episodes, environment_sentences, reason_against
 from heliostat.train.model_bundle import ModelBundle
@@ -62,7 +62,8 @@ def audit_rewards(
     against = (reason_against(report, section) for report in played)
     stop = next(filter(None, (*against, *reasons)), "")
     try:
-        judges = [] if pool.judging is None else [audit_judge(pool.judging, task) for task in judged]
+        share_s = section.budget_s / max(1, len(judged))
+        judges = [] if pool.judging is None else [audit_judge(pool.judging, task, budget_s=share_s) for task in judged]
     except JudgeFailed as error:
         judges, stop = [], stop or str(error)
     content = {"seconds": seconds, "stop": stop, "tasks": [report.to_json() for report in reports]}
@@ -72,10 +73,21 @@ def audit_rewards(
     if not stop:
         told = [line for one in played for line in environment_sentences(one, play_seconds, section)]
         told += [line for report in reports for line in sentences(report, seconds, section)]
-        told += [f"{'warning: ' if report.hackable else ''}{report.card_line()}" for report in judges]
+        told += [line for report in judges for line in judge_sentences(report, section)]
         for sentence in told:
             note(sentence)
     return stop
+
+
+def judge_sentences(report: JudgeReport, section: AuditSection) -> list[str]:
+    """Write the report of a judge's audit, and whether it was cut off by its limit of time."""
+    lines = [f"{'warning: ' if report.hackable else ''}{report.card_line()}"]
+    if report.num_left:
+        lines.append(
+            f"warning: {report.judge} is slow, and its audit stopped after its share of audit.budget_s = "
+            f"{section.budget_s:g} s, with {report.num_left} texts not judged"
+        )
+    return lines
 
 
 def spoken(bundle: ModelBundle) -> Say:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -72,6 +72,9 @@ class Question(Protocol):
     def begin(self, ask: Ask, problem: Problem, texts: Sequence[str]) -> Any:
         """Ask, and return a ticket."""
 
+    def replies(self, ticket: Any) -> Sequence[Future[Reply]]:
+        """Return the replies that a ticket's marks need."""
+
     def marks(self, ticket: Any) -> tuple[Mark, ...]:
         """Wait for the replies to a ticket's questions, and return the texts' marks."""
 
@@ -120,6 +123,10 @@ class LanguageModelJudge:
     def begin(self, problem: Problem, texts: Sequence[str]) -> Any:
         """Ask about the completions of a problem."""
         return self.question.begin(self.ask, problem, texts)
+
+    def wait(self, ticket: Any, timeout_s: float) -> bool:
+        """Wait for a ticket's replies; those that come later are kept for the next time that they are needed."""
+        return not wait(self.question.replies(ticket), timeout_s).not_done
 
     def finish(self, tickets: Sequence[Any]) -> list[tuple[Mark, ...]]:
         """Wait for all replies."""

@@ -113,6 +113,10 @@ class PairQuestion:
         )
         return Comparisons(len(texts), compared, tuple(pair for pair in chosen if texts[pair[0]] == texts[pair[1]]))
 
+    def replies(self, ticket: Comparisons) -> list[Future[Reply]]:
+        """Return the replies to both orders of all pairs."""
+        return [reply for pair in ticket.pairs for reply in (pair.forwards, pair.backwards)]
+
     def marks(self, ticket: Comparisons) -> tuple[Mark, ...]:
         """Wait for all replies, and return the share of wins of each completion."""
         won: list[list[float]] = [[] for _ in range(ticket.num_texts)]

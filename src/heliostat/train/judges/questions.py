@@ -49,6 +49,10 @@ class ScoreQuestion:
         """Ask about every completion."""
         return [ask(self.messages(problem, text), self.score) for text in texts]
 
+    def replies(self, ticket: Sequence[Future[Reply]]) -> Sequence[Future[Reply]]:
+        """Return the replies: the ticket itself."""
+        return ticket
+
     def marks(self, ticket: Sequence[Future[Reply]]) -> tuple[Mark, ...]:
         """Wait for all replies."""
         replies = [future.result() for future in ticket]

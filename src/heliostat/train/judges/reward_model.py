@@ -75,6 +75,10 @@ class RewardModel:
         """Encode completions; they are scored together with those of other groups."""
         return [self.encode(problem, text) for text in texts]
 
+    def wait(self, ticket: object, timeout_s: float) -> bool:
+        """Return true: texts are scored in ``finish``."""
+        return True
+
     def finish(self, tickets: Sequence[list[Encoded]]) -> list[tuple[Mark, ...]]:
         """Score all completions in batches of similar length."""
         rows = [row for ticket in tickets for row in ticket]

@@ -1,5 +1,7 @@
 """A language model as a judge: its questions, replies that give no score, the cache, and the budget."""
 
+import threading
+
 import pytest
 
 from heliostat.rollout.server.client import Server
@@ -105,6 +107,19 @@ def test_a_server_that_is_gone_is_no_grade_and_is_asked_again_later(opened):
     assert mark.score is None
     assert "failed 2 times, last: Connection refused" in mark.failure
     assert not judge.cache.known
+
+
+def test_replies_that_come_too_late_are_waited_for_no_longer_and_are_kept(opened):
+    with judging() as fake:
+        gate = threading.Event()
+        fake.on_call = lambda number: gate.wait()
+        judge = opened(fake)
+        ticket = judge.begin(SUM, ["abc"])
+        assert not judge.wait(ticket, 0.01)
+        gate.set()
+        assert judge.wait(ticket, 60.0)
+        assert scores(judge, ["abc"]) == [0.3]
+        assert len(fake.bodies) == 1
 
 
 def test_the_budget_ends_the_run(opened):

@@ -1,0 +1,105 @@
+"""The section ``judge``: a model whose scores of completions are the reward, or a part of it.
+
+Left out: the judges (``heliostat.train.judges``), and the use of their scores (``heliostat.tasks.judging``).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from heliostat.config.sections.base import Section
+
+OF_REWARD_MODELS = ("dtype", "label")
+OF_LANGUAGE_MODELS = (
+    *("model", "rubric", "rubric_file", "low", "high", "max_tokens", "timeout_s", "retries", "num_requests"),
+    *("key_name", "prompt_price", "reply_price", "budget", "mode", "opponents"),
+)
+"""Settings of one kind of judge, which the other refuses."""
+
+
+class JudgeSection(Section):
+    """A judge, whose scores of completions are the reward, or a part of it."""
+
+    path: str = Field("", description="folder or hub id of a reward model for sequence classification; empty: none")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="dtype of the reward model's weights; auto: bfloat16 where it is faster than float32"
+    )
+    url: str = Field(
+        "", description="address of a language model that judges, before /v1/chat/completions (extra: server)"
+    )
+    model: str = Field("", description="name of that model on its server")
+    rubric: str = Field("", description="what makes an answer good, for that model")
+    rubric_file: str = Field("", description="text file with the rubric, in place of judge.rubric")
+    mode: Literal["score", "pairwise"] = Field(
+        "score", description="score: a grade for each completion; pairwise: its share of wins over others of its group"
+    )
+    opponents: int = Field(
+        0, ge=0, description="pairwise: others that each completion is compared with, in both orders; 0: all"
+    )
+    low: float = Field(0.0, description="lowest grade that the model may give; its score is 0")
+    high: float = Field(10.0, description="highest grade; its score is 1")
+    max_tokens: int = Field(512, ge=1, description="tokens of one reply, the model's reasoning included")
+    timeout_s: float = Field(60.0, gt=0, description="time limit of one attempt at a request in seconds")
+    retries: int = Field(3, ge=0, description="retries of a request that failed for a reason that may pass")
+    num_requests: int = Field(8, ge=1, description="requests at a time")
+    key_name: str = Field("OPENAI_API_KEY", description="environment variable that holds the key, if one is needed")
+    prompt_price: float = Field(0.0, ge=0, description="price of a million prompt tokens, for judge/cost")
+    reply_price: float = Field(0.0, ge=0, description="price of a million reply tokens")
+    budget: float = Field(0.0, ge=0, description="cost at which the run stops, in the currency of the prices; 0: none")
+    label: str = Field(
+        "", description="label of a reward model with several, whose probability is the score; empty: its one output"
+    )
+    weight: float = Field(1.0, gt=0, description="factor of the score in the reward")
+    alone: bool = Field(
+        True, description="the judge gives the whole reward, and verifiers only measure; false: it adds to theirs"
+    )
+    success_at: float = Field(
+        0.5, description="score from which a completion counts as solved, in tasks without verifiers"
+    )
+    max_unscored: float = Field(
+        0.5, ge=0, lt=1, description="largest share of completions without a score; above it the run stops"
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Return whether the recipe has a judge."""
+        return bool(self.path or self.url)
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> Self:
+        changed = [key for key, spec in type(self).model_fields.items() if getattr(self, key) != spec.default]
+        if changed and not self.enabled:
+            raise ValueError(f"judge.{changed[0]} is only used with judge.path or judge.url, which are empty")
+        if self.path and self.url:
+            raise ValueError("judge.path and judge.url name two judges; set one of them to empty")
+        other, own = (OF_LANGUAGE_MODELS, "url") if self.path else (OF_REWARD_MODELS, "path")
+        ignored = [key for key in other if key in changed]
+        if ignored:
+            raise ValueError(f"judge.{ignored[0]} is only used with judge.{own}, which is empty")
+        if self.url:
+            self._check_language_model()
+        return self
+
+    def _check_language_model(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"judge.url = '{self.url}' is no address; it looks like http://host:8000")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError(f"judge.url holds a password; put the key into the environment as {self.key_name}")
+        if parts.path.rstrip("/").endswith("/v1"):
+            raise ValueError(f"judge.url = '{self.url}' must end before /v1, which is added")
+        if not self.model:
+            raise ValueError("judge.url needs judge.model, the name of the model on that server")
+        if bool(self.rubric) == bool(self.rubric_file):
+            raise ValueError("judge.url needs either judge.rubric or judge.rubric_file")
+        ignored = ("low", "high") if self.mode == "pairwise" else ("opponents",)
+        for key in ignored:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"judge.{key} has no effect with judge.mode = '{self.mode}'")
+        if not self.low < self.high:
+            raise ValueError(f"judge.low = {self.low:g} must be below judge.high = {self.high:g}")
+        if self.budget and not (self.prompt_price or self.reply_price):
+            raise ValueError("judge.budget needs judge.prompt_price or judge.reply_price")
