@@ -117,7 +117,7 @@ class Bench:
             except TrainingDiverged:
                 return row | {"status": "diverged"}
             sample_s, update_s = sample_s + sampled - began, update_s + time.process_time() - sampled
-            if index >= (1 - LATE) * subject.num_steps:
+            if index + 1 > (1 - LATE) * subject.num_steps:
                 late += groups
             if (index + 1) % subject.check_every == 0:
                 row["curve"].append([index + 1, round(subject.success(experiment), 5)])

@@ -27,7 +27,7 @@ from confirmation import line_ends, study_recipe, success  # noqa: E402
 from tasks import TASKS  # noqa: E402
 
 NUM_WARM, SEED_WARM, SEED_PROBLEMS = 20000, 2, 1
-NUM_SUMS_MEASURED = 32
+NUM_SUMS_MEASURED, NUM_WARMUP = 32, 2
 ENDS: dict[str, Tensor] = {}
 """Ids that end an answer, by model."""
 
@@ -64,6 +64,7 @@ def chains(work: Path) -> Recipe:
     data = fresh.model_dump()
     data["model"] |= {"path": str(warmed.folder / "model"), "settings": {}}
     data["warm_start"]["num_steps"] = 0
+    data["optimizer"]["warmup_steps"] = NUM_WARMUP
     return Recipe.model_validate(data)
 
 
@@ -76,7 +77,7 @@ def sums(work: Path) -> Recipe:
     """Write the sums, and return the recipe of SmolLM2 on them."""
     data = study_recipe(work).model_dump()
     data["rollout"] |= {"prompts_per_step": 4, "group_size": 8}
-    data["optimizer"] |= {"schedule": "constant", "warmup_steps": 2}
+    data["optimizer"] |= {"schedule": "constant", "warmup_steps": NUM_WARMUP}
     return Recipe.model_validate(data)
 
 
