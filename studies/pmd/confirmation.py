@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from heliostat.config import Recipe, load_recipe
-from heliostat.models import encode_problem, encode_solution
+from heliostat.models import LoadedModel, encode_problem, encode_solution
 from heliostat.research import Experiment, open_experiment
 from heliostat.rollout import completion_seed
 from heliostat.types import Group, Problem
@@ -57,10 +57,7 @@ class Bout:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment, self.weights = experiment, experiment.weights()
         self.first: dict[int, list[Group]] = {}
-        tokenizer = experiment.loaded.tokenizer
-        texts = [str(tokenizer.decode([index])) for index in range(len(tokenizer))]
-        line_ends = [index for index, text in enumerate(texts) if text.lstrip(" ").startswith("\n")]
-        self.ends = torch.tensor(sorted({*line_ends, *experiment.loaded.eos_ids}))
+        self.ends = line_ends(experiment.loaded)
 
     def carry_out(self, key: dict[str, Any]) -> dict[str, Any]:
         """Make one run from the untrained weights."""
@@ -86,25 +83,36 @@ class Bout:
             self.first[seed] = groups
         return groups
 
-    @torch.no_grad()
     def success(self, problems: Sequence[Problem]) -> list[float]:
-        """Each problem's probability of ``" answer"`` and then a line end, in the order of the problems."""
-        loaded, asked = self.experiment.loaded, []
-        for number, problem in enumerate(problems):
-            prompt = encode_problem(loaded, problem, chat=False)
-            answer = encode_solution(loaded, prompt, f" {problem.answer}")[:-1]
-            asked.append((len(prompt.context_ids), len(answer), number, (*prompt.context_ids, *answer)))
-        found = [0.0] * len(problems)
-        for (length, num_answer), rows in groupby(sorted(asked), key=lambda row: row[:2]):
-            alike = list(rows)
-            ids = torch.tensor([row[3] for row in alike])
-            logits: Any = loaded.model(input_ids=ids, logits_to_keep=num_answer + 1, use_cache=False).logits
-            logp = torch.log_softmax(logits.double(), dim=-1)
-            said = logp[:, :-1].gather(2, ids[:, length:, None]).sum(dim=(1, 2))
-            stopped = logp[:, -1, self.ends].logsumexp(-1)
-            for row, value in zip(alike, (said + stopped).exp().tolist(), strict=True):
-                found[row[2]] = value
-        return found
+        return success(self.experiment.loaded, problems, self.ends)
+
+
+def line_ends(loaded: LoadedModel) -> torch.Tensor:
+    """Return the ids that end an answer: a token that begins with a line end, or the end of the text."""
+    texts = [str(loaded.tokenizer.decode([index])) for index in range(len(loaded.tokenizer))]
+    found = [index for index, text in enumerate(texts) if text.lstrip(" ").startswith("\n")]
+    return torch.tensor(sorted({*found, *loaded.eos_ids}))
+
+
+@torch.no_grad()
+def success(loaded: LoadedModel, problems: Sequence[Problem], ends: torch.Tensor) -> list[float]:
+    """Return each problem's probability of ``" answer"`` and then one of ``ends``, in the order of the problems."""
+    asked = []
+    for number, problem in enumerate(problems):
+        prompt = encode_problem(loaded, problem, chat=False)
+        answer = encode_solution(loaded, prompt, f" {problem.answer}")[:-1]
+        asked.append((len(prompt.context_ids), len(answer), number, (*prompt.context_ids, *answer)))
+    found = [0.0] * len(problems)
+    for (length, num_answer), rows in groupby(sorted(asked), key=lambda row: row[:2]):
+        alike = list(rows)
+        ids = torch.tensor([row[3] for row in alike])
+        logits: Any = loaded.model(input_ids=ids, logits_to_keep=num_answer + 1, use_cache=False).logits
+        logp = torch.log_softmax(logits.double(), dim=-1)
+        said = logp[:, :-1].gather(2, ids[:, length:, None]).sum(dim=(1, 2))
+        stopped = logp[:, -1, ends].logsumexp(-1)
+        for row, value in zip(alike, (said + stopped).exp().tolist(), strict=True):
+            found[row[2]] = value
+    return found
 
 
 def study_recipe(work: Path) -> Recipe:

@@ -7,6 +7,7 @@ task that has to be learned first. Left out: other packages' side of a race (TRL
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import math
 import sys
@@ -145,6 +146,62 @@ def test_optimizers_posttraining(script, tmp_path):
     probability, greedy = posttraining.success(recipe, tmp_path / "start")
     assert 0 < probability < 1
     assert 0 <= greedy <= 1
+
+
+def test_lora_against_whole(script, monkeypatch, tmp_path):
+    """Runs of three arms on a tiny model, interrupted and resumed, and the tables from the stored rows."""
+    pytest.importorskip("peft")
+    subjects, study = script("studies/lora/subjects.py"), script("studies/lora/against_whole.py")
+    page = script("studies/lora/against_whole_page.py")
+
+    def start(work):
+        work.mkdir(parents=True, exist_ok=True)
+        subjects.TASKS["T3"].write(work / "chains.jsonl", 12, 0)
+        sizes = {"task.path": str(work / "chains.jsonl"), "task.num_train": 8, "task.num_heldout": 4}
+        plain = {"warm_start.num_steps": 0, "rollout.group_size": 4, "rollout.prompts_per_step": 2}
+        return subjects.load_recipe(str(subjects.HERE / "t3.toml"), TINY | HALF | sizes | plain)
+
+    rates = {"whole": (1e-3,), "lora": (1e-2,)}
+    subject = subjects.Subject(start, subjects.success_on_chains, 2, 1, rates, ("whole", "rank 1"))
+    monkeypatch.setitem(study.SUBJECTS, "T3", subject)
+    monkeypatch.delitem(study.SUBJECTS, "SmolLM2")
+    for name, value in {"RESULTS": tmp_path / "rows.jsonl", "MAX_RATES": 1, "SEEDS": (1, 2)}.items():
+        monkeypatch.setattr(study, name, value)
+    rows = study.stored()
+    study.carry_on(rows, itertools.islice(study.plan(rows), 3), "run", tmp_path, math.inf)
+    assert [row["arm"] for row in study.stored()] == ["start", "whole", "rank 8", "whole"]
+    rows = study.stored()
+    study.carry_on(rows, study.plan(rows), "run", tmp_path, math.inf)
+    runs = {(row["arm"], row["seed"]): row for row in study.stored() if row["what"] == "run"}
+    assert set(runs) == {("whole", 0), ("rank 8", 0), *((arm, seed) for arm in subject.arms for seed in (1, 2))}
+    assert all(row["kl"] != 0 and len(row["curve"]) == 2 for row in runs.values()), "the weights have moved"
+    assert runs["whole", 1]["trained_bytes"] > runs["rank 1", 1]["trained_bytes"]
+    tables = page.success_table(rows) + page.cost_table(rows)
+    assert sum("| T3 | rank 1 | 0.01 |" in line for line in tables) == 1
+    assert sum(f"| T3 | rank 1 | {runs['rank 1', 1]['trained']:,} |" in line for line in tables) == 1
+    with pytest.raises(SystemExit, match="go on with the same --work"):
+        study.check_start([row | {"success": 0.9} for row in rows], "T3", start(tmp_path / "T3"))
+
+
+def test_success_of_lora_at_equal_time(script):
+    """Whole weights take 2 s a step and LoRA 1 s, so whole weights are read at half of their steps."""
+    pytest.importorskip("peft")
+    script("studies/lora/subjects.py"), script("studies/lora/against_whole.py")
+    page = script("studies/lora/against_whole_page.py")
+    num_steps = page.SUBJECTS["T3"].num_steps
+
+    def row(arm, lr, seed, update_s, *success):
+        key = {"what": "run", "subject": "T3", "arm": arm, "lr": lr, "seed": seed, "status": "finished"}
+        curve = [[num_steps // 2, success[0]], [num_steps, success[1]]]
+        return {**key, "sample_s": 0.0, "update_s": update_s * num_steps, "curve": curve}
+
+    rows = [{"what": "start", "subject": "T3", "arm": "start", "lr": 0.0, "seed": 0, "success": 0.2}]
+    for seed in (0, 1, 2):
+        rows += [row("whole", 1e-4, seed, 2.0, 0.3, 0.5), row("rank 8", 1e-3, seed, 1.0, 0.3, 0.4 + 0.1 * seed)]
+    assert page.at_equal_time(rows, "T3", "rank 8") == {1: (0.5, 0.3), 2: (pytest.approx(0.6), 0.3)}
+    (line,) = [line for line in page.success_table(rows) if "rank 8" in line]
+    assert "| 0.550 | +0.050 [" in line
+    assert "| 0.550, 0.300 | +0.250 [" in line
 
 
 def test_guard_answers(script, monkeypatch, tmp_path):
