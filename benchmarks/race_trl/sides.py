@@ -43,11 +43,20 @@ class Clock:
             "cpu_s": cpu - self.cpu,
             "tokens": num_tokens,
             "reward": reward,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": peak_mib(),
             **more,
         }
         print("LAP " + json.dumps(line), flush=True)
         self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+
+def peak_mib() -> float:
+    """This process's largest resident memory; ``getrusage`` would begin with that of the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def heliostat_recipe(job: Mapping[str, Any]) -> Recipe:
