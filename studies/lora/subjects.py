@@ -24,7 +24,7 @@ for folder in ("prefixrl", "pmd"):
     sys.path.insert(0, str(HERE.parent / folder))
 
 from confirmation import line_ends, study_recipe, success  # noqa: E402
-from tasks import TASKS  # noqa: E402
+from tasks import TASKS  # type: ignore[import-not-found]  # noqa: E402
 
 NUM_WARM, SEED_WARM, SEED_PROBLEMS = 20000, 2, 1
 NUM_SUMS_MEASURED, NUM_WARMUP = 32, 2
