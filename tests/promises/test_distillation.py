@@ -76,7 +76,7 @@ def test_the_policy_itself_teaches_with_the_answer_in_its_prompt(tmp_path):
 
 
 def test_a_teacher_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"^teacher\.path: .*no such folder"):
+    with pytest.raises(ConfigError, match=r"^teacher\.path './nowhere': no such folder"):
         run_recipe(small.recipe(tmp_path, **SHORT, teacher__path="./nowhere"), tmp_path / "run")
 
 

@@ -56,7 +56,7 @@ from heliostat.train.run_folder.checkpoints import Checkpoints, ResumePoint
 from heliostat.train.run_folder.export import NUM_PROMPTS, ExportError, try_export
 from heliostat.train.run_folder.folder import RunFolder, reserve_run_dir
 from heliostat.train.run_folder.stored_dtype import begun_in
-from heliostat.train.teacher import describe_teacher, open_teacher
+from heliostat.train.teachers.opening import describe_teacher, open_teacher
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import TrainingDiverged
 

@@ -63,7 +63,7 @@ class StepMetrics:
         self.counters.num_tokens += sum(group.num_tokens for group in groups)
         teacher = self.updater.teacher
         self.context.ledger.charge_phase(
-            self.context.bundle.loaded, report, None if teacher is None else teacher.policy.loaded
+            self.context.bundle.loaded, report, None if teacher is None else teacher.loaded
         )
 
     def signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from heliostat.config import ConfigError, ModelSection, Recipe, TeacherSection
+from heliostat.config import ConfigError, ModelSection, Recipe, TeacherSection, named_by
 from heliostat.models import LoadedModel
 from heliostat.models.prompts.token_counts import prompt_sizes
 from heliostat.objectives.distillation import Distillation
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.logprobs.teacher import Teacher
+from heliostat.train.logprobs.teacher import ModelTeacher, Teacher
 from heliostat.train.model_bundle import ModelBundle, completion_budget, load_frozen
 from heliostat.types import Message, Problem, Prompt
 
@@ -52,19 +52,18 @@ def open_teacher(recipe: Recipe, bundle: ModelBundle, runtime: Runtime, problems
         try:
             policy = load_frozen(recipe, ModelSection(path=section.path, dtype=section.dtype), runtime)
         except ConfigError as error:
-            raise ConfigError(f"teacher.path: {error}") from error
+            raise named_by("teacher.path", error) from error
         _compare_tokenizers(policy.loaded, bundle.loaded)
     _check_room(recipe, policy.loaded, bundle.loaded, [_with_hint(problem, section) for problem in problems])
-    return Teacher(policy, distillation, section.alone, _hinted(bundle, section))
+    return ModelTeacher(distillation, section.alone, _hinted(bundle, section), policy=policy)
 
 
 def describe_teacher(section: TeacherSection, teacher: Teacher) -> str:
     """Describe in a line the teacher, and whether rewards train too."""
-    what = "the policy itself" if section.is_self else f"'{teacher.policy.loaded.name}'"
+    what = "the policy itself" if section.is_self else teacher.described
     sees = "" if section.hint == "none" else f", which sees each problem's {section.hint}"
-    size = f"{teacher.policy.loaded.num_parameters / 1e6:.3g}M parameters"
     rewards = "rewards are only measured (teacher.alone)" if section.alone else "its distance is added to the objective"
-    return f"teacher: {what} ({size}){sees}; {section.kind}; {rewards}"
+    return f"teacher: {what}{sees}; {section.kind}; {rewards}"
 
 
 def _hinted(bundle: ModelBundle, section: TeacherSection) -> Callable[[Prompt], Prompt]:
