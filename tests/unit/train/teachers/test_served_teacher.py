@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -158,6 +160,38 @@ def test_an_answer_that_cannot_be_right_is_refused(models, kind, change, sentenc
     state.always[PATHS[kind]] = edits(lambda content: change(content, kind))
     with serving(state) as url, pytest.raises(TeacherFailed, match=sentence):
         served(url, kind).prepare(groups[:1], ALONE)
+
+
+def two_ranks():
+    """The runtimes of two ranks that are threads of this process."""
+    both, values = threading.Barrier(2), [None, None]
+
+    class Paired(Runtime):
+        def gather(self, value):
+            values[self.rank] = value
+            both.wait(10)
+            everyone = list(values)
+            both.wait(10)
+            return everyone
+
+    return [Paired(torch.device("cpu"), rank, 2) for rank in range(2)]
+
+
+def test_ranks_share_the_sequences_of_a_step_and_know_all_answers(models, tmp_path):
+    _, other, groups = models
+    state = FakeTeacher(other)
+    with serving(state) as url, ThreadPoolExecutor(2) as pool:
+        teachers = [served(url, folder=tmp_path) for _ in range(2)]
+        ranks = two_ranks()
+        list(pool.map(lambda teacher, rank: teacher.prepare(groups, rank), teachers, ranks))
+        num_sent = state.num_scored
+        for teacher in teachers:
+            teacher.prepare(groups, ALONE)
+        state.always[PATHS["vllm"]] = unavailable
+        failing = [served(url, num_retries=0) for _ in range(2)]
+        futures = [pool.submit(one.prepare, groups, rank) for one, rank in zip(failing, ranks, strict=True)]
+        assert all(isinstance(future.exception(), TeacherFailed) for future in futures)
+    assert state.num_scored == num_sent == sum(len(group.completions) for group in groups)
 
 
 def test_another_temperature_is_refused(models):
