@@ -16,7 +16,7 @@ from typing import Any
 from sides import Clock
 
 KEEP_EVERY = 2
-WARM_UP_STEPS = 4
+WARM_UP_UPDATES = 4
 NUM_PROMPTS, GROUP_SIZE, MAX_NEW_TOKENS, NUM_UPDATES = 128, 8, 20, 2
 MARKER = "= "
 
@@ -54,7 +54,7 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
             "rollout.num_workers": job["num_threads"],
             "optimizer.lr": job["lr"],
             "optimizer.schedule": "constant",
-            "optimizer.warmup_steps": WARM_UP_STEPS,
+            "optimizer.warmup_steps": WARM_UP_UPDATES,
             "train.num_steps": job["num_steps"],
             "train.checkpoint_every": KEEP_EVERY,
             "train.keep_checkpoints": 1000,
@@ -119,7 +119,7 @@ def trl_side(job: Mapping[str, Any]) -> None:
         beta=0.0,
         learning_rate=job["lr"],
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=WARM_UP_STEPS * NUM_UPDATES,
+        warmup_steps=WARM_UP_UPDATES,
         max_steps=job["num_steps"] * NUM_UPDATES,
         save_strategy="no",
         logging_strategy="no",

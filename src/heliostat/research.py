@@ -44,7 +44,7 @@ from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, score, score_rows
 from heliostat.train.model_bundle import ModelBundle, load_reference, set_up_model
-from heliostat.train.teacher import open_teacher
+from heliostat.train.teachers.opening import open_teacher
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.mirror_metrics import mirror_means, rollout_means, sequence_log_ratios
 from heliostat.train.update.safe_step import TrainingDiverged
@@ -230,7 +230,7 @@ class Experiment(Card):
             report = self.updater.run(batch, num_updates, self.num_updates, seed, shuffle=shuffle)
         self.num_updates += num_updates
         teacher = self.updater.teacher
-        self.ledger.charge_phase(self.loaded, report, None if teacher is None else teacher.policy.loaded)
+        self.ledger.charge_phase(self.loaded, report, None if teacher is None else teacher.loaded)
         return Step(batch, report)
 
     def mirror_metrics(self, step: Step, num_groups: int | None = None) -> dict[str, float]:

@@ -74,6 +74,9 @@ METRICS: dict[str, Metric] = {
     "teacher/distance": Metric(
         "nats/token", "mean of the distance that teacher.kind names, over the step's updates; sampled: as teacher/kl"
     ),
+    "teacher/calls": Metric("count", "requests to the teacher's server in this step"),
+    "teacher/tokens": Metric("tokens", "tokens of the sequences that the teacher's server read in this step"),
+    "teacher/cached": Metric("count", "different completions of this step that the teacher's server had read before"),
     "judge/score": Metric("score", "mean score of the judge over completions, before judge.weight"),
     "judge/right": Metric("score", "mean score of completions that every verifier gave full marks"),
     "judge/wrong": Metric("score", "mean score of the other completions, in tasks with verifiers"),
@@ -186,6 +189,7 @@ METRICS: dict[str, Metric] = {
     "time/ahead": Metric("seconds", "wall time that sampling this step's rollouts took in its own thread"),
     "time/verify": Metric("seconds", "wall time of verification beyond what ran during sampling"),
     "time/update": Metric("seconds", "wall time of forward, backward and optimizer"),
+    "time/teacher": Metric("seconds", "wall time of waiting for a teacher's server"),
     "time/eval": Metric("seconds", "wall time of evaluation"),
     "time/total": Metric("seconds", "wall time since the run started, earlier sessions included"),
     "speed/rollout_tokens": Metric("tokens/second", "sampled tokens per second of sampling"),
@@ -194,6 +198,9 @@ METRICS: dict[str, Metric] = {
     "compute/update_flops": Metric("FLOP", "floating-point operations of training so far"),
     "compute/judge_flops": Metric("FLOP", "floating-point operations of the reward model so far"),
     "compute/teacher_flops": Metric("FLOP", "floating-point operations of the teacher so far"),
+    "compute/teacher_tokens": Metric(
+        "tokens", "tokens that a teacher on a server has read so far; its FLOPs are not known, and in no total"
+    ),
     "compute/collection_flops": Metric("FLOP", "floating-point operations of collecting the traces"),
     "compute/total_flops": Metric("FLOP", "the sum of these and of the warm start so far, without evaluations"),
     "compute/unshared_flops": Metric("FLOP", "the same total if every completion had computed its own prompt"),

@@ -1,4 +1,4 @@
-"""Runs with a teacher: a second model, beside adapters and a reward, and the policy itself with a hint."""
+"""Runs with a teacher: a second model, one on a server, beside adapters and a reward, and the policy with a hint."""
 
 import json
 import os
@@ -9,11 +9,15 @@ import tomllib
 
 import pytest
 
-from heliostat.config import ConfigError, build_recipe
+from heliostat.config import ConfigError, ModelSection, build_recipe
+from heliostat.models import load_model
 from heliostat.tracking import read_metrics
 from heliostat.train import run_recipe
 from tests.support import small
+from tests.support.fake_server import serving, unavailable
+from tests.support.fake_teacher import FakeTeacher, taught_from
 from tests.support.forks import in_child
+from tests.support.nano import make_nano
 
 SHORT = {"warm_start__num_steps": 0, "train__num_steps": 2, "eval__final_samples": 1, "train__try_export": False}
 
@@ -58,6 +62,74 @@ def test_a_group_of_one_without_any_reward_learns_from_a_teacher_and_continues_a
     assert weights[0] == weights[1]
 
 
+@pytest.fixture(scope="module")
+def on_a_server(teacher):
+    """The same teacher, ready to be served."""
+    loaded = load_model(ModelSection(path=str(teacher), dtype="float32"), 0)
+    loaded.model.eval()
+    return loaded
+
+
+ASKED = ("teacher/calls", "teacher/tokens", "teacher/cached", "compute/teacher_tokens")
+"""Metrics that depend on the requests that a run has sent before it was killed."""
+
+
+def taught(lines):
+    return [{key: value for key, value in line.items() if key not in ASKED} for line in lines]
+
+
+def test_a_teacher_on_a_server_teaches_the_same_run_after_a_kill(on_a_server, tmp_path):
+    state = FakeTeacher(on_a_server)
+    more = {"rollout__group_size": 2, "train__num_steps": 4, "train__checkpoint_every": 9}
+    with serving(state) as url:
+        recipe = small.recipe(tmp_path, **SHORT | more, **taught_from(url))
+        lines = finished(recipe, tmp_path / "whole")
+        killed = tmp_path / "killed"
+        child = in_child(lambda: run_recipe(recipe, killed))
+        while not (killed / "metrics.jsonl").is_file() or len(small.metrics(killed)) < 2:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it was killed"
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        again = finished(recipe, killed)
+    assert taught(again) == taught(lines)
+    assert lines[-1]["compute/teacher_tokens"] == sum(line["teacher/tokens"] for line in lines) > 0
+    assert again[0]["teacher/tokens"] == 0, "the first step's completions were read before the kill"
+    assert "compute/teacher_flops" not in lines[-1]
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["flops"]["teacher"] == 0
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_a_server_that_fails_ends_the_run_after_its_last_step_and_another_teacher_cannot_continue_it(
+    on_a_server, tmp_path
+):
+    run, more = tmp_path / "run", {"train__num_steps": 2, "train__checkpoint_every": 9}
+
+    def recipe(url):
+        return small.recipe(tmp_path, **SHORT | more, **taught_from(url))
+
+    def fails_later(handler, answer):
+        later = (run / "metrics.jsonl").is_file() and small.metrics(run)
+        return unavailable(handler, answer) if later else answer()
+
+    state = FakeTeacher(on_a_server)
+    state.always["/v1/completions"] = fails_later
+    with serving(state) as url:
+        result = run_recipe(recipe(url), run)
+    assert (result.status, result.reason.count("\n")) == ("failed", 0)
+    assert f"teacher {url}/v1/completions failed 1 times, last: status 503" in result.reason
+    with (
+        serving(FakeTeacher(make_nano(eos_bias=0))) as url,
+        pytest.raises(ConfigError, match="is not the teacher that"),
+    ):
+        run_recipe(recipe(url), run)
+    with serving(FakeTeacher(on_a_server)) as url:
+        lines = finished(recipe(url), run)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[1]["compute/teacher_tokens"] == sum(line["teacher/tokens"] for line in lines), "step 1 was saved"
+
+
 def test_beside_a_reward_adapters_learn_from_both(teacher, tmp_path):
     more = {"lora__rank": 2, "teacher__path": str(teacher), "teacher__alone": False, "teacher__weight": 0.1}
     lines = finished(small.recipe(tmp_path, **SHORT | more), tmp_path / "run")
@@ -76,7 +148,7 @@ def test_the_policy_itself_teaches_with_the_answer_in_its_prompt(tmp_path):
 
 
 def test_a_teacher_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"^teacher\.path: .*no such folder"):
+    with pytest.raises(ConfigError, match=r"^teacher\.path './nowhere': no such folder"):
         run_recipe(small.recipe(tmp_path, **SHORT, teacher__path="./nowhere"), tmp_path / "run")
 
 
@@ -110,6 +182,13 @@ def test_a_hint_that_does_not_fit_or_does_not_exist_is_refused_before_anything_i
     [
         ({"kind": "jsd"}, "teacher.kind is only used with teacher.path"),
         ({"path": "http://host:8000"}, "is a server"),
+        ({"path": "a/b", "url": "http://host:8000"}, "name two teachers"),
+        ({"url": "host"}, "teacher.url = 'host' is no address"),
+        ({"url": "http://host:8000/v1", "model": "m"}, "must end before /v1"),
+        ({"url": "http://host:8000"}, "teacher.url needs teacher.model"),
+        ({"url": "http://host:8000", "model": "m", "kind": "jsd"}, "needs the teacher's whole distribution"),
+        ({"url": "http://host:8000", "model": "m", "dtype": "float32"}, "teacher.dtype is only used with teacher.path"),
+        ({"path": "a/b", "retries": 1}, "teacher.retries is only used with teacher.url"),
         ({"path": "tiny"}, "random weights"),
         ({"path": "self"}, "teaches nothing"),
         ({"path": "self", "hint": "answer", "dtype": "float32"}, "teacher.dtype is not used"),
@@ -121,6 +200,12 @@ def test_a_hint_that_does_not_fit_or_does_not_exist_is_refused_before_anything_i
 def test_settings_that_mean_nothing_are_refused(tmp_path, settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         small.recipe(tmp_path, **{f"teacher__{key}": value for key, value in settings.items()})
+
+
+@pytest.mark.parametrize("more", [{"rollout__temperature": 0.7}, {"guard__actuator": "temperature"}])
+def test_a_temperature_other_than_that_of_a_server_is_refused(tmp_path, more):
+    with pytest.raises(ConfigError, match=r"teacher\.url gives log-probabilities at temperature 1"):
+        small.recipe(tmp_path, **taught_from("http://host:8000"), **more)
 
 
 def test_an_actuator_that_acts_on_rewards_is_refused_where_a_teacher_alone_trains(tmp_path):

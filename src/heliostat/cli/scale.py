@@ -12,29 +12,32 @@ from typing import TYPE_CHECKING, Any
 from heliostat.cli.json_output import print_json
 
 if TYPE_CHECKING:
-    from heliostat.scaling import Estimate, GpuLayout
+    from heliostat.scaling import Estimate, GpuLayout, TeacherLoad
 
 
 def scale(args: Namespace) -> int:
     """Run ``heliostat scale``: print one table or one JSON object; exit code 1 if something does not fit."""
     from heliostat.run_models import recipe_for
-    from heliostat.scaling import H100, MODELS, GpuLayout, estimate, job_of, read_shape
+    from heliostat.scaling import H100, MODELS, GpuLayout, estimate, job_of, read_shape, teacher_load
 
     recipe = recipe_for([], args.recipe, args.overrides)
     shape = read_shape(args.model, MODELS)
     compute = recipe.distributed.compute_dtype
+    job = job_of(recipe, args.prompt_tokens, args.mean_tokens)
+    layout = GpuLayout(
+        num_trainers=args.gpus,
+        sharded=recipe.distributed.placement == "sharded",
+        num_samplers=args.samplers,
+        sampler_ways=args.ways,
+    )
     found = estimate(
         shape,
-        job_of(recipe, args.prompt_tokens, args.mean_tokens),
-        GpuLayout(
-            num_trainers=args.gpus,
-            sharded=recipe.distributed.placement == "sharded",
-            num_samplers=args.samplers,
-            sampler_ways=args.ways,
-        ),
+        job,
+        layout,
         H100,
         stored="bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype,
         computed=None if compute == "stored" else compute,
+        teacher=teacher_load(recipe, shape, job, layout, MODELS),
     )
     if args.json:
         print_json(args, _to_json(found, recipe.train.num_steps, args.price))
@@ -72,6 +75,7 @@ def _to_json(found: Estimate, num_steps: int, price: float | None) -> dict[str, 
         "num_steps": num_steps,
         "gpu_hours": _of_step_and_run(hours, num_steps),
         "dollars": None if price is None else _of_step_and_run(price * hours, num_steps),
+        "teacher": None if found.teacher is None else asdict(found.teacher),
         "obstacles": list(found.obstacles),
     }
 
@@ -94,18 +98,26 @@ def _show(found: Estimate, num_steps: int, price: float | None) -> None:
             optimizer=trainer.optimizer,
             gathered=trainer.gathered,
             activations=trainer.activations,
+            teacher=trainer.teacher,
         ),
         "sampling, GB on each": _sum(sampler.peak, 1e9, weights=sampler.weights, cache=sampler.cache)
         + f"; {sampler.num_rows} completions at once",
         "sent by a trainer, GB": f"{found.traffic.wire(layout.num_trainers) / 1e9:.3g}",
         "sampling, s": _sum(seconds.sampling, 1, prompts=seconds.prefill, tokens=seconds.decode),
         "training, s": _sum(
-            seconds.training, 1, compute=seconds.compute, traffic=seconds.traffic, optimizer=seconds.optimizer
+            seconds.training,
+            1,
+            compute=seconds.compute,
+            traffic=seconds.traffic,
+            optimizer=seconds.optimizer,
+            teacher=seconds.teacher,
         )
         + f"; {order}" * (layout.num_trainers > 1),
         "weight sync, s": f"{seconds.sync:.3g}",
         "whole step, s": f"{seconds.synchronous:.3g}; {found.tokens_per_gpu_s:.3g} tokens per second and GPU",
     }
+    if found.teacher is not None:
+        lines["teacher"] = _teacher(found.teacher)
     if layout.num_samplers:
         lines["whole step, asynchronous, s"] = f"{seconds.asynchronous:.3g}"
     hours = found.gpu_hours
@@ -115,6 +127,14 @@ def _show(found: Estimate, num_steps: int, price: float | None) -> None:
     print_lines("one step", lines)
     for obstacle in found.obstacles:
         Page().print(f"does not fit: {obstacle}", markup=False, soft_wrap=True)
+
+
+def _teacher(load: TeacherLoad) -> str:
+    if load.sent_requests:
+        sent = f"{load.sent_tokens:,.0f} tokens in {load.sent_requests} requests"
+        return f"on a server, which reads {sent} a step; its own time and memory are not in this table"
+    what = f"{load.weights / 1e9:.4g} billion weights in the trainers" if load.weights else "the policy itself"
+    return f"{what}; {load.flops:.3g} FLOPs a step"
 
 
 def _of_step_and_run(of_step: float, num_steps: int) -> dict[str, float]:

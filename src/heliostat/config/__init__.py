@@ -7,7 +7,7 @@ raise ``ConfigError`` with one sentence that names the key and the nearest valid
 Left out: the commands of the command line (``cli``), and the effect of a setting (the package that uses it).
 """
 
-from heliostat.config.errors import ConfigError, describe, nearest
+from heliostat.config.errors import ConfigError, describe, named_by, nearest
 from heliostat.config.keys import Key, build_checked, describe_keys, describe_sections, suggest
 from heliostat.config.layers import split_overrides
 from heliostat.config.places import is_same_place
@@ -72,6 +72,7 @@ __all__ = [
     "is_recipe",
     "is_same_place",
     "load_recipe",
+    "named_by",
     "nearest",
     "parse_recipe",
     "recipe_names",

@@ -68,6 +68,13 @@ def describe(error: ValidationError, where: str = "", data: Any = None) -> str:
     return f"{dotted} = {show(first['input'])}: {message}" if dotted else message
 
 
+def named_by(setting: str, error: ConfigError) -> ConfigError:
+    """Return the error of a model that another setting than ``model.path`` names."""
+    said = str(error)
+    own = "model.path "
+    return ConfigError(f"{setting} {said.removeprefix(own)}" if said.startswith(own) else f"{setting}: {said}")
+
+
 def show(value: Any) -> str:
     """Format a setting as in TOML, shortened to fit on a line."""
     text = str(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)

@@ -13,6 +13,7 @@ from heliostat.scaling.memory import SamplingMemory, TrainingMemory, sampling_me
 from heliostat.scaling.seconds import StepSeconds, sampling_flops, step_seconds, training_flops
 from heliostat.scaling.shapes import ModelShape, read_shape, shape_of
 from heliostat.scaling.staleness import Throughput, asynchronous_s, heavy_tailed, simulate, synchronous_s
+from heliostat.scaling.teacher import TeacherLoad, teacher_load
 from heliostat.scaling.traffic import Traffic, step_traffic
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ModelShape",
     "SamplingMemory",
     "StepSeconds",
+    "TeacherLoad",
     "Throughput",
     "Traffic",
     "TrainingMemory",
@@ -40,6 +42,7 @@ __all__ = [
     "step_seconds",
     "step_traffic",
     "synchronous_s",
+    "teacher_load",
     "training_flops",
     "training_memory",
 ]

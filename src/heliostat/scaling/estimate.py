@@ -15,6 +15,7 @@ from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import MEMORY_SHARE, SamplingMemory, TrainingMemory, sampling_memory, training_memory
 from heliostat.scaling.seconds import StepSeconds, step_seconds
 from heliostat.scaling.shapes import ModelShape
+from heliostat.scaling.teacher import TeacherLoad
 from heliostat.scaling.traffic import Traffic, step_traffic
 
 
@@ -30,6 +31,7 @@ class Estimate(Card):
     sampler: SamplingMemory
     traffic: Traffic
     seconds: StepSeconds
+    teacher: TeacherLoad | None = None
 
     @property
     def obstacles(self) -> tuple[str, ...]:
@@ -42,7 +44,8 @@ class Estimate(Card):
         if trainer.state > limit:
             way = "more trainers" if layout.sharded and layout.num_trainers > 1 else "distributed.placement = 'sharded'"
             way = f"{way}, or [lora]" if layout.num_trainers > 1 else "more GPUs, or [lora]"
-            yield f"weights, gradients and optimizer take {_gb(trainer.state)} of {_gb(limit)}; way out: {way}"
+            also = ", optimizer and teacher" if trainer.teacher else " and optimizer"
+            yield f"weights, gradients{also} take {_gb(trainer.state)} of {_gb(limit)}; way out: {way}"
             if not layout.num_samplers:
                 return
         elif trainer.state + trainer.gathered > limit:
@@ -78,17 +81,20 @@ def estimate(
     stored: str = "bfloat16",
     computed: str | None = None,
     sync: str = "folder",
+    teacher: TeacherLoad | None = None,
 ) -> Estimate:
     """Estimate memory, traffic and seconds of one step; the arguments are those of ``step_seconds``."""
+    held = teacher.weight_bytes if teacher else 0.0
     return Estimate(
         shape=shape,
         job=job,
         layout=layout,
         hardware=hardware,
-        trainer=training_memory(shape, job, layout, stored, computed),
-        sampler=sampling_memory(shape, job, layout, hardware, stored),
+        trainer=training_memory(shape, job, layout, stored, computed, held),
+        sampler=sampling_memory(shape, job, layout, hardware, stored, held),
         traffic=step_traffic(shape, job, layout, stored, computed),
-        seconds=step_seconds(shape, job, layout, hardware, stored, computed, sync),
+        seconds=step_seconds(shape, job, layout, hardware, stored, computed, sync, teacher),
+        teacher=teacher,
     )
 
 

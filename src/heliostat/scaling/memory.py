@@ -37,6 +37,7 @@ class TrainingMemory(Card):
     Attributes:
         gathered: layers gathered for a pass (sharded only): the one in use and the next.
         activations: kept from a forward for its backward pass, logits included.
+        teacher: weights of a teacher in the trainers' processes.
     """
 
     weights: float
@@ -44,11 +45,12 @@ class TrainingMemory(Card):
     optimizer: float
     gathered: float
     activations: float
+    teacher: float = 0.0
 
     @property
     def state(self) -> float:
         """Bytes held all the time."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.teacher
 
     @property
     def peak(self) -> float:
@@ -57,13 +59,19 @@ class TrainingMemory(Card):
 
 
 def training_memory(
-    shape: ModelShape, job: Job, layout: GpuLayout, stored: str = "bfloat16", computed: str | None = None
+    shape: ModelShape,
+    job: Job,
+    layout: GpuLayout,
+    stored: str = "bfloat16",
+    computed: str | None = None,
+    teacher: float = 0.0,
 ) -> TrainingMemory:
     """Compute the bytes that a trainer holds.
 
     Args:
         stored: dtype of the weights; a key of ``STORED``.
         computed: dtype of gathered weights and activations, if it is another.
+        teacher: bytes of a teacher's weights on each trainer.
 
     **Limits**: the parts of state over all sharded ranks add up to those of one rank. Equal to the storage of a real
     run's tensors on one and two ranks, where sizes divide.
@@ -81,6 +89,7 @@ def training_memory(
         optimizer=(12 if size == 2 else 8) * held,
         gathered=gathered,
         activations=activation_bytes(shape, job, used),
+        teacher=teacher,
     )
 
 
@@ -150,7 +159,12 @@ class SamplingMemory(Card):
 
 
 def sampling_memory(
-    shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str = "bfloat16"
+    shape: ModelShape,
+    job: Job,
+    layout: GpuLayout,
+    hardware: Hardware,
+    stored: str = "bfloat16",
+    teacher: float = 0.0,
 ) -> SamplingMemory:
     """Compute the bytes that a sampler holds: weights and cache, next to the training state where trainers sample.
 
@@ -159,7 +173,7 @@ def sampling_memory(
     ways, room = layout.sampler_ways, MEMORY_SHARE * hardware.memory_bytes
     weights = 2.0 * shape.num_parameters / ways
     if not layout.num_samplers:
-        room -= training_memory(shape, job, layout, stored).state
+        room -= training_memory(shape, job, layout, stored, teacher=teacher).state
         if not layout.sharded:
             weights = 0.0
     prompts = job.prompt_tokens / job.group_size  # a group's prompt is kept once

@@ -17,6 +17,7 @@ from heliostat.scaling.hardware import Hardware
 from heliostat.scaling.job import GpuLayout, Job
 from heliostat.scaling.memory import STORED, sampling_memory
 from heliostat.scaling.shapes import ModelShape
+from heliostat.scaling.teacher import TeacherLoad
 from heliostat.scaling.traffic import diagnosed_tokens, step_traffic
 
 BACKWARD = 2  # of one forward: a product for the inputs' gradient, and one for the weights'
@@ -33,6 +34,7 @@ class StepSeconds(Card):
         overlapped: whether the two run in parallel.
         optimizer: reading and writing weights and state.
         sync: sending weights to the sampler.
+        teacher: forward passes of a teacher in the trainers' processes.
     """
 
     prefill: float
@@ -43,6 +45,7 @@ class StepSeconds(Card):
     overlapped: bool
     optimizer: float
     sync: float
+    teacher: float = 0.0
 
     @property
     def sampling(self) -> float:
@@ -53,7 +56,7 @@ class StepSeconds(Card):
     def training(self) -> float:
         """Seconds of all updates of the step."""
         moved = max(self.compute, self.traffic) if self.overlapped else self.compute + self.traffic
-        return moved + self.optimizer
+        return moved + self.optimizer + self.teacher
 
     @property
     def synchronous(self) -> float:
@@ -74,18 +77,21 @@ def step_seconds(
     stored: str = "bfloat16",
     computed: str | None = None,
     sync: str = "folder",
+    teacher: TeacherLoad | None = None,
 ) -> StepSeconds:
     """Estimate the seconds of one step's parts.
 
     Args:
         sync: how weights reach samplers of their own: ``folder`` (written and read, as the vLLM client does) or
             ``network`` (broadcast).
+        teacher: its forward passes follow sampling, and its weights leave less room for it.
 
     **Limits**: on one rank no traffic; with many ranks training tends to its traffic, and sampling to the longest
     completion decoded alone.
     """
     num, size = layout.num_trainers, STORED[stored]
-    prefill, decode, steady = _sampling(shape, job, layout, hardware, stored)
+    taught = teacher or TeacherLoad()
+    prefill, decode, steady = _sampling(shape, job, layout, hardware, stored, taught.weight_bytes)
     moved = step_traffic(shape, job, layout, stored, computed)
     held = shape.num_parameters / (num if layout.sharded else 1)
     state = (
@@ -107,6 +113,7 @@ def step_seconds(
         overlapped=layout.sharded,
         optimizer=job.num_updates * hardware.read_s(state, 1),
         sync=handed,
+        teacher=hardware.compute_s(taught.flops, num),
     )
 
 
@@ -129,13 +136,13 @@ def sampling_flops(shape: ModelShape, job: Job) -> float:
 
 
 def _sampling(
-    shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str
+    shape: ModelShape, job: Job, layout: GpuLayout, hardware: Hardware, stored: str, teacher: float
 ) -> tuple[float, float, float]:
     """Estimate the seconds of prefill, decoding, and decoding with always full slots, for parallel replicas."""
     ways, num = layout.sampler_ways, layout.num_replicas
     prompts = shape.forward_flops(job.num_prompts * job.prompt_tokens, job.prompt_tokens / 2, job.num_prompts)
     prefill = hardware.compute_s(prompts, ways * num)
-    slots = sampling_memory(shape, job, layout, hardware, stored).num_rows
+    slots = sampling_memory(shape, job, layout, hardware, stored, teacher).num_rows
     if slots == 0:
         return prefill, float("inf"), float("inf")
     num_tokens = job.num_rows / num * job.mean_tokens

@@ -136,6 +136,7 @@ def _state_parts(
     seconds = Part("seconds", lambda: counters.elapsed_s, lambda value: setattr(counters, "seconds_before", value))
     return [
         surviving(attribute("num_tokens", counters, "num_tokens"), work),
+        surviving(attribute("teacher_tokens", counters, "teacher_tokens"), work),
         surviving(seconds, work),
         surviving(stateful("ledger", context.ledger), work),
         surviving(stateful("before", heldout), "results of the weights before training, which do not change"),

@@ -48,6 +48,7 @@ from heliostat.train.evaluation.rows import recorded_evaluation
 from heliostat.train.guard.run_guard import GuardStopped
 from heliostat.train.judges.opening import describe_judge, open_judge
 from heliostat.train.logprobs.layout_trial import exact_layouts
+from heliostat.train.logprobs.teacher import TeacherFailed
 from heliostat.train.model_bundle import ModelBundle, set_up_model
 from heliostat.train.results import RunResult
 from heliostat.train.run_context import RunContext
@@ -56,14 +57,14 @@ from heliostat.train.run_folder.checkpoints import Checkpoints, ResumePoint
 from heliostat.train.run_folder.export import NUM_PROMPTS, ExportError, try_export
 from heliostat.train.run_folder.folder import RunFolder, reserve_run_dir
 from heliostat.train.run_folder.stored_dtype import begun_in
-from heliostat.train.teacher import describe_teacher, open_teacher
+from heliostat.train.teachers.opening import describe_teacher, open_teacher
 from heliostat.train.trainer import Trainer
 from heliostat.train.update.safe_step import TrainingDiverged
 
 EXPECTED_FAILURES = (
     *(TrainingDiverged, NonFiniteLogits, CheckpointError, VerifierError),
     *(ParityError, ServerError, GuardStopped, RankLost, ExportError, StorageError, BankError, RewardRefused),
-    *(EnvironmentFailed, EnvironmentNotLoaded, UnlikeWorlds, JudgeFailed),
+    *(EnvironmentFailed, EnvironmentNotLoaded, UnlikeWorlds, JudgeFailed, TeacherFailed),
 )
 """Failures that end a run with a clear message and an intact folder; any other is a bug and keeps its traceback."""
 
@@ -125,8 +126,10 @@ def run_recipe(
             shown.note(note)
         runtime.run_on_main(lambda: check_encodable(recipe, tasks, bundle, shown.note))
         with runtime.raise_on_all_ranks():
-            teacher = open_teacher(recipe, bundle, runtime, [problem for task in tasks for problem in task.train])
+            problems = [problem for task in tasks for problem in task.train]
+            teacher = open_teacher(recipe, bundle, runtime, problems, folder)
         if teacher is not None:
+            stack.callback(teacher.close)
             shown.note(describe_teacher(recipe.teacher, teacher))
         with runtime.raise_on_all_ranks():
             pool.judging = open_judge(recipe, tasks, runtime, folder.replies)
@@ -245,6 +248,7 @@ def _summarise(
             "after": after.summary() if after else None,
             "seconds": {**trainer.context.ledger.seconds, "total": trainer.counters.elapsed_s},
             "flops": trainer.context.ledger.flops,
+            "teacher_tokens": trainer.counters.teacher_tokens,
             "tokens": trainer.counters.num_tokens,
             "bad_steps": trainer.counters.num_bad_steps,
             "model": "model" if status == "finished" else None,

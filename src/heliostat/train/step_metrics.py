@@ -63,7 +63,7 @@ class StepMetrics:
         self.counters.num_tokens += sum(group.num_tokens for group in groups)
         teacher = self.updater.teacher
         self.context.ledger.charge_phase(
-            self.context.bundle.loaded, report, None if teacher is None else teacher.policy.loaded
+            self.context.bundle.loaded, report, None if teacher is None else teacher.loaded
         )
 
     def signals(self, batch: Batch, report: UpdateReport) -> dict[str, float]:
@@ -112,6 +112,15 @@ class StepMetrics:
         asked = {"calls": counts.calls, "cached": counts.cached, "failed": counts.failed, "tokens": counts.tokens}
         return metrics | {f"judge/{name}": float(num) for name, num in asked.items()} | {"judge/cost": counts.cost}
 
+    def teacher(self) -> dict[str, float]:
+        """Count the requests to a teacher's server since the last call; empty without one."""
+        teacher = self.updater.teacher
+        if teacher is None or teacher.loaded is not None:
+            return {}
+        counts = self.context.runtime.sum(teacher.take_counts()._asdict())
+        self.counters.teacher_tokens += int(counts["tokens"])
+        return {f"teacher/{name}": float(count) for name, count in counts.items()}
+
     def episodes(self, counts: RolloutCounts) -> dict[str, float]:
         """Return the share of episodes that could not be scored, and the refused replays; empty without episodes."""
         if not counts.episodes:
@@ -133,7 +142,11 @@ class StepMetrics:
                 "time/ahead": rollouts.seconds,
                 "policy/staleness_steps": float(counters.step - rollouts.policy_step),
             }
-        taught = {} if self.updater.teacher is None else {"compute/teacher_flops": ledger.flops["teacher"]}
+        taught = {}
+        if self.updater.teacher is not None and self.updater.teacher.loaded is not None:
+            taught = {"compute/teacher_flops": ledger.flops["teacher"]}
+        elif self.updater.teacher is not None:
+            taught = {"compute/teacher_tokens": float(counters.teacher_tokens), "time/teacher": last["teacher"]}
         judged = {"compute/judge_flops": ledger.flops["judge"]} if ledger.flops["judge"] else {}
         return (
             ahead

@@ -19,6 +19,7 @@ from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.heldout import HeldOut
 from heliostat.train.frozen_reference import frozen_reference
 from heliostat.train.guard.run_guard import NUMERIC_FAILURES, GuardStopped, RunGuard
+from heliostat.train.logprobs.teacher import TeacherFailed
 from heliostat.train.model_card.card import build_cards
 from heliostat.train.model_card.facts import CardFacts
 from heliostat.train.rollouts.batch import Rollouts
@@ -136,6 +137,7 @@ class Trainer:
         started = time.monotonic()
         rollouts = self.scheduler.next(step)  # planned, sampled and verified by all ranks
         self.context.interrupt.check()  # no state has changed since the last step, so stopping here loses no work
+        self.ask_teacher(rollouts)  # nor does a teacher's server that fails here
         self.record(rollouts)
         self.context.bundle.rest()
         anchors = rollouts.anchors(self.updater.version)
@@ -146,9 +148,25 @@ class Trainer:
             if anchors is not None:  # sampler and trainer were compared under the weights that sampled
                 report = replace(report, max_sampler_gap=rollouts.max_gap, mismatch=rollouts.mismatch)
             signals = self.metrics.signals(batch, report) | self.metrics.episodes(rollouts.counts)
-            signals |= self.metrics.judge(rollouts)
+            signals |= self.metrics.judge(rollouts) | self.metrics.teacher()
         self.metrics.charge_update(rollouts.groups, report)
         return self.context.runtime.broadcast(signals | self.metrics.speed(rollouts, time.monotonic() - started))
+
+    def ask_teacher(self, rollouts: Rollouts) -> None:
+        """Let a teacher on a server read the step's completions; one in this process reads them in the update.
+
+        Raises:
+            TeacherFailed: the server cannot be used; the last complete step is saved.
+        """
+        teacher = self.context.teacher
+        if teacher is None or teacher.loaded is not None:
+            return
+        try:
+            with self.context.ledger.phase("teacher"):
+                teacher.prepare(rollouts.groups, self.context.runtime)
+        except TeacherFailed:
+            self.progress.save()
+            raise
 
     def record(self, rollouts: Rollouts) -> None:
         """Update success rates, the guard and the accounts with verified rollouts."""

@@ -123,3 +123,40 @@ def test_json_has_the_printed_figures(capsys):
     assert f"{found['dollars']['step']:.3g} a step, {found['dollars']['run']:.3g} for" in printed
     assert f"training, GB on each {found['training_bytes']['total'] / 1e9:.3g} (" in printed
     assert f"whole step, s {found['seconds']['synchronous']:.3g}; {found['tokens_per_gpu_s']:.3g} tokens" in printed
+
+
+def test_a_teacher_in_the_trainers_has_weights_and_forward_passes(capsys):
+    plain = figures(capsys, "qwen2.5-0.5b")
+    for placement, num in (("replicated", 1), ("sharded", 4)):
+        words = ("--gpus", str(num), "--distributed.placement", placement)
+        alone = figures(capsys, "qwen2.5-0.5b", *words)
+        found = figures(capsys, "qwen2.5-0.5b", *words, "--teacher.path", "qwen2.5-7b")
+        weights = 2 * 7_615_616_512 / num
+        assert found["training_bytes"]["teacher"] == found["teacher"]["weight_bytes"] == weights
+        assert found["training_bytes"]["total"] - alone["training_bytes"]["total"] == pytest.approx(weights)
+        assert found["seconds"]["training"] - alone["seconds"]["training"] == pytest.approx(found["seconds"]["teacher"])
+        assert found["teacher"]["flops"] > 0
+    assert plain["teacher"] is None
+    own = figures(capsys, "qwen2.5-0.5b", "--teacher.path", "self", "--teacher.hint", "answer")
+    assert own["training_bytes"] == plain["training_bytes"]
+    assert 0 < own["seconds"]["teacher"] < plain["seconds"]["training"]
+
+
+def test_a_teacher_on_a_server_is_counted_in_tokens_and_requests(capsys):
+    words = ("qwen2.5-0.5b", "--prompt-tokens", "100", "--mean-tokens", "20", "--rollout.prompts_per_step", "10")
+    teacher = ("--teacher.url", "http://host:8000", "--teacher.model", "large", "--rollout.group_size", "8")
+    found = figures(capsys, *words, *teacher)["teacher"]
+    assert found == {
+        "weights": 0,
+        "weight_bytes": 0.0,
+        "flops": 0.0,
+        "sent_tokens": 80 * 120,
+        "sent_requests": 8,
+    }
+    main(["scale", *words, *teacher])
+    assert "on a server, which reads 9,600 tokens in 8 requests a step" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_teacher_whose_sizes_cannot_be_read_is_named(capsys):
+    assert main(["scale", "qwen2.5-0.5b", "--teacher.path", "./nowhere"]) == 2
+    assert "teacher.path: unknown model './nowhere'" in capsys.readouterr().err

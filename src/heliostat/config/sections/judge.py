@@ -6,10 +6,10 @@ Left out: the judges (``heliostat.train.judges``), and the use of their scores (
 from __future__ import annotations
 
 from typing import Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from heliostat.config.sections.addresses import check_address
 from heliostat.config.sections.base import Section
 
 OF_REWARD_MODELS = ("dtype", "label")
@@ -84,13 +84,7 @@ class JudgeSection(Section):
         return self
 
     def _check_language_model(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"judge.url = '{self.url}' is no address; it looks like http://host:8000")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError(f"judge.url holds a password; put the key into the environment as {self.key_name}")
-        if parts.path.rstrip("/").endswith("/v1"):
-            raise ValueError(f"judge.url = '{self.url}' must end before /v1, which is added")
+        check_address("judge.url", self.url, self.key_name)
         if not self.model:
             raise ValueError("judge.url needs judge.model, the name of the model on that server")
         if bool(self.rubric) == bool(self.rubric_file):

@@ -115,6 +115,16 @@ class Recipe(Card, Section):
                         f"{name}.num_workers above 1 with rollout.max_staleness above 0 needs run.num_threads = 1: "
                         "torch has one number of threads for the whole process, and sampling and updates overlap"
                     )
+        if self.teacher.url and self.rollout.temperature != 1:
+            raise ValueError(
+                f"teacher.url gives log-probabilities at temperature 1, and rollout.temperature = "
+                f"{self.rollout.temperature:g}; set it to 1, or load the teacher into this process with teacher.path"
+            )
+        if self.teacher.url and self.guard.actuator == "temperature":
+            raise ValueError(
+                "guard.actuator = 'temperature' changes the policy's temperature, and teacher.url gives "
+                "log-probabilities at temperature 1; choose another actuator"
+            )
         if self.teacher.hint != "none" and self.environment.enabled:
             raise ValueError(
                 "teacher.hint does not work with an environment: its first observation ends the question, and a hint "

@@ -10,7 +10,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from heliostat.config.sections.addresses import check_address
 from heliostat.config.sections.base import Section
+
+OF_SERVED_TEACHERS = ("engine", "model", "timeout_s", "retries", "num_requests", "key_name")
+"""Settings of a teacher on a server, which one in this process refuses."""
 
 
 class TeacherSection(Section):
@@ -21,6 +25,19 @@ class TeacherSection(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of the teacher's weights; auto: bfloat16 where the hardware supports it natively"
+    )
+    url: str = Field(
+        "", description="address of a server with the teacher, in place of teacher.path, before /v1 (extra: server)"
+    )
+    engine: Literal["vllm", "sglang"] = Field("vllm", description="kind of that server, by whose routes it is asked")
+    model: str = Field("", description="name of the teacher on its server")
+    timeout_s: float = Field(120.0, gt=0, description="time limit of one attempt at a request in seconds")
+    retries: int = Field(3, ge=0, description="retries of a request that failed for a reason that may pass")
+    num_requests: int = Field(8, ge=1, description="requests at a time, of up to 16 completions each")
+    key_name: str = Field(
+        "",
+        description="environment variable that holds the server's key; empty: VLLM_API_KEY or SGLANG_API_KEY, by "
+        "teacher.engine",
     )
     kind: Literal["sampled", "reverse-kl", "forward-kl", "jsd"] = Field(
         "sampled",
@@ -40,7 +57,7 @@ class TeacherSection(Section):
     @property
     def enabled(self) -> bool:
         """Whether the recipe has a teacher."""
-        return bool(self.path)
+        return bool(self.path or self.url)
 
     @property
     def is_self(self) -> bool:
@@ -51,12 +68,20 @@ class TeacherSection(Section):
     def _contradictions(self) -> Self:
         changed = [key for key, spec in type(self).model_fields.items() if getattr(self, key) != spec.default]
         if changed and not self.enabled:
-            raise ValueError(f"teacher.{changed[0]} is only used with teacher.path, which is empty")
+            raise ValueError(f"teacher.{changed[0]} is only used with teacher.path or teacher.url, which are empty")
         if urlsplit(self.path).scheme in ("http", "https"):
             raise ValueError(
-                f"teacher.path = '{self.path}' is a server, and teachers run in this process alone; give a model's "
-                "folder or hub id"
+                f"teacher.path = '{self.path}' is a server; set teacher.url to it, and teacher.model to its name"
             )
+        if self.path and self.url:
+            raise ValueError("teacher.path and teacher.url name two teachers; set one of them to empty")
+        ignored = [key for key in (("dtype",) if self.url else OF_SERVED_TEACHERS) if key in changed]
+        if ignored:
+            raise ValueError(
+                f"teacher.{ignored[0]} is only used with teacher.{'path' if self.url else 'url'}, which is empty"
+            )
+        if self.url:
+            self._check_server()
         if self.path == "tiny":
             raise ValueError("teacher.path = 'tiny' is a model with random weights; give the folder of a trained one")
         if self.is_self and self.hint == "none":
@@ -73,3 +98,14 @@ class TeacherSection(Section):
         if "hint_text" in changed and self.hint == "none":
             raise ValueError("teacher.hint_text is only used with teacher.hint = 'answer' or 'solution' (now 'none')")
         return self
+
+    def _check_server(self) -> None:
+        check_address("teacher.url", self.url, self.key_name or f"{self.engine.upper()}_API_KEY")
+        if not self.model:
+            raise ValueError("teacher.url needs teacher.model, the name of the model on that server")
+        if self.kind != "sampled":
+            raise ValueError(
+                f"teacher.kind = '{self.kind}' needs the teacher's whole distribution at every token, and a server "
+                "gives the probability of the sampled one; set teacher.kind = 'sampled', an unbiased estimate of the "
+                "reverse KL, or load the teacher into this process with teacher.path"
+            )

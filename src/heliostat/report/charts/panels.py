@@ -421,7 +421,7 @@ GROUPS = (LEARNING, MIRROR, HEALTH, TURNS, GUARD, SPEED)
 # Shown as hero chart, pass@k curve, bars, cards or interval bands, so not repeated as panels of their own.
 SHOWN_ELSEWHERE = frozenset(
     {"reward/success", "eval/pass@1", "eval/pass@1_low", "eval/pass@1_high", "eval/pass@k", "time/total"}
-    | {f"time/{phase}" for phase in ("rollout", "verify", "update", "eval")}
+    | {f"time/{phase}" for phase in ("rollout", "verify", "teacher", "update", "eval")}
     | {"panel/pass@1", "panel/pass@k", "panel/greedy", "guard/entropy_target"}  # entropy band, reward and coverage
     | {
         f"compute/{name}"

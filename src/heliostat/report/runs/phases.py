@@ -19,7 +19,7 @@ PHASES = {
     "eval": "Evaluate",
     "other": "Everything else",
 }
-TIMED = ("rollout", "verify", "update", "eval")
+TIMED = ("rollout", "verify", "teacher", "update", "eval")
 
 
 def seconds(run: Run) -> Mapping[str, float]:

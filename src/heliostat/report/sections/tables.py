@@ -113,7 +113,7 @@ def versions_table(runs: Sequence[Run]) -> Html | None:
 
 def objective(run: Run) -> str:
     """Return the objective's name with its temperature where it has one, or the distance to a teacher alone."""
-    if run.setting("teacher.path") and run.setting("teacher.alone"):
+    if (run.setting("teacher.path") or run.setting("teacher.url")) and run.setting("teacher.alone"):
         return f"teacher, {run.setting('teacher.kind')}"
     name, tau = run.setting("objective.name"), run.setting("objective.tau")
     return f"{name or ABSENT}" + (f", τ = {tau:g}" if isinstance(tau, int | float) else "")

@@ -136,4 +136,4 @@ def parsed(server: Server, title: str, kind: type[A], answer: Any) -> A:
 
 def wrong_answer(server: Server, title: str, what: str) -> ServerError:
     """Return the error of an answer that cannot be right."""
-    return ServerError(f"rollout server {server.url} answered with {what}; is it {title} or newer, serving this model?")
+    return ServerError(f"{server.title} {server.url} answered with {what}; is it {title} or newer, serving this model?")

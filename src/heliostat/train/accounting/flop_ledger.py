@@ -22,8 +22,10 @@ from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.updater import UpdateReport
 
 TIMED_PHASES = ("collection", "warm_start", "rollout", "update", "eval")
-COMPUTE_PHASES = (*TIMED_PHASES, "teacher", "judge")  # whose time is part of the update's and of verification's
-PHASES = (*TIMED_PHASES, "verify")
+COMPUTE_PHASES = (*TIMED_PHASES, "teacher", "judge")
+"""In this process, the time of a teacher and a judge is part of the update's and of verification's."""
+
+PHASES = (*TIMED_PHASES, "verify", "teacher")
 
 
 @dataclass(slots=True)
@@ -132,4 +134,4 @@ class Ledger:
         none = dict.fromkeys(COMPUTE_PHASES, 0.0)  # a checkpoint of an earlier version may lack a phase
         self.flops = none | state["flops"]
         self.unshared = none | state["unshared"]
-        self.seconds = dict(state["seconds"])
+        self.seconds = dict.fromkeys(PHASES, 0.0) | state["seconds"]

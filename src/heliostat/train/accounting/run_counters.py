@@ -16,6 +16,7 @@ class RunCounters:
     Attributes:
         step: the last complete step; steps of a warm start of ``n`` steps are ``1 - n .. 0``.
         num_tokens: tokens sampled for training, those of rolled-back steps included.
+        teacher_tokens: tokens that a teacher on a server has read.
         num_bad_steps: optimizer steps that were skipped because a loss or gradient was not finite.
         seconds_before: wall seconds of earlier sessions.
         began: when this session began, on the monotonic clock.
@@ -23,6 +24,7 @@ class RunCounters:
 
     step: int = 0
     num_tokens: int = 0
+    teacher_tokens: int = 0
     num_bad_steps: int = 0
     seconds_before: float = 0.0
     began: float = field(default_factory=time.monotonic)

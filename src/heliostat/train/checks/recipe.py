@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from heliostat.config import ConfigError, Recipe
+from heliostat.extras import require
 from heliostat.objectives import Objective, build_objective
 from heliostat.optim import optimizer_settings
 from heliostat.optim.conformance import refuse_nonconforming
@@ -44,7 +45,9 @@ ACTS_ON_REWARDS = ("entropy-bonus", "variety-bonus", "clip-high", "covariance", 
 
 
 def _check_teacher(recipe: Recipe) -> None:
-    """Refuse settings that have no effect where a teacher alone trains."""
+    """Refuse a missing client of a teacher's server, and settings without effect where a teacher alone trains."""
+    if recipe.teacher.url:
+        require("teacher.url", "server", "httpx2")
     if recipe.teacher.enabled and recipe.teacher.alone and recipe.guard.actuator in ACTS_ON_REWARDS:
         raise ConfigError(
             f"guard.actuator = '{recipe.guard.actuator}' acts through the objective of rewards, which teacher.alone "

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from heliostat.config import ConfigError, JudgeSection, Recipe
+from heliostat.config import ConfigError, JudgeSection, Recipe, named_by
 from heliostat.extras import require
 from heliostat.models.loading.hub import read_classifier
 from heliostat.rollout.server.client import Server
@@ -64,7 +64,7 @@ def _reward_model(recipe: Recipe, runtime: Runtime) -> Judge:
     try:
         model, tokenizer, context_length = read_classifier(model_of(section.path), section.dtype, runtime.device)
     except ConfigError as error:
-        raise ConfigError(f"judge.path: {error}") from error
+        raise named_by("judge.path", error) from error
     label = label_of(model, section.label, section.path)
     return RewardModel(model, tokenizer, section.path, context_length, label, recipe.train.tokens_per_microbatch)
 

@@ -91,7 +91,7 @@ def _post_training(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _teacher(section: TeacherSection) -> str:
     """Format the teacher; a local folder is not named."""
-    shown = "the policy itself" if section.is_self else "a local model"
+    shown = "the policy itself" if section.is_self else "a model on a server" if section.url else "a local model"
     if is_hub_id(section.path) and is_on_hub(section.path):
         shown = id_in_code(section.path)
     hint = {} if section.hint == "none" else {"hint": section.hint}

@@ -2,7 +2,8 @@
 
     heliostat-run.json (the marker)  recipe.toml  versions.json  metrics.jsonl  evals.jsonl  transcripts.jsonl
     events.jsonl  abandoned.jsonl  checkpoints/  model/  report.html  summary.json  reference/ (of objectives that need
-    one)  judge.json (of a judge)  adapter/ (LoRA)  audit.json (findings of the audit before training)
+    one)  judge.json (of a judge)  teacher.json (of one on a server)  adapter/ (LoRA)
+    audit.json (findings of the audit before training)
     template_day.txt (of chat templates that contain the date)
 
 Left out: the lock itself (``lock``), the contents of a checkpoint (``checkpoints``) and of the page (``report``).
@@ -52,6 +53,7 @@ _STARTING = (
     "checkpoints",
     "audit.json",
     "judge.json",
+    "teacher.json",
     "prefixes.json",
     "trackers.json",
     "template_day.txt",
@@ -65,7 +67,7 @@ KEPT = frozenset(
     {
         *("recipe.toml", "versions.json", "metrics.jsonl", "evals.jsonl", "transcripts.jsonl", "events.jsonl"),
         *("abandoned.jsonl", "audit.json", "prefixes.json", "summary.json", "model", "adapter", "reference"),
-        *("judge.json", "template_day.txt"),
+        *("judge.json", "teacher.json", "template_day.txt"),
     }
 )
 """Files and folders that the manifest of a finished run lists."""
@@ -180,6 +182,11 @@ class RunFolder:
         return self.path / "judge-replies"
 
     @property
+    def teacher_log_probs(self) -> Path:
+        """The folder of what a teacher's server said."""
+        return self.path / "teacher-log-probs"
+
+    @property
     def reference(self) -> Path:
         return self.path / "reference"
 
@@ -257,6 +264,25 @@ class RunFolder:
                 f"{name} is not the judge that gave this run's rewards so far: it has changed since the run began, and "
                 "rewards of two judges cannot be compared; restore it, or choose another folder with --run"
             )
+
+    def keep_teacher(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Record the teacher of the run's first session, and return the record that the run has.
+
+        Raises:
+            ConfigError: the record is damaged.
+        """
+        path = self.path / "teacher.json"
+        if not self.writes:
+            return dict(record)
+        if not path.exists():
+            publish_file(path, json.dumps(record) + "\n")
+        try:
+            stored = json.loads(path.read_bytes())
+        except ValueError:
+            stored = None
+        if not isinstance(stored, dict) or stored.keys() != record.keys():
+            raise ConfigError(f"{path} is damaged: it says which teacher this run has had so far")
+        return stored
 
     def append(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append JSON lines and flush them to the disk.
@@ -419,6 +445,7 @@ INDIFFERENT = {
         *("url", "timeout_s", "retries", "num_requests", "key_name"),
         *("prompt_price", "reply_price", "budget"),
     ),
+    "teacher": ("url", "engine", "timeout_s", "retries", "num_requests", "key_name"),
     "objective": ("import_from",),
     "optimizer": ("import_from",),
     "train": ("try_export",),

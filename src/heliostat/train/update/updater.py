@@ -12,7 +12,7 @@ Left out: sampling of the groups, and their metrics (``mirror_metrics``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,7 +34,7 @@ from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.packing import Row, microbatches, rows_of
 from heliostat.train.logprobs.policy import Policy
 from heliostat.train.logprobs.score import Anchor, sampler_anchor, score
-from heliostat.train.logprobs.teacher import Teacher
+from heliostat.train.logprobs.teacher import Read, Teacher
 from heliostat.train.update.counts import UpdateCounts
 from heliostat.train.update.gradient_workers import GradientWorkers
 from heliostat.train.update.optimizer_passes import ExtraPass
@@ -264,9 +264,11 @@ class Updater:
 
     def _with_teacher(self, batch: Batch, teacher: Teacher, report: UpdateReport) -> Batch:
         """Fill in what the teacher reads, at the policy's temperature."""
-        teacher.policy.temperature = self.policy.temperature
-        seen = [teacher.sees(group) for group in batch.groups]
-        taught = self._scored(seen, teacher.policy, report.taught, teacher.read)
+
+        def in_step(groups: Sequence[TrainingGroup], policy: Policy, read: Read) -> list[Anchor]:
+            return self._scored(groups, policy, report.taught, read)
+
+        taught = teacher.read([teacher.sees(group) for group in batch.groups], self.policy.temperature, in_step)
         return Batch(tuple(dataclasses.replace(g, taught=t) for g, t in zip(batch.groups, taught, strict=True)))
 
     @torch.no_grad()
@@ -275,7 +277,7 @@ class Updater:
         groups: Sequence[TrainingGroup],
         policy: Policy,
         counts: UpdateCounts,
-        read: Callable[[Sequence[Row]], Tensor] | None = None,
+        read: Read | None = None,
     ) -> list[Anchor]:
         """Compute token log-probabilities (or ``read``) of every completion under the current ``policy``, by group."""
         parts = microbatches(rows_of(groups), self.tokens_per_microbatch, policy.padded_tokens)

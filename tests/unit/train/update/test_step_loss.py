@@ -12,7 +12,7 @@ from heliostat.optim import RENG
 from heliostat.train.logprobs import teacher as teacher_module
 from heliostat.train.logprobs.packing import rows_of
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.logprobs.teacher import Teacher
+from heliostat.train.logprobs.teacher import ModelTeacher
 from heliostat.types import Problem, TrainingGroup
 from tests.support.nano import make_nano
 from tests.unit.train.update.test_updater import graded, gradient, updater, weights
@@ -36,7 +36,8 @@ def hinted(loaded):
 
 
 def teacher_of(loaded, kind, alone=True, weight=1.0, shared_prompt=True, **more):
-    return Teacher(Policy(loaded, 1.0, shared_prompt), Distillation(kind=kind, weight=weight, beta=0.3), alone, **more)
+    distillation, policy = Distillation(kind=kind, weight=weight, beta=0.3), Policy(loaded, 1.0, shared_prompt)
+    return ModelTeacher(distillation, alone, policy=policy, **more)
 
 
 def stepped(loaded, groups, teacher, tokens=10_000, num_workers=1, num_updates=1, lr=0.0, **settings):
@@ -99,7 +100,7 @@ def test_bfloat16_models_are_compared_in_float32(models, kind):
         each.model.bfloat16()
     teacher, ours = teacher_of(other, kind), Policy(policy, 1.0, shared_prompt=False)
     rows = rows_of([TrainingGroup(group, torch.ones(len(group.completions))) for group in models[2][:1]])
-    read = teacher.read(rows).detach()
+    read = teacher.read_rows(rows).detach()
     taught = torch.split(read, [row.num_tokens for row in rows])
     lesson = teacher.lesson(ours, [dataclasses.replace(row, taught=one) for row, one in zip(rows, taught, strict=True)])
     assert {each.dtype for each in lesson} == {torch.float32}

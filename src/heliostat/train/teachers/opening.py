@@ -2,39 +2,62 @@
 
     a folder or hub id   a second model in this process, frozen, in a dtype of its own
     self                 the policy at its weights of the moment, with a hint that only the teacher sees
+    a server             its address; checked by a few requests (``server_checks``)
 
 The teacher reads the policy's own token ids, so both need one tokenizer. It sees the policy's prompts, rendered once
 with the policy's chat template.
 
-Left out: teachers on a server, and its use in an update (``logprobs.teacher``).
+Left out: its use in an update (``logprobs.teacher``).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from heliostat.config import ConfigError, ModelSection, Recipe, TeacherSection
+from heliostat.config import ConfigError, ModelSection, Recipe, TeacherSection, named_by
 from heliostat.models import LoadedModel
 from heliostat.models.prompts.token_counts import prompt_sizes
 from heliostat.objectives.distillation import Distillation
+from heliostat.rollout import Server
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.logprobs.policy import Policy
-from heliostat.train.logprobs.teacher import Teacher
+from heliostat.train.logprobs.teacher import ModelTeacher, Teacher
 from heliostat.train.model_bundle import ModelBundle, completion_budget, load_frozen
+from heliostat.train.run_folder.folder import RunFolder
+from heliostat.train.teachers.log_prob_cache import LogProbCache
+from heliostat.train.teachers.scoring_routes import SCORING
+from heliostat.train.teachers.served_log_probs import ServedLogProbs
+from heliostat.train.teachers.served_teacher import ServedTeacher
+from heliostat.train.teachers.server_checks import (
+    PROBE,
+    Fingerprint,
+    Served,
+    check_log_probs,
+    check_tokenizer,
+    fingerprint_of,
+    room_of,
+)
 from heliostat.types import Message, Problem, Prompt
 
-PROBE = "Tokenizers differ in 1234 small ways:  spaces, Ünïcode, punctuation-marks!\n\tx = y**2"
 
-
-def open_teacher(recipe: Recipe, bundle: ModelBundle, runtime: Runtime, problems: Sequence[Problem]) -> Teacher | None:
-    """Load the recipe's teacher; ``None`` if it has none, or no steps to teach in.
+def open_teacher(
+    recipe: Recipe,
+    bundle: ModelBundle,
+    runtime: Runtime,
+    problems: Sequence[Problem],
+    folder: RunFolder | None = None,
+) -> Teacher | None:
+    """Load the recipe's teacher, or check its server; ``None`` if it has none, or no steps to teach in.
 
     Args:
         problems: those of training, which have to fit the teacher's context with its hints.
+        folder: keeps what a server says, and its fingerprint; ``None``: neither is kept.
 
     Raises:
-        ConfigError: the model cannot be loaded, has another tokenizer or too short a context, or a problem has no hint.
+        ConfigError: the model cannot be loaded, has another tokenizer or too short a context, is another than before,
+            or a problem has no hint; or the server cannot be used.
         ValueError: a prompt with its hint does not fit the policy's context.
     """
     section = recipe.teacher
@@ -46,25 +69,68 @@ def open_teacher(recipe: Recipe, bundle: ModelBundle, runtime: Runtime, problems
             f"teacher.kind = '{section.kind}' needs the whole head of both models on every rank, which sharding "
             "avoids; set teacher.kind = 'sampled', or distributed.placement = 'replicated'"
         )
+    hinted = _hinted(bundle, section)
+    seen = [_with_hint(problem, section) for problem in problems]
+    if section.url:
+        served = _served(section)
+        if (room := room_of(served)) is not None:
+            _check_room(recipe, served.model, room, bundle.loaded, seen)
+        check_tokenizer(served, bundle.loaded)
+        check_log_probs(served, bundle.loaded)
+        if folder is not None:
+            _check_fingerprint(folder, served, fingerprint_of(served, bundle.loaded))
+        steps = recipe.train.checkpoint_every * recipe.rollout.prompts_per_step * recipe.rollout.group_size
+        cache = LogProbCache(steps, None if folder is None else folder.teacher_log_probs, runtime.rank)
+        log_probs = ServedLogProbs(served.server, served.routes, served.model, cache, section.num_requests)
+        return ServedTeacher(distillation, section.alone, hinted, log_probs=log_probs)
+    policy = _in_process(recipe, bundle, runtime)
+    _check_room(recipe, policy.loaded.name, policy.loaded.context_length, bundle.loaded, seen)
+    return ModelTeacher(distillation, section.alone, hinted, policy=policy)
+
+
+def _in_process(recipe: Recipe, bundle: ModelBundle, runtime: Runtime) -> Policy:
+    """Load the teacher's own model, or take the policy's."""
+    section = recipe.teacher
     if section.is_self:
-        policy = Policy(bundle.loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
-    else:
-        try:
-            policy = load_frozen(recipe, ModelSection(path=section.path, dtype=section.dtype), runtime)
-        except ConfigError as error:
-            raise ConfigError(f"teacher.path: {error}") from error
-        _compare_tokenizers(policy.loaded, bundle.loaded)
-    _check_room(recipe, policy.loaded, bundle.loaded, [_with_hint(problem, section) for problem in problems])
-    return Teacher(policy, distillation, section.alone, _hinted(bundle, section))
+        return Policy(bundle.loaded, recipe.rollout.temperature, recipe.train.shared_prompt)
+    try:
+        policy = load_frozen(recipe, ModelSection(path=section.path, dtype=section.dtype), runtime)
+    except ConfigError as error:
+        raise named_by("teacher.path", error) from error
+    _compare_tokenizers(policy.loaded, bundle.loaded)
+    return policy
+
+
+def _served(section: TeacherSection) -> Served:
+    key_name = section.key_name or f"{section.engine.upper()}_API_KEY"
+    server = Server(
+        section.url.rstrip("/"),
+        section.timeout_s,
+        section.retries,
+        os.environ.get(key_name, ""),
+        key_name=key_name,
+        title="teacher",
+        url_setting="teacher.url",
+    )
+    return Served(server, SCORING[section.engine], section.model)
+
+
+def _check_fingerprint(folder: RunFolder, served: Served, own: Fingerprint) -> None:
+    """Refuse another teacher than the run has had so far, by its log-probabilities of a probe."""
+    stored = folder.keep_teacher({"teacher": served.model, "ids": own.ids, "log_probs": own.values})
+    if not own.is_of(Fingerprint(tuple(stored["ids"]), tuple(stored["log_probs"]))):
+        raise ConfigError(
+            f"{served.name} is not the teacher that this run has had so far: it gives other probabilities to the same "
+            "tokens; serve the earlier one, or choose another folder with --run"
+        )
 
 
 def describe_teacher(section: TeacherSection, teacher: Teacher) -> str:
     """Describe in a line the teacher, and whether rewards train too."""
-    what = "the policy itself" if section.is_self else f"'{teacher.policy.loaded.name}'"
+    what = "the policy itself" if section.is_self else teacher.described
     sees = "" if section.hint == "none" else f", which sees each problem's {section.hint}"
-    size = f"{teacher.policy.loaded.num_parameters / 1e6:.3g}M parameters"
     rewards = "rewards are only measured (teacher.alone)" if section.alone else "its distance is added to the objective"
-    return f"teacher: {what} ({size}){sees}; {section.kind}; {rewards}"
+    return f"teacher: {what}{sees}; {section.kind}; {rewards}"
 
 
 def _hinted(bundle: ModelBundle, section: TeacherSection) -> Callable[[Prompt], Prompt]:
@@ -120,15 +186,15 @@ def _compare_tokenizers(teacher: LoadedModel, policy: LoadedModel) -> None:
     )
 
 
-def _check_room(recipe: Recipe, teacher: LoadedModel, policy: LoadedModel, problems: Sequence[Problem]) -> None:
+def _check_room(recipe: Recipe, name: str, context: int, policy: LoadedModel, problems: Sequence[Problem]) -> None:
     """Refuse problems that do not fit the teacher's context together with a completion."""
     limit, budget = completion_budget(recipe)
-    room = teacher.context_length - budget
+    room = context - budget
     sizes = prompt_sizes(policy, problems, recipe.model.chat, recipe.model.system, room)
     worst = max(range(len(sizes)), key=sizes.__getitem__)
     if sizes[worst] > room:
         raise ConfigError(
             f"{problems[worst].described}: the teacher's prompt has {sizes[worst]} tokens, and with {limit} = {budget} "
-            f"more it does not fit the context of teacher '{teacher.name}', which holds {teacher.context_length}; "
-            "shorten the problem or its hint"
+            f"more it does not fit the context of teacher '{name}', which holds {context}; shorten the problem or its "
+            "hint"
         )
