@@ -187,7 +187,7 @@ def _probes(policy: LoadedModel) -> Iterator[str]:
 
 @contextmanager
 def _asking() -> Iterator[None]:
-    """Turn the error of a server into that of a setting: nothing is lost yet.
+    """Turn the error of a server into that of a setting, since nothing is lost yet.
 
     Raises:
         ConfigError: there is no answer that can be right.
