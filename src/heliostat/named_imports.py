@@ -55,6 +55,7 @@ KINDS: dict[str, Kind] = {
     "verifier": Kind("task.verifiers", "heliostat.verifiers", "module:function"),
     "environment": Kind("environment.name", "heliostat.environments", "module:Name"),
     "tracker": Kind("tracking.trackers", "heliostat.trackers"),
+    "judge": Kind("judge.name", "heliostat.judges"),
 }
 """Every kind of part that can be named without being shipped."""
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from heliostat.config import load_recipe
 from heliostat.train.run_folder.folder import RunFolder
 from tests.support import small
+from tests.support.fake_judge import judging
 
 SHORT = {
     "--train.num_steps": 4,
@@ -247,3 +248,27 @@ def test_two_ranks_continue_what_one_began(alone, tmp_path):
     assert "from step 2" in done.stdout
     same_curves(whole, tmp_path / "run")
     assert float((weights(tmp_path / "run") - weights(whole)).abs().max()) < 1e-4
+
+
+@pytest.mark.slow
+def test_two_ranks_ask_a_judge_what_one_asks_and_no_question_twice(tmp_path):
+    recipe = small.write_recipe(tmp_path)
+    few = {"--train.num_steps": 3, "--warm_start.num_steps": 0, "--eval.every": 0, "--guard.panel_every": 0}
+    few |= {"--eval.final_samples": 1, "--eval.num_problems": 4, "--train.try_export": "false"}
+    own = {"--judge.model": "m", "--judge.rubric": "Short is good.", "--judge.prompt_price": 1.0, "--judge.high": 100}
+    asked, rows = [], []
+    for num_ranks in (1, 2):
+        with judging(lambda text: f"SCORE: {min(100, len(text))}") as fake:
+            folder = tmp_path / f"{num_ranks}"
+            done = run(recipe, folder, num_ranks=num_ranks, **few, **own, **{"--judge.url": fake.url})
+            assert done.returncode == 0, done.stderr + done.stdout
+            asked.append(sorted(json.dumps(body) for body in fake.bodies))
+            rows.append([row for row in small.metrics(folder) if row["step"] > 0])
+    assert len(set(asked[1])) == len(asked[1])
+    assert len(asked[0]) == pytest.approx(len(asked[1]), rel=0.1)  # rounding may change a sampled token
+    for one, two in zip(*rows, strict=True):
+        for key in ("judge/score", "reward/mean", "judge/cost"):
+            assert two[key] == pytest.approx(one[key], rel=0.05, abs=1e-6)
+        assert two["judge/calls"] + two["judge/cached"] == one["judge/calls"] + one["judge/cached"]
+        assert two["reward/mean"] == pytest.approx(two["judge/score"])
+    assert rows[1][-1]["judge/cost"] <= 100e-6 * len(asked[1]) + 1e-9

@@ -86,3 +86,13 @@ class Lines:
     def rewind(self, last_step): ...
 
     def close(self): ...
+
+
+class Length:
+    """A judge that pays ``per`` characters with 1."""
+
+    def __init__(self, per=10.0):
+        self.rate = 1 / per
+
+    def score(self, problems, completions):
+        return [self.rate * len(text) for text in completions]

@@ -26,6 +26,7 @@ from heliostat.tasks.settings import build_verifiers
 from heliostat.tasks.verifiers.builtin import VERIFIERS
 from heliostat.trackers import TRACKERS, open_services
 from heliostat.train import Display, run_recipe
+from heliostat.train.judges.opening import JUDGES
 from tests.support import own_judges, own_parts, small
 from tests.support.forks import in_child
 from tests.support.tasks import additions, make_task
@@ -37,6 +38,7 @@ BUILTIN = {
     "tracker": TRACKERS,
     "verifier": VERIFIERS,
     "environment": SHIPPED,
+    "judge": JUDGES,
 }
 POINTS = {
     "objective": ("pull", "own_parts:Pull"),
@@ -45,6 +47,7 @@ POINTS = {
     "tracker": ("lines", "own_parts:Lines"),
     "verifier": ("digits", "own_judges:digits"),
     "environment": ("echo", "own_judges:Echo"),
+    "judge": ("length", "own_parts:Length"),
 }
 """Entry point and value by kind."""
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -190,6 +193,7 @@ NAMES = {
     "optimizer.name": "own_parts:Sign",
     "rollout.engine": "own_parts:Plain",
     "tracking.trackers": ["own_parts:Lines"],
+    "judge.name": "own_parts:Length",
 }
 
 
@@ -208,12 +212,13 @@ def test_a_killed_run_with_own_parts_goes_on_to_the_same_weights_and_refuses_wit
     import own_parts as own
 
     parts = {"objective": own.Pull, "optimizer": own.Sign, "engine": own.Plain, "tracker": own.Lines}
-    whole = heliostat.post_train(path, FEW, modules / "whole", **parts).folder
+    judged = {"judge.name": NAMES["judge.name"], "judge.import_from": str(modules)}
+    whole = heliostat.post_train(path, FEW | judged, modules / "whole", **parts).folder
     recipe = load_recipe(str(path), FEW | {"rollout.import_from": str(modules)} | NAMES)
     recipe = recipe.model_copy(
         update={
             name: getattr(recipe, name).model_copy(update={"import_from": str(modules)})
-            for name in ("objective", "optimizer", "tracking")
+            for name in ("objective", "optimizer", "tracking", "judge")
         }
     )
     run = modules / "run"
@@ -233,7 +238,7 @@ def test_a_killed_run_with_own_parts_goes_on_to_the_same_weights_and_refuses_wit
     assert [json.loads(line)["step"] for line in (whole / "own.jsonl").read_text().splitlines()] == [1, 2, 3]
     recorded = json.loads((whole / "versions.json").read_text())
     assert all(recorded[f"{kind} '{NAMES[KINDS[kind].setting]}'"].startswith("own_parts.py, sha256 ")
-               for kind in ("objective", "optimizer", "engine"))  # fmt: skip
+               for kind in ("objective", "optimizer", "engine", "judge"))  # fmt: skip
     assert json.loads((run / "summary.json").read_text())["sampled_with"] == own.Plain.way
 
 

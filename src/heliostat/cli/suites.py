@@ -177,6 +177,19 @@ def _try_tracker(name: str, overrides: Sequence[str]) -> Found:
     return tried(CHECKS, failures(build_recipe({KINDS["tracker"].setting: [name]}, overrides).tracking))
 
 
+def _judges() -> Collection[str]:
+    from heliostat.train.judges.opening import JUDGES
+
+    return JUDGES
+
+
+def _try_judge(name: str, overrides: Sequence[str]) -> Found:
+    from heliostat.config import build_recipe
+    from heliostat.train.judges.conformance import CHECKS, failures
+
+    return tried(CHECKS, failures(build_recipe({KINDS["judge"].setting: name}, overrides)))
+
+
 SUITES: dict[str, Suite] = {
     "objective": Suite("objective", _objectives, _is_objective, _try_objective),
     "optimizer": Suite("optimizer", _optimizers, _is_optimizer, _try_optimizer),
@@ -184,5 +197,6 @@ SUITES: dict[str, Suite] = {
     "verifier": Suite("task", _verifiers, _is_verifier, _try_verifier),
     "environment": Suite("environment", _environments, _has("reset", "step"), _try_environment),
     "tracker": Suite("tracking", _trackers, _has("log", "close"), _try_tracker),
+    "judge": Suite("judge", _judges, _has("score"), _try_judge),
 }
 """The suite of every kind."""

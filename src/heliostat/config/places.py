@@ -16,7 +16,10 @@ from typing import Any
 Layer = dict[str, Any]
 
 _TASK_PATHS = ("path", "heldout_path")
-_OWN_PARTS = (("objective", "name"), ("optimizer", "name"), ("rollout", "engine"), ("tracking", "trackers"))
+_OWN_PARTS = (
+    *(("objective", "name"), ("optimizer", "name"), ("judge", "name")),
+    *(("rollout", "engine"), ("tracking", "trackers")),
+)
 """Keys whose value may name a module of the user's, or several."""
 
 

@@ -46,7 +46,7 @@ from heliostat.train.episodes import UnlikeWorlds, with_episodes
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.rows import recorded_evaluation
 from heliostat.train.guard.run_guard import GuardStopped
-from heliostat.train.judges.opening import describe_judge, open_judge
+from heliostat.train.judges.opening import check_own_judge, describe_judge, open_judge
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.teacher import TeacherFailed
 from heliostat.train.model_bundle import ModelBundle, set_up_model
@@ -88,6 +88,7 @@ def run_recipe(
     """
     refuse_nested("a run")
     objective = check_recipe(recipe)
+    check_own_judge(recipe.judge)
     tasks = load_tasks(recipe)
     with ExitStack() as stack:
         runtime = stack.enter_context(running(recipe.run, recipe.distributed))

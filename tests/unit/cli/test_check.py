@@ -22,6 +22,7 @@ def found(capsys, *argv):
         (f"{OWN}:Sign", "optimizer", 8),
         (f"{OWN}:Lines", "tracker", 5),
         (f"{JUDGES}:digits", "verifier", 5),
+        (f"{OWN}:Length", "judge", 8),
         (f"{OWN}:Plain", "engine", 10),
         ("sgd", "optimizer", 8),
         ("exact", "verifier", 5),

@@ -5,24 +5,40 @@ Left out: the judges (``heliostat.train.judges``), and the use of their scores (
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from heliostat.config.sections.addresses import check_address
 from heliostat.config.sections.base import Section
 
-OF_REWARD_MODELS = ("dtype", "label")
-OF_LANGUAGE_MODELS = (
-    *("model", "rubric", "rubric_file", "low", "high", "max_tokens", "timeout_s", "retries", "num_requests"),
-    *("key_name", "prompt_price", "reply_price", "budget", "mode", "opponents"),
-)
-"""Settings of one kind of judge, which the other refuses."""
+REWARD_MODEL, LANGUAGE_MODEL = "reward-model", "language-model"
+"""The names of the shipped judges."""
+
+OF_KIND = {
+    REWARD_MODEL: ("path", "dtype", "label"),
+    LANGUAGE_MODEL: (
+        *("url", "model", "rubric", "rubric_file", "low", "high", "max_tokens", "timeout_s", "retries", "num_requests"),
+        *("key_name", "prompt_price", "reply_price", "budget", "mode", "opponents"),
+    ),
+}
+"""The settings of each shipped judge, which the others refuse; the first one says which model it is."""
+OF_OWN = ("name", "settings", "import_from")
+"""The settings of a judge of the user's own."""
 
 
 class JudgeSection(Section):
     """A judge, whose scores of completions are the reward, or a part of it."""
 
+    name: str = Field(
+        "",
+        description="your own judge 'my_module:MyJudge', or one that a package declares; empty: reward-model with "
+        "judge.path, language-model with judge.url",
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of your own judge")
+    import_from: str = Field(
+        "", description="folder of your own judge's module, besides the working directory; a recipe names its own"
+    )
     path: str = Field("", description="folder or hub id of a reward model for sequence classification; empty: none")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of the reward model's weights; auto: bfloat16 where it is faster than float32"
@@ -64,21 +80,35 @@ class JudgeSection(Section):
     )
 
     @property
+    def kind(self) -> str:
+        """The name of the judge, which ``judge.path`` and ``judge.url`` imply; empty: none."""
+        return self.name or next((kind for kind, keys in OF_KIND.items() if getattr(self, keys[0])), "")
+
+    @property
     def enabled(self) -> bool:
         """Return whether the recipe has a judge."""
-        return bool(self.path or self.url)
+        return bool(self.kind)
 
     @model_validator(mode="after")
     def _contradictions(self) -> Self:
-        changed = [key for key, spec in type(self).model_fields.items() if getattr(self, key) != spec.default]
+        fields = type(self).model_fields
+        changed = [key for key in fields if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
         if changed and not self.enabled:
-            raise ValueError(f"judge.{changed[0]} is only used with judge.path or judge.url, which are empty")
-        if self.path and self.url:
-            raise ValueError("judge.path and judge.url name two judges; set one of them to empty")
-        other, own = (OF_LANGUAGE_MODELS, "url") if self.path else (OF_REWARD_MODELS, "path")
-        ignored = [key for key in other if key in changed]
-        if ignored:
-            raise ValueError(f"judge.{ignored[0]} is only used with judge.{own}, which is empty")
+            raise ValueError(
+                f"judge.{changed[0]} is only used with judge.path or judge.url or judge.name, which are empty"
+            )
+        models = [f"judge.{keys[0]}" for kind, keys in OF_KIND.items() if getattr(self, keys[0]) and kind != self.name]
+        if len(models) + bool(self.name) > 1:
+            named = [f"judge.name = '{self.name}'"] * bool(self.name) + models
+            raise ValueError(f"{named[0]} and {named[1]} name two judges; set one of them to empty")
+        own = OF_KIND.get(self.kind, OF_OWN)
+        if self.enabled and not getattr(self, own[0]):
+            raise ValueError(f"judge.name = '{self.name}' needs judge.{own[0]}")
+        for keys in (*OF_KIND.values(), OF_OWN[1:]):
+            ignored = [key for key in keys if key in changed and key not in own]
+            if ignored:
+                needed = keys[0] if keys in OF_KIND.values() else "name"
+                raise ValueError(f"judge.{ignored[0]} is only used with judge.{needed}, which is empty")
         if self.url:
             self._check_language_model()
         return self

@@ -1,1 +1,1 @@
-"""Judges: a reward model in this process, and a language model on a server."""
+"""Judges: a reward model in this process, a language model on a server, and a user's own."""

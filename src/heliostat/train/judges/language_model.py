@@ -105,6 +105,7 @@ class LanguageModelJudge:
     _pending: dict[str, Future[Reply]] = field(default_factory=dict)
     _counts: JudgeCounts = field(default_factory=JudgeCounts)
     _tokens: tuple[int, int] = (0, 0)
+    _reads_others: bool = True
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.num_requests, thread_name_prefix="judge")
@@ -121,7 +122,10 @@ class LanguageModelJudge:
         return digest([self.model, repr(self.question), self.max_tokens])
 
     def begin(self, problem: Problem, texts: Sequence[str]) -> Any:
-        """Ask about the completions of a problem."""
+        """Ask about the completions of a problem; what another rank asked in an earlier step is not asked again."""
+        if self.num_ranks > 1 and self._reads_others:
+            self._reads_others = False
+            self.cache.read()
         return self.question.begin(self.ask, problem, texts)
 
     def wait(self, ticket: Any, timeout_s: float) -> bool:
@@ -136,6 +140,7 @@ class LanguageModelJudge:
 
     def take_counts(self) -> JudgeCounts:
         """Return the work since the last call; the cost is that of the whole run so far, in this process."""
+        self._reads_others = True  # all ranks have written the step's replies before one goes on
         with self._lock:
             counts, self._counts = self._counts, JudgeCounts()
             return replace(counts, cost=self.prices.cost(*self._tokens))

@@ -1,23 +1,27 @@
 """Open a recipe's judge, before anything is sampled.
 
-Left out: the judges (``reward_model``, ``language_model``), and the use of their scores (``heliostat.tasks.judging``).
+Left out: the judges (``reward_model``, ``language_model``, ``own``), and the use of their scores
+(``heliostat.tasks.judging``).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from heliostat.config import ConfigError, JudgeSection, Recipe, named_by
+from heliostat.config.sections.judge import LANGUAGE_MODEL, REWARD_MODEL
 from heliostat.extras import require
 from heliostat.models.loading.hub import read_classifier
+from heliostat.named_imports import find
 from heliostat.rollout.server.client import Server
 from heliostat.run_models import model_of
 from heliostat.tasks import Judging, Task
 from heliostat.tasks.judging import Judge
 from heliostat.train.distributed.ranks import Runtime
 from heliostat.train.judges.language_model import LanguageModelJudge, Prices, Question
+from heliostat.train.judges.own import check_scorer, open_own
 from heliostat.train.judges.pairs import PairQuestion
 from heliostat.train.judges.questions import ScoreQuestion
 from heliostat.train.judges.reply_cache import ReplyCache
@@ -39,8 +43,32 @@ def open_judge(recipe: Recipe, tasks: Sequence[Task], runtime: Runtime, replies:
     _refuse_lone_success(section, tasks)
     if not section.enabled or (recipe.train.num_steps == 0 and all(task.verifiers for task in tasks)):
         return None
-    judge = _reward_model(recipe, runtime) if section.path else _language_model(section, runtime, replies)
-    return Judging(judge, section.weight, section.alone, section.success_at, section.max_unscored)
+    return Judging(
+        make_judge(recipe, runtime, replies), section.weight, section.alone, section.success_at, section.max_unscored
+    )
+
+
+def make_judge(recipe: Recipe, runtime: Runtime, replies: Path | None = None) -> Judge:
+    """Open the judge that a recipe names.
+
+    Raises:
+        ConfigError: see ``open_judge``.
+    """
+    section = recipe.judge
+    found = find("judge", section.kind, JUDGES, section.import_from)
+    if section.kind in JUDGES:
+        return JUDGES[section.kind](recipe, runtime, replies)
+    return open_own(found, section.name, section.settings)
+
+
+def check_own_judge(section: JudgeSection) -> None:
+    """Refuse a judge of the user's own that cannot be imported, is none, or does not take its settings.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    if section.enabled and section.kind not in JUDGES:
+        check_scorer(find("judge", section.kind, JUDGES, section.import_from), section.name, section.settings)
 
 
 def _refuse_lone_success(section: JudgeSection, tasks: Sequence[Task]) -> None:
@@ -59,7 +87,7 @@ def describe_judge(judging: Judging) -> str:
     return f"judge: {judging.judge.name}; {use}{factor}"
 
 
-def _reward_model(recipe: Recipe, runtime: Runtime) -> Judge:
+def _reward_model(recipe: Recipe, runtime: Runtime, _: Path | None) -> Judge:
     section = recipe.judge
     try:
         model, tokenizer, context_length = read_classifier(model_of(section.path), section.dtype, runtime.device)
@@ -69,7 +97,8 @@ def _reward_model(recipe: Recipe, runtime: Runtime) -> Judge:
     return RewardModel(model, tokenizer, section.path, context_length, label, recipe.train.tokens_per_microbatch)
 
 
-def _language_model(section: JudgeSection, runtime: Runtime, replies: Path | None) -> Judge:
+def _language_model(recipe: Recipe, runtime: Runtime, replies: Path | None) -> Judge:
+    section = recipe.judge
     require("judge.url", "server", "httpx2")
     server = Server(
         section.url.rstrip("/"),
@@ -91,6 +120,12 @@ def _language_model(section: JudgeSection, runtime: Runtime, replies: Path | Non
         Prices(section.prompt_price, section.reply_price, section.budget / num_ranks),
         num_ranks,
     )
+
+
+OpenJudge = Callable[[Recipe, Runtime, Path | None], Judge]
+
+JUDGES: dict[str, OpenJudge] = {REWARD_MODEL: _reward_model, LANGUAGE_MODEL: _language_model}
+"""The functions that open the shipped judges, by name."""
 
 
 def _question(section: JudgeSection) -> Question:

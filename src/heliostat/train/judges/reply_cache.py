@@ -43,14 +43,23 @@ class ReplyCache:
     folder: Path | None
     rank: int = 0
     known: dict[str, Reply] = field(default_factory=dict)
+    _sizes: dict[Path, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self.read()
+
+    def read(self) -> None:
+        """Read the replies of all ranks that were written since the last call."""
+        own = f"rank-{self.rank}.jsonl"
         for path in sorted(self.folder.glob("rank-*.jsonl")) if self.folder is not None else ():
-            for row in read_rows(path).rows:
-                reply = _reply_of(row)
-                if reply is not None:
-                    self.known[row["question"]] = reply
+            size = path.stat().st_size
+            if self._sizes.get(path) == size or (path.name == own and path in self._sizes):
+                continue
+            self._sizes[path] = size
+            found = {row["question"]: reply for row in read_rows(path).rows if (reply := _reply_of(row)) is not None}
+            with self._lock:
+                self.known |= found
 
     def get(self, question: str) -> Reply | None:
         """Return the reply to a question that was asked before."""

@@ -442,7 +442,7 @@ INDIFFERENT = {
     "task": ("import_from", "num_workers", "timeout_s"),
     "environment": ("import_from", "num_workers", "timeout_s"),
     "judge": (
-        *("url", "timeout_s", "retries", "num_requests", "key_name"),
+        *("import_from", "url", "timeout_s", "retries", "num_requests", "key_name"),
         *("prompt_price", "reply_price", "budget"),
     ),
     "teacher": ("url", "engine", "timeout_s", "retries", "num_requests", "key_name"),

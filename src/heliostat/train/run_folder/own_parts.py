@@ -26,6 +26,8 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "objective", recipe.objective.name
     yield "optimizer", recipe.optimizer.name
     yield "engine", recipe.rollout.engine
+    if recipe.judge.name:
+        yield "judge", recipe.judge.name
     yield from (("tracker", name) for name in recipe.tracking.trackers)
     yield from (("environment", name) for name in (recipe.environment.name, *recipe.environment.tools) if name)
     for task in recipe.task:

@@ -109,6 +109,23 @@ def test_a_server_that_is_gone_is_no_grade_and_is_asked_again_later(opened):
     assert not judge.cache.known
 
 
+def test_a_rank_asks_nothing_that_another_one_asked_in_an_earlier_step(opened, tmp_path):
+    with judging() as fake:
+        one, two = (opened(fake, num_ranks=2) for _ in range(2))
+        two.cache = ReplyCache(tmp_path / "replies", rank=1)
+        assert scores(one, ["abc"]) == scores(two, ["abc"]) == [0.3]
+        assert len(fake.bodies) == 1, "the first step's replies were there before the second rank began"
+        assert scores(one, ["ab"]) == scores(two, ["ab"]) == [0.2]
+        assert len(fake.bodies) == 3, "in one step both may ask"
+        for judge in (one, two):
+            judge.take_counts()
+        assert scores(one, ["a"]) == [0.1]
+        two.take_counts()
+        assert scores(two, ["a", "ab"]) == [0.1, 0.2]
+        assert two.take_counts().cached == 2
+        assert len(fake.bodies) == 4
+
+
 def test_replies_that_come_too_late_are_waited_for_no_longer_and_are_kept(opened):
     with judging() as fake:
         gate = threading.Event()
