@@ -63,6 +63,7 @@ LISTED = {
     ("train/run_folder/lock.py", "open"): "run.lock, which holds nothing but a process number",
     ("train/run_folder/lock.py", "truncate"): "the same",
     ("train/run_folder/folder.py", "truncate"): "the same, when it is released",
+    ("train/teachers/log_prob_cache.py", "replace"): "a cache's older half; what is gone is asked for again",
     # their own transactions
     ("trackers.py", "SummaryWriter"): "TensorBoard's events, of which metrics.jsonl has every number",
 }
