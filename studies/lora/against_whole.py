@@ -152,7 +152,7 @@ def distance(experiment: Experiment, groups: list[Group], start: Policy) -> floa
 
 
 def measure_files(recipe: Recipe, run: Run, work: Path) -> Row:
-    """Run one step by the library's command, and return the bytes of its checkpoint, adapter and model."""
+    """Run one step by the library's command, and return the bytes of its last checkpoint and of its adapter."""
     data = arm_recipe(recipe, run.arm).model_dump()
     data["train"] |= {"num_steps": 1, "checkpoint_every": 1, "try_export": False}
     data["eval"] |= {"every": 0, "final_samples": 1, "num_problems": 1}
@@ -160,8 +160,8 @@ def measure_files(recipe: Recipe, run: Run, work: Path) -> Row:
     data["guard"]["panel_every"] = 0
     data["audit"]["enabled"] = False
     folder = run_recipe(Recipe.model_validate(data), work / f"files-{run.subject}-{run.arm}".replace(" ", "-")).folder
-    sizes = {part: size_of(folder / part) for part in ("checkpoints", "adapter", "model")}
-    return {"what": "files", **run.key, **sizes}
+    last = max((folder / "checkpoints").iterdir())
+    return {"what": "files", **run.key, "checkpoint": size_of(last), "adapter": size_of(folder / "adapter")}
 
 
 def size_of(folder: Path) -> int:

@@ -109,7 +109,7 @@ def cost_table(rows: list[Row]) -> list[str]:
             moved = statistics.mean(row["kl"] for row in runs.values())
             cells = [subject, arm, f"{one['trained']:,}", f"{step_s(runs):.3f}", f"{sampling:.3f}", f"{moved:.2f}"]
             cells += [f"{one['trained_bytes'] / 1e6:.2f}"]
-            cells += [f"{sizes[part] / 1e6:.2f}" if sizes.get(part) else "" for part in ("checkpoints", "adapter")]
+            cells += [f"{sizes[part] / 1e6:.2f}" if sizes.get(part) else "" for part in ("checkpoint", "adapter")]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
