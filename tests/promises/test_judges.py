@@ -140,7 +140,7 @@ def test_a_resumed_run_with_another_reward_model_is_refused(liking_7, tmp_path):
         ({"url": "http://u:p@host", "model": "m", "rubric": "r"}, "holds a password"),
         ({"url": "http://host", "model": "m", "rubric": "r", "low": 10.0}, "must be below judge.high"),
         ({"url": "http://host", "model": "m", "rubric": "r", "budget": 1.0}, "needs judge.prompt_price"),
-        ({"path": "./nowhere"}, r"^judge\.path: .*no such folder"),
+        ({"path": "./nowhere"}, r"^judge\.path '\./nowhere': no such folder"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(tmp_path, settings, sentence):
