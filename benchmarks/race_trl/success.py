@@ -55,7 +55,7 @@ BEST: dict[str, dict[str, Any]] = {
     "heliostat, grpo": {"lr": 3e-4, "dtype": "float32"},
     "trl, grpo": {"lr": 3e-4, "bf16": True, "micro_batch": 256},
 }
-"""What ``--tune`` found: of three rates, both precisions and TRL's micro-batches, the least time to the target."""
+"""Settings with the least time to the target, as ``--tune`` found: rates, precisions, TRL's micro-batches."""
 
 
 def prepare(work: Path) -> tuple[Path, Path]:
@@ -132,7 +132,7 @@ def curve(laps: Sequence[Lap], folder: Path, args: Any) -> list[Lap]:
 
 
 def crossing(points: Sequence[Lap], key: str) -> float | None:
-    """Where the line through the results first reaches the target; ``None`` if it never does.
+    """Find where the line through the results first reaches the target; ``None`` if it never does.
 
     **Limits** A first result at the target or above gives its own time.
     """

@@ -22,7 +22,7 @@ MARKER = "= "
 
 
 def says_answer(completion: str, answer: str) -> bool:
-    """Whether the text after the last marker is the answer."""
+    """Return whether the text after the last marker is the answer."""
     return MARKER in completion and completion.rpartition(MARKER)[2].strip() == answer
 
 

@@ -20,7 +20,7 @@ DROPS_WEIGHTS = 2
 
 
 class RolloutSection(Section):
-    """How completions are sampled."""
+    """Settings of how completions are sampled."""
 
     prompts_per_step: int = Field(32, ge=1, description="problems per step")
     group_size: int = Field(8, ge=1, description="completions per problem")
@@ -79,7 +79,7 @@ class RolloutSection(Section):
 
     @property
     def on_server(self) -> bool:
-        """Whether completions come from a server."""
+        """Return whether completions come from a server."""
         return self.engine in SERVERS
 
     @model_validator(mode="after")
