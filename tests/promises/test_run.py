@@ -30,7 +30,7 @@ def test_the_folder_holds_everything(finished):
         low, high = summary[phase]["ci95"]
         assert low <= summary[phase]["pass@1"] <= high
     assert (result.folder / summary["model"] / "config.json").exists()
-    phases = {"warm_start", "collection", "rollout", "verify", "update", "eval", "total"}
+    phases = {"warm_start", "collection", "rollout", "verify", "teacher", "update", "eval", "total"}
     assert set(summary["seconds"]) == phases
     assert summary["flops"]["rollout"] > 0
     assert summary["tokens"] == sum(
