@@ -29,7 +29,7 @@ class RunSection(Section):
 
 
 class DistributedSection(Section):
-    """How processes started by torchrun share a run. A single process ignores it; a resumed run may change it."""
+    """Settings of a run that torchrun's processes share. One process ignores them; a resumed run may change them."""
 
     placement: Literal["replicated", "sharded"] = Field(
         "replicated",

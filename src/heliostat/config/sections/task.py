@@ -51,7 +51,7 @@ class EnvironmentSection(NamedSection):
 
     @property
     def enabled(self) -> bool:
-        """Whether the recipe trains on episodes of several turns."""
+        """Return whether the recipe trains on episodes of several turns."""
         return bool(self.name or self.tools)
 
     @property

@@ -56,12 +56,12 @@ class TeacherSection(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether the recipe has a teacher."""
+        """Return whether the recipe has a teacher."""
         return bool(self.path or self.url)
 
     @property
     def is_self(self) -> bool:
-        """Whether the policy teaches itself."""
+        """Return whether the policy teaches itself."""
         return self.path == "self"
 
     @model_validator(mode="after")

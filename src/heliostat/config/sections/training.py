@@ -43,7 +43,7 @@ class FeedbackSection(Section):
 
     @property
     def mixes(self) -> bool:
-        """Whether problems of the last task are reserved for the actuator."""
+        """Return whether problems of the last task are reserved for the actuator."""
         return self.statistic != "none" and self.actuator == "mix"
 
 
