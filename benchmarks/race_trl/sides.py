@@ -17,7 +17,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +115,7 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
 def trl_side(job: Mapping[str, Any]) -> None:
     """TRL's GRPOTrainer with the settings of a contender."""
     import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import TrainerCallback
 
     torch.set_num_threads(job["num_threads"])
     seen = {"tokens": 0.0, "reward": 0.0}
@@ -140,35 +138,53 @@ def trl_side(job: Mapping[str, Any]) -> None:
     rows = [json.loads(line) for line in Path(job["prompts"]).read_text().splitlines()][:400]
     micro_batch = job.get("micro_batch", 8)
     with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
+        train_with_trl(
+            job,
+            rows,
+            reward,
+            Laps(),
             output_dir=folder,
-            use_cpu=not torch.cuda.is_available(),
             per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=job["num_rows"] // micro_batch,
             num_generations=job["group_size"],
             max_completion_length=MAX_ANSWER_TOKENS,
-            temperature=1.0,
-            loss_type="grpo",
-            beta=0.0,
-            learning_rate=job["lr"],
             lr_scheduler_type="constant",
             max_steps=job["num_steps"],
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=job["seed"],
-            dataloader_pin_memory=False,
             **job["tuned"],
         )
-        GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
-            reward_funcs=reward,
-            args=config,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(job["model"], padding_side="left"),
-            callbacks=[Laps()],
-        ).train()
+
+
+def train_with_trl(
+    job: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], reward: Callable[..., Any], laps: Any, **own: Any
+) -> None:
+    """Train as every race does, in float32 without a trace on the disk; ``own`` is a race's part of the settings."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    config = GRPOConfig(
+        use_cpu=not torch.cuda.is_available(),
+        temperature=1.0,
+        loss_type="grpo",
+        beta=0.0,
+        learning_rate=job["lr"],
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=job["seed"],
+        dataloader_pin_memory=False,
+        **own,
+    )
+    GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=AutoTokenizer.from_pretrained(job["model"], padding_side="left"),
+        callbacks=[laps],
+    ).train()
 
 
 SIDES: dict[str, Callable[[Mapping[str, Any]], None]] = {"heliostat": heliostat_side, "trl": trl_side}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sides import Clock
+from sides import Clock, train_with_trl
 
 KEEP_EVERY = 2
 WARM_UP_UPDATES = 4
@@ -73,9 +73,7 @@ def heliostat_side(job: Mapping[str, Any]) -> None:
 def trl_side(job: Mapping[str, Any]) -> None:
     """TRL's GRPOTrainer on the same problems; weights are kept under the same names."""
     import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import TrainerCallback
 
     torch.set_num_threads(job["num_threads"])
     seen = {"tokens": 0.0, "reward": 0.0}
@@ -104,9 +102,12 @@ def trl_side(job: Mapping[str, Any]) -> None:
 
     rows = [json.loads(line) for line in Path(job["problems"]).read_text().splitlines()]
     num_rows = NUM_PROMPTS * GROUP_SIZE
-    config = GRPOConfig(
+    train_with_trl(
+        job,
+        rows,
+        reward,
+        Laps(),
         output_dir=str(folder / "output"),
-        use_cpu=not torch.cuda.is_available(),
         bf16=job["bf16"],
         gradient_checkpointing=False,
         per_device_train_batch_size=job["micro_batch"],
@@ -114,28 +115,10 @@ def trl_side(job: Mapping[str, Any]) -> None:
         num_generations=GROUP_SIZE,
         num_iterations=NUM_UPDATES,
         max_completion_length=MAX_NEW_TOKENS,
-        temperature=1.0,
-        loss_type="grpo",
-        beta=0.0,
-        learning_rate=job["lr"],
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=WARM_UP_UPDATES,
         max_steps=job["num_steps"] * NUM_UPDATES,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=job["seed"],
-        dataloader_pin_memory=False,
     )
-    GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32),
-        reward_funcs=reward,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(job["model"], padding_side="left"),
-        callbacks=[Laps()],
-    ).train()
 
 
 SIDES = {"heliostat": heliostat_side, "trl": trl_side}
