@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
 from heliostat.models import LoadedModel
+from heliostat.models.lora import perturbed_adapters
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector
 from heliostat.rollout.engine import RolloutCounts
 from heliostat.rollout.in_process.decode_worker import DecodeWorker
@@ -70,8 +71,9 @@ class TorchEngine:
         self._counted: list[RolloutCounts] = []
         self.copies = copies
         self.rows_kind: type[Rows | SharedRows] = SharedRows if shared_prompt and shares_prompts(loaded) else copies
-        self.reorders = reorder_weights and can_reorder(loaded)
-        self.fused = fuse(loaded, self.reorders) if fused_layers and self.rows_kind is SharedRows else None
+        with perturbed_adapters(loaded.model, seed=0):  # an adapter that has learned nothing yet would try nothing
+            self.reorders = reorder_weights and can_reorder(loaded)
+            self.fused = fuse(loaded, self.reorders) if fused_layers and self.rows_kind is SharedRows else None
         self.way = ""
 
     def sample(self, request: SampleRequest) -> list[Group]:
