@@ -15,7 +15,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
+import torch
+
 from heliostat.models import LoadedModel
+from heliostat.models.concurrency import runs_in_threads
 from heliostat.models.lora import perturbed_adapters
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector
 from heliostat.rollout.engine import RolloutCounts
@@ -31,6 +34,20 @@ from heliostat.spans import span
 from heliostat.threads import Job, run_in_threads
 from heliostat.types import Group, Prompt
 
+MIN_ROWS, MAX_WORKERS = 16, 4
+"""Rows of a worker: with fewer, passes cost as much as with all rows. Workers: Python runs one at a time."""
+
+
+def suitable_workers(loaded: LoadedModel, num_rows: int) -> int:
+    """Return how many threads to decode this many rows with: on a CPU one per thread of torch, each with enough rows.
+
+    torch's threads inside a product wait for each other, and where another program has one's core, for that program.
+    Threads with rows of their own do not (``benchmarks/workers/rollout.py``).
+    """
+    if loaded.model.device.type != "cpu" or not runs_in_threads(loaded.model):
+        return 1
+    return max(1, min(torch.get_num_threads(), MAX_WORKERS, num_rows // MIN_ROWS))
+
 
 class TorchEngine:
     """An engine that decodes with a Hugging Face causal LM in this process.
@@ -42,7 +59,8 @@ class TorchEngine:
             (``in_process.fused``).
         reorder_weights: decode with copies of the weights in an order that suits products of few rows, where the
             machine can (``in_process.fused_linear``).
-        num_workers: threads that decode a share of the prompts each, with a share of torch's own threads.
+        num_workers: threads that decode a share of the prompts each, with a share of torch's own threads; 0: as many
+            as suit the rows at hand (``suitable_workers``).
         copies: the class that stores rows where prompts are not shared.
 
     Attributes:
@@ -100,12 +118,16 @@ class TorchEngine:
 
         # Prompts of similar length share a prefill; completions do not depend on the order.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
-        num_jobs = max(1, min(self.num_workers, len(prompts)))
+        num_jobs = min(self._workers_for(request), len(prompts)) or 1
         limits = dataclasses.replace(self.limits, max_rows=max(1, self.limits.max_rows // num_jobs))
         with self._prepared(), attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
             shared_prefix = self._shared_prefix(prompts) if self.rows_kind is SharedRows else None
             run_in_threads([job(order[first::num_jobs]) for first in range(num_jobs)])
         return [groups[index] for index in range(len(prompts))]
+
+    def _workers_for(self, request: SampleRequest) -> int:
+        num_rows = min(self.limits.max_rows, len(request.prompts) * request.group_size)
+        return self.num_workers or suitable_workers(self.loaded, num_rows)
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
