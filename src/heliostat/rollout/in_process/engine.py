@@ -15,10 +15,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
-import torch
-
 from heliostat.models import LoadedModel
-from heliostat.models.concurrency import runs_in_threads
 from heliostat.models.lora import perturbed_adapters
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits, GroupCollector
 from heliostat.rollout.engine import RolloutCounts
@@ -29,24 +26,11 @@ from heliostat.rollout.in_process.rows import Rows
 from heliostat.rollout.in_process.shared import SharedRows, attending, shares_prompts
 from heliostat.rollout.in_process.shared_prefix import SharedPrefix
 from heliostat.rollout.in_process.turns import TurnWorker
+from heliostat.rollout.in_process.worker_count import suitable_workers
 from heliostat.rollout.request import SampleRequest
 from heliostat.spans import span
 from heliostat.threads import Job, run_in_threads
 from heliostat.types import Group, Prompt
-
-MIN_ROWS, MAX_WORKERS = 16, 4
-"""Rows of a worker: with fewer, passes cost as much as with all rows. Workers: Python runs one at a time."""
-
-
-def suitable_workers(loaded: LoadedModel, num_rows: int) -> int:
-    """Return how many threads to decode this many rows with: on a CPU one per thread of torch, each with enough rows.
-
-    torch's threads inside a product wait for each other, and where another program has one's core, for that program.
-    Threads with rows of their own do not (``benchmarks/workers/rollout.py``).
-    """
-    if loaded.model.device.type != "cpu" or not runs_in_threads(loaded.model):
-        return 1
-    return max(1, min(torch.get_num_threads(), MAX_WORKERS, num_rows // MIN_ROWS))
 
 
 class TorchEngine:
@@ -60,7 +44,7 @@ class TorchEngine:
         reorder_weights: decode with copies of the weights in an order that suits products of few rows, where the
             machine can (``in_process.fused_linear``).
         num_workers: threads that decode a share of the prompts each, with a share of torch's own threads; 0: as many
-            as suit the rows at hand (``suitable_workers``).
+            as suit the rows at hand (``worker_count``), and of one the passes, which have few rows, on one thread.
         copies: the class that stores rows where prompts are not shared.
 
     Attributes:
@@ -112,22 +96,27 @@ class TorchEngine:
             collector = GroupCollector(self.builder, part, [partials[index] for index in share])
             self._counted.append(RolloutCounts())
             worker = DecodeWorker(
-                self.loaded, limits, self.copies, shared_prefix, self.fused, collector, self._counted[-1]
+                self.loaded, limits, self.copies, shared_prefix, self.fused, collector, self._counted[-1], pass_threads
             )
             return worker.run if request.dialogues is None else TurnWorker(worker).run
 
         # Prompts of similar length share a prefill; completions do not depend on the order.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
-        num_jobs = min(self._workers_for(request), len(prompts)) or 1
+        num_jobs, pass_threads = self._threads_for(request)
         limits = dataclasses.replace(self.limits, max_rows=max(1, self.limits.max_rows // num_jobs))
         with self._prepared(), attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
             shared_prefix = self._shared_prefix(prompts) if self.rows_kind is SharedRows else None
             run_in_threads([job(order[first::num_jobs]) for first in range(num_jobs)])
         return [groups[index] for index in range(len(prompts))]
 
-    def _workers_for(self, request: SampleRequest) -> int:
-        num_rows = min(self.limits.max_rows, len(request.prompts) * request.group_size)
-        return self.num_workers or suitable_workers(self.loaded, num_rows)
+    def _threads_for(self, request: SampleRequest) -> tuple[int, int]:
+        """Return the number of workers, and torch's threads in a pass of each; 0: a share of all."""
+        num_prompts = max(1, len(request.prompts))
+        if self.num_workers or self.loaded.model.device.type != "cpu":
+            return min(self.num_workers or 1, num_prompts), 0
+        num_rows = min(self.limits.max_rows, num_prompts * request.group_size)
+        num_workers = min(suitable_workers(self.loaded, num_rows), num_prompts)
+        return num_workers, int(num_workers == 1)
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:

@@ -7,9 +7,9 @@ import torch
 
 from heliostat.config import RolloutSection
 from heliostat.rollout import DecodeLimits, NonFiniteLogits, SampleRequest, SamplingSettings, TorchEngine, build_engine
-from heliostat.rollout.in_process import engine as engine_module
+from heliostat.rollout.in_process import worker_count
 from heliostat.rollout.in_process.decode_worker import DecodeWorker
-from heliostat.rollout.in_process.engine import suitable_workers
+from heliostat.rollout.in_process.worker_count import MAX_WORKERS, USUAL_MIN_FLOPS, suitable_workers
 from heliostat.spans import span, timed_spans
 from heliostat.threads import run_in_threads
 from tests.support.nano import make_nano, make_prompts
@@ -89,16 +89,48 @@ def test_torchs_threads_are_shared_out_and_given_back(torch_threads):
 
 
 @pytest.mark.parametrize(
-    ("threads", "num_rows", "expected"),
-    [(1, 1000, 1), (2, 31, 1), (2, 32, 2), (4, 63, 3), (4, 64, 4), (16, 1000, engine_module.MAX_WORKERS), (2, 0, 1)],
+    ("threads", "enough_for", "expected"),
+    [(1, 99, 1), (2, 0, 1), (2, 1.9, 1), (2, 2.1, 2), (4, 3.1, 3), (4, 4.1, 4), (16, 99, MAX_WORKERS)],
 )
-def test_chosen_workers_by_threads_and_rows(threads, num_rows, expected, torch_threads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chosen_workers_by_threads_and_operations(threads, enough_for, expected, dtype, torch_threads):
     torch_threads(threads)
-    assert suitable_workers(make_nano(eos_bias=0.0), num_rows) == expected
+    loaded = make_nano(eos_bias=0.0)
+    loaded.model.to(dtype)
+    weights = sum(p.numel() for name, p in loaded.model.named_parameters() if "proj" in name)
+    weights += loaded.head.projection.weight.numel()
+    least = USUAL_MIN_FLOPS * (2 if dtype == torch.bfloat16 else 1)
+    assert suitable_workers(loaded, round(enough_for * least / (2 * weights))) == expected
+
+
+def test_passes_of_one_chosen_worker_have_one_thread_and_the_prefill_has_all(torch_threads, monkeypatch):
+    torch_threads(2)
+    loaded = make_nano(eos_bias=0.0)
+    inside = {"prefill": set(), "decode": set()}
+    prefill, logits = DecodeWorker.prefill, type(loaded.head).logits
+
+    def in_prefill(worker, admitted):
+        inside["prefill"].add(torch.get_num_threads())
+        return prefill(worker, admitted)
+
+    monkeypatch.setattr(DecodeWorker, "prefill", in_prefill)
+    monkeypatch.setattr(
+        type(loaded.head),
+        "logits",
+        lambda head, hidden: (inside["decode"].add(torch.get_num_threads()), logits(head, hidden))[1],
+    )
+    request = SampleRequest(make_prompts(loaded, 1), 4, SamplingSettings(), seed=3, policy_step=2)
+    TorchEngine(loaded, DecodeLimits(4), num_workers=0).sample(request)
+    assert inside == {"prefill": {2}, "decode": {1}}
+    inside["decode"].clear()
+    TorchEngine(loaded, DecodeLimits(4)).sample(request)
+    assert inside["decode"] == {2}
+    assert torch.get_num_threads() == 2
 
 
 def test_a_watched_model_is_decoded_in_one_thread_unless_more_are_asked_for(torch_threads, monkeypatch):
     torch_threads(2)
+    monkeypatch.setattr(worker_count, "USUAL_MIN_FLOPS", 1.0)
     loaded = make_nano()  # has a hook
     started = []
     run = DecodeWorker.run
@@ -114,6 +146,7 @@ def test_a_watched_model_is_decoded_in_one_thread_unless_more_are_asked_for(torc
 
 def test_a_run_decodes_with_as_many_workers_as_suit_its_rows(torch_threads, monkeypatch):
     torch_threads(2)
+    monkeypatch.setattr(worker_count, "USUAL_MIN_FLOPS", 1.0)
     loaded = make_nano(eos_bias=0.0)
     engine = build_engine(loaded, DecodeLimits(4), RolloutSection())
     assert isinstance(engine, TorchEngine)
