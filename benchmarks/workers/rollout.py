@@ -4,7 +4,7 @@
     python benchmarks/workers/rollout.py --busy 1           # beside one process that never rests
     python benchmarks/workers/rollout.py --models 5M --rows 64
 
-Groups of 8 with prompts of 16 tokens, decoded for 24 tokens without an end, float32. The three ways take turns within a
+Groups of 8 with prompts of 16 tokens, decoded for 24 tokens without an end. The three ways take turns within a
 round; their tokens are compared. Wall seconds, medians of the rounds, and of the rounds' ratios to one thread the least
 and the greatest.
 
@@ -63,6 +63,7 @@ def measure(name: str, loaded: LoadedModel, num_rows: int, args: argparse.Namesp
                 rounds.append(walls)
     return {
         "model": name,
+        "dtype": args.dtype,
         "rows": num_rows,
         "busy": args.busy,
         "wall_s": {way: round(statistics.median(walls[way] for walls in rounds), 3) for way in ways},
@@ -77,11 +78,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="*", default=[16, 32, 64, 256])
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--busy", type=int, default=0, help="processes that never rest")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     for name in args.models:
-        loaded = load_model(ModelSection(path="tiny", dtype="float32", settings=MODELS[name][0]), 0)
+        loaded = load_model(ModelSection(path="tiny", dtype=args.dtype, settings=MODELS[name][0]), 0)
         loaded.model.eval()  # type: ignore[no-untyped-call]
         endless = dataclasses.replace(loaded, eos_ids=frozenset())
         for num_rows in args.rows:
