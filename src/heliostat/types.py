@@ -18,7 +18,7 @@ Left out: model weights, optimizer state, and data of single algorithms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -163,6 +163,22 @@ class Turn:
         return self.end - self.start
 
 
+def turns_and_answers(token_ids: Sequence[int], turns: Sequence[Turn]) -> Iterator[tuple[Turn | None, tuple[int, ...]]]:
+    """Yield the turns within ``token_ids`` and the environment's answers between them, in order, with their ids.
+
+    Yields:
+        A turn, or ``None`` for an answer, and its ids; answers of no ids are left out.
+    """
+    end = 0
+    for turn in turns:
+        if turn.start > end:
+            yield None, tuple(token_ids[end : turn.start])
+        yield turn, tuple(token_ids[turn.start : turn.end])
+        end = turn.end
+    if end < len(token_ids):
+        yield None, tuple(token_ids[end:])
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Prompt(Card):
     """A problem as one model's token ids, optionally continued by an unfinished assistant turn.
@@ -174,6 +190,8 @@ class Prompt(Card):
         cut: the prefix that the prompt gives away, if any; completions are compared only with completions of the
             same (problem, cut).
         prefix_turns: the turns within ``prefix_ids``, to be replayed into the environment before sampling.
+        shown: the text or messages of ``token_ids``, where an environment's first observation or its tools belong to
+            them; ``None``: the problem's own prompt, or not known any more.
     """
 
     problem: Problem
@@ -181,6 +199,7 @@ class Prompt(Card):
     prefix_ids: tuple[int, ...] = ()
     cut: Cut | None = None
     prefix_turns: tuple[Turn, ...] = ()
+    shown: str | tuple[Message, ...] | None = None
 
     @property
     def context_ids(self) -> tuple[int, ...]:
