@@ -196,13 +196,13 @@ def test_two_ranks_ask_a_language_model_about_episodes_what_one_asks(tmp_path):
             own = {f"--{key}": value for key, value in LANGUAGE_MODEL.items()} | {"--judge.url": fake.url}
             done = test_ranks.run(path, tmp_path / str(num_ranks), num_ranks=num_ranks, **few, **own)
             assert done.returncode == 0, done.stderr + done.stdout
-            asked_by.append(sorted(json.dumps(body) for body in fake.bodies))
+            asked_by.append({json.dumps(body) for body in fake.bodies})
             rows.append([row for row in small.metrics(tmp_path / str(num_ranks)) if row["step"] > 0])
-    assert len(set(asked_by[1])) == len(asked_by[1])
-    assert len(asked_by[0]) == pytest.approx(len(asked_by[1]), rel=0.1)
+    assert len(asked_by[0] & asked_by[1]) >= 0.9 * len(asked_by[0] | asked_by[1]) > 0  # rounding may change a token
     for one, two in zip(*rows, strict=True):
         assert two["reward/mean"] == pytest.approx(two["judge/score"])
-        for key in ("judge/score", "reward/success", "judge/cost"):
+        assert two["judge/calls"] + two["judge/cached"] == one["judge/calls"] + one["judge/cached"]
+        for key in ("judge/score", "reward/success"):
             assert two[key] == pytest.approx(one[key], rel=0.05, abs=1e-6)
 
 
