@@ -18,7 +18,7 @@ Left out: model weights, optimizer state, and data of single algorithms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -161,22 +161,6 @@ class Turn:
     def num_tokens(self) -> int:
         """Sampled tokens."""
         return self.end - self.start
-
-
-def turns_and_answers(token_ids: Sequence[int], turns: Sequence[Turn]) -> Iterator[tuple[Turn | None, tuple[int, ...]]]:
-    """Yield the turns within ``token_ids`` and the environment's answers between them, in order, with their ids.
-
-    Yields:
-        A turn, or ``None`` for an answer, and its ids; answers of no ids are left out.
-    """
-    end = 0
-    for turn in turns:
-        if turn.start > end:
-            yield None, tuple(token_ids[end : turn.start])
-        yield turn, tuple(token_ids[turn.start : turn.end])
-        end = turn.end
-    if end < len(token_ids):
-        yield None, tuple(token_ids[end:])
 
 
 @dataclass(frozen=True, slots=True, repr=False)

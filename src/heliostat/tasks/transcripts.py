@@ -9,7 +9,9 @@ Left out: where an episode's texts come from (``heliostat.train.judges.episodes`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from heliostat.types import Turn
 
 ASSISTANT, ENVIRONMENT = "assistant", "environment"
 """The sides of an episode, as labels of their parts."""
@@ -39,6 +41,22 @@ class Transcript(str):
     def __getnewargs__(self) -> tuple[tuple[tuple[str, str], ...]]:  # type: ignore[override]
         """Return the argument that a copy is made from."""
         return (self.parts,)
+
+
+def turns_and_answers(token_ids: Sequence[int], turns: Sequence[Turn]) -> Iterator[tuple[Turn | None, tuple[int, ...]]]:
+    """Yield the turns within ``token_ids`` and the environment's answers between them, in order, with their ids.
+
+    Yields:
+        A turn, or ``None`` for an answer, and its ids; answers of no ids are left out.
+    """
+    end = 0
+    for turn in turns:
+        if turn.start > end:
+            yield None, tuple(token_ids[end : turn.start])
+        yield turn, tuple(token_ids[turn.start : turn.end])
+        end = turn.end
+    if end < len(token_ids):
+        yield None, tuple(token_ids[end:])
 
 
 def _indented(text: str) -> str:

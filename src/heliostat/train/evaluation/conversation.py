@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from heliostat.types import Completion, turns_and_answers
+from heliostat.tasks.transcripts import turns_and_answers
+from heliostat.types import Completion
 
 TextOf = Callable[[Sequence[int]], str]
 """Decodes token ids, without special tokens."""

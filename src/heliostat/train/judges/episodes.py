@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 from heliostat.models import LoadedModel, decode_to_stop, observation_text
 from heliostat.tasks import Judging
-from heliostat.tasks.transcripts import ASSISTANT, ENVIRONMENT, Transcript
+from heliostat.tasks.transcripts import ASSISTANT, ENVIRONMENT, Transcript, turns_and_answers
 from heliostat.train.model_bundle import ModelBundle
-from heliostat.types import Completion, Group, Problem, Prompt, turns_and_answers
+from heliostat.types import Completion, Group, Problem, Prompt
 
 
 @dataclass(frozen=True, slots=True)
