@@ -113,7 +113,12 @@ def test_a_judge_reads_what_both_sides_read_and_no_episode_whose_environment_fai
     own = {"judge.name": f"{__name__}:Turns", "judge.settings": {"log": str(log)}, "judge.alone": False}
     with open_experiment(build_recipe({}, overrides(tmp_path, fails="odd") | own)) as experiment:
         ending_turns(experiment)
-        groups = experiment.sample(experiment.problems(0, 12), seed=1)
+        verdicts = experiment.pool.begin()
+        prompts = [experiment.bundle.prompt(problem) for problem in experiment.problems(0, 12)]
+        request = SampleRequest(
+            prompts, 4, SamplingSettings(), seed=1, policy_step=0, on_group=verdicts.submit
+        )  # as in training
+        groups = verdicts.finish(experiment.bundle.engine.sample(request))
     rows = asked(log)
     assert len(rows) == sum(len(one.completions) for one in groups) < 12 * 4
     problems = {group.prompt.problem.problem_id: group.prompt.problem for group in groups}
