@@ -39,6 +39,7 @@ from heliostat.train.distributed.ranks import Runtime, start_runtime
 from heliostat.train.episodes import with_episodes
 from heliostat.train.evaluation.charged import evaluate_charged
 from heliostat.train.evaluation.evaluate import Evaluation
+from heliostat.train.judges.episodes import about_episodes
 from heliostat.train.judges.opening import open_judge
 from heliostat.train.logprobs.packing import Row
 from heliostat.train.logprobs.policy import Policy
@@ -330,7 +331,7 @@ def open_experiment(
     updater = make_updater(checked, bundle, objective, runtime, teacher)
     with VerifierPool(tasks, environment_of(checked.environment)) as pool:
         bundle = with_episodes(bundle, pool.environments, warnings.warn)
-        pool.judging = open_judge(checked, tasks, runtime)
+        pool.judging = about_episodes(open_judge(checked, tasks, runtime), bundle)
         yield Experiment(
             opened=checked, recipe=checked, tasks=tasks, bundle=bundle, pool=pool, runtime=runtime, updater=updater
         )

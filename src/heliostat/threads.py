@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -19,6 +20,20 @@ from heliostat.spans import shared_spans
 
 Job = Callable[[Callable[[], bool]], object]
 """A function to run, given one that returns whether it should stop early."""
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within this block, torch computes with this many threads; 0: as it does now."""
+    before = torch.get_num_threads()
+    if not count or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_in_threads(jobs: Sequence[Job]) -> None:

@@ -174,6 +174,8 @@ class Prompt(Card):
         cut: the prefix that the prompt gives away, if any; completions are compared only with completions of the
             same (problem, cut).
         prefix_turns: the turns within ``prefix_ids``, to be replayed into the environment before sampling.
+        shown: the text or messages of ``token_ids``, where an environment's first observation or its tools belong to
+            them; ``None``: the problem's own prompt, or not known any more.
     """
 
     problem: Problem
@@ -181,6 +183,7 @@ class Prompt(Card):
     prefix_ids: tuple[int, ...] = ()
     cut: Cut | None = None
     prefix_turns: tuple[Turn, ...] = ()
+    shown: str | tuple[Message, ...] | None = None
 
     @property
     def context_ids(self) -> tuple[int, ...]:

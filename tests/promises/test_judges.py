@@ -154,11 +154,6 @@ def test_a_language_model_is_no_reward_model(tmp_path):
         run_recipe(small.recipe(tmp_path, **SHORT, judge__path=str(tmp_path / "run")), tmp_path / "second")
 
 
-def test_an_environment_gives_its_own_rewards(tmp_path):
-    with pytest.raises(ConfigError, match=r"\[judge\] does not work with an environment"):
-        small.recipe(tmp_path, judge__path="a/b", environment__name="maze")
-
-
 def test_a_language_models_grades_are_the_reward_and_a_server_that_dies_stops_the_run_which_then_asks_nothing_twice(
     tmp_path, monkeypatch
 ):

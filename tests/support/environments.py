@@ -416,3 +416,21 @@ class Worlds(Environment):
 
     def oracle(self):
         return "1 + 2"
+
+
+class Mute(Environment):
+    """Ends after two turns, without a reward or a success."""
+
+    def reset(self, problem, seed):
+        self.turn = 0
+        return "speak"
+
+    def problem(self, seed):
+        return {"prompt": f"{seed % 1000}"}
+
+    def step(self, action):
+        self.turn += 1
+        return Step("go on", done=self.turn == 2)
+
+    def oracle(self):
+        return "1"

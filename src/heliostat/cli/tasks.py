@@ -82,6 +82,10 @@ def audit_task(args: Namespace) -> int:
     else:
         for report in reports:
             say(report.format())
+        if recipe.judge.enabled and recipe.environment.enabled:
+            from heliostat.train.checks.reward_audit import NOT_OF_EPISODES
+
+            say(NOT_OF_EPISODES)
     return 0 if is_clean else 1
 
 
@@ -114,8 +118,9 @@ def _audit_environment(recipe: Recipe, seed: int) -> tuple[list[AuditReport | En
     reports: list[AuditReport | EnvironmentReport] = []
     is_clean = True
     for section in recipe.task:
-        task = load_task(section, seed, recipe.environment)
+        task = load_task(section, seed, recipe.environment, is_judged=recipe.judge.enabled)
         found = audit_environment(spec, task.train, max_turns=max_turns)
+        found = found.for_a_judge() if recipe.judge.enabled else found
         reports.append(found)
         is_clean = is_clean and found.passed
         if task.verifiers and not found.is_scored:

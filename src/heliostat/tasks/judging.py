@@ -3,7 +3,8 @@
     judge.begin(problem, texts)  ->  ticket     one group; work that can run in parallel with sampling starts here
     judge.finish(tickets)        ->  marks      a score for every text, or the reason why there is none
 
-A text that a judge cannot score is *unscored*: it has no reward, leaves its group, and is never taken for a 0.
+A text that a judge cannot score is *unscored*: it has no reward, leaves its group, and is never taken for a 0. An
+episode of several turns is one text too (``transcripts``), judged once it has ended.
 
 Left out: the judges themselves (``heliostat.train.judges``), and when a group is judged (``verifier_pool.pool``).
 """
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 from heliostat.cards import Card
+from heliostat.tasks.task import ENVIRONMENT, ended_in_silence
 from heliostat.types import Group, Problem, Verdict
 
 JUDGE = "judge"
@@ -101,15 +103,26 @@ class Judge(Protocol):
         """Stop all work, from any thread."""
 
 
+ReadGroup = Callable[[Group], tuple[Problem, Sequence[str]]]
+"""Reads from a group the problem and the texts that a judge is asked about."""
+
+
+def read_completions(group: Group) -> tuple[Problem, list[str]]:
+    """Return the group's problem, and the texts of its completions."""
+    return group.prompt.problem, [completion.text for completion in group.completions]
+
+
 @dataclass(frozen=True, slots=True)
 class Judging:
     """A judge, and the use of its scores.
 
     Attributes:
         weight: factor of the score in the reward.
-        alone: whether the score is the whole reward; otherwise it is added to that of the verifiers.
-        success_at: score from which a completion counts as solved, in tasks without verifiers.
+        alone: whether the score is the whole reward; otherwise it is added to that of the verifiers or environment.
+        success_at: score from which a completion counts as solved, in tasks without verifiers; of an episode, if the
+            environment ended it without any reward or success.
         max_unscored: share of unscored completions above which ``judged`` raises.
+        read: reads the question and the texts of a group; for episodes, ``train.judges.episodes``.
     """
 
     judge: Judge
@@ -117,16 +130,17 @@ class Judging:
     alone: bool = True
     success_at: float = 0.5
     max_unscored: float = 0.5
+    read: ReadGroup = read_completions
 
     def begin(self, group: Group) -> Any:
         """Start to judge a group."""
-        return self.judge.begin(group.prompt.problem, [completion.text for completion in group.completions])
+        return self.judge.begin(*self.read(group))
 
     def judged(self, groups: Sequence[Group], tickets: Sequence[Any]) -> list[Group]:
-        """Return groups with the verdicts of verifiers and judge together.
+        """Return groups with the verdicts of verifiers, or of the environment, and judge together.
 
         Args:
-            groups: verified ones; those of tasks without verifiers have no verdicts yet.
+            groups: verified ones; without verifiers and an environment, they have no verdicts yet.
 
         Raises:
             JudgeFailed: too many completions are unscored.
@@ -136,10 +150,11 @@ class Judging:
         return [self._with_marks(group, marks) for group, marks in zip(groups, marked, strict=True)]
 
     def verdict(self, mark: Mark, verifiers: Verdict | None) -> Verdict:
-        """Combine a mark ``s`` with the verifiers' verdict of reward ``r``.
+        """Combine a mark ``s`` with the verdict of verifiers or an environment, whose reward is ``r``.
 
-        The reward is ``w s``, or ``r + w s`` unless the judge is alone. Success is what the verifiers say; without
-        them, it is ``s >= success_at``.
+        The reward is ``w s``, or ``r + w s`` unless the judge is alone. Success is what the verdict says; without one,
+        it is ``s >= success_at``. An episode has one reward for all its turns: ``r`` is the sum of the environment's,
+        and ``w s`` is added to it once, however many turns there are.
         """
         if mark.score is None:
             known = verifiers or Verdict(math.nan, False)
@@ -158,8 +173,7 @@ class Judging:
         return JudgeCounts.of(add(asdict(self.judge.take_counts())))
 
     def _with_marks(self, group: Group, marks: Sequence[Mark]) -> Group:
-        verified = group.verdicts or (None,) * len(marks)
-        return replace(group, verdicts=tuple(map(self.verdict, marks, verified)))
+        return replace(group, verdicts=tuple(map(self.verdict, marks, _measured(group))))
 
     def _refuse_many(self, marks: Sequence[Mark]) -> None:
         unscored = [mark for mark in marks if mark.score is None]
@@ -169,3 +183,13 @@ class Judging:
                 f"judge.max_unscored = {self.max_unscored:g}; the last reason: {unscored[-1].failure}. Mend the judge, "
                 "then continue the run"
             )
+
+
+def _measured(group: Group) -> list[Verdict | None]:
+    """Return the verdicts that measure success; ``None`` where neither verifiers nor an environment have said it."""
+    if not group.verdicts:
+        return [None] * len(group.completions)
+    return [
+        None if verdict.scores.keys() == {ENVIRONMENT} and ended_in_silence(one, group.prompt.prefix_turns) else verdict
+        for one, verdict in zip(group.completions, group.verdicts, strict=True)
+    ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from heliostat.cards import Card
 from heliostat.tasks.verifiers.builtin import Verifier
-from heliostat.types import Completion, Problem, Turn, Verdict
+from heliostat.types import Completion, Problem, StopReason, Turn, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +145,16 @@ class Task(Card):
         said = [turn.success for turn in turns if turn.success is not None]
         success = said[-1] if said else total >= 1 - FULL_MARKS_WITHIN
         return Verdict(reward=total, success=success, scores={ENVIRONMENT: total})
+
+
+def ended_in_silence(completion: Completion, given: Sequence[Turn] = ()) -> bool:
+    """Return whether an environment ended an episode itself, and gave neither a reward nor a success in any turn.
+
+    An episode that a limit ended may have been about to earn one, so its silence says nothing about the environment.
+
+    Args:
+        given: turns that were replayed before the completion.
+    """
+    turns = (*given, *completion.turns)
+    spoke = any(turn.reward is not None or turn.success is not None for turn in turns)
+    return completion.stop_reason is StopReason.ENVIRONMENT_DONE and not spoke

@@ -276,13 +276,14 @@ class _Opening:
                 "its reset must depend on nothing else"
             )
         form = self.environments.format_of(problem, self.episodes[0])
+        shown = form.with_observation(problem, first)
         try:
-            encoded = self.environments.bundle.prompt(form.with_observation(problem, first))
+            encoded = self.environments.bundle.prompt(shown)
         except ValueError as error:  # too long for the context, or refused by the chat template
             raise EnvironmentFailed(str(error)) from error
         if self.prompt.prefix_turns and encoded.token_ids != self.prompt.token_ids:
             self._refuse(f"it begins otherwise than when its trajectory was stored ({_short(first)})")
-        return replace(self.prompt, token_ids=encoded.token_ids), form
+        return replace(self.prompt, token_ids=encoded.token_ids, shown=shown.prompt), form
 
     def _replay(self, prompt: Prompt) -> None:
         """Replay the turns of the prompt's prefix in every episode, and compare the answers id for id."""

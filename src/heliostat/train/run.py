@@ -46,6 +46,7 @@ from heliostat.train.episodes import UnlikeWorlds, with_episodes
 from heliostat.train.evaluation.evaluate import Evaluation
 from heliostat.train.evaluation.rows import recorded_evaluation
 from heliostat.train.guard.run_guard import GuardStopped
+from heliostat.train.judges.episodes import about_episodes
 from heliostat.train.judges.opening import check_own_judge, describe_judge, open_judge
 from heliostat.train.logprobs.layout_trial import exact_layouts
 from heliostat.train.logprobs.teacher import TeacherFailed
@@ -133,7 +134,7 @@ def run_recipe(
             stack.callback(teacher.close)
             shown.note(describe_teacher(recipe.teacher, teacher))
         with runtime.raise_on_all_ranks():
-            pool.judging = open_judge(recipe, tasks, runtime, folder.replies)
+            pool.judging = about_episodes(open_judge(recipe, tasks, runtime, folder.replies), bundle)
             if pool.judging is not None:
                 stack.callback(pool.judging.judge.close)
                 folder.keep_judge(pool.judging.judge.name, pool.judging.judge.fingerprint)

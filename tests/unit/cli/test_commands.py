@@ -339,6 +339,21 @@ def test_audit_of_an_environment_exits_by_its_verdict(capsys, name, code, said):
     assert said in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
+def test_audit_of_an_environment_with_a_judge_leaves_exploits_out_in_one_line(capsys, tmp_path):
+    recipe = tmp_path / "mute.toml"
+    recipe.write_text(
+        '[environment]\nname = "tests.support.environments:Mute"\nnum_workers = 1\n'
+        '[task]\nname = "environment"\nnum_train = 2\nnum_heldout = 1\n'
+        '[judge]\nname = "tests.support.own_parts:Length"\n'
+    )
+    assert main(["tasks", "audit", str(recipe)]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == (
+        "the judge is not tried with known exploits, which are answers of one turn: it judges whole episodes"
+    )
+
+
 def test_theory_plot_prints_what_it_drew(room, capsys, tmp_path):
     calls = room("heliostat.theory", draw_all=lambda folder: [folder / "a.svg", folder / "b.svg"])
     assert main(["theory", "plot", str(tmp_path)]) == 0

@@ -70,10 +70,14 @@ class JudgeSection(Section):
     )
     weight: float = Field(1.0, gt=0, description="factor of the score in the reward")
     alone: bool = Field(
-        True, description="the judge gives the whole reward, and verifiers only measure; false: it adds to theirs"
+        True,
+        description="the judge gives the whole reward, and verifiers or an environment only measure; false: it adds to "
+        "theirs",
     )
     success_at: float = Field(
-        0.5, description="score from which a completion counts as solved, in tasks without verifiers"
+        0.5,
+        description="score from which a completion counts as solved, in tasks without verifiers; in an environment, if "
+        "it ended the episode without a reward or success",
     )
     max_unscored: float = Field(
         0.5, ge=0, lt=1, description="largest share of completions without a score; above it the run stops"

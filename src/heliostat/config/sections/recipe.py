@@ -130,10 +130,6 @@ class Recipe(Card, Section):
                 "teacher.hint does not work with an environment: its first observation ends the question, and a hint "
                 "would have to follow it; set teacher.hint = 'none'"
             )
-        if self.judge.enabled and self.environment.enabled:
-            raise ValueError(
-                "[judge] does not work with an environment, which gives its own rewards; remove one of them"
-            )
         if self.rollout.top_p < 1 or self.rollout.top_k > 0:
             raise ValueError(
                 "rollout.top_p and rollout.top_k truncate the policy that was sampled, so its log-probs no longer "

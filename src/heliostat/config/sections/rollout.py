@@ -39,7 +39,12 @@ class RolloutSection(Section):
     reorder_weights: bool = Field(
         True, description="decode with a copy of the weights in an order that suits few rows (on a CPU, up to 2 GiB)"
     )
-    num_workers: int = Field(1, ge=1, description="decoding threads in this process; each takes a share of the prompts")
+    num_workers: int = Field(
+        0,
+        ge=0,
+        description="decoding threads in this process, each with a share of the prompts; 0: one per torch thread, up "
+        "to 4, where each has enough to compute, on a CPU; one with rollout.max_staleness",
+    )
     engine: str = Field(
         "torch",
         description="torch: sample in this process; vllm, sglang: on a server of this kind (extra: server); or your "
@@ -78,6 +83,14 @@ class RolloutSection(Section):
     )
 
     @property
+    def decode_workers(self) -> int:
+        """Decoding threads; 0 to choose by threads and rows, as in ``rollout.num_workers``.
+
+        Workers change torch's number of threads while they run, which an update in parallel would see.
+        """
+        return self.num_workers or int(self.max_staleness > 0)
+
+    @property
     def on_server(self) -> bool:
         """Return whether completions come from a server."""
         return self.engine in SERVERS
@@ -91,7 +104,7 @@ class RolloutSection(Section):
         if self.num_workers > 1 and self.engine != "torch":
             raise ValueError(
                 f"rollout.num_workers = {self.num_workers} is only used with rollout.engine = 'torch' (now "
-                f"'{self.engine}'); set rollout.num_workers = 1"
+                f"'{self.engine}'); leave it out"
             )
         if not self.on_server:
             ignored = [key for key in server_keys if getattr(self, key) != type(self).model_fields[key].default]

@@ -62,7 +62,8 @@ class JoinedAdapters:
         return cls(torch.cat([adapter.down for adapter in own]), torch.block_diag(*ups), own[0].scale)  # type: ignore[no-untyped-call]
 
     def __call__(self, x: Float[Tensor, "*row input"]) -> Float[Tensor, "*row output"]:
-        return nn.functional.linear(nn.functional.linear(x, self.down), self.up) * self.scale
+        inner = nn.functional.linear(x.to(self.down.dtype), self.down)
+        return nn.functional.linear(inner, self.up) * self.scale
 
 
 def is_linear_map(module: nn.Module) -> bool:

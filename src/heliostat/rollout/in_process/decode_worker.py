@@ -25,6 +25,7 @@ from heliostat.rollout.in_process.shared import SharedRows
 from heliostat.rollout.in_process.shared_prefix import SharedPrefix
 from heliostat.rollout.sampling import draw
 from heliostat.spans import span
+from heliostat.threads import torch_threads
 from heliostat.types import Prompt
 
 
@@ -37,6 +38,7 @@ class DecodeWorker:
         shared_prefix: the beginning of all prompts, prefilled; ``None`` where each row has a copy of its whole prompt.
         fused: fused layers, to decode with in place of the model's own forward.
         collector: the request and its completions; it reports finished groups.
+        pass_threads: torch's threads in a decoding pass; 0: as in a prefill.
     """
 
     loaded: LoadedModel
@@ -46,6 +48,7 @@ class DecodeWorker:
     fused: FusedLayers | None
     collector: GroupCollector
     counts: RolloutCounts
+    pass_threads: int = 0
 
     @torch.inference_mode()
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -143,7 +146,7 @@ class DecodeWorker:
         self.counts.decoded_rows += rows.num_rows
         self.counts.decoded_attended += rows.num_rows + int(rows.lengths.sum())
         fed = token.unsqueeze(1)
-        with span("decode"):
+        with span("decode"), torch_threads(self.pass_threads):
             if self.fused is not None and isinstance(rows, SharedRows):
                 hidden = self.fused.hidden(rows, fed, real)
             else:

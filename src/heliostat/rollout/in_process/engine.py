@@ -26,6 +26,7 @@ from heliostat.rollout.in_process.rows import Rows
 from heliostat.rollout.in_process.shared import SharedRows, attending, shares_prompts
 from heliostat.rollout.in_process.shared_prefix import SharedPrefix
 from heliostat.rollout.in_process.turns import TurnWorker
+from heliostat.rollout.in_process.worker_count import suitable_workers
 from heliostat.rollout.request import SampleRequest
 from heliostat.spans import span
 from heliostat.threads import Job, run_in_threads
@@ -42,7 +43,8 @@ class TorchEngine:
             (``in_process.fused``).
         reorder_weights: decode with copies of the weights in an order that suits products of few rows, where the
             machine can (``in_process.fused_linear``).
-        num_workers: threads that decode a share of the prompts each, with a share of torch's own threads.
+        num_workers: threads that decode a share of the prompts each, with a share of torch's own threads; 0: as many
+            as suit the rows at hand (``worker_count``), and of one the passes, which have few rows, on one thread.
         copies: the class that stores rows where prompts are not shared.
 
     Attributes:
@@ -94,18 +96,27 @@ class TorchEngine:
             collector = GroupCollector(self.builder, part, [partials[index] for index in share])
             self._counted.append(RolloutCounts())
             worker = DecodeWorker(
-                self.loaded, limits, self.copies, shared_prefix, self.fused, collector, self._counted[-1]
+                self.loaded, limits, self.copies, shared_prefix, self.fused, collector, self._counted[-1], pass_threads
             )
             return worker.run if request.dialogues is None else TurnWorker(worker).run
 
         # Prompts of similar length share a prefill; completions do not depend on the order.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].context_ids))
-        num_jobs = max(1, min(self.num_workers, len(prompts)))
+        num_jobs, pass_threads = self._threads_for(request)
         limits = dataclasses.replace(self.limits, max_rows=max(1, self.limits.max_rows // num_jobs))
         with self._prepared(), attending(self.loaded.model) if self.rows_kind is SharedRows else nullcontext():
             shared_prefix = self._shared_prefix(prompts) if self.rows_kind is SharedRows else None
             run_in_threads([job(order[first::num_jobs]) for first in range(num_jobs)])
         return [groups[index] for index in range(len(prompts))]
+
+    def _threads_for(self, request: SampleRequest) -> tuple[int, int]:
+        """Return the number of workers, and torch's threads in a pass of each; 0: a share of all."""
+        num_prompts = max(1, len(request.prompts))
+        if self.num_workers or self.loaded.model.device.type != "cpu":
+            return min(self.num_workers or 1, num_prompts), 0
+        num_rows = min(self.limits.max_rows, num_prompts * request.group_size)
+        num_workers = min(suitable_workers(self.loaded, num_rows), num_prompts)
+        return num_workers, int(num_workers == 1)
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ from heliostat.models.checks.reference_forward import (
     short_error,
     unreached,
 )
+from heliostat.models.concurrency import runs_in_threads
 from heliostat.rollout.completions import CompletionBuilder, DecodeLimits
 from heliostat.rollout.in_process.engine import TorchEngine
 from heliostat.rollout.in_process.plain import PlainEngine
@@ -53,6 +54,9 @@ GROUP_SIZE, MAX_ROWS = 2, 4
 
 MEAN_LENGTH = 3
 """One id of so many ends a trial's completion, so that rows end at different times."""
+
+NUM_THREADS = 2
+"""Threads that decode at once in a trial of an engine that may use several."""
 
 NUM_REPLIES = 2
 """Replies in a trial of several turns."""
@@ -76,7 +80,7 @@ class WrongWay(ValueError):
 def ways_of(loaded: LoadedModel, section: RolloutSection) -> Iterator[Way]:
     """Yield the ways that the model's structure allows, fastest first."""
     torch_engine = functools.partial(
-        TorchEngine, num_workers=section.num_workers, reorder_weights=section.reorder_weights
+        TorchEngine, num_workers=section.decode_workers, reorder_weights=section.reorder_weights
     )
 
     def shared(fused: bool) -> Callable[[LoadedModel, DecodeLimits], InProcess | None]:
@@ -162,10 +166,36 @@ class Trial:
         Raises:
             WrongWay: the engine fails, or its numbers are not those of the model's own forward.
         """
-        try:
+        with _errors_of(way):
             engine = way.build(self.loaded, limits)
-            if engine is None:
-                return None
+        if isinstance(engine, TorchEngine) and engine.num_workers == 0:
+            engine.num_workers = self._tried_workers(way, engine)
+        elif engine is not None:
+            self._check(way, engine)
+        return engine
+
+    def _tried_workers(self, way: Way, engine: TorchEngine) -> int:
+        """Try an engine that chooses its threads; return its setting, 1 where several threads are wrong.
+
+        Raises:
+            WrongWay: one thread is wrong too.
+        """
+        if torch.get_num_threads() > 1 and runs_in_threads(self.loaded.model):
+            engine.num_workers = NUM_THREADS
+            with suppress(WrongWay):  # then one thread is tried, and used
+                self._check(way, engine)
+                return 0
+        engine.num_workers = 1
+        self._check(way, engine)
+        return 1
+
+    def _check(self, way: Way, engine: InProcess) -> None:
+        """Compare the engine's numbers with those of the model's own forward.
+
+        Raises:
+            WrongWay: the engine fails, or the numbers differ.
+        """
+        with _errors_of(way):
             with comparison_mode(self.loaded, self.measure.gain):
                 groups = self._sample(engine, num_tried(self.loaded))
                 if self.several_turns:
@@ -173,16 +203,11 @@ class Trial:
                 gap = float(np.max([self._gap(group) for group in groups]))
             if self.loaded.model.dtype != torch.float32:
                 self._sample(engine, min(NUM_STORED, num_tried(self.loaded)))  # failures in the stored dtype alone
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a model's code can raise any error on an unsupported call
-            raise WrongWay(f"{way.name}: {short_error(error)}") from error
         if not gap <= self.measure.bound:  # also if the difference is NaN
             raise WrongWay(
                 f"{way.name}: log-probabilities off by {gap:.1g}, where rounding explains {self.measure.bound:.1g}"
             )
         engine.take_counts()
-        return engine
 
     def how_it_wavers(self) -> str:
         """Say how the model contradicts itself: from one time to the next, or from a text to a longer one."""
@@ -237,6 +262,17 @@ class Trial:
             sampled = [place for start, end in completion.spans for place in range(start, end)]
             gaps.append(float(np.abs(truth.numpy()[sampled] - completion.logp_gen).max()))
         return float(np.max(gaps))  # NaN if one of them is NaN
+
+
+@contextmanager
+def _errors_of(way: Way) -> Iterator[None]:
+    """Raise ``WrongWay`` for any error of this block but too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model's code can raise any error on an unsupported call
+        raise WrongWay(f"{way.name}: {short_error(error)}") from error
 
 
 def _prompts(contexts: Sequence[tuple[int, ...]]) -> list[Prompt]:

@@ -115,6 +115,13 @@ class EnvironmentReport(Card):
         against = [str(finding.kind) for finding in self.findings if not finding.kind.harmless]
         return ", and ".join(against) or "nothing speaks against training in it"
 
+    def for_a_judge(self) -> EnvironmentReport:
+        """Return the report where a judge scores episodes: in a silent environment, right actions can earn nothing."""
+        if self.is_scored or any(policy.num_successes for policy in self.policies):
+            return self
+        kept = [finding for finding in self.findings if finding.kind is not EnvironmentFindingKind.ORACLE_FAILS]
+        return dataclasses.replace(self, findings=tuple(kept))
+
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
         return {

@@ -107,14 +107,11 @@ class VerifierPool:
     def submit(self, group: Group) -> Future[Group]:
         """Start judging a group; the future's result is the same group with its verdicts.
 
-        Trajectories are judged by their environment's rewards, where it gave some. A group of a task without
-        verifiers that a judge will score has no verdicts.
+        Trajectories are judged by their environment's rewards, where it gave some. Other groups of a task without
+        verifiers, which a judge will score, have no verdicts.
         """
         _, task = self._task_of(group.prompt.problem)
         done: Future[Group] = Future()
-        if self.judging is not None and not task.verifiers:
-            done.set_result(group)
-            return done
         given = [task.trajectory_verdict(one, group.prompt.prefix_turns) for one in group.completions]
         judged = [one for one, verdict in zip(group.completions, given, strict=True) if verdict is None]
 
@@ -124,6 +121,9 @@ class VerifierPool:
 
         if not judged:
             done.set_result(finish([]))
+            return done
+        if self.judging is not None and not task.verifiers:
+            done.set_result(group)
             return done
         texts = [completion.text for completion in judged]
         ids = tuple(completion.sampled_ids for completion in judged)

@@ -32,7 +32,10 @@ def audit_episodes(recipe: Recipe, tasks: Sequence[Task], pool: EnvironmentPool)
     """
     effort = dataclasses.replace(IN_A_RUN, budget_s=recipe.audit.budget_s / len(tasks))
     max_turns = recipe.environment.max_turns
-    return [audit_environment(pool.spec, task.train, max_turns=max_turns, effort=effort, pool=pool) for task in tasks]
+    reports = [
+        audit_environment(pool.spec, task.train, max_turns=max_turns, effort=effort, pool=pool) for task in tasks
+    ]
+    return [report.for_a_judge() for report in reports] if recipe.judge.enabled else reports
 
 
 def reason_against(report: EnvironmentReport, section: AuditSection) -> str:
@@ -43,7 +46,8 @@ def reason_against(report: EnvironmentReport, section: AuditSection) -> str:
             return f"{report.environment}: {finding.sentence}. {way_out}"
     oracle = report.oracle
     failed = 0 if oracle is None else oracle.num_episodes - oracle.num_successes
-    if oracle is None or failed <= section.max_refused * oracle.num_episodes:
+    told = any(finding.kind is EnvironmentFindingKind.ORACLE_FAILS for finding in report.findings)
+    if oracle is None or not told or failed <= section.max_refused * oracle.num_episodes:
         return ""
     return (
         f"{report.environment}: its own right actions fail on {failed} of {oracle.num_episodes} problems within "

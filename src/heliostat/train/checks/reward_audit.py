@@ -2,7 +2,8 @@
 
     tasks, pool, model's text  ->  audit.json, printed sentences, and the reason to stop, if any
 
-With an environment, policies that solve nothing play it first (``environment_audit``).
+With an environment, policies that solve nothing play it first (``environment_audit``). A judge of episodes is not tried
+with known exploits, which are answers of one turn.
 
 Right answers are judged as the model would write them: encoded, decoded, and ended at the recipe's stop strings.
 
@@ -28,6 +29,10 @@ from heliostat.train.run_folder.folder import RunFolder
 from heliostat.types import Problem
 
 WARNED = frozenset(kind for kind in FindingKind if kind.hackable) | {FindingKind.CONSTANT, FindingKind.VERIFIER_FAILED}
+
+
+NOT_OF_EPISODES = "the judge is not tried with known exploits, which are answers of one turn: it judges whole episodes"
+"""Printed where a recipe has a judge and an environment."""
 
 
 class RewardRefused(RuntimeError):
@@ -61,9 +66,10 @@ def audit_rewards(
     reasons = (reason_to_stop(task, report, section) for task, report in zip(tasks, reports, strict=True))
     against = (reason_against(report, section) for report in played)
     stop = next(filter(None, (*against, *reasons)), "")
+    judging = None if pool.environments is not None else pool.judging
     try:
         share_s = section.budget_s / max(1, len(judged))
-        judges = [] if pool.judging is None else [audit_judge(pool.judging, task, budget_s=share_s) for task in judged]
+        judges = [] if judging is None else [audit_judge(judging, task, budget_s=share_s) for task in judged]
     except JudgeFailed as error:
         judges, stop = [], stop or str(error)
     content = {"seconds": seconds, "stop": stop, "tasks": [report.to_json() for report in reports]}
@@ -74,6 +80,7 @@ def audit_rewards(
         told = [line for one in played for line in environment_sentences(one, play_seconds, section)]
         told += [line for report in reports for line in sentences(report, seconds, section)]
         told += [line for report in judges for line in judge_sentences(report, section)]
+        told += [NOT_OF_EPISODES] if pool.judging is not None and judging is None else []
         for sentence in told:
             note(sentence)
     return stop

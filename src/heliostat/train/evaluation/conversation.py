@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from heliostat.tasks.transcripts import turns_and_answers
 from heliostat.types import Completion
 
 TextOf = Callable[[Sequence[int]], str]
@@ -44,16 +45,8 @@ def conversation(completion: Completion, text_of: TextOf, answer_of: TextOf) -> 
 
 
 def _utterances(completion: Completion, text_of: TextOf, answer_of: TextOf) -> Iterator[Utterance]:
-    end = 0
-    for turn in completion.turns:
-        if turn.start > end:
-            yield _told(completion.token_ids[end : turn.start], answer_of)
-        said = completion.token_ids[turn.start : turn.end]
-        yield Utterance("assistant", text_of(said), len(said), turn.reward)
-        end = turn.end
-    if end < len(completion.token_ids):
-        yield _told(completion.token_ids[end:], answer_of)
-
-
-def _told(token_ids: Sequence[int], answer_of: TextOf) -> Utterance:
-    return Utterance("environment", answer_of(token_ids), len(token_ids))
+    for turn, ids in turns_and_answers(completion.token_ids, completion.turns):
+        if turn is None:
+            yield Utterance("environment", answer_of(ids), len(ids))
+        else:
+            yield Utterance("assistant", text_of(ids), len(ids), turn.reward)

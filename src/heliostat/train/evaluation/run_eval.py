@@ -20,6 +20,7 @@ from heliostat.train.checks.recipe import load_tasks
 from heliostat.train.distributed.ranks import start_runtime
 from heliostat.train.episodes import with_episodes
 from heliostat.train.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
+from heliostat.train.judges.episodes import about_episodes
 from heliostat.train.judges.opening import open_judge
 from heliostat.train.model_bundle import set_up_sampler, with_model
 from heliostat.types import Problem
@@ -96,11 +97,11 @@ def run_eval(
     evaluations, dtypes = [], []
     names = [as_text(model) for model in paths(models)]
     with VerifierPool(tasks, environment_of(recipe.environment)) as pool:
-        if not all(task.verifiers for task in tasks):
-            pool.judging = open_judge(recipe, tasks, runtime)
+        judging = None if all(task.verifiers for task in tasks) else open_judge(recipe, tasks, runtime)
         for path in names:
             bundle = set_up_sampler(with_model(recipe, path), runtime)
             bundle = with_episodes(bundle, pool.environments, warnings.warn)
+            pool.judging = about_episodes(judging, bundle)
             check_encodable(recipe, [_only(task, heldout) for task in tasks], bundle)
             evaluation, _ = evaluate(
                 bundle.engine,

@@ -6,6 +6,7 @@ Left out: the judges (``reward_model``, ``language_model``, ``own``), and the us
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,11 +41,13 @@ def open_judge(recipe: Recipe, tasks: Sequence[Task], runtime: Runtime, replies:
         ConfigError: the judge cannot be opened, or a reward model's score is not one number.
     """
     section = recipe.judge
-    _refuse_lone_success(section, tasks)
+    if not recipe.environment.name:  # which measures success
+        _refuse_lone_success(section, tasks)
     if not section.enabled or (recipe.train.num_steps == 0 and all(task.verifiers for task in tasks)):
         return None
+    success_at = section.success_at if section.mode == "score" else math.inf  # a share of wins is no success
     return Judging(
-        make_judge(recipe, runtime, replies), section.weight, section.alone, section.success_at, section.max_unscored
+        make_judge(recipe, runtime, replies), section.weight, section.alone, success_at, section.max_unscored
     )
 
 
@@ -82,7 +85,7 @@ def _refuse_lone_success(section: JudgeSection, tasks: Sequence[Task]) -> None:
 
 def describe_judge(judging: Judging) -> str:
     """Describe in a line the judge, and what becomes of its scores."""
-    use = "its score is the reward" if judging.alone else "its score is added to the verifiers' reward"
+    use = "its score is the reward" if judging.alone else "its score is added to the reward of the task"
     factor = "" if judging.weight == 1 else f", times {judging.weight:g}"
     return f"judge: {judging.judge.name}; {use}{factor}"
 

@@ -5,6 +5,7 @@
         def score(self, problems, completions): ...   a number for each, or None where there is no score
 
 It may also have ``close()``, and a text ``fingerprint`` that changes with its scores. Every rank opens one of its own.
+Of an episode, the completion is its transcript, a text with ``parts`` (``heliostat.tasks.transcripts``).
 
 Left out: judges that compare the completions of a group, and finding the module (``heliostat.named_imports``).
 """
@@ -33,7 +34,9 @@ class Scorer(Protocol):
         """Return one finite number per completion, in order; ``None``: it has no score.
 
         Args:
-            problems: the problem of each completion, with its ``question``, ``answer`` and ``columns``.
+            problems: the problem of each completion, with its ``question``, ``answer`` and ``columns``. In an
+                environment, the question ends with the first observation.
+            completions: texts; of episodes, each is a ``Transcript`` of all turns, replayed ones included.
         """
         ...
 

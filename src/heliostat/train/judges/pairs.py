@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from heliostat.tasks.judging import Mark
-from heliostat.train.judges.questions import Ask, Messages, Unreadable, asked_of, free_mark, last_line, quoted
+from heliostat.train.judges.questions import Ask, Messages, Unreadable, asked_of, free_mark, last_line, quoted, rules
 from heliostat.train.judges.reply_cache import Reply
 from heliostat.types import Problem
 
@@ -75,7 +75,7 @@ class PairQuestion:
             form,
         ]
         return [
-            {"role": "system", "content": f"{RULES.format(mark=mark)}\n\nRubric:\n{self.rubric}"},
+            {"role": "system", "content": f"{rules(RULES, mark, first, second)}\n\nRubric:\n{self.rubric}"},
             {"role": "user", "content": "\n\n".join(parts)},
         ]
 

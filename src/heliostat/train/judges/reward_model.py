@@ -2,6 +2,9 @@
 
     question, completion  --its own chat template and tokenizer-->  ids  --batches-->  one score each
 
+An episode is a conversation of chat messages: the turns are the assistant's, and the environment's answers the user's.
+Where the template takes a single answer, or there is none, it is one text.
+
 A completion's text is data: control tokens in it are encoded as ordinary text, so it cannot end its own turn. A text
 that does not fit the model's context is unscored, because a truncated one would be scored for what it does not say.
 
@@ -25,6 +28,7 @@ from heliostat.models.loaded_model import render_messages
 from heliostat.models.prompts.control_tokens import encode_marked, free_mark, marked
 from heliostat.rollout.server.weights_fingerprint import weights_fingerprint
 from heliostat.tasks.judging import JudgeCounts, Mark
+from heliostat.tasks.transcripts import ASSISTANT, Transcript
 from heliostat.types import Problem
 
 if TYPE_CHECKING:
@@ -33,10 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A question and a completion as the model reads them; ``kinds`` are BERT's ids of the two parts, else empty."""
+    """A question and a completion as the model reads them.
+
+    Attributes:
+        kinds: BERT's ids of the two parts, else empty.
+        failure: the reason why there are no ids; empty if there are.
+    """
 
     ids: tuple[int, ...]
     kinds: tuple[int, ...] = ()
+    failure: str = ""
 
 
 @dataclass(slots=True)
@@ -82,8 +92,8 @@ class RewardModel:
     def finish(self, tickets: Sequence[list[Encoded]]) -> list[tuple[Mark, ...]]:
         """Score all completions in batches of similar length."""
         rows = [row for ticket in tickets for row in ticket]
-        fitting = [index for index, row in enumerate(rows) if len(row.ids) <= self.context_length]
-        marks = [Mark(None, self._too_long(row)) for row in rows]
+        fitting = [index for index, row in enumerate(rows) if not row.failure and len(row.ids) <= self.context_length]
+        marks = [Mark(None, row.failure or self._too_long(row)) for row in rows]
         attended = 0
         for batch in _batches(sorted(fitting, key=lambda index: len(rows[index].ids)), rows, self.tokens_per_batch):
             scores = self.scores([rows[index] for index in batch])
@@ -110,10 +120,35 @@ class RewardModel:
             pair = self.tokenizer(problem.question, text, split_special_tokens=True, verbose=False)
             return Encoded(tuple(pair["input_ids"]), tuple(pair.get("token_type_ids", ())))
         asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
-        messages: list[dict[str, Any]] = [*map(dict, asked), {"role": "assistant", "content": text}]
+        messages: list[dict[str, Any]] = [*map(dict, asked), *self._answered(text)]
         mark = free_mark([str(message["content"]) for message in messages])
         typed = [{**message, "content": marked(self, str(message["content"]), mark)} for message in messages]
-        return Encoded(tuple(encode_marked(self, render_messages(self.tokenizer, typed), mark)))
+        try:
+            rendered = render_messages(self.tokenizer, typed)
+        except Exception as error:  # a template may raise anything
+            return Encoded((), failure=f"the chat template of {self.name} refuses its messages: {error}")
+        return Encoded(tuple(encode_marked(self, rendered, mark)))
+
+    def _answered(self, text: str) -> list[dict[str, Any]]:
+        """Return a completion as messages: one, or those of an episode if the template takes several turns."""
+        if not isinstance(text, Transcript) or not self._takes_turns():
+            return [{"role": "assistant", "content": text}]
+        return [{"role": "assistant" if side == ASSISTANT else "user", "content": part} for side, part in text.parts]
+
+    def _takes_turns(self) -> bool:
+        """Return whether the template writes all turns of a conversation, found by a trial."""
+        if "takes turns" not in self.memo:
+            said = [
+                {"role": role, "content": f"heliostat-{role}-{number}"}
+                for number in range(2)
+                for role in ("user", "assistant")
+            ]
+            try:
+                text = render_messages(self.tokenizer, said)
+            except Exception:  # a template may raise anything
+                text = ""
+            self.memo["takes turns"] = all(message["content"] in text for message in said)
+        return bool(self.memo["takes turns"])
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Encoded]) -> list[float]:

@@ -219,8 +219,9 @@ class RolloutScheduler:
         num_updates = self.recipe.train.updates_per_step
         if judging is not None and len(rollouts.groups) < num_updates:
             raise JudgeFailed(
-                f"{judging.judge.name} left {len(rollouts.groups)} groups of step {step} with two scored completions, "
-                f"and train.updates_per_step = {num_updates} needs as many; mend the judge, then continue the run"
+                f"step {step} has {len(rollouts.groups)} groups with two scored completions, and "
+                f"train.updates_per_step = {num_updates} needs as many; mend {judging.judge.name}"
+                f"{' or the environment' if self.recipe.environment.enabled else ''}, then continue the run"
             )
         self._known[step] = rollouts
         return rollouts

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from heliostat.models import LoadedModel, gradient_copy_of, share_weights
+from heliostat.models.concurrency import is_watched
 from heliostat.optim.precision.gradients import add_gradient
 from heliostat.threads import run_in_threads
 from heliostat.train.distributed.fsdp import is_sharded
@@ -53,7 +54,7 @@ class GradientWorkers:
 
     def count(self, policy: Policy) -> int:
         """Return the threads that run; 1 where a copy of the model would not do the same."""
-        if not _shares_weights(policy) or _is_watched(policy.loaded):
+        if not _shares_weights(policy) or is_watched(policy.loaded.model):  # hooks would miss a copy's passes
             return 1
         return self._num_workers or torch.get_num_threads()
 
@@ -142,21 +143,3 @@ def _taken(loaded: LoadedModel) -> list[Tensor | None]:
     for parameter in parameters:
         parameter.grad = None
     return gradients
-
-
-def _is_watched(loaded: LoadedModel) -> bool:
-    """Return whether hooks watch the model's passes, as those of layer-wise optimizers do; a copy's would be missed."""
-    hooks = [
-        hook
-        for module in loaded.model.modules()
-        for registry in (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-            *(parameter._backward_hooks or {} for parameter in module.parameters(recurse=False)),
-        )
-        for hook in registry.values()
-    ]
-    # Those of transformers keep no state: they collect outputs that somebody asks a forward pass for.
-    return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)

@@ -104,6 +104,17 @@ def test_an_update_too_small_for_bfloat16_weights_is_sampled_with():
         assert product(x).all()
 
 
+def test_float32_adapters_of_bfloat16_weights_stay_in_float32():
+    map_ = attention_maps(adapted(torch.bfloat16))[0]
+    map_.lora_A.float(), map_.lora_B.float()
+    product, x = FusedLinear(map_), torch.randn(4, 32).bfloat16()
+    with torch.inference_mode():
+        product.reorder()
+        assert product(x).dtype == torch.bfloat16
+        assert torch.equal(product(x), map_(x))
+        assert product.agrees()
+
+
 def test_disabled_adapters_are_not_merged():
     loaded = adapted(layers=["q_proj"])
     map_ = attention_maps(loaded)[0]

@@ -5,10 +5,22 @@ import threading
 import pytest
 import torch
 
-from heliostat.rollout import DecodeLimits, NonFiniteLogits, SampleRequest, SamplingSettings, TorchEngine
+from heliostat.config import RolloutSection
+from heliostat.rollout import DecodeLimits, NonFiniteLogits, SampleRequest, SamplingSettings, TorchEngine, build_engine
+from heliostat.rollout.in_process import worker_count
+from heliostat.rollout.in_process.decode_worker import DecodeWorker
+from heliostat.rollout.in_process.worker_count import MAX_WORKERS, USUAL_MIN_FLOPS, suitable_workers
 from heliostat.spans import span, timed_spans
 from heliostat.threads import run_in_threads
 from tests.support.nano import make_nano, make_prompts
+
+
+@pytest.fixture
+def torch_threads():
+    """Set torch's threads in a test; they are as before after it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def sample(loaded, num_workers, shared=True, **more):
@@ -68,16 +80,115 @@ def test_an_error_of_one_worker_is_raised_and_stops_the_others():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollout_")]
 
 
-def test_torchs_threads_are_shared_out_and_given_back():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        inside = []
-        run_in_threads([lambda stopped: inside.append(torch.get_num_threads())] * 2)
-        assert inside == [2, 2]
-        assert torch.get_num_threads() == 4
-    finally:
-        torch.set_num_threads(before)
+def test_torchs_threads_are_shared_out_and_given_back(torch_threads):
+    torch_threads(4)
+    inside = []
+    run_in_threads([lambda stopped: inside.append(torch.get_num_threads())] * 2)
+    assert inside == [2, 2]
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("threads", "enough_for", "expected"),
+    [(1, 99, 1), (2, 0, 1), (2, 1.9, 1), (2, 2.1, 2), (4, 3.1, 3), (4, 4.1, 4), (16, 99, MAX_WORKERS)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chosen_workers_by_threads_and_operations(threads, enough_for, expected, dtype, torch_threads):
+    torch_threads(threads)
+    loaded = make_nano(eos_bias=0.0)
+    loaded.model.to(dtype)
+    weights = sum(p.numel() for name, p in loaded.model.named_parameters() if "proj" in name)
+    weights += loaded.head.projection.weight.numel()
+    least = USUAL_MIN_FLOPS * (2 if dtype == torch.bfloat16 else 1)
+    assert suitable_workers(loaded, round(enough_for * least / (2 * weights))) == expected
+
+
+def test_passes_of_one_chosen_worker_have_one_thread_and_the_prefill_has_all(torch_threads, monkeypatch):
+    torch_threads(2)
+    loaded = make_nano(eos_bias=0.0)
+    inside = {"prefill": set(), "decode": set()}
+    prefill, logits = DecodeWorker.prefill, type(loaded.head).logits
+
+    def in_prefill(worker, admitted):
+        inside["prefill"].add(torch.get_num_threads())
+        return prefill(worker, admitted)
+
+    monkeypatch.setattr(DecodeWorker, "prefill", in_prefill)
+    monkeypatch.setattr(
+        type(loaded.head),
+        "logits",
+        lambda head, hidden: (inside["decode"].add(torch.get_num_threads()), logits(head, hidden))[1],
+    )
+    request = SampleRequest(make_prompts(loaded, 1), 4, SamplingSettings(), seed=3, policy_step=2)
+    TorchEngine(loaded, DecodeLimits(4), num_workers=0).sample(request)
+    assert inside == {"prefill": {2}, "decode": {1, 2}}  # a prefill computes the first logits
+    inside["decode"].clear()
+    TorchEngine(loaded, DecodeLimits(4)).sample(request)
+    assert inside["decode"] == {2}
+    assert torch.get_num_threads() == 2
+
+
+def test_a_watched_model_is_decoded_in_one_thread_unless_more_are_asked_for(torch_threads, monkeypatch):
+    torch_threads(2)
+    monkeypatch.setattr(worker_count, "USUAL_MIN_FLOPS", 1.0)
+    loaded = make_nano()  # has a hook
+    started = []
+    run = DecodeWorker.run
+    monkeypatch.setattr(DecodeWorker, "run", lambda worker, stopped: (started.append(1), run(worker, stopped)))
+    engine = TorchEngine(loaded, DecodeLimits(4), num_workers=0)
+    request = SampleRequest(make_prompts(loaded, 8), 4, SamplingSettings(), seed=3, policy_step=2)
+    engine.sample(request)
+    assert len(started) == 1
+    engine.num_workers = 2
+    engine.sample(request)
+    assert len(started) == 3
+
+
+def test_a_run_decodes_with_as_many_workers_as_suit_its_rows(torch_threads, monkeypatch):
+    torch_threads(2)
+    monkeypatch.setattr(worker_count, "USUAL_MIN_FLOPS", 1.0)
+    loaded = make_nano(eos_bias=0.0)
+    engine = build_engine(loaded, DecodeLimits(4), RolloutSection())
+    assert isinstance(engine, TorchEngine)
+    assert engine.num_workers == 0
+    inside = []
+    run = DecodeWorker.run
+
+    def watched(worker, stopped):
+        inside.append((len(worker.collector.request.prompts), torch.get_num_threads()))
+        run(worker, stopped)
+
+    monkeypatch.setattr(DecodeWorker, "run", watched)
+    groups = engine.sample(SampleRequest(make_prompts(loaded, 8), 4, SamplingSettings(), seed=3, policy_step=2))
+    assert sorted(inside) == [(4, 1), (4, 1)]
+    alone = TorchEngine(loaded, DecodeLimits(4)).sample(
+        SampleRequest(make_prompts(loaded, 8), 4, SamplingSettings(), seed=3, policy_step=2)
+    )
+    ids = [[one.token_ids for group in each for one in group.completions] for each in (groups, alone)]
+    assert ids[0] == ids[1]
+
+
+def test_threads_that_disturb_each_other_are_found_by_the_trial(torch_threads, monkeypatch):
+    """A model that answers otherwise while another thread uses it, as one that keeps states in its modules would."""
+    torch_threads(2)
+    loaded = make_nano(eos_bias=0.0)
+    step = DecodeWorker.step
+
+    def disturbed(worker, state, *args):
+        step(worker, state, *args)
+        if threading.current_thread() is not threading.main_thread():
+            state.logits[:, 0] += 1.0
+
+    monkeypatch.setattr(DecodeWorker, "step", disturbed)
+    engine = build_engine(loaded, DecodeLimits(4), RolloutSection())
+    assert isinstance(engine, TorchEngine)
+    assert engine.num_workers == 1
+
+
+def test_sampling_in_parallel_with_training_keeps_one_thread():
+    assert RolloutSection().decode_workers == 0
+    assert RolloutSection(max_staleness=1).decode_workers == 1
+    assert RolloutSection(max_staleness=1, num_workers=2).decode_workers == 2
 
 
 def test_spans_of_workers_add_up_to_wall_seconds():

@@ -35,6 +35,16 @@ def test_right_actions_that_fail_stop_the_run_above_the_accepted_share(oracle: f
     assert not stops or "of 20 problems within environment.max_turns = 8" in reason
 
 
+def test_where_a_judge_scores_a_silent_environment_its_right_actions_cannot_fail() -> None:
+    section = build_recipe({}).audit
+    silent = report_of(Kind.ORACLE_FAILS, Kind.NO_REWARD, oracle=0.0)
+    assert reason_against(silent, section)
+    assert reason_against(silent.for_a_judge(), section) == ""
+    assert silent.for_a_judge().passed
+    for speaks in (report_of(Kind.ORACLE_FAILS, oracle=0.0), report_of(Kind.ORACLE_FAILS, Kind.NO_REWARD, oracle=0.5)):
+        assert speaks.for_a_judge() is speaks
+
+
 def test_other_findings_are_warnings_and_notes_are_not_repeated() -> None:
     section = build_recipe({}).audit
     report = report_of(Kind.FREE_RETURN, Kind.ONE_WORLD, Kind.NO_ORACLE, Kind.GLOBAL_RANDOM, num_cut=3)
