@@ -43,7 +43,8 @@ class RolloutSection(Section):
         0,
         ge=0,
         description="decoding threads in this process, each with a share of the prompts; 0: one per torch thread, up "
-        "to 4, where each has enough to compute, on a CPU; one with rollout.max_staleness",
+        "to 4, where each has enough to compute, on a CPU, and else one with passes on one thread; one with "
+        "rollout.max_staleness",
     )
     engine: str = Field(
         "torch",
