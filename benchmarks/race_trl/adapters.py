@@ -19,24 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoding import GROUP, NUM_TOKENS, NUM_TRIES, PROMPT
+from decoding import NUM_TOKENS, NUM_TRIES, request_of
 from entries import write_model
 
 from heliostat.config import LoraSection, ModelSection
 from heliostat.models import LoadedModel, load_model
 from heliostat.models.lora import add_adapters
-from heliostat.rollout import DecodeLimits, SampleRequest, SamplingSettings, TorchEngine
-from heliostat.types import Problem, Prompt
+from heliostat.rollout import DecodeLimits, TorchEngine
 
 ROWS = (8, 64)
-
-
-def request_of(num_rows: int) -> SampleRequest:
-    """Prompts of random tokens."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, 200, (num_rows // GROUP, PROMPT), generator=generator).tolist()
-    prompts = [Prompt(Problem(str(index), "t", ""), tuple(each)) for index, each in enumerate(ids)]
-    return SampleRequest(prompts, GROUP, SamplingSettings(), seed=1, policy_step=0)
 
 
 def loaded_model(name: str, dtype: Any, rank: int) -> LoadedModel:

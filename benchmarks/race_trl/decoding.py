@@ -107,13 +107,18 @@ class Stopwatch:
             self._switch()
 
 
-def profile(loaded: LoadedModel, num_rows: int) -> dict[str, float]:
-    """Milliseconds a pass by part; of ``ONCE``, milliseconds in all."""
-    engine = TorchEngine(dataclasses.replace(loaded, eos_ids=frozenset()), DecodeLimits(NUM_TOKENS))
+def request_of(num_rows: int) -> SampleRequest:
+    """Prompts of random tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(10, 200, (num_rows // GROUP, PROMPT), generator=generator).tolist()
     prompts = [Prompt(Problem(str(index), "t", ""), tuple(each)) for index, each in enumerate(ids)]
-    request = SampleRequest(prompts, GROUP, SamplingSettings(), seed=1, policy_step=0)
+    return SampleRequest(prompts, GROUP, SamplingSettings(), seed=1, policy_step=0)
+
+
+def profile(loaded: LoadedModel, num_rows: int) -> dict[str, float]:
+    """Milliseconds a pass by part; of ``ONCE``, milliseconds in all."""
+    engine = TorchEngine(dataclasses.replace(loaded, eos_ids=frozenset()), DecodeLimits(NUM_TOKENS))
+    request = request_of(num_rows)
     norm: Any = loaded.head.backbone.norm
     runs = []
     for _ in range(NUM_TRIES + 1):

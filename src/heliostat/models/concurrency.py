@@ -1,4 +1,4 @@
-"""Whether several threads can run one model at the same time, each on data of its own.
+"""Models that several threads can run at the same time, each on data of its own.
 
 Left out: copies that share its weights (``sampler_copy``), which each have their own modules.
 """

@@ -1,4 +1,4 @@
-"""How many threads to decode a batch with, each with rows of its own.
+"""The number of threads to decode a batch with, each with rows of its own.
 
 torch's threads inside a product wait for each other, and where another program has one's core, for that program: a pass
 of few rows then takes two to four times as long as on one thread, where on an idle machine it takes 0.6 to 0.9 of that
