@@ -21,8 +21,8 @@ def fill(model: torch.nn.Module) -> None:
     """Give adapters that have learned nothing a change of the weights' own size."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
+            if "lora_B" in name:  # larger ones make attention choose between keys, and rounding decide
+                parameter.normal_(std=0.1)
 
 
 def adapted(dtype: torch.dtype = torch.float32, **section):
@@ -54,7 +54,7 @@ def test_adapters_decode_as_the_models_own_modules_also_after_they_have_moved(la
     for _ in range(2):
         for one, two in zip(completions(fast, prompts), completions(plain, prompts), strict=True):
             assert one.token_ids == two.token_ids
-            np.testing.assert_allclose(one.logp_gen, two.logp_gen, atol=1e-4)
+            np.testing.assert_allclose(one.logp_gen, two.logp_gen, atol=2e-5)
         fill(loaded.model)
 
 
@@ -240,4 +240,4 @@ def test_other_families(family, tmp_path):
     on, off = (TorchEngine(loaded, DecodeLimits(6), reorder_weights=switch) for switch in (True, False))
     for one, two in zip(completions(on, prompts), completions(off, prompts), strict=True):
         assert one.token_ids == two.token_ids
-        np.testing.assert_allclose(one.logp_gen, two.logp_gen, atol=1e-4)
+        np.testing.assert_allclose(one.logp_gen, two.logp_gen, atol=2e-5)
