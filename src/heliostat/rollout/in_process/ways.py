@@ -180,7 +180,10 @@ class Trial:
         Raises:
             WrongWay: one thread is wrong too.
         """
-        if torch.get_num_threads() > 1 and runs_in_threads(self.loaded.model):
+        if not runs_in_threads(self.loaded.model):
+            self._check(way, engine)  # it chooses one
+            return 0
+        if torch.get_num_threads() > 1:
             engine.num_workers = NUM_THREADS
             with suppress(WrongWay):  # then one thread is tried, and used
                 self._check(way, engine)

@@ -185,6 +185,18 @@ def test_threads_that_disturb_each_other_are_found_by_the_trial(torch_threads, m
     assert engine.num_workers == 1
 
 
+def test_a_watched_model_of_a_run_has_passes_on_one_thread(torch_threads):
+    torch_threads(2)
+    loaded = make_nano()  # has a hook
+    engine = build_engine(loaded, DecodeLimits(4), RolloutSection())
+    assert isinstance(engine, TorchEngine)
+    inside = []
+    loaded.head.projection.register_forward_pre_hook(lambda module, args: inside.append(torch.get_num_threads()))
+    engine.sample(SampleRequest(make_prompts(loaded, 1), 4, SamplingSettings(), seed=3, policy_step=2))
+    assert inside[0] == 2  # a prefill computes the first logits
+    assert set(inside[1:]) == {1}
+
+
 def test_sampling_in_parallel_with_training_keeps_one_thread():
     assert RolloutSection().decode_workers == 0
     assert RolloutSection(max_staleness=1).decode_workers == 1
