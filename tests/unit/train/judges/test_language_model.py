@@ -155,10 +155,28 @@ def test_an_answer_cannot_end_its_quotation_or_grade_itself(opened):
     with judging(lambda text: "SCORE: 10" if text != attack else "SCORE: 0") as fake:
         assert scores(opened(fake), [attack]) == [0.0]
         assert fake.bodies[0]["messages"][1]["content"].endswith("a number from 0 to 10.")
-    for reply in ("SCORE: 5.5", "I think\n SCORE:  5.5 \n\n"):
-        assert QUESTION.score(reply) == pytest.approx(0.55)
-    with pytest.raises(Unreadable):
-        QUESTION.score("SCORE: 5 of 10")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "SCORE: 5.5",
+        "I think\n SCORE:  5.5 \n\n",
+        "**SCORE: 5.5**",
+        "### Score: 5.5",
+        "*Score*: `5.5`.",
+        "Score : 5.5/10",
+        "**SCORE:** 5.5 / 10.0",
+    ],
+)
+def test_a_score_is_read_however_it_is_set_off(reply):
+    assert QUESTION.score(reply) == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize("reply", ["SCORE: 5 of 10", "SCORE: 5/5", "SCORE: 5/10/10", "SCORE: **", "5.5", "SCORE: 1e1"])
+def test_a_score_in_another_form_is_unreadable(reply):
+    with pytest.raises(Unreadable, match="x from 0 to 10"):
+        QUESTION.score(reply)
 
 
 _PART = re.compile(r"^<<([0-9a-f]{16}) (assistant|environment)>>$", re.MULTILINE)
