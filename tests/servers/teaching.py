@@ -33,7 +33,7 @@ def teacher_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, 
     by_path = {"teacher__path": teacher, "teacher__dtype": "float32"}
     served = {"teacher__url": f"http://127.0.0.1:{here.port}", "teacher__model": teacher}
     finished_run(here, "taught-in-process", model__path=policy, **by_path, **STEPS)
-    with serving(commands, teacher, here.folder / "server.log", here.port):
+    with serving(commands, teacher, here.folder / "server.log", here.port, lora=False):
         results = {"a teacher": compared(here, "taught-in-process", "taught", model__path=policy, **served, **STEPS)}
         command = here.command("taught-killed", model__path=policy, **served, **STEPS)
         process = subprocess.Popen(
@@ -46,9 +46,9 @@ def teacher_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, 
         assert apart(here, "taught", "taught-killed") == 0
         results["a teacher, kill -9 at a checkpoint"] = {"weights": "those of the run that was not killed, bit for bit"}
         answers = recorded(here.port, teacher)
-        other = {"model__path": "smollm2-135m", "model__chat": False}
+        other = {"model__path": "smollm2-135m", "model__chat": "false"}
         results["a teacher of another tokenizer"] = refused(here, "foreign", "another tokenizer", **served, **other)
-    with serving(commands, teacher, here.folder / "server.log", here.port, "--max-model-len", "12"):
+    with serving(commands, teacher, here.folder / "server.log", here.port, "--max-model-len", "12", lora=False):
         results["a teacher for shorter texts"] = refused(
             here, "short-teacher", "does not fit the context", model__path=policy, **served
         )
@@ -60,7 +60,7 @@ def recorded(port: int, teacher: Path) -> dict[str, dict]:
     sampling = {"model": str(teacher), "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
                 "repetition_penalty": 1.0}  # fmt: skip
     scored = sampling | {"prompt": [[5, 6, 7], [5, 6]], "prompt_logprobs": 0}
-    drawn = sampling | {"prompt": [5, 6], "n": 2, "seed": 0, "return_token_ids": True}
+    drawn = sampling | {"prompt": [5, 6], "n": 2, "return_token_ids": True}
     text = {"model": str(teacher), "prompt": "1 + 2", "add_special_tokens": False}
     return {
         "/v1/completions scores": asked(port, "POST", "/v1/completions", scored),
@@ -111,7 +111,7 @@ def judge_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, di
         "audit__enabled": False,
     }
     results = {}
-    with serving(commands, judge, here.folder / "server.log", here.port, "--max-model-len", "2048"):
+    with serving(commands, judge, here.folder / "server.log", here.port, "--max-model-len", "2048", lora=False):
         for mode in ("score", "pairwise"):
             seconds = finished_run(here, f"judged-{mode}", judge__mode=mode, **asks)
             counts = {name: total(here, f"judged-{mode}", f"judge/{name}") for name in ("calls", "failed", "tokens")}
