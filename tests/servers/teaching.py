@@ -108,7 +108,7 @@ def judge_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, di
         "train__num_steps": 2,
         "rollout__prompts_per_step": 2,
         "model__path": policy,
-        "audit__enabled": False,
+        "audit__enabled": "false",
     }
     results = {}
     with serving(commands, judge, here.folder / "server.log", here.port, "--max-model-len", "2048", lora=False):
