@@ -74,7 +74,7 @@ class _Answer(_Part):
 
 @dataclass(frozen=True, slots=True)
 class RequestForm:
-    """What a model takes in a request.
+    """The form of a request that a model takes.
 
     Attributes:
         settings: temperature and limit of a reply, by the names that it takes.
