@@ -1,8 +1,9 @@
 """What is raced: model files, prompts and a reward that both sides load, and the sizes of each workload.
 
-The models are Llama shapes with random weights. A share of their vocabulary counts as end of sequence, so completions
-end after a geometric number of tokens, as answers do: nothing has to be trained first, and lengths vary. The reward is
-whether a completion contains a digit, which a random model does now and then and soon learns.
+The small models are Llama shapes with random weights. A share of their vocabulary counts as end of sequence, so
+completions end after a geometric number of tokens, as answers do: nothing has to be trained first, and lengths vary.
+Their reward is whether a completion contains a digit, which a random model does now and then and soon learns. SmolLM2
+knows that from its second step on, and then nothing is left to learn from, so its reward is the share of vowels.
 
 Left out: running anything (``sides``), and comparing (``race``).
 """
@@ -46,6 +47,7 @@ class Entry:
     num_prompts: int = 8
     group_size: int = 8
     lr: float = 3e-4
+    reward: str = "has_digit"
 
     @property
     def num_rows(self) -> int:
@@ -55,6 +57,12 @@ class Entry:
 def has_digit(completions: Sequence[Any], **_: Any) -> list[float]:
     """1.0 for a completion with a digit in it; TRL's signature, which Heliostat takes too."""
     return [float(any(character.isdigit() for character in str(text))) for text in completions]
+
+
+def vowel_share(completions: Sequence[Any], **_: Any) -> list[float]:
+    """The share of vowels in a completion; it differs within nearly every group, so that all have signal."""
+    texts = [str(completion) for completion in completions]
+    return [sum(character in "aeiou" for character in text) / max(1, len(text)) for text in texts]
 
 
 def write_model(name: str, folder: Path, seed: int = 0) -> Path:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entries import MAX_ANSWER_TOKENS, has_digit
+import entries
+from entries import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from heliostat.config import Recipe
@@ -72,7 +73,8 @@ def heliostat_recipe(job: Mapping[str, Any]) -> Recipe:
             "task.name": "file",
             "task.path": job["prompts"],
             "task.answer_column": "answer",
-            "task.verifiers": [{"name": "entries:has_digit"}],
+            "task.verifiers": [{"name": f"entries:{job['reward']}"}],
+            "task.shaped": True,
             "task.num_train": 400,
             "task.num_heldout": 1,
             "rollout.prompts_per_step": job["num_prompts"],
@@ -118,10 +120,11 @@ def trl_side(job: Mapping[str, Any]) -> None:
     from transformers import TrainerCallback
 
     torch.set_num_threads(job["num_threads"])
+    rate = getattr(entries, job["reward"])
     seen = {"tokens": 0.0, "reward": 0.0}
 
     def reward(completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
-        rewards = has_digit(completions)
+        rewards: list[float] = rate(completions)
         seen["tokens"] = float(sum(map(len, completion_ids)))
         seen["reward"] = sum(rewards) / len(rewards)
         return rewards

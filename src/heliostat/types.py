@@ -175,7 +175,7 @@ class Prompt(Card):
             same (problem, cut).
         prefix_turns: the turns within ``prefix_ids``, to be replayed into the environment before sampling.
         shown: the text or messages of ``token_ids``, where an environment's first observation or its tools belong to
-            them; ``None``: the problem's own prompt, or not known any more.
+            them, with the tools as text; ``None``: the problem's own prompt, or not known any more.
     """
 
     problem: Problem

@@ -187,6 +187,21 @@ def test_an_evaluation_of_the_saved_model_has_its_type_and_says_so(finished, wei
     assert run_eval([str(result.folder / "model")], asked, num_problems=2).dtypes == (other,)
 
 
+def test_no_result_reads_uninitialized_memory(finished, tmp_path, monkeypatch):
+    """Memory that torch fills with NaN before anything is written there changes no bit, so a run leaves it unfilled."""
+    result, recipe, _ = finished
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    with monkeypatch.context() as patch:
+        patch.setattr(torch._C, "_set_deterministic_fill_uninitialized_memory", lambda filled: None)
+        filled = run_recipe(recipe, tmp_path / "filled", "small")
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    assert filled.status == "finished", filled.reason
+    same_folders(filled.folder, result.folder, 4)
+
+
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_killed_in_either_phase_it_is_the_same_run(finished, tmp_path, dying, staleness):
     result, recipe, _ = finished

@@ -14,10 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from heliostat.config import load_recipe
+from heliostat.config import ModelSection, load_recipe
+from heliostat.models import load_model
 from heliostat.train.run_folder.folder import RunFolder
 from tests.support import small
 from tests.support.fake_judge import judging
+from tests.support.fake_server import serving
+from tests.support.fake_teacher import FakeTeacher
 
 SHORT = {
     "--train.num_steps": 4,
@@ -272,3 +275,27 @@ def test_two_ranks_ask_a_judge_what_one_asks_and_no_question_twice(tmp_path):
         assert two["judge/calls"] + two["judge/cached"] == one["judge/calls"] + one["judge/cached"]
         assert two["reward/mean"] == pytest.approx(two["judge/score"])
     assert rows[1][-1]["judge/cost"] <= 100e-6 * len(asked[1]) + 1e-9
+
+
+@pytest.mark.slow
+def test_two_ranks_ask_a_teacher_on_a_server_what_one_asks_and_nothing_twice(tmp_path):
+    recipe = small.write_recipe(tmp_path)
+    few = {"--train.num_steps": 3, "--warm_start.num_steps": 0, "--eval.every": 0, "--guard.panel_every": 0}
+    few |= {"--eval.final_samples": 1, "--eval.num_problems": 4, "--train.try_export": "false"}
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
+    teacher = load_model(ModelSection(path="tiny", settings=shape), 0)
+    teacher.model.eval()
+    rows = []
+    for num_ranks in (1, 2):
+        with serving(FakeTeacher(teacher)) as url:
+            own = {"--teacher.url": url, "--teacher.model": "served", "--teacher.num_requests": 2}
+            done = run(recipe, tmp_path / f"{num_ranks}", num_ranks=num_ranks, **few, **own)
+        assert done.returncode == 0, done.stderr + done.stdout
+        rows.append([row for row in small.metrics(tmp_path / f"{num_ranks}") if row["step"] > 0])
+    for one, two in zip(*rows, strict=True):
+        assert abs(one["teacher/kl"]) > 1e-5, "the teacher is another model"
+        for key in ("teacher/kl", "teacher/distance"):
+            assert two[key] == pytest.approx(one[key], rel=0.05, abs=1e-5)  # rounding may change a sampled token
+        assert two["teacher/tokens"] == pytest.approx(one["teacher/tokens"], rel=0.1)
+        assert two["teacher/tokens"] > 0
+    assert float((weights(tmp_path / "1") - weights(tmp_path / "2")).abs().max()) < 1e-3

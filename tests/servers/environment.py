@@ -22,8 +22,9 @@ TORCH = "2.13.0"
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1,
          "context_length": 512, "init_std": 0.1}  # fmt: skip
 """Heads of 64: the CPU build has no kernels for small ones."""
-OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--logprobs-mode", "processed_logprobs", "--enforce-eager",
-           "--enable-lora", "--max-lora-rank", "16")  # fmt: skip
+OPTIONS = ("--dtype", "float32", "--max-model-len", "512", "--logprobs-mode", "processed_logprobs", "--enforce-eager")
+WITH_LORA = ("--enable-lora", "--max-lora-rank", "16")
+"""For a server that takes adapters; one with them ends when it is asked for log-probabilities of a prompt."""
 ALONE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
          "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_SERVER_DEV_MODE": "1",
          "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}  # fmt: skip
@@ -73,13 +74,16 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def start_server(commands: Path, model: Path, log: Path, port: int, *more: str, **environment: str) -> subprocess.Popen:
+def start_server(
+    commands: Path, model: Path, log: Path, port: int, *more: str, lora: bool = True, **environment: str
+) -> subprocess.Popen:
     """Start a server and wait until it answers.
 
     Raises:
         RuntimeError: it ended, or took longer than ten minutes.
     """
-    command = [*NICE, str(commands / "vllm"), "serve", str(model), "--port", str(port), *OPTIONS, *more]
+    options = [*OPTIONS, *(WITH_LORA if lora else ()), *more]
+    command = [*NICE, str(commands / "vllm"), "serve", str(model), "--port", str(port), *options]
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with log.open("a") as file:
         server = subprocess.Popen(

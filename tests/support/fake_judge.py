@@ -15,12 +15,14 @@ class FakeJudge:
     Attributes:
         grade: maps the text of an answer to the reply.
         faults: statuses or whole answers that the next requests get, one each.
+        refusal: maps a request to what it is refused with, by status 400; empty: it is answered.
         on_call: called with the number of each request before it is answered.
     """
 
     def __init__(self, grade):
         self.grade = grade
         self.faults = []
+        self.refusal = lambda body: ""
         self.on_call = lambda number: None
         self.bodies = []
         self.keys = []
@@ -34,7 +36,7 @@ class FakeJudge:
         self.is_gone = True
 
     def answer(self, body):
-        text = _ANSWER.search(body["messages"][1]["content"])[2]
+        text = _ANSWER.search(body["messages"][-1]["content"])[2]
         return said(self.grade(text))
 
 
@@ -66,6 +68,8 @@ def judging(grade=lambda text: f"SCORE: {len(text)}"):
                 self.close_connection = True
                 return
             status, answer = (fault, {"error": "no"}) if isinstance(fault, int) else (200, fault or judge.answer(body))
+            if refusal := judge.refusal(body):
+                status, answer = 400, {"error": {"message": refusal, "type": "invalid_request_error"}}
             data = json.dumps(answer).encode()
             with judge.lock:
                 judge.busy -= 1

@@ -283,7 +283,7 @@ class _Opening:
             raise EnvironmentFailed(str(error)) from error
         if self.prompt.prefix_turns and encoded.token_ids != self.prompt.token_ids:
             self._refuse(f"it begins otherwise than when its trajectory was stored ({_short(first)})")
-        return replace(self.prompt, token_ids=encoded.token_ids, shown=shown.prompt), form
+        return replace(self.prompt, token_ids=encoded.token_ids, shown=form.tools.told_in(shown).prompt), form
 
     def _replay(self, prompt: Prompt) -> None:
         """Replay the turns of the prompt's prefix in every episode, and compare the answers id for id."""

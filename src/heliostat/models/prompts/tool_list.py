@@ -40,9 +40,9 @@ class ToolList:
 
     @property
     def text(self) -> str:
-        """The list as text."""
+        """The list as text, with the form of a call where the chat template does not say it."""
         lines = [json.dumps(schema, ensure_ascii=False) for schema in self.schemas]
-        return "\n".join([_HEADLINE, *lines, self.call_form])
+        return "\n".join([_HEADLINE, *lines, *([] if self.by_template else [self.call_form])])
 
     def listed_in(self, problem: Problem) -> Problem:
         """Return the problem with the tools in its prompt; see ``TurnFormat.with_observation``."""
@@ -53,6 +53,10 @@ class ToolList:
         if self.takes_system:
             return self._in_system(problem)
         return self._in_question(problem)
+
+    def told_in(self, problem: Problem) -> Problem:
+        """Return a problem from ``listed_in`` for another reader, with tools of the chat template in its text."""
+        return self._in_question(problem) if self.by_template and self.schemas else problem
 
     def _in_system(self, problem: Problem) -> Problem:
         asked = problem.prompt

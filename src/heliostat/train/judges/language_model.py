@@ -5,52 +5,26 @@
 Questions are asked while other groups are still sampled, a bounded number at a time. A request that times out, is
 refused or answered in another form leaves its completion unscored.
 
-Left out: the words of a question (``questions``), HTTP and retries (``rollout.server.client``).
+Left out: the words of a question (``questions``), the form of requests and answers (``chat_completions``), HTTP and
+retries (``rollout.server.client``).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from heliostat.rollout import ServerError
 from heliostat.rollout.completions import SamplingStopped
-from heliostat.rollout.server.client import Server, shortened
+from heliostat.rollout.server.client import Server
 from heliostat.tasks.judging import JudgeCounts, JudgeFailed, Mark
-from heliostat.train.judges.questions import Ask, Messages, Unreadable
+from heliostat.train.judges.chat_completions import ChatCompletions, read_reply
+from heliostat.train.judges.questions import Ask, Messages
 from heliostat.train.judges.reply_cache import Reply, ReplyCache, digest
 from heliostat.types import Problem
-
-PATH = "/v1/chat/completions"
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Message(_Part):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(_Part):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(_Part):
-    prompt_tokens: int = Field(0, ge=0)
-    completion_tokens: int = Field(0, ge=0)
-
-
-class _Answer(_Part):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage = Field(default_factory=_Usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +74,7 @@ class LanguageModelJudge:
     max_tokens: int = 512
     prices: Prices = field(default_factory=Prices)
     num_ranks: int = 1
+    _chat: ChatCompletions = field(init=False)
     _threads: ThreadPoolExecutor = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending: dict[str, Future[Reply]] = field(default_factory=dict)
@@ -108,6 +83,7 @@ class LanguageModelJudge:
     _reads_others: bool = True
 
     def __post_init__(self) -> None:
+        self._chat = ChatCompletions(self.server, self.model, self.max_tokens)
         self._threads = ThreadPoolExecutor(self.num_requests, thread_name_prefix="judge")
         prompt_tokens, reply_tokens = self.cache.tokens()  # of all ranks: each takes its share of what was spent
         self._tokens = prompt_tokens // self.num_ranks, reply_tokens // self.num_ranks
@@ -179,9 +155,8 @@ class LanguageModelJudge:
     def _reply(self, question: str, messages: Messages, read: Callable[[str], float]) -> Reply:
         try:
             self._refuse_overspending()
-            body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
             try:
-                reply = _read(self.server.post(PATH, body), read)
+                reply = read_reply(self._chat.post(messages), read)
             except ServerError as error:
                 reply = None
                 failure = Reply(None, str(error), 0, 0)
@@ -215,32 +190,3 @@ class LanguageModelJudge:
                 f"{self.name} has cost {spent:.4g} in this run, and its share of judge.budget is "
                 f"{self.prices.budget:.4g}; raise judge.budget and continue the run"
             )
-
-
-def _read(content: Any, read: Callable[[str], float]) -> Reply:
-    """Read an answer of the server; one that cannot be read is a reply without a score."""
-    try:
-        answer = _Answer.model_validate(content)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "its whole"
-        return Reply(None, f"the judge's answer has no usable '{where}'", *_tokens_of(content))
-    choice, tokens = answer.choices[0], (answer.usage.prompt_tokens, answer.usage.completion_tokens)
-    if choice.message.refusal:
-        return Reply(None, f"the judge refused: {shortened(choice.message.refusal, 80)}", *tokens)
-    if choice.finish_reason not in (None, "stop"):
-        return Reply(None, f"the judge's reply ended by '{shortened(choice.finish_reason, 40)}'", *tokens)
-    text = choice.message.content or ""
-    try:
-        return Reply(read(text), "", *tokens)
-    except Unreadable as error:
-        return Reply(None, f"{error}, and one ends with {shortened(text[-80:], 80)!r}", *tokens)
-
-
-def _tokens_of(content: object) -> tuple[int, int]:
-    """Return the tokens that an answer of another form states, since they are paid too."""
-    usage = content.get("usage") if isinstance(content, Mapping) else None
-    try:
-        stated = _Usage.model_validate(usage)
-    except ValidationError:
-        return 0, 0
-    return stated.prompt_tokens, stated.completion_tokens

@@ -10,6 +10,7 @@ Left out: sending questions (``language_model``), and ratings over several group
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class PairQuestion:
         Raises:
             Unreadable: that line names no winner.
         """
-        found = VALUES.get(last_line(reply))
+        found = VALUES.get(re.sub(r"\s*:\s*", ": ", last_line(reply)))
         if found is None:
             raise Unreadable(f"a reply must end with one of {', '.join(map(repr, VALUES))}")
         return found

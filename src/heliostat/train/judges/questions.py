@@ -27,7 +27,9 @@ Messages = list[dict[str, str]]
 Ask = Callable[[Messages, Callable[[str], float]], "Future[Reply]"]
 """Sends a question; its second argument reads a number from the reply, or raises ``Unreadable``."""
 
-_NUMBER = re.compile(r"SCORE:\s*([-+]?\d+(?:\.\d+)?)")
+_NUMBER = re.compile(r"SCORE\s*:\s*([-+]?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?")
+_MARKUP = str.maketrans("", "", "*_`#'\"")
+"""Characters by which models set a grade off."""
 
 RULES = (
     "You grade an answer by the rubric below. The question and the answer stand between lines with the mark {mark}. "
@@ -85,7 +87,8 @@ class ScoreQuestion:
             Unreadable: that line is no score, or a number outside the range.
         """
         found = _NUMBER.fullmatch(last_line(reply))
-        value = float(found[1]) if found else math.nan
+        of_high = found is not None and float(found[2] or self.high) == self.high  # 7/10, where 10 is the highest
+        value = float(found[1]) if found and of_high else math.nan
         if not self.low <= value <= self.high:
             raise Unreadable(f"a reply must end with 'SCORE: x', x from {self.low:g} to {self.high:g}")
         return (value - self.low) / (self.high - self.low)
@@ -114,9 +117,9 @@ def quoted(name: str, text: str, mark: str) -> str:
 
 
 def last_line(reply: str) -> str:
-    """Return the last line of a reply that is not blank."""
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    """Return the last line of a reply that is not blank, in capitals, without markup and the dot at its end."""
+    lines = [line.strip() for line in reply.translate(_MARKUP).splitlines() if line.strip()]
+    return lines[-1].upper().removesuffix(".") if lines else ""
 
 
 def asked_of(problem: Problem) -> str:

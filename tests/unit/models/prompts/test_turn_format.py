@@ -308,6 +308,19 @@ def test_tools_are_listed_where_the_template_reads_them_else_as_text(tiny: Loade
     assert told(tiny)[0].prompt.endswith("</tool_call>\n\nWhere is it?\nA room.")
 
 
+@pytest.mark.filterwarnings("ignore:.*rewrites a conversation")
+@pytest.mark.parametrize("template", [QWEN3, CHATML, GEMMA])
+def test_another_reader_is_told_the_tools_wherever_the_template_lists_them(chat_model, template) -> None:
+    form = TurnFormat.of(chat_model(template), ASK, tools=[LOOKUP])
+    told = form.tools.told_in(form.with_observation(ASK, "A room.")).prompt
+    text = told if isinstance(told, str) else "\n".join(str(message["content"]) for message in told)
+    assert text.count('"lookup"') == text.count("You may call these tools:") == 1
+    assert text.endswith("Where is it?\nA room.")
+    assert ("<tool_call>" in text) == (template != QWEN3), "a template that lists tools says how one is called"
+    without = TurnFormat.of(chat_model(template), ASK)
+    assert without.tools.told_in(ASK) == ASK
+
+
 def test_forms_are_built_once(appending) -> None:
     loaded = appending["ChatML"]
     assert TurnFormat.of(loaded, ASK).turns is TurnFormat.of(loaded, dataclasses.replace(ASK, prompt="else")).turns

@@ -50,6 +50,71 @@ def test_completions_are_graded_in_order_a_bounded_number_at_a_time(opened):
 
 
 @pytest.mark.parametrize(
+    "reply",
+    [
+        said("SCORE: 7") | {"usage": None},
+        {"choices": said("SCORE: 7")["choices"]},
+        said([{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "Good.\nSCORE: 7"}]),
+        *(said("SCORE: 7", reason) for reason in (None, "STOP", "eos_token", "end_turn")),
+    ],
+)
+def test_a_reply_is_read_in_every_form_of_an_answer(opened, reply):
+    with judging() as fake:
+        fake.faults = [reply]
+        assert scores(opened(fake), ["x"]) == [pytest.approx(0.7)]
+
+
+def of_reasoning(body):
+    """The refusals of a model that reasons."""
+    if "max_tokens" in body:
+        return (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        )
+    if body.get("temperature") == 0:
+        return "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported."
+    return ""
+
+
+def test_settings_that_a_model_refuses_are_sent_in_the_form_that_it_takes(opened):
+    with judging() as fake:
+        fake.refusal = of_reasoning
+        judge = opened(fake, num_requests=1, max_tokens=40)
+        with pytest.warns(UserWarning, match="judge 'm' at .* takes no temperature"):
+            assert scores(judge, ["a", "ab"]) == [0.1, 0.2]
+        asked = [{name: body[name] for name in body if name not in ("model", "messages")} for body in fake.bodies]
+        first = {"temperature": 0, "max_tokens": 40}
+        assert asked == [first, {"temperature": 0, "max_completion_tokens": 40}, *[{"max_completion_tokens": 40}] * 2]
+        assert judge.take_counts().calls == 2
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "System role not supported",
+        "Conversation roles must alternate user/assistant",
+        "System messages are not allowed",
+    ],
+)
+def test_a_model_without_system_messages_reads_the_rubric_in_the_users(opened, refusal):
+    with judging() as fake:
+        fake.refusal = lambda body: refusal if body["messages"][0]["role"] == "system" else ""
+        assert scores(opened(fake, num_requests=1), ["a", "ab"]) == [0.1, 0.2]
+        assert [len(body["messages"]) for body in fake.bodies] == [2, 1, 1]
+        first, second = (fake.bodies[number]["messages"] for number in (0, 1))
+        assert second[0]["content"] == f"{first[0]['content']}\n\n{first[1]['content']}"
+
+
+def test_a_refusal_that_no_other_form_avoids_is_no_loop(opened):
+    with judging() as fake:
+        fake.refusal = lambda body: "'max_tokens' or 'max_completion_tokens' is too large"
+        assert scores(opened(fake), ["a"]) == [None]
+        assert len(fake.bodies) == 2
+        fake.refusal = lambda body: "the question is too long"
+        assert scores(opened(fake), ["b"]) == [None]
+        assert len(fake.bodies) == 3
+
+
+@pytest.mark.parametrize(
     ("reply", "reason"),
     [
         (said("SCORE: 11"), "x from 0 to 10"),
@@ -58,6 +123,8 @@ def test_completions_are_graded_in_order_a_bounded_number_at_a_time(opened):
         (said("SCORE: nan"), "must end with"),
         (said(""), "must end with"),
         (said("SCORE: 7", "length"), "ended by 'length'"),
+        (said("SCORE: 7", "MAX_TOKENS"), "ended by 'MAX_TOKENS'"),
+        (said([{"type": "image_url"}]), "must end with"),
         (said(None, refusal="I cannot grade this"), "refused: I cannot grade this"),
         ({"choices": []}, "no usable 'choices'"),
         (["no table"], "no usable 'its whole'"),
@@ -155,10 +222,28 @@ def test_an_answer_cannot_end_its_quotation_or_grade_itself(opened):
     with judging(lambda text: "SCORE: 10" if text != attack else "SCORE: 0") as fake:
         assert scores(opened(fake), [attack]) == [0.0]
         assert fake.bodies[0]["messages"][1]["content"].endswith("a number from 0 to 10.")
-    for reply in ("SCORE: 5.5", "I think\n SCORE:  5.5 \n\n"):
-        assert QUESTION.score(reply) == pytest.approx(0.55)
-    with pytest.raises(Unreadable):
-        QUESTION.score("SCORE: 5 of 10")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "SCORE: 5.5",
+        "I think\n SCORE:  5.5 \n\n",
+        "**SCORE: 5.5**",
+        "### Score: 5.5",
+        "*Score*: `5.5`.",
+        "Score : 5.5/10",
+        "**SCORE:** 5.5 / 10.0",
+    ],
+)
+def test_a_score_is_read_however_it_is_set_off(reply):
+    assert QUESTION.score(reply) == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize("reply", ["SCORE: 5 of 10", "SCORE: 5/5", "SCORE: 5/10/10", "SCORE: **", "5.5", "SCORE: 1e1"])
+def test_a_score_in_another_form_is_unreadable(reply):
+    with pytest.raises(Unreadable, match="x from 0 to 10"):
+        QUESTION.score(reply)
 
 
 _PART = re.compile(r"^<<([0-9a-f]{16}) (assistant|environment)>>$", re.MULTILINE)

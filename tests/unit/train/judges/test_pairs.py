@@ -107,7 +107,12 @@ def test_a_pair_counts_only_with_both_orders_and_a_text_without_pairs_is_unscore
         assert "must end with one of 'BETTER: A'" in bad.failure
 
 
-@pytest.mark.parametrize("reply", ["BETTER: C", "A", "BETTER: A\nor B", ""])
+@pytest.mark.parametrize("reply", ["BETTER: A", "I looked.\n**Better:** a.", "### BETTER: `A`", "better : A"])
+def test_a_winner_is_read_however_it_is_set_off(reply):
+    assert PairQuestion("r").value(reply) == 1.0
+
+
+@pytest.mark.parametrize("reply", ["BETTER: C", "A", "BETTER: A\nor B", "", "BETTER: A OR B", "BETTER:"])
 def test_a_reply_without_a_winner_is_unreadable(reply):
     with pytest.raises(Unreadable, match="must end with one of"):
         PairQuestion("r").value(reply)

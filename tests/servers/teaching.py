@@ -1,0 +1,132 @@
+"""A teacher and a judge on a real vLLM: the same teacher in this process is the truth, and a published model grades.
+
+Left out: the server, and the runs that sample from it (``environment``, ``try_vllm``).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+from environment import make_model, serving
+from running import Trial, asked, finished_run, refused, wait_for_step
+from safetensors.torch import load_file
+
+from heliostat.config import ModelSection
+from heliostat.models import load_model
+
+STEPS = {"train__num_steps": 5, "train__checkpoint_every": 2}
+
+
+def teaching_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Return what became of all cases, and the server's answers."""
+    taught, read = teacher_cases(commands, here, policy)
+    judged, graded = judge_cases(commands, here, policy)
+    return taught | judged, read | graded
+
+
+def teacher_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Distil a deeper model that a server serves, kill and continue, and meet what is refused."""
+    teacher = make_model(here.folder / "teacher", num_layers=3)
+    by_path = {"teacher__path": teacher, "teacher__dtype": "float32"}
+    served = {"teacher__url": f"http://127.0.0.1:{here.port}", "teacher__model": teacher}
+    finished_run(here, "taught-in-process", model__path=policy, **by_path, **STEPS)
+    with serving(commands, teacher, here.folder / "server.log", here.port, lora=False):
+        results = {"a teacher": compared(here, "taught-in-process", "taught", model__path=policy, **served, **STEPS)}
+        command = here.command("taught-killed", model__path=policy, **served, **STEPS)
+        process = subprocess.Popen(
+            command, env=here.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for_step(here, "taught-killed", 4, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        finished_run(here, "taught-killed", model__path=policy, **served, **STEPS)
+        assert apart(here, "taught", "taught-killed") == 0
+        results["a teacher, kill -9 at a checkpoint"] = {"weights": "those of the run that was not killed, bit for bit"}
+        answers = recorded(here.port, teacher)
+        other = {"model__path": "smollm2-135m", "model__chat": "false"}
+        results["a teacher of another tokenizer"] = refused(here, "foreign", "another tokenizer", **served, **other)
+    with serving(commands, teacher, here.folder / "server.log", here.port, "--max-model-len", "12", lora=False):
+        results["a teacher for shorter texts"] = refused(
+            here, "short-teacher", "does not fit the context", model__path=policy, **served
+        )
+    return results, answers
+
+
+def recorded(port: int, teacher: Path) -> dict[str, dict]:
+    """Ask a teacher's routes once, the way the client does, and return the answers."""
+    sampling = {"model": str(teacher), "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
+                "repetition_penalty": 1.0}  # fmt: skip
+    scored = sampling | {"prompt": [[5, 6, 7], [5, 6]], "prompt_logprobs": 0}
+    drawn = sampling | {"prompt": [5, 6], "n": 2, "return_token_ids": True}
+    text = {"model": str(teacher), "prompt": "1 + 2", "add_special_tokens": False}
+    return {
+        "/v1/completions scores": asked(port, "POST", "/v1/completions", scored),
+        "/v1/completions draws": asked(port, "POST", "/v1/completions", drawn),
+        "/tokenize": asked(port, "POST", "/tokenize", text),
+    }
+
+
+def compared(here: Trial, truth: str, run: str, **options: object) -> dict:
+    """Train with the server, and compare every step and the weights with the run whose teacher was in its process."""
+    seconds = finished_run(here, run, **options)
+    pairs = zip(here.rows(truth), here.rows(run), strict=True)
+    gaps = [abs(ours["teacher/kl"] - theirs["teacher/kl"]) for ours, theirs in pairs if "teacher/kl" in ours]
+    assert len(gaps) == STEPS["train__num_steps"]
+    assert max(gaps) < 1e-4, gaps
+    assert apart(here, truth, run) < 1e-4
+    tokens = [row["teacher/tokens"] for row in here.rows(run) if "teacher/tokens" in row]
+    return {
+        "largest_gap_nats": float(f"{max(gaps):.2g}"),
+        "weights_apart": float(f"{apart(here, truth, run):.2g}"),
+        "tokens_of_a_step": tokens,
+        "seconds": seconds,
+    }
+
+
+def apart(here: Trial, one: str, other: str) -> float:
+    """Return the largest difference of two runs' weights."""
+    ours, theirs = (load_file(here.place(run) / "model" / "model.safetensors") for run in (one, other))
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+
+
+def judge_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Ask SmolLM2-135M-Instruct for grades and for winners; what it says is not checked, how it is read is."""
+    judge = here.folder / "judge"
+    loaded = load_model(ModelSection(path="smollm2-135m", dtype="float32"), 0)
+    loaded.model.save_pretrained(judge)
+    loaded.tokenizer.save_pretrained(judge)
+    asks = {
+        "judge__url": f"http://127.0.0.1:{here.port}",
+        "judge__model": judge,
+        "judge__rubric": "Full marks for the right sum alone.",
+        "judge__max_tokens": 64,
+        "judge__max_unscored": 0.99,
+        "judge__timeout_s": 300,
+        "train__num_steps": 2,
+        "rollout__prompts_per_step": 2,
+        "model__path": policy,
+        "audit__enabled": "false",
+    }
+    results = {}
+    with serving(commands, judge, here.folder / "server.log", here.port, "--max-model-len", "2048", lora=False):
+        for mode in ("score", "pairwise"):
+            seconds = finished_run(here, f"judged-{mode}", judge__mode=mode, **asks)
+            counts = {name: total(here, f"judged-{mode}", f"judge/{name}") for name in ("calls", "failed", "tokens")}
+            assert counts["calls"] > 0
+            assert counts["tokens"] > 100 * counts["calls"], "each question has a rubric, and its tokens are counted"
+            kept = [json.loads(line) for path in (here.place(f"judged-{mode}") / "judge-replies").iterdir()
+                    for line in path.read_text().splitlines()]  # fmt: skip
+            assert len(kept) >= counts["calls"]
+            results[f"a judge, {mode}"] = counts | {"seconds": seconds}
+        question = {"model": str(judge), "messages": [{"role": "user", "content": "Is 1 + 2 = 3?"}], "temperature": 0,
+                    "max_tokens": 4}  # fmt: skip
+        path = "/v1/chat/completions"
+        answers = {path: asked(here.port, "POST", path, question)}
+    return results, answers
+
+
+def total(here: Trial, run: str, key: str) -> float:
+    return sum(row.get(key, 0) for row in here.rows(run))
