@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from arms import Arm, Done, Run
 
 RESULTS, PAGE = (Path(__file__).with_name(f"relatives.{end}") for end in ("jsonl", "md"))
+FIRST = Path(__file__).with_name("relatives-first-start.jsonl")
+"""181 runs of the same plan from another start, which is lost."""
 RATES = (1e-4, 3e-4, 1e-3)
 COUNTS = (64, 16, 1)
 SCREEN_SEED = 0
@@ -100,7 +102,27 @@ def page(done: Done) -> str:
             text += ["", f"## Updates per batch: {count}", ""]
             text += [table(["method, as chosen", "learning rate", "success", "minus pmd-mean"], rows)]
             text += ["", f"Screen (seed {SCREEN_SEED}) by learning rate:", "", screen(count, done)]
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", "## Both starts", "", both_starts(read(FIRST), done)]) + "\n"
+
+
+def both_starts(first: Done, second: Done) -> str:
+    """Write the differences to PMD-mean over the seeds of both starts, with 95% t-intervals."""
+    from analysis import table
+    from scipy import stats
+
+    rows: list[Sequence[str]] = []
+    for method in METHODS:
+        if method == "pmd-mean":
+            continue
+        cells = [method]
+        for count in COUNTS:
+            pairs = [(finals(method, count, done), finals("pmd-mean", count, done)) for done in (first, second)]
+            gaps = [mine[seed] - ours[seed] for mine, ours in pairs for seed in mine if seed in ours]
+            mean = sum(gaps) / max(1, len(gaps))
+            half = stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps) if len(gaps) > 1 else float("nan")
+            cells.append(f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}] ({len(gaps)})")
+        rows.append(cells)
+    return table(["minus pmd-mean (seeds)", *(f"{count} per batch" for count in COUNTS)], rows)
 
 
 def num_planned() -> int:
@@ -123,10 +145,10 @@ def screen(count: int, done: Done) -> str:
     return table(["method", *(f"{rate:g}" for rate in RATES)], [[name, *row] for name, row in rows.items()])
 
 
-def read() -> Done:
+def read(path: Path = RESULTS) -> Done:
     from arms import Done
 
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
     return Done(json.loads(line) for line in lines)
 
 
