@@ -84,12 +84,13 @@ def table(laps: Sequence[Lap], sides: Sequence[str]) -> str:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first-seed", type=int, default=0, help="make only the runs of this seed and later ones")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sides", nargs=2, default=SIDES, help="contenders of the race to compare")
     parser.add_argument("--store", type=Path, default=CURVES, help="where curves are kept")
     args = parser.parse_args()
     done = set() if args.table else {(lap["contender"], lap["seed"]) for lap in fresh(args.store)}
-    runs = [(seed, side) for seed in range(args.seeds) for side in args.sides if (side, seed) not in done]
+    runs = [(seed, side) for seed in range(args.first_seed, args.seeds) for side in args.sides if (side, seed) not in done]
     deadline = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         for seed, side in [] if args.table else runs:

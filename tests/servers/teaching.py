@@ -93,7 +93,7 @@ def apart(here: Trial, one: str, other: str) -> float:
 
 
 def judge_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Ask SmolLM2-135M-Instruct for grades and for winners; what it says is not checked, how it is read is."""
+    """Ask SmolLM2-135M-Instruct, which answers and never grades: questions and answers are read, and the run stops."""
     judge = here.folder / "judge"
     loaded = load_model(ModelSection(path="smollm2-135m", dtype="float32"), 0)
     loaded.model.save_pretrained(judge)
@@ -102,10 +102,11 @@ def judge_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, di
         "judge__url": f"http://127.0.0.1:{here.port}",
         "judge__model": judge,
         "judge__rubric": "Full marks for the right sum alone.",
-        "judge__max_tokens": 64,
-        "judge__max_unscored": 0.99,
+        "judge__max_tokens": 8,
         "judge__timeout_s": 300,
-        "train__num_steps": 2,
+        "train__num_steps": 1,
+        "eval__every": 0,
+        "eval__num_problems": 2,
         "rollout__prompts_per_step": 2,
         "model__path": policy,
         "audit__enabled": "false",
@@ -113,20 +114,14 @@ def judge_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, di
     results = {}
     with serving(commands, judge, here.folder / "server.log", here.port, "--max-model-len", "2048", lora=False):
         for mode in ("score", "pairwise"):
-            seconds = finished_run(here, f"judged-{mode}", judge__mode=mode, **asks)
-            counts = {name: total(here, f"judged-{mode}", f"judge/{name}") for name in ("calls", "failed", "tokens")}
-            assert counts["calls"] > 0
-            assert counts["tokens"] > 100 * counts["calls"], "each question has a rubric, and its tokens are counted"
+            said = refused(here, f"judged-{mode}", "scored only", judge__mode=mode, **asks)
             kept = [json.loads(line) for path in (here.place(f"judged-{mode}") / "judge-replies").iterdir()
                     for line in path.read_text().splitlines()]  # fmt: skip
-            assert len(kept) >= counts["calls"]
-            results[f"a judge, {mode}"] = counts | {"seconds": seconds}
+            assert kept
+            assert all(reply["prompt_tokens"] > 100 and reply["reply_tokens"] == 8 for reply in kept)
+            results[f"a judge that does not grade, {mode}"] = said | {"replies": len(kept)}
         question = {"model": str(judge), "messages": [{"role": "user", "content": "Is 1 + 2 = 3?"}], "temperature": 0,
                     "max_tokens": 4}  # fmt: skip
         path = "/v1/chat/completions"
         answers = {path: asked(here.port, "POST", path, question)}
     return results, answers
-
-
-def total(here: Trial, run: str, key: str) -> float:
-    return sum(row.get(key, 0) for row in here.rows(run))

@@ -1,6 +1,6 @@
 """Train, evaluate, kill and continue on a real vLLM server, and record what it answered (make vllm).
 
-    python tests/servers/try_vllm.py --venv .venv-vllm
+    python tests/servers/try_vllm.py --venv .venv-vllm [--only teaching]
 
 The first call installs vLLM's CPU build; later ones take about ten minutes on one core. Results, versions included, go
 to ``tests/servers/results``, and the answer of every route to ``tests/reference/vllm_answers.json``, which the fake
@@ -26,7 +26,8 @@ from teaching import teaching_cases
 
 import heliostat
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results" / "vllm_cpu.json"
+ANSWERS = CHECKOUT / "tests" / "reference" / "vllm_answers.json"
 
 
 def finished(here: Trial, run: str, bound: float = 1e-4, **options: object) -> dict:
@@ -107,7 +108,7 @@ def folder_size(path: Path) -> int:
     return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
 
 
-def run_all(folder: Path, commands: Path) -> tuple[dict, dict]:
+def run_rollouts(folder: Path, commands: Path) -> tuple[dict, dict]:
     model = make_model(folder / "model")
     here = trial(folder, model)
     results = {}
@@ -138,10 +139,16 @@ def run_all(folder: Path, commands: Path) -> tuple[dict, dict]:
         stop_server(server)
     note("a server for shorter texts", short_server(here, commands, model))
     note("a tied output projection", tied_server(here, commands))
-    apart = trial(folder / "apart", model, samples=False)
-    taught, read = teaching_cases(commands, apart, model)
-    results |= taught
-    return results, answers | json.loads(json.dumps(read).replace(str(apart.folder), "FOLDER"))
+    return results, answers
+
+
+def run_teaching(folder: Path, commands: Path) -> tuple[dict, dict]:
+    """Return what became of a teacher and a judge, and the server's answers."""
+    model = make_model(folder / "model")
+    here = trial(folder / "apart", model, samples=False)
+    results, answers = teaching_cases(commands, here, model)
+    print(json.dumps(results, indent=1), flush=True)
+    return results, json.loads(json.dumps(answers).replace(str(here.folder), "FOLDER"))
 
 
 def short_server(here: Trial, commands: Path, model: Path) -> dict:
@@ -160,19 +167,31 @@ def tied_server(here: Trial, commands: Path) -> dict:
         return refused(here, "tied", "tied output projection", model__path=tied)
 
 
+PARTS = {"rollouts": run_rollouts, "teaching": run_teaching}
+"""The parts of this script, each with models and servers of its own."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=CHECKOUT / ".venv-vllm")
     parser.add_argument("--python", default=sys.executable, help="for the environment of vLLM")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="the others keep their results")
     options = parser.parse_args()
     commands = install(options.venv.resolve(), options.python)
-    with tempfile.TemporaryDirectory(prefix="heliostat-vllm-") as name:
-        results, answers = run_all(Path(name), commands)
+    results, answers = (read(path, key) for path, key in ((RESULTS, "cases"), (ANSWERS, "answers")))
+    for part in options.only:
+        with tempfile.TemporaryDirectory(prefix="heliostat-vllm-") as name:
+            found, answered = PARTS[part](Path(name), commands)
+        results, answers = results | found, answers | answered
     versions = {"heliostat": heliostat.__version__, "vllm-cpu": VLLM, "torch of the server": TORCH,
                 "torch": torch.__version__, "transformers": transformers.__version__,
                 "python": platform.python_version()}  # fmt: skip
-    write(HERE / "results" / "vllm_cpu.json", {"versions": versions, "cases": results})
-    write(CHECKOUT / "tests" / "reference" / "vllm_answers.json", {"vllm-cpu": VLLM, "answers": answers})
+    write(RESULTS, {"versions": versions, "cases": results})
+    write(ANSWERS, {"vllm-cpu": VLLM, "answers": answers})
+
+
+def read(path: Path, key: str) -> dict:
+    return json.loads(path.read_text())[key] if path.exists() else {}
 
 
 def write(path: Path, content: dict) -> None:

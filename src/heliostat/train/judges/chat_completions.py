@@ -131,17 +131,22 @@ class ChatCompletions:
             ServerError: there is none.
             SamplingStopped: the server was closed.
         """
+        form = begun = self._form  # another thread may change it meanwhile
         while True:
-            form = self._form  # another thread may change it meanwhile
             try:
-                return self.server.post(PATH, {"model": self.model, **form.body(messages)})
+                answer = self.server.post(PATH, {"model": self.model, **form.body(messages)})
             except ServerError as error:
                 other = form.without(str(error)) if error.status in REFUSED else None
                 if other is None:
                     raise
-                self._go_on_with(other)
+                form = other
+                continue
+            if form is not begun:
+                self._go_on_with(form)
+            return answer
 
     def _go_on_with(self, form: RequestForm) -> None:
+        """Ask in a form from now on that has been answered; one refused for another reason changes nothing."""
         if "temperature" in self._form.settings and "temperature" not in form.settings:
             warnings.warn(
                 f"judge '{self.model}' at {self.server.url} takes no temperature, so it may answer a question "

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 
 from heliostat.rollout.server.answers import Completions, Inspection, Models, ModelSettings, WeightInfo
+from heliostat.rollout.server.client import Server
 from heliostat.rollout.server.vllm import sizes_of
+from heliostat.train.judges.chat_completions import read_reply
+from heliostat.train.teachers.scoring_routes import SCORING, Asked
 from tests.support.fake_server import FakeServer
+from tests.support.fake_teacher import FakeTeacher
 from tests.support.nano import make_nano
 
 ANSWERS = json.loads((Path(__file__).parents[3] / "reference" / "vllm_answers.json").read_text())["answers"]
@@ -35,6 +39,13 @@ BODIES = {
         "return_token_ids": True,
     },
 }
+SAMPLING = {"model": "served", "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+TEACHER = {
+    "/v1/completions scores": SAMPLING | {"prompt": [[5, 6, 7], [5, 6]], "prompt_logprobs": 0},
+    "/v1/completions draws": SAMPLING | {"prompt": [5, 6], "n": 2, "return_token_ids": True},
+    "/tokenize": {"model": "served", "prompt": "1 + 2", "add_special_tokens": False},
+}
+JUDGE = "/v1/chat/completions"
 NEEDS_FILES = {"/collective_rpc", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/unload_lora_adapter again"}
 
 
@@ -61,7 +72,7 @@ def fake():
     return FakeServer(make_nano())
 
 
-@pytest.mark.parametrize("route", sorted(set(ANSWERS) - NEEDS_FILES))
+@pytest.mark.parametrize("route", sorted(set(ANSWERS) - NEEDS_FILES - set(TEACHER) - {JUDGE}))
 def test_the_fake_answers_like_the_real_server(route, fake):
     theirs = ANSWERS[route]
     assert theirs["status"] == 200
@@ -84,3 +95,36 @@ def test_the_real_answers_are_what_the_dialect_relies_on():
     }
     assert isinstance(ANSWERS["/v1/load_lora_adapter"]["answer"], str), "a sentence, no JSON"
     assert ANSWERS["/v1/unload_lora_adapter again"]["status"] == 404
+
+
+@pytest.mark.parametrize("route", TEACHER)
+def test_the_fake_teacher_answers_like_the_real_server(route):
+    theirs = ANSWERS[route]
+    assert theirs["status"] == 200
+    ours = json.loads(json.dumps(FakeTeacher(make_nano()).answer(route.split()[0], TEACHER[route])))
+    assert is_part_of(values(shape(ours)), values(shape(theirs["answer"]))), (shape(ours), shape(theirs["answer"]))
+
+
+def values(shape):
+    """A shape in which all token ids that are keys are one key."""
+    if isinstance(shape, dict):
+        return {"id" if key.isdigit() else key: values(part) for key, part in shape.items()}
+    return [values(part) for part in shape] if isinstance(shape, list) else shape
+
+
+def test_a_teacher_and_a_judge_are_read_from_the_real_answers(monkeypatch):
+    recorded = {"scores": ANSWERS["/v1/completions scores"], "draws": ANSWERS["/v1/completions draws"]}
+
+    def post(self, path, body):
+        assert path == "/v1/completions"
+        return recorded["scores" if "prompt_logprobs" in body else "draws"]["answer"]
+
+    monkeypatch.setattr(Server, "post", post)
+    server = Server("http://127.0.0.1:9", title="teacher")
+    one, two = SCORING["vllm"].score(server, "served", [Asked((5, 6, 7), 1), Asked((5, 6), 1)])
+    assert one[0] == pytest.approx(two[0], abs=1e-4)
+    assert (len(one), len(two)) == (2, 1)
+    assert len(SCORING["vllm"].draw(server, "served", [5, 6], 2)) == 2
+    reply = read_reply(ANSWERS[JUDGE]["answer"], lambda text: 1.0)
+    assert reply.failure == "the judge's reply ended by 'length'"
+    assert (reply.prompt_tokens > 4, reply.reply_tokens) == (True, 4)

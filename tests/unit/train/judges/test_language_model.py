@@ -109,9 +109,10 @@ def test_a_refusal_that_no_other_form_avoids_is_no_loop(opened):
         fake.refusal = lambda body: "'max_tokens' or 'max_completion_tokens' is too large"
         assert scores(opened(fake), ["a"]) == [None]
         assert len(fake.bodies) == 2
-        fake.refusal = lambda body: "the question is too long"
-        assert scores(opened(fake), ["b"]) == [None]
-        assert len(fake.bodies) == 3
+        judge = opened(fake, num_requests=1)
+        fake.refusal = lambda body: "temperature and all: the question is too long" if "bbb" in str(body) else ""
+        assert scores(judge, ["b" * 9, "cc"]) == [None, 0.2]
+        assert all(body["temperature"] == 0 for body in (fake.bodies[0], fake.bodies[-1])), "a form is kept that works"
 
 
 @pytest.mark.parametrize(
