@@ -73,6 +73,6 @@ class ToolList:
             moved = tuple((start + len(lead), end + len(lead)) for start, end in problem.markup)
             return replace(problem, prompt=lead + problem.prompt, markup=moved)
         messages = [dict(message) for message in problem.prompt]
-        first = next(number for number, message in enumerate(messages) if message["role"] == "user")
+        first = next((number for number, message in enumerate(messages) if message["role"] == "user"), 0)
         messages[first]["content"] = lead + str(messages[first]["content"])
         return replace(problem, prompt=tuple(messages))

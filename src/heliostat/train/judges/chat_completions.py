@@ -63,13 +63,12 @@ class _Choice(_Part):
 
 
 class _Usage(_Part):
-    prompt_tokens: int = Field(0, ge=0)
-    completion_tokens: int = Field(0, ge=0)
+    prompt_tokens: int | None = Field(None, ge=0)
+    completion_tokens: int | None = Field(None, ge=0)
 
 
 class _Answer(_Part):
     choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +157,13 @@ class ChatCompletions:
 
 def read_reply(content: Any, read: Callable[[str], float]) -> Reply:
     """Read an answer of the server; one that cannot be read is a reply without a score."""
+    tokens = _tokens_of(content)
     try:
         answer = _Answer.model_validate(content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors(include_url=False)[0]["loc"])) or "its whole"
-        return Reply(None, f"the judge's answer has no usable '{where}'", *_tokens_of(content))
-    choice, usage = answer.choices[0], answer.usage or _Usage()
-    tokens = usage.prompt_tokens, usage.completion_tokens
+        return Reply(None, f"the judge's answer has no usable '{where}'", *tokens)
+    choice = answer.choices[0]
     if choice.message.refusal:
         return Reply(None, f"the judge refused: {shortened(choice.message.refusal, 80)}", *tokens)
     reason = choice.finish_reason or ""
@@ -178,10 +177,10 @@ def read_reply(content: Any, read: Callable[[str], float]) -> Reply:
 
 
 def _tokens_of(content: object) -> tuple[int, int]:
-    """Return the tokens that an answer of another form states, since they are paid too."""
+    """Return the tokens that an answer states, also one of another form, since they are paid too; else 0."""
     usage = content.get("usage") if isinstance(content, Mapping) else None
     try:
         stated = _Usage.model_validate(usage)
     except ValidationError:
         return 0, 0
-    return stated.prompt_tokens, stated.completion_tokens
+    return stated.prompt_tokens or 0, stated.completion_tokens or 0

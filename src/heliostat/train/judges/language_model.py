@@ -156,7 +156,7 @@ class LanguageModelJudge:
         try:
             self._refuse_overspending()
             try:
-                reply = read_reply(self._chat.post(messages), read)
+                reply = self._counted(read_reply(self._chat.post(messages), read))
             except ServerError as error:
                 reply = None
                 failure = Reply(None, str(error), 0, 0)
@@ -181,6 +181,15 @@ class LanguageModelJudge:
                 failed=before.failed + (reply.score is None),
                 tokens=before.tokens + tokens,
             )
+
+    def _counted(self, reply: Reply) -> Reply:
+        """Refuse a reply whose tokens are not known where a budget has to count them."""
+        if self.prices.budget and not reply.prompt_tokens + reply.reply_tokens:
+            raise JudgeFailed(
+                f"{self.name} does not say how many tokens its answers took ('usage'), so judge.budget cannot be kept; "
+                "set judge.budget = 0, or use a server that says so"
+            )
+        return reply
 
     def _refuse_overspending(self) -> None:
         with self._lock:

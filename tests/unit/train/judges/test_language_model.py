@@ -53,6 +53,7 @@ def test_completions_are_graded_in_order_a_bounded_number_at_a_time(opened):
     "reply",
     [
         said("SCORE: 7") | {"usage": None},
+        said("SCORE: 7") | {"usage": {"prompt_tokens": 3, "completion_tokens": None}},
         {"choices": said("SCORE: 7")["choices"]},
         said([{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "Good.\nSCORE: 7"}]),
         *(said("SCORE: 7", reason) for reason in (None, "STOP", "eos_token", "end_turn")),
@@ -215,6 +216,14 @@ def test_the_budget_ends_the_run(opened):
         with pytest.raises(JudgeFailed, match=r"has cost 3 in this run, .*judge\.budget is 2\.5"):
             scores(judge, ["a", "ab", "abc", "abcd"])
         assert len(fake.bodies) == 3
+
+
+def test_a_budget_is_not_kept_with_a_server_that_states_no_tokens(opened):
+    with judging() as fake:
+        fake.faults = [said("SCORE: 7") | {"usage": None}] * 2
+        assert scores(opened(fake), ["a"]) == [0.7]
+        with pytest.raises(JudgeFailed, match=r"does not say how many tokens .*judge\.budget cannot be kept"):
+            scores(opened(fake, prices=Prices(prompt=1.0, budget=9.0)), ["b"])
 
 
 def test_an_answer_cannot_end_its_quotation_or_grade_itself(opened):
