@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=CURVES, help="where curves are kept")
     args = parser.parse_args()
     done = set() if args.table else {(lap["contender"], lap["seed"]) for lap in fresh(args.store)}
-    runs = [(seed, side) for seed in range(args.first_seed, args.seeds) for side in args.sides if (side, seed) not in done]
+    runs = [
+        (seed, side) for seed in range(args.first_seed, args.seeds) for side in args.sides if (side, seed) not in done
+    ]
     deadline = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
         for seed, side in [] if args.table else runs:

@@ -3,18 +3,20 @@
     OMP_NUM_THREADS=1 python benchmarks/race_trl/step_profile.py --models 5M 25M smollm2-135m
     python benchmarks/race_trl/step_profile.py --table
 
-A step of the race's recipe, one thread: its CPU seconds, median of three, and the share of kinds of operations in a
-further one under torch's profiler. *Products* are matrix products of weights, *attention* its fused and batched ones,
-*other operations* are norms, activations, copies, sums, softmax and the optimizer, and *Python* is the rest of the step
-without a profiler. *Of ceiling* is the rate of the products against one of 1,024 x 1,024 in the same dtype.
+A step of the race's recipe, one thread: its CPU seconds, median of three, and the time of two kinds of operations in a
+further one under torch's profiler. *Products* are matrix products of weights, *attention* its fused and batched ones;
+*everything else* is the rest: norms, activations, copies, sums, softmax, the optimizer, and Python. *Of ceiling* is the
+rate of the products against one of 1,024 x 1,024 in the same dtype. The learning rate is small, so that the policy
+stays one that has something to learn.
 
-The last columns divide TRL's seconds by what would be left: the race's ratio if Python cost nothing, if only products
-and attention did, and if only products did. ``race.py`` has to have stored that ratio first.
+The last columns are the factors by which the race's ratio would grow if nothing but products and attention, and if
+nothing but products cost time.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -28,7 +30,7 @@ from typing import Any
 import torch
 from entries import Entry
 from products import best_us
-from race import ENTRIES, HERE, LAPS, WARM_UP_STEPS, _per_token, job_of, read
+from race import ENTRIES, HERE, WARM_UP_STEPS, job_of
 from sides import heliostat_recipe
 from torch.profiler import ProfilerActivity, profile
 
@@ -39,8 +41,8 @@ KINDS = {
     "products": ("aten::mm", "aten::addmm", "aten::mkldnn_linear", "aten::linear", "mkldnn::", "aten::_mm"),
     "attention": ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product", "aten::_flash_attention"),
 }
-"""Kind -> beginnings of the names of its operations; every other one is of the kind *other operations*."""
-OTHER, PYTHON = "other operations", "Python"
+"""Kind -> beginnings of the names of its operations."""
+OTHER = "other operations"
 NUM_STEPS, CEILING_SIZE = 3, 1024
 
 Point = dict[str, Any]
@@ -59,7 +61,7 @@ def step(experiment: Experiment, index: int) -> None:
 def measure(entry: Entry) -> Point:
     """Profile a step of a cell of the race, as our side of it makes one."""
     with tempfile.TemporaryDirectory() as folder:
-        _, job = job_of("heliostat", entry, Path(folder), NUM_STEPS, 0, 1)
+        _, job = job_of("heliostat", dataclasses.replace(entry, lr=1e-6), Path(folder), NUM_STEPS, 0, 1)
         with open_experiment(heliostat_recipe(job)) as experiment:
             taken = []
             for index in range(WARM_UP_STEPS + NUM_STEPS):
@@ -89,35 +91,19 @@ def measure(entry: Entry) -> Point:
     }
 
 
-def ratio_of(point: Point) -> float | None:
-    """Return the race's ratio on one thread, ``None`` if it is not stored."""
-    laps = [
-        lap
-        for lap in read(LAPS)
-        if (lap["model"], lap["workload"], lap["threads"]) == (point["model"], point["workload"], 1)
-        and lap["step"] > WARM_UP_STEPS
-    ]
-    sides = [[lap for lap in laps if lap["contender"] == name] for name in ("trl bfloat16", "heliostat")]
-    return _per_token(sides[0], "cpu_s") / _per_token(sides[1], "cpu_s") if all(sides) else None
-
-
 def table(points: list[Point]) -> str:
     """Write a line for each cell."""
     lines = [
-        "| model | prompts | CPU s/step | products | of ceiling | attention | other operations | Python | x TRL "
-        "| without Python | products and attention | products |",
-        f"|---|---|{'--:|' * 10}",
+        "| model | prompts | CPU s/step | products | of ceiling | attention | everything else "
+        "| x products and attention | x products |",
+        f"|---|---|{'--:|' * 7}",
     ]
     for point in points:
-        whole, parts = point["cpu_s"], point["seconds"]
-        products, attention, other = (parts.get(kind, 0.0) for kind in ("products", "attention", OTHER))
-        python = max(0.0, whole - products - attention - other)
+        whole, products, attention = point["cpu_s"], point["seconds"]["products"], point["seconds"]["attention"]
         rate = point["flops"] / products / point["ceiling"]
         cells = [point["model"], point["workload"], f"{whole:.2f}", f"{products / whole:.0%}", f"{rate:.0%}"]
-        cells += [f"{part / whole:.0%}" for part in (attention, other, python)]
-        ratio = ratio_of(point)
-        left = (whole, whole - python, products + attention, products)
-        cells += ["–"] * 4 if ratio is None else [f"{ratio * whole / part:.1f}" for part in left]
+        cells += [f"{part / whole:.0%}" for part in (attention, whole - products - attention)]
+        cells += [f"{whole / part:.2f}" for part in (products + attention, products)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

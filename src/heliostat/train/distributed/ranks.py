@@ -245,7 +245,8 @@ def start_runtime(run: RunSection, distributed: DistributedSection | None = None
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a step up to a tenth; nothing reads it
+        # Filling every new tensor takes time, and no result reads it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if world_size == 1 or distributed is None:
         return Runtime(device)
