@@ -1,6 +1,6 @@
-"""Tables of ``run``: success at half and at all of the operations, differences to the reward alone, and the rates tried.
+"""Tables of ``run``: success at half and all of the operations, differences to the reward alone, and the rates tried.
 
-    python studies/distill/page.py
+python studies/distill/page.py
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def interval(values: list[float]) -> str:
 
 def table(rows: list[Row], start: str) -> list[str]:
     """One line for each arm, differences seed by seed to the reward alone."""
-    lines = ["| arm | rate | seeds | steps | of it the teacher's | at half | minus reward | at the end | minus reward |"]
+    lines = ["| arm | rate | seeds | steps | teacher's share | at half | minus reward | at the end | minus reward |"]
     lines.append("|---|--:|--:|--:|--:|---|---|---|---|")
     reward, ends = by_seed(rows, start, "reward"), (BUDGET / 2e9, BUDGET / 1e9)
     for arm in ARMS:

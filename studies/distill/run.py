@@ -1,4 +1,4 @@
-"""A teacher against a reward at equal operations: the recipe ``distill`` from two students, by the library's own update.
+"""A teacher against a reward at equal operations: the recipe ``distill`` from two students, by the library's update.
 
     OMP_NUM_THREADS=1 python studies/distill/run.py --work /tmp/distill --minutes 60    # goes on where it was
     python studies/distill/page.py
