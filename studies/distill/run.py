@@ -32,7 +32,7 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 STARTS = {"rewarded": 60, "hardly rewarded": 50}
 """Supervised steps of each student."""
 ARMS: dict[str, dict[str, Any]] = {
-    "reward": {"teacher.path": ""},
+    "reward": {"teacher.path": "", "teacher.kind": "sampled"},
     "sampled": {"teacher.kind": "sampled"},
     "reverse-kl": {"teacher.kind": "reverse-kl"},
     "reward + reverse-kl": {"teacher.kind": "reverse-kl", "teacher.alone": False, "teacher.weight": 0.1},

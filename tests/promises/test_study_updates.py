@@ -204,6 +204,47 @@ def test_success_of_lora_at_equal_time(script):
     assert "| 0.550, 0.300 | +0.250 [" in line
 
 
+def test_teacher_against_reward(script, monkeypatch, capsys, tmp_path):
+    """Runs of two arms from a tiny student, begun later and resumed, and the tables from the stored rows."""
+    study = script("studies/distill/run.py")
+    arms = {name: study.ARMS[name] for name in ("reward", "reverse-kl")}
+    few = {
+        "RESULTS": tmp_path / "rows.jsonl",
+        "STARTS": {"rewarded": 2},
+        "ARMS": arms,
+        "RATES": (1e-3,),
+        "SEEDS": (1, 2),
+    }
+    for name, value in (few | {"MAX_RATES": 1, "BUDGET": 1e6}).items():
+        monkeypatch.setattr(study, name, value)
+    load, sizes = study.load_recipe, {"task.num_train": 16, "task.num_heldout": 4}
+    monkeypatch.setattr(study, "load_recipe", lambda name, own=(): load(name, TINY | WARM | sizes | dict(own)))
+    page, success = script("studies/distill/page.py"), study.success
+
+    def nats(experiment):
+        """Success of a model this small is 0 to five digits."""
+        assert 0 <= success(experiment) < 1
+        return float(sum(logp.sum() for logp in experiment.score_solutions(experiment.heldout)))
+
+    monkeypatch.setattr(study, "success", nats)
+    study.carry_on(tmp_path, -math.inf)
+    assert (study.stored(), capsys.readouterr().out) == ([], "to be continued\n")
+    study.carry_on(tmp_path, math.inf)
+    rows = study.stored()
+    assert [(row["arm"], row["seed"]) for row in rows] == [(arm, 0) for arm in arms] + [
+        (arm, seed) for seed in (1, 2) for arm in arms
+    ]
+    assert [row["shares"].get("teacher", 0) > 0 for row in rows] == [False, True] * 3
+    assert rows[1]["curve"][0] != rows[1]["curve"][-1], "the teacher has moved the weights"
+    study.carry_on(tmp_path, -math.inf)
+    assert len(study.stored()) == 6
+    (line,) = [line for line in page.table(rows, "rewarded") if line.startswith("| reverse-kl")]
+    assert line.split(" | ")[1:4] == ["0.001", "2", "1"]
+    assert page.success_at({"status": "finished", "curve": [[0, 0.0, 0.2], [1, 10.0, 0.4]]}, 5.0) == pytest.approx(0.3)
+    with pytest.raises(SystemExit, match="go on with the same --work"):
+        study.check_start(rows, rows[0] | {"curve": [[0, 0.0, 0.9]]})
+
+
 def test_guard_answers(script, monkeypatch, tmp_path):
     answers = script("studies/guard/answers.py")
     answers.write_problems(tmp_path / "pairs.jsonl")
