@@ -1,10 +1,10 @@
-"""Time the decoding of a batch by one thread, by torch's threads in every operation, and by workers with rows each.
+"""Time decoding by one thread, by torch's threads in every operation, by workers with rows each, and as a run chooses.
 
     python benchmarks/workers/rollout.py                    # all models; on an idle machine
     python benchmarks/workers/rollout.py --busy 1           # beside one process that never rests
     python benchmarks/workers/rollout.py --models 5M --rows 64
 
-Groups of 8 with prompts of 16 tokens, decoded for 24 tokens without an end. The three ways take turns within a
+Groups of 8 with prompts of 16 tokens, decoded for 24 tokens without an end. The ways take turns within a
 round; their tokens are compared. Wall seconds, medians of the rounds, and of the rounds' ratios to one thread the least
 and the greatest.
 
@@ -53,6 +53,7 @@ def measure(name: str, loaded: LoadedModel, num_rows: int, args: argparse.Namesp
     limits = DecodeLimits(NUM_TOKENS)
     alone, shared = TorchEngine(loaded, limits), TorchEngine(loaded, limits, num_workers=args.cores)
     ways = {"one thread": (alone, 1), "torch's threads": (alone, args.cores), "workers": (shared, args.cores)}
+    ways["as a run chooses"] = (TorchEngine(loaded, limits, num_workers=0), args.cores)
     rounds: list[dict[str, float]] = []
     with busy(args.busy):
         for number in range(args.rounds + 1):

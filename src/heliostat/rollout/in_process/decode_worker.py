@@ -38,7 +38,7 @@ class DecodeWorker:
         shared_prefix: the beginning of all prompts, prefilled; ``None`` where each row has a copy of its whole prompt.
         fused: fused layers, to decode with in place of the model's own forward.
         collector: the request and its completions; it reports finished groups.
-        pass_threads: torch's threads in a decoding pass; 0: as in a prefill.
+        pass_threads: torch's threads in a decoding pass and the draw after it; 0: as in a prefill.
     """
 
     loaded: LoadedModel
@@ -130,7 +130,7 @@ class DecodeWorker:
         uniform = torch.tensor(
             [partial.next_uniform for partial in state.partials], dtype=torch.float64, device=self.device
         )
-        with span("draw"):
+        with span("draw"), torch_threads(self.pass_threads):
             drawn = draw(state.logits, uniform, self.collector.request.settings)
             self.collector.builder.record(state.partials, drawn)
         return drawn.token, [row for row, partial in enumerate(state.partials) if partial.is_live]

@@ -7,7 +7,7 @@ import torch
 
 from heliostat.config import RolloutSection
 from heliostat.rollout import DecodeLimits, NonFiniteLogits, SampleRequest, SamplingSettings, TorchEngine, build_engine
-from heliostat.rollout.in_process import worker_count
+from heliostat.rollout.in_process import decode_worker, worker_count
 from heliostat.rollout.in_process.decode_worker import DecodeWorker
 from heliostat.rollout.in_process.worker_count import MAX_WORKERS, USUAL_MIN_FLOPS, suitable_workers
 from heliostat.spans import span, timed_spans
@@ -103,10 +103,10 @@ def test_chosen_workers_by_threads_and_operations(threads, enough_for, expected,
     assert suitable_workers(loaded, round(enough_for * least / (2 * weights))) == expected
 
 
-def test_passes_of_one_chosen_worker_have_one_thread_and_the_prefill_has_all(torch_threads, monkeypatch):
+def test_passes_and_draws_of_one_chosen_worker_have_one_thread_and_the_prefill_has_all(torch_threads, monkeypatch):
     torch_threads(2)
     loaded = make_nano(eos_bias=0.0)
-    inside = {"prefill": set(), "decode": set()}
+    inside = {"prefill": set(), "decode": set(), "draw": set()}
     prefill, logits = DecodeWorker.prefill, type(loaded.head).logits
 
     def in_prefill(worker, admitted):
@@ -119,12 +119,16 @@ def test_passes_of_one_chosen_worker_have_one_thread_and_the_prefill_has_all(tor
         "logits",
         lambda head, hidden: (inside["decode"].add(torch.get_num_threads()), logits(head, hidden))[1],
     )
+    draw = decode_worker.draw
+    monkeypatch.setattr(
+        decode_worker, "draw", lambda *args: (inside["draw"].add(torch.get_num_threads()), draw(*args))[1]
+    )
     request = SampleRequest(make_prompts(loaded, 1), 4, SamplingSettings(), seed=3, policy_step=2)
     TorchEngine(loaded, DecodeLimits(4), num_workers=0).sample(request)
-    assert inside == {"prefill": {2}, "decode": {1, 2}}  # a prefill computes the first logits
-    inside["decode"].clear()
+    assert inside == {"prefill": {2}, "decode": {1, 2}, "draw": {1}}  # a prefill computes the first logits
+    inside["decode"].clear(), inside["draw"].clear()
     TorchEngine(loaded, DecodeLimits(4)).sample(request)
-    assert inside["decode"] == {2}
+    assert inside["decode"] == inside["draw"] == {2}
     assert torch.get_num_threads() == 2
 
 
