@@ -1,4 +1,4 @@
-"""Where our step's time goes in the race, and how fast it could be at most with torch's kernels.
+"""The time of our step in the race by kind of operation, and the most that the race's ratio could be without the rest.
 
     OMP_NUM_THREADS=1 python benchmarks/race_trl/step_profile.py --models 5M 25M smollm2-135m
     python benchmarks/race_trl/step_profile.py --table

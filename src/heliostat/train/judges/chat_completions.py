@@ -27,14 +27,14 @@ from heliostat.train.judges.reply_cache import Reply
 PATH = "/v1/chat/completions"
 
 ENDED = ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence")
-"""How servers say that a reply ended by itself; any other reason may have cut it."""
+"""Reasons that servers give for a reply that ended by itself; any other may have cut it."""
 
 OTHER_NAMES = {"max_tokens": "max_completion_tokens", "temperature": ""}
 """Settings of a request that some models refuse -> the name that they take instead; empty: none."""
 
 REFUSED = (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.UNPROCESSABLE_ENTITY)
 _NO_SYSTEM = re.compile(r"system (role|message)s? (is |are )?(not|un)|roles must alternate", re.IGNORECASE)
-"""What the chat templates of Gemma and Mistral say of a system message."""
+"""The words with which chat templates of Gemma and Mistral refuse a system message."""
 
 
 class _Part(BaseModel):
