@@ -191,7 +191,7 @@ def table(laps: Sequence[Lap]) -> str:
 
 
 def _learns(lap: Mapping[str, Any]) -> bool:
-    """Return whether nearly all groups of a step had something to learn from; ours leaves out the others, TRL does not."""
+    """Return whether nearly all groups of a step had a signal; ours leaves out the others, and TRL does not."""
     return float(lap.get("reward/zero_signal", 0.0)) <= MAX_ZERO_SIGNAL
 
 
