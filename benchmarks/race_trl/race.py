@@ -6,8 +6,9 @@
 
 A round is one run of each contender on each entry, the sides taking turns in one process tree. Of every run the first
 step warms up. What is compared is the median of CPU seconds per sampled token within a round; wall seconds are kept
-beside it. Steps of ours in which a group in four had nothing to learn from are left out, since they cost less. A run
-is stored when it ends, and not made again; runs of other code than today's are thrown away first, so the two never mix.
+beside it. Steps of ours in which more than a quarter of the groups had no signal are left out, since they cost less. A
+run is stored when it ends, and not made again; runs of other code than today's are thrown away first, so the two never
+mix.
 
 Left out: whether both sides learn the same (``learning``), vLLM-backed TRL, and several devices.
 """

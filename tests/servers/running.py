@@ -5,6 +5,7 @@ Left out: the server (``environment``), and the cases (``try_vllm``, ``teaching`
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from environment import free_port
+from safetensors.torch import load_file
 
 CHECKOUT = Path(__file__).parents[2]
 RECIPE = """
@@ -131,6 +133,21 @@ def refused(here: Trial, run: str, words: str, **options: object) -> dict:
 
 def without_folder(text: str, here: Trial) -> str:
     return text.replace(str(here.folder), "FOLDER").replace(str(here.port), "PORT")
+
+
+def kill_at_step(here: Trial, run: str, step: int, **options: object) -> None:
+    """Begin a run, and kill it at the checkpoint of a step."""
+    command = here.command(run, **options)
+    process = subprocess.Popen(command, env=here.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(here, run, step, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def apart(here: Trial, one: str, other: str) -> float:
+    """Return the largest difference of two runs' weights."""
+    ours, theirs = (load_file(here.place(run) / "model" / "model.safetensors") for run in (one, other))
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
 
 
 def wait_for_step(here: Trial, run: str, step: int, process: subprocess.Popen) -> None:

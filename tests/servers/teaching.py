@@ -1,4 +1,4 @@
-"""A teacher and a judge on a real vLLM: the same teacher in this process is the truth, and a published model grades.
+"""A teacher and a judge on a real vLLM: the same teacher in a trainer's process is the truth.
 
 Left out: the server, and the runs that sample from it (``environment``, ``try_vllm``).
 """
@@ -6,13 +6,10 @@ Left out: the server, and the runs that sample from it (``environment``, ``try_v
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 from pathlib import Path
 
 from environment import make_model, serving
-from running import Trial, asked, finished_run, refused, wait_for_step
-from safetensors.torch import load_file
+from running import Trial, apart, asked, finished_run, kill_at_step, refused
 
 from heliostat.config import ModelSection
 from heliostat.models import load_model
@@ -35,13 +32,7 @@ def teacher_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, 
     finished_run(here, "taught-in-process", model__path=policy, **by_path, **STEPS)
     with serving(commands, teacher, here.folder / "server.log", here.port, lora=False):
         results = {"a teacher": compared(here, "taught-in-process", "taught", model__path=policy, **served, **STEPS)}
-        command = here.command("taught-killed", model__path=policy, **served, **STEPS)
-        process = subprocess.Popen(
-            command, env=here.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wait_for_step(here, "taught-killed", 4, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_at_step(here, "taught-killed", 4, model__path=policy, **served, **STEPS)
         finished_run(here, "taught-killed", model__path=policy, **served, **STEPS)
         assert apart(here, "taught", "taught-killed") == 0
         results["a teacher, kill -9 at a checkpoint"] = {"weights": "those of the run that was not killed, bit for bit"}
@@ -84,12 +75,6 @@ def compared(here: Trial, truth: str, run: str, **options: object) -> dict:
         "tokens_of_a_step": tokens,
         "seconds": seconds,
     }
-
-
-def apart(here: Trial, one: str, other: str) -> float:
-    """Return the largest difference of two runs' weights."""
-    ours, theirs = (load_file(here.place(run) / "model" / "model.safetensors") for run in (one, other))
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
 
 
 def judge_cases(commands: Path, here: Trial, policy: Path) -> tuple[dict[str, dict], dict[str, dict]]:

@@ -10,7 +10,6 @@ server of the tests is held to. Every case is checked here: a wrong result ends 
 import argparse
 import json
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,18 @@ from pathlib import Path
 import torch
 import transformers
 from environment import TORCH, VLLM, free_port, install, make_model, serving, start_server, stop_server
-from running import CHECKOUT, Trial, asked, finished_run, refused, trial, wait_for_step, without_folder
-from safetensors.torch import load_file
+from running import (
+    CHECKOUT,
+    Trial,
+    apart,
+    asked,
+    finished_run,
+    kill_at_step,
+    refused,
+    trial,
+    wait_for_step,
+    without_folder,
+)
 from teaching import teaching_cases
 
 import heliostat
@@ -40,14 +49,9 @@ def finished(here: Trial, run: str, bound: float = 1e-4, **options: object) -> d
 
 def killed_and_resumed(here: Trial) -> dict:
     """Kill a run at its second checkpoint, continue it, and compare its weights with those of one that ran through."""
-    command = here.command("killed", rollout__max_staleness=1)
-    process = subprocess.Popen(command, env=here.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_step(here, "killed", 4, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_at_step(here, "killed", 4, rollout__max_staleness=1)
     result = finished(here, "killed", rollout__max_staleness=1)
-    ours, theirs = (load_file(here.place(run) / "model" / "model.safetensors") for run in ("killed", "stale"))
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert apart(here, "stale", "killed") == 0
     return result | {"weights": "those of the run that was not killed, bit for bit"}
 
 
